@@ -1,0 +1,56 @@
+"""What is deployed: pools of equal instances behind a length router, and the limits they must hold."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.fleet.engine import Engine
+
+
+@pytree
+class Fleet:
+    """K pools in order of their windows. Engines may differ in kind, so they are a tuple; numbers have shape [K]."""
+
+    engines: tuple[Engine, ...]
+    window_tokens: Array  # context window (max-model-len) of each pool [tokens]
+    gamma: Array  # requests up to gamma * window are compressed into the pool; 1 for none [-]
+    n_instances: Array  # instances of each pool [-]
+
+
+@pytree
+class Slo:
+    """Limits every pool must hold. Leaves traced, shape () or a leading vmap axis."""
+
+    ttft_p99_s: Array  # P99 time to first token [s]
+    max_utilization: Array  # busy share of the slots [-]
+
+
+def make_slo(*, ttft_p99_s: float = 0.5, max_utilization: float = 0.85) -> Slo:
+    """A checked `Slo`; the defaults are the published ones."""
+    if not (math.isfinite(ttft_p99_s) and ttft_p99_s > 0 and 0 < max_utilization < 1):
+        raise ValueError(f"need ttft_p99_s > 0 and 0 < max_utilization < 1, got {ttft_p99_s=}, {max_utilization=}")
+    return Slo(**as_floats(ttft_p99_s=ttft_p99_s, max_utilization=max_utilization))
+
+
+def make_fleet(
+    engines: Sequence[Engine],
+    *,
+    window_tokens: Sequence[float],
+    n_instances: Sequence[float],
+    gamma: Sequence[float] | None = None,
+) -> Fleet:
+    """A checked `Fleet`; without `gamma` nothing is compressed."""
+    gamma = [1.0] * len(engines) if gamma is None else gamma
+    if not (len(engines) == len(window_tokens) == len(n_instances) == len(gamma) > 0):
+        raise ValueError("need as many engines, windows, instance counts and gammas, at least one of each")
+    if not all(a < b for a, b in zip([0.0, *window_tokens], window_tokens)):
+        raise ValueError(f"need positive, rising window_tokens, got {list(window_tokens)}")
+    if not all(g >= 1 for g in gamma):
+        raise ValueError(f"need gamma >= 1, got {list(gamma)}")
+    if not all(n >= 0 for n in n_instances):
+        raise ValueError(f"need n_instances >= 0, got {list(n_instances)}")
+    numbers = as_floats(window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
+    return Fleet(engines=tuple(engines), **{name: jnp.atleast_1d(x) for name, x in numbers.items()})

@@ -1,0 +1,1 @@
+"""The physics, one law per file: pure scalar functions over records. The caller batches with `jax.vmap`."""

@@ -1,0 +1,83 @@
+"""Waiting for a slot: Erlang-B and Erlang-C for real-valued servers, and the tail of an M/G/c queue.
+
+Symbols: c servers (instances times slots), a = lambda / mu_slot offered load [erlang], rho = a / c.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+TAIL_PROBABILITY = 0.01  # the P99 of the published limit
+_TAIL_NATS = 40.0  # the integrand is cut where it is below exp(-40) of its peak
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+
+
+def log_erlang_b(servers: ArrayLike, offered_load: ArrayLike) -> Array:
+    """ln of the Erlang-B blocking probability, for real `servers` >= 1 and 0 < `offered_load` < `servers`.
+
+    From 1/B = a int_0^inf exp(-a t) (1 + t)^c dt (Jagerman 1974). Centred on the integrand's peak, with
+    y = a (1 + t) / c - 1 and delta = 1 - rho,
+
+        ln(1/B) = ln c + c (-ln rho - delta) + ln int_{-delta}^inf exp(c (ln(1 + y) - y)) dy,
+
+    whose integrand is a bell of width 1/sqrt(c). 64 Gauss-Legendre nodes between the points where it falls to e^-40
+    give a relative error of B below 1e-10 in float64 for whole c from 1 to 100,000 (tested against the recursion).
+    No branch, no loop: smooth in c and a, so gradients and `vmap` come free. Equal to
+    c ln a - a - lnGamma(c + 1) - ln Q(c + 1, a).
+    """
+    c = jnp.asarray(servers, dtype=float)
+    rho = offered_load / c
+    delta = 1.0 - rho
+    drop = _TAIL_NATS / c
+    half_width = jnp.sqrt(2.0 * drop)
+    lo = -jnp.minimum(delta, half_width)  # y - ln(1 + y) >= y^2 / 2 left of the peak
+    hi = drop + half_width  # y - ln(1 + y) >= drop from here on
+    y = lo + (hi - lo) * 0.5 * (1.0 + _NODES)
+    integral = 0.5 * (hi - lo) * jnp.sum(_WEIGHTS * jnp.exp(c * (jnp.log1p(y) - y)))
+    return -(jnp.log(c) - c * (jnp.log(rho) + delta) + jnp.log(integral))
+
+
+def log_erlang_c(servers: ArrayLike, offered_load: ArrayLike) -> Array:
+    """ln of the Erlang-C probability of waiting: C = B / (1 - rho (1 - B)). Real `servers` >= 1; 0 (C = 1) when unstable."""
+    rho = offered_load / servers
+    usable = jnp.logical_and(rho < 1.0, rho > 0.0)
+    safe_load = jnp.where(usable, offered_load, 0.5 * jnp.asarray(servers, dtype=float))
+    log_b = log_erlang_b(servers, safe_load)
+    safe_rho = safe_load / servers
+    log_c = log_b - jnp.log1p(-safe_rho * -jnp.expm1(log_b))
+    return jnp.where(usable, log_c, jnp.where(rho >= 1.0, 0.0, -jnp.inf))
+
+
+def erlang_c(servers: ArrayLike, offered_load: ArrayLike) -> Array:
+    """Erlang-C probability of waiting in M/M/c [-], in [0, 1]; 1 when unstable. See `log_erlang_c`."""
+    return jnp.exp(log_erlang_c(servers, offered_load))
+
+
+def mean_wait_s(servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike, service_scv: ArrayLike) -> Array:
+    """Mean wait of M/G/c [s]: C / (c mu - lambda) * (1 + cs2) / 2 (Kimura 1994); inf when unstable.
+
+    Exact for M/M/c (cs2 = 1) and for M/G/1 (Pollaczek-Khinchine); an approximation, some percent off, between.
+    """
+    spare_per_s, stable = _spare_rate(servers, rate_per_s, service_s)
+    wait = erlang_c(servers, rate_per_s * service_s) / spare_per_s * (1.0 + service_scv) / 2.0
+    return jnp.where(stable, wait, jnp.inf)
+
+
+def p99_wait_s(servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike, service_scv: ArrayLike) -> Array:
+    """P99 wait of M/G/c [s]: max(0, ln(C / 0.01) / (2 (c mu - lambda) / (1 + cs2))); inf when unstable.
+
+    0 as soon as less than 1 % of the requests wait. Exact for M/M/c, whose wait is exponential given that it is not
+    zero; Kimura's two-moment scaling otherwise. Source: arXiv 2603.17280v1.
+    """
+    spare_per_s, stable = _spare_rate(servers, rate_per_s, service_s)
+    log_excess = log_erlang_c(servers, rate_per_s * service_s) - jnp.log(TAIL_PROBABILITY)
+    decay_per_s = 2.0 * spare_per_s / (1.0 + service_scv)
+    return jnp.where(stable, jnp.maximum(0.0, log_excess) / decay_per_s, jnp.inf)
+
+
+def _spare_rate(servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike) -> tuple[Array, Array]:
+    """c mu - lambda [1/s], made harmless where it is not positive, and whether it is."""
+    spare_per_s = servers / service_s - rate_per_s
+    stable = spare_per_s > 0
+    return jnp.where(stable, spare_per_s, 1.0), stable

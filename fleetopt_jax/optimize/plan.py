@@ -1,0 +1,185 @@
+"""What is asked (`Problem`) and what is answered (`Plan`). Host-side records: they carry the catalog's names."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
+from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
+from fleetopt_jax.fleet.fleet import Fleet, Slo, make_slo
+from fleetopt_jax.workload.atoms import Workload, mean_tokens, total_tokens
+
+SCHEMA = "fleetopt-plan/1"
+GAMMA_MAX = 2.0  # the largest compression the paper uses
+
+Method = Literal["grid", "gradient"]
+Status = Literal["optimal", "feasible", "infeasible"]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine a pool may use, under the names the catalog knows it by."""
+
+    gpu: str
+    llm: str
+    tp: int
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Find at most `n_pools` pools, each with one of `choices`, that serve `workload` within `slo` at the least cost."""
+
+    workload: Workload
+    choices: tuple[EngineChoice, ...]
+    slo: Slo
+    workload_name: str = "workload"
+    n_pools: int = 2
+    window_tokens: float = 0.0  # window of the last pool; 0 for the longest request, in whole KV blocks
+    gamma: float | None = 1.0  # None: searched in [1, GAMMA_MAX]
+    objective: Objective = "tok_per_j"
+    assume: str = "published"
+    assumptions: Assumptions = PUBLISHED
+
+
+def make_problem(
+    workload: Workload,
+    choices: Sequence[EngineChoice],
+    *,
+    slo: Slo | None = None,
+    window_tokens: float | None = None,
+    **knobs: Any,
+) -> Problem:
+    """A checked `Problem`. The default window is the longest request, rounded up to a whole block of 16 tokens."""
+    longest = float(workload.longest_tokens)
+    window = 16.0 * math.ceil(longest / 16.0) if window_tokens is None else float(window_tokens)
+    if not choices:
+        raise ValueError("need at least one engine choice")
+    if window < longest:
+        share = float(np.sum(np.asarray(workload.weight)[np.asarray(total_tokens(workload)) > window]))
+        raise ValueError(
+            f"need a window >= the longest request of {longest:g} tokens, got {window:g}: "
+            f"{share:.4%} of the requests would not fit"
+        )
+    problem = Problem(workload=workload, choices=tuple(choices), slo=slo or make_slo(), window_tokens=window, **knobs)
+    if problem.n_pools < 1:
+        raise ValueError(f"need n_pools >= 1, got {problem.n_pools}")
+    if problem.gamma is not None and not (math.isfinite(problem.gamma) and problem.gamma >= 1):
+        raise ValueError(f"need gamma >= 1, got {problem.gamma}")
+    return problem
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the plan was found."""
+
+    n_evaluated: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer. `status` infeasible: `fleet` and `metrics` are None and `binding` says which limit and what is reachable."""
+
+    status: Status
+    method: Method | Literal["given"]
+    problem: Problem
+    choices: tuple[EngineChoice, ...]  # one per pool
+    fleet: Fleet | None
+    metrics: FleetMetrics | None
+    gain_vs_homogeneous: float | None  # tok/J over the best one-pool fleet's; None if no such fleet holds the limits
+    search: Search
+    binding: dict[str, Any] | None = None
+
+
+def assignments(problem: Problem) -> list[tuple[EngineChoice, ...]]:
+    """Every way to give the pools an engine."""
+    return list(itertools.product(problem.choices, repeat=problem.n_pools))
+
+
+def thresholds(problem: Problem) -> np.ndarray:
+    """Candidate windows of the pools [tokens]: every distinct request length, and the last window itself.
+
+    Between two lengths the traffic does not change while a larger window only reserves more, so no other window can
+    serve the same requests with more slots. The last window as a lower pool's leaves the pools above it empty: that is
+    how fewer pools than asked are among the candidates.
+    """
+    lengths = np.ceil(np.asarray(total_tokens(problem.workload)))
+    return np.unique(np.append(lengths[lengths < problem.window_tokens], problem.window_tokens))
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as the contract's JSON object (SI units)."""
+    problem = plan.problem
+    mean_prompt, mean_output = (float(x) for x in mean_tokens(problem.workload))
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": plan.status,
+        "assume": problem.assume,
+        "power_scope": problem.assumptions.power_scope,
+        "output_share": problem.assumptions.output_share,
+        "method": plan.method,
+        "workload": {
+            "name": problem.workload_name,
+            "arrival_rate_per_s": float(problem.workload.arrival_rate_per_s),
+            "mean_prompt_tokens": mean_prompt,
+            "mean_output_tokens": mean_output,
+        },
+        "slo": {name: float(value) for name, value in vars(problem.slo).items()},
+        "pools": _pools_json(plan),
+        "metrics": _metrics_json(plan),
+        "search": dataclasses.asdict(plan.search),
+    }
+    if plan.binding is not None:
+        document["binding"] = plan.binding
+    return document
+
+
+def _pools_json(plan: Plan) -> list[dict[str, Any]]:
+    if plan.fleet is None or plan.metrics is None:
+        return []
+    pools = {name: np.asarray(values, dtype=float).tolist() for name, values in vars(plan.metrics.pools).items()}
+    return [
+        {
+            "window_tokens": int(plan.fleet.window_tokens[k]),
+            "gpu": choice.gpu,
+            "llm": choice.llm,
+            "tp": choice.tp,
+            "n_instances": int(pools["n_instances"][k]),
+            "n_gpus": int(pools["n_gpus"][k]),
+            "max_num_seqs": int(pools["n_max"][k]),
+            "gamma": float(plan.fleet.gamma[k]),
+            "traffic_frac": pools["traffic_frac"][k],
+            "utilization": pools["utilization"][k],
+            "n_active": pools["n_active"][k],
+            "power_w": pools["power_w"][k],
+            "tok_per_j": pools["tok_per_j"][k],
+            "ttft_p99_s": pools["ttft_p99_s"][k],
+            "itl_s": pools["itl_s"][k],
+        }
+        for k, choice in enumerate(plan.choices)
+    ]
+
+
+def _metrics_json(plan: Plan) -> dict[str, Any] | None:
+    if plan.metrics is None:
+        return None
+    metrics = plan.metrics
+    return {
+        "tok_per_j": float(metrics.tok_per_j),
+        "output_tok_per_s": float(metrics.output_tok_per_s),
+        "power_w": float(metrics.power_w),
+        "n_instances": int(metrics.n_instances),
+        "n_gpus": int(metrics.n_gpus),
+        "usd_per_h": float(metrics.usd_per_h),
+        "ttft_p99_s": float(metrics.ttft_p99_s),
+        "itl_s": float(metrics.itl_s),
+        "unserved_frac": float(metrics.unserved_frac),
+        "gain_vs_homogeneous": plan.gain_vs_homogeneous,
+    }

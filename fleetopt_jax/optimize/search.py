@@ -1,0 +1,99 @@
+"""`optimize`: the one entry to every method, from a `Problem` to a re-checked `Plan`."""
+
+import math
+import time
+
+import jax
+import numpy as np
+
+from fleetopt_jax.fleet.evaluate import FleetMetrics
+from fleetopt_jax.fleet.fleet import Fleet
+from fleetopt_jax.optimize import gradient, grid
+from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, detail
+from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem, Search, Status, assignments
+
+METHODS = {"grid": grid.search, "gradient": gradient.search}
+
+
+def optimize(problem: Problem, method: Method = "grid", progress: Progress | None = None) -> Plan:
+    """The best plan `method` finds over every assignment of engines to pools, re-evaluated hard in whole instances."""
+    started = time.perf_counter()
+    scorers = [Scorer(problem, choices) for choices in assignments(problem)]
+    found: list[tuple[Candidate, bool]] = [METHODS[method](scorer, progress) for scorer in scorers]
+    best = min(range(len(found)), key=lambda i: found[i][0][0])
+    (best_cost, windows, gammas), _ = found[best]
+    n_evaluated = sum(scorer.n_evaluated for scorer in scorers)
+    if not math.isfinite(best_cost):
+        return _infeasible(problem, method, scorers, Search(n_evaluated, time.perf_counter() - started))
+    status: Status = "optimal" if all(exhaustive for _, exhaustive in found) else "feasible"
+    choices = scorers[best].choices
+    fleet, metrics = _detail(problem, choices, windows, gammas)
+    return make_plan(
+        problem, method, status, choices, fleet, metrics, Search(n_evaluated, time.perf_counter() - started)
+    )
+
+
+def make_plan(
+    problem: Problem,
+    method: str,
+    status: Status,
+    choices: tuple[EngineChoice, ...],
+    fleet: Fleet,
+    metrics: FleetMetrics,
+    search: Search,
+) -> Plan:
+    """A plan of the pools that have traffic, beside the best homogeneous fleet."""
+    used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
+    kept_fleet = Fleet(
+        engines=tuple(fleet.engines[k] for k in used),
+        window_tokens=fleet.window_tokens[used],
+        gamma=fleet.gamma[used],
+        n_instances=fleet.n_instances[used],
+    )
+    kept_metrics = FleetMetrics(**{**vars(metrics), "pools": jax.tree.map(lambda x: x[used], metrics.pools)})
+    reference = homogeneous_tok_per_j(problem)
+    return Plan(
+        status=status,
+        method=method,
+        problem=problem,
+        choices=tuple(choices[k] for k in used),
+        fleet=kept_fleet,
+        metrics=kept_metrics,
+        gain_vs_homogeneous=float(metrics.tok_per_j) / reference if reference else None,
+        search=search,
+    )
+
+
+def homogeneous_tok_per_j(problem: Problem) -> float:
+    """tok/J of the best fleet with one pool of the full window; 0 where none holds the limits."""
+    k = problem.n_pools
+    windows, gammas = np.full(k, problem.window_tokens), np.ones(k)
+    return max(
+        float(_detail(problem, (choice,) * k, windows, gammas)[1].tok_per_j) for choice in problem.choices
+    )
+
+
+def _detail(
+    problem: Problem, choices: tuple[EngineChoice, ...], windows: np.ndarray, gammas: np.ndarray
+) -> tuple[Fleet, FleetMetrics]:
+    engines = tuple(choice.engine for choice in choices)
+    return detail(engines, windows, gammas, problem.workload, problem.slo, assumptions=problem.assumptions)
+
+
+def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search: Search) -> Plan:
+    reachable_s = min(scorer.reachable_s for scorer in scorers)
+    return Plan(
+        status="infeasible",
+        method=method,
+        problem=problem,
+        choices=(),
+        fleet=None,
+        metrics=None,
+        gain_vs_homogeneous=None,
+        search=search,
+        binding={
+            "limit": "ttft_p99_s",
+            "asked": float(problem.slo.ttft_p99_s),
+            "nearest_feasible": reachable_s if math.isfinite(reachable_s) else None,
+        },
+    )

@@ -1,0 +1,93 @@
+"""A workload is weighted atoms: every pool statistic is a weighted sum over them, exact and differentiable."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.numerics import whole_down
+from fleetopt_jax.core.struct import as_floats, pytree
+
+OUTPUT_SHARE = 0.2  # the published 80 / 20 split of a request's total length
+
+
+@pytree
+class Workload:
+    """Requests of J kinds. Atoms are sorted by total length; weights sum to 1. Leaves traced, shapes [J] and ()."""
+
+    prompt_tokens: Array  # [J]
+    output_tokens: Array  # [J]
+    weight: Array  # share of the requests, [J]
+    arrival_rate_per_s: Array  # mean arrival rate [1/s]
+    arrival_scv: Array  # squared coefficient of variation of inter-arrival times; 1 is Poisson [-]
+    longest_tokens: Array  # the longest total length the fleet must serve (declared or seen) [tokens]
+
+
+def make_workload(
+    prompt_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    arrival_rate_per_s: float,
+    arrival_scv: float = 1.0,
+    longest_tokens: float | None = None,
+) -> Workload:
+    """A checked, sorted `Workload`. Equal weights if none are given; weights are normalised to sum to 1."""
+    prompt, output = (np.atleast_1d(np.asarray(x, dtype=float)) for x in (prompt_tokens, output_tokens))
+    weights = np.ones_like(prompt) if weight is None else np.atleast_1d(np.asarray(weight, dtype=float))
+    if not (prompt.ndim == 1 and prompt.size and prompt.shape == output.shape == weights.shape):
+        raise ValueError(f"need equal, non-empty 1-D arrays, got shapes {prompt.shape}, {output.shape}, {weights.shape}")
+    # An 80 / 20 split of a one-token request leaves no output token: zero is allowed here, not in a trace file.
+    for name, values, lowest in (("prompt_tokens", prompt, 1.0), ("output_tokens", output, 0.0)):
+        if not (np.isfinite(values).all() and values.min() >= lowest):
+            raise ValueError(f"need finite {name} >= {lowest:g}, got {values[~(values >= lowest)][:1] or values.max()}")
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+        raise ValueError("need finite weights >= 0 with a positive sum")
+    if not (math.isfinite(arrival_rate_per_s) and arrival_rate_per_s > 0):
+        raise ValueError(f"need a positive, finite arrival_rate_per_s, got {arrival_rate_per_s}")
+    if not (math.isfinite(arrival_scv) and arrival_scv >= 0):
+        raise ValueError(f"need a finite arrival_scv >= 0, got {arrival_scv}")
+    total = prompt + output
+    longest = float(total.max()) if longest_tokens is None else float(longest_tokens)
+    if longest < total.max():
+        raise ValueError(f"need longest_tokens >= the longest atom, got {longest} < {total.max()}")
+    order = np.lexsort((output, total))
+    return Workload(
+        **as_floats(
+            prompt_tokens=prompt[order],
+            output_tokens=output[order],
+            weight=weights[order] / weights.sum(),
+            arrival_rate_per_s=arrival_rate_per_s,
+            arrival_scv=arrival_scv,
+            longest_tokens=longest,
+        )
+    )
+
+
+def total_tokens(workload: Workload) -> Array:
+    """Prompt plus output of each atom [tokens], shape [J], non-decreasing."""
+    return workload.prompt_tokens + workload.output_tokens
+
+
+def mean_tokens(workload: Workload) -> tuple[Array, Array]:
+    """(mean prompt, mean output) [tokens]."""
+    return (
+        jnp.sum(workload.weight * workload.prompt_tokens),
+        jnp.sum(workload.weight * workload.output_tokens),
+    )
+
+
+def split_total(
+    total: ArrayLike, output_share: float = OUTPUT_SHARE, *, whole: bool = True
+) -> tuple[Array, Array]:
+    """(prompt, output) of requests of the given total length: prompt = max(1, floor((1 - share) L)), output the rest."""
+    prompt = jnp.maximum(1.0, whole_down((1.0 - output_share) * jnp.asarray(total), whole=whole))
+    return prompt, total - prompt
+
+
+def with_rate(workload: Workload, arrival_rate_per_s: ArrayLike) -> Workload:
+    """The same requests arriving at another rate [1/s]."""
+    return dataclasses.replace(workload, arrival_rate_per_s=jnp.asarray(arrival_rate_per_s, dtype=float))

@@ -1,0 +1,54 @@
+"""From millions of requests to a bounded number of atoms, keeping what the metrics are made of."""
+
+import heapq
+import itertools
+
+import numpy as np
+
+MAX_ATOMS = 4096
+
+Atoms = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def compress(
+    prompt_tokens: np.ndarray, output_tokens: np.ndarray, weight: np.ndarray | None = None, max_atoms: int = MAX_ATOMS
+) -> Atoms:
+    """(prompt, output, weight) of at most `max_atoms` atoms.
+
+    Equal requests are merged first; if that suffices nothing is lost. Otherwise cells are split, the one with the
+    largest squared error first, at the mean of its wider coordinate (prompt or output, each relative to its root mean
+    square), until `max_atoms` cells are left; an atom is the mean of its cell. So mass, mean prompt and mean output of
+    every cell are exact, a spike in the data is a cell of its own with no error, and the variance lost is the sum of the
+    squared errors the splitting has made small. The order of the input does not matter.
+    """
+    pairs = np.stack([np.asarray(prompt_tokens, dtype=float), np.asarray(output_tokens, dtype=float)], axis=1)
+    weights = np.ones(len(pairs)) if weight is None else np.asarray(weight, dtype=float)
+    points, where = np.unique(pairs, axis=0, return_inverse=True)
+    mass = np.bincount(where.ravel(), weights=weights, minlength=len(points))
+    if len(points) <= max_atoms:
+        return points[:, 0], points[:, 1], mass
+    scale = np.sqrt(np.average(points**2, axis=0, weights=mass))
+    scaled = points / scale
+    ticket = itertools.count()  # breaks ties in the heap, so that arrays are never compared
+    heap = [_cell(scaled, mass, np.arange(len(points)), next(ticket))]
+    while len(heap) < max_atoms and heap[0][0] < 0:
+        _, _, members, axis, mean = heapq.heappop(heap)
+        below = scaled[members, axis] <= mean
+        for side in (members[below], members[~below]):
+            heapq.heappush(heap, _cell(scaled[side], mass[side], side, next(ticket)))
+    cells = [members for _, _, members, _, _ in heap]
+    owner = np.empty(len(points), dtype=int)
+    for index, members in enumerate(cells):
+        owner[members] = index
+    total = np.bincount(owner, weights=mass)
+    prompt, output = (np.bincount(owner, weights=mass * points[:, axis]) / total for axis in (0, 1))
+    return prompt, output, total
+
+
+def _cell(points: np.ndarray, mass: np.ndarray, members: np.ndarray, ticket: int) -> tuple:
+    """A heap entry: (-squared error, tie-break, members, axis to split, where to split)."""
+    mean = np.average(points, axis=0, weights=mass)
+    error = np.sum(mass[:, None] * (points - mean) ** 2, axis=0)
+    axis = int(np.argmax(error))
+    splittable = np.ptp(points[:, axis]) > 0
+    return (-error[axis] if splittable else 0.0, ticket, members, axis, mean[axis])
