@@ -1,17 +1,21 @@
 """`optimize`: the one entry to every method, from a `Problem` to a re-checked `Plan`."""
 
+import dataclasses
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from fleetopt_jax.fleet.evaluate import FleetMetrics
-from fleetopt_jax.fleet.fleet import Fleet
+from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
+from fleetopt_jax.fleet.fleet import Fleet, make_fleet
 from fleetopt_jax.optimize import gradient, grid
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, detail
 from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem, Search, Status, assignments
 
+SERVED_TOLERANCE = 1e-9  # shares are sums of float64 weights
 METHODS = {"grid": grid.search, "gradient": gradient.search}
 
 
@@ -31,6 +35,48 @@ def optimize(problem: Problem, method: Method = "grid", progress: Progress | Non
     return make_plan(
         problem, method, status, choices, fleet, metrics, Search(n_evaluated, time.perf_counter() - started)
     )
+
+
+def evaluate_given(
+    problem: Problem,
+    choices: tuple[EngineChoice, ...],
+    *,
+    window_tokens: Sequence[float],
+    gamma: Sequence[float],
+    n_instances: Sequence[float],
+) -> Plan:
+    """The plan of a fleet somebody else chose; `infeasible`, with the limit it breaks, where it breaks one."""
+    started = time.perf_counter()
+    fleet = make_fleet(
+        [choice.engine for choice in choices], window_tokens=window_tokens, gamma=gamma, n_instances=n_instances
+    )
+    metrics = jax.jit(evaluate, static_argnames="assumptions")(fleet, problem.workload, assumptions=problem.assumptions)
+    binding = broken_limit(problem, metrics)
+    return dataclasses.replace(
+        make_plan(
+            problem,
+            "given",
+            "infeasible" if binding else "feasible",
+            choices,
+            fleet,
+            metrics,
+            Search(1, time.perf_counter() - started),
+        ),
+        binding=binding,
+    )
+
+
+def broken_limit(problem: Problem, metrics: FleetMetrics) -> dict[str, Any] | None:
+    """The first limit the metrics break: its name, its value and what was asked."""
+    limits = {
+        "unserved_frac": (metrics.unserved_frac, SERVED_TOLERANCE),
+        "utilization": (metrics.utilization, problem.slo.max_utilization),
+        "ttft_p99_s": (metrics.ttft_p99_s, problem.slo.ttft_p99_s),
+    }
+    for name, (value, limit) in limits.items():
+        if not float(value) <= float(limit):
+            return {"limit": name, "value": float(value), "asked": float(limit)}
+    return None
 
 
 def make_plan(

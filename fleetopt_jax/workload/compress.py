@@ -5,7 +5,8 @@ import itertools
 
 import numpy as np
 
-MAX_ATOMS = 4096
+MAX_ATOMS = 8192
+TOTAL_EMPHASIS = 4.0  # routing cuts by total length: errors in it count this much more than errors in the output
 
 Atoms = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -16,10 +17,10 @@ def compress(
     """(prompt, output, weight) of at most `max_atoms` atoms.
 
     Equal requests are merged first; if that suffices nothing is lost. Otherwise cells are split, the one with the
-    largest squared error first, at the mean of its wider coordinate (prompt or output, each relative to its root mean
-    square), until `max_atoms` cells are left; an atom is the mean of its cell. So mass, mean prompt and mean output of
-    every cell are exact, a spike in the data is a cell of its own with no error, and the variance lost is the sum of the
-    squared errors the splitting has made small. The order of the input does not matter.
+    largest squared error first, at the mean of its wider coordinate (total or output length, each relative to its root
+    mean square), until `max_atoms` cells are left; an atom is the mean of its cell. So mass, mean prompt and mean output
+    of every cell are exact, a spike in the data is a cell of its own with no error, and the variance lost is the sum of
+    the squared errors the splitting has made small. The order of the input does not matter.
     """
     pairs = np.stack([np.asarray(prompt_tokens, dtype=float), np.asarray(output_tokens, dtype=float)], axis=1)
     weights = np.ones(len(pairs)) if weight is None else np.asarray(weight, dtype=float)
@@ -27,8 +28,8 @@ def compress(
     mass = np.bincount(where.ravel(), weights=weights, minlength=len(points))
     if len(points) <= max_atoms:
         return points[:, 0], points[:, 1], mass
-    scale = np.sqrt(np.average(points**2, axis=0, weights=mass))
-    scaled = points / scale
+    lengths = np.stack([points.sum(axis=1), points[:, 1]], axis=1)
+    scaled = lengths / np.sqrt(np.average(lengths**2, axis=0, weights=mass)) * [TOTAL_EMPHASIS, 1.0]
     ticket = itertools.count()  # breaks ties in the heap, so that arrays are never compared
     heap = [_cell(scaled, mass, np.arange(len(points)), next(ticket))]
     while len(heap) < max_atoms and heap[0][0] < 0:

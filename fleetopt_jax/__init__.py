@@ -1,0 +1,56 @@
+"""fleetopt_jax: the most energy-efficient way to run a fleet of LLM inference GPUs, as differentiable JAX.
+
+    import jax; jax.config.update("jax_enable_x64", True)
+    import fleetopt_jax as fo
+
+    workload = fo.load_workload("azure-conv")
+    plan = fo.optimize(fo.make_problem(workload, [fo.engine_choice("h100")]))
+    metrics = fo.evaluate(plan.fleet, workload)
+
+Names load on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Assumptions": "fleet.assumptions",
+    "BadInput": "core.errors",
+    "Engine": "fleet.engine",
+    "Fleet": "fleet.fleet",
+    "FleetMetrics": "fleet.evaluate",
+    "Plan": "optimize.plan",
+    "Problem": "optimize.plan",
+    "PUBLISHED": "fleet.assumptions",
+    "Slo": "fleet.fleet",
+    "Workload": "workload.atoms",
+    "engine_choice": "catalog.engines",
+    "evaluate": "fleet.evaluate",
+    "load_workload": "catalog.workloads",
+    "make_engine": "fleet.engine",
+    "make_fleet": "fleet.fleet",
+    "make_problem": "optimize.plan",
+    "make_slo": "fleet.fleet",
+    "make_workload": "workload.atoms",
+    "plan_to_json": "optimize.plan",
+    "reproduce": "published.tables",
+    "roofline_engine": "fleet.engine",
+    "size_fleet": "fleet.evaluate",
+}
+_ROOMS = ("catalog", "core", "fleet", "laws", "optimize", "published", "report", "workload")
+
+__all__ = ["__version__", "optimize", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"fleetopt_jax.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"fleetopt_jax.{name}")
+    raise AttributeError(f"module 'fleetopt_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_ROOMS})

@@ -1,0 +1,1 @@
+"""Names to records: GPUs, LLMs, engines and bundled workloads, each number with its source."""

@@ -1,0 +1,93 @@
+"""GPUs by name. Prices are the paper's (table 5: USD/h of eight GPUs), A100 AWS p4d on demand."""
+
+from dataclasses import dataclass
+
+from fleetopt_jax.core.errors import unknown_name
+from fleetopt_jax.core.units import GIB, TB, TFLOP
+from fleetopt_jax.laws.hardware import Gpu, make_gpu
+
+
+@dataclass(frozen=True)
+class GpuEntry:
+    """One GPU of the catalog, with where its numbers come from."""
+
+    title: str
+    gpu: Gpu
+    chunk_tokens: float  # prefill chunk its engines default to; as published for A100, H100 and B200
+    source: str
+
+
+def _build() -> dict[str, GpuEntry]:
+    return {
+        "a100": GpuEntry(
+            "A100 SXM 80 GB",
+            make_gpu(
+                memory_bytes=80 * GIB,
+                bandwidth_bytes_per_s=2.039 * TB,
+                peak_flop_per_s=312 * TFLOP,
+                tdp_w=400,
+                usd_per_h=2.21,
+            ),
+            512,
+            "NVIDIA A100 data sheet; AWS p4d.24xlarge on demand / 8",
+        ),
+        "h100": GpuEntry(
+            "H100 SXM 80 GB",
+            make_gpu(
+                memory_bytes=80 * GIB,
+                bandwidth_bytes_per_s=3.35 * TB,
+                peak_flop_per_s=989 * TFLOP,
+                tdp_w=700,
+                usd_per_h=32.2 / 8,
+            ),
+            1024,
+            "NVIDIA H100 data sheet; price: arXiv 2603.17280v1, table 5",
+        ),
+        "h200": GpuEntry(
+            "H200 SXM 141 GB",
+            make_gpu(
+                memory_bytes=141 * GIB,
+                bandwidth_bytes_per_s=4.8 * TB,
+                peak_flop_per_s=989 * TFLOP,
+                tdp_w=700,
+                usd_per_h=48.0 / 8,
+            ),
+            1024,
+            "NVIDIA H200 data sheet; price: arXiv 2603.17280v1, table 5",
+        ),
+        "b200": GpuEntry(
+            "B200 SXM 180 GB",
+            make_gpu(
+                memory_bytes=180 * GIB,
+                bandwidth_bytes_per_s=8.0 * TB,
+                peak_flop_per_s=2250 * TFLOP,
+                tdp_w=1000,
+                usd_per_h=64.0 / 8,
+            ),
+            2048,
+            "NVIDIA B200 data sheet; price: arXiv 2603.17280v1, table 5",
+        ),
+        "gb200": GpuEntry(
+            "GB200 (one GPU of NVL72) 200 GB",
+            make_gpu(
+                memory_bytes=200 * GIB,
+                bandwidth_bytes_per_s=8.0 * TB,
+                peak_flop_per_s=2500 * TFLOP,
+                tdp_w=1200,
+                usd_per_h=80.0 / 8,
+            ),
+            2048,
+            "NVIDIA GB200 NVL72 data sheet; price: arXiv 2603.17280v1, table 5",
+        ),
+    }
+
+
+GPUS = _build()
+
+
+def gpu_entry(name: str, where: str = "--gpu") -> GpuEntry:
+    """The catalog's GPU of that name (case does not matter)."""
+    try:
+        return GPUS[name.lower()]
+    except KeyError:
+        raise unknown_name(where, name, GPUS) from None

@@ -1,0 +1,125 @@
+"""Workloads by name or file. The bundled ones are compressed traces and published CDFs, with their sources."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fleetopt_jax.core.errors import BadInput, unknown_name
+from fleetopt_jax.workload.atoms import OUTPUT_SHARE, Workload, make_workload, mean_tokens, total_tokens
+from fleetopt_jax.workload.cdf import cdf_workload
+from fleetopt_jax.workload.compress import compress
+from fleetopt_jax.workload.readers import CdfFile, Layout, Trace, read_workload_file
+from fleetopt_jax.workload.summary import TraceSummary, summarize, weighted_quantiles
+
+PAPER_RATE_PER_S = 1000.0
+DATA = files("fleetopt_jax.catalog") / "data"
+
+
+@dataclass(frozen=True)
+class LoadedWorkload:
+    """A workload with its name and what is known of its requests."""
+
+    name: str
+    workload: Workload
+    summary: TraceSummary
+    output_share: float  # of a request's length, where the assumptions split it
+    rate_known: bool = True  # False where neither the file nor the caller says how often requests come
+
+
+@cache
+def bundled() -> dict[str, dict[str, Any]]:
+    """What is said of each bundled workload: title, source, licence, summary, compression error."""
+    return json.loads((DATA / "workloads.json").read_text())
+
+
+def load(
+    name_or_file: str, *, rate_per_s: float | None = None, layout: Layout | None = None, need_rate: bool = True
+) -> LoadedWorkload:
+    """A bundled workload (1,000 requests/s unless `rate_per_s`) or a file's (its own mean rate unless `rate_per_s`).
+
+    A file without arrival times is refused where no rate is given, unless `need_rate` is False: then 1 request/s.
+    """
+    if rate_per_s is not None and not (math.isfinite(rate_per_s) and rate_per_s > 0):
+        raise BadInput("--rate", f"{rate_per_s}", "need a positive, finite number of requests per second")
+    if name_or_file in bundled():
+        return _load_bundled(name_or_file, rate_per_s or PAPER_RATE_PER_S)
+    if not _looks_like_file(name_or_file):
+        raise unknown_name("--workload", name_or_file, bundled())
+    found = read_workload_file(name_or_file, layout)
+    if isinstance(found, CdfFile):
+        loaded = _of_cdf(name_or_file, found, rate_per_s or 1.0)
+    else:
+        loaded = _of_trace(name_or_file, found, rate_per_s)
+    known = rate_per_s is not None or loaded.summary.arrival_rate_per_s is not None
+    if need_rate and not known:
+        raise BadInput(name_or_file, "there are no arrival times to take a rate from", "give --rate")
+    return replace(loaded, rate_known=known)
+
+
+def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout: Layout | None = None) -> Workload:
+    """The atoms of a bundled workload or a file; see `load`."""
+    return load(name_or_file, rate_per_s=rate_per_s, layout=layout).workload
+
+
+def cdf_knots(name: str) -> list[tuple[float, float]]:
+    """The knots of a bundled CDF."""
+    return _read_cdf(name).knots
+
+
+def _read_cdf(name: str) -> CdfFile:
+    document = json.loads((DATA / f"{name}.json").read_text())
+    return CdfFile([(tokens, fraction) for tokens, fraction in document["cdf"]], OUTPUT_SHARE)
+
+
+def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
+    about = bundled()[name]
+    if about["kind"] == "cdf":
+        return _of_cdf(name, _read_cdf(name), rate_per_s)
+    with np.load(str(DATA / f"{name}.npz"), allow_pickle=False) as arrays:
+        prompt, output, count = arrays["prompt_tokens"], arrays["output_tokens"], arrays["count"]
+    summary = TraceSummary(**about["summary"])
+    workload = make_workload(
+        prompt,
+        output,
+        count,
+        arrival_rate_per_s=rate_per_s,
+        arrival_scv=summary.arrival_scv,
+        longest_tokens=summary.longest_tokens,
+    )
+    return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
+
+
+def _of_cdf(name: str, cdf: CdfFile, rate_per_s: float) -> LoadedWorkload:
+    workload = cdf_workload(cdf.knots, arrival_rate_per_s=rate_per_s, output_share=cdf.output_share)
+    prompt, output = (float(mean) for mean in mean_tokens(workload))
+    summary = TraceSummary(
+        n_requests=None,
+        mean_prompt_tokens=prompt,
+        mean_output_tokens=output,
+        longest_tokens=int(workload.longest_tokens),
+        arrival_rate_per_s=None,
+        arrival_scv=None,
+        total_token_quantiles=weighted_quantiles(np.asarray(total_tokens(workload)), np.asarray(workload.weight)),
+    )
+    return LoadedWorkload(name, workload, summary, cdf.output_share)
+
+
+def _of_trace(name: str, trace: Trace, rate_per_s: float | None) -> LoadedWorkload:
+    summary = summarize(trace)
+    workload = make_workload(
+        *compress(trace.prompt_tokens, trace.output_tokens),
+        arrival_rate_per_s=rate_per_s or summary.arrival_rate_per_s or 1.0,
+        arrival_scv=1.0 if summary.arrival_scv is None else summary.arrival_scv,
+        longest_tokens=summary.longest_tokens,
+    )
+    return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
+
+
+def _looks_like_file(name: str) -> bool:
+    return Path(name).exists() or "/" in name or "." in name

@@ -1,0 +1,1 @@
+"""The command line: arguments, validation at the door, progress, exit codes."""

@@ -1,0 +1,213 @@
+"""The commands: each turns checked options into one JSON document, shown as a table or printed as it is."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+jax.config.update("jax_enable_x64", True)  # before any array is made: queueing needs float64
+
+import numpy as np  # noqa: E402
+from rich.console import Console, RenderableType  # noqa: E402
+from rich.progress import Progress  # noqa: E402
+
+from fleetopt_jax.catalog.engines import CALIBRATED, engine_choice  # noqa: E402
+from fleetopt_jax.catalog.gpus import GPUS  # noqa: E402
+from fleetopt_jax.catalog.llms import LLMS  # noqa: E402
+from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load  # noqa: E402
+from fleetopt_jax.cli.door import read_plan  # noqa: E402
+from fleetopt_jax.cli.main import BUG, INFEASIBLE, OK  # noqa: E402
+from fleetopt_jax.core.errors import BadInput  # noqa: E402
+from fleetopt_jax.core.units import MS, US  # noqa: E402
+from fleetopt_jax.fleet.assumptions import PRESETS, Assumptions  # noqa: E402
+from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
+from fleetopt_jax.laws.kv_cache import max_sequences  # noqa: E402
+from fleetopt_jax.optimize.plan import make_problem, plan_to_json  # noqa: E402
+from fleetopt_jax.optimize.search import evaluate_given, optimize  # noqa: E402
+from fleetopt_jax.published.tables import reproduce  # noqa: E402
+from fleetopt_jax.report import tables  # noqa: E402
+from fleetopt_jax.report.files import check_writable, to_json, write_whole  # noqa: E402
+from fleetopt_jax.workload.readers import Layout  # noqa: E402
+
+Answer = tuple[dict[str, Any], Callable[[dict[str, Any]], RenderableType], int]  # (document, table, exit code)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and deliver its answer."""
+    if options.out:
+        check_writable(options.out)
+    document, table, code = COMMANDS[options.command](options)
+    text = to_json(document)
+    if options.out:
+        write_whole(options.out, text + "\n")
+    if options.json:
+        print(text)
+    else:
+        tables.show(table(document))
+    return code
+
+
+def _reproduce(options: argparse.Namespace) -> Answer:
+    result = reproduce(options.tables)
+    document = {
+        "tables": {
+            number: [dataclasses.asdict(cell) for cell in cells] for number, cells in result.tables.items()
+        },
+        "ratios": {ratio.name: ratio.reproduced for ratio in result.ratios},
+        "ratio_details": [dataclasses.asdict(ratio) for ratio in result.ratios],
+        "mismatches": result.mismatches,
+    }
+    return document, tables.reproduction_table, BUG if result.mismatches else OK
+
+
+def _optimize(options: argparse.Namespace) -> Answer:
+    loaded = load(options.workload, rate_per_s=options.rate, layout=_layout(options))
+    choices = [engine_choice(gpu.strip(), options.llm, options.tp) for gpu in options.gpu.split(",")]
+    with _at_door(f"{options.workload}, --window"):
+        problem = make_problem(
+            loaded.workload,
+            list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
+            slo=make_slo(ttft_p99_s=options.ttft_p99_ms * MS),
+            window_tokens=options.window,
+            workload_name=loaded.name,
+            n_pools=options.pools,
+            gamma=options.gamma,
+            objective=options.objective,
+            assume=options.assume,
+            assumptions=_assumptions(options.assume, loaded),
+        )
+    with _progress(f"Searching ({options.method})") as progress:
+        plan = optimize(problem, options.method, progress)
+    if plan.binding:
+        nearest = plan.binding["nearest_feasible"]
+        reachable = "no limit can be held" if nearest is None else f"the smallest reachable is {_round_up_ms(nearest)} ms"
+        print(
+            f"fleetopt optimize: infeasible: no fleet holds a P99 TTFT of {options.ttft_p99_ms:g} ms; {reachable}",
+            file=sys.stderr,
+        )
+    return plan_to_json(plan), tables.plan_table, INFEASIBLE if plan.binding else OK
+
+
+def _evaluate(options: argparse.Namespace) -> Answer:
+    given = read_plan(options.plan)
+    name = options.workload or given.workload.name
+    rate = options.rate or given.workload.arrival_rate_per_s
+    loaded = load(name, rate_per_s=rate, layout=_layout(options))
+    choices = tuple(engine_choice(pool.gpu, pool.llm, pool.tp) for pool in given.pools)
+    with _at_door(f"{options.plan}, window_tokens of the last pool"):
+        problem = make_problem(
+            loaded.workload,
+            list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
+            slo=make_slo(ttft_p99_s=given.slo.ttft_p99_s, max_utilization=given.slo.max_utilization),
+            window_tokens=given.pools[-1].window_tokens,
+            workload_name=loaded.name,
+            n_pools=len(choices),
+            assume=given.assume,
+            assumptions=_assumptions(given.assume, loaded),
+        )
+    plan = evaluate_given(
+        problem,
+        choices,
+        window_tokens=[pool.window_tokens for pool in given.pools],
+        gamma=[pool.gamma for pool in given.pools],
+        n_instances=[pool.n_instances for pool in given.pools],
+    )
+    if plan.binding:
+        print(
+            f"fleetopt evaluate: infeasible: {plan.binding['limit']} is {plan.binding['value']:.6g}, "
+            f"the limit is {plan.binding['asked']:.6g}",
+            file=sys.stderr,
+        )
+    return plan_to_json(plan), tables.plan_table, INFEASIBLE if plan.binding else OK
+
+
+def _trace(options: argparse.Namespace) -> Answer:
+    loaded = load(options.workload, rate_per_s=options.rate, layout=_layout(options), need_rate=False)
+    summary = loaded.summary
+    rate = float(loaded.workload.arrival_rate_per_s)
+    document = {
+        "name": loaded.name,
+        "n_requests": summary.n_requests,
+        "mean_prompt_tokens": summary.mean_prompt_tokens,
+        "mean_output_tokens": summary.mean_output_tokens,
+        "longest_tokens": summary.longest_tokens,
+        "arrival_rate_per_s": rate if loaded.rate_known else None,
+        "recorded_rate_per_s": summary.arrival_rate_per_s,
+        "arrival_scv": summary.arrival_scv,
+        "n_atoms": len(loaded.workload.weight),
+        "quantiles": {"total_tokens": summary.total_token_quantiles},
+    }
+    about = bundled().get(loaded.name, {})
+    document |= {key: about[key] for key in ("source", "licence", "compression_error") if key in about}
+    return document, tables.trace_table, OK
+
+
+def _catalog(options: argparse.Namespace) -> Answer:
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "gpus": lambda: {name: _numbers(e.gpu) | {"title": e.title, "source": e.source} for name, e in GPUS.items()},
+        "llms": lambda: {name: _numbers(e.llm) | {"title": e.title, "source": e.source} for name, e in LLMS.items()},
+        "engines": lambda: {
+            f"{gpu}/{llm}/tp{tp}": _numbers(entry.engine.decode)
+            | {"n_max_8k": float(max_sequences(entry.engine.kv, 8192.0)), "quality": entry.quality, "source": entry.source}
+            for (gpu, llm, tp), entry in CALIBRATED.items()
+        },
+        "workloads": bundled,
+    }
+    asked = [options.part] if options.part else list(parts)
+    return {part: parts[part]() for part in asked}, tables.catalog_tables, OK
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
+    "reproduce": _reproduce,
+    "optimize": _optimize,
+    "evaluate": _evaluate,
+    "trace": _trace,
+    "catalog": _catalog,
+}
+
+
+def _assumptions(preset: str, loaded: LoadedWorkload) -> Assumptions:
+    """The preset, with the output share a CDF file states of itself."""
+    return dataclasses.replace(PRESETS[preset], output_share=loaded.output_share)
+
+
+def _layout(options: argparse.Namespace) -> Layout | None:
+    named = (options.prompt_column, options.output_column, options.time_column, options.time_unit)
+    if not any(named):
+        return None
+    if not (options.prompt_column and options.output_column):
+        raise BadInput("--prompt-column, --output-column", "only one is given", "need both to read another layout")
+    unit_s = {"s": 1.0, "ms": MS, "us": US}[options.time_unit or "s"]
+    return Layout(options.prompt_column, options.output_column, options.time_column, unit_s)
+
+
+def _numbers(record: Any) -> dict[str, float]:
+    return {name: float(np.asarray(value)) for name, value in vars(record).items()}
+
+
+def _round_up_ms(seconds: float) -> str:
+    return f"{np.ceil(seconds / MS * 10) / 10:.1f}"
+
+
+@contextmanager
+def _at_door(where: str):
+    """Refusals of the library's own checks, said with the option they came from."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise BadInput(where, str(error)) from None
+
+
+@contextmanager
+def _progress(title: str):
+    """A progress bar on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,58 @@
+"""Files that enter by the command line, validated before anything is computed."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.optimize.plan import SCHEMA
+from fleetopt_jax.workload.readers import first_problem, parse_json, read_bytes
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    """Fields we compute may be there; those we read must be right."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class WorkloadPart(_Part):
+    name: str
+    arrival_rate_per_s: Positive
+
+
+class SloPart(_Part):
+    ttft_p99_s: Positive = 0.5
+    max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+
+
+class PoolPart(_Part):
+    window_tokens: Annotated[int, Field(ge=1)]
+    gpu: str
+    llm: str
+    tp: Annotated[int, Field(ge=1)]
+    n_instances: Annotated[int, Field(ge=1)]
+    gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+
+
+class PlanFile(_Part):
+    """What `evaluate` needs of a plan; its metrics are recomputed."""
+
+    schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
+    assume: Literal["published"] = "published"
+    workload: WorkloadPart
+    slo: SloPart = SloPart()
+    pools: Annotated[list[PoolPart], Field(min_length=1)]
+
+
+def read_plan(path: str) -> PlanFile:
+    """A plan file, or `BadInput` naming the first field that is wrong."""
+    try:
+        plan = PlanFile.model_validate(parse_json(path, read_bytes(path)))
+    except ValidationError as error:
+        raise BadInput(path, first_problem(error), f"need a {SCHEMA} file as fleetopt optimize --json prints it") from None
+    windows = [pool.window_tokens for pool in plan.pools]
+    if any(a >= b for a, b in zip(windows, windows[1:])):
+        raise BadInput(path, f"pools.window_tokens = {windows}", "need rising windows")
+    return plan
