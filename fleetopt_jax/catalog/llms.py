@@ -30,7 +30,7 @@ def _entry(
     bytes_per_weight: float = 2,
     source: str,
 ) -> LlmEntry:
-    """An entry from parameter counts: attention, dense MLP with router and shared experts, routed experts, one embedding."""
+    """An entry from parameter counts: attention, dense MLP (router and shared experts), routed experts, embedding."""
     always = attention + dense + 2 * embedding
     llm = make_llm(
         n_params=always + experts,

@@ -31,6 +31,7 @@ from fleetopt_jax.optimize.search import evaluate_given, optimize  # noqa: E402
 from fleetopt_jax.published.tables import reproduce  # noqa: E402
 from fleetopt_jax.report import tables  # noqa: E402
 from fleetopt_jax.report.files import check_writable, to_json, write_whole  # noqa: E402
+from fleetopt_jax.workload.atoms import share_above  # noqa: E402
 from fleetopt_jax.workload.readers import Layout  # noqa: E402
 
 Answer = tuple[dict[str, Any], Callable[[dict[str, Any]], RenderableType], int]  # (document, table, exit code)
@@ -54,9 +55,7 @@ def run(options: argparse.Namespace) -> int:
 def _reproduce(options: argparse.Namespace) -> Answer:
     result = reproduce(options.tables)
     document = {
-        "tables": {
-            number: [dataclasses.asdict(cell) for cell in cells] for number, cells in result.tables.items()
-        },
+        "tables": {number: [dataclasses.asdict(cell) for cell in cells] for number, cells in result.tables.items()},
         "ratios": {ratio.name: ratio.reproduced for ratio in result.ratios},
         "ratio_details": [dataclasses.asdict(ratio) for ratio in result.ratios],
         "mismatches": result.mismatches,
@@ -67,7 +66,8 @@ def _reproduce(options: argparse.Namespace) -> Answer:
 def _optimize(options: argparse.Namespace) -> Answer:
     loaded = load(options.workload, rate_per_s=options.rate, layout=_layout(options))
     choices = [engine_choice(gpu.strip(), options.llm, options.tp) for gpu in options.gpu.split(",")]
-    with _at_door(f"{options.workload}, --window"):
+    _require_window("--window", options.window, loaded)
+    with _at_door("fleetopt optimize"):
         problem = make_problem(
             loaded.workload,
             list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
@@ -84,7 +84,9 @@ def _optimize(options: argparse.Namespace) -> Answer:
         plan = optimize(problem, options.method, progress)
     if plan.binding:
         nearest = plan.binding["nearest_feasible"]
-        reachable = "no limit can be held" if nearest is None else f"the smallest reachable is {_round_up_ms(nearest)} ms"
+        reachable = (
+            "no limit can be held" if nearest is None else f"the smallest reachable is {_round_up_ms(nearest)} ms"
+        )
         print(
             f"fleetopt optimize: infeasible: no fleet holds a P99 TTFT of {options.ttft_p99_ms:g} ms; {reachable}",
             file=sys.stderr,
@@ -98,7 +100,8 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     rate = options.rate or given.workload.arrival_rate_per_s
     loaded = load(name, rate_per_s=rate, layout=_layout(options))
     choices = tuple(engine_choice(pool.gpu, pool.llm, pool.tp) for pool in given.pools)
-    with _at_door(f"{options.plan}, window_tokens of the last pool"):
+    _require_window(f"{options.plan}, window_tokens of the last pool", given.pools[-1].window_tokens, loaded)
+    with _at_door(options.plan):
         problem = make_problem(
             loaded.workload,
             list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
@@ -152,7 +155,11 @@ def _catalog(options: argparse.Namespace) -> Answer:
         "llms": lambda: {name: _numbers(e.llm) | {"title": e.title, "source": e.source} for name, e in LLMS.items()},
         "engines": lambda: {
             f"{gpu}/{llm}/tp{tp}": _numbers(entry.engine.decode)
-            | {"n_max_8k": float(max_sequences(entry.engine.kv, 8192.0)), "quality": entry.quality, "source": entry.source}
+            | {
+                "n_max_8k": float(max_sequences(entry.engine.kv, 8192.0)),
+                "quality": entry.quality,
+                "source": entry.source,
+            }
             for (gpu, llm, tp), entry in CALIBRATED.items()
         },
         "workloads": bundled,
@@ -173,6 +180,21 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
 def _assumptions(preset: str, loaded: LoadedWorkload) -> Assumptions:
     """The preset, with the output share a CDF file states of itself."""
     return dataclasses.replace(PRESETS[preset], output_share=loaded.output_share)
+
+
+def _require_window(where: str, window_tokens: int | None, loaded: LoadedWorkload) -> None:
+    """Refuse a last window that does not hold the longest request, saying how many requests would not fit."""
+    longest = float(loaded.workload.longest_tokens)
+    if window_tokens is None or window_tokens >= longest:
+        return
+    share = float(share_above(loaded.workload, window_tokens))
+    count = loaded.summary.n_requests
+    would_not_fit = f"{share:.4%} of the requests" + (f", about {share * count:,.0f} of {count:,}," if count else "")
+    raise BadInput(
+        where,
+        f"{window_tokens} tokens: {would_not_fit} would not fit",
+        f"need >= {longest:g}, the longest of {loaded.name}",
+    )
 
 
 def _layout(options: argparse.Namespace) -> Layout | None:

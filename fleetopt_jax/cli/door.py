@@ -51,8 +51,10 @@ def read_plan(path: str) -> PlanFile:
     try:
         plan = PlanFile.model_validate(parse_json(path, read_bytes(path)))
     except ValidationError as error:
-        raise BadInput(path, first_problem(error), f"need a {SCHEMA} file as fleetopt optimize --json prints it") from None
+        raise BadInput(
+            path, first_problem(error), f"need a {SCHEMA} file as fleetopt optimize --json prints it"
+        ) from None
     windows = [pool.window_tokens for pool in plan.pools]
-    if any(a >= b for a, b in zip(windows, windows[1:])):
+    if windows != sorted(set(windows)):
         raise BadInput(path, f"pools.window_tokens = {windows}", "need rising windows")
     return plan

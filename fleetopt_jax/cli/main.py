@@ -45,18 +45,25 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     reproduce = _command(commands, "reproduce", "compare with the published tables, cell by cell")
-    reproduce.add_argument("tables", nargs="*", type=int, choices=range(1, 6), metavar="TABLE", help="1 to 5; default all")
+    reproduce.add_argument("tables", nargs="*", type=_whole(1, 5), metavar="TABLE", help="1 to 5; default all")
 
     optimize = _command(commands, "optimize", "find the plan with the most tokens per joule within the limits")
     _add_workload(optimize, default="azure-conv")
-    optimize.add_argument("--gpu", default="h100", help="GPU, or several a pool may choose from: h100,b200 (default h100)")
+    optimize.add_argument(
+        "--gpu", default="h100", help="GPU, or several a pool may choose from: h100,b200 (default h100)"
+    )
     optimize.add_argument("--llm", default="llama-3.1-70b", help="LLM to serve (default llama-3.1-70b)")
     optimize.add_argument("--tp", type=_whole(1), default=8, help="GPUs per instance (default 8)")
     optimize.add_argument("--pools", type=_whole(1, 6), default=2, help="most pools to split into, 1 to 6 (default 2)")
     optimize.add_argument(
-        "--gamma", type=_gamma, default=1.0, help="compress requests up to GAMMA x window; 'auto' searches (default 1: none)"
+        "--gamma",
+        type=_gamma,
+        default=1.0,
+        help="compress requests up to GAMMA x window; 'auto' searches (default 1: none)",
     )
-    optimize.add_argument("--window", type=_whole(1), help="window of the last pool in tokens (default: the longest request)")
+    optimize.add_argument(
+        "--window", type=_whole(1), help="window of the last pool in tokens (default: the longest request)"
+    )
     optimize.add_argument("--method", choices=("grid", "gradient"), default="grid", help="search (default grid)")
     optimize.add_argument("--assume", choices=("published",), default="published", help="preset of assumptions")
     optimize.add_argument("--ttft-p99-ms", type=_positive, default=500.0, help="limit of the P99 TTFT (default 500)")
@@ -91,8 +98,12 @@ def _add_workload(command: argparse.ArgumentParser, default: str | None) -> None
 
 
 def _add_rate_and_layout(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rate", type=_positive, metavar="R", help="requests per second (default: the workload's own)")
-    command.add_argument("--prompt-column", metavar="C", help="column of the prompt tokens, for a file of another layout")
+    command.add_argument(
+        "--rate", type=_positive, metavar="R", help="requests per second (default: the workload's own)"
+    )
+    command.add_argument(
+        "--prompt-column", metavar="C", help="column of the prompt tokens, for a file of another layout"
+    )
     command.add_argument("--output-column", metavar="C", help="column of the output tokens")
     command.add_argument("--time-column", metavar="C", help="column of the time stamps (seconds or ISO 8601)")
     command.add_argument("--time-unit", choices=("s", "ms", "us"), help="unit of numeric time stamps (default s)")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.numerics import safe_div, whole_down, whole_up
+from fleetopt_jax.core.numerics import safe_div, whole_up
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
 from fleetopt_jax.fleet.engine import Engine
@@ -69,9 +69,7 @@ def evaluate(
     windows and gamma need, with `Assumptions(rounding="real")`. jit, vmap and grad work; nothing raises inside.
     Source: arXiv 2603.17280v1, section 4.
     """
-    traffic = route(
-        fleet.engines, fleet.window_tokens, fleet.gamma, workload, assumptions, router_width=router_width
-    )
+    traffic = route(fleet.engines, fleet.window_tokens, fleet.gamma, workload, assumptions, router_width=router_width)
     return _total(
         stack(
             [
@@ -214,7 +212,7 @@ def _least_true(holds, start: Array) -> Array:
     """
 
     def gallop(state):
-        failed, trial, step = state
+        _, trial, step = state
         return trial, trial + step, 2.0 * step
 
     def bisect(state):

@@ -51,9 +51,7 @@ def make_logistic_power(
 
 def roofline_power(gpu: Gpu, llm: Llm, tp: ArrayLike, step: DecodeStep) -> RooflinePower:
     """The published roofline engine's power record. It scales no better than its one H100 anchor: order of 12 %."""
-    return RooflinePower(
-        tdp_w=gpu.tdp_w, step=step, flop_s_per_seq=2 * llm.n_active_params / tp / gpu.peak_flop_per_s
-    )
+    return RooflinePower(tdp_w=gpu.tdp_w, step=step, flop_s_per_seq=2 * llm.n_active_params / tp / gpu.peak_flop_per_s)
 
 
 @singledispatch

@@ -39,7 +39,7 @@ def log_erlang_b(servers: ArrayLike, offered_load: ArrayLike) -> Array:
 
 
 def log_erlang_c(servers: ArrayLike, offered_load: ArrayLike) -> Array:
-    """ln of the Erlang-C probability of waiting: C = B / (1 - rho (1 - B)). Real `servers` >= 1; 0 (C = 1) when unstable."""
+    """ln of the Erlang-C probability of waiting, C = B / (1 - rho (1 - B)), for real `servers` >= 1; 0 when unstable."""
     rho = offered_load / servers
     usable = jnp.logical_and(rho < 1.0, rho > 0.0)
     safe_load = jnp.where(usable, offered_load, 0.5 * jnp.asarray(servers, dtype=float))

@@ -29,4 +29,6 @@ def soft_share(total_tokens: ArrayLike, lower_edge: ArrayLike, upper_edge: Array
 def _below(log_total: Array, edge: ArrayLike, log_width: ArrayLike) -> Array:
     inside = jnp.logical_and(jnp.greater(edge, 0), jnp.isfinite(edge))
     log_edge = jnp.log(jnp.where(inside, edge, 1.0))
-    return jnp.where(inside, jax.nn.sigmoid((log_edge - log_total) / log_width), jnp.where(jnp.greater(edge, 0), 1.0, 0.0))
+    return jnp.where(
+        inside, jax.nn.sigmoid((log_edge - log_total) / log_width), jnp.where(jnp.greater(edge, 0), 1.0, 0.0)
+    )

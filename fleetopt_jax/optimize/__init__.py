@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Room(ModuleType):
-    """A module that can be called: importing any file of the room binds its name in the package, over any function's."""
+    """A callable module: importing any file of the room binds the room's name in the package, over a function's."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from fleetopt_jax.optimize.search import optimize

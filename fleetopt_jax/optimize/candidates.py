@@ -34,7 +34,7 @@ def score_batch(
     assumptions: Assumptions,
     objective: Objective,
 ) -> tuple[Array, Array]:
-    """(cost, least reachable P99 TTFT [s]) of M candidates given as windows and gammas [M, K], each sized to hold `slo`.
+    """(cost, least reachable P99 TTFT [s]) of M candidates, windows and gammas [M, K], each sized to hold `slo`.
 
     cost is inf where the limits cannot be held; the reachable TTFT is that of unlimited instances: the prefill alone.
     """

@@ -162,14 +162,19 @@ def _starts(workload: Workload, n_pools: int) -> Array:
     totals = np.asarray(workload.prompt_tokens + workload.output_tokens)
     served = np.cumsum(np.asarray(workload.weight) * totals)
     first = (np.arange(N_STARTS) + 0.5) / N_STARTS
-    ranks = 1.0 - (1.0 - first[:, None]) ** (1.0 / np.arange(n_pools - 1, 0, -1))[None] if n_pools > 2 else first[:, None]
+    ranks = (
+        1.0 - (1.0 - first[:, None]) ** (1.0 / np.arange(n_pools - 1, 0, -1))[None] if n_pools > 2 else first[:, None]
+    )
     levels = np.sort(ranks, axis=1) * served[-1]
     return jnp.log(jnp.asarray(totals[np.minimum(np.searchsorted(served, levels), len(totals) - 1)]))
 
 
 def _coarse(workload: Workload) -> Workload:
     atoms = compress(
-        np.asarray(workload.prompt_tokens), np.asarray(workload.output_tokens), np.asarray(workload.weight), RELAXED_ATOMS
+        np.asarray(workload.prompt_tokens),
+        np.asarray(workload.output_tokens),
+        np.asarray(workload.weight),
+        RELAXED_ATOMS,
     )
     return make_workload(
         *atoms,

@@ -41,4 +41,3 @@ def _affordable(n_options: int, n_gammas: int, n_boundaries: int) -> int:
     while math.comb(affordable + n_boundaries - 1, n_boundaries) * n_gammas**n_boundaries > MAX_CANDIDATES:
         affordable = int(0.95 * affordable)
     return affordable
-

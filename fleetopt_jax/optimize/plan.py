@@ -13,7 +13,7 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
 from fleetopt_jax.fleet.fleet import Fleet, Slo, make_slo
-from fleetopt_jax.workload.atoms import Workload, mean_tokens, total_tokens
+from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, total_tokens
 
 SCHEMA = "fleetopt-plan/1"
 GAMMA_MAX = 2.0  # the largest compression the paper uses
@@ -34,7 +34,7 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class Problem:
-    """Find at most `n_pools` pools, each with one of `choices`, that serve `workload` within `slo` at the least cost."""
+    """Find at most `n_pools` pools, each with one of `choices`, that serve `workload` within `slo` at least cost."""
 
     workload: Workload
     choices: tuple[EngineChoice, ...]
@@ -62,10 +62,9 @@ def make_problem(
     if not choices:
         raise ValueError("need at least one engine choice")
     if window < longest:
-        share = float(np.sum(np.asarray(workload.weight)[np.asarray(total_tokens(workload)) > window]))
         raise ValueError(
             f"need a window >= the longest request of {longest:g} tokens, got {window:g}: "
-            f"{share:.4%} of the requests would not fit"
+            f"{float(share_above(workload, window)):.4%} of the requests would not fit"
         )
     problem = Problem(workload=workload, choices=tuple(choices), slo=slo or make_slo(), window_tokens=window, **knobs)
     if problem.n_pools < 1:
@@ -85,7 +84,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer. `status` infeasible: `fleet` and `metrics` are None and `binding` says which limit and what is reachable."""
+    """The answer. Where no fleet holds the limits, `fleet` and `metrics` are None and `binding` says what is reachable."""
 
     status: Status
     method: Method | Literal["given"]

@@ -114,9 +114,7 @@ def homogeneous_tok_per_j(problem: Problem) -> float:
     """tok/J of the best fleet with one pool of the full window; 0 where none holds the limits."""
     k = problem.n_pools
     windows, gammas = np.full(k, problem.window_tokens), np.ones(k)
-    return max(
-        float(_detail(problem, (choice,) * k, windows, gammas)[1].tok_per_j) for choice in problem.choices
-    )
+    return max(float(_detail(problem, (choice,) * k, windows, gammas)[1].tok_per_j) for choice in problem.choices)
 
 
 def _detail(

@@ -107,7 +107,9 @@ def _table1() -> tuple[Values, Values]:
     return values, values
 
 
-def _at(gpu: str, row: str, n_shown: float, n_active: float, window: int, prefix: str = "", count: str = "n_max") -> Values:
+def _at(
+    gpu: str, row: str, n_shown: float, n_active: float, window: int, prefix: str = "", count: str = "n_max"
+) -> Values:
     """Batch, power and tok/W of a calibrated engine at a mean context of half the window."""
     engine = engine_choice(gpu).engine
     power_w = float(gpu_power_w(engine.power, n_active, window / 2))
@@ -175,7 +177,7 @@ def _fleet_values(row: str, n_instances: float, power_w: float, tok_per_w: float
 
 
 def _table4() -> tuple[Values, Values]:
-    """Context routing against semantic routing on H100: power and tok/W at floor(0.85 n_max), round(0.85 n_max) printed."""
+    """Context against semantic routing on H100: power and tok/W at floor(0.85 n_max), round(0.85 n_max) printed."""
     values: Values = {}
     for row, window in (("context short", 8192), ("context long", 65_536), ("semantic large", 65_536)):
         busy = MAX_UTILIZATION * float(max_sequences(engine_choice("h100").engine.kv, window))

@@ -39,7 +39,9 @@ def make_workload(
     prompt, output = (np.atleast_1d(np.asarray(x, dtype=float)) for x in (prompt_tokens, output_tokens))
     weights = np.ones_like(prompt) if weight is None else np.atleast_1d(np.asarray(weight, dtype=float))
     if not (prompt.ndim == 1 and prompt.size and prompt.shape == output.shape == weights.shape):
-        raise ValueError(f"need equal, non-empty 1-D arrays, got shapes {prompt.shape}, {output.shape}, {weights.shape}")
+        raise ValueError(
+            f"need equal, non-empty 1-D arrays, got shapes {prompt.shape}, {output.shape}, {weights.shape}"
+        )
     # An 80 / 20 split of a one-token request leaves no output token: zero is allowed here, not in a trace file.
     for name, values, lowest in (("prompt_tokens", prompt, 1.0), ("output_tokens", output, 0.0)):
         if not (np.isfinite(values).all() and values.min() >= lowest):
@@ -80,10 +82,13 @@ def mean_tokens(workload: Workload) -> tuple[Array, Array]:
     )
 
 
-def split_total(
-    total: ArrayLike, output_share: float = OUTPUT_SHARE, *, whole: bool = True
-) -> tuple[Array, Array]:
-    """(prompt, output) of requests of the given total length: prompt = max(1, floor((1 - share) L)), output the rest."""
+def share_above(workload: Workload, tokens: ArrayLike) -> Array:
+    """Share of the requests whose total length exceeds `tokens` [-]."""
+    return jnp.sum(jnp.where(total_tokens(workload) > tokens, workload.weight, 0.0))
+
+
+def split_total(total: ArrayLike, output_share: float = OUTPUT_SHARE, *, whole: bool = True) -> tuple[Array, Array]:
+    """(prompt, output) of requests of total length L: prompt = max(1, floor((1 - share) L)), output the rest."""
     prompt = jnp.maximum(1.0, whole_down((1.0 - output_share) * jnp.asarray(total), whole=whole))
     return prompt, total - prompt
 

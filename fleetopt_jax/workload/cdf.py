@@ -24,10 +24,14 @@ def check_cdf(where: str, knots: list[tuple[float, float]]) -> None:
         raise BadInput(where, f"fraction = {fractions.max():g} is above 1", f"need 0..1{hint}")
     for i in range(1, len(knots)):
         if tokens[i] <= tokens[i - 1]:
-            raise BadInput(f"{where}, knot {i + 1}", f"tokens fall from {tokens[i - 1]:g} to {tokens[i]:g}", "need rising tokens")
+            raise BadInput(
+                f"{where}, knot {i + 1}", f"tokens fall from {tokens[i - 1]:g} to {tokens[i]:g}", "need rising tokens"
+            )
         if fractions[i] < fractions[i - 1]:
             raise BadInput(
-                f"{where}, knot {i + 1}", f"fraction falls from {fractions[i - 1]:g} to {fractions[i]:g}", "a CDF never falls"
+                f"{where}, knot {i + 1}",
+                f"fraction falls from {fractions[i - 1]:g} to {fractions[i]:g}",
+                "a CDF never falls",
             )
     if abs(fractions[-1] - 1) > 1e-9:
         raise BadInput(where, f"the CDF ends at fraction {fractions[-1]:g}", "need 1")
@@ -53,6 +57,4 @@ def cdf_workload(
         mass, length = cell_mass[cell_mass > 0], moment[cell_mass > 0] / cell_mass[cell_mass > 0]
     used = mass > 0
     prompt, output = split_total(length[used], output_share)
-    return make_workload(
-        prompt, output, mass[used], arrival_rate_per_s=arrival_rate_per_s, longest_tokens=longest
-    )
+    return make_workload(prompt, output, mass[used], arrival_rate_per_s=arrival_rate_per_s, longest_tokens=longest)

@@ -18,9 +18,9 @@ def compress(
 
     Equal requests are merged first; if that suffices nothing is lost. Otherwise cells are split, the one with the
     largest squared error first, at the mean of its wider coordinate (total or output length, each relative to its root
-    mean square), until `max_atoms` cells are left; an atom is the mean of its cell. So mass, mean prompt and mean output
-    of every cell are exact, a spike in the data is a cell of its own with no error, and the variance lost is the sum of
-    the squared errors the splitting has made small. The order of the input does not matter.
+    mean square), until `max_atoms` cells are left; an atom is the mean of its cell. So mass, mean prompt and mean
+    output of every cell are exact, a spike in the data is a cell of its own with no error, and the variance lost is the
+    sum of the squared errors the splitting has made small. The order of the input does not matter.
     """
     pairs = np.stack([np.asarray(prompt_tokens, dtype=float), np.asarray(output_tokens, dtype=float)], axis=1)
     weights = np.ones(len(pairs)) if weight is None else np.asarray(weight, dtype=float)

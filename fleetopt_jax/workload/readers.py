@@ -79,7 +79,9 @@ def read_workload_file(path: str | os.PathLike, layout: Layout | None = None) ->
         return _parse_cdf(where, data)
     tables = {".csv": _csv_table, ".jsonl": _jsonl_table, ".parquet": _parquet_table}
     if ending not in tables:
-        raise BadInput(where, f"unknown file ending {ending!r}", "need .csv, .jsonl, .parquet or .json (CDF), or .gz of one")
+        raise BadInput(
+            where, f"unknown file ending {ending!r}", "need .csv, .jsonl, .parquet or .json (CDF), or .gz of one"
+        )
     try:
         table = tables[ending](data)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -158,7 +160,9 @@ def _tokens(where: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
     if not good.all():
         row = int(np.argmin(good))
         raise BadInput(
-            f"{where}, row {row + 1}", f"{name} = {column[row].as_py()}", f"need a whole number from 1 to {MAX_TOKENS:.0e}"
+            f"{where}, row {row + 1}",
+            f"{name} = {column[row].as_py()}",
+            f"need a whole number from 1 to {MAX_TOKENS:.0e}",
         )
     return values
 
@@ -208,7 +212,9 @@ def _calendar_seconds(where: str, name: str, column: pa.ChunkedArray) -> np.ndar
             raise BadInput(f"{where}, row {row + 1}", f"{name} is missing", "need a time stamp")
         nanoseconds = pc.cast(stamps, pa.int64()).to_numpy()
         return (nanoseconds - nanoseconds.min()) / 1e9
-    raise BadInput(where, f"{name} = {column[0].as_py()!r}", "need seconds or ISO 8601 time stamps, one kind in all rows")
+    raise BadInput(
+        where, f"{name} = {column[0].as_py()!r}", "need seconds or ISO 8601 time stamps, one kind in all rows"
+    )
 
 
 def _parse_cdf(where: str, data: bytes) -> CdfFile:
