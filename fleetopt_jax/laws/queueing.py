@@ -9,37 +9,39 @@ from jax import Array
 from jax.typing import ArrayLike
 
 TAIL_PROBABILITY = 0.01  # the P99 of the published limit
-_TAIL_NATS = 40.0  # the integrand is cut where it is below exp(-40) of its peak
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+_TAIL_NATS = 30.0  # the integrand is cut where it is below exp(-30) of its peak
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
 def log_erlang_b(servers: ArrayLike, offered_load: ArrayLike) -> Array:
     """ln of the Erlang-B blocking probability, for real `servers` >= 1 and 0 < `offered_load` < `servers`.
 
     From 1/B = a int_0^inf exp(-a t) (1 + t)^c dt (Jagerman 1974). Centred on the integrand's peak, with
-    y = a (1 + t) / c - 1 and delta = 1 - rho,
+    exp(v) = a (1 + t) / c and delta = 1 - rho,
 
-        ln(1/B) = ln c + c (-ln rho - delta) + ln int_{-delta}^inf exp(c (ln(1 + y) - y)) dy,
+        ln(1/B) = ln c + c (-ln rho - delta) + ln int_{ln rho}^inf exp(c (v + 1 - exp(v)) + v) dv,
 
-    whose integrand is a bell of width 1/sqrt(c). 64 Gauss-Legendre nodes between the points where it falls to e^-40
-    give a relative error of B below 1e-10 in float64 for whole c from 1 to 100,000 (tested against the recursion).
-    No branch, no loop: smooth in c and a, so gradients and `vmap` come free. Equal to
+    whose integrand is a bell of width 1/sqrt(c) around 0. 48 Gauss-Legendre nodes between the points where it falls to
+    e^-30 give a relative error of B below 1e-11 in float64 for whole c from 1 to 100,000 (tested against the
+    recursion). No branch, no loop: smooth in c and a, so gradients and `vmap` come free. Equal to
     c ln a - a - lnGamma(c + 1) - ln Q(c + 1, a).
     """
     c = jnp.asarray(servers, dtype=float)
     rho = offered_load / c
-    delta = 1.0 - rho
     drop = _TAIL_NATS / c
     half_width = jnp.sqrt(2.0 * drop)
-    lo = -jnp.minimum(delta, half_width)  # y - ln(1 + y) >= y^2 / 2 left of the peak
-    hi = drop + half_width  # y - ln(1 + y) >= drop from here on
-    y = lo + (hi - lo) * 0.5 * (1.0 + _NODES)
-    integral = 0.5 * (hi - lo) * jnp.sum(_WEIGHTS * jnp.exp(c * (jnp.log1p(y) - y)))
-    return -(jnp.log(c) - c * (jnp.log(rho) + delta) + jnp.log(integral))
+    # With y = exp(v) - 1: y - ln(1 + y) >= y^2 / 2 left of the peak, >= drop right of y = drop + half_width; and
+    # v + 1 - exp(v) < v + 1 serves where half_width > 1.
+    lo = jnp.maximum(jnp.log1p(-jnp.minimum(half_width, 1.0 - 1e-15)), -(_TAIL_NATS + c) / (c + 1.0))
+    lo = jnp.maximum(lo, jnp.log(rho))
+    hi = jnp.log1p(drop + half_width)
+    v = lo + (hi - lo) * 0.5 * (1.0 + _NODES)
+    integral = 0.5 * (hi - lo) * jnp.dot(jnp.exp(c * (v - jnp.expm1(v)) + v), _WEIGHTS)
+    return -(jnp.log(c) - c * (jnp.log(rho) + 1.0 - rho) + jnp.log(integral))
 
 
 def log_erlang_c(servers: ArrayLike, offered_load: ArrayLike) -> Array:
-    """ln of the Erlang-C probability of waiting, C = B / (1 - rho (1 - B)), for real `servers` >= 1; 0 when unstable."""
+    """ln of the Erlang-C probability of waiting, C = B / (1 - rho (1 - B)), real `servers` >= 1; 0 when unstable."""
     rho = offered_load / servers
     usable = jnp.logical_and(rho < 1.0, rho > 0.0)
     safe_load = jnp.where(usable, offered_load, 0.5 * jnp.asarray(servers, dtype=float))

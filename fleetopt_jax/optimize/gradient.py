@@ -62,7 +62,7 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
         return (scorer(*alone)[0], alone[0][0], alone[1][0]), False
     relaxed = Relaxed(
         engines=tuple(choice.engine for choice in scorer.choices),
-        workload=_coarse(problem.workload),
+        workload=coarse(problem.workload),
         slo=problem.slo,
         window_tokens=jnp.asarray(window, dtype=float),
         gamma=jnp.asarray(problem.gamma or 1.0, dtype=float),
@@ -169,7 +169,7 @@ def _starts(workload: Workload, n_pools: int) -> Array:
     return jnp.log(jnp.asarray(totals[np.minimum(np.searchsorted(served, levels), len(totals) - 1)]))
 
 
-def _coarse(workload: Workload) -> Workload:
+def coarse(workload: Workload) -> Workload:
     atoms = compress(
         np.asarray(workload.prompt_tokens),
         np.asarray(workload.output_tokens),

@@ -84,7 +84,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer. Where no fleet holds the limits, `fleet` and `metrics` are None and `binding` says what is reachable."""
+    """The answer. Where no fleet holds the limits, `fleet` and `metrics` are None and `binding` says what is."""
 
     status: Status
     method: Method | Literal["given"]

@@ -1,0 +1,134 @@
+"""Two-pool evaluations per second: ours, batched and warm, against vllm-sr-sim's `fleet_tpw_analysis`.
+
+    python -m pip install -e ".[peer]" && python experiments/benchmarks/evaluations.py
+
+One evaluation sizes both pools of the azure-cdf fleet at 1,000 requests/s on H100 for one threshold (P99 wait 500 ms,
+utilisation 0.85) and returns its tokens per joule. Ours integrates the CDF exactly over its 12,288 lengths; the peer
+draws 3,000 samples a pool. Both run in this process, in turn, on the same thresholds; ratios are what to quote.
+Also: the cost of value_and_grad against the value of the soft evaluation the gradient optimizer uses.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
+from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions  # noqa: E402
+from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
+from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
+from fleetopt_jax.optimize.candidates import BATCH, score_batch  # noqa: E402
+from fleetopt_jax.optimize.gradient import RELAXED_ATOMS, coarse  # noqa: E402
+from fleetopt_jax.report.files import write_whole  # noqa: E402
+
+LONG_WINDOW = 65_536
+ROUNDS = 5
+PEER_EVALUATIONS = 20
+
+
+def main() -> None:
+    ours, compile_s = _ours()
+    peer = _peer()
+    value_s, gradient_s, gradient_compile_s = _gradient()
+    rates = [(ours(), peer() if peer else None) for _ in range(ROUNDS)]
+    ours_per_s = median(rate for rate, _ in rates)
+    result = {
+        "ours_evaluations_per_s": ours_per_s,
+        "ours_compile_s": compile_s,
+        "peer_evaluations_per_s": median(rate for _, rate in rates) if peer else None,
+        "ratio": median(a / b for a, b in rates) if peer else None,
+        "value_s": value_s,
+        "value_and_grad_s": gradient_s,
+        "value_and_grad_over_value": gradient_s / value_s,
+        "value_and_grad_compile_s": gradient_compile_s,
+        "relaxed_atoms": RELAXED_ATOMS,
+        "jax": jax.__version__,
+    }
+    print(json.dumps(result, indent=2))
+    write_whole(Path(__file__).parent / "evaluations.json", json.dumps(result, indent=2) + "\n")
+
+
+def _ours() -> tuple[Callable[[], float], float]:
+    """(evaluations per second of one full batch, seconds of the first call)."""
+    engine = engine_choice("h100").engine
+    workload, slo = load_workload("azure-cdf"), make_slo()
+    thresholds = np.linspace(1024, 12_288, BATCH).round()
+    windows = jnp.stack([thresholds, np.full(BATCH, LONG_WINDOW)], axis=1)
+    gammas = jnp.ones_like(windows)
+
+    def run() -> None:
+        batch = score_batch(
+            (engine, engine), windows, gammas, workload, slo, assumptions=PUBLISHED, objective="tok_per_j"
+        )
+        jax.block_until_ready(batch)
+
+    compile_s = _seconds(run)
+    return lambda: BATCH / _seconds(run), compile_s
+
+
+def _peer() -> Callable[[], float] | None:
+    """Evaluations per second of the peer over the same range of thresholds, or None where it is not installed."""
+    try:
+        from fleet_sim.gpu_profiles.profiles import H100_80GB
+        from fleet_sim.optimizer.tpw import _split_cdf, fleet_tpw_analysis
+    except ImportError:
+        print("skipped: vllm-sr-sim is not installed (pip install 'fleetopt_jax[peer]'); ours alone is measured")
+        return None
+    knots = [(int(tokens), fraction) for tokens, fraction in cdf_knots("azure-cdf")]
+    thresholds = np.linspace(1024, 12_000, PEER_EVALUATIONS).round().astype(int)
+
+    def run() -> None:
+        for threshold in thresholds:
+            short, long, share = _split_cdf(knots, int(threshold))
+            fleet_tpw_analysis(
+                [
+                    {"gpu": H100_80GB, "cdf": short, "lam": 1000.0 * share, "max_ctx": int(threshold)},
+                    {"gpu": H100_80GB, "cdf": long, "lam": 1000.0 * (1 - share), "max_ctx": LONG_WINDOW},
+                ],
+                1000.0,
+            )
+
+    return lambda: PEER_EVALUATIONS / _seconds(run)
+
+
+def _gradient() -> tuple[float, float, float]:
+    """(seconds of the value, of value_and_grad, and of compiling the latter), median over calls."""
+    engine = engine_choice("h100").engine
+    workload = coarse(load_workload("azure-cdf"))
+    real = Assumptions(rounding="real")
+
+    def tok_per_j(windows: jax.Array, n_instances: jax.Array) -> jax.Array:
+        fleet = Fleet(engines=(engine, engine), window_tokens=windows, gamma=jnp.ones(2), n_instances=n_instances)
+        return evaluate(fleet, workload, real, router_width=0.05).tok_per_j
+
+    arguments = jnp.array([7369.0, LONG_WINDOW]), jnp.array([53.0, 10.0])
+    value, gradient = jax.jit(tok_per_j), jax.jit(jax.value_and_grad(tok_per_j, argnums=(0, 1)))
+    _seconds(lambda: jax.block_until_ready(value(*arguments)))
+    compile_s = _seconds(lambda: jax.block_until_ready(gradient(*arguments)))
+    pairs = [
+        (
+            _seconds(lambda: jax.block_until_ready(value(*arguments))),
+            _seconds(lambda: jax.block_until_ready(gradient(*arguments))),
+        )
+        for _ in range(500)
+    ]
+    return median(a for a, _ in pairs), median(b for _, b in pairs), compile_s
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

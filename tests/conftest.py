@@ -1,0 +1,31 @@
+import jax
+
+jax.config.update("jax_enable_x64", True)  # before any test module makes an array: Erlang-C needs float64
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def h100():
+    """The paper's H100 engine under its catalog names."""
+    return engine_choice("h100")
+
+
+@pytest.fixture(scope="session")
+def b200():
+    """The paper's B200 engine under its catalog names."""
+    return engine_choice("b200")
+
+
+@pytest.fixture(scope="session")
+def small_workload() -> Workload:
+    """40 lengths from 20 to 60,000 tokens, most of the requests short and most of the tokens long."""
+    rng = np.random.default_rng(0)
+    total = np.round(np.geomspace(20.0, 60_000.0, 40) * rng.uniform(0.96, 1.04, 40))
+    prompt = np.maximum(1.0, np.floor(0.8 * total))
+    weight = rng.uniform(0.2, 1.0, 40) / np.sqrt(total)
+    return make_workload(prompt, total - prompt, weight, arrival_rate_per_s=200.0)
