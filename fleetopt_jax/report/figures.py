@@ -42,12 +42,10 @@ def one_over_w_figure(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("context window [tokens]")
     axes.set_ylabel("output tokens per joule\n(one GPU's watts per instance)")
-    first, last = _kept_per_doubling(tok_per_w)
-    axes.set_title(
-        f"Doubling the window about halves tokens per joule:\nx{first:.2f} from 2K to 4K, x{last:.2f} from 64K to 128K (H100)",
-        loc="left",
-        fontsize=11,
-    )
+    first, last = _kept_per_doubling(tok_per_w["h100"])
+    takeaway = "Doubling the window about halves tokens per joule:\n"
+    kept = f"x{first:.2f} from 2K to 4K, x{last:.2f} from 64K to 128K (H100)"
+    axes.set_title(takeaway + kept, loc="left", fontsize=11)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
@@ -63,8 +61,8 @@ def save_figure(figure: Figure, stem: Path) -> None:
         write_whole(stem.with_suffix(f".{kind}"), buffer.getvalue())
 
 
-def _kept_per_doubling(tok_per_w: Mapping[str, Sequence[float]]) -> tuple[float, float]:
-    values = tok_per_w["h100"]
+def _kept_per_doubling(values: Sequence[float]) -> tuple[float, float]:
+    """What the first and the last doubling leave."""
     return values[1] / values[0], values[-1] / values[-2]
 
 
