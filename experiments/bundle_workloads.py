@@ -20,8 +20,9 @@ import numpy as np  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.fleet.assumptions import Assumptions  # noqa: E402
-from fleetopt_jax.fleet.evaluate import evaluate, size_fleet  # noqa: E402
+from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
+from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 from fleetopt_jax.workload.compress import compress  # noqa: E402
 from fleetopt_jax.workload.readers import Trace, read_workload_file  # noqa: E402

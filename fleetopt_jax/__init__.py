@@ -37,7 +37,7 @@ _HOME = {
     "plan_to_json": "optimize.plan",
     "reproduce": "published.tables",
     "roofline_engine": "fleet.engine",
-    "size_fleet": "fleet.evaluate",
+    "size_fleet": "fleet.sizing",
 }
 _ROOMS = ("catalog", "core", "fleet", "laws", "optimize", "published", "report", "workload")
 

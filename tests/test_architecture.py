@@ -58,7 +58,7 @@ def upward_imports(tree: ast.AST, package: str) -> set[str]:
     ours = {name for name in imports(tree, package) if name.split(".")[0] == "fleetopt_jax"}
     ours -= {"fleetopt_jax.__version__"}
     # The package itself hands out names of every room, so importing it is importing upwards.
-    rooms = {name: (name.split(".") + [""])[1] for name in ours}
+    rooms = {name: name.split(".")[1] if "." in name else "" for name in ours}
     return {name for name, to in rooms.items() if to != room and RANK.get(to, len(RANK)) >= RANK[room]}
 
 
@@ -66,9 +66,9 @@ def configures_jax(tree: ast.AST, package: str) -> bool:
     if any(name.startswith(("jax.config", "jax._src.config")) for name in imports(tree, package)):
         return True
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in ("config", "enable_x64", "disable_x64"):
-            if ast.unparse(node).split(".")[0] == "jax":
-                return True
+        names_it = isinstance(node, ast.Attribute) and node.attr in ("config", "enable_x64", "disable_x64")
+        if names_it and ast.unparse(node).split(".")[0] == "jax":
+            return True
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("JAX_"):
             return True
     return False

@@ -42,7 +42,9 @@ def random_steps(seed: int = 1) -> DecodeStep:
 
 
 def random_gpus(seed: int = 2) -> Gpu:
-    memory, bandwidth, flop, tdp, nccl = uniform((16e9, 200e9), (1e12, 8e12), (1e14, 3e15), (300, 1200), (0, 1e9), seed=seed)
+    memory, bandwidth, flop, tdp, nccl = uniform(
+        (16e9, 200e9), (1e12, 8e12), (1e14, 3e15), (300, 1200), (0, 1e9), seed=seed
+    )
     return Gpu(
         memory_bytes=memory,
         bandwidth_bytes_per_s=bandwidth,
@@ -54,7 +56,9 @@ def random_gpus(seed: int = 2) -> Gpu:
 
 
 def random_llms(seed: int = 3) -> Llm:
-    params, share, layers, weight_bytes, kv_bytes = uniform((1e9, 7e11), (0, 2), (20, 130), (0.5, 2), (3e4, 5e5), seed=seed)
+    params, share, layers, weight_bytes, kv_bytes = uniform(
+        (1e9, 7e11), (0, 2), (20, 130), (0.5, 2), (3e4, 5e5), seed=seed
+    )
     return Llm(
         n_params=params,
         n_active_params=params * np.clip(share, 0.02, 1.0),  # half of them dense
@@ -79,8 +83,8 @@ def test_logistic_power_is_bounded_and_rises_with_batch():
 
 
 def test_roofline_power_is_bounded_and_rises_with_batch():
-    step, (tdp, flop_s, log2_batch, context) = random_steps(), uniform((300, 1200), (1e-6, 1e-3), (0, 12), (16, 65_536))
-    gpu, llm = random_gpus(), random_llms()
+    step, gpu, llm = random_steps(), random_gpus(), random_llms()
+    log2_batch, context = uniform((0, 12), (16, 65_536))
     power = jax.vmap(roofline_power)(gpu, llm, np.full(N, 8.0), step)
     np.testing.assert_allclose(power.flop_s_per_seq, 2 * llm.n_active_params / 8 / gpu.peak_flop_per_s, rtol=1e-14)
     batch = 2.0**log2_batch
@@ -172,7 +176,7 @@ def test_tokens_per_watt_halve_when_the_window_doubles(h100):
     ratio = tok[100:] / tok[:-100]
     np.testing.assert_allclose(ratio, 0.5 * watts[:-100] / watts[100:], rtol=1e-12)
     assert np.all((ratio > 0.5) & (ratio < 0.65))
-    assert np.all(ratio[windows[:-100] <= 8192] < 0.56)  # saturated power: close to the law as stated
+    assert np.all(ratio[windows[:-100] <= 8192] < 0.56)  # a full batch draws nearly its most: close to one half
 
 
 def test_soft_shares_of_all_pools_sum_to_one_and_sharpen_to_the_hard_router():
@@ -302,7 +306,14 @@ def test_a_batch_of_engines_equals_a_loop_over_them():
 REFUSED = [
     (make_gpu, EIGHT_B200, dict(memory_bytes=0), dict(tdp_w=-700), dict(usd_per_h=-1), dict(nccl_bytes=-1)),
     (make_gpu, EIGHT_B200, dict(peak_flop_per_s=float("nan")), dict(bandwidth_bytes_per_s=float("inf"))),
-    (make_llm, DENSE_8B, dict(n_params=0), dict(n_active_params=9e9), dict(bytes_per_weight=-2), dict(n_layers=float("nan"))),
+    (
+        make_llm,
+        DENSE_8B,
+        dict(n_params=0),
+        dict(n_active_params=9e9),
+        dict(bytes_per_weight=-2),
+        dict(n_layers=float("nan")),
+    ),
     (
         make_decode_step,
         dict(base_s=4e-3, per_seq_s=3e-4, calibration_tokens=8192),
@@ -323,12 +334,16 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("make", "good", "bad"), [(make, good, bad) for make, good, *bads in REFUSED for bad in bads], ids=str
-)
-def test_impossible_records_are_refused_by_name_and_value(make, good, bad):
-    make(**good)
-    ((name, value),) = bad.items()
-    with pytest.raises(ValueError, match=name) as refusal:
-        make(**{**good, **bad})
-    assert f"{value:g}" in str(refusal.value)
+def test_impossible_records_are_refused_by_name_and_value():
+    accepted = []
+    for make, good, *bads in REFUSED:
+        make(**good)
+        for ((name, value),) in (bad.items() for bad in bads):
+            try:
+                make(**{**good, name: value})
+            except ValueError as refusal:
+                assert name in str(refusal)
+                assert str(value) in str(refusal) or str(float(value)) in str(refusal)
+            else:
+                accepted.append((make.__name__, name, value))
+    assert not accepted

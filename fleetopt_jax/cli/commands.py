@@ -83,14 +83,7 @@ def _optimize(options: argparse.Namespace) -> Answer:
     with _progress(f"Searching ({options.method})") as progress:
         plan = optimize(problem, options.method, progress)
     if plan.binding:
-        nearest = plan.binding["nearest_feasible"]
-        reachable = (
-            "no limit can be held" if nearest is None else f"the smallest reachable is {_round_up_ms(nearest)} ms"
-        )
-        print(
-            f"fleetopt optimize: infeasible: no fleet holds a P99 TTFT of {options.ttft_p99_ms:g} ms; {reachable}",
-            file=sys.stderr,
-        )
+        print(f"fleetopt optimize: infeasible: {_why(plan.binding)}", file=sys.stderr)
     return plan_to_json(plan), tables.plan_table, INFEASIBLE if plan.binding else OK
 
 
@@ -211,8 +204,15 @@ def _numbers(record: Any) -> dict[str, float]:
     return {name: float(np.asarray(value)) for name, value in vars(record).items()}
 
 
-def _round_up_ms(seconds: float) -> str:
-    return f"{np.ceil(seconds / MS * 10) / 10:.1f}"
+def _why(binding: dict[str, Any]) -> str:
+    """Which limit cannot be held, and what can; a time is rounded up, so that asking for it succeeds."""
+    asked, nearest = binding["asked"], binding["nearest_feasible"]
+    if binding["limit"] == "window_tokens":
+        return (
+            f"no engine holds one sequence of the {asked:g}-token window; the largest it can hold is {nearest:g} tokens"
+        )
+    reachable_ms = np.ceil(nearest / MS * 10) / 10
+    return f"no fleet holds a P99 TTFT of {asked / MS:g} ms; the smallest reachable is {reachable_ms:.1f} ms"
 
 
 @contextmanager

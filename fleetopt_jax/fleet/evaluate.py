@@ -1,4 +1,4 @@
-"""Metrics of a fleet under a workload, and the least instances that hold the limits."""
+"""Metrics of a fleet under a workload."""
 
 from typing import Literal
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.numerics import safe_div, whole_up
+from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.kv_cache import max_sequences
 from fleetopt_jax.laws.power import gpu_power_w
@@ -89,7 +89,7 @@ def pool_metrics(
     assumptions: Assumptions,
 ) -> PoolMetrics:
     """Metrics of one pool of `n_instances` equal instances serving `traffic`."""
-    rate, n_max, service_s, service_scv = _load(engine, traffic, window_tokens, workload, assumptions)
+    rate, n_max, service_s, service_scv = pool_load(engine, traffic, window_tokens, workload, assumptions)
     used = jnp.logical_and(traffic.traffic_frac > 0, jnp.asarray(n_instances) > 0)
     servers = jnp.where(used, n_instances * n_max, 1.0)
     offered = rate * service_s
@@ -128,58 +128,6 @@ def pool_metrics(
     )
 
 
-def required_instances(
-    engine: Engine,
-    traffic: PoolTraffic,
-    window_tokens: ArrayLike,
-    workload: Workload,
-    slo: Slo,
-    assumptions: Assumptions = PUBLISHED,
-) -> Array:
-    """Least N of one pool: ceil(lambda / (0.85 mu)), ceil(lambda / mu) + 1, and P99 TTFT within the limit.
-
-    0 without traffic; inf where no N holds the limit (the prefill alone breaks it, or the window holds no sequence).
-    With real rounding the TTFT limit is left to the caller as a constraint. The published rule bounds the wait alone;
-    here wait plus prefill is bounded, which is the P99 TTFT the plan reports.
-    """
-    rate, n_max, service_s, service_scv = _load(engine, traffic, window_tokens, workload, assumptions)
-    busy_instances = rate * service_s / jnp.maximum(n_max, 1.0)
-    least = jnp.maximum(
-        whole_up(busy_instances / slo.max_utilization, whole=assumptions.whole),
-        whole_up(busy_instances, whole=assumptions.whole) + 1.0,
-    )
-    prefill_s = lone_prefill_s(engine.decode, traffic.mean.chunks)
-    reachable = jnp.logical_and(n_max >= 1, prefill_s <= slo.ttft_p99_s)
-    busy = traffic.traffic_frac > 0
-    if assumptions.whole:
-
-        def holds(n_instances: Array) -> Array:
-            wait_s = p99_wait_s(n_instances * n_max, rate, service_s, service_scv)
-            return jnp.logical_or(wait_s + prefill_s <= slo.ttft_p99_s, ~(busy & reachable))
-
-        least = _least_true(holds, least)
-    return jnp.where(busy, jnp.where(reachable, least, jnp.inf), 0.0)
-
-
-def size_fleet(
-    engines: tuple[Engine, ...],
-    window_tokens: Array,
-    gamma: Array,
-    workload: Workload,
-    slo: Slo,
-    assumptions: Assumptions = PUBLISHED,
-) -> Fleet:
-    """The fleet with the least instances per pool that hold `slo` (inf where none do)."""
-    traffic = route(engines, window_tokens, gamma, workload, assumptions)
-    n_instances = jnp.stack(
-        [
-            required_instances(engine, pool, window, workload, slo, assumptions)
-            for engine, pool, window in zip(engines, traffic, window_tokens, strict=True)
-        ]
-    )
-    return Fleet(engines=engines, window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
-
-
 Objective = Literal["tok_per_j", "usd", "power", "gpus"]
 
 
@@ -196,33 +144,15 @@ def cost(metrics: FleetMetrics, objective: Objective) -> Array:
             return metrics.n_gpus
 
 
-def _load(engine, traffic, window_tokens, workload, assumptions) -> tuple[Array, Array, Array, Array]:
+def pool_load(
+    engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, workload: Workload, assumptions: Assumptions
+) -> tuple[Array, Array, Array, Array]:
     """(rate [1/s], n_max, E[s] [s], cs2) of a pool; harmless positive numbers where it has no traffic."""
     n_max = max_sequences(engine.kv, window_tokens, whole=assumptions.whole)
     busy = traffic.traffic_frac > 0
     mean = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), traffic.mean)
     service_s, service_scv = service_moments_s(engine.decode, mean, n_max)
     return workload.arrival_rate_per_s * traffic.traffic_frac, n_max, service_s, service_scv
-
-
-def _least_true(holds, start: Array) -> Array:
-    """Least whole number >= start for which the monotone `holds` is true: gallop, then bisect.
-
-    One evaluation where `start` already holds; a batch under `vmap` loops only as long as one of its members needs.
-    """
-
-    def gallop(state):
-        _, trial, step = state
-        return trial, trial + step, 2.0 * step
-
-    def bisect(state):
-        failed, passed = state
-        middle = jnp.floor((failed + passed) / 2.0)
-        ok = holds(middle)
-        return jnp.where(ok, failed, middle), jnp.where(ok, middle, passed)
-
-    failed, passed, _ = jax.lax.while_loop(lambda s: ~holds(s[1]), gallop, (start - 1.0, start, jnp.ones_like(start)))
-    return jax.lax.while_loop(lambda s: s[1] - s[0] > 1.0, bisect, (failed, passed))[1]
 
 
 def _total(pools: PoolMetrics) -> FleetMetrics:

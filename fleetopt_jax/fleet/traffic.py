@@ -42,14 +42,18 @@ def route(
     credited its own output (the published compression). Requests beyond the last edge are served by nobody.
     """
     edges = router_edges(window_tokens, gamma)
-    share_of = _hard_traffic if router_width is None else _soft_traffic
-    lower_edges = [0.0, *edges[:-1]]
-    return tuple(
-        share_of(engine, window, lower, upper, last, workload, assumptions, router_width)
-        for engine, window, lower, upper, last in zip(
-            engines, window_tokens, lower_edges, edges, [False] * (len(engines) - 1) + [True], strict=True
-        )
-    )
+    traffic = []
+    for k, engine in enumerate(engines):
+        lower, upper = edges[k - 1] if k else jnp.zeros(()), edges[k]
+        if router_width is None:
+            traffic.append(_hard_traffic(engine, window_tokens[k], lower, upper, workload, assumptions))
+            continue
+        # The last edge stays hard: what is longer than every window is rejected, whatever the router predicts.
+        last = k == len(engines) - 1
+        total = total_tokens(workload)
+        share = soft_share(total, lower, jnp.inf if last else upper, router_width) * (total <= upper if last else 1.0)
+        traffic.append(_shared_traffic(engine, window_tokens[k], share, workload, assumptions))
+    return tuple(traffic)
 
 
 def _features(engine: Engine, length: ArrayLike, assumptions: Assumptions) -> StepMoments:
@@ -57,27 +61,31 @@ def _features(engine: Engine, length: ArrayLike, assumptions: Assumptions) -> St
     return step_moments(prompt, output, engine.chunk_tokens, whole=assumptions.whole)
 
 
-def _hard_traffic(engine, window, lower, upper, last, workload, assumptions, router_width) -> PoolTraffic:
+def _hard_traffic(
+    engine: Engine, window: Array, lower: Array, upper: Array, workload: Workload, assumptions: Assumptions
+) -> PoolTraffic:
+    """The requests in (lower, upper]; those longer than the window are served at its length."""
     total = total_tokens(workload)
     _, output = split_total(total, assumptions.output_share, whole=assumptions.whole)
-    as_is = jnp.clip(window, lower, upper)  # up to here requests are served at their own length
+    as_is = jnp.clip(window, lower, upper)
     start, middle, end = (jnp.searchsorted(total, edge, side="right") for edge in (lower, as_is, upper))
 
     def between(values: ArrayLike, i: Array, j: Array) -> Array:
         sums = jnp.concatenate([jnp.zeros(1), jnp.cumsum(workload.weight * values)])
         return sums[j] - sums[i]
 
-    frac = between(1.0, start, end)
     squeezed = between(1.0, middle, end)
     own = jax.tree.map(lambda x: between(x, start, middle), _features(engine, total, assumptions))
     sums = jax.tree.map(lambda x, at_window: x + squeezed * at_window, own, _features(engine, window, assumptions))
-    return _traffic(frac, between(output, start, end), sums)
+    return _traffic(between(1.0, start, end), between(output, start, end), sums)
 
 
-def _soft_traffic(engine, window, lower, upper, last, workload, assumptions, router_width) -> PoolTraffic:
+def _shared_traffic(
+    engine: Engine, window: Array, share: Array, workload: Workload, assumptions: Assumptions
+) -> PoolTraffic:
+    """The pool's `share` [J] of every atom; those longer than the window are served at its length."""
     total = total_tokens(workload)
-    share = soft_share(total, lower, jnp.inf if last else upper, router_width)
-    mass = workload.weight * (jnp.where(total <= upper, share, 0.0) if last else share)
+    mass = workload.weight * share
     _, output = split_total(total, assumptions.output_share, whole=assumptions.whole)
     features = _features(engine, jnp.minimum(total, window), assumptions)
     return _traffic(jnp.sum(mass), jnp.sum(mass * output), jax.tree.map(lambda x: jnp.sum(mass * x), features))

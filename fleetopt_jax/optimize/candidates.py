@@ -11,8 +11,9 @@ from jax import Array
 
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate, size_fleet
+from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.optimize.plan import GAMMA_MAX, EngineChoice, Problem, thresholds
 from fleetopt_jax.workload.atoms import Workload
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.optimize import gradient, grid
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, detail
 from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem, Search, Status, assignments
@@ -126,6 +127,10 @@ def _detail(
 
 def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search: Search) -> Plan:
     reachable_s = min(scorer.reachable_s for scorer in scorers)
+    if math.isfinite(reachable_s):
+        limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), reachable_s
+    else:
+        limit, asked, nearest = "window_tokens", problem.window_tokens, _largest_window(problem)
     return Plan(
         status="infeasible",
         method=method,
@@ -135,9 +140,11 @@ def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search:
         metrics=None,
         gain_vs_homogeneous=None,
         search=search,
-        binding={
-            "limit": "ttft_p99_s",
-            "asked": float(problem.slo.ttft_p99_s),
-            "nearest_feasible": reachable_s if math.isfinite(reachable_s) else None,
-        },
+        binding={"limit": limit, "asked": asked, "nearest_feasible": nearest},
     )
+
+
+def _largest_window(problem: Problem) -> float:
+    """The largest window of which some engine's KV cache holds one sequence [tokens]."""
+    caches = [choice.engine.kv for choice in problem.choices]
+    return max(float(min(kv.n_blocks * BLOCK_TOKENS, kv.slot_tokens)) for kv in caches)
