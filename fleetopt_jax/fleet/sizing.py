@@ -74,15 +74,18 @@ def _least_true(holds, start: Array) -> Array:
     One evaluation where `start` already holds; a batch under `vmap` loops only as long as one of its members needs.
     """
 
+    # Whether the trial holds is carried along, not tested by the loop: `vmap` would evaluate a test twice an iteration.
     def gallop(state):
-        _, trial, step = state
-        return trial, trial + step, 2.0 * step
+        _, offset, _ = state
+        further = jnp.maximum(1.0, 2.0 * offset)
+        return offset, further, holds(start + further)
 
     def bisect(state):
         failed, passed = state
         middle = jnp.floor((failed + passed) / 2.0)
-        ok = holds(middle)
+        ok = holds(start + middle)
         return jnp.where(ok, failed, middle), jnp.where(ok, middle, passed)
 
-    failed, passed, _ = jax.lax.while_loop(lambda s: ~holds(s[1]), gallop, (start - 1.0, start, jnp.ones_like(start)))
-    return jax.lax.while_loop(lambda s: s[1] - s[0] > 1.0, bisect, (failed, passed))[1]
+    first = (-jnp.ones_like(start), jnp.zeros_like(start), holds(start))  # offsets that failed and passed
+    failed, passed, _ = jax.lax.while_loop(lambda state: ~state[2], gallop, first)
+    return start + jax.lax.while_loop(lambda state: state[1] - state[0] > 1.0, bisect, (failed, passed))[1]
