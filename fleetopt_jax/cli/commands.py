@@ -19,8 +19,8 @@ from fleetopt_jax.catalog.engines import CALIBRATED, engine_choice  # noqa: E402
 from fleetopt_jax.catalog.gpus import GPUS  # noqa: E402
 from fleetopt_jax.catalog.llms import LLMS  # noqa: E402
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load  # noqa: E402
+from fleetopt_jax.cli.codes import BUG, INFEASIBLE, OK  # noqa: E402
 from fleetopt_jax.cli.door import read_plan  # noqa: E402
-from fleetopt_jax.cli.main import BUG, INFEASIBLE, OK  # noqa: E402
 from fleetopt_jax.core.errors import BadInput  # noqa: E402
 from fleetopt_jax.core.units import MS, US  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PRESETS, Assumptions  # noqa: E402

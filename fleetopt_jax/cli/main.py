@@ -2,12 +2,13 @@
 
 import argparse
 import math
+import os
 import sys
 from typing import NoReturn
 
 from fleetopt_jax import __version__
-
-OK, BUG, BAD_INPUT, INFEASIBLE = 0, 1, 2, 3
+from fleetopt_jax.cli.codes import BAD_INPUT, INTERRUPTED, OK
+from fleetopt_jax.core.errors import BadInput
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,21 +19,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0 done, 1 a bug of ours, 2 bad input, 3 infeasible."""
+    """Run one command; the exit code is 0 done, 1 a bug of ours (with its traceback), 2 bad input, 3 infeasible."""
     options = _parser().parse_args(argv)
-    from fleetopt_jax.cli import commands
-    from fleetopt_jax.core.errors import BadInput
-
     try:
-        return commands.run(options)
+        from fleetopt_jax.cli import commands
+
+        code = commands.run(options)
+        sys.stdout.flush()
     except BadInput as error:
         print(f"fleetopt {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
-    except BrokenPipeError:
-        sys.stderr.close()
-        return OK
     except KeyboardInterrupt:
-        return 130
+        print(f"fleetopt {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

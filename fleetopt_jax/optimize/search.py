@@ -16,7 +16,7 @@ from fleetopt_jax.optimize import gradient, grid
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, detail
 from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem, Search, Status, assignments
 
-SERVED_TOLERANCE = 1e-9  # shares are sums of float64 weights
+ROUNDING = 1e-9  # limits are compared this loosely: sums and compiled orders of float64 differ by less
 METHODS = {"grid": grid.search, "gradient": gradient.search}
 
 
@@ -33,6 +33,8 @@ def optimize(problem: Problem, method: Method = "grid", progress: Progress | Non
     status: Status = "optimal" if all(exhaustive for _, exhaustive in found) else "feasible"
     choices = scorers[best].choices
     fleet, metrics = _detail(problem, choices, windows, gammas)
+    if broken := broken_limit(problem, metrics):
+        raise AssertionError(f"the {method} search returned a plan that breaks a limit: {broken}")
     return make_plan(
         problem, method, status, choices, fleet, metrics, Search(n_evaluated, time.perf_counter() - started)
     )
@@ -70,12 +72,12 @@ def evaluate_given(
 def broken_limit(problem: Problem, metrics: FleetMetrics) -> dict[str, Any] | None:
     """The first limit the metrics break: its name, its value and what was asked."""
     limits = {
-        "unserved_frac": (metrics.unserved_frac, SERVED_TOLERANCE),
+        "unserved_frac": (metrics.unserved_frac, 0.0),
         "utilization": (metrics.utilization, problem.slo.max_utilization),
         "ttft_p99_s": (metrics.ttft_p99_s, problem.slo.ttft_p99_s),
     }
     for name, (value, limit) in limits.items():
-        if not float(value) <= float(limit):
+        if not float(value) <= float(limit) * (1.0 + ROUNDING) + ROUNDING:
             return {"limit": name, "value": float(value), "asked": float(limit)}
     return None
 
