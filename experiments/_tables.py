@@ -21,7 +21,8 @@ def run(number: int) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in fields(Cell)])
-    writer.writerows(astuple(cell) for cell in result.tables[str(number)])
+    for cell in result.tables[str(number)]:
+        writer.writerow([f"{x:.9g}" if isinstance(x, float) else x for x in astuple(cell)])  # the same on any machine
     write_whole(RESULTS / f"table{number}.csv", text.getvalue())
     print(text.getvalue())
     if result.mismatches:

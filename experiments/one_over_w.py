@@ -19,8 +19,8 @@ def main() -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["window_tokens", *(f"{gpu}_tok_per_j" for gpu in exact), *(f"{gpu}_kept" for gpu in exact)])
     for i, window in enumerate(windows):
-        kept = [values[i] / values[i - 1] if i else "" for values in exact.values()]
-        writer.writerow([window, *(values[i] for values in exact.values()), *kept])
+        kept = [f"{values[i] / values[i - 1]:.9g}" if i else "" for values in exact.values()]
+        writer.writerow([window, *(f"{values[i]:.9g}" for values in exact.values()), *kept])
     write_whole(RESULTS / "one_over_w.csv", text.getvalue())
     save_figure(one_over_w_figure(windows, exact, published), RESULTS / "one_over_w")
     print(text.getvalue())

@@ -1,5 +1,8 @@
 """Power, decode step, KV capacity, routing, prefill and service time: what each law promises, over many records."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -289,10 +292,10 @@ def test_gradients_are_finite_on_the_boundaries(kind):
     assert np.all(np.isfinite(jax.vmap(gpu_power_w, (None, 0, 0))(power, batch, context)))
     slopes = jax.vmap(jax.grad(gpu_power_w, argnums=(0, 1, 2)), (None, 0, 0))(power, batch, context)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slopes))
-    empty = KvCapacity(n_blocks=jnp.zeros(()), slot_tokens=jnp.asarray(jnp.inf))
-    for capacity in (kv, empty):
-        slopes = jax.grad(max_sequences, argnums=1)(capacity, 1e9)
-        assert jnp.isfinite(slopes)
+    empty = KvCapacity(n_blocks=jnp.zeros(()), slot_tokens=kv.slot_tokens)
+    unlimited = KvCapacity(n_blocks=kv.n_blocks, slot_tokens=jnp.asarray(jnp.inf))
+    for capacity, whole in itertools.product((kv, empty, unlimited), (True, False)):
+        assert jnp.isfinite(jax.grad(partial(max_sequences, whole=whole), argnums=1)(capacity, 1e9))
 
 
 def test_a_batch_of_engines_equals_a_loop_over_them():

@@ -1,0 +1,487 @@
+"""`evaluate` and `size_fleet` against plain Python, and the laws a fleet obeys under jit, vmap and grad."""
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jax.test_util import check_grads
+
+from fleetopt_jax.core.struct import stack
+from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
+from fleetopt_jax.fleet.engine import Engine, make_engine, require_fit, roofline_engine
+from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate, pool_metrics
+from fleetopt_jax.fleet.fleet import Fleet, Slo, make_fleet, make_slo
+from fleetopt_jax.fleet.sizing import required_instances, size_fleet
+from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.laws.hardware import make_gpu
+from fleetopt_jax.laws.kv_cache import make_kv_capacity
+from fleetopt_jax.laws.llm import make_llm
+from fleetopt_jax.laws.power import LogisticPower, make_logistic_power
+from fleetopt_jax.laws.roofline import make_decode_step
+from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
+
+REAL = Assumptions(rounding="real")
+compiled = jax.jit(evaluate, static_argnames="assumptions")
+TRACES: list[int] = []  # one entry each time `sized` is traced
+
+
+@jax.jit
+def sized(engines: tuple[Engine, ...], windows: Array, gamma: Array, workload: Workload, slo: Slo) -> FleetMetrics:
+    TRACES.append(1)
+    return evaluate(size_fleet(engines, windows, gamma, workload, slo), workload)
+
+
+@pytest.fixture(scope="module")
+def roofline() -> Engine:
+    """Llama-3.1-8B on one 80 GB GPU: another power law and no cap on slots."""
+    gpu = make_gpu(memory_bytes=85e9, bandwidth_bytes_per_s=3.35e12, peak_flop_per_s=9.89e14, tdp_w=700, usd_per_h=4)
+    llm = make_llm(n_params=8e9, n_layers=32, bytes_per_weight=2, kv_bytes_per_token=131_072)
+    return roofline_engine(gpu, llm, 1, chunk_tokens=512)
+
+
+def small_engine(*, n_blocks: float = 4096) -> Engine:
+    """An engine of few slots, whose waits bind."""
+    return make_engine(
+        make_decode_step(base_s=5e-3, per_seq_s=4e-4, calibration_tokens=8192),
+        make_kv_capacity(n_blocks=n_blocks, slot_tokens=12 * 8192),
+        make_logistic_power(idle_w=200, nominal_w=500, log2_half_batch=2),
+        chunk_tokens=1024,
+        gpus_per_instance=2,
+        usd_per_gpu_h=3,
+    )
+
+
+# --- against plain Python -------------------------------------------------------------------------------------------
+
+
+def erlang_c_by_recursion(servers: int, load: float) -> float:
+    if load >= servers:
+        return 1.0
+    inverse_b = 1.0
+    for c in range(1, servers + 1):
+        inverse_b = 1.0 + c / load * inverse_b
+    return 1.0 / (1.0 + (inverse_b - 1.0) * (1.0 - load / servers))
+
+
+def reference_power_w(engine: Engine, n_active: float, context: float) -> float:
+    power = engine.power
+    if isinstance(power, LogisticPower):
+        x = float(power.steepness) * (math.log2(max(1.0, n_active)) - float(power.log2_half_batch))
+        return float(power.idle_w) + (float(power.nominal_w) - float(power.idle_w)) / (1.0 + math.exp(-x))
+    kv_s = float(power.step.per_seq_s) * context / float(power.step.calibration_tokens) * n_active
+    step_s = float(power.step.base_s) + kv_s
+    activity = kv_s / step_s + float(power.flop_s_per_seq) * n_active / step_s
+    return float(power.tdp_w) * (0.43 + 0.43 * min(1.0, activity))
+
+
+def reference_pool(engine: Engine, window: float, n: int, served: list, rate: float, instance_watts: bool) -> dict:
+    """One pool by loops over the requests (length, weight) it serves; the formulas of the published section 4."""
+    step = engine.decode
+    # Slots may be unlimited, blocks not; a floor of the smaller is the smaller of the floors.
+    n_max = math.floor(min(float(engine.kv.slot_tokens) / window, float(engine.kv.n_blocks) / math.ceil(window / 16)))
+    frac = sum(weight for _, weight in served)
+    n_gpus = n * float(engine.gpus_per_instance)
+    pool = dict(
+        traffic_frac=frac, n_max=n_max, n_instances=n, n_gpus=n_gpus, usd_per_h=n_gpus * float(engine.usd_per_gpu_h)
+    )
+    busy = [
+        "rate_per_s",
+        "n_active",
+        "utilization",
+        "wait_p99_s",
+        "prefill_s",
+        "ttft_p99_s",
+        "itl_s",
+        "output_tok_per_s",
+    ]
+    if not frac:
+        return pool | dict.fromkeys([*busy, "tok_per_j"], 0.0)
+    mean = dict.fromkeys(["service", "square", "steps", "steps_len", "chunks", "output"], 0.0)
+    for length, weight in served:
+        held = min(length, window)
+        prompt = max(1, int(0.8 * held))
+        chunks = math.ceil(prompt / float(engine.chunk_tokens))
+        steps = chunks + held - prompt
+        step_s = float(step.base_s) + float(step.per_seq_s) * held / float(step.calibration_tokens) * n_max
+        features = [
+            steps * step_s,
+            (steps * step_s) ** 2,
+            steps,
+            steps * held,
+            chunks,
+            length - max(1, int(0.8 * length)),
+        ]
+        for name, value in zip(mean, features, strict=True):
+            mean[name] += weight / frac * value
+    scv = max(0.01, mean["square"] / mean["service"] ** 2 - 1.0)
+    arrivals, servers = rate * frac, n * n_max
+    load = arrivals * mean["service"]
+    utilization = load / servers
+    n_active = max(1, math.floor(min(1.0, utilization) * n_max))
+    board_w = reference_power_w(engine, n_active, mean["steps_len"] / mean["steps"])
+    power_w = board_w * (n_gpus if instance_watts else n)
+    wait_s = math.inf
+    if utilization < 1:
+        probability = erlang_c_by_recursion(servers, load)
+        decay = 2 * (servers / mean["service"] - arrivals) / (1 + scv)
+        wait_s = max(0.0, math.log(probability / 0.01)) / decay if probability > 0 else 0.0
+    prefill_s = mean["chunks"] * (float(step.base_s) + float(step.per_seq_s))
+    values = [arrivals, n_active, utilization, wait_s, prefill_s, wait_s + prefill_s]
+    values += [mean["service"] / mean["steps"], arrivals * mean["output"]]
+    tok_per_j = arrivals * mean["output"] / power_w
+    return pool | dict(zip(busy, values, strict=True)) | dict(gpu_power_w=board_w, power_w=power_w, tok_per_j=tok_per_j)
+
+
+def reference(fleet: Fleet, workload: Workload, *, instance_watts: bool = False) -> tuple[list[dict], dict]:
+    """(pools, fleet) in plain Python: each request goes to the first pool that accepts it."""
+    windows, gammas, counts = (np.asarray(x).tolist() for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))
+    served: list[list] = [[] for _ in windows]
+    unserved = 0.0
+    for length, weight in zip(
+        np.asarray(total_tokens(workload)).tolist(), np.asarray(workload.weight).tolist(), strict=True
+    ):
+        accepting = [
+            k for k, (window, gamma) in enumerate(zip(windows, gammas, strict=True)) if length <= gamma * window
+        ]
+        if accepting:
+            served[accepting[0]].append((length, weight))
+        else:
+            unserved += weight
+    rate = float(workload.arrival_rate_per_s)
+    pools = [
+        reference_pool(engine, window, int(n), requests, rate, instance_watts)
+        for engine, window, n, requests in zip(fleet.engines, windows, counts, served, strict=True)
+    ]
+    used = [pool for pool in pools if pool["traffic_frac"]]
+    tok_per_s, power_w = (sum(pool[name] for pool in used) for name in ("output_tok_per_s", "power_w"))
+    total = dict(
+        tok_per_j=tok_per_s / power_w,
+        output_tok_per_s=tok_per_s,
+        power_w=power_w,
+        ttft_p99_s=max(pool["ttft_p99_s"] for pool in used),
+        utilization=max(pool["utilization"] for pool in used),
+        itl_s=sum(pool["output_tok_per_s"] * pool["itl_s"] for pool in used) / tok_per_s,
+        unserved_frac=unserved,
+        **{name: sum(pool[name] for pool in pools) for name in ("n_instances", "n_gpus", "usd_per_h")},
+    )
+    return pools, total
+
+
+def random_fleets(engines: tuple[Engine, ...], workload: Workload, n: int) -> list[Fleet]:
+    """Idle, busy and overloaded fleets, with compression, empty pools and requests left out."""
+    rng = np.random.default_rng(len(engines))
+    k = len(engines)
+    fleets = []
+    for _ in range(n):
+        windows = np.sort(np.round(np.exp(rng.uniform(np.log(150), np.log(60_000), k)))) + np.arange(k)
+        windows[-1] = rng.choice([windows[-1], 62_464.0])
+        gamma = np.where(rng.random(k) < 0.5, 1.0, rng.uniform(1.0, 2.0, k))
+        one_each = make_fleet(engines, window_tokens=windows, gamma=gamma, n_instances=np.ones(k))
+        needed = np.asarray(compiled(one_each, workload).pools.utilization)
+        counts = jnp.asarray(np.ceil(np.minimum(needed, 1e3) * rng.uniform(0.7, 1.5, k)))
+        fleets.append(dataclasses.replace(one_each, n_instances=jnp.maximum(1.0, counts)))
+    return fleets
+
+
+def test_evaluate_matches_plain_python(h100, b200, roofline, small_workload):
+    workload = with_rate(small_workload, 20.0)  # few enough servers that requests wait
+    seen = {"overloaded": 0, "unserved": 0, "empty": 0, "waits": 0}
+    pair, three = (roofline, b200.engine), (h100.engine, b200.engine, small_engine(n_blocks=40_000))
+    for fleet in random_fleets(pair, workload, 20) + random_fleets(three, workload, 40):
+        metrics = compiled(fleet, workload)
+        pools, total = reference(fleet, workload)
+        for k, pool in enumerate(pools):
+            for name, value in pool.items():
+                # Prefix sums of 40 terms lose a few digits of a pool's moments; ceilings and floors agree exactly.
+                assert float(getattr(metrics.pools, name)[k]) == pytest.approx(value, rel=1e-9, abs=1e-12), (k, name)
+            seen["empty"] += not pool["traffic_frac"]
+            seen["waits"] += 0 < pool["wait_p99_s"] < math.inf
+            seen["overloaded"] += pool["utilization"] >= 1
+        if all(pool["traffic_frac"] for pool in pools):
+            seen["unserved"] += total["unserved_frac"] > 0
+            for name, value in total.items():
+                assert float(getattr(metrics, name)) == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    assert min(seen.values()) >= 3, seen
+
+
+def test_power_scope_instance_counts_every_gpu(h100, roofline, small_workload):
+    fleet = make_fleet([h100.engine, roofline], window_tokens=[4096, 61_440], n_instances=[20, 400], gamma=[1.5, 1])
+    one, every = (
+        compiled(fleet, small_workload, assumptions=Assumptions(power_scope=s))
+        for s in ("one_gpu_per_instance", "instance")
+    )
+    np.testing.assert_allclose(every.pools.power_w, one.pools.power_w * np.array([8, 1]), rtol=1e-14)
+    np.testing.assert_allclose(every.pools.gpu_power_w, one.pools.gpu_power_w, rtol=0)
+    assert float(every.power_w) == pytest.approx(
+        reference(fleet, small_workload, instance_watts=True)[1]["power_w"], rel=1e-9
+    )
+    assert float(every.tok_per_j * every.power_w) == pytest.approx(float(one.tok_per_j * one.power_w), rel=1e-14)
+
+
+# --- routing --------------------------------------------------------------------------------------------------------
+
+
+def test_traffic_is_conserved_hard_and_soft(h100, small_workload):
+    engines = (h100.engine,) * 3
+    rng = np.random.default_rng(0)
+    windows = np.sort(np.exp(rng.uniform(np.log(30), np.log(70_000), (1000, 3))), axis=1)
+    gamma = rng.uniform(1.0, 2.0, (1000, 3))
+    width = np.exp(rng.uniform(np.log(1e-3), 0.0, 1000))
+    total, weight = np.asarray(total_tokens(small_workload)), np.asarray(small_workload.weight)
+    edges = np.maximum.accumulate(windows * gamma, axis=1)
+    beyond = (total > edges[:, -1:]) @ weight
+
+    @jax.jit
+    @jax.vmap
+    def shares(windows, gamma, width):
+        fleet = Fleet(engines, windows, gamma, jnp.full(3, 50.0))
+        hard, soft = evaluate(fleet, small_workload), evaluate(fleet, small_workload, REAL, router_width=width)
+        return (hard.pools.traffic_frac, hard.unserved_frac), (soft.pools.traffic_frac, soft.unserved_frac)
+
+    for frac, unserved in shares(windows, gamma, width):
+        assert np.all(frac >= 0)
+        assert np.all(unserved >= 0)
+        # Differences of prefix sums: each is 1 up to the rounding of 40 terms.
+        np.testing.assert_allclose(frac.sum(axis=1) + unserved, 1.0, atol=1e-13)
+        assert np.all(np.abs(unserved)[beyond == 0] < 1e-13)
+        assert np.all(np.asarray(unserved) <= beyond + 1e-13)
+    hard, _ = shares(windows, gamma, width)
+    np.testing.assert_allclose(hard[1], beyond, atol=1e-13)
+    lower = np.concatenate([np.zeros((1000, 1)), edges[:, :-1]], axis=1)
+    expected = ((lower[:, :, None] < total) & (total <= edges[:, :, None])) @ weight
+    np.testing.assert_allclose(hard[0], expected, atol=1e-13)
+
+
+def test_the_soft_router_sharpens_to_the_hard_one(h100, b200, small_workload):
+    engines = (h100.engine, b200.engine, h100.engine)
+    fleet = make_fleet(engines, window_tokens=[501.5, 7003.5, 62_000], gamma=[1.3, 1.1, 1], n_instances=[6, 12, 80])
+    hard = vars(compiled(fleet, small_workload, assumptions=REAL).pools)
+    worst = []
+    for width in (0.1, 0.01, 1e-3, 1e-5):
+        soft = vars(compiled(fleet, small_workload, assumptions=REAL, router_width=width).pools)
+        assert np.all(hard["wait_p99_s"] == soft["wait_p99_s"])  # with spare slots nobody waits
+        worst.append(max(np.max(np.abs(soft[name] / hard[name] - 1)) for name in hard if name != "wait_p99_s"))
+    assert worst[0] > worst[1] > worst[2]
+    assert worst[-1] < 1e-12  # no length is within 1e-3 of an edge: exp(-100) of it is misrouted
+
+
+# --- jit, vmap, grad ------------------------------------------------------------------------------------------------
+
+
+def test_compiling_does_not_change_the_metrics(h100, b200, small_workload):
+    fleet = make_fleet([h100.engine, b200.engine], window_tokens=[4096, 61_440], n_instances=[20, 40], gamma=[1.5, 1])
+    one, other = evaluate(fleet, small_workload), compiled(fleet, small_workload)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), one, other)
+
+
+def test_other_numbers_never_compile_again(h100, b200, small_workload):
+    before = len(TRACES)
+    results = []
+    for first, rate, window, gamma, limit_s in (
+        (h100.engine, 100.0, 2048.0, 1.0, 0.5),
+        (b200.engine, 100.0, 2048.0, 1.0, 0.5),
+        (b200.engine, 1000.0, 2048.0, 1.0, 0.5),
+        (b200.engine, 1000.0, 8192.0, 1.5, 0.5),
+        (small_engine(n_blocks=30_000), 1000.0, 8192.0, 1.5, 0.7),
+    ):
+        windows, gammas = jnp.array([window, 62_464.0]), jnp.array([gamma, 1.0])
+        workload, slo = with_rate(small_workload, rate), make_slo(ttft_p99_s=limit_s)
+        results.append(float(sized((first, h100.engine), windows, gammas, workload, slo).power_w))
+    assert len(TRACES) - before <= 1
+    assert len(set(results)) == 5  # the numbers did matter
+
+
+def test_a_batch_of_thresholds_equals_a_loop(h100, b200, small_workload):
+    engines = (h100.engine, b200.engine)
+    windows = np.stack([np.linspace(60.0, 60_000.0, 50), np.full(50, 62_464.0)], axis=1)
+    gamma = np.stack([np.linspace(1.0, 2.0, 50), np.ones(50)], axis=1)
+    batch = jax.jit(jax.vmap(sized, (None, 0, 0, None, None)))
+    batched = batch(engines, windows, gamma, small_workload, make_slo())
+    looped = stack([sized(engines, *row, small_workload, make_slo()) for row in zip(windows, gamma, strict=True)])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), batched, looped)
+    assert np.all(np.isfinite(batched.tok_per_j))
+
+
+def test_the_whole_relaxation_is_differentiable(h100, roofline):
+    """Soft routing and real rounding, in logs of every number of the fleet, the engines and the workload."""
+    total = np.round(np.geomspace(40.0, 50_000.0, 25))
+    workload = make_workload(0.8 * total, 0.2 * total, 1.0 / np.sqrt(total), arrival_rate_per_s=20.0)
+    no_kink = dataclasses.replace(roofline, kv=h100.engine.kv)  # a finite slot cap: its log is taken
+    # The windows lie between two lengths, where min(length, window) is smooth; both pools are busy enough to wait.
+    fleet = make_fleet([h100.engine, no_kink], window_tokens=[2600, 70_000], gamma=[1.2, 1], n_instances=[0.072, 8.0])
+
+    def logs(log_fleet, log_workload):
+        fleet, workload = jax.tree.map(jnp.exp, (log_fleet, log_workload))
+        metrics = evaluate(fleet, workload, REAL, router_width=0.1)
+        pools = vars(metrics.pools) | vars(metrics)
+        return jnp.log(jnp.concatenate([jnp.atleast_1d(pools[name]) for name in WATCHED]))
+
+    at = jax.tree.map(jnp.log, (fleet, workload))
+    pools = compiled(fleet, workload, assumptions=REAL, router_width=0.1).pools
+    assert np.all(pools.wait_p99_s > 0)
+    assert np.all(pools.utilization < 1)
+    # 1e-5: the checker's central differences of a wait that grows like 1 / (1 - utilisation).
+    check_grads(jax.jit(logs), at, order=1, modes=("rev",), rtol=1e-5, atol=1e-5)
+
+
+WATCHED = (
+    "tok_per_j",
+    "power_w",
+    "ttft_p99_s",
+    "itl_s",
+    "usd_per_h",
+    "traffic_frac",
+    "n_active",
+    "wait_p99_s",
+    "prefill_s",
+)
+
+
+def test_gradients_stay_finite_where_a_pool_is_at_an_edge(h100, roofline, small_workload):
+    """No traffic, no instances, overload, a window on a length, a window that holds no sequence: never nan."""
+    tiny = small_engine(n_blocks=10)
+    total = np.asarray(total_tokens(small_workload))
+    cases = {
+        "no traffic": ((h100.engine, roofline), [10.0, 62_464.0], [0.0, 500.0]),
+        "instances without traffic": ((h100.engine, roofline), [10.0, 62_464.0], [3.0, 500.0]),
+        "traffic without instances": ((h100.engine, roofline), [2048.0, 62_464.0], [0.0, 500.0]),
+        "overload": ((h100.engine, roofline), [2048.0, 62_464.0], [0.01, 1.0]),
+        "idle": ((h100.engine, roofline), [2048.0, 62_464.0], [1e6, 1e6]),
+        "window on a length": ((h100.engine, roofline), [total[20], total[-1]], [20.0, 500.0]),
+        "window that holds nothing": ((tiny, roofline), [2048.0, 62_464.0], [3.0, 500.0]),
+    }
+
+    @partial(jax.jit, static_argnames="assumptions")
+    def value_and_grad(fleet, workload, width, assumptions):
+        def finite_sum(fleet, workload):
+            metrics = evaluate(fleet, workload, assumptions, router_width=width)
+            values = jnp.concatenate([jnp.atleast_1d(x) for x in jax.tree.leaves(metrics)])
+            return jnp.sum(jnp.where(jnp.isfinite(values), values, 0.0)), values
+
+        return jax.value_and_grad(finite_sum, argnums=(0, 1), has_aux=True)(fleet, workload)
+
+    broken = []
+    for name, (engines, windows, counts) in cases.items():
+        fleet = make_fleet(engines, window_tokens=windows, n_instances=counts)
+        for width, assumptions in ((None, PUBLISHED), (0.05, REAL), (1e-6, REAL)):
+            (_, values), slopes = value_and_grad(fleet, small_workload, width, assumptions=assumptions)
+            if np.any(np.isnan(values)):
+                broken.append((name, width, "value"))
+            broken += [
+                (name, width, jax.tree_util.keystr(path))
+                for path, slope in jax.tree_util.tree_leaves_with_path(slopes)
+                if not np.all(np.isfinite(slope))
+            ]
+    assert not broken
+
+
+def test_a_pool_without_traffic_counts_for_nothing(h100, b200, small_workload):
+    alone = make_fleet([h100.engine], window_tokens=[62_464], n_instances=[200])
+    beside = make_fleet([b200.engine, h100.engine], window_tokens=[10, 62_464], n_instances=[0, 200])
+    one, two = compiled(alone, small_workload), compiled(beside, small_workload)
+    for name, values in vars(two.pools).items():
+        assert float(values[1]) == pytest.approx(float(getattr(one.pools, name)[0]), rel=1e-12), name
+        if name not in ("n_max", "gpu_power_w"):  # what an instance could hold, and draw, were there one
+            assert float(values[0]) == 0.0, name
+    for name, value in vars(one).items():
+        if name != "pools":
+            assert float(getattr(two, name)) == pytest.approx(float(value), rel=1e-12), name
+
+
+# --- the least instances that hold the limits -----------------------------------------------------------------------
+
+
+def test_required_instances_is_the_least_that_holds_the_limits(small_workload):
+    engine = small_engine(n_blocks=40_000)
+
+    @jax.jit
+    @jax.vmap
+    def size(window, rate, limit_s):
+        workload = with_rate(small_workload, rate)
+        slo = Slo(ttft_p99_s=limit_s, max_utilization=jnp.asarray(0.85))
+        (traffic,) = route((engine,), window[None], jnp.ones(1), workload, PUBLISHED)
+        least = required_instances(engine, traffic, window, workload, slo)
+        usable = jnp.where(jnp.isfinite(least), least, 10.0)
+        at, below = (pool_metrics(engine, traffic, window, n, workload, PUBLISHED) for n in (usable, usable - 1))
+        return least, at, below
+
+    rate = np.exp(np.linspace(np.log(0.01), np.log(3e4), 3600))
+    for window in (8192.0, 16_384.0):
+        windows = np.full(3600, window)
+        prefill_s = float(size(windows, rate, np.ones(3600))[1].prefill_s[0])
+        over = np.tile([1e-6, 0.5, 5.0, -1e-6], 900)  # how far the limit is above the prefill alone [s]
+        limit_s = prefill_s + over
+        least, at, below = size(windows, rate, limit_s)
+        least = np.asarray(least)
+        reachable = over > 0
+        np.testing.assert_array_equal(np.isfinite(least), reachable)
+        busy = np.asarray(at.utilization * at.n_instances)
+        # 1e-12: where N is filled to the limit exactly, the two ways to divide differ in the last place.
+        assert np.all((least == np.floor(least))[reachable])
+        assert np.all((np.asarray(at.utilization) <= 0.85 * (1 + 1e-12))[reachable])
+        assert np.all((np.asarray(at.ttft_p99_s) <= limit_s)[reachable])
+        assert np.all((least >= np.ceil(busy) + 1)[reachable])
+        late = np.asarray(below.ttft_p99_s) > limit_s
+        full = np.asarray(below.utilization) > 0.85 * (1 - 1e-12)
+        scarce = least - 1 < np.ceil(busy) + 1
+        assert np.all((late | full | scarce)[reachable])
+        for decides in (late & ~full & ~scarce, full & ~late & ~scarce, scarce & ~late & ~full):
+            assert np.sum(decides & reachable) > 10
+        for limit in (1e-6, 0.5, 5.0):
+            assert np.all(np.diff(least[over == limit]) >= 0)  # more requests never need fewer instances
+
+
+def test_a_window_that_holds_no_sequence_is_served_by_no_number_of_instances(h100, small_workload):
+    engines = (small_engine(n_blocks=10), h100.engine)
+    fleet = jax.jit(size_fleet)(engines, jnp.array([2048.0, 62_464.0]), jnp.ones(2), small_workload, make_slo())
+    assert jnp.isinf(fleet.n_instances[0])
+    assert jnp.isfinite(fleet.n_instances[1])
+    empty = jax.jit(size_fleet)(engines, jnp.array([10.0, 62_464.0]), jnp.ones(2), small_workload, make_slo())
+    assert empty.n_instances[0] == 0
+
+
+# --- the door -------------------------------------------------------------------------------------------------------
+
+
+def test_impossible_fleets_and_limits_are_refused(h100):
+    good = dict(window_tokens=[100.0, 200.0], n_instances=[1.0, 1.0], gamma=[1.0, 1.0])
+    engines = [h100.engine] * 2
+    make_fleet(engines, **good)
+    accepted = []
+    for bad, says in (
+        (dict(window_tokens=[200.0, 100.0]), "200.0, 100.0"),
+        (dict(window_tokens=[-5.0, 100.0]), "-5"),
+        (dict(window_tokens=[100.0]), "as many"),
+        (dict(window_tokens=[100.0, math.nan]), "nan"),
+        (dict(window_tokens=[100.0, math.inf]), "inf"),
+        (dict(n_instances=[1.0, -1.0]), "-1"),
+        (dict(n_instances=[1.0, math.nan]), "nan"),
+        (dict(n_instances=[1.0, math.inf]), "inf"),
+        (dict(gamma=[0.9, 1.0]), "0.9"),
+        (dict(gamma=[math.nan, 1.0]), "nan"),
+        (dict(gamma=[math.inf, 1.0]), "inf"),
+    ):
+        try:
+            make_fleet(engines, **{**good, **bad})
+        except ValueError as refusal:
+            assert says in str(refusal)
+        else:
+            accepted.append(bad)
+    assert not accepted
+    for bad in (dict(ttft_p99_s=0.0), dict(ttft_p99_s=math.inf), dict(max_utilization=1.0), dict(max_utilization=0.0)):
+        ((name, value),) = bad.items()
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            make_slo(**bad)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_it_needs():
+    gpu = make_gpu(memory_bytes=80 * 2**30, bandwidth_bytes_per_s=3e12, peak_flop_per_s=1e15, tdp_w=700, usd_per_h=4)
+    llm = make_llm(n_params=70e9, n_layers=80, bytes_per_weight=2, kv_bytes_per_token=327_680)
+    require_fit("70b", gpu, llm, 8)
+    with pytest.raises(ValueError, match=r"70b: does not fit: needs 130\.4 GiB .* has 72\.0 GiB"):
+        require_fit("70b", gpu, llm, 1)
