@@ -1,6 +1,7 @@
 """Engines by (GPU, LLM, tensor parallelism): the paper's calibrated ones, and its roofline law for all others."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleetopt_jax.catalog.gpus import gpu_entry
@@ -94,19 +95,26 @@ def _build() -> dict[tuple[str, str, int], EngineEntry]:
 CALIBRATED = _build()
 
 
-def engine_entry(gpu: str, llm: str = DEFAULT_LLM, tp: int = DEFAULT_TP) -> EngineEntry:
-    """The calibrated engine where the paper has one, else the roofline engine of the catalog's data-sheet entries."""
+def engine_entry(
+    gpu: str, llm: str = DEFAULT_LLM, tp: int = DEFAULT_TP, *, where: Callable[[str], str] = "--".__add__
+) -> EngineEntry:
+    """The calibrated engine where the paper has one, else the roofline engine of the catalog's data-sheet entries.
+
+    `where` names the place of a field ("gpu", "llm", "tp") in what the user wrote.
+    """
     if tp < 1 or tp > 64:
-        raise BadInput("--tp", f"{tp}", "need 1 to 64 GPUs per instance")
-    gpu_found, llm_found = gpu_entry(gpu), llm_entry(llm)
+        raise BadInput(where("tp"), f"{tp}", "need 1 to 64 GPUs per instance")
+    gpu_found, llm_found = gpu_entry(gpu, where("gpu")), llm_entry(llm, where("llm"))
     key = (gpu.lower(), llm.lower(), tp)
     if key in CALIBRATED:
         return CALIBRATED[key]
-    require_fit(f"{llm} on {tp} x {gpu}", gpu_found.gpu, llm_found.llm, tp)
+    require_fit(f"{where('llm')}: {llm} on {tp} x {gpu}", gpu_found.gpu, llm_found.llm, tp)
     engine = roofline_engine(gpu_found.gpu, llm_found.llm, tp, chunk_tokens=gpu_found.chunk_tokens)
     return EngineEntry(engine, "projected", "roofline law of arXiv 2603.17280v1 on data-sheet figures")
 
 
-def engine_choice(gpu: str, llm: str = DEFAULT_LLM, tp: int = DEFAULT_TP) -> EngineChoice:
+def engine_choice(
+    gpu: str, llm: str = DEFAULT_LLM, tp: int = DEFAULT_TP, *, where: Callable[[str], str] = "--".__add__
+) -> EngineChoice:
     """`engine_entry` under its names, as the optimizers take it."""
-    return EngineChoice(gpu.lower(), llm.lower(), tp, engine_entry(gpu, llm, tp).engine)
+    return EngineChoice(gpu.lower(), llm.lower(), tp, engine_entry(gpu, llm, tp, where=where).engine)

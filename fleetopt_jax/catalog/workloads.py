@@ -47,6 +47,8 @@ def load(
     """
     if rate_per_s is not None and not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise BadInput("--rate", f"{rate_per_s}", "need a positive, finite number of requests per second")
+    if layout and (name_or_file in bundled() or name_or_file.lower().endswith((".json", ".json.gz"))):
+        raise BadInput("--prompt-column, --output-column", f"{name_or_file} has no columns", "leave them out")
     if name_or_file in bundled():
         return _load_bundled(name_or_file, rate_per_s or PAPER_RATE_PER_S)
     if not _looks_like_file(name_or_file):

@@ -67,7 +67,7 @@ def _optimize(options: argparse.Namespace) -> Answer:
     loaded = load(options.workload, rate_per_s=options.rate, layout=_layout(options))
     choices = [engine_choice(gpu.strip(), options.llm, options.tp) for gpu in options.gpu.split(",")]
     _require_window("--window", options.window, loaded)
-    with _at_door("fleetopt optimize"):
+    with _at_door(options.workload):
         problem = make_problem(
             loaded.workload,
             list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
@@ -92,14 +92,18 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     name = options.workload or given.workload.name
     rate = options.rate or given.workload.arrival_rate_per_s
     loaded = load(name, rate_per_s=rate, layout=_layout(options))
-    choices = tuple(engine_choice(pool.gpu, pool.llm, pool.tp) for pool in given.pools)
-    _require_window(f"{options.plan}, window_tokens of the last pool", given.pools[-1].window_tokens, loaded)
+    choices = tuple(
+        engine_choice(pool.gpu, pool.llm, pool.tp, where=f"{options.plan}, pools.{i}.".__add__)
+        for i, pool in enumerate(given.pools)
+    )
+    last = given.pools[-1]
+    _require_window(f"{options.plan}, pools.{len(choices) - 1}.window_tokens", last.gamma * last.window_tokens, loaded)
     with _at_door(options.plan):
         problem = make_problem(
             loaded.workload,
             list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
             slo=make_slo(ttft_p99_s=given.slo.ttft_p99_s, max_utilization=given.slo.max_utilization),
-            window_tokens=given.pools[-1].window_tokens,
+            window_tokens=max(last.window_tokens, float(loaded.workload.longest_tokens)),
             workload_name=loaded.name,
             n_pools=len(choices),
             assume=given.assume,
@@ -175,7 +179,7 @@ def _assumptions(preset: str, loaded: LoadedWorkload) -> Assumptions:
     return dataclasses.replace(PRESETS[preset], output_share=loaded.output_share)
 
 
-def _require_window(where: str, window_tokens: int | None, loaded: LoadedWorkload) -> None:
+def _require_window(where: str, window_tokens: float | None, loaded: LoadedWorkload) -> None:
     """Refuse a last window that does not hold the longest request, saying how many requests would not fit."""
     longest = float(loaded.workload.longest_tokens)
     if window_tokens is None or window_tokens >= longest:
@@ -185,7 +189,7 @@ def _require_window(where: str, window_tokens: int | None, loaded: LoadedWorkloa
     would_not_fit = f"{share:.4%} of the requests" + (f", about {share * count:,.0f} of {count:,}," if count else "")
     raise BadInput(
         where,
-        f"{window_tokens} tokens: {would_not_fit} would not fit",
+        f"{window_tokens:g} tokens: {would_not_fit} would not fit",
         f"need >= {longest:g}, the longest of {loaded.name}",
     )
 

@@ -28,11 +28,11 @@ class SloPart(_Part):
 
 
 class PoolPart(_Part):
-    window_tokens: Annotated[int, Field(ge=1)]
+    window_tokens: Annotated[int, Field(ge=1, le=10**9)]
     gpu: str
     llm: str
     tp: Annotated[int, Field(ge=1)]
-    n_instances: Annotated[int, Field(ge=1)]
+    n_instances: Annotated[int, Field(ge=1, le=10**9)]
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
 

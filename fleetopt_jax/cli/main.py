@@ -10,6 +10,8 @@ from fleetopt_jax import __version__
 from fleetopt_jax.cli.codes import BAD_INPUT, INTERRUPTED, OK
 from fleetopt_jax.core.errors import BadInput
 
+MAX_WINDOW_TOKENS = 10**9
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu", default="h100", help="GPU, or several a pool may choose from: h100,b200 (default h100)"
     )
     optimize.add_argument("--llm", default="llama-3.1-70b", help="LLM to serve (default llama-3.1-70b)")
-    optimize.add_argument("--tp", type=_whole(1), default=8, help="GPUs per instance (default 8)")
+    optimize.add_argument("--tp", type=_whole(1, 64), default=8, help="GPUs per instance (default 8)")
     optimize.add_argument("--pools", type=_whole(1, 6), default=2, help="most pools to split into, 1 to 6 (default 2)")
     optimize.add_argument(
         "--gamma",
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         help="compress requests up to GAMMA x window; 'auto' searches (default 1: none)",
     )
     optimize.add_argument(
-        "--window", type=_whole(1), help="window of the last pool in tokens (default: the longest request)"
+        "--window",
+        type=_whole(1, MAX_WINDOW_TOKENS),
+        help="window of the last pool in tokens (default: the longest request)",
     )
     optimize.add_argument("--method", choices=("grid", "gradient"), default="grid", help="search (default grid)")
     optimize.add_argument("--assume", choices=("published",), default="published", help="preset of assumptions")
@@ -135,14 +139,14 @@ def _gamma(text: str) -> float | None:
     return value
 
 
-def _whole(least: int, most: int | None = None):
+def _whole(least: int, most: int):
     def parse(text: str) -> int:
-        limits = f"from {least} to {most}" if most else f">= {least}"
+        limits = f"from {least} to {most}"
         try:
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need a whole number {limits}") from None
-        if value < least or (most is not None and value > most):
+        if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{text} is not allowed: need a whole number {limits}")
         return value
 

@@ -8,7 +8,8 @@ class BadInput(ValueError):
     """Input refused at the door: the message names the place, the value and what is allowed."""
 
     def __init__(self, where: str, problem: str, allowed: str = ""):
-        super().__init__(f"{where}: {problem}" + (f"; {allowed}" if allowed else ""))
+        line = f"{where}: {problem}" + (f"; {allowed}" if allowed else "")
+        super().__init__("".join(c if c.isprintable() else " " for c in line))
 
 
 def unknown_name(where: str, name: str, known: Iterable[str]) -> BadInput:

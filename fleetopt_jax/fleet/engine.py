@@ -1,5 +1,7 @@
 """An engine: what one instance (an LLM on TP GPUs) can do, as coefficients of the laws."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -35,7 +37,7 @@ def make_engine(
     usd_per_gpu_h: float,
 ) -> Engine:
     """A checked `Engine`."""
-    if not (chunk_tokens >= 1 and gpus_per_instance >= 1 and usd_per_gpu_h >= 0):
+    if not (1 <= chunk_tokens < math.inf and 1 <= gpus_per_instance < math.inf and 0 <= usd_per_gpu_h < math.inf):
         raise ValueError(
             f"need chunk_tokens, gpus_per_instance >= 1 and usd_per_gpu_h >= 0, "
             f"got {chunk_tokens=}, {gpus_per_instance=}, {usd_per_gpu_h=}"

@@ -46,11 +46,11 @@ def make_fleet(
     gamma = [1.0] * len(engines) if gamma is None else gamma
     if not (len(engines) == len(window_tokens) == len(n_instances) == len(gamma) > 0):
         raise ValueError("need as many engines, windows, instance counts and gammas, at least one of each")
-    if not all(a < b for a, b in zip([0.0, *window_tokens], window_tokens)):
-        raise ValueError(f"need positive, rising window_tokens, got {list(window_tokens)}")
-    if not all(g >= 1 for g in gamma):
-        raise ValueError(f"need gamma >= 1, got {list(gamma)}")
-    if not all(n >= 0 for n in n_instances):
-        raise ValueError(f"need n_instances >= 0, got {list(n_instances)}")
+    if not all(a < b < math.inf for a, b in zip([0.0, *window_tokens], window_tokens)):
+        raise ValueError(f"need positive, finite, rising window_tokens, got {list(window_tokens)}")
+    if not all(1 <= g < math.inf for g in gamma):
+        raise ValueError(f"need finite gamma >= 1, got {list(gamma)}")
+    if not all(0 <= n < math.inf for n in n_instances):
+        raise ValueError(f"need finite n_instances >= 0, got {list(n_instances)}")
     numbers = as_floats(window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
     return Fleet(engines=tuple(engines), **{name: jnp.atleast_1d(x) for name, x in numbers.items()})

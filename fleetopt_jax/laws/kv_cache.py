@@ -3,6 +3,8 @@
 n_max(Wn) = min(floor(slots * L_cal / Wn), floor(blocks / ceil(Wn / 16))): capacity halves when the window doubles.
 """
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -26,7 +28,7 @@ class KvCapacity:
 
 def make_kv_capacity(*, n_blocks: float, slot_tokens: float = float("inf")) -> KvCapacity:
     """A checked `KvCapacity`."""
-    if not (n_blocks >= 0 and slot_tokens > 0):
+    if not (0 <= n_blocks < math.inf and slot_tokens > 0):
         raise ValueError(f"need n_blocks >= 0 and slot_tokens > 0, got {n_blocks=}, {slot_tokens=}")
     return KvCapacity(**as_floats(n_blocks=n_blocks, slot_tokens=slot_tokens))
 
@@ -37,7 +39,9 @@ def max_sequences(kv: KvCapacity, window_tokens: ArrayLike, *, whole: bool = Tru
     `whole=False` drops the floors and the block rounding: the relaxation is smooth in the window and never below the
     whole value. Source: arXiv 2603.17280v1, table 1 (all 14 counts).
     """
-    by_slots = whole_down(kv.slot_tokens / window_tokens, whole=whole)
+    capped = jnp.isfinite(kv.slot_tokens)
+    by_slots = whole_down(jnp.where(capped, kv.slot_tokens, 1.0) / window_tokens, whole=whole)
+    by_slots = jnp.where(capped, by_slots, jnp.inf)
     blocks_per_seq = whole_up(window_tokens / BLOCK_TOKENS, whole=whole)
     return jnp.minimum(by_slots, whole_down(kv.n_blocks / blocks_per_seq, whole=whole))
 

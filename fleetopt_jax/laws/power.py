@@ -3,6 +3,7 @@
 Two laws, one question `gpu_power_w(power, n_active, context_tokens)`: the record's type is the choice.
 """
 
+import math
 from functools import singledispatch
 
 import jax
@@ -42,8 +43,11 @@ def make_logistic_power(
     *, idle_w: float, nominal_w: float, log2_half_batch: float, steepness: float = 1.0
 ) -> LogisticPower:
     """A checked `LogisticPower`."""
-    if not (0 <= idle_w < nominal_w and steepness > 0):
-        raise ValueError(f"need 0 <= idle_w < nominal_w and steepness > 0, got {idle_w=}, {nominal_w=}, {steepness=}")
+    if not (0 <= idle_w < nominal_w < math.inf and 0 < steepness < math.inf and math.isfinite(log2_half_batch)):
+        raise ValueError(
+            "need 0 <= idle_w < nominal_w, steepness > 0 and log2_half_batch, all finite, "
+            f"got {idle_w=}, {nominal_w=}, {steepness=}, {log2_half_batch=}"
+        )
     return LogisticPower(
         **as_floats(idle_w=idle_w, nominal_w=nominal_w, steepness=steepness, log2_half_batch=log2_half_batch)
     )

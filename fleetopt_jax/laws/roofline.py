@@ -5,6 +5,8 @@ coefficients are derived below from data sheets. Error of the published form ref
 51 % (B200) leave-one-architecture-out, so read it as the paper's model, not as a forecast.
 """
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -30,7 +32,7 @@ class DecodeStep:
 
 def make_decode_step(*, base_s: float, per_seq_s: float, calibration_tokens: float) -> DecodeStep:
     """A checked `DecodeStep`."""
-    if not (base_s > 0 and per_seq_s > 0 and calibration_tokens > 0):
+    if not all(0 < value < math.inf for value in (base_s, per_seq_s, calibration_tokens)):
         raise ValueError(f"need positive coefficients, got {base_s=}, {per_seq_s=}, {calibration_tokens=}")
     return DecodeStep(**as_floats(base_s=base_s, per_seq_s=per_seq_s, calibration_tokens=calibration_tokens))
 

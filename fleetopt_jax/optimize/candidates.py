@@ -14,6 +14,7 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.sizing import size_fleet
+from fleetopt_jax.laws.routing import router_edges
 from fleetopt_jax.optimize.plan import GAMMA_MAX, EngineChoice, Problem, thresholds
 from fleetopt_jax.workload.atoms import Workload
 
@@ -37,16 +38,19 @@ def score_batch(
 ) -> tuple[Array, Array]:
     """(cost, least reachable P99 TTFT [s]) of M candidates, windows and gammas [M, K], each sized to hold `slo`.
 
-    cost is inf where the limits cannot be held; the reachable TTFT is that of unlimited instances: the prefill alone.
+    cost is inf where the limits cannot be held, and where the longest request the last window promises is accepted by
+    no pool with traffic. The reachable TTFT is that of unlimited instances: the prefill alone.
     """
 
     def score(windows: Array, gammas: Array) -> tuple[Array, Array]:
         fleet = size_fleet(engines, windows, gammas, workload, slo, assumptions)
         metrics = evaluate(fleet, workload, assumptions)
         pools = metrics.pools
-        serves = jnp.logical_or(pools.traffic_frac <= 0, pools.n_max >= 1)
-        feasible = jnp.isfinite(metrics.n_instances)
-        reachable_s = jnp.max(jnp.where(serves, pools.prefill_s, jnp.inf))
+        busy = pools.traffic_frac > 0
+        promised = jnp.max(jnp.where(busy, router_edges(windows, gammas), 0.0)) >= windows[-1]
+        serves = promised & jnp.all(~busy | (pools.n_max >= 1))
+        feasible = promised & jnp.isfinite(metrics.n_instances)
+        reachable_s = jnp.where(serves, jnp.max(pools.prefill_s), jnp.inf)
         return jnp.where(feasible, cost(metrics, objective), jnp.inf), reachable_s
 
     return jax.vmap(score)(window_tokens, gamma)

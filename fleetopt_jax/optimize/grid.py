@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,15 +15,17 @@ MAX_CANDIDATES = 400_000
 def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
     """The best candidate, and whether every candidate was tried.
 
-    Where thresholds x gammas over all boundaries exceed 400,000 combinations, evenly spaced thresholds are combined
-    and the best is improved by coordinate search over all of them: then it is not certified.
+    Where thresholds x gammas over all boundaries exceed 400,000 combinations, evenly spaced ones are combined and the
+    best is improved by coordinate search over all of them: then it is not certified.
     """
     problem = scorer.problem
     n_boundaries = problem.n_pools - 1
     options, gammas = thresholds(problem), gamma_grid(problem)
-    kept = options[spread(len(options), _affordable(len(options), len(gammas), n_boundaries))]
-    windows = np.array(list(itertools.combinations_with_replacement(kept, n_boundaries))).reshape(-1, n_boundaries)
-    boundary_gammas = np.array(list(itertools.product(gammas, repeat=n_boundaries))).reshape(-1, n_boundaries)
+    kept_gammas = gammas[spread(len(gammas), int(MAX_CANDIDATES ** (0.5 / max(n_boundaries, 1))))]
+    affordable = _affordable(len(options), MAX_CANDIDATES // len(kept_gammas) ** n_boundaries, n_boundaries)
+    kept = options[spread(len(options), affordable)]
+    windows = _rows(itertools.combinations_with_replacement(kept, n_boundaries), n_boundaries)
+    boundary_gammas = _rows(itertools.product(kept_gammas, repeat=n_boundaries), n_boundaries)
     window_rows = np.repeat(windows, len(boundary_gammas), axis=0)
     gamma_rows = np.tile(boundary_gammas, (len(windows), 1))
     window_rows = np.pad(window_rows, ((0, 0), (0, 1)), constant_values=problem.window_tokens)
@@ -30,14 +33,20 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
     costs = scorer(window_rows, gamma_rows, progress)
     best = int(np.argmin(costs))
     candidate = (costs[best], window_rows[best], gamma_rows[best])
-    if len(kept) == len(options):
+    if len(kept) == len(options) and len(kept_gammas) == len(gammas):
         return candidate, True
     return scorer.descend(*candidate[1:]), False
 
 
-def _affordable(n_options: int, n_gammas: int, n_boundaries: int) -> int:
-    """The most thresholds whose combinations stay within MAX_CANDIDATES."""
+def _affordable(n_options: int, n_combinations: int, n_boundaries: int) -> int:
+    """The most thresholds, at least 2, whose combinations over the boundaries stay within the number given."""
     affordable = n_options
-    while math.comb(affordable + n_boundaries - 1, n_boundaries) * n_gammas**n_boundaries > MAX_CANDIDATES:
-        affordable = int(0.95 * affordable)
+    while affordable > 2 and math.comb(affordable + n_boundaries - 1, n_boundaries) > n_combinations:
+        affordable = max(2, int(0.95 * affordable))
     return affordable
+
+
+def _rows(combinations: Iterable[tuple[float, ...]], n_columns: int) -> np.ndarray:
+    """Combinations as rows; with no columns there is one, empty, combination."""
+    rows = list(combinations)
+    return np.array(rows, dtype=float).reshape(len(rows), n_columns)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
 from fleetopt_jax.fleet.fleet import Fleet, Slo, make_slo
-from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, total_tokens
+from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, split_total, total_tokens
 
 SCHEMA = "fleetopt-plan/1"
 GAMMA_MAX = 2.0  # the largest compression the paper uses
@@ -61,12 +62,17 @@ def make_problem(
     window = 16.0 * math.ceil(longest / 16.0) if window_tokens is None else float(window_tokens)
     if not choices:
         raise ValueError("need at least one engine choice")
+    if not math.isfinite(window):
+        raise ValueError(f"need a finite window, got {window}")
     if window < longest:
         raise ValueError(
             f"need a window >= the longest request of {longest:g} tokens, got {window:g}: "
             f"{float(share_above(workload, window)):.4%} of the requests would not fit"
         )
     problem = Problem(workload=workload, choices=tuple(choices), slo=slo or make_slo(), window_tokens=window, **knobs)
+    _, output = split_total(total_tokens(workload), problem.assumptions.output_share)
+    if not float(jnp.sum(workload.weight * output)) > 0:
+        raise ValueError("need requests with output tokens, got a mean output of 0")
     if problem.n_pools < 1:
         raise ValueError(f"need n_pools >= 1, got {problem.n_pools}")
     if problem.gamma is not None and not (math.isfinite(problem.gamma) and problem.gamma >= 1):

@@ -44,8 +44,9 @@ def make_workload(
         )
     # An 80 / 20 split of a one-token request leaves no output token: zero is allowed here, not in a trace file.
     for name, values, lowest in (("prompt_tokens", prompt, 1.0), ("output_tokens", output, 0.0)):
-        if not (np.isfinite(values).all() and values.min() >= lowest):
-            raise ValueError(f"need finite {name} >= {lowest:g}, got {values[~(values >= lowest)][:1] or values.max()}")
+        good = np.isfinite(values) & (values >= lowest)
+        if not good.all():
+            raise ValueError(f"need finite {name} >= {lowest:g}, got {values[np.argmin(good)]:g}")
     if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
         raise ValueError("need finite weights >= 0 with a positive sum")
     if not (math.isfinite(arrival_rate_per_s) and arrival_rate_per_s > 0):
@@ -54,8 +55,10 @@ def make_workload(
         raise ValueError(f"need a finite arrival_scv >= 0, got {arrival_scv}")
     total = prompt + output
     longest = float(total.max()) if longest_tokens is None else float(longest_tokens)
-    if longest < total.max():
-        raise ValueError(f"need longest_tokens >= the longest atom, got {longest} < {total.max()}")
+    if not total.max() <= longest < math.inf:
+        raise ValueError(
+            f"need a finite longest_tokens, got {longest:g}, not below the longest atom of {total.max():g}"
+        )
     order = np.lexsort((output, total))
     return Workload(
         **as_floats(

@@ -26,6 +26,7 @@ def compress(
     weights = np.ones(len(pairs)) if weight is None else np.asarray(weight, dtype=float)
     points, where = np.unique(pairs, axis=0, return_inverse=True)
     mass = np.bincount(where.ravel(), weights=weights, minlength=len(points))
+    points, mass = points[mass > 0], mass[mass > 0]
     if len(points) <= max_atoms:
         return points[:, 0], points[:, 1], mass
     lengths = np.stack([points.sum(axis=1), points[:, 1]], axis=1)
@@ -38,12 +39,12 @@ def compress(
         for side in (members[below], members[~below]):
             heapq.heappush(heap, _cell(scaled[side], mass[side], side, next(ticket)))
     cells = [members for _, _, members, _, _ in heap]
-    owner = np.empty(len(points), dtype=int)
-    for index, members in enumerate(cells):
-        owner[members] = index
-    total = np.bincount(owner, weights=mass)
-    prompt, output = (np.bincount(owner, weights=mass * points[:, axis]) / total for axis in (0, 1))
-    return prompt, output, total
+    means = np.array([np.average(lengths[cell], axis=0, weights=mass[cell]) for cell in cells])
+    # On a binary grid that doubles hold exactly, prompt + output is the total to the bit: no atom outgrows its cell.
+    grid = 2.0 ** (np.ceil(np.log2(lengths.max())) - 51)
+    total, output = (np.round(means / grid) * grid).T
+    total = np.clip(total, *(np.array([bound(lengths[cell, 0]) for cell in cells]) for bound in (np.min, np.max)))
+    return total - output, output, np.array([mass[cell].sum() for cell in cells])
 
 
 def _cell(points: np.ndarray, mass: np.ndarray, members: np.ndarray, ticket: int) -> tuple:

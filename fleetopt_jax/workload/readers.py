@@ -146,6 +146,8 @@ def _parse_trace(where: str, table: pa.Table, layout: Layout | None) -> Trace:
     for name in (layout.prompt, layout.output):
         if name not in table.column_names:
             raise BadInput(where, f"column {name!r} is missing", f"columns are {', '.join(table.column_names[:8])}")
+        if table.column_names.count(name) > 1:
+            raise BadInput(where, f"column {name!r} is there more than once", "need it once")
     if table.num_rows == 0:
         raise BadInput(where, "no rows")
     prompt, output = (_tokens(where, name, table[name]) for name in (layout.prompt, layout.output))
@@ -168,32 +170,40 @@ def _tokens(where: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _numbers(where: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
-    try:
-        values = pc.cast(column, pa.float64())
-    except pa.ArrowException:
-        row = next((i for i, value in enumerate(column.to_pylist()) if not _is_number(value)), 0)
-        raise BadInput(f"{where}, row {row + 1}", f"{name} = {column[row].as_py()!r}", "need a number") from None
+    values = _cast(column, pa.float64())
+    if values is None:
+        row = _first_uncastable(column, pa.float64())
+        raise BadInput(f"{where}, row {row + 1}", f"{name} = {column[row].as_py()!r}", "need a number")
     if values.null_count:
         row = pc.index(pc.is_null(values), True).as_py()
         raise BadInput(f"{where}, row {row + 1}", f"{name} is missing", "need a number")
     return values.to_numpy()
 
 
-def _is_number(value: object) -> bool:
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
     try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+        return pc.cast(column, kind)
+    except pa.ArrowException:
+        return None
+
+
+def _first_uncastable(column: pa.ChunkedArray, kind: pa.DataType) -> int:
+    """The row of the first value that cannot be cast, by bisection."""
+    good, bad = 0, len(column)  # the first `good` rows can be cast, the first `bad` cannot
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if _cast(column[:middle], kind) is not None else (good, middle)
+    return bad - 1
 
 
 def _seconds(where: str, layout: Layout, column: pa.ChunkedArray) -> np.ndarray:
     """Seconds since the first arrival, in arrival order."""
-    first = next((value for value in column.to_pylist() if value is not None), None)
-    if first is None or isinstance(first, (int, float)) or _is_number(first):
-        seconds = _numbers(where, layout.time, column) * layout.time_unit_s
-    else:
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    on_clock = pa.types.is_timestamp(column.type) or (is_text and _cast(column.drop_null()[:1], pa.float64()) is None)
+    if on_clock:
         seconds = _calendar_seconds(where, layout.time, column)
+    else:
+        seconds = _numbers(where, layout.time, column) * layout.time_unit_s
     if not np.isfinite(seconds).all():
         row = int(np.argmin(np.isfinite(seconds)))
         raise BadInput(f"{where}, row {row + 1}", f"{layout.time} = {column[row].as_py()}", "need a finite time")
@@ -203,9 +213,8 @@ def _seconds(where: str, layout: Layout, column: pa.ChunkedArray) -> np.ndarray:
 
 def _calendar_seconds(where: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
     for kind in (pa.timestamp("ns"), pa.timestamp("ns", tz="UTC")):
-        try:
-            stamps = pc.cast(column, kind)
-        except pa.ArrowException:
+        stamps = _cast(column, kind)
+        if stamps is None:
             continue
         if stamps.null_count:
             row = pc.index(pc.is_null(stamps), True).as_py()
