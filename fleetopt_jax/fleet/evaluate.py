@@ -90,7 +90,7 @@ def pool_metrics(
 ) -> PoolMetrics:
     """Metrics of one pool of `n_instances` equal instances serving `traffic`."""
     rate, n_max, service_s, service_scv = pool_load(engine, traffic, window_tokens, workload, assumptions)
-    used = jnp.logical_and(traffic.traffic_frac > 0, jnp.asarray(n_instances) > 0)
+    used = (traffic.traffic_frac > 0) & (jnp.asarray(n_instances) > 0) & (n_max > 0)
     servers = jnp.where(used, n_instances * n_max, 1.0)
     offered = rate * service_s
     utilization = offered / servers

@@ -23,7 +23,7 @@ def check_writable(path: str, option: str = "--out") -> None:
         if target.is_dir():
             raise BadInput(f"{option} {path}", "is a directory", "need a file name")
         if not target.parent.is_dir():
-            raise BadInput(f"{option} {path}", f"no such directory: {target.parent}", "create it first")
+            raise BadInput(f"{option} {path}", f"no such directory: {Path(path).parent}", "create it first")
         if _replaceable(target):
             os.unlink(_beside(target))
     except OSError as error:
@@ -75,7 +75,7 @@ def _beside(target: Path) -> str:
 
 
 def _unwritable(path: str, option: str, error: OSError) -> BadInput:
-    return BadInput(f"{option} {path}", f"cannot be written: {(error.strerror or str(error)).lower()}")
+    return BadInput(f"{option} {path}", f"cannot be written: {error.strerror or error}")
 
 
 def _umask() -> int:
