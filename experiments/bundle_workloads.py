@@ -53,7 +53,7 @@ def main() -> None:
     directory = parser.parse_args().directory
     about = {}
     for name, (title, names, source, licence) in SOURCES.items():
-        trace = _merge([_read(directory / file, len(names) > 1) for file in names])
+        trace = _merge([read_workload_file(directory / file) for file in names])
         prompt, output, count = compress(trace.prompt_tokens, trace.output_tokens)
         np.savez_compressed(DATA / f"{name}.npz", prompt_tokens=prompt, output_tokens=output, count=count)
         about[name] = {
@@ -71,22 +71,12 @@ def main() -> None:
     (DATA / "workloads.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def _read(path: Path, on_clock: bool) -> tuple[Trace, float]:
-    """A trace and, where several are merged, the wall-clock second of its first arrival."""
-    trace = read_workload_file(path)
-    if not on_clock:
-        return trace, 0.0
-    import gzip
-
-    first = min(np.datetime64(line.split(b",")[0].decode()) for line in gzip.decompress(path.read_bytes()).split()[1:2])
-    return trace, first.astype("datetime64[ns]").astype(float) / 1e9
-
-
-def _merge(parts: list[tuple[Trace, float]]) -> Trace:
-    arrivals = np.sort(np.concatenate([trace.arrival_s + start for trace, start in parts]))
+def _merge(parts: list[Trace]) -> Trace:
+    """Traces of one clock as one."""
+    arrivals = np.sort(np.concatenate([trace.arrival_s + trace.first_arrival_s for trace in parts]))
     return Trace(
-        np.concatenate([trace.prompt_tokens for trace, _ in parts]),
-        np.concatenate([trace.output_tokens for trace, _ in parts]),
+        np.concatenate([trace.prompt_tokens for trace in parts]),
+        np.concatenate([trace.output_tokens for trace in parts]),
         arrivals - arrivals[0],
     )
 

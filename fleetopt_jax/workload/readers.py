@@ -54,6 +54,7 @@ class Trace:
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
     arrival_s: np.ndarray | None
+    first_arrival_s: float = 0.0  # on the file's own clock; since 1970 where that is a calendar
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _parse_trace(where: str, table: pa.Table, layout: Layout | None) -> Trace:
     prompt, output = (_tokens(where, name, table[name]) for name in (layout.prompt, layout.output))
     if layout.time is None or layout.time not in table.column_names:
         return Trace(prompt, output, None)
-    return Trace(prompt, output, _seconds(where, layout, table[layout.time]))
+    return Trace(prompt, output, *_seconds(where, layout, table[layout.time]))
 
 
 def _tokens(where: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
@@ -196,22 +197,21 @@ def _first_uncastable(column: pa.ChunkedArray, kind: pa.DataType) -> int:
     return bad - 1
 
 
-def _seconds(where: str, layout: Layout, column: pa.ChunkedArray) -> np.ndarray:
-    """Seconds since the first arrival, in arrival order."""
+def _seconds(where: str, layout: Layout, column: pa.ChunkedArray) -> tuple[np.ndarray, float]:
+    """(seconds since the first arrival, in arrival order; the first arrival on the file's own clock [s])."""
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     on_clock = pa.types.is_timestamp(column.type) or (is_text and _cast(column.drop_null()[:1], pa.float64()) is None)
     if on_clock:
-        seconds = _calendar_seconds(where, layout.time, column)
-    else:
-        seconds = _numbers(where, layout.time, column) * layout.time_unit_s
+        return _calendar_seconds(where, layout.time, column)
+    seconds = _numbers(where, layout.time, column) * layout.time_unit_s
     if not np.isfinite(seconds).all():
         row = int(np.argmin(np.isfinite(seconds)))
         raise BadInput(f"{where}, row {row + 1}", f"{layout.time} = {column[row].as_py()}", "need a finite time")
     seconds = np.sort(seconds)
-    return seconds - seconds[0]
+    return seconds - seconds[0], float(seconds[0])
 
 
-def _calendar_seconds(where: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
+def _calendar_seconds(where: str, name: str, column: pa.ChunkedArray) -> tuple[np.ndarray, float]:
     for kind in (pa.timestamp("ns"), pa.timestamp("ns", tz="UTC")):
         stamps = _cast(column, kind)
         if stamps is None:
@@ -219,8 +219,8 @@ def _calendar_seconds(where: str, name: str, column: pa.ChunkedArray) -> np.ndar
         if stamps.null_count:
             row = pc.index(pc.is_null(stamps), True).as_py()
             raise BadInput(f"{where}, row {row + 1}", f"{name} is missing", "need a time stamp")
-        nanoseconds = pc.cast(stamps, pa.int64()).to_numpy()
-        return (nanoseconds - nanoseconds.min()) / 1e9
+        nanoseconds = np.sort(pc.cast(stamps, pa.int64()).to_numpy())
+        return (nanoseconds - nanoseconds[0]) / 1e9, nanoseconds[0] / 1e9
     raise BadInput(
         where, f"{name} = {column[0].as_py()!r}", "need seconds or ISO 8601 time stamps, one kind in all rows"
     )
