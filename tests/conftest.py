@@ -23,9 +23,9 @@ def b200():
 
 @pytest.fixture(scope="session")
 def small_workload() -> Workload:
-    """40 lengths from 20 to 60,000 tokens, most of the requests short and most of the tokens long."""
+    """40 lengths from 20 to 60,000 tokens, log-normal around 600: a long tail that two pools pay for."""
     rng = np.random.default_rng(0)
     total = np.round(np.geomspace(20.0, 60_000.0, 40) * rng.uniform(0.96, 1.04, 40))
     prompt = np.maximum(1.0, np.floor(0.8 * total))
-    weight = rng.uniform(0.2, 1.0, 40) / np.sqrt(total)
+    weight = rng.uniform(0.5, 1.0, 40) * np.exp(-0.5 * (np.log(total / 600.0) / 1.2) ** 2)
     return make_workload(prompt, total - prompt, weight, arrival_rate_per_s=200.0)

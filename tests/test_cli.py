@@ -1,4 +1,4 @@
-"""The command line: one JSON object on stdout, one line on stderr, exit codes 0, 2, 3, and files whole or not at all."""
+"""The command line: one JSON object on stdout, one line on stderr, exit codes 0, 2 and 3, files whole or not at all."""
 
 import json
 import os
@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.cli import commands
 from fleetopt_jax.cli.codes import BAD_INPUT, BUG, INFEASIBLE, INTERRUPTED, OK
 from fleetopt_jax.cli.main import main
+from fleetopt_jax.optimize.gradient import coarse
 from fleetopt_jax.published.tables import Cell, Reproduction
 
 PLAN_FIELDS = {"schema", "status", "assume", "power_scope", "method", "workload", "slo", "pools", "metrics", "search"}
@@ -176,9 +178,11 @@ def test_out_holds_the_document_of_stdout_and_nothing_lies_beside_it(default_pla
 @pytest.mark.parametrize(
     "options",
     [
-        ("--gpu", "h100,b200", "--gamma", "1.3"),
-        ("--gpu", "b200", "--gamma", "auto", "--rate", "300"),
         ("--rate", "0.5"),
+        ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd"),
+        ("--rate", "2000", "--gpu", "b200", "--ttft-p99-ms", "50"),
+        ("--rate", "2000", "--gamma", "1.3"),
+        ("--workload", "azure-conv", "--gamma", "auto"),
     ],
 )
 def test_evaluate_gives_an_optimized_plan_its_own_metrics(fleetopt, trace_file, tmp_path, options):
@@ -273,7 +277,7 @@ def test_reproduce_gives_the_asked_tables_cell_by_cell(fleetopt):
     assert document["mismatches"] == 0
     for cell in [*document["tables"]["1"], *document["tables"]["2"]]:
         assert cell.keys() >= {"row", "column", "published", "reproduced", "exact"}
-        assert cell["published"] == cell["reproduced"] == pytest.approx(cell["exact"], rel=0.02)
+        assert cell["published"] == cell["reproduced"]
 
 
 def test_a_missed_cell_is_a_bug_of_ours(fleetopt, monkeypatch):
@@ -288,7 +292,7 @@ def test_the_table_says_what_the_json_says(fleetopt, default_plan):
     plan = default_plan[0].document
     shown = fleetopt("evaluate", default_plan[1])
     assert (shown.code, shown.err) == (OK, "")
-    with pytest.raises(ValueError, match="Expecting value"):
+    with pytest.raises(json.JSONDecodeError):
         json.loads(shown.out)
     assert f"{plan['metrics']['tok_per_j']:.2f} tokens per joule" in shown.out
     for pool in plan["pools"]:
@@ -326,6 +330,24 @@ def test_a_window_no_engine_can_hold_is_infeasible_and_names_the_largest(fleetop
     assert 0 < largest < 101_000
     assert "101008-token window" in answer.err
     assert f"{largest:g} tokens" in answer.err
+
+
+def test_an_asked_window_no_engine_can_hold_is_infeasible(fleetopt, trace_file):
+    answer = fleetopt("optimize", "--workload", trace_file, "--window", 2**22, "--json")
+    assert answer.code == INFEASIBLE
+    assert answer.document["binding"]["limit"] == "window_tokens"
+
+
+@pytest.mark.parametrize("options", [("--pools", "1"), ("--pools", "6", "--gamma", "auto")])
+def test_every_number_of_pools_gets_an_answer(fleetopt, trace_file, options):
+    answer = fleetopt("optimize", "--workload", trace_file, *options, "--json")
+    assert answer.code == OK
+    assert 1 <= len(answer.document["pools"]) <= int(options[1])
+
+
+def test_the_gradient_method_takes_the_default_trace():
+    workload = load_workload("azure-conv")
+    assert float(coarse(workload).longest_tokens) == float(workload.longest_tokens)
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
@@ -453,6 +475,27 @@ def test_an_unknown_name_in_a_plan_is_refused_with_the_nearest(fleetopt, plan_fi
     assert_refused(fleetopt("evaluate", plan_file(put("pools", 0, field, value))), field, value, near)
 
 
+def test_an_unknown_name_in_a_plan_is_refused_with_its_file_and_field(fleetopt, plan_file):
+    path = plan_file(put("pools", 1, "gpu", "h1000"))
+    assert_refused(fleetopt("evaluate", path), str(path), "pools.1.gpu", "h1000", "h100")
+
+
+def test_a_number_beyond_all_floats_is_refused(fleetopt, plan_file):
+    assert_refused(fleetopt("optimize", "--window", 10**400), "--window")
+    assert_refused(fleetopt("evaluate", plan_file(put("pools", 0, "n_instances", 10**400))), "pools.0.n_instances")
+
+
+def test_a_workload_without_output_is_refused(fleetopt, tmp_path):
+    path = tmp_path / "ones.json"
+    path.write_text("[[1, 1.0]]")
+    assert_refused(fleetopt("optimize", "--workload", path, "--rate", 1), str(path), "output")
+
+
+def test_columns_named_where_there_are_none_are_refused(fleetopt):
+    answer = fleetopt("trace", "azure-conv", "--prompt-column", "p", "--output-column", "o", "--json")
+    assert_refused(answer, "--prompt-column", "azure-conv")
+
+
 # ------------------------------------------------------------------------------------------------ files and signals
 
 
@@ -476,6 +519,25 @@ def test_a_written_file_replaces_the_old_one(fleetopt, tmp_path):
     path.write_text("old " * 10_000)
     answer = fleetopt("catalog", "gpus", "--json", "--out", path)
     assert strict_json(path.read_text()) == answer.document
+
+
+def test_what_is_no_plain_file_is_not_replaced_by_one(fleetopt, tmp_path):
+    """Run by root, `--out /dev/null` would remove the device."""
+    target, link, pipe = tmp_path / "target.json", tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(target)
+    fleetopt("catalog", "gpus", "--json", "--out", link)
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # so that a writer need not wait for one
+    try:
+        fleetopt("catalog", "gpus", "--json", "--out", pipe)
+        assert pipe.is_fifo()
+    finally:
+        os.close(reader)
+
+
+def test_a_name_too_long_for_a_file_is_refused(fleetopt, tmp_path):
+    assert_refused(fleetopt("catalog", "--out", tmp_path / ("x" * 300)), "--out", "name too long")
 
 
 def test_an_interrupt_ends_quietly(fleetopt, monkeypatch):

@@ -159,6 +159,14 @@ def test_parquet_time_stamps_keep_their_own_unit(tmp_path):
             np.testing.assert_allclose(read_workload_file(path).arrival_s, [0.0, 3.0], atol=1e-9)
 
 
+def test_parquet_time_stamps_may_be_finer_than_microseconds(tmp_path):
+    """An Azure trace has seven digits of a second: so has its Parquet copy."""
+    stamps = pa.array([1_700_000_000_680_590_100, 1_700_000_004_995_169_000]).cast(pa.timestamp("ns"))
+    columns = {"timestamp_s": stamps, "prompt_tokens": [1, 2], "output_tokens": [3, 4]}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "fine.parquet")
+    np.testing.assert_allclose(read_workload_file(tmp_path / "fine.parquet").arrival_s, [0.0, 4.3145789], atol=1e-9)
+
+
 def test_rate_is_requests_over_duration_and_scv_that_of_the_gaps(tmp_path):
     """scv: 0 of a metronome, 1 of a Poisson stream, and the textbook value of a known set of gaps."""
     even = summarize(read_workload_file(write(tmp_path / "even.csv", stamped([2 * i for i in range(11)]))))
@@ -245,6 +253,22 @@ def test_a_bad_token_count_is_refused_with_its_row_column_and_value(tmp_path, co
     said = refusal(write(tmp_path / "bad.csv", "\n".join(lines)))
     assert said.startswith(f", row 3: {column} = ")
     assert value in said
+
+
+@pytest.mark.parametrize("value", ["1_000", "٧"])
+def test_the_row_named_is_the_bad_one(tmp_path, value):
+    path = write(tmp_path / "bad.csv", f"prompt_tokens,output_tokens\n10,5\n10,5\n{value},5\n")
+    assert refusal(path).startswith(f", row 3: prompt_tokens = '{value}'")
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = write(tmp_path / "twice.csv", "prompt_tokens,prompt_tokens,output_tokens\n10,5,5\n")
+    assert "prompt_tokens" in refusal(path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", '[["a\\nb", 1]]'), ("a.csv", '"a\nb",c\n1,2\n')])
+def test_a_line_break_in_a_value_stays_out_of_the_message(tmp_path, name, content):
+    refusal(write(tmp_path / name, content))
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.5, float("nan"), float("inf"), None, "many", [7]])
