@@ -75,7 +75,7 @@ def reference_power_w(engine: Engine, n_active: float, context: float) -> float:
         return float(power.idle_w) + (float(power.nominal_w) - float(power.idle_w)) / (1.0 + math.exp(-x))
     kv_s = float(power.step.per_seq_s) * context / float(power.step.calibration_tokens) * n_active
     step_s = float(power.step.base_s) + kv_s
-    activity = kv_s / step_s + float(power.flop_s_per_seq) * n_active / step_s
+    activity = kv_s / step_s + float(power.compute_s_per_seq) * n_active / step_s
     return float(power.tdp_w) * (0.43 + 0.43 * min(1.0, activity))
 
 

@@ -146,7 +146,7 @@ def test_an_engine_has_the_published_constants(row):
     computed = (engine.decode.base_s, engine.power.step.base_s, engine.decode.per_seq_s, engine.power.step.per_seq_s)
     assert [f"{float(x):.6g}" for x in computed] == [f"{x:.6g}" for x in (step_s, power_s, scan_s, scan_s)]
     assert float(engine.decode.calibration_tokens) == 4096
-    assert float(engine.power.flop_s_per_seq) == pytest.approx(2 * active / tp / flop_per_s, rel=1e-12)
+    assert float(engine.power.compute_s_per_seq) == pytest.approx(2 * active / tp / flop_per_s, rel=1e-12)
 
 
 def test_a_model_that_does_not_fit_counts_as_one_slot():

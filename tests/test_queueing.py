@@ -11,13 +11,23 @@ from fleetopt_jax.laws.queueing import erlang_c, log_erlang_b, log_erlang_c, mea
 
 SERVERS = np.array([1, 2, 3, 4, 7, 10, 31, 100, 316, 1000, 3162, 10_000, 31_623, 100_000])
 RHO = np.array([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.85, 0.9, 0.95, 0.99, 0.999, 0.9999])
-N = 2000  # one shape for all, compiled once
 WAITS = {"mean": mean_wait_s, "p99": p99_wait_s}
+N = 4000
 
-log_b = jax.jit(jax.vmap(log_erlang_b))
-log_c = jax.jit(jax.vmap(log_erlang_c))
-wait = {name: jax.jit(jax.vmap(law)) for name, law in WAITS.items()}
-wait_grad = {name: jax.jit(jax.vmap(jax.grad(law, argnums=(0, 1, 2, 3)))) for name, law in WAITS.items()}
+
+def batched(law):
+    """`law` over arrays of at most N numbers, repeated to one shape so that it compiles once."""
+    compiled = jax.jit(jax.vmap(law))
+    return lambda *arrays: jax.tree.map(
+        lambda x: np.asarray(x)[: len(arrays[0])], compiled(*(np.resize(x, N) for x in arrays))
+    )
+
+
+log_b = batched(log_erlang_b)
+log_b_slope = batched(jax.grad(log_erlang_b))
+log_c = batched(log_erlang_c)
+wait = {name: batched(law) for name, law in WAITS.items()}
+wait_grad = {name: batched(jax.grad(law, argnums=(0, 1, 2, 3))) for name, law in WAITS.items()}
 
 
 def recursion_log_inverse_b(servers: np.ndarray, load: np.ndarray) -> np.ndarray:
@@ -52,7 +62,7 @@ def test_erlang_matches_the_exact_recursion_from_1_to_100000_servers():
 
 
 def test_erlang_b_of_real_servers_is_the_incomplete_gamma_function():
-    u = np.random.default_rng(2).random((2, 4000))
+    u = np.random.default_rng(2).random((2, N))
     # Up to 3,000 servers: beyond, the reference itself loses 1e-11 by subtracting terms of the order of c ln c.
     servers = 3000.0 ** u[0]
     load = servers * (0.01 + 0.9899 * u[1])
@@ -65,7 +75,7 @@ def test_erlang_b_falls_smoothly_and_convexly_between_whole_servers():
     servers = np.linspace(10.0, 40.0, 3001)
     load = np.full_like(servers, 9.5)
     blocking = np.exp(log_b(servers, load))
-    slope = blocking * jax.jit(jax.vmap(jax.grad(log_erlang_b)))(servers, load)
+    slope = blocking * log_b_slope(servers, load)
     assert np.all(np.diff(blocking) < 0)
     assert np.all(slope < 0)
     assert np.all(np.diff(slope) > 0)
@@ -75,10 +85,10 @@ def test_erlang_b_falls_smoothly_and_convexly_between_whole_servers():
 
 def test_erlang_c_is_a_probability_and_certain_in_overload():
     rng = np.random.default_rng(3)
-    servers, rho = 1e5 ** rng.random(4000), 1.5 * rng.random(4000)
+    servers, rho = 1e5 ** rng.random(N), 1.5 * rng.random(N)
     rho[:3] = 0.0, 1.0, 1.0 - 1e-16
     servers[:3] = 7.0
-    probability = np.asarray(jax.jit(jax.vmap(erlang_c))(servers, rho * servers))
+    probability = np.asarray(jax.vmap(erlang_c)(servers, rho * servers))
     assert np.all((probability >= 0) & (probability <= 1))
     assert np.all(probability[rho >= 1] == 1)
     assert probability[0] == 0
@@ -94,8 +104,8 @@ def test_mean_wait_of_mmc_is_littles_law_on_the_birth_death_chain():
         log_ratio[:, 0] = 0.0
         state = np.exp(np.cumsum(log_ratio, axis=1))
         queue = (state * np.maximum(n - c, 0)).sum(axis=1) / state.sum(axis=1)
-        queues = (np.resize(x, N) for x in (float(c), rate, 0.7, 1.0))
-        np.testing.assert_allclose(wait["mean"](*queues)[:5], queue / rate, rtol=1e-10)
+        waited = wait["mean"](np.full(5, float(c)), rate, np.full(5, 0.7), np.ones(5))
+        np.testing.assert_allclose(waited, queue / rate, rtol=1e-10)
 
 
 def test_one_server_waits_as_pollaczek_and_khinchine_say():
@@ -144,7 +154,7 @@ def test_waits_fall_with_servers_and_rise_with_rate_service_and_variability(name
 @pytest.mark.parametrize("name", WAITS)
 def test_overload_waits_for_ever_and_keeps_gradients_finite(name):
     rho = np.array([0.0, 1e-300, 1 - 1e-9, 1 - 1e-15, 1.0, 1 + 1e-15, 1.5, 100.0])
-    servers, rho = (np.resize(x, N) for x in np.meshgrid([1.0, 1.5, 40.0, 100_000.0], rho))
+    servers, rho = (x.ravel() for x in np.meshgrid([1.0, 1.5, 40.0, 100_000.0], rho))
     queues = (servers, rho * servers / 2.0, np.full_like(rho, 2.0), np.full_like(rho, 0.5))
     waits = np.asarray(wait[name](*queues))
     assert np.all(np.isinf(waits[rho >= 1 + 1e-15]))
@@ -155,23 +165,21 @@ def test_overload_waits_for_ever_and_keeps_gradients_finite(name):
 
 @pytest.mark.parametrize("name", WAITS)
 def test_wait_gradients_match_finite_differences(name):
-    """In log-coordinates, where servers, rates and seconds have the same scale."""
-    queues = np.log(np.array(random_queues(N, max_rho=0.98)) + np.array([[0], [0], [0], [0.01]]))
-
-    def law(*logs):
-        return jnp.log(1e-3 + WAITS[name](*jnp.exp(jnp.stack(logs))))
-
-    value, gradient = jax.jit(jax.vmap(law)), jax.jit(jax.vmap(jax.grad(law, argnums=(0, 1, 2, 3))))
-    exact = np.stack(gradient(*queues))
+    """As elasticities, where servers, rates and seconds have the same scale."""
+    queues = np.array(random_queues(N, max_rho=0.98))
+    queues[3] += 0.01  # away from zero, where a relative step is none
+    scale = 1e-3 + wait[name](*queues)
+    exact = queues * np.stack(wait_grad[name](*queues)) / scale
     h = 1e-6
-    steps = h * np.eye(4)[:, :, None]
-    differences = np.stack([(value(*(queues + step)) - value(*(queues - step))) / (2 * h) for step in steps])
+    nudges = 1 + h * np.eye(4)[:, :, None]
+    differences = np.stack([wait[name](*(queues * nudge)) - wait[name](*(queues / nudge)) for nudge in nudges]) / (
+        2 * h
+    )
     smooth = np.ones(N, dtype=bool)
     if name == "p99":  # the kink where exactly 1 % wait has one-sided differences only
-        waiting = np.exp(log_c(np.exp(queues[0]), np.exp(queues[1] + queues[2])))
-        smooth = np.abs(np.log(waiting / 0.01)) > 1e-3
+        smooth = np.abs(log_c(queues[0], queues[1] * queues[2]) - np.log(0.01)) > 1e-3
     # Rounding of the values gives 1e-10 / h, curvature h^2 times up to 1 / (1 - rho)^3.
-    np.testing.assert_allclose(exact[:, smooth], differences[:, smooth], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(exact[:, smooth], (differences / scale)[:, smooth], rtol=1e-5, atol=1e-5)
 
 
 def test_waits_are_differentiable_both_ways():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import llm_entry
@@ -18,12 +19,15 @@ CALIBRATION_TOKENS = 8192
 DEFAULT_LLM, DEFAULT_TP = "llama-3.1-70b", 8
 
 
+Quality = Literal["calibrated", "scaled", "roofline"]  # by hand on H100 and A100; from H100; from data sheets
+
+
 @dataclass(frozen=True)
 class EngineEntry:
     """One engine of the catalog, with how far to trust it."""
 
     engine: Engine
-    quality: str
+    quality: Quality
     source: str
 
 
@@ -37,6 +41,7 @@ def _calibrated(
     idle_w: float,
     nominal_w: float,
     x0: float,
+    quality: Quality,
     source: str,
 ) -> EngineEntry:
     """An engine of the paper's fleets: Llama-3.1-70B in fp16 on eight GPUs."""
@@ -49,7 +54,7 @@ def _calibrated(
         gpus_per_instance=DEFAULT_TP,
         usd_per_gpu_h=float(entry.gpu.usd_per_h),
     )
-    return EngineEntry(engine, "projected", source)
+    return EngineEntry(engine, quality, source)
 
 
 def _build() -> dict[tuple[str, str, int], EngineEntry]:
@@ -64,6 +69,7 @@ def _build() -> dict[tuple[str, str, int], EngineEntry]:
             idle_w=175,
             nominal_w=385,
             x0=2.5,
+            quality="calibrated",
             source="arXiv 2603.17280v1; power from one measured anchor",
         ),
         "h100": _calibrated(
@@ -75,6 +81,7 @@ def _build() -> dict[tuple[str, str, int], EngineEntry]:
             idle_w=300,
             nominal_w=600,
             x0=4.2,
+            quality="calibrated",
             source="arXiv 2603.17280v1; power fitted to ML.ENERGY, step calibrated by hand",
         ),
         "b200": _calibrated(
@@ -86,6 +93,7 @@ def _build() -> dict[tuple[str, str, int], EngineEntry]:
             idle_w=430,
             nominal_w=860,
             x0=math.log2(b200_base_s / b200_per_seq_s),
+            quality="scaled",
             source="arXiv 2603.17280v1; scaled from H100 by bandwidth, memory and TDP (+-20 %)",
         ),
     }
@@ -110,11 +118,12 @@ def engine_entry(
         return CALIBRATED[key]
     require_fit(f"{where('llm')}: {llm} on {tp} x {gpu}", gpu_found.gpu, llm_found.llm, tp)
     engine = roofline_engine(gpu_found.gpu, llm_found.llm, tp, chunk_tokens=gpu_found.chunk_tokens)
-    return EngineEntry(engine, "projected", "roofline law of arXiv 2603.17280v1 on data-sheet figures")
+    return EngineEntry(engine, "roofline", "roofline law of arXiv 2603.17280v1 on data-sheet figures")
 
 
 def engine_choice(
     gpu: str, llm: str = DEFAULT_LLM, tp: int = DEFAULT_TP, *, where: Callable[[str], str] = "--".__add__
 ) -> EngineChoice:
     """`engine_entry` under its names, as the optimizers take it."""
-    return EngineChoice(gpu.lower(), llm.lower(), tp, engine_entry(gpu, llm, tp, where=where).engine)
+    entry = engine_entry(gpu, llm, tp, where=where)
+    return EngineChoice(gpu.lower(), llm.lower(), tp, entry.engine, entry.quality)

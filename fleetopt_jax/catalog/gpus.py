@@ -1,4 +1,4 @@
-"""GPUs by name. Prices are the paper's (table 5: USD/h of eight GPUs), A100 AWS p4d on demand."""
+"""GPUs by name. Prices are the paper's (table 5: USD/h of eight GPUs), A100 vllm-sr-sim's profile."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ def _build() -> dict[str, GpuEntry]:
                 usd_per_h=2.21,
             ),
             512,
-            "NVIDIA A100 data sheet; AWS p4d.24xlarge on demand / 8",
+            "NVIDIA A100 data sheet; price: vllm-sr-sim's A100 80 GB profile",
         ),
         "h100": GpuEntry(
             "H100 SXM 80 GB",

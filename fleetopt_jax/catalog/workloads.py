@@ -65,8 +65,15 @@ def load(
 
 
 def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout: Layout | None = None) -> Workload:
-    """The atoms of a bundled workload or a file; see `load`."""
-    return load(name_or_file, rate_per_s=rate_per_s, layout=layout).workload
+    """The atoms of a bundled workload or a file; see `load`. A CDF with an output share of its own needs `load`."""
+    loaded = load(name_or_file, rate_per_s=rate_per_s, layout=layout)
+    if loaded.output_share != OUTPUT_SHARE:
+        raise BadInput(
+            name_or_file,
+            f"output_share = {loaded.output_share}",
+            "use catalog.workloads.load and put its output_share into Assumptions",
+        )
+    return loaded.workload
 
 
 def cdf_knots(name: str) -> list[tuple[float, float]]:

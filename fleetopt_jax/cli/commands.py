@@ -26,7 +26,7 @@ from fleetopt_jax.core.units import MS, US  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PRESETS, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.laws.kv_cache import max_sequences  # noqa: E402
-from fleetopt_jax.optimize.plan import make_problem, plan_to_json  # noqa: E402
+from fleetopt_jax.optimize.plan import Plan, make_problem, plan_to_json  # noqa: E402
 from fleetopt_jax.optimize.search import evaluate_given, optimize  # noqa: E402
 from fleetopt_jax.published.tables import reproduce  # noqa: E402
 from fleetopt_jax.report import tables  # noqa: E402
@@ -64,8 +64,15 @@ def _reproduce(options: argparse.Namespace) -> Answer:
 
 
 def _optimize(options: argparse.Namespace) -> Answer:
-    loaded = load(options.workload, rate_per_s=options.rate, layout=_layout(options))
+    layout = _layout(options)
+    loaded = load(options.workload, rate_per_s=options.rate, layout=layout)
     choices = [engine_choice(gpu.strip(), options.llm, options.tp) for gpu in options.gpu.split(",")]
+    if len({choice.quality == "roofline" for choice in choices}) > 1:
+        print(
+            "fleetopt optimize: warning: calibrated and roofline engines are not comparable (the roofline law "
+            "does not divide the KV cache by TP): part of the difference between these GPUs is the model's",
+            file=sys.stderr,
+        )
     _require_window("--window", options.window, loaded)
     with _at_door(options.workload):
         problem = make_problem(
@@ -84,14 +91,24 @@ def _optimize(options: argparse.Namespace) -> Answer:
         plan = optimize(problem, options.method, progress)
     if plan.binding:
         print(f"fleetopt optimize: infeasible: {_why(plan.binding)}", file=sys.stderr)
-    return plan_to_json(plan), tables.plan_table, INFEASIBLE if plan.binding else OK
+    return _plan_document(plan, layout), tables.plan_table, INFEASIBLE if plan.binding else OK
+
+
+def _plan_document(plan: Plan, layout: Layout | None) -> dict[str, Any]:
+    """The plan, with the columns its trace was read by, so that it can be evaluated again."""
+    document = plan_to_json(plan)
+    if layout:
+        document["workload"]["columns"] = dataclasses.asdict(layout)
+    return document
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
     given = read_plan(options.plan)
     name = options.workload or given.workload.name
     rate = options.rate or given.workload.arrival_rate_per_s
-    loaded = load(name, rate_per_s=rate, layout=_layout(options))
+    columns = given.workload.columns
+    layout = _layout(options) or (Layout(**columns.model_dump()) if columns and not options.workload else None)
+    loaded = load(name, rate_per_s=rate, layout=layout)
     choices = tuple(
         engine_choice(pool.gpu, pool.llm, pool.tp, where=f"{options.plan}, pools.{i}.".__add__)
         for i, pool in enumerate(given.pools)
@@ -122,7 +139,7 @@ def _evaluate(options: argparse.Namespace) -> Answer:
             f"the limit is {plan.binding['asked']:.6g}",
             file=sys.stderr,
         )
-    return plan_to_json(plan), tables.plan_table, INFEASIBLE if plan.binding else OK
+    return _plan_document(plan, layout), tables.plan_table, INFEASIBLE if plan.binding else OK
 
 
 def _trace(options: argparse.Namespace) -> Answer:
@@ -189,8 +206,8 @@ def _require_window(where: str, window_tokens: float | None, loaded: LoadedWorkl
     would_not_fit = f"{share:.4%} of the requests" + (f", about {share * count:,.0f} of {count:,}," if count else "")
     raise BadInput(
         where,
-        f"{window_tokens:g} tokens: {would_not_fit} would not fit",
-        f"need >= {longest:g}, the longest of {loaded.name}",
+        f"{window_tokens:.0f} tokens: {would_not_fit} would not fit",
+        f"need >= {longest:.0f}, the longest of {loaded.name}",
     )
 
 
@@ -213,7 +230,7 @@ def _why(binding: dict[str, Any]) -> str:
     asked, nearest = binding["asked"], binding["nearest_feasible"]
     if binding["limit"] == "window_tokens":
         return (
-            f"no engine holds one sequence of the {asked:g}-token window; the largest it can hold is {nearest:g} tokens"
+            f"no engine holds a sequence of the {asked:.0f}-token window; the largest one holds is {nearest:.0f} tokens"
         )
     reachable_ms = np.ceil(nearest / MS * 10) / 10
     return f"no fleet holds a P99 TTFT of {asked / MS:g} ms; the smallest reachable is {reachable_ms:.1f} ms"

@@ -17,9 +17,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+class ColumnsPart(_Part):
+    prompt: str
+    output: str
+    time: str | None = None
+    time_unit_s: Positive = 1.0
+
+
 class WorkloadPart(_Part):
     name: str
     arrival_rate_per_s: Positive
+    columns: ColumnsPart | None = None
 
 
 class SloPart(_Part):

@@ -101,10 +101,12 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
 def _add_workload(command: argparse.ArgumentParser, default: str | None) -> None:
     shown = f"default {default}" if default else "default the plan's"
     command.add_argument("--workload", default=default, metavar="NAME|FILE", help=f"bundled workload or file ({shown})")
-    _add_rate_and_layout(command)
+    _add_rate_and_layout(command, *([] if default else ["the plan's"]))
 
 
-def _add_rate_and_layout(command: argparse.ArgumentParser) -> None:
+def _add_rate_and_layout(
+    command: argparse.ArgumentParser, default_rate: str = "a file's own mean; 1000 for bundled workloads"
+) -> None:
     command.add_argument(
         "--rate", type=_positive, metavar="R", help="requests per second (default: the workload's own)"
     )

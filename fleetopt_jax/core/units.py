@@ -8,7 +8,6 @@ US = 1e-6
 KW = 1e3
 HOUR_S = 3600.0
 GIB = 1024.0**3
-GB = 1e9
 TFLOP = 1e12
 TB = 1e12
 MILLION = 1e6

@@ -36,8 +36,8 @@ class PoolMetrics:
     tok_per_j: Array  # output tokens per joule [1/J]
     wait_p99_s: Array  # P99 wait for a slot; inf in overload [s]
     prefill_s: Array  # mean prefill time counted in TTFT [s]
-    ttft_p99_s: Array  # P99 wait + mean prefill [s]
-    itl_s: Array  # mean inter-token latency [s]
+    ttft_p99_s: Array  # P99 wait for a slot + mean prefill on an empty instance [s]
+    itl_s: Array  # mean time of an iteration with all slots full, as the service time takes it [s]
     n_instances: Array
     n_gpus: Array
     usd_per_h: Array

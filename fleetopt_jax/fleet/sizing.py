@@ -27,7 +27,7 @@ def required_instances(
     """Least N of one pool: ceil(lambda / (0.85 mu)), ceil(lambda / mu) + 1, and P99 TTFT within the limit.
 
     0 without traffic; inf where no N holds the limit (the prefill alone breaks it, or the window holds no sequence).
-    With real rounding the TTFT limit is left to the caller as a constraint. The published rule bounds the wait alone;
+    With real rounding the wait is left to the caller as a constraint. The published rule bounds the wait alone;
     here wait plus prefill is bounded, which is the P99 TTFT the plan reports.
     """
     rate, n_max, service_s, service_scv = pool_load(engine, traffic, window_tokens, workload, assumptions)

@@ -16,7 +16,7 @@ from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.roofline import DecodeStep, decode_step_s
 
-IDLE_FRAC = 0.43  # P / TDP at batch 1 (published)
+IDLE_FRAC = 0.43  # P / TDP as the batch goes to 0 (published)
 ACTIVITY_FRAC = 0.43  # further P / TDP at full memory and compute activity (published)
 
 
@@ -36,7 +36,7 @@ class RooflinePower:
 
     tdp_w: Array  # thermal design power [W]
     step: DecodeStep  # the step the activity shares are taken of
-    flop_s_per_seq: Array  # 2 active_params / TP / peak FLOP/s: compute time of one sequence's token [s]
+    compute_s_per_seq: Array  # 2 active_params / TP / peak FLOP/s: compute time of one sequence's token [s]
 
 
 def make_logistic_power(
@@ -55,7 +55,9 @@ def make_logistic_power(
 
 def roofline_power(gpu: Gpu, llm: Llm, tp: ArrayLike, step: DecodeStep) -> RooflinePower:
     """The published roofline engine's power record. It scales no better than its one H100 anchor: order of 12 %."""
-    return RooflinePower(tdp_w=gpu.tdp_w, step=step, flop_s_per_seq=2 * llm.n_active_params / tp / gpu.peak_flop_per_s)
+    return RooflinePower(
+        tdp_w=gpu.tdp_w, step=step, compute_s_per_seq=2 * llm.n_active_params / tp / gpu.peak_flop_per_s
+    )
 
 
 @singledispatch
@@ -74,5 +76,5 @@ def _(power: LogisticPower, n_active: ArrayLike, context_tokens: ArrayLike) -> A
 def _(power: RooflinePower, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
     step_s = decode_step_s(power.step, n_active, context_tokens)
     kv_share = (step_s - power.step.base_s) / step_s
-    mac_share = power.flop_s_per_seq * n_active / step_s
+    mac_share = power.compute_s_per_seq * n_active / step_s
     return power.tdp_w * (IDLE_FRAC + ACTIVITY_FRAC * jnp.minimum(1.0, kv_share + mac_share))

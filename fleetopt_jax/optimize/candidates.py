@@ -106,8 +106,8 @@ class Scorer:
     def descend(self, windows: np.ndarray, gammas: np.ndarray, *, radius: float = math.inf) -> Candidate:
         """Exact coordinate search from one candidate [K] until nothing improves.
 
-        Each boundary in turn tries every threshold within a factor of 1 + radius of where it stands and its
-        neighbours' windows (which empties a pool); where gamma is searched, first windows and gammas together.
+        Each boundary in turn tries the thresholds within a factor of 1 + radius of where it stands and its
+        neighbours' windows (which empties a pool); where gamma is searched, first windows (thinned) with gammas.
         """
         best = (self(windows[None], gammas[None])[0], windows, gammas)
         before = math.inf

@@ -5,6 +5,7 @@ c <= 0 with multipliers. All starts run under one `vmap` inside one `lax.scan`, 
 snapped to candidate thresholds, searched nearby, and re-evaluated hard: what is returned never rests on the relaxation.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def solve_relaxed(
     relaxed: Relaxed, log_starts: Array, assumptions: Assumptions, objective: Objective, free_gamma: bool
 ) -> tuple[Array, Array]:
     """(windows, gammas) [S, K] after N_STEPS from the boundaries exp(`log_starts`) [S, K - 1]."""
-    real = Assumptions(output_share=assumptions.output_share, power_scope=assumptions.power_scope, rounding="real")
+    real = replace(assumptions, rounding="real")
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, N_STEPS, alpha=0.02))
     widths = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** (jnp.arange(N_STEPS) / (N_STEPS - 1.0))
 

@@ -14,6 +14,7 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
 from fleetopt_jax.fleet.fleet import Fleet, Slo, make_slo
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, split_total, total_tokens
 
 SCHEMA = "fleetopt-plan/1"
@@ -31,6 +32,7 @@ class EngineChoice:
     llm: str
     tp: int
     engine: Engine
+    quality: str = "given"  # how its coefficients came about; see the catalog
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Problem:
     workload: Workload
     choices: tuple[EngineChoice, ...]
     slo: Slo
-    workload_name: str = "workload"
-    n_pools: int = 2
-    window_tokens: float = 0.0  # window of the last pool; 0 for the longest request, in whole KV blocks
-    gamma: float | None = 1.0  # None: searched in [1, GAMMA_MAX]
-    objective: Objective = "tok_per_j"
-    assume: str = "published"
-    assumptions: Assumptions = PUBLISHED
+    workload_name: str
+    n_pools: int
+    window_tokens: float  # window of the last pool: the longest request the fleet promises to serve
+    gamma: float | None  # of every boundary; None: searched in [1, GAMMA_MAX]
+    objective: Objective
+    assume: str  # name of the preset the assumptions come from
+    assumptions: Assumptions
 
 
 def make_problem(
@@ -54,30 +56,47 @@ def make_problem(
     choices: Sequence[EngineChoice],
     *,
     slo: Slo | None = None,
+    workload_name: str = "workload",
+    n_pools: int = 2,
     window_tokens: float | None = None,
-    **knobs: Any,
+    gamma: float | None = 1.0,
+    objective: Objective = "tok_per_j",
+    assume: str = "published",
+    assumptions: Assumptions = PUBLISHED,
 ) -> Problem:
     """A checked `Problem`. The default window is the longest request, rounded up to a whole block of 16 tokens."""
     longest = float(workload.longest_tokens)
-    window = 16.0 * math.ceil(longest / 16.0) if window_tokens is None else float(window_tokens)
+    window = BLOCK_TOKENS * math.ceil(longest / BLOCK_TOKENS) if window_tokens is None else float(window_tokens)
     if not choices:
         raise ValueError("need at least one engine choice")
     if not math.isfinite(window):
         raise ValueError(f"need a finite window, got {window}")
     if window < longest:
         raise ValueError(
-            f"need a window >= the longest request of {longest:g} tokens, got {window:g}: "
+            f"need a window >= the longest request of {longest:.0f} tokens, got {window:.0f}: "
             f"{float(share_above(workload, window)):.4%} of the requests would not fit"
         )
-    problem = Problem(workload=workload, choices=tuple(choices), slo=slo or make_slo(), window_tokens=window, **knobs)
-    _, output = split_total(total_tokens(workload), problem.assumptions.output_share)
+    _, output = split_total(total_tokens(workload), assumptions.output_share)
     if not float(jnp.sum(workload.weight * output)) > 0:
         raise ValueError("need requests with output tokens, got a mean output of 0")
-    if problem.n_pools < 1:
-        raise ValueError(f"need n_pools >= 1, got {problem.n_pools}")
-    if problem.gamma is not None and not (math.isfinite(problem.gamma) and problem.gamma >= 1):
-        raise ValueError(f"need gamma >= 1, got {problem.gamma}")
-    return problem
+    if n_pools < 1:
+        raise ValueError(f"need n_pools >= 1, got {n_pools}")
+    if gamma is not None and not (math.isfinite(gamma) and gamma >= 1):
+        raise ValueError(f"need gamma >= 1, got {gamma}")
+    if not assumptions.whole:
+        raise ValueError("need whole rounding: plans are made of whole instances (gradients relax it themselves)")
+    return Problem(
+        workload=workload,
+        choices=tuple(choices),
+        slo=slo or make_slo(),
+        workload_name=workload_name,
+        n_pools=n_pools,
+        window_tokens=window,
+        gamma=gamma,
+        objective=objective,
+        assume=assume,
+        assumptions=assumptions,
+    )
 
 
 @dataclass(frozen=True)
@@ -109,13 +128,15 @@ def assignments(problem: Problem) -> list[tuple[EngineChoice, ...]]:
 
 
 def thresholds(problem: Problem) -> np.ndarray:
-    """Candidate windows of the pools [tokens]: every distinct request length, and the last window itself.
+    """Candidate windows of the pools [tokens]: what the certificate of an exhaustive search is over.
 
-    Between two lengths the traffic does not change while a larger window only reserves more, so no other window can
-    serve the same requests with more slots. The last window as a lower pool's leaves the pools above it empty: that is
-    how fewer pools than asked are among the candidates.
+    Every distinct request length and, with a given gamma > 1, every length divided by it: only there does the traffic
+    of a pool change. Between two of them a window reserves more without serving more; that is not a proof that none
+    could score better by a rounding. The last window as a lower pool's leaves the pools above it empty: that is how
+    fewer pools than asked are among the candidates.
     """
-    lengths = np.ceil(np.asarray(total_tokens(problem.workload)))
+    lengths = np.unique(np.ceil(np.asarray(total_tokens(problem.workload))))
+    lengths = np.append(lengths, np.ceil(lengths / (problem.gamma or 1.0)))
     return np.unique(np.append(lengths[lengths < problem.window_tokens], problem.window_tokens))
 
 
@@ -156,6 +177,7 @@ def _pools_json(plan: Plan) -> list[dict[str, Any]]:
             "gpu": choice.gpu,
             "llm": choice.llm,
             "tp": choice.tp,
+            "engine_quality": choice.quality,
             "n_instances": int(pools["n_instances"][k]),
             "n_gpus": int(pools["n_gpus"][k]),
             "max_num_seqs": int(pools["n_max"][k]),

@@ -22,7 +22,7 @@ class Workload:
     output_tokens: Array  # [J]
     weight: Array  # share of the requests, [J]
     arrival_rate_per_s: Array  # mean arrival rate [1/s]
-    arrival_scv: Array  # squared coefficient of variation of inter-arrival times; 1 is Poisson [-]
+    arrival_scv: Array  # squared CV of inter-arrival times; no published law reads it (all are Poisson) [-]
     longest_tokens: Array  # the longest total length the fleet must serve (declared or seen) [tokens]
 
 
