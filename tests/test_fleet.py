@@ -132,8 +132,9 @@ def reference_pool(engine: Engine, window: float, n: int, served: list, rate: fl
         wait_s = max(0.0, math.log(probability / 0.01)) / decay if probability > 0 else 0.0
     prefill_s = mean["chunks"] * (float(step.base_s) + float(step.per_seq_s))
     values = [arrivals, n_active, utilization, wait_s, prefill_s, wait_s + prefill_s]
-    values += [mean["service"] / mean["steps"], arrivals * mean["output"]]
-    tok_per_j = arrivals * mean["output"] / power_w
+    output_tok_per_s = min(arrivals, servers / mean["service"]) * mean["output"]  # in overload, what gets through
+    values += [mean["service"] / mean["steps"], output_tok_per_s]
+    tok_per_j = output_tok_per_s / power_w
     return pool | dict(zip(busy, values, strict=True)) | dict(gpu_power_w=board_w, power_w=power_w, tok_per_j=tok_per_j)
 
 

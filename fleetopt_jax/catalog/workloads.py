@@ -131,4 +131,7 @@ def _of_trace(name: str, trace: Trace, rate_per_s: float | None) -> LoadedWorklo
 
 
 def _looks_like_file(name: str) -> bool:
-    return Path(name).exists() or "/" in name or "." in name
+    try:
+        return "/" in name or "." in name or Path(name).exists()
+    except (OSError, ValueError):  # a name no file can have
+        return False

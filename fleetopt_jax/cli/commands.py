@@ -216,7 +216,7 @@ def _layout(options: argparse.Namespace) -> Layout | None:
     if not any(named):
         return None
     if not (options.prompt_column and options.output_column):
-        raise BadInput("--prompt-column, --output-column", "only one is given", "need both to read another layout")
+        raise BadInput("--prompt-column, --output-column", "not both are given", "need both to read another layout")
     unit_s = {"s": 1.0, "ms": MS, "us": US}[options.time_unit or "s"]
     return Layout(options.prompt_column, options.output_column, options.time_column, unit_s)
 

@@ -51,7 +51,7 @@ class PlanFile(_Part):
     assume: Literal["published"] = "published"
     workload: WorkloadPart
     slo: SloPart = SloPart()
-    pools: Annotated[list[PoolPart], Field(min_length=1)]
+    pools: Annotated[list[PoolPart], Field(min_length=1, max_length=16)]
 
 
 def read_plan(path: str) -> PlanFile:

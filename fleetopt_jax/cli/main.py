@@ -11,6 +11,8 @@ from fleetopt_jax.cli.codes import BAD_INPUT, INTERRUPTED, OK
 from fleetopt_jax.core.errors import BadInput
 
 MAX_WINDOW_TOKENS = 10**9
+MAX_GAMMA = 10  # nobody compresses a prompt further
+RATES_PER_S = (1e-6, 1e9)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,6 +40,16 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     return code
+
+
+def entry() -> None:
+    """The console command. An interrupt ends the process at once: a compiled search cannot be stopped tidily."""
+    code = main()
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,9 +119,7 @@ def _add_workload(command: argparse.ArgumentParser, default: str | None) -> None
 def _add_rate_and_layout(
     command: argparse.ArgumentParser, default_rate: str = "a file's own mean; 1000 for bundled workloads"
 ) -> None:
-    command.add_argument(
-        "--rate", type=_positive, metavar="R", help="requests per second (default: the workload's own)"
-    )
+    command.add_argument("--rate", type=_rate, metavar="R", help="requests per second (default: the workload's own)")
     command.add_argument(
         "--prompt-column", metavar="C", help="column of the prompt tokens, for a file of another layout"
     )
@@ -132,12 +142,21 @@ def _positive(text: str) -> float:
     return value
 
 
+def _rate(text: str) -> float:
+    value = _positive(text)
+    if not RATES_PER_S[0] <= value <= RATES_PER_S[1]:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not allowed: need a number from {RATES_PER_S[0]:g} to {RATES_PER_S[1]:g} requests per second"
+        )
+    return value
+
+
 def _gamma(text: str) -> float | None:
     if text == "auto":
         return None
     value = _number(text)
-    if not (math.isfinite(value) and value >= 1):
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number >= 1, or 'auto'")
+    if not 1 <= value <= MAX_GAMMA:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number from 1 to {MAX_GAMMA}, or 'auto'")
     return value
 
 
@@ -156,4 +175,4 @@ def _whole(least: int, most: int):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -23,7 +23,7 @@ from fleetopt_jax.workload.atoms import Workload
 
 @pytree
 class PoolMetrics:
-    """One pool, or K of them with a leading axis. All 0 for a pool without traffic."""
+    """One pool, or K of them with a leading axis. Rates, loads and latencies are 0 for a pool without traffic."""
 
     traffic_frac: Array  # share of all requests [-]
     rate_per_s: Array  # requests [1/s]
@@ -32,7 +32,7 @@ class PoolMetrics:
     utilization: Array  # busy share of the slots; > 1 is overload [-]
     gpu_power_w: Array  # one GPU [W]
     power_w: Array  # the pool, in the power scope of the assumptions [W]
-    output_tok_per_s: Array  # [1/s]
+    output_tok_per_s: Array  # what the slots get through; short of the demand in overload [1/s]
     tok_per_j: Array  # output tokens per joule [1/J]
     wait_p99_s: Array  # P99 wait for a slot; inf in overload [s]
     prefill_s: Array  # mean prefill time counted in TTFT [s]
@@ -102,7 +102,8 @@ def pool_metrics(
     power_w = board_w * (n_instances if assumptions.power_scope == "one_gpu_per_instance" else n_gpus)
     wait_s = jnp.where(used, p99_wait_s(servers, rate, service_s, service_scv), jnp.inf)
     prefill_s = lone_prefill_s(engine.decode, traffic.mean.chunks)
-    output_tok_per_s = rate * traffic.output_tokens
+    served = jnp.where(used, 1.0 / jnp.maximum(1.0, utilization), 0.0)  # in overload, what the slots get through
+    output_tok_per_s = rate * traffic.output_tokens * served
     busy = traffic.traffic_frac > 0
 
     def if_busy(value: ArrayLike) -> Array:

@@ -20,6 +20,7 @@ from fleetopt_jax.workload.atoms import Workload
 
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once
 GAMMA_STEP = 0.05
+NEAREST = 8  # thresholds on either side that are tried however far they are
 MAX_NEIGHBOURS = 65_536  # candidates of one move of the coordinate search
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -106,7 +107,7 @@ class Scorer:
     def descend(self, windows: np.ndarray, gammas: np.ndarray, *, radius: float = math.inf) -> Candidate:
         """Exact coordinate search from one candidate [K] until nothing improves.
 
-        Each boundary in turn tries the thresholds within a factor of 1 + radius of where it stands and its
+        Each boundary in turn tries the thresholds nearest to it or within a factor of 1 + radius, and its
         neighbours' windows (which empties a pool); where gamma is searched, first windows (thinned) with gammas.
         """
         best = (self(windows[None], gammas[None])[0], windows, gammas)
@@ -127,9 +128,9 @@ class Scorer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Candidates [M, K] that differ from one in boundary k."""
         options = thresholds(self.problem)
-        least = windows[k - 1] if k else 0.0
-        low, high = max(least, windows[k] / (1 + radius)), min(windows[k + 1], windows[k] * (1 + radius))
-        options = options[(options >= low) & (options <= high)]
+        rank = np.arange(len(options)) - np.searchsorted(options, windows[k])
+        near = (np.abs(np.log(options / windows[k])) <= np.log1p(radius)) | (np.abs(rank) <= NEAREST)
+        options = options[near & (options >= (windows[k - 1] if k else 0.0)) & (options <= windows[k + 1])]
         gamma_options = gamma_grid(self.problem) if free_gamma else gammas[k : k + 1]
         options = options[spread(len(options), MAX_NEIGHBOURS // len(gamma_options))]
         options = np.unique([*options, *windows[max(k - 1, 0) : k + 2]])

@@ -32,7 +32,7 @@ LEARNING_RATE = 0.05
 PENALTY = 20.0
 WIDTHS = (0.3, 0.01)  # log-width of the soft router, first and last step
 ROUNDING_RADIUS = 0.12  # windows within this factor of a relaxed optimum are tried when rounding
-N_ROUNDED = 3  # relaxed optima that are rounded
+N_ROUNDED = 8  # relaxed optima that are rounded
 RELAXED_ATOMS = 512  # the relaxation sees a workload compressed to this; the re-check sees it whole
 
 

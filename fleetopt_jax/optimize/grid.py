@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,8 +16,8 @@ MAX_CANDIDATES = 400_000
 def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
     """The best candidate, and whether every candidate was tried.
 
-    Where thresholds x gammas over all boundaries exceed 400,000 combinations, evenly spaced ones are combined and the
-    best is improved by coordinate search over all of them: then it is not certified.
+    Where thresholds x gammas over all boundaries exceed 400,000 combinations, evenly spaced ones are combined, and the
+    best of them and the answer for one pool less are improved by coordinate search: then it is not certified.
     """
     problem = scorer.problem
     n_boundaries = problem.n_pools - 1
@@ -35,7 +36,13 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
     candidate = (costs[best], window_rows[best], gamma_rows[best])
     if len(kept) == len(options) and len(kept_gammas) == len(gammas):
         return candidate, True
-    return scorer.descend(*candidate[1:]), False
+    found = [scorer.descend(*candidate[1:])]
+    if problem.n_pools > 2:  # never worse than one pool less: its answer with an empty second pool is where to go on
+        fewer = Scorer(replace(problem, n_pools=problem.n_pools - 1), scorer.choices[:1] + scorer.choices[2:])
+        (_, windows, gammas), _ = search(fewer)
+        scorer.n_evaluated += fewer.n_evaluated
+        found.append(scorer.descend(np.insert(windows, 0, windows[0]), np.insert(gammas, 0, gammas[0])))
+    return min(found, key=lambda each: each[0]), False
 
 
 def _affordable(n_options: int, n_combinations: int, n_boundaries: int) -> int:

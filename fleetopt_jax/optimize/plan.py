@@ -18,6 +18,7 @@ from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, split_total, total_tokens
 
 SCHEMA = "fleetopt-plan/1"
+MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
 GAMMA_MAX = 2.0  # the largest compression the paper uses
 
 Method = Literal["grid", "gradient"]
@@ -81,6 +82,11 @@ def make_problem(
         raise ValueError("need requests with output tokens, got a mean output of 0")
     if n_pools < 1:
         raise ValueError(f"need n_pools >= 1, got {n_pools}")
+    if len(choices) ** n_pools > MAX_ASSIGNMENTS:
+        raise ValueError(
+            f"need at most {MAX_ASSIGNMENTS} ways to give {n_pools} pools an engine, got {len(choices)}^{n_pools}: "
+            "name fewer GPUs or fewer pools"
+        )
     if gamma is not None and not (math.isfinite(gamma) and gamma >= 1):
         raise ValueError(f"need gamma >= 1, got {gamma}")
     if not assumptions.whole:

@@ -20,7 +20,7 @@ def check_cdf(where: str, knots: list[tuple[float, float]]) -> None:
         if not np.isfinite(fraction) or fraction < 0:
             raise BadInput(f"{where}, knot {i + 1}", f"fraction = {fraction}", "need 0..1")
     if fractions.max() > 1 + 1e-9:
-        hint = "; it looks like percent: divide by 100" if fractions.max() <= 100 else ""
+        hint = "; it looks like percent: divide by 100" if 50 <= fractions.max() <= 100 else ""
         raise BadInput(where, f"fraction = {fractions.max():g} is above 1", f"need 0..1{hint}")
     for i in range(1, len(knots)):
         if tokens[i] <= tokens[i - 1]:

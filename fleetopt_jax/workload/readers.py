@@ -93,7 +93,7 @@ def read_workload_file(path: str | os.PathLike, layout: Layout | None = None) ->
 def parse_json(where: str, data: bytes) -> Any:
     """The document in a JSON file, or `BadInput`."""
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise BadInput(where, f"is not JSON: {_first_line(error)}") from error
 
@@ -114,7 +114,7 @@ def read_bytes(where: str) -> bytes:
             data = gzip.decompress(data)
     except FileNotFoundError:
         raise BadInput(where, "no such file") from None
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
         raise BadInput(where, f"cannot be read: {_first_line(error)}") from error
     if not data.strip():
         raise BadInput(where, "the file is empty")
@@ -137,6 +137,7 @@ def _parquet_table(data: bytes) -> pa.Table:
 
 
 def _parse_trace(where: str, table: pa.Table, layout: Layout | None) -> Trace:
+    named = layout is not None
     if layout is None:
         layout = next((known for known in LAYOUTS if {known.prompt, known.output} <= set(table.column_names)), None)
     if layout is None:
@@ -144,7 +145,7 @@ def _parse_trace(where: str, table: pa.Table, layout: Layout | None) -> Trace:
         raise BadInput(
             where, f"columns are {', '.join(table.column_names[:8])}", f"need {known}, or name the columns with options"
         )
-    for name in (layout.prompt, layout.output):
+    for name in (layout.prompt, layout.output, *([layout.time] if named and layout.time else [])):
         if name not in table.column_names:
             raise BadInput(where, f"column {name!r} is missing", f"columns are {', '.join(table.column_names[:8])}")
         if table.column_names.count(name) > 1:
@@ -238,8 +239,9 @@ def _parse_cdf(where: str, data: bytes) -> CdfFile:
         raise BadInput(where, first_problem(error), 'need "cdf": [[tokens, fraction], ...]') from None
     if not (math.isfinite(parsed.output_share) and 0 < parsed.output_share < 1):
         raise BadInput(where, f"output_share = {parsed.output_share}", "need 0 < output_share < 1")
-    check_cdf(where, parsed.cdf)
-    return CdfFile(parsed.cdf, parsed.output_share)
+    knots = parsed.cdf[1:] if parsed.cdf[:1] == [(0.0, 0.0)] else parsed.cdf  # the origin goes without saying
+    check_cdf(where, knots)
+    return CdfFile(knots, parsed.output_share)
 
 
 def _first_line(error: BaseException) -> str:

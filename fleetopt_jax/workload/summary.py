@@ -27,9 +27,11 @@ def summarize(trace: Trace) -> TraceSummary:
     total = trace.prompt_tokens + trace.output_tokens
     rate = scv = None
     if trace.arrival_s is not None and len(total) > 1 and trace.arrival_s[-1] > 0:
-        rate = len(total) / float(trace.arrival_s[-1])
         gaps = np.diff(trace.arrival_s)
-        scv = float(np.var(gaps) / np.mean(gaps) ** 2)
+        with np.errstate(all="ignore"):
+            span_rate, span_scv = len(total) / trace.arrival_s[-1], np.var(gaps) / np.mean(gaps) ** 2
+        if np.isfinite(span_rate) and np.isfinite(span_scv):  # not so for stamps at the ends of float64
+            rate, scv = float(span_rate), float(span_scv)
     return TraceSummary(
         n_requests=len(total),
         mean_prompt_tokens=float(trace.prompt_tokens.mean()),
