@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from fleetopt_jax.core.units import MS, US  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PRESETS, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.laws.kv_cache import max_sequences  # noqa: E402
-from fleetopt_jax.optimize.plan import Plan, make_problem, plan_to_json  # noqa: E402
+from fleetopt_jax.optimize.plan import EngineChoice, Plan, make_problem, plan_to_json  # noqa: E402
 from fleetopt_jax.optimize.search import evaluate_given, optimize  # noqa: E402
 from fleetopt_jax.published.tables import reproduce  # noqa: E402
 from fleetopt_jax.report import tables  # noqa: E402
@@ -77,7 +77,7 @@ def _optimize(options: argparse.Namespace) -> Answer:
     with _at_door(options.workload):
         problem = make_problem(
             loaded.workload,
-            list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
+            _distinct(choices),
             slo=make_slo(ttft_p99_s=options.ttft_p99_ms * MS),
             window_tokens=options.window,
             workload_name=loaded.name,
@@ -118,7 +118,7 @@ def _evaluate(options: argparse.Namespace) -> Answer:
     with _at_door(options.plan):
         problem = make_problem(
             loaded.workload,
-            list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values()),
+            _distinct(choices),
             slo=make_slo(ttft_p99_s=given.slo.ttft_p99_s, max_utilization=given.slo.max_utilization),
             window_tokens=max(last.window_tokens, float(loaded.workload.longest_tokens)),
             workload_name=loaded.name,
@@ -189,6 +189,10 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
     "trace": _trace,
     "catalog": _catalog,
 }
+
+
+def _distinct(choices: Iterable[EngineChoice]) -> list[EngineChoice]:
+    return list({(choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values())
 
 
 def _assumptions(preset: str, loaded: LoadedWorkload) -> Assumptions:

@@ -81,6 +81,7 @@ class Scorer:
     def __init__(self, problem: Problem, choices: tuple[EngineChoice, ...]):
         self.problem, self.choices, self.n_evaluated = problem, choices, 0
         self.reachable_s = math.inf
+        self.thresholds = thresholds(problem)
         self._score = partial(
             score_batch,
             tuple(choice.engine for choice in choices),
@@ -127,7 +128,7 @@ class Scorer:
         self, windows: np.ndarray, gammas: np.ndarray, k: int, radius: float, free_gamma: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Candidates [M, K] that differ from one in boundary k."""
-        options = thresholds(self.problem)
+        options = self.thresholds
         rank = np.arange(len(options)) - np.searchsorted(options, windows[k])
         near = (np.abs(np.log(options / windows[k])) <= np.log1p(radius)) | (np.abs(rank) <= NEAREST)
         options = options[near & (options >= (windows[k - 1] if k else 0.0)) & (options <= windows[k + 1])]

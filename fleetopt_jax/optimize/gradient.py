@@ -21,7 +21,7 @@ from fleetopt_jax.fleet.evaluate import Objective, cost, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer
-from fleetopt_jax.optimize.plan import GAMMA_MAX, thresholds
+from fleetopt_jax.optimize.plan import GAMMA_MAX
 from fleetopt_jax.workload.atoms import Workload, make_workload
 from fleetopt_jax.workload.compress import compress
 
@@ -58,7 +58,7 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
     """The best rounded candidate; never certified optimal."""
     problem, k = scorer.problem, scorer.problem.n_pools
     window = problem.window_tokens
-    options = thresholds(problem)
+    options = scorer.thresholds
     alone = np.full((1, k), window), np.ones((1, k))
     if k == 1:
         return (scorer(*alone)[0], alone[0][0], alone[1][0]), False

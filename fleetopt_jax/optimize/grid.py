@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, gamma_grid, spread
-from fleetopt_jax.optimize.plan import thresholds
 
 MAX_CANDIDATES = 400_000
 
@@ -21,7 +20,7 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
     """
     problem = scorer.problem
     n_boundaries = problem.n_pools - 1
-    options, gammas = thresholds(problem), gamma_grid(problem)
+    options, gammas = scorer.thresholds, gamma_grid(problem)
     kept_gammas = gammas[spread(len(gammas), int(MAX_CANDIDATES ** (0.5 / max(n_boundaries, 1))))]
     affordable = _affordable(len(options), MAX_CANDIDATES // len(kept_gammas) ** n_boundaries, n_boundaries)
     kept = options[spread(len(options), affordable)]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
@@ -82,11 +83,6 @@ def make_problem(
         raise ValueError("need requests with output tokens, got a mean output of 0")
     if n_pools < 1:
         raise ValueError(f"need n_pools >= 1, got {n_pools}")
-    if len(choices) ** n_pools > MAX_ASSIGNMENTS:
-        raise ValueError(
-            f"need at most {MAX_ASSIGNMENTS} ways to give {n_pools} pools an engine, got {len(choices)}^{n_pools}: "
-            "name fewer GPUs or fewer pools"
-        )
     if gamma is not None and not (math.isfinite(gamma) and gamma >= 1):
         raise ValueError(f"need gamma >= 1, got {gamma}")
     if not assumptions.whole:
@@ -129,7 +125,13 @@ class Plan:
 
 
 def assignments(problem: Problem) -> list[tuple[EngineChoice, ...]]:
-    """Every way to give the pools an engine."""
+    """Every way to give the pools an engine, refused where a search of each would take too long."""
+    if len(problem.choices) ** problem.n_pools > MAX_ASSIGNMENTS:
+        raise BadInput(
+            "engines and pools",
+            f"{len(problem.choices)} engines for {problem.n_pools} pools",
+            f"need at most {MAX_ASSIGNMENTS} ways to assign them: name fewer GPUs or fewer pools",
+        )
     return list(itertools.product(problem.choices, repeat=problem.n_pools))
 
 
