@@ -12,13 +12,13 @@ from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 @pytest.fixture(scope="session")
 def h100():
     """The paper's H100 engine under its catalog names."""
-    return engine_choice("h100")
+    return engine_choice("h100", engine="projected")
 
 
 @pytest.fixture(scope="session")
 def b200():
     """The paper's B200 engine under its catalog names."""
-    return engine_choice("b200")
+    return engine_choice("b200", engine="projected")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """`evaluate` and `size_fleet` against plain Python, and the laws a fleet obeys under jit, vmap and grad."""
 
-import dataclasses
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,39 +18,51 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, make_fleet, make_slo
 from fleetopt_jax.fleet.sizing import required_instances, size_fleet
 from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.laws.decode import make_decode_step
 from fleetopt_jax.laws.hardware import make_gpu
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.llm import make_llm
 from fleetopt_jax.laws.power import LogisticPower, make_logistic_power
-from fleetopt_jax.laws.roofline import make_decode_step
+from fleetopt_jax.laws.prefill import Prefill, make_prefill
+from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 from fleetopt_jax.workload.atoms import Workload, total_tokens, with_rate
 
 REAL = Assumptions(rounding="real")
-compiled = jax.jit(evaluate, static_argnames="assumptions")
 TRACES: list[int] = []  # one entry each time `sized` is traced
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def compiled(
+    fleet: Fleet, workload: Workload, *, assumptions: Assumptions = PUBLISHED, router_width=None
+) -> FleetMetrics:
+    return evaluate(fleet, workload, assumptions, router_width=router_width)
 
 
 @jax.jit
 def sized(engines: tuple[Engine, ...], windows: Array, gamma: Array, workload: Workload, slo: Slo) -> FleetMetrics:
     TRACES.append(1)
-    return evaluate(size_fleet(engines, windows, gamma, workload, slo), workload)
+    return evaluate(size_fleet(engines, windows, gamma, workload, slo, PUBLISHED), workload, PUBLISHED)
 
 
 @pytest.fixture(scope="module")
 def roofline() -> Engine:
     """Llama-3.1-8B on one 80 GB GPU: another power law and no cap on slots."""
     gpu = make_gpu(memory_bytes=85e9, bandwidth_bytes_per_s=3.35e12, peak_flop_per_s=9.89e14, tdp_w=700, usd_per_h=4)
-    llm = make_llm(n_params=8e9, n_layers=32, bytes_per_weight=2, kv_bytes_per_token=131_072)
-    return roofline_engine(gpu, llm, 1, chunk_tokens=512)
+    llm = make_llm(n_dense_params=8e9, n_layers=32, bytes_per_weight=2, kv_bytes_per_token=131_072)
+    return roofline_engine(gpu, llm, 1, prefill(512, ROOFLINE_CONTEXT_TOKENS))
+
+
+def prefill(chunk_tokens: float, calibration_tokens: float) -> Prefill:
+    return make_prefill(chunk_tokens=chunk_tokens, calibration_tokens=calibration_tokens, per_token_s=2e-5, gpu_w=650)
 
 
 def small_engine(*, n_blocks: float = 4096) -> Engine:
     """An engine of few slots, whose waits bind."""
     return make_engine(
-        make_decode_step(base_s=5e-3, per_seq_s=4e-4, calibration_tokens=8192),
+        make_decode_step(base_s=5e-3, per_token_s=4e-4 / 8192),
         make_kv_capacity(n_blocks=n_blocks, slot_tokens=12 * 8192),
         make_logistic_power(idle_w=200, nominal_w=500, log2_half_batch=2),
-        chunk_tokens=1024,
+        prefill(1024, 8192),
         gpus_per_instance=2,
         usd_per_gpu_h=3,
     )
@@ -73,7 +85,7 @@ def reference_power_w(engine: Engine, n_active: float, context: float) -> float:
     if isinstance(power, LogisticPower):
         x = float(power.steepness) * (math.log2(max(1.0, n_active)) - float(power.log2_half_batch))
         return float(power.idle_w) + (float(power.nominal_w) - float(power.idle_w)) / (1.0 + math.exp(-x))
-    kv_s = float(power.step.per_seq_s) * context / float(power.step.calibration_tokens) * n_active
+    kv_s = float(power.step.per_token_s) * context * n_active
     step_s = float(power.step.base_s) + kv_s
     activity = kv_s / step_s + float(power.compute_s_per_seq) * n_active / step_s
     return float(power.tdp_w) * (0.43 + 0.43 * min(1.0, activity))
@@ -93,7 +105,7 @@ def reference_pool(engine: Engine, window: float, n: int, served: list, rate: fl
         "rate_per_s",
         "n_active",
         "utilization",
-        "wait_p99_s",
+        "wait_s",
         "prefill_s",
         "ttft_p99_s",
         "itl_s",
@@ -105,9 +117,9 @@ def reference_pool(engine: Engine, window: float, n: int, served: list, rate: fl
     for length, weight in served:
         held = min(length, window)
         prompt = max(1, int(0.8 * held))
-        chunks = math.ceil(prompt / float(engine.chunk_tokens))
+        chunks = math.ceil(prompt / float(engine.prefill.chunk_tokens))
         steps = chunks + held - prompt
-        step_s = float(step.base_s) + float(step.per_seq_s) * held / float(step.calibration_tokens) * n_max
+        step_s = float(step.base_s) + float(step.per_token_s) * held * n_max
         features = [
             steps * step_s,
             (steps * step_s) ** 2,
@@ -130,7 +142,8 @@ def reference_pool(engine: Engine, window: float, n: int, served: list, rate: fl
         probability = erlang_c_by_recursion(servers, load)
         decay = 2 * (servers / mean["service"] - arrivals) / (1 + scv)
         wait_s = max(0.0, math.log(probability / 0.01)) / decay if probability > 0 else 0.0
-    prefill_s = mean["chunks"] * (float(step.base_s) + float(step.per_seq_s))
+    alone_s = float(step.base_s) + float(step.per_token_s) * float(engine.prefill.calibration_tokens)
+    prefill_s = mean["chunks"] * alone_s
     values = [arrivals, n_active, utilization, wait_s, prefill_s, wait_s + prefill_s]
     output_tok_per_s = min(arrivals, servers / mean["service"]) * mean["output"]  # in overload, what gets through
     values += [mean["service"] / mean["steps"], output_tok_per_s]
@@ -189,7 +202,7 @@ def random_fleets(engines: tuple[Engine, ...], workload: Workload, n: int) -> li
         one_each = make_fleet(engines, window_tokens=windows, gamma=gamma, n_instances=np.ones(k))
         needed = np.asarray(compiled(one_each, workload).pools.utilization)
         counts = jnp.asarray(np.ceil(np.minimum(needed, 1e3) * rng.uniform(0.7, 1.5, k)))
-        fleets.append(dataclasses.replace(one_each, n_instances=jnp.maximum(1.0, counts)))
+        fleets.append(replace(one_each, n_instances=jnp.maximum(1.0, counts)))
     return fleets
 
 
@@ -205,7 +218,7 @@ def test_evaluate_matches_plain_python(h100, b200, roofline, small_workload):
                 # Prefix sums of 40 terms lose a few digits of a pool's moments; ceilings and floors agree exactly.
                 assert float(getattr(metrics.pools, name)[k]) == pytest.approx(value, rel=1e-9, abs=1e-12), (k, name)
             seen["empty"] += not pool["traffic_frac"]
-            seen["waits"] += 0 < pool["wait_p99_s"] < math.inf
+            seen["waits"] += 0 < pool["wait_s"] < math.inf
             seen["overloaded"] += pool["utilization"] >= 1
         if all(pool["traffic_frac"] for pool in pools):
             seen["unserved"] += total["unserved_frac"] > 0
@@ -242,7 +255,8 @@ def test_traffic_is_conserved_hard_and_soft(h100, small_workload):
     @jax.vmap
     def shares(windows, gamma, width):
         fleet = Fleet(engines, windows, gamma, jnp.full(3, 50.0))
-        hard, soft = evaluate(fleet, small_workload), evaluate(fleet, small_workload, REAL, router_width=width)
+        hard = evaluate(fleet, small_workload, PUBLISHED)
+        soft = evaluate(fleet, small_workload, REAL, router_width=width)
         return (hard.pools.traffic_frac, hard.unserved_frac), (soft.pools.traffic_frac, soft.unserved_frac)
 
     for frac, unserved in shares(windows, gamma, width):
@@ -251,7 +265,7 @@ def test_traffic_is_conserved_hard_and_soft(h100, small_workload):
         # Differences of prefix sums: each is 1 up to the rounding of 40 terms.
         np.testing.assert_allclose(frac.sum(axis=1) + unserved, 1.0, atol=1e-13)
         assert np.all(np.abs(unserved)[beyond == 0] < 1e-13)
-        assert np.all(np.asarray(unserved) <= beyond + 1e-13)
+        assert np.all(np.asarray(unserved) <= beyond + 3e-12)  # each pool may drop a share below 1e-12 as nobody
     hard, _ = shares(windows, gamma, width)
     np.testing.assert_allclose(hard[1], beyond, atol=1e-13)
     lower = np.concatenate([np.zeros((1000, 1)), edges[:, :-1]], axis=1)
@@ -262,11 +276,12 @@ def test_traffic_is_conserved_hard_and_soft(h100, small_workload):
 def test_the_soft_router_sharpens_to_the_hard_one(b200, roofline, small_workload):
     fleet = make_fleet([roofline, b200.engine], window_tokens=[1501.5, 62_464], gamma=[1.3, 1], n_instances=[40, 30])
     hard = vars(compiled(fleet, small_workload, assumptions=REAL).pools)
+    zero = {"wait_s", "prefill_frac", "kg_co2_per_h"}  # with spare slots nobody waits; the others the paper leaves out
     worst = []
     for width in (0.1, 0.02, 0.004, 1e-5):
         soft = vars(compiled(fleet, small_workload, assumptions=REAL, router_width=width).pools)
-        assert np.all(hard["wait_p99_s"] == soft["wait_p99_s"])  # with spare slots nobody waits
-        worst.append(max(np.max(np.abs(soft[name] / hard[name] - 1)) for name in hard if name != "wait_p99_s"))
+        assert all(np.all(hard[name] == 0) and np.all(soft[name] == 0) for name in zero)
+        worst.append(max(np.max(np.abs(soft[name] / hard[name] - 1)) for name in hard.keys() - zero - {"ttft"}))
     assert worst[0] > worst[1] > worst[2]
     assert worst[-1] < 1e-12  # no length is within 1e-3 of the edge: exp(-100) of it is misrouted
 
@@ -276,7 +291,7 @@ def test_the_soft_router_sharpens_to_the_hard_one(b200, roofline, small_workload
 
 def test_compiling_does_not_change_the_metrics(b200, roofline, small_workload):
     fleet = make_fleet([roofline, b200.engine], window_tokens=[4096, 61_440], n_instances=[20, 40], gamma=[1.5, 1])
-    one, other = evaluate(fleet, small_workload), compiled(fleet, small_workload)
+    one, other = evaluate(fleet, small_workload, PUBLISHED), compiled(fleet, small_workload)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), one, other)
 
 
@@ -311,7 +326,7 @@ def test_a_batch_of_thresholds_equals_a_loop(h100, b200, small_workload):
 def test_the_whole_relaxation_is_differentiable(b200, roofline, small_workload):
     """Soft routing and real rounding, in logs of every number of the fleet, the engines and the workload."""
     workload = with_rate(small_workload, 20.0)
-    capped = dataclasses.replace(roofline, kv=make_kv_capacity(n_blocks=2000, slot_tokens=1e6))  # finite, for its log
+    capped = replace(roofline, kv=make_kv_capacity(n_blocks=2000, slot_tokens=1e6))  # finite, for its log
     # The window lies between two lengths, where min(length, window) is smooth; both pools are busy enough to wait.
     fleet = make_fleet([capped, b200.engine], window_tokens=[1500, 70_000], gamma=[1.2, 1], n_instances=[0.75, 0.72])
 
@@ -323,7 +338,7 @@ def test_the_whole_relaxation_is_differentiable(b200, roofline, small_workload):
 
     at = jax.tree.map(jnp.log, (fleet, workload))
     pools = compiled(fleet, workload, assumptions=REAL, router_width=0.1).pools
-    assert np.all(pools.wait_p99_s > 0)
+    assert np.all(pools.wait_s > 0)
     assert np.all(pools.utilization < 1)
     # 1e-5: the checker's central differences of a wait that grows like 1 / (1 - utilisation).
     check_grads(jax.jit(logs), at, order=1, modes=("rev",), rtol=1e-5, atol=1e-5)
@@ -337,7 +352,7 @@ WATCHED = (
     "usd_per_h",
     "traffic_frac",
     "n_active",
-    "wait_p99_s",
+    "wait_s",
     "prefill_s",
 )
 
@@ -385,7 +400,7 @@ def test_a_pool_without_traffic_counts_for_nothing(b200, roofline, small_workloa
     fleet = make_fleet([roofline, b200.engine], window_tokens=[10, 62_464], n_instances=[0, 60])
     metrics = compiled(fleet, small_workload)
     for name, values in vars(metrics.pools).items():
-        if name not in ("n_max", "gpu_power_w"):  # what an instance could hold, and draw, were there one
+        if name not in ("n_max", "gpu_power_w", "ttft"):  # what an instance could hold, and draw, were there one
             assert float(values[0]) == 0.0, name
     pools, total = reference(fleet, small_workload)
     for name, value in total.items():
@@ -404,9 +419,9 @@ def test_required_instances_is_the_least_that_holds_the_limits(small_workload):
     @jax.vmap
     def size(window, rate, limit_s):
         workload = with_rate(small_workload, rate)
-        slo = Slo(ttft_p99_s=limit_s, max_utilization=0.85)
+        slo = replace(make_slo(), ttft_p99_s=limit_s)
         (traffic,) = route((engine,), window[None], jnp.ones(1), workload, PUBLISHED)
-        least = required_instances(engine, traffic, window, workload, slo)
+        least = required_instances(engine, traffic, window, workload, slo, PUBLISHED)
         usable = jnp.where(jnp.isfinite(least), least, 10.0)
         at, below = (pool_metrics(engine, traffic, window, n, workload, PUBLISHED) for n in (usable, usable - 1))
         return least, at, below
@@ -488,7 +503,8 @@ def test_impossible_fleets_and_limits_are_refused(h100):
 
 def test_a_model_that_does_not_fit_is_refused_with_what_it_needs():
     gpu = make_gpu(memory_bytes=80 * 2**30, bandwidth_bytes_per_s=3e12, peak_flop_per_s=1e15, tdp_w=700, usd_per_h=4)
-    llm = make_llm(n_params=70e9, n_layers=80, bytes_per_weight=2, kv_bytes_per_token=327_680)
+    llm = make_llm(n_dense_params=70e9, n_layers=80, bytes_per_weight=2, kv_bytes_per_token=327_680)
     require_fit("70b", gpu, llm, 8)
-    with pytest.raises(ValueError, match=r"70b: does not fit: needs 130\.4 GiB .* has 72\.0 GiB"):
+    # 140 GB are 130.4 GiB; 3 GiB of workspace come on top.
+    with pytest.raises(ValueError, match=r"70b: does not fit: needs 133\.4 GiB .* has 72\.0 GiB"):
         require_fit("70b", gpu, llm, 1)

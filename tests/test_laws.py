@@ -1,6 +1,7 @@
 """Power, decode step, KV capacity, routing, prefill and service time: what each law promises, over many records."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,19 +11,15 @@ import pytest
 from jax.test_util import check_grads
 
 from fleetopt_jax.core.struct import stack
-from fleetopt_jax.fleet.engine import Engine, make_engine, roofline_engine
+from fleetopt_jax.fleet.engine import Engine, make_engine, make_site, roofline_engine
+from fleetopt_jax.laws.compression import make_compressor
+from fleetopt_jax.laws.decode import DecodeStep, decode_step_s, decode_tok_per_s, make_decode_step
 from fleetopt_jax.laws.hardware import Gpu, make_gpu
 from fleetopt_jax.laws.kv_cache import KvCapacity, make_kv_capacity, max_sequences, roofline_kv_blocks
-from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm, mla_kv_bytes_per_token
+from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm, mla_kv_bytes_per_token, n_active_params
 from fleetopt_jax.laws.power import LogisticPower, gpu_power_w, make_logistic_power, roofline_power
-from fleetopt_jax.laws.prefill import lone_prefill_s, prefill_chunks
-from fleetopt_jax.laws.roofline import (
-    DecodeStep,
-    decode_step_s,
-    decode_tok_per_s,
-    make_decode_step,
-    roofline_decode_step,
-)
+from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, make_prefill, prefill_chunks
+from fleetopt_jax.laws.roofline import roofline_decode_step
 from fleetopt_jax.laws.routing import router_edges, soft_share
 from fleetopt_jax.laws.service import MIN_SCV, service_moments_s, step_moments
 
@@ -30,7 +27,10 @@ N = 2000
 power_w = jax.jit(jax.vmap(gpu_power_w))
 power_slope = jax.jit(jax.vmap(jax.grad(gpu_power_w, argnums=1)))
 EIGHT_B200 = dict(memory_bytes=180e9, bandwidth_bytes_per_s=8e12, peak_flop_per_s=2.25e15, tdp_w=1000.0, usd_per_h=8.0)
-DENSE_8B = dict(n_params=8e9, n_layers=32, bytes_per_weight=2, kv_bytes_per_token=131_072)
+DENSE_8B = dict(n_dense_params=8e9, n_layers=32, bytes_per_weight=2, kv_bytes_per_token=131_072)
+SPARSE = dict(n_dense_params=1e10, n_expert_params=2e11, expert_share=0.0625, n_layers=90, bytes_per_weight=1)
+SPARSE |= dict(kv_bytes_per_token=7e4, windowed_frac=0.5, window_tokens=1024)
+CHUNKS = dict(chunk_tokens=1024, calibration_tokens=8192, per_token_s=2e-5, gpu_w=650)
 
 
 def uniform(*ranges: tuple[float, float], seed: int = 0) -> list[np.ndarray]:
@@ -39,9 +39,15 @@ def uniform(*ranges: tuple[float, float], seed: int = 0) -> list[np.ndarray]:
     return [low + (high - low) * row for (low, high), row in zip(ranges, u, strict=True)]
 
 
+def published_step(base_s, per_token_s) -> DecodeStep:
+    """t = W + H (L / L_cal) n: of the general form only two terms."""
+    zero = jnp.zeros_like(jnp.asarray(base_s))
+    return DecodeStep(base_s, zero, zero, zero, per_token_s, zero, zero)
+
+
 def random_steps(seed: int = 1) -> DecodeStep:
     base_s, per_seq_s, tokens = uniform((1e-3, 2e-2), (1e-5, 1e-3), (1024, 16_384), seed=seed)
-    return DecodeStep(base_s=base_s, per_seq_s=per_seq_s, calibration_tokens=tokens)
+    return published_step(base_s, per_seq_s / tokens)
 
 
 def random_gpus(seed: int = 2) -> Gpu:
@@ -52,22 +58,33 @@ def random_gpus(seed: int = 2) -> Gpu:
         memory_bytes=memory,
         bandwidth_bytes_per_s=bandwidth,
         peak_flop_per_s=flop,
+        peak_flop8_per_s=2 * flop,
         tdp_w=tdp,
+        idle_w=tdp / 4,
         usd_per_h=np.ones(N),
         nccl_bytes=nccl,
     )
 
 
 def random_llms(seed: int = 3) -> Llm:
-    params, share, layers, weight_bytes, kv_bytes = uniform(
-        (1e9, 7e11), (0, 2), (20, 130), (0.5, 2), (3e4, 5e5), seed=seed
+    params, sparse, share, layers, weight_bytes, kv_bytes = uniform(
+        (1e9, 7e11), (-1, 1), (0.02, 0.9), (20, 130), (0.5, 2), (3e4, 5e5), seed=seed
     )
+    experts = np.maximum(sparse, 0.0)  # half of them dense
     return Llm(
-        n_params=params,
-        n_active_params=params * np.clip(share, 0.02, 1.0),  # half of them dense
+        n_dense_params=params * (1 - experts),
+        n_expert_params=params * experts,
+        expert_share=np.where(experts > 0, share, 0.0),
+        n_embedding_params=np.zeros(N),
         n_layers=layers,
         bytes_per_weight=weight_bytes,
+        bytes_per_expert_weight=weight_bytes,
+        eight_bit_frac=np.zeros(N),
         kv_bytes_per_token=kv_bytes,
+        n_kv_heads=np.full(N, 8.0),
+        attention_flop_per_token2=np.zeros(N),
+        windowed_frac=np.zeros(N),
+        window_tokens=np.zeros(N),
     )
 
 
@@ -89,7 +106,7 @@ def test_roofline_power_is_bounded_and_rises_with_batch():
     step, gpu, llm = random_steps(), random_gpus(), random_llms()
     log2_batch, context = uniform((0, 12), (16, 65_536))
     power = jax.vmap(roofline_power)(gpu, llm, np.full(N, 8.0), step)
-    np.testing.assert_allclose(power.compute_s_per_seq, 2 * llm.n_active_params / 8 / gpu.peak_flop_per_s, rtol=1e-14)
+    np.testing.assert_allclose(power.compute_s_per_seq, 2 * n_active_params(llm) / 8 / gpu.peak_flop_per_s, rtol=1e-14)
     batch = 2.0**log2_batch
     watts = np.asarray(power_w(power, batch, context))
     assert np.all((0.43 * gpu.tdp_w <= watts) & (watts <= 0.86 * gpu.tdp_w * (1 + 1e-15)))
@@ -105,26 +122,28 @@ def test_a_record_that_is_no_power_law_is_refused():
 def test_decode_step_is_weights_plus_a_scan_of_every_cache():
     step, (batch, context) = random_steps(), uniform((1, 1024), (1, 131_072))
     seconds = jax.jit(jax.vmap(decode_step_s))(step, batch, context)
-    expected = step.base_s + step.per_seq_s * batch * context / step.calibration_tokens
+    expected = step.base_s + step.per_token_s * batch * context
     np.testing.assert_allclose(seconds, expected, rtol=1e-14)
     tok_per_s = jax.jit(jax.vmap(decode_tok_per_s))(step, batch, context)
     np.testing.assert_allclose(tok_per_s * seconds, batch, rtol=1e-14)
     # More sequences always give more tokens a second, but never more than the caches can be read.
-    assert np.all(tok_per_s < step.calibration_tokens / (step.per_seq_s * context))
+    assert np.all(tok_per_s < 1 / (step.per_token_s * context))
 
 
 def test_roofline_coefficients_are_bytes_over_bandwidth():
     gpu, llm = random_gpus(), random_llms()
     tp = np.exp2(np.floor(uniform((0, 4))[0]))
     step = jax.jit(jax.vmap(roofline_decode_step))(gpu, llm, tp)
-    streamed = llm.n_params * llm.bytes_per_weight / tp / (0.8 * gpu.bandwidth_bytes_per_s) + 3e-6 * llm.n_layers
-    sparse = llm.n_active_params * llm.bytes_per_weight / tp / gpu.bandwidth_bytes_per_s
-    dense = llm.n_active_params == llm.n_params
+    n_params = llm.n_dense_params + llm.n_expert_params
+    streamed = n_params * llm.bytes_per_weight / tp / (0.8 * gpu.bandwidth_bytes_per_s) + 3e-6 * llm.n_layers
+    sparse = n_active_params(llm) * llm.bytes_per_weight / tp / gpu.bandwidth_bytes_per_s
+    dense = llm.n_expert_params == 0
     assert 0.2 < np.mean(dense) < 0.8
     np.testing.assert_allclose(step.base_s, np.where(dense, streamed, sparse), rtol=1e-14)
     scanned = 4096 * llm.kv_bytes_per_token / (0.8 * gpu.bandwidth_bytes_per_s) / tp
-    np.testing.assert_allclose(step.per_seq_s, scanned, rtol=1e-14)
-    assert np.all(np.asarray(step.calibration_tokens) == 4096)
+    np.testing.assert_allclose(4096 * step.per_token_s, scanned, rtol=1e-14)
+    rest = (step.expert_s, step.expert_share, step.per_seq_s, step.windowed_token_s, step.window_tokens)
+    assert all(np.all(np.asarray(x) == 0) for x in rest)
 
 
 def test_roofline_blocks_fill_the_free_memory_and_never_more():
@@ -132,7 +151,7 @@ def test_roofline_blocks_fill_the_free_memory_and_never_more():
     tp = np.exp2(np.floor(uniform((0, 4))[0]))
     blocks = np.asarray(jax.jit(jax.vmap(roofline_kv_blocks))(gpu, llm, tp))
     nccl = np.where(tp > 1, gpu.nccl_bytes, 0.0)
-    free = 0.9 * gpu.memory_bytes - llm.n_params * llm.bytes_per_weight / tp - nccl
+    free = 0.9 * gpu.memory_bytes - (llm.n_dense_params + llm.n_expert_params) * llm.bytes_per_weight / tp - nccl
     block_bytes = 16 * llm.kv_bytes_per_token
     assert np.all(blocks == np.floor(blocks))
     assert np.all(blocks[free < 0] == 0)
@@ -151,7 +170,7 @@ def test_capacity_halves_when_the_window_doubles():
     rng = np.random.default_rng(4)
     blocks, slot_tokens = rng.integers(0, 200_000, N), rng.integers(1, 8_000_000, N)
     window = 16 * rng.integers(1, 8192, N)
-    kv = KvCapacity(n_blocks=blocks.astype(float), slot_tokens=slot_tokens.astype(float))
+    kv = KvCapacity(1.0 * blocks, 1.0 * slot_tokens, fixed_tokens=np.zeros(N), max_num_seqs=np.full(N, 1024.0))
     whole = jax.jit(jax.vmap(max_sequences))
     real = jax.jit(jax.vmap(lambda kv, window: max_sequences(kv, window, whole=False)))
     n_max = np.asarray(whole(kv, 1.0 * window))
@@ -211,9 +230,10 @@ def test_prefill_takes_whole_chunks_of_an_empty_instance():
     chunks = np.asarray(prefill_chunks(1.0 * prompt, 1.0 * chunk))
     assert np.all(chunks == -(-prompt // chunk))
     np.testing.assert_allclose(prefill_chunks(prompt, chunk, whole=False), prompt / chunk, rtol=1e-15)
-    step = random_steps()
-    seconds = jax.vmap(lone_prefill_s)(step, chunks)
-    np.testing.assert_allclose(seconds, chunks * (step.base_s + step.per_seq_s), rtol=1e-14)
+    step, (tokens,) = random_steps(), uniform((1024, 16_384))
+    prefill = Prefill(1.0 * chunk, tokens, *np.ones((4, N)))
+    seconds = chunks * jax.vmap(lone_iteration_s)(step, prefill)
+    np.testing.assert_allclose(seconds, chunks * (step.base_s + step.per_token_s * tokens), rtol=1e-14)
 
 
 def test_service_moments_are_those_of_the_requests_themselves():
@@ -221,10 +241,10 @@ def test_service_moments_are_those_of_the_requests_themselves():
     prompt, output = np.round(np.exp(rng.uniform(0, 10, (2, 300))))
     weight = rng.dirichlet(np.ones(300))
     step, (n_active,) = random_steps(), uniform((1, 512))
-    mean = jax.tree.map(lambda x: jnp.sum(weight * x), step_moments(prompt, output, 1024.0))
-    mean_s, scv = jax.jit(jax.vmap(service_moments_s, (0, None, 0)))(step, mean, n_active)
     length = prompt + output
-    step_s = step.base_s[:, None] + (step.per_seq_s * n_active / step.calibration_tokens)[:, None] * length
+    mean = jax.tree.map(lambda x: jnp.sum(weight * x), step_moments(np.ceil(prompt / 1024), output, length))
+    mean_s, scv = jax.jit(jax.vmap(service_moments_s, (0, None, 0)))(step, mean, n_active)
+    step_s = step.base_s[:, None] + (step.per_token_s * n_active)[:, None] * length
     service_s = (np.ceil(prompt / 1024) + output) * step_s
     expected = service_s @ weight
     variance = (service_s - expected[:, None]) ** 2 @ weight
@@ -233,10 +253,10 @@ def test_service_moments_are_those_of_the_requests_themselves():
 
 
 def test_equal_requests_have_the_least_variability_and_finite_gradients():
-    mean = step_moments(800.0, 200.0, 1024.0)
+    mean = step_moments(1.0, 200.0, 1000.0)
 
     def scv(base_s):
-        return service_moments_s(DecodeStep(base_s, 3e-4, 8192.0), mean, 64.0)[1]
+        return service_moments_s(published_step(base_s, 3e-4 / 8192), mean, 64.0)[1]
 
     assert scv(4e-3) == MIN_SCV
     assert jnp.isfinite(jax.grad(scv)(4e-3))
@@ -245,27 +265,28 @@ def test_equal_requests_have_the_least_variability_and_finite_gradients():
 def engines() -> dict[str, Engine]:
     """One engine of each power law, every number finite and away from a kink."""
     logistic = make_engine(
-        make_decode_step(base_s=4e-3, per_seq_s=3.2e-4, calibration_tokens=8192),
+        make_decode_step(base_s=4e-3, per_token_s=3.2e-4 / 8192),
         make_kv_capacity(n_blocks=65_536, slot_tokens=2e6),
         make_logistic_power(idle_w=300, nominal_w=600, log2_half_batch=4.2),
-        chunk_tokens=1024,
+        make_prefill(**CHUNKS),
         gpus_per_instance=8,
         usd_per_gpu_h=4,
     )
-    roofline = roofline_engine(make_gpu(**EIGHT_B200), make_llm(**DENSE_8B), 8, chunk_tokens=2048)
+    roofline = roofline_engine(make_gpu(**EIGHT_B200), make_llm(**DENSE_8B), 8, make_prefill(**CHUNKS))
     return {"logistic": logistic, "roofline": Engine(**{**vars(roofline), "kv": logistic.kv})}
 
 
 def instance_metrics(engine: Engine, window: jax.Array) -> jax.Array:
     """A number from every law, of one instance of `engine` at half its capacity, with real rounding."""
     n_active = 0.5 * max_sequences(engine.kv, window, whole=False)
-    mean = step_moments(jnp.array([300.0, 3000.0]), jnp.array([500.0, 90.0]), engine.chunk_tokens, whole=False)
-    mean = jax.tree.map(jnp.mean, mean)
+    prompt, output = jnp.array([300.0, 3000.0]), jnp.array([500.0, 90.0])
+    chunks = prefill_chunks(prompt, engine.prefill.chunk_tokens, whole=False)
+    mean = jax.tree.map(jnp.mean, step_moments(chunks, output, prompt + output))
     return jnp.stack(
         [
             gpu_power_w(engine.power, n_active, window / 2),
             decode_tok_per_s(engine.decode, n_active, window / 2),
-            lone_prefill_s(engine.decode, mean.chunks),
+            mean.chunks * lone_iteration_s(engine.decode, engine.prefill),
             *service_moments_s(engine.decode, mean, n_active),
             engine.gpus_per_instance * engine.usd_per_gpu_h,
         ]
@@ -274,13 +295,14 @@ def instance_metrics(engine: Engine, window: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("kind", ["logistic", "roofline"])
 def test_every_number_of_an_engine_is_differentiable(kind):
-    """In logs, so that seconds and bytes have one scale and every leaf is moved by the same factor."""
+    """In logs, so that seconds and bytes have one scale: every leaf is moved by a factor (what is 0 stays 0)."""
+    engine = engines()[kind]
 
-    def logs(engine, log_window):
-        engine = jax.tree.map(jnp.exp, engine)
-        return jnp.log(instance_metrics(engine, jnp.exp(log_window)))
+    def logs(log_factors, log_window):
+        moved = jax.tree.map(lambda x, log_factor: x * jnp.exp(log_factor), engine, log_factors)
+        return jnp.log(instance_metrics(moved, jnp.exp(log_window)))
 
-    at = jax.tree.map(jnp.log, engines()[kind]), jnp.log(8000.0)
+    at = jax.tree.map(jnp.zeros_like, engine), jnp.log(8000.0)
     check_grads(jax.jit(logs), at, order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
 
 
@@ -292,8 +314,7 @@ def test_gradients_are_finite_on_the_boundaries(kind):
     assert np.all(np.isfinite(jax.vmap(gpu_power_w, (None, 0, 0))(power, batch, context)))
     slopes = jax.vmap(jax.grad(gpu_power_w, argnums=(0, 1, 2)), (None, 0, 0))(power, batch, context)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slopes))
-    empty = KvCapacity(n_blocks=jnp.zeros(()), slot_tokens=kv.slot_tokens)
-    unlimited = KvCapacity(n_blocks=kv.n_blocks, slot_tokens=jnp.asarray(jnp.inf))
+    empty, unlimited = replace(kv, n_blocks=jnp.zeros(())), replace(kv, slot_tokens=jnp.asarray(jnp.inf))
     for capacity, whole in itertools.product((kv, empty, unlimited), (True, False)):
         assert jnp.isfinite(jax.grad(partial(max_sequences, whole=whole), argnums=1)(capacity, 1e9))
 
@@ -310,20 +331,28 @@ def test_a_batch_of_engines_equals_a_loop_over_them():
 REFUSED = [
     (make_gpu, EIGHT_B200, dict(memory_bytes=0), dict(tdp_w=-700), dict(usd_per_h=-1), dict(nccl_bytes=-1)),
     (make_gpu, EIGHT_B200, dict(peak_flop_per_s=float("nan")), dict(bandwidth_bytes_per_s=float("inf"))),
-    (
-        make_llm,
-        DENSE_8B,
-        dict(n_params=0),
-        dict(n_active_params=9e9),
-        dict(bytes_per_weight=-2),
-        dict(n_layers=float("nan")),
-    ),
+    (make_gpu, EIGHT_B200, dict(peak_flop8_per_s=0), dict(idle_w=-1), dict(idle_w=1001.0)),
+    (make_llm, DENSE_8B, dict(bytes_per_weight=-2), dict(n_layers=float("nan")), dict(n_kv_heads=0)),
+    (make_llm, DENSE_8B, dict(n_dense_params=-1), dict(n_expert_params=9e9), dict(expert_share=0.1)),
+    (make_llm, SPARSE, dict(expert_share=1.0), dict(expert_share=0), dict(n_expert_params=0), dict(windowed_frac=1.5)),
+    (make_llm, SPARSE, dict(eight_bit_frac=1.5), dict(window_tokens=float("inf")), dict(attention_flop_per_token2=-1)),
     (
         make_decode_step,
-        dict(base_s=4e-3, per_seq_s=3e-4, calibration_tokens=8192),
-        *(dict(base_s=0), dict(base_s=float("inf")), dict(per_seq_s=-1e-4), dict(calibration_tokens=float("nan"))),
+        dict(base_s=4e-3, per_token_s=3e-8),
+        *(dict(base_s=0), dict(base_s=float("inf")), dict(per_token_s=-1e-8), dict(per_seq_s=-1e-4)),
+        *(dict(expert_share=1.0), dict(expert_s=float("nan")), dict(window_tokens=float("inf"))),
     ),
     (make_kv_capacity, dict(n_blocks=65_536), dict(n_blocks=-1), dict(slot_tokens=0), dict(n_blocks=float("nan"))),
+    (make_kv_capacity, dict(n_blocks=65_536), dict(fixed_tokens=-1), dict(max_num_seqs=0.5)),
+    (
+        make_prefill,
+        CHUNKS,
+        *(dict(chunk_tokens=0), dict(chunk_tokens=0.5), dict(chunk_tokens=float("inf")), dict(per_token_s=-1e-5)),
+        *(dict(per_token2_s=-1e-9), dict(budget_tokens=0), dict(gpu_w=float("nan")), dict(calibration_tokens=0)),
+    ),
+    (make_compressor, {}, dict(success_frac=1.1), dict(success_frac=-0.1), dict(s_per_token=-1), dict(j_per_token=-1)),
+    (make_compressor, {}, dict(success_frac=float("nan")), dict(s_per_token=float("inf"))),
+    (make_site, {}, dict(pue=0.9), dict(host_w_per_gpu=-1), dict(usd_per_kwh=float("nan")), dict(kg_co2_per_kwh=-1)),
     (
         make_logistic_power,
         dict(idle_w=300, nominal_w=600, log2_half_batch=4.2),
@@ -332,8 +361,8 @@ REFUSED = [
     ),
     (
         make_engine,
-        dict(decode=None, kv=None, power=None, chunk_tokens=1024, gpus_per_instance=8, usd_per_gpu_h=4),
-        *(dict(chunk_tokens=0), dict(gpus_per_instance=0.5), dict(usd_per_gpu_h=-4), dict(chunk_tokens=float("inf"))),
+        dict(decode=None, kv=None, power=None, prefill=None, gpus_per_instance=8, usd_per_gpu_h=4),
+        *(dict(idle_w=-1), dict(gpus_per_instance=0.5), dict(usd_per_gpu_h=-4), dict(idle_w=float("inf"))),
     ),
 ]
 
@@ -351,3 +380,5 @@ def test_impossible_records_are_refused_by_name_and_value():
             else:
                 accepted.append((make.__name__, name, value))
     assert not accepted
+    with pytest.raises(ValueError, match="parameters"):
+        make_llm(**{**DENSE_8B, "n_dense_params": 0})

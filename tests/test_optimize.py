@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import fleetopt_jax as fo
 from fleetopt_jax.catalog.engines import engine_choice
 from fleetopt_jax.catalog.workloads import bundled, load_workload
+from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.kv_cache import make_kv_capacity, max_sequences
 from fleetopt_jax.optimize.gradient import RELAXED_ATOMS, coarse
@@ -19,6 +21,7 @@ from fleetopt_jax.optimize.search import evaluate_given, optimize
 from fleetopt_jax.workload.atoms import Workload, mean_tokens, total_tokens, with_rate
 
 GRADIENT_REACHES = 0.998  # of the exhaustive search's tok/J
+published_problem = partial(make_problem, assume="published", assumptions=PUBLISHED)
 
 
 def assert_within_limits(plan: Plan) -> None:
@@ -70,14 +73,15 @@ def least_pool(choice: EngineChoice, window: float, requests: list, rate: float,
     for length, weight in requests:
         held = min(length, window)
         prompt = max(1, int(0.8 * held))
-        chunks = math.ceil(prompt / float(engine.chunk_tokens))
+        chunks = math.ceil(prompt / float(engine.prefill.chunk_tokens))
         steps = chunks + held - prompt
-        seconds = steps * (float(step.base_s) + float(step.per_seq_s) * n_max * held / float(step.calibration_tokens))
+        seconds = steps * (float(step.base_s) + float(step.per_token_s) * n_max * held)
         service += weight / share * seconds
         square += weight / share * seconds**2
         chunks_mean += weight / share * chunks
         output += weight / share * (length - max(1, int(0.8 * length)))
-    prefill_s = chunks_mean * (float(step.base_s) + float(step.per_seq_s))
+    alone_s = float(step.base_s) + float(step.per_token_s) * float(engine.prefill.calibration_tokens)
+    prefill_s = chunks_mean * alone_s
     if prefill_s > limit_s:
         return math.inf, 0.0
     scv, arrivals = max(0.01, square / service**2 - 1), rate * share
@@ -122,7 +126,7 @@ def brute_force(problem: Problem) -> dict[float, float]:
 def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
     for choice, gamma, rate, ttft_s in ((h100, 1.0, 200.0, 0.5), (b200, 1.5, 200.0, 0.5), (h100, 1.25, 2.0, 0.3)):
         slo = make_slo(ttft_p99_s=ttft_s)
-        problem = make_problem(with_rate(small_workload, rate), [choice], gamma=gamma, slo=slo)
+        problem = published_problem(with_rate(small_workload, rate), [choice], gamma=gamma, slo=slo)
         by_window = brute_force(problem)
         plan = optimize(problem)
         assert plan.status == "optimal"
@@ -138,7 +142,7 @@ def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
 
 def test_gradient_comes_close_to_the_exhaustive_search(h100, b200, small_workload):
     for choice, rate in ((h100, 200.0), (b200, 1000.0)):
-        problem = make_problem(with_rate(small_workload, rate), [choice])
+        problem = published_problem(with_rate(small_workload, rate), [choice])
         best, found = optimize(problem), optimize(problem, "gradient")
         assert found.status == "feasible"  # never claims what it has not tried
         assert_within_limits(found)
@@ -160,7 +164,7 @@ def test_the_relaxation_sees_every_bundled_workload():
 @pytest.mark.parametrize("most", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_more_pools_are_never_worse(h100, small_workload, most):
     counts = range(1, most + 1)
-    plans = [optimize(make_problem(small_workload, [h100], n_pools=k)) for k in counts]
+    plans = [optimize(published_problem(small_workload, [h100], n_pools=k)) for k in counts]
     reached = [float(plan.metrics.tok_per_j) for plan in plans]
     assert reached == sorted(reached)
     assert reached[1] > 1.2 * reached[0]
@@ -172,18 +176,18 @@ def test_more_pools_are_never_worse(h100, small_workload, most):
 
 
 def test_more_engines_are_never_worse(h100, b200, small_workload):
-    alone = [optimize(make_problem(small_workload, [choice])) for choice in (h100, b200)]
-    both = optimize(make_problem(small_workload, [h100, b200]))
+    alone = [optimize(published_problem(small_workload, [choice])) for choice in (h100, b200)]
+    both = optimize(published_problem(small_workload, [h100, b200]))
     assert float(both.metrics.tok_per_j) >= max(float(plan.metrics.tok_per_j) for plan in alone)
     assert both.search.n_evaluated == 2 * sum(plan.search.n_evaluated for plan in alone)
     assert_within_limits(both)
 
 
 def test_a_searched_gamma_is_never_worse_than_a_given_one(h100, small_workload):
-    searched = optimize(make_problem(small_workload, [h100], gamma=None))
+    searched = optimize(published_problem(small_workload, [h100], gamma=None))
     assert_within_limits(searched)
     for gamma in (1.0, 1.5, 2.0):
-        fixed = optimize(make_problem(small_workload, [h100], gamma=gamma))
+        fixed = optimize(published_problem(small_workload, [h100], gamma=gamma))
         assert float(searched.metrics.tok_per_j) >= float(fixed.metrics.tok_per_j)
 
 
@@ -194,12 +198,12 @@ def test_a_plan_holds_its_limits_and_evaluates_to_itself(h100, small_workload):
     """At any rate, limit and gamma; also where the load fills instances exactly to the highest utilisation."""
     rng = np.random.default_rng(0)
     rates = np.exp(rng.uniform(np.log(0.05), np.log(2e4), 24))
-    first = optimize(make_problem(small_workload, [h100]))
+    first = optimize(published_problem(small_workload, [h100]))
     filled = 0.85 * (np.arange(24) + 1) * 200 / float(first.metrics.pools.utilization[-1] * first.fleet.n_instances[-1])
     for i, rate in enumerate([*rates, *filled]):
         slo = make_slo(ttft_p99_s=rng.choice([0.2, 0.5, 5.0]))
         gamma = [1.0, 1.4, None][i % 3] if i < len(rates) else 1.0
-        problem = make_problem(with_rate(small_workload, rate), [h100], gamma=gamma, slo=slo)
+        problem = published_problem(with_rate(small_workload, rate), [h100], gamma=gamma, slo=slo)
         plan = optimize(problem)
         assert_within_limits(plan)
         again = given(plan)
@@ -210,7 +214,7 @@ def test_a_plan_holds_its_limits_and_evaluates_to_itself(h100, small_workload):
 
 
 def test_one_instance_less_breaks_a_limit(h100, small_workload):
-    plan = optimize(make_problem(small_workload, [h100]))
+    plan = optimize(published_problem(small_workload, [h100]))
     for k in range(len(plan.choices)):
         fewer = plan.fleet.n_instances.at[k].add(-1)
         broken = given(dataclasses.replace(plan, fleet=dataclasses.replace(plan.fleet, n_instances=fewer)))
@@ -220,16 +224,17 @@ def test_one_instance_less_breaks_a_limit(h100, small_workload):
 
 
 def test_infeasible_says_what_is_reachable(h100, small_workload):
-    plan = optimize(make_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
+    plan = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
     assert plan.status == "infeasible"
     assert plan.fleet is None
     assert plan.metrics is None
     assert plan.binding["limit"] == "ttft_p99_s"
     assert plan.binding["asked"] == 1e-3
     nearest = plan.binding["nearest_feasible"]
-    enough = optimize(make_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=nearest * (1 + 1e-9))))
+    enough = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=nearest * (1 + 1e-9))))
     assert_within_limits(enough)
-    short = optimize(make_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=nearest * (1 - 1e-9))))
+    # Limits are compared to 1e-9: a shortfall must be larger to count.
+    short = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=nearest * (1 - 1e-8))))
     assert short.status == "infeasible"
     assert optimize(short.problem, "gradient").status == "infeasible"
 
@@ -237,7 +242,7 @@ def test_infeasible_says_what_is_reachable(h100, small_workload):
 def test_a_window_no_engine_can_hold_is_infeasible(h100, small_workload):
     cache = make_kv_capacity(n_blocks=1000, slot_tokens=float(h100.engine.kv.slot_tokens))
     choice = dataclasses.replace(h100, engine=dataclasses.replace(h100.engine, kv=cache))
-    plan = optimize(make_problem(small_workload, [choice]))
+    plan = optimize(published_problem(small_workload, [choice]))
     assert plan.status == "infeasible"
     assert plan.binding["limit"] == "window_tokens"
     held = plan.binding["nearest_feasible"]
@@ -257,14 +262,14 @@ def test_impossible_problems_are_refused(h100, small_workload):
         (dict(gamma=math.nan), "gamma >= 1, got nan"),
     ):
         try:
-            make_problem(small_workload, [h100], **bad)
+            published_problem(small_workload, [h100], **bad)
         except ValueError as refusal:
             assert says in str(refusal)
         else:
             accepted.append(bad)
     assert not accepted
     with pytest.raises(ValueError, match="engine"):
-        make_problem(small_workload, [])
+        published_problem(small_workload, [])
 
 
 # --- the contract ---------------------------------------------------------------------------------------------------
@@ -287,7 +292,8 @@ METRIC_FIELDS |= {"gain_vs_homogeneous"}
 
 
 def test_the_plan_file_has_the_fields_others_read(h100, small_workload):
-    plan = optimize(make_problem(small_workload, [h100], workload_name="small"))
+    plan = optimize(published_problem(small_workload, [h100], workload_name="small"))
+    # BUG: without an ITL limit "slo" holds inf, which is no JSON.
     document = json.loads(json.dumps(plan_to_json(plan), allow_nan=False))
     assert set(document) >= PLAN_FIELDS
     assert document["schema"] == "fleetopt-plan/1"
@@ -315,7 +321,8 @@ def test_the_plan_file_has_the_fields_others_read(h100, small_workload):
 
 
 def test_an_infeasible_plan_file_has_no_metrics(h100, small_workload):
-    plan = optimize(make_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
+    plan = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
+    # BUG: without an ITL limit "slo" holds inf, which is no JSON.
     document = json.loads(json.dumps(plan_to_json(plan), allow_nan=False))
     assert set(document) >= PLAN_FIELDS | {"binding"}
     assert (document["status"], document["pools"], document["metrics"]) == ("infeasible", [], None)
@@ -323,7 +330,7 @@ def test_an_infeasible_plan_file_has_no_metrics(h100, small_workload):
 
 
 def test_the_room_is_its_entry(h100, small_workload):
-    problem = fo.make_problem(small_workload, [h100])
+    problem = fo.make_problem(small_workload, [h100], assume="published", assumptions=fo.PUBLISHED)
     plan = fo.optimize(problem, method="grid")
     assert float(plan.metrics.tok_per_j) == float(optimize(problem).metrics.tok_per_j)
     assert fo.optimize.search.optimize is optimize
@@ -333,7 +340,7 @@ def test_the_room_is_its_entry(h100, small_workload):
 
 
 def tok_per_j(workload: Workload, gpu: str, method: str = "grid") -> float:
-    plan = optimize(make_problem(workload, [engine_choice(gpu)]), method)
+    plan = optimize(published_problem(workload, [engine_choice(gpu, engine="projected")]), method)
     assert_within_limits(plan)
     return float(plan.metrics.tok_per_j)
 
@@ -360,7 +367,7 @@ def test_two_pools_reach_the_known_optimum(name, gpu, at_least):
 @pytest.mark.parametrize("name", ["azure-conv", "azure-code", "mooncake-conv"])
 def test_gradient_comes_close_to_the_exhaustive_search_on_traces(name):
     workload = load_workload(name)
-    problem = make_problem(workload, [engine_choice("h100")], slo=make_slo(ttft_p99_s=2.0))
+    problem = published_problem(workload, [engine_choice("h100", engine="projected")], slo=make_slo(ttft_p99_s=2.0))
     best, found = optimize(problem), optimize(problem, "gradient")
     assert_within_limits(found)
     assert float(found.metrics.tok_per_j) >= GRADIENT_REACHES * float(best.metrics.tok_per_j)
@@ -369,8 +376,8 @@ def test_gradient_comes_close_to_the_exhaustive_search_on_traces(name):
 @pytest.mark.slow
 def test_gradient_searches_engines_without_a_slot_cap(small_workload):
     """The roofline engines of the catalog: any GPU and LLM the paper did not calibrate."""
-    choice = engine_choice("h100", "llama-3.1-8b", 1)
-    problem = make_problem(small_workload, [choice], slo=make_slo(ttft_p99_s=2.0))
+    choice = engine_choice("h100", "llama-3.1-8b", 1, engine="projected")
+    problem = published_problem(small_workload, [choice], slo=make_slo(ttft_p99_s=2.0))
     best, found = optimize(problem), optimize(problem, "gradient")
     assert best.gain_vs_homogeneous > 1.05
     assert float(found.metrics.tok_per_j) >= GRADIENT_REACHES * float(best.metrics.tok_per_j)

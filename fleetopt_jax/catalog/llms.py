@@ -1,116 +1,229 @@
-"""LLMs by name, as their published configurations have them (16-bit KV cache)."""
+"""LLMs by name or by Hugging Face config file, and the precisions to serve them at."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from fleetopt_jax.core.errors import unknown_name
+from fleetopt_jax.catalog.hf_config import Architecture, read_config
+from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm, mla_kv_bytes_per_token
 
-KV_BYTES_PER_VALUE = 2
+BYTES_16_BIT = 2.0
+BYTES_4_BIT = 4.25 / 8  # with the scales: 8 bits per group of 32 (mxfp4), 16 per 64 (int4; 4.16 bits at 128)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the weights are held and multiplied. The output layer always stays in 16 bits, as checkpoints have it."""
+
+    dense_bytes: float  # per weight of attention, MLP, shared experts and router [B]
+    expert_bytes: float  # per weight of the routed experts [B]
+    eight_bit_frac: float  # 1 where activations are 8 bits as well; 4-bit weights are unpacked to 16 [-]
+
+
+PRECISIONS = {
+    "bf16": Precision(BYTES_16_BIT, BYTES_16_BIT, 0.0),
+    "fp8": Precision(1.0, 1.0, 1.0),
+    "int4": Precision(BYTES_4_BIT, BYTES_4_BIT, 0.0),
+    "mxfp4": Precision(BYTES_16_BIT, BYTES_4_BIT, 0.0),  # as gpt-oss: only the routed experts
+}
+KV_BYTES = {"bf16": 2.0, "fp8": 1.0}  # of one value
 
 
 @dataclass(frozen=True)
 class LlmEntry:
-    """One LLM of the catalog, with where its numbers come from."""
+    """One LLM, with where its numbers come from."""
 
     title: str
-    llm: Llm
+    architecture: Architecture
     source: str
+
+
+def at_precision(
+    architecture: Architecture,
+    precision: str | None = None,
+    kv_precision: str = "bf16",
+    *,
+    where: Callable[[str], str] = lambda field: "--" + field.replace("_", "-"),
+) -> Llm:
+    """The LLM with weights at `precision` (None: the checkpoint's own) and a KV cache at `kv_precision`.
+
+    Attention costs 4 * layers * heads * head_dim FLOPs per pair of tokens (scores and values, a multiply-add is two).
+    A latent cache is attended to in the absorbed form, 2 * layers * heads * (2 * latent + rotary); in prefill, engines
+    expand the latent instead, which is up to 3.4 times cheaper (DeepSeek-V3). `where` names the place of a field.
+    """
+    a = architecture
+    name = a.native_precision if precision is None else precision.lower()
+    if name not in PRECISIONS:
+        raise unknown_name(where("precision"), name, PRECISIONS)
+    if kv_precision.lower() not in KV_BYTES:
+        raise unknown_name(where("kv_precision"), kv_precision, KV_BYTES)
+    if name == "mxfp4" and not a.expert_params:
+        others = ", ".join(known for known in PRECISIONS if known != name)
+        raise BadInput(where("precision"), "mxfp4 is for routed experts and this LLM has none", f"need one of {others}")
+    weights, value_bytes = PRECISIONS[name], KV_BYTES[kv_precision.lower()]
+    inner = a.attention_params + a.dense_params
+    n_dense = inner + a.lm_head_params
+    if a.latent_dim:
+        kv_bytes = mla_kv_bytes_per_token(
+            n_layers=a.layers, latent_dim=a.latent_dim, rope_dim=a.rope_dim, bytes_per_value=value_bytes
+        )
+        attention_flop = 2 * a.layers * a.q_heads * (2 * a.latent_dim + a.rope_dim)
+    else:
+        kv_bytes = gqa_kv_bytes_per_token(
+            n_layers=a.layers, n_kv_heads=a.kv_heads, head_dim=a.head_dim, bytes_per_value=value_bytes
+        )
+        attention_flop = 4 * a.layers * a.q_heads * a.head_dim
+    return make_llm(
+        n_dense_params=n_dense,
+        n_expert_params=a.expert_params,
+        expert_share=a.experts_per_token / a.n_experts if a.n_experts else 0.0,
+        n_embedding_params=a.embedding_params,
+        n_layers=a.layers,
+        bytes_per_weight=(weights.dense_bytes * inner + BYTES_16_BIT * a.lm_head_params) / n_dense,
+        bytes_per_expert_weight=weights.expert_bytes,
+        eight_bit_frac=weights.eight_bit_frac,
+        kv_bytes_per_token=kv_bytes,
+        n_kv_heads=a.kv_heads,
+        attention_flop_per_token2=attention_flop,
+        windowed_frac=a.windowed_layers / a.layers,
+        window_tokens=a.window_tokens,
+    )
+
+
+def llm_entry(name_or_file: str, where: str = "--llm") -> LlmEntry:
+    """The catalog's LLM of that name (case does not matter), or the one a Hugging Face config.json describes."""
+    if name_or_file.lower() in LLMS:
+        return LLMS[name_or_file.lower()]
+    is_file = name_or_file.lower().endswith(".json") or ("/" in name_or_file and os.path.exists(name_or_file))
+    if not is_file:  # a repository's name as well: nothing is downloaded
+        raise unknown_name(where, name_or_file, LLMS)
+    return LlmEntry(name_or_file, read_config(name_or_file), f"Hugging Face config {name_or_file}")
 
 
 def _entry(
     title: str,
+    repository: str,
     *,
-    layers: int,
-    kv_bytes_per_token: float,
-    attention: int,
-    dense: int,
-    embedding: int,
-    experts: int = 0,
-    experts_used: float = 0.0,
-    bytes_per_weight: float = 2,
-    source: str,
+    shape: tuple[int, int, int, int, int],
+    params: tuple[int, int, int],
+    experts: tuple[int, int, int] = (0, 0, 0),
+    window: tuple[int, int] = (0, 0),
+    latent: tuple[int, int] = (0, 0),
+    precision: str = "bf16",
 ) -> LlmEntry:
-    """An entry from parameter counts: attention, dense MLP (router and shared experts), routed experts, embedding."""
-    always = attention + dense + 2 * embedding
-    llm = make_llm(
-        n_params=always + experts,
-        n_active_params=always + experts * experts_used,
-        n_layers=layers,
-        bytes_per_weight=bytes_per_weight,
-        kv_bytes_per_token=kv_bytes_per_token,
+    """An LLM with untied embeddings.
+
+    shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E;
+    window: tokens, layers that have it; latent: its length, rotary part.
+    """
+    architecture = Architecture(
+        **dict(zip(("layers", "hidden", "q_heads", "kv_heads", "head_dim"), shape)),
+        **dict(zip(("attention_params", "dense_params", "lm_head_params"), params)),
+        **dict(zip(("expert_params", "experts_per_token", "n_experts"), experts)),
+        **dict(zip(("window_tokens", "windowed_layers"), window)),
+        **dict(zip(("latent_dim", "rope_dim"), latent)),
+        embedding_params=params[2],
+        native_precision=precision,
     )
-    return LlmEntry(title, llm, source)
+    return LlmEntry(title, architecture, f"config.json of {repository}")
 
 
-def _gqa(layers: int, kv_heads: int, head_dim: int = 128) -> float:
-    return gqa_kv_bytes_per_token(
-        n_layers=layers, n_kv_heads=kv_heads, head_dim=head_dim, bytes_per_value=KV_BYTES_PER_VALUE
-    )
+LLMS = {
+    "llama-3.1-8b": _entry(
+        "Llama 3.1 8B",
+        "meta-llama/Llama-3.1-8B",
+        shape=(32, 4096, 32, 8, 128),
+        params=(1_342_177_280, 5_637_144_576, 525_336_576),
+    ),
+    "llama-3.1-70b": _entry(
+        "Llama 3.1 70B",
+        "meta-llama/Llama-3.1-70B",
+        shape=(80, 8192, 64, 8, 128),
+        params=(12_079_595_520, 56_371_445_760, 1_050_673_152),
+    ),
+    "llama-3.1-405b": _entry(
+        "Llama 3.1 405B",
+        "meta-llama/Llama-3.1-405B",
+        shape=(126, 16384, 128, 8, 128),
+        params=(71_873_593_344, 329_772_957_696, 2_101_346_304),
+    ),
+    "llama-3.3-70b": _entry(
+        "Llama 3.3 70B",
+        "meta-llama/Llama-3.3-70B-Instruct",
+        shape=(80, 8192, 64, 8, 128),
+        params=(12_079_595_520, 56_371_445_760, 1_050_673_152),
+    ),
+    "qwen3-8b": _entry(
+        "Qwen3 8B",
+        "Qwen/Qwen3-8B",
+        shape=(36, 4096, 32, 8, 128),
+        params=(1_509_949_440, 5_435_817_984, 622_329_856),
+    ),
+    "qwen3-14b": _entry(
+        "Qwen3 14B",
+        "Qwen/Qwen3-14B",
+        shape=(40, 5120, 40, 8, 128),
+        params=(2_516_582_400, 10_695_475_200, 777_912_320),
+    ),
+    "qwen3-32b": _entry(
+        "Qwen3 32B",
+        "Qwen/Qwen3-32B",
+        shape=(64, 5120, 64, 8, 128),
+        params=(6_039_797_760, 25_165_824_000, 777_912_320),
+    ),
+    "qwen3-30b-a3b": _entry(
+        "Qwen3 30B-A3B (MoE, 8 of 128 experts)",
+        "Qwen/Qwen3-30B-A3B",
+        shape=(48, 2048, 32, 4, 128),
+        params=(905_969_664, 12_582_912, 311_164_928),
+        experts=(28_991_029_248, 8, 128),
+    ),
+    "qwen3-235b-a22b": _entry(
+        "Qwen3 235B-A22B (MoE, 8 of 128 experts)",
+        "Qwen/Qwen3-235B-A22B",
+        shape=(94, 4096, 64, 4, 128),
+        params=(6_702_497_792, 49_283_072, 622_329_856),
+        experts=(227_096_395_776, 8, 128),
+    ),
+    "qwen3-coder-480b-a35b": _entry(
+        "Qwen3-Coder 480B-A35B (MoE, 8 of 160 experts)",
+        "Qwen/Qwen3-Coder-480B-A35B-Instruct",
+        shape=(62, 6144, 96, 8, 128),
+        params=(10_141_827_072, 60_948_480, 933_494_784),
+        experts=(468_084_326_400, 8, 160),
+    ),
+    "deepseek-v3": _entry(
+        "DeepSeek-V3 (MoE, 8 of 256 experts, MLA, fp8)",
+        "deepseek-ai/DeepSeek-V3",
+        shape=(61, 7168, 128, 1, 576),
+        params=(11_413_422_080, 3_849_846_784, 926_679_040),
+        experts=(653_908_770_816, 8, 256),
+        latent=(512, 64),
+        precision="fp8",
+    ),
+    "gpt-oss-20b": _entry(
+        "gpt-oss 20B (MoE, 4 of 32 experts, mxfp4)",
+        "openai/gpt-oss-20b",
+        shape=(24, 2880, 64, 8, 64),
+        params=(637_009_920, 2_211_840, 579_133_440),
+        experts=(19_110_297_600, 4, 32),
+        window=(128, 12),
+        precision="mxfp4",
+    ),
+    "gpt-oss-120b": _entry(
+        "gpt-oss 120B (MoE, 4 of 128 experts, mxfp4)",
+        "openai/gpt-oss-120b",
+        shape=(36, 2880, 64, 8, 64),
+        params=(955_514_880, 13_271_040, 579_133_440),
+        experts=(114_661_785_600, 4, 128),
+        window=(128, 18),
+        precision="mxfp4",
+    ),
+}
 
 
-def _build() -> dict[str, LlmEntry]:
-    return {
-        "llama-3.1-8b": _entry(
-            "Llama 3.1 8B, bf16",
-            layers=32,
-            kv_bytes_per_token=_gqa(32, 8),
-            attention=1_342_177_280,
-            dense=5_637_144_576,
-            embedding=525_336_576,
-            source="config.json of meta-llama/Llama-3.1-8B",
-        ),
-        "llama-3.1-70b": _entry(
-            "Llama 3.1 70B, bf16",
-            layers=80,
-            kv_bytes_per_token=_gqa(80, 8),
-            attention=12_079_595_520,
-            dense=56_371_445_760,
-            embedding=1_050_673_152,
-            source="config.json of meta-llama/Llama-3.1-70B",
-        ),
-        "llama-3.1-405b": _entry(
-            "Llama 3.1 405B, bf16",
-            layers=126,
-            kv_bytes_per_token=_gqa(126, 8),
-            attention=71_873_593_344,
-            dense=329_772_957_696,
-            embedding=2_101_346_304,
-            source="config.json of meta-llama/Llama-3.1-405B",
-        ),
-        "qwen3-235b-a22b": _entry(
-            "Qwen3 235B-A22B, bf16 (MoE, 8 of 128 experts)",
-            layers=94,
-            kv_bytes_per_token=_gqa(94, 4),
-            attention=6_702_497_792,
-            dense=49_283_072,
-            embedding=622_329_856,
-            experts=227_096_395_776,
-            experts_used=8 / 128,
-            source="config.json of Qwen/Qwen3-235B-A22B (head_dim 128)",
-        ),
-        "deepseek-v3": _entry(
-            "DeepSeek-V3, fp8 (MoE, 8 of 256 experts, MLA)",
-            layers=61,
-            kv_bytes_per_token=mla_kv_bytes_per_token(
-                n_layers=61, latent_dim=512, rope_dim=64, bytes_per_value=KV_BYTES_PER_VALUE
-            ),
-            attention=11_413_422_080,
-            dense=3_849_846_784,
-            embedding=926_679_040,
-            experts=653_908_770_816,
-            experts_used=8 / 256,
-            bytes_per_weight=1,
-            source="config.json of deepseek-ai/DeepSeek-V3 (latent 512 + rotary 64)",
-        ),
-    }
-
-
-LLMS = _build()
-
-
-def llm_entry(name: str, where: str = "--llm") -> LlmEntry:
-    """The catalog's LLM of that name (case does not matter)."""
-    try:
-        return LLMS[name.lower()]
-    except KeyError:
-        raise unknown_name(where, name, LLMS) from None
+def catalog_name(repository: str) -> str | None:
+    """The catalog's name of a Hugging Face model id such as 'meta-llama/Llama-3.1-70B-Instruct', or None."""
+    model = repository.lower().rsplit("/", 1)[-1]
+    return max((name for name in LLMS if model == name or model.startswith(f"{name}-")), key=len, default=None)

@@ -29,6 +29,7 @@ class LoadedWorkload:
     workload: Workload
     summary: TraceSummary
     output_share: float  # of a request's length, where the assumptions split it
+    knots: list[tuple[float, float]] | None = None  # of a CDF
     rate_known: bool = True  # False where neither the file nor the caller says how often requests come
 
 
@@ -116,7 +117,7 @@ def _of_cdf(name: str, cdf: CdfFile, rate_per_s: float) -> LoadedWorkload:
         arrival_scv=None,
         total_token_quantiles=weighted_quantiles(np.asarray(total_tokens(workload)), np.asarray(workload.weight)),
     )
-    return LoadedWorkload(name, workload, summary, cdf.output_share)
+    return LoadedWorkload(name, workload, summary, cdf.output_share, cdf.knots)
 
 
 def _of_trace(name: str, trace: Trace, rate_per_s: float | None) -> LoadedWorkload:

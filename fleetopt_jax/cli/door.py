@@ -1,6 +1,7 @@
 """Files that enter by the command line, validated before anything is computed."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -9,6 +10,7 @@ from fleetopt_jax.optimize.plan import SCHEMA
 from fleetopt_jax.workload.readers import first_problem, parse_json, read_bytes
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -32,7 +34,27 @@ class WorkloadPart(_Part):
 
 class SloPart(_Part):
     ttft_p99_s: Positive = 0.5
+    ttft_s_per_token: NotNegative = 0.0
+    itl_s: Positive | None = None  # JSON has no infinity: none is no limit
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    scope: Literal["pool", "fleet"] = "pool"
+
+    def limits(self) -> dict[str, Any]:
+        """As `make_slo` takes them."""
+        return self.model_dump() | {"itl_s": math.inf if self.itl_s is None else self.itl_s}
+
+
+class SitePart(_Part):
+    host_w_per_gpu: NotNegative = 0.0
+    pue: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    usd_per_kwh: NotNegative = 0.0
+    kg_co2_per_kwh: NotNegative = 0.0
+
+
+class CompressorPart(_Part):
+    success_frac: Annotated[float, Field(ge=0, le=1)] = 1.0
+    s_per_token: NotNegative = 0.0
+    j_per_token: NotNegative = 0.0
 
 
 class PoolPart(_Part):
@@ -42,15 +64,21 @@ class PoolPart(_Part):
     tp: Annotated[int, Field(ge=1)]
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    precision: str | None = None
+    kv_precision: str = "bf16"
+    engine_file: str | None = None
 
 
 class PlanFile(_Part):
     """What `evaluate` needs of a plan; its metrics are recomputed."""
 
     schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
-    assume: Literal["published"] = "published"
+    assume: str = "physical"
     workload: WorkloadPart
     slo: SloPart = SloPart()
+    site: SitePart = SitePart()
+    compressor: CompressorPart = CompressorPart()
+    max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
     pools: Annotated[list[PoolPart], Field(min_length=1, max_length=16)]
 
 

@@ -12,6 +12,7 @@ from fleetopt_jax.core.errors import BadInput
 
 MAX_WINDOW_TOKENS = 10**9
 MAX_GAMMA = 10  # nobody compresses a prompt further
+MAX_BATCH = 100_000
 RATES_PER_S = (1e-6, 1e9)
 
 
@@ -65,12 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("tables", nargs="*", type=_whole(1, 5), metavar="TABLE", help="1 to 5; default all")
 
     optimize = _command(commands, "optimize", "find the plan with the most tokens per joule within the limits")
-    _add_workload(optimize, default="azure-conv")
-    optimize.add_argument(
-        "--gpu", default="h100", help="GPU, or several a pool may choose from: h100,b200 (default h100)"
-    )
-    optimize.add_argument("--llm", default="llama-3.1-70b", help="LLM to serve (default llama-3.1-70b)")
-    optimize.add_argument("--tp", type=_whole(1, 64), default=8, help="GPUs per instance (default 8)")
+    _add_problem(optimize)
     optimize.add_argument("--pools", type=_whole(1, 6), default=2, help="most pools to split into, 1 to 6 (default 2)")
     optimize.add_argument(
         "--gamma",
@@ -78,17 +74,60 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         help="compress requests up to GAMMA x window; 'auto' searches (default 1: none)",
     )
-    optimize.add_argument(
-        "--window",
-        type=_whole(1, MAX_WINDOW_TOKENS),
-        help="window of the last pool in tokens (default: the longest request)",
-    )
     optimize.add_argument("--method", choices=("grid", "gradient"), default="grid", help="search (default grid)")
-    optimize.add_argument("--assume", choices=("published",), default="published", help="preset of assumptions")
-    optimize.add_argument("--ttft-p99-ms", type=_positive, default=500.0, help="limit of the P99 TTFT (default 500)")
+    optimize.add_argument(
+        "--assume",
+        default="physical",
+        help="physical (default) or published, with choices changed: physical,kv_cache=reserved",
+    )
     optimize.add_argument(
         "--objective", choices=("tok_per_j", "usd", "power", "gpus"), default="tok_per_j", help="(default tok_per_j)"
     )
+
+    ledger = _command(
+        commands,
+        "ledger",
+        "walk from the published system to the physical one, a choice at a time",
+        "Example: fleetopt ledger --workload azure-cdf --gpu b200 --figure ledger.svg",
+    )
+    _add_problem(ledger)
+    ledger.add_argument("--figure", metavar="FILE", help="write the waterfall as FILE.svg or FILE.png")
+
+    engine = _command(
+        commands,
+        "engine",
+        "step time, throughput, power and tokens per joule of one engine",
+        "Example: fleetopt engine --gpu b200 --llm qwen3-235b-a22b --tp 4 --batch 8,32,128 --context 2000",
+    )
+    _add_engine(engine)
+    engine.add_argument("--batch", type=_batches, default=[8, 32, 128], help="sequences in flight (default 8,32,128)")
+    engine.add_argument("--context", type=_positive, default=1024.0, help="mean context in tokens (default 1024)")
+    engine.add_argument(
+        "--prompt-per-output",
+        type=_not_negative,
+        help="prompt tokens prefilled for each output token (default: the benchmark's own mix)",
+    )
+    engine.add_argument("--law", action="store_true", help="the law, even where this configuration was measured")
+
+    calibrate = _command(
+        commands,
+        "calibrate",
+        "fit an engine to your own measurements",
+        "Columns: batch; step_s, step_ms or tok_per_s; context_tokens and power_w_per_gpu where known. Names of the "
+        "ML.ENERGY files are known too. Example: fleetopt calibrate mine.csv --gpu h100 --llm llama-3.1-70b --tp 4 "
+        "--out mine.json, then fleetopt optimize --gpu mine.json",
+    )
+    calibrate.add_argument("measurements", metavar="FILE.csv")
+    calibrate.add_argument("--gpu", help="GPU that was measured (default: the file's)")
+    calibrate.add_argument("--llm", help="LLM that was measured, by our name or a config.json (default: the file's)")
+    calibrate.add_argument("--tp", type=_whole(1, 64), help="GPUs per instance (default: the file's)")
+    calibrate.add_argument("--precision", help="of the weights (default: the file's)")
+    calibrate.add_argument("--model", help="rows of this model only (part of its name)")
+    calibrate.add_argument("--task", help="rows of this task only")
+    calibrate.add_argument(
+        "--form", choices=("auto", "dense", "moe"), default="auto", help="of the step (default auto)"
+    )
+    calibrate.add_argument("--figure", metavar="FILE", help="write fit and residuals as FILE.svg or FILE.png")
 
     evaluate = _command(commands, "evaluate", "metrics of a given plan")
     evaluate.add_argument("plan", metavar="PLAN.json")
@@ -103,11 +142,59 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+def _command(commands, name: str, summary: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    description = summary[0].upper() + summary[1:] + "."
+    command = commands.add_parser(name, help=summary, description=description, epilog=epilog)
     command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     command.add_argument("--out", metavar="FILE", help="also write the JSON object to FILE")
     return command
+
+
+def _add_engine(command: argparse.ArgumentParser, several: str = "") -> None:
+    command.add_argument(
+        "--gpu", default="h100", help=f"GPU, or a file that fleetopt calibrate wrote{several} (default h100)"
+    )
+    command.add_argument(
+        "--llm", default="llama-3.1-70b", help="LLM, or a Hugging Face config.json (default llama-3.1-70b)"
+    )
+    command.add_argument("--tp", type=_whole(1, 64), default=8, help="GPUs per instance (default 8)")
+    command.add_argument("--precision", help="of the weights: bf16, fp8, int4, mxfp4 (default: the checkpoint's)")
+    command.add_argument("--kv-precision", default="bf16", help="of the KV cache: bf16 or fp8 (default bf16)")
+
+
+def _add_problem(command: argparse.ArgumentParser) -> None:
+    """What a search is about, but for how it is searched."""
+    _add_workload(command, default="azure-conv")
+    _add_engine(command, several="; several a pool may choose from: h100,b200")
+    command.add_argument("--max-num-seqs", type=_whole(1, 10**6), help="sequences an instance runs (default vLLM's)")
+    command.add_argument(
+        "--window",
+        type=_whole(1, MAX_WINDOW_TOKENS),
+        help="window of the last pool in tokens (default: the longest request)",
+    )
+    limits = command.add_argument_group("limits")
+    limits.add_argument("--ttft-p99-ms", type=_positive, default=500.0, help="P99 time to first token (default 500)")
+    limits.add_argument(
+        "--ttft-ms-per-1k", type=_not_negative, default=0.0, help="and so much more per 1,000 prompt tokens (default 0)"
+    )
+    limits.add_argument("--itl-ms", type=_positive, help="mean inter-token latency (default: no limit)")
+    limits.add_argument(
+        "--slo-scope",
+        choices=("pool", "fleet"),
+        default="pool",
+        help="every pool holds the latencies, or all requests together (default pool)",
+    )
+    site = command.add_argument_group("site", "counted only if given; power counts GPU boards otherwise")
+    site.add_argument("--host-w-per-gpu", type=_not_negative, default=0.0, help="watts of the host a GPU")
+    site.add_argument("--pue", type=_at_least_one, default=1.0, help="power usage effectiveness")
+    site.add_argument("--usd-per-kwh", type=_not_negative, default=0.0, help="price of electricity")
+    site.add_argument("--kg-co2-per-kwh", type=_not_negative, default=0.0, help="carbon intensity of electricity")
+    compressor = command.add_argument_group("compression", "of prompts, where gamma exceeds 1")
+    compressor.add_argument("--compress-success", type=_share, default=1.0, help="share of the tries that do")
+    compressor.add_argument(
+        "--compress-ms-per-1k", type=_not_negative, default=0.0, help="latency, 1,000 prompt tokens"
+    )
+    compressor.add_argument("--compress-j-per-1k", type=_not_negative, default=0.0, help="energy, 1,000 prompt tokens")
 
 
 def _add_workload(command: argparse.ArgumentParser, default: str | None) -> None:
@@ -140,6 +227,34 @@ def _positive(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} is not allowed: need a positive, finite number")
     return value
+
+
+def _not_negative(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a finite number >= 0")
+    return value
+
+
+def _at_least_one(text: str) -> float:
+    value = _number(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a finite number >= 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number from 0 to 1")
+    return value
+
+
+def _batches(text: str) -> list[float]:
+    values = [_positive(part) for part in text.split(",")]
+    if not all(1 <= value <= MAX_BATCH for value in values):
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: need numbers from 1 to {MAX_BATCH}")
+    return values
 
 
 def _rate(text: str) -> float:

@@ -8,11 +8,46 @@ from jax import Array
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.core.units import GIB
+from fleetopt_jax.laws.compression import Compressor, make_compressor
+from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, KvCapacity, roofline_kv_blocks
+from fleetopt_jax.laws.kv_cache import (
+    BLOCK_TOKENS,
+    DEFAULT_MAX_NUM_SEQS,
+    MEMORY_UTILIZATION,
+    WORKSPACE_BYTES,
+    KvCapacity,
+    kv_capacity_tokens,
+    physical_kv,
+    roofline_kv_blocks,
+)
 from fleetopt_jax.laws.llm import Llm, weight_bytes
-from fleetopt_jax.laws.power import LogisticPower, RooflinePower, roofline_power
-from fleetopt_jax.laws.roofline import DecodeStep, roofline_decode_step
+from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
+from fleetopt_jax.laws.power import ActivityPower, LogisticPower, RooflinePower, roofline_power
+from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
+from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
+
+
+@pytree
+class Site:
+    """What surrounds the GPUs. Off by default: boards only, electricity not priced. Leaves traced, shape ()."""
+
+    host_w_per_gpu: Array  # CPUs, memory, network and fans, shared out to the GPUs [W]
+    pue: Array  # power usage effectiveness: power of the site over that of its machines [-]
+    usd_per_kwh: Array  # price of electricity [USD/kWh]
+    kg_co2_per_kwh: Array  # carbon intensity of electricity [kg/kWh]
+
+
+def make_site(
+    *, host_w_per_gpu: float = 0.0, pue: float = 1.0, usd_per_kwh: float = 0.0, kg_co2_per_kwh: float = 0.0
+) -> Site:
+    """A checked `Site`; the default counts GPU boards and nothing else."""
+    values = dict(locals())
+    for name, value in values.items():
+        least = 1.0 if name == "pue" else 0.0
+        if not least <= value < math.inf:
+            raise ValueError(f"need a finite {name} >= {least:g}, got {value}")
+    return Site(**as_floats(**values))
 
 
 @pytree
@@ -21,51 +56,126 @@ class Engine:
 
     decode: DecodeStep
     kv: KvCapacity
-    power: LogisticPower | RooflinePower
-    chunk_tokens: Array  # prefill tokens of one iteration [tokens]
+    power: LogisticPower | RooflinePower | ActivityPower
+    prefill: Prefill
+    idle_w: Array  # board power of one GPU of an instance without a request [W]
     gpus_per_instance: Array  # tensor parallelism [-]
     usd_per_gpu_h: Array  # price [USD/h]
+    site: Site
+    compressor: Compressor
 
 
 def make_engine(
     decode: DecodeStep,
     kv: KvCapacity,
-    power: LogisticPower | RooflinePower,
+    power: LogisticPower | RooflinePower | ActivityPower,
+    prefill: Prefill,
     *,
-    chunk_tokens: float,
     gpus_per_instance: float,
     usd_per_gpu_h: float,
+    idle_w: float = 0.0,
+    site: Site | None = None,
+    compressor: Compressor | None = None,
 ) -> Engine:
     """A checked `Engine`."""
-    if not (1 <= chunk_tokens < math.inf and 1 <= gpus_per_instance < math.inf and 0 <= usd_per_gpu_h < math.inf):
+    if not (1 <= gpus_per_instance < math.inf and 0 <= usd_per_gpu_h < math.inf and 0 <= idle_w < math.inf):
         raise ValueError(
-            f"need chunk_tokens, gpus_per_instance >= 1 and usd_per_gpu_h >= 0, "
-            f"got {chunk_tokens=}, {gpus_per_instance=}, {usd_per_gpu_h=}"
+            f"need gpus_per_instance >= 1 and usd_per_gpu_h, idle_w >= 0, "
+            f"got {gpus_per_instance=}, {usd_per_gpu_h=}, {idle_w=}"
         )
-    numbers = as_floats(chunk_tokens=chunk_tokens, gpus_per_instance=gpus_per_instance, usd_per_gpu_h=usd_per_gpu_h)
-    return Engine(decode=decode, kv=kv, power=power, **numbers)
-
-
-def roofline_engine(gpu: Gpu, llm: Llm, tp: float, *, chunk_tokens: float) -> Engine:
-    """The published roofline engine of any GPU, LLM and tensor parallelism. Pure: no check that the model fits."""
-    decode = roofline_decode_step(gpu, llm, tp)
     return Engine(
         decode=decode,
-        kv=KvCapacity(n_blocks=roofline_kv_blocks(gpu, llm, tp), slot_tokens=jnp.asarray(jnp.inf, dtype=float)),
-        power=roofline_power(gpu, llm, tp, decode),
+        kv=kv,
+        power=power,
+        prefill=prefill,
+        site=site or make_site(),
+        compressor=compressor or make_compressor(),
+        **as_floats(idle_w=idle_w, gpus_per_instance=gpus_per_instance, usd_per_gpu_h=usd_per_gpu_h),
+    )
+
+
+def law_prefill(
+    law: EngineLaw,
+    gpu: Gpu,
+    llm: Llm,
+    tp: float,
+    *,
+    chunk_tokens: float,
+    calibration_tokens: float,
+    budget_tokens: float,
+) -> Prefill:
+    """Prefill of any GPU, LLM and tensor parallelism: published chunks and physical FLOPs side by side."""
+    step = measured_decode_step(law, gpu, llm, tp)
+    per_token_s, per_token2_s = prefill_coefficients_s(gpu, llm, tp)
+    return Prefill(
+        per_token_s=per_token_s,
+        per_token2_s=per_token2_s,
+        gpu_w=prefill_gpu_w(measured_power(law, gpu, llm, tp, step), llm),
+        **as_floats(chunk_tokens=chunk_tokens, calibration_tokens=calibration_tokens, budget_tokens=budget_tokens),
+    )
+
+
+def measured_engine(
+    law: EngineLaw,
+    gpu: Gpu,
+    llm: Llm,
+    tp: float,
+    *,
+    chunk_tokens: float,
+    budget_tokens: float = 8192.0,
+    max_num_seqs: float = DEFAULT_MAX_NUM_SEQS,
+) -> Engine:
+    """The engine the measured law gives for any GPU, LLM and tensor parallelism. Pure: no check that the model fits."""
+    decode = measured_decode_step(law, gpu, llm, tp)
+    return Engine(
+        decode=decode,
+        kv=physical_kv(gpu, llm, tp, max_num_seqs),
+        power=measured_power(law, gpu, llm, tp, decode),
+        prefill=law_prefill(
+            law,
+            gpu,
+            llm,
+            tp,
+            chunk_tokens=chunk_tokens,
+            calibration_tokens=ROOFLINE_CONTEXT_TOKENS,
+            budget_tokens=budget_tokens,
+        ),
+        idle_w=gpu.idle_w,
         usd_per_gpu_h=gpu.usd_per_h,
-        **as_floats(chunk_tokens=chunk_tokens, gpus_per_instance=tp),
+        site=make_site(),
+        compressor=make_compressor(),
+        **as_floats(gpus_per_instance=tp),
+    )
+
+
+def roofline_engine(gpu: Gpu, llm: Llm, tp: float, prefill: Prefill) -> Engine:
+    """The published roofline engine of any GPU, LLM and tensor parallelism. Pure: no check that the model fits."""
+    decode = roofline_decode_step(gpu, llm, tp)
+    blocks = roofline_kv_blocks(gpu, llm, tp)
+    zero = jnp.zeros_like(blocks)
+    return Engine(
+        decode=decode,
+        kv=KvCapacity(
+            n_blocks=blocks, slot_tokens=zero + jnp.inf, fixed_tokens=zero, max_num_seqs=zero + DEFAULT_MAX_NUM_SEQS
+        ),
+        power=roofline_power(gpu, llm, tp, decode),
+        prefill=prefill,
+        idle_w=gpu.idle_w,
+        usd_per_gpu_h=gpu.usd_per_h,
+        site=make_site(),
+        compressor=make_compressor(),
+        **as_floats(gpus_per_instance=tp),
     )
 
 
 def require_fit(where: str, gpu: Gpu, llm: Llm, tp: int) -> None:
     """Refuse, at the door, a model whose weights leave no room for a single KV block."""
-    if float(roofline_kv_blocks(gpu, llm, tp)) < 1:
-        needs = float(weight_bytes(llm)) / tp
-        has = MEMORY_UTILIZATION * float(gpu.memory_bytes)
+    if float(kv_capacity_tokens(gpu, llm, tp)) < BLOCK_TOKENS:
+        needs = (float(weight_bytes(llm)) / tp + WORKSPACE_BYTES + float(gpu.nccl_bytes) * (tp > 1)) / GIB
+        has = MEMORY_UTILIZATION * float(gpu.memory_bytes) / GIB
         raise BadInput(
             where,
-            f"does not fit: needs {needs / GIB:.1f} GiB of weights per GPU at TP {tp} besides communication buffers "
-            f"and KV cache, has {has / GIB:.1f} GiB ({MEMORY_UTILIZATION:.0%} of the memory)",
+            f"does not fit: needs {needs:.1f} GiB per GPU at TP {tp} for weights and workspace, before any KV cache, "
+            f"has {has:.1f} GiB ({MEMORY_UTILIZATION:.0%} of the memory)",
             "use more GPUs per instance, a larger GPU or fewer bytes per weight",
         )

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array
 
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import as_floats, pytree, static
 from fleetopt_jax.fleet.engine import Engine
 
 
@@ -22,17 +23,34 @@ class Fleet:
 
 @pytree
 class Slo:
-    """Limits every pool must hold. Leaves traced, shape () or a leading vmap axis."""
+    """Limits of the service. Leaves traced, shape () or a leading vmap axis."""
 
     ttft_p99_s: Array  # P99 time to first token [s]
-    max_utilization: Array  # busy share of the slots [-]
+    ttft_s_per_token: Array  # by how much the limit grows with a request's prompt [s/token]
+    itl_s: Array  # mean inter-token latency; inf for no limit [s]
+    max_utilization: Array  # share of the load an instance can take [-]
+    scope: Literal["pool", "fleet"] = static(default="pool")  # every pool holds the latencies, or all requests together
 
 
-def make_slo(*, ttft_p99_s: float = 0.5, max_utilization: float = 0.85) -> Slo:
+def make_slo(
+    *,
+    ttft_p99_s: float = 0.5,
+    ttft_s_per_token: float = 0.0,
+    itl_s: float = math.inf,
+    max_utilization: float = 0.85,
+    scope: Literal["pool", "fleet"] = "pool",
+) -> Slo:
     """A checked `Slo`; the defaults are the published ones."""
     if not (math.isfinite(ttft_p99_s) and ttft_p99_s > 0 and 0 < max_utilization < 1):
         raise ValueError(f"need ttft_p99_s > 0 and 0 < max_utilization < 1, got {ttft_p99_s=}, {max_utilization=}")
-    return Slo(**as_floats(ttft_p99_s=ttft_p99_s, max_utilization=max_utilization))
+    if not (0 <= ttft_s_per_token < math.inf and itl_s > 0):
+        raise ValueError(f"need a finite ttft_s_per_token >= 0 and itl_s > 0, got {ttft_s_per_token=}, {itl_s=}")
+    if scope not in ("pool", "fleet"):
+        raise ValueError(f"need scope 'pool' or 'fleet', got {scope!r}")
+    numbers = as_floats(
+        ttft_p99_s=ttft_p99_s, ttft_s_per_token=ttft_s_per_token, itl_s=itl_s, max_utilization=max_utilization
+    )
+    return Slo(**numbers, scope=scope)
 
 
 def make_fleet(

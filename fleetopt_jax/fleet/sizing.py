@@ -1,19 +1,53 @@
 """The least instances that hold the limits."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import whole_up
-from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
+from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
+from fleetopt_jax.fleet.choices import SPARE_INSTANCES
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import pool_load
+from fleetopt_jax.fleet.evaluate import PoolMetrics, for_each_pool, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.fleet.limits import held
+from fleetopt_jax.fleet.operation import pool_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.laws.prefill import lone_prefill_s
-from fleetopt_jax.laws.queueing import p99_wait_s
 from fleetopt_jax.workload.atoms import Workload
+
+OVERSIZE = 10.0  # no limit is bought with more than so many times the instances the load needs
+OVERSIZE_SMALL = 16.0  # or, of small pools, so many more
+
+
+def least_instances(
+    engine: Engine,
+    traffic: PoolTraffic,
+    window_tokens: ArrayLike,
+    workload: Workload,
+    slo: Slo,
+    assumptions: Assumptions = PHYSICAL,
+) -> Array:
+    """N the load alone needs: ceil(lambda / (0.85 mu)) and, as published, ceil(lambda / mu) + 1.
+
+    0 without traffic; inf where an instance cannot run one sequence of the window.
+    """
+    load = pool_load(engine, traffic, window_tokens, workload, assumptions)
+    fits = load.n_max >= (1.0 if assumptions.whole else 1e-6)
+    asked = load.rate_per_s * load.service_s / jnp.where(fits, load.n_max, 1.0)
+    spare = SPARE_INSTANCES[assumptions.occupancy]
+    least = jnp.maximum(
+        whole_up(asked / slo.max_utilization * (1.0 - 1e-12), whole=assumptions.whole),
+        whole_up(asked, whole=assumptions.whole) + spare,
+    )
+    return jnp.where(traffic.traffic_frac > 0, jnp.where(fits, least, jnp.inf), 0.0)
+
+
+def most_instances(least: ArrayLike) -> Array:
+    """The whole N beyond which no limit is worth holding."""
+    return jnp.ceil(jnp.maximum(OVERSIZE * least, least + OVERSIZE_SMALL))
 
 
 def required_instances(
@@ -22,31 +56,26 @@ def required_instances(
     window_tokens: ArrayLike,
     workload: Workload,
     slo: Slo,
-    assumptions: Assumptions = PUBLISHED,
+    assumptions: Assumptions = PHYSICAL,
 ) -> Array:
-    """Least N of one pool: ceil(lambda / (0.85 mu)), ceil(lambda / mu) + 1, and P99 TTFT within the limit.
+    """Least N of one pool that holds every limit by itself; 0 without traffic, inf where no N does.
 
-    0 without traffic; inf where no N holds the limit (the prefill alone breaks it, or the window holds no sequence).
-    With real rounding the wait is left to the caller as a constraint. The published rule bounds the wait alone;
-    here wait plus prefill is bounded, which is the P99 TTFT the plan reports.
+    With real rounding the latencies are left to the caller as constraints. The published rule bounds the slot wait
+    alone; here the P99 TTFT the plan reports is bounded.
     """
-    rate, n_max, service_s, service_scv = pool_load(engine, traffic, window_tokens, workload, assumptions)
-    busy_instances = rate * service_s / jnp.maximum(n_max, 1.0)
-    least = jnp.maximum(
-        whole_up(busy_instances / slo.max_utilization, whole=assumptions.whole),
-        whole_up(busy_instances, whole=assumptions.whole) + 1.0,
-    )
-    prefill_s = lone_prefill_s(engine.decode, traffic.mean.chunks)
-    reachable = jnp.logical_and(n_max >= 1, prefill_s <= slo.ttft_p99_s)
-    busy = traffic.traffic_frac > 0
-    if assumptions.whole:
+    least = least_instances(engine, traffic, window_tokens, workload, slo, assumptions)
+    if not assumptions.whole:
+        return least
+    usable = jnp.isfinite(least) & (least > 0)
 
-        def holds(n_instances: Array) -> Array:
-            wait_s = p99_wait_s(n_instances * n_max, rate, service_s, service_scv)
-            return jnp.logical_or(wait_s + prefill_s <= slo.ttft_p99_s, ~(busy & reachable))
+    def holds(n_instances: Array) -> Array:
+        return ~usable | _pool_held(
+            pool_metrics(engine, traffic, window_tokens, n_instances, workload, assumptions), slo
+        )
 
-        least = _least_true(holds, least)
-    return jnp.where(busy, jnp.where(reachable, least, jnp.inf), 0.0)
+    start = jnp.where(usable, least, 1.0)
+    found = _least_true(holds, start, most_instances(start))
+    return jnp.where(usable, found, least)
 
 
 def size_fleet(
@@ -55,37 +84,105 @@ def size_fleet(
     gamma: Array,
     workload: Workload,
     slo: Slo,
-    assumptions: Assumptions = PUBLISHED,
+    assumptions: Assumptions = PHYSICAL,
 ) -> Fleet:
-    """The fleet with the least instances per pool that hold `slo` (inf where none do)."""
+    """The fleet with the least instances that hold `slo` (inf where none do).
+
+    Where the latencies are held by the fleet as a whole, all pools grow by one factor until they are, then each shrinks
+    while they are, in both orders; the smaller fleet is kept. None of its pools can be smaller, which is not a proof
+    that no other fleet is.
+    """
     traffic = route(engines, window_tokens, gamma, workload, assumptions)
-    n_instances = jnp.stack(
-        [
-            required_instances(engine, pool, window, workload, slo, assumptions)
-            for engine, pool, window in zip(engines, traffic, window_tokens, strict=True)
-        ]
+    rule = required_instances if slo.scope == "pool" else least_instances
+    n_instances = for_each_pool(
+        lambda engine, pool, window: rule(engine, pool, window, workload, slo, assumptions),
+        engines,
+        traffic,
+        window_tokens,
     )
+    if slo.scope == "fleet" and assumptions.whole:
+        n_instances = _share_out(engines, traffic, window_tokens, n_instances, workload, slo, assumptions)
     return Fleet(engines=engines, window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
 
 
-def _least_true(holds, start: Array) -> Array:
-    """Least whole number >= start for which the monotone `holds` is true: gallop, then bisect.
+def _pool_held(metrics: PoolMetrics, slo: Slo) -> Array:
+    alone = jax.tree.map(lambda x: x[None], metrics)
+    return held(alone, dataclasses.replace(slo, scope="pool"))
 
-    One evaluation where `start` already holds; a batch under `vmap` loops only as long as one of its members needs.
+
+def _share_out(
+    engines: tuple[Engine, ...],
+    traffic: tuple[PoolTraffic, ...],
+    windows: Array,
+    least: Array,
+    workload: Workload,
+    slo: Slo,
+    assumptions: Assumptions,
+) -> Array:
+    """Instances [K] of the pools that together hold latencies of the whole fleet."""
+    usable = jnp.all(jnp.isfinite(least)) & jnp.any(least > 0)
+    start = jnp.where(usable, least, 1.0)
+    most = jnp.where(start > 0, most_instances(start), 0.0)
+
+    def holds(n: Array) -> Array:
+        pools = for_each_pool(
+            lambda engine, pool, window, count: pool_metrics(engine, pool, window, count, workload, assumptions),
+            engines,
+            traffic,
+            windows,
+            n,
+        )
+        return held(pools, slo)
+
+    reachable = usable & holds(most)
+
+    def shrink(n: Array, k: int) -> Array:
+        """The least n[k] with which the others, as they are, still hold."""
+
+        def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds  # `high` always holds
+            middle = jnp.floor((low + high) / 2.0)
+            ok = holds(n.at[k].set(middle))
+            return jnp.where(ok, low, middle + 1.0), jnp.where(ok, middle, high)
+
+        _, high = jax.lax.while_loop(lambda bounds: bounds[0] < bounds[1], halve, (start[k], n[k]))
+        return n.at[k].set(jnp.where(reachable, high, n[k]))
+
+    def grow(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        factor, _ = state
+        wider = factor * 1.05
+        return wider, holds(jnp.minimum(jnp.ceil(start * wider), most)) | (wider > OVERSIZE + OVERSIZE_SMALL)
+
+    factor, _ = jax.lax.while_loop(lambda state: ~state[1], grow, (jnp.ones(()), holds(start) | ~reachable))
+    grown = jnp.where(start > 0, jnp.minimum(jnp.ceil(start * factor - 1e-9), most), 0.0)
+    grown = jnp.where(holds(grown), grown, most)
+    options = []
+    for order in (range(len(engines)), range(len(engines))[::-1]):
+        n = grown
+        for k in order:
+            n = shrink(n, k)
+        options.append(n)
+    gpus = jnp.stack([jnp.sum(n * jnp.stack([e.gpus_per_instance for e in engines])) for n in options])
+    best = jnp.where(gpus[0] <= gpus[1], options[0], options[1])
+    return jnp.where(least == 0, 0.0, jnp.where(reachable, best, jnp.inf))
+
+
+def _least_true(holds, start: Array, most: Array) -> Array:
+    """Least whole number from `start` to `most` for which the monotone `holds` is true, inf for none.
+
+    Gallop, then bisect: one evaluation where `start` already holds. One body for both phases, so that `holds` is compiled once; a batch
+    under `vmap` loops as long as one of its members needs.
     """
 
-    # Whether the trial holds is carried along, not tested by the loop: `vmap` would evaluate a test twice an iteration.
-    def gallop(state):
-        _, offset, _ = state
-        further = jnp.maximum(1.0, 2.0 * offset)
-        return offset, further, holds(start + further)
+    def step(state):
+        failed, passed, offset, trial = state
+        ok = holds(trial)
+        failed, passed = jnp.where(ok, failed, trial), jnp.where(ok, trial, passed)
+        offset = jnp.maximum(1.0, 2.0 * offset)
+        galloping = passed > most  # nothing has passed yet
+        further = jnp.minimum(start + offset, most)
+        return failed, passed, offset, jnp.where(galloping, further, jnp.floor((failed + passed) / 2.0))
 
-    def bisect(state):
-        failed, passed = state
-        middle = jnp.floor((failed + passed) / 2.0)
-        ok = holds(start + middle)
-        return jnp.where(ok, failed, middle), jnp.where(ok, middle, passed)
-
-    first = (-jnp.ones_like(start), jnp.zeros_like(start), holds(start))  # offsets that failed and passed
-    failed, passed, _ = jax.lax.while_loop(lambda state: ~state[2], gallop, first)
-    return start + jax.lax.while_loop(lambda state: state[1] - state[0] > 1.0, bisect, (failed, passed))[1]
+    first = (start - 1.0, most + 1.0, jnp.zeros_like(start), start)
+    _, passed, _, _ = jax.lax.while_loop(lambda state: state[1] - state[0] > 1.0, step, first)
+    return jnp.where(passed > most, jnp.inf, passed)

@@ -4,6 +4,8 @@ The hard router needs no loop over atoms: with prefix sums over the sorted lengt
 two of them. Under `vmap` over thresholds the sums are computed once and a candidate costs a binary search.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,10 +14,25 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices import CHUNKS, CHUNKS_PER_TOKEN, COMPRESSIBLE, LENGTHS, SUCCESS, WHOLE_SHARE
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.laws.demand import Demand, demand, squeezed_demand
 from fleetopt_jax.laws.routing import router_edges, soft_share
 from fleetopt_jax.laws.service import StepMoments, step_moments
 from fleetopt_jax.workload.atoms import Workload, split_total, total_tokens
+
+N_CELLS = 160  # of the histogram of prompts
+OUTPUT_POWERS = 5  # sums of o^0 ... o^4 over compressible requests
+
+
+@pytree
+class PromptHistogram:
+    """A pool's prompts in cells; the last cell holds the compressed ones. Shapes [C]."""
+
+    mass: Array  # share of the pool's requests, sums to 1 (0 without traffic) [-]
+    shortest: Array  # [tokens]
+    longest: Array  # [tokens]
+    extra_s: Array  # latency before the request reaches the engine [s]
 
 
 @pytree
@@ -24,7 +41,10 @@ class PoolTraffic:
 
     traffic_frac: Array  # share of all requests [-]
     output_tokens: Array  # mean output a request of the pool is credited with [tokens]
-    mean: StepMoments  # mean features of the requests as served
+    steps: StepMoments  # mean features of the requests as served
+    demand: Demand  # mean features of the requests as served
+    tried_prompt_tokens: Array  # prompt tokens the pool's compressor reads, per request of the whole workload [tokens]
+    prompts: PromptHistogram | None  # where the assumptions need it
 
 
 def route(
@@ -38,62 +58,234 @@ def route(
 ) -> tuple[PoolTraffic, ...]:
     """The traffic of each pool; hard, or with a router of log-width `router_width` > 0.
 
-    Lengths are split by `assumptions.output_share`. A request in (B, gamma B] is served as one of length B and
-    credited its own output (the published compression). Requests beyond the last edge are served by nobody.
+    A request goes to the first pool whose edge gamma B it does not exceed. Longer than B, it is compressed to B; where
+    that fails it goes to the first pool whose window holds it as it is. Requests beyond the last edge are served by
+    nobody.
     """
+    if assumptions.integration != "exact":
+        raise ValueError("need exact integration: the sampled procedure is `published.procedure`'s alone")
     edges = router_edges(window_tokens, gamma)
-    traffic = []
-    for k, engine in enumerate(engines):
-        lower, upper = edges[k - 1] if k else jnp.zeros(()), edges[k]
-        if router_width is None:
-            traffic.append(_hard_traffic(engine, window_tokens[k], lower, upper, workload, assumptions))
-            continue
-        # The last edge stays hard: what is longer than every window is rejected, whatever the router predicts.
-        last = k == len(engines) - 1
-        total = total_tokens(workload)
-        share = soft_share(total, lower, jnp.inf if last else upper, router_width) * (total <= upper if last else 1.0)
-        traffic.append(_shared_traffic(engine, window_tokens[k], share, workload, assumptions))
-    return tuple(traffic)
+    if router_width is None:
+        atoms = _Atoms(workload, assumptions)
+        return tuple(
+            _hard_traffic(atoms, engine, k, window_tokens, edges, assumptions) for k, engine in enumerate(engines)
+        )
+    return _soft_traffic(engines, window_tokens, edges, workload, assumptions, router_width)
 
 
-def _features(engine: Engine, length: ArrayLike, assumptions: Assumptions) -> StepMoments:
-    prompt, output = split_total(length, assumptions.output_share, whole=assumptions.whole)
-    return step_moments(prompt, output, engine.chunk_tokens, whole=assumptions.whole)
+class _Atoms:
+    """The workload under the assumptions, with what all pools share."""
+
+    def __init__(self, workload: Workload, assumptions: Assumptions):
+        self.workload, self.total = workload, total_tokens(workload)
+        self.prompt, self.output = LENGTHS[assumptions.lengths](workload, assumptions)
+        self.compressible = COMPRESSIBLE[assumptions.compression](self.prompt, self.output)
+        self.whole_share = WHOLE_SHARE[assumptions.lengths](workload, assumptions)
+        self.cells = _prompt_cells(workload.weight, self.prompt) if assumptions.tail == "quantile" else None
+
+    def sums(self, features: Any, weight: Array, bounds: tuple[Array, ...]) -> list[Any]:
+        """Prefix sums of weight * features at positions `bounds` of the sorted atoms."""
+
+        def at_bounds(values: ArrayLike) -> tuple[Array, ...]:
+            prefix = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weight * values)])
+            return tuple(prefix[bound] for bound in bounds)
+
+        leaves, tree = jax.tree.flatten(features)
+        columns = [at_bounds(leaf) for leaf in leaves]
+        return [jax.tree.unflatten(tree, [column[i] for column in columns]) for i in range(len(bounds))]
+
+
+def _features(engine: Engine, prompt: Array, output: Array, assumptions: Assumptions) -> tuple[StepMoments, Demand]:
+    chunks = CHUNKS[assumptions.prefill](engine, prompt, assumptions.whole)
+    return step_moments(chunks, output, prompt + output), demand(prompt, output)
 
 
 def _hard_traffic(
-    engine: Engine, window: Array, lower: Array, upper: Array, workload: Workload, assumptions: Assumptions
+    atoms: _Atoms, engine: Engine, k: int, windows: Array, edges: Array, assumptions: Assumptions
 ) -> PoolTraffic:
-    """The requests in (lower, upper]; those longer than the window are served at its length."""
-    total = total_tokens(workload)
-    _, output = split_total(total, assumptions.output_share, whole=assumptions.whole)
-    as_is = jnp.clip(window, lower, upper)
-    start, middle, end = (jnp.searchsorted(total, edge, side="right") for edge in (lower, as_is, upper))
+    """As they are: the requests in (B_{k-1}, B_k], less those an earlier pool compressed, which reach up to e_{k-1}.
+    Compressed: those in (max(B_k, e_{k-1}), e_k] that can be and are."""
+    zero = jnp.zeros_like(edges[0])
+    window, below, accepted = windows[k], windows[k - 1] if k else zero, edges[k - 1] if k else zero
+    limits = (below, window, jnp.clip(accepted, below, window), jnp.maximum(window, accepted), edges[k])
+    bounds = tuple(jnp.searchsorted(atoms.total, limit, side="right") for limit in limits)
+    weight, eligible = atoms.workload.weight, atoms.workload.weight * atoms.compressible
+    success = SUCCESS[assumptions.compression](engine)
+    features = (jnp.ones_like(weight), atoms.output, *_features(engine, atoms.prompt, atoms.output, assumptions))
+    start, end = atoms.sums(features, weight, bounds[:2])
+    lost_start, lost_end = atoms.sums(features, eligible, (bounds[0], bounds[2]))
+    powers = jnp.stack([atoms.output**j for j in range(OUTPUT_POWERS)])
+    band = [atoms.sums((powers[j], atoms.prompt * powers[j]), eligible, bounds[3:]) for j in range(OUTPUT_POWERS)]
+    output_powers = success * jnp.stack([upper[0] - lower[0] for lower, upper in band])
+    tried_prompt = band[0][1][1] - band[0][0][1]
 
-    def between(values: ArrayLike, i: Array, j: Array) -> Array:
-        sums = jnp.concatenate([jnp.zeros(1), jnp.cumsum(workload.weight * values)])
-        return sums[j] - sums[i]
+    own = jax.tree.map(lambda e, s, le, ls: e - s - success * (le - ls), end, start, lost_end, lost_start)
+    squeezed = _SQUEEZED[assumptions.compression](engine, window, output_powers, atoms.whole_share, assumptions)
+    frac, credited = own[0] + output_powers[0], own[1] + output_powers[1]
+    steps, asked = jax.tree.map(jnp.add, own[2:], squeezed)
+    histogram = None
+    if atoms.cells is not None:
+        cell, shortest, longest = atoms.cells
+        inside = jax.nn.one_hot(cell, N_CELLS)
+        table = jnp.concatenate([jnp.zeros((1, N_CELLS)), jnp.cumsum(weight[:, None] * inside, axis=0)])
+        lost = jnp.concatenate([jnp.zeros((1, N_CELLS)), jnp.cumsum(eligible[:, None] * inside, axis=0)])
+        mass = table[bounds[1]] - table[bounds[0]] - success * (lost[bounds[2]] - lost[bounds[0]])
+        histogram = _histogram(
+            engine,
+            mass,
+            shortest,
+            longest,
+            window,
+            output_powers,
+            safe_div(tried_prompt, band[0][1][0] - band[0][0][0]),
+        )
+    return _traffic(frac, credited, steps, asked, tried_prompt, histogram)
 
-    squeezed = between(1.0, middle, end)
-    own = jax.tree.map(lambda x: between(x, start, middle), _features(engine, total, assumptions))
-    sums = jax.tree.map(lambda x, at_window: x + squeezed * at_window, own, _features(engine, window, assumptions))
-    return _traffic(between(1.0, start, end), between(output, start, end), sums)
+
+def _soft_traffic(
+    engines: tuple[Engine, ...],
+    windows: Array,
+    edges: Array,
+    workload: Workload,
+    assumptions: Assumptions,
+    width: ArrayLike,
+) -> tuple[PoolTraffic, ...]:
+    """Every atom in shares. What is longer than its pool's window and cannot be compressed goes on to the next pool;
+    the last pool cuts it. The last edge stays hard: what is longer than every window is rejected."""
+    atoms = _Atoms(workload, assumptions)
+    carried = jnp.zeros_like(workload.weight)
+    traffic = []
+    for k, engine in enumerate(engines):
+        last = k == len(engines) - 1
+        lower, upper = edges[k - 1] if k else jnp.zeros(()), edges[k]
+        accepted = soft_share(atoms.total, lower, jnp.inf if last else upper, width)
+        share = (accepted + carried) * (atoms.total <= upper if last else 1.0)
+        too_long = atoms.total > windows[k]
+        served = jnp.where(too_long, SUCCESS[assumptions.compression](engine) * atoms.compressible, 1.0)
+        served = jnp.ones_like(served) if last else served
+        carried = share * (1.0 - served)
+        mass = workload.weight * share * served
+        prompt, output = _SHRUNK[assumptions.compression](atoms, windows[k], assumptions)
+        steps, asked = _features(
+            engine, jnp.where(too_long, prompt, atoms.prompt), jnp.where(too_long, output, atoms.output), assumptions
+        )
+        tried = jnp.sum(workload.weight * share * too_long * atoms.compressible * atoms.prompt)
+        sums = jax.tree.map(lambda x: jnp.sum(mass * x), (steps, asked))  # noqa: B023
+        histogram = None
+        if atoms.cells is not None:
+            cell, shortest, longest = atoms.cells
+            as_is = jax.ops.segment_sum(jnp.where(too_long, 0.0, mass), cell, N_CELLS)
+            powers = jnp.stack([jnp.sum(jnp.where(too_long, mass * output**j, 0.0)) for j in range(OUTPUT_POWERS)])
+            tried_mean = safe_div(jnp.sum(jnp.where(too_long, mass * atoms.prompt, 0.0)), powers[0])
+            histogram = _histogram(engine, as_is, shortest, longest, windows[k], powers, tried_mean)
+        traffic.append(_traffic(jnp.sum(mass), jnp.sum(mass * atoms.output), *sums, tried, histogram))
+    return tuple(traffic)
 
 
-def _shared_traffic(
-    engine: Engine, window: Array, share: Array, workload: Workload, assumptions: Assumptions
+# compression of many requests at once (sums over them), and of each
+
+
+def _squeeze_whole(
+    engine: Engine, window: Array, output_powers: Array, whole_share: ArrayLike, assumptions: Assumptions
+) -> tuple[StepMoments, Demand]:
+    """As if each were a request of the window's length."""
+    prompt, output = split_total(window, whole_share, whole=assumptions.whole)
+    return jax.tree.map(lambda x: output_powers[0] * x, _features(engine, prompt, output, assumptions))
+
+
+def _squeeze_prompts(
+    engine: Engine, window: Array, output_powers: Array, whole_share: ArrayLike, assumptions: Assumptions
+) -> tuple[StepMoments, Demand]:
+    """Each keeps its output and fills the window. Whole chunks are counted half a chunk up, their mean."""
+    per_token = CHUNKS_PER_TOKEN[assumptions.prefill](engine)
+    s0, s1, s2 = output_powers[:3]
+    a = per_token * window + (0.5 * jnp.sign(per_token) if assumptions.whole else 0.0)
+    b = 1.0 - per_token  # steps = a + b o
+    steps, steps2 = a * s0 + b * s1, a**2 * s0 + 2 * a * b * s1 + b**2 * s2
+    moments = StepMoments(
+        chunks=a * s0 - per_token * s1,
+        steps=steps,
+        steps_len=steps * window,
+        steps2=steps2,
+        steps2_len=steps2 * window,
+        steps2_len2=steps2 * window**2,
+    )
+    return moments, squeezed_demand(window, output_powers)
+
+
+_SQUEEZED = {"free": _squeeze_whole, "prompt_only": _squeeze_prompts}
+
+
+def _shrink_whole(atoms: _Atoms, window: Array, assumptions: Assumptions) -> tuple[Array, Array]:
+    prompt, output = split_total(window, atoms.whole_share, whole=assumptions.whole)
+    return jnp.broadcast_to(prompt, atoms.total.shape), jnp.broadcast_to(output, atoms.total.shape)
+
+
+def _shrink_prompt(atoms: _Atoms, window: Array, assumptions: Assumptions) -> tuple[Array, Array]:
+    output = jnp.minimum(atoms.output, window / 2.0)
+    return window - output, output
+
+
+_SHRUNK = {"free": _shrink_whole, "prompt_only": _shrink_prompt}
+
+
+def _prompt_cells(weight: Array, prompt: Array) -> tuple[Array, Array, Array]:
+    """(cell of each atom [J], shortest and longest prompt of each cell [C]).
+
+    Cells are even in a mean of three measures, requests, tokens and log-length, so that tails are resolved as finely as
+    bulk and a spike in the data is a cell of its own.
+    """
+    order = jnp.argsort(prompt)
+    w, p = weight[order], prompt[order]
+    requests, tokens = jnp.cumsum(w), jnp.cumsum(w * p)
+    span = jnp.log(p[-1] / p[0])
+    logs = jnp.where(span > 0, jnp.log(p / p[0]) / jnp.where(span > 0, span, 1.0), 0.0)
+    rank = (requests / requests[-1] + tokens / tokens[-1] + logs) / 3.0
+    cell = jnp.clip(jnp.floor(N_CELLS * rank).astype(int), 0, N_CELLS - 1)
+    shortest = jnp.minimum(jax.ops.segment_min(p, cell, N_CELLS, indices_are_sorted=True), p[-1])
+    longest = jnp.maximum(jax.ops.segment_max(p, cell, N_CELLS, indices_are_sorted=True), p[0])
+    return jnp.zeros_like(cell).at[order].set(cell), shortest, jnp.maximum(longest, shortest)
+
+
+def _histogram(
+    engine: Engine,
+    mass: Array,
+    shortest: Array,
+    longest: Array,
+    window: Array,
+    output_powers: Array,
+    tried_prompt: Array,
+) -> PromptHistogram:
+    """The as-is cells and one for the compressed prompts, at their mean."""
+    compressed = window - safe_div(output_powers[1], output_powers[0])
+    total = jnp.append(jnp.maximum(mass, 0.0), output_powers[0])
+    return PromptHistogram(
+        mass=safe_div(total, jnp.sum(total)),
+        shortest=jnp.append(jnp.minimum(shortest, window), compressed),
+        longest=jnp.append(jnp.minimum(longest, window), compressed),
+        extra_s=jnp.append(jnp.zeros_like(mass), engine.compressor.s_per_token * tried_prompt),
+    )
+
+
+def _traffic(
+    frac: Array,
+    output_sum: Array,
+    steps: StepMoments,
+    asked: Demand,
+    tried_prompt: Array,
+    prompts: PromptHistogram | None,
 ) -> PoolTraffic:
-    """The pool's `share` [J] of every atom; those longer than the window are served at its length."""
-    total = total_tokens(workload)
-    mass = workload.weight * share
-    _, output = split_total(total, assumptions.output_share, whole=assumptions.whole)
-    features = _features(engine, jnp.minimum(total, window), assumptions)
-    return _traffic(jnp.sum(mass), jnp.sum(mass * output), jax.tree.map(lambda x: jnp.sum(mass * x), features))
+    # Differences of prefix sums leave rounding where nothing is: less than 1e-12 of the requests is nobody.
+    some = frac > 1e-12
 
+    def mean(total: Array) -> Array:
+        return jnp.where(some, total / jnp.where(some, frac, 1.0), 0.0)
 
-def _traffic(frac: Array, output_sum: Array, sums: StepMoments) -> PoolTraffic:
     return PoolTraffic(
-        traffic_frac=frac,
-        output_tokens=safe_div(output_sum, frac),
-        mean=jax.tree.map(lambda x: safe_div(x, frac), sums),
+        traffic_frac=jnp.where(some, frac, 0.0),
+        output_tokens=mean(output_sum),
+        steps=jax.tree.map(mean, steps),
+        demand=jax.tree.map(mean, asked),
+        tried_prompt_tokens=tried_prompt,
+        prompts=prompts,
     )

@@ -6,6 +6,8 @@ from jax import Array
 
 from fleetopt_jax.core.struct import as_floats, pytree
 
+IDLE_FRAC_OF_TDP = 0.25  # with a model loaded and no work: measured on one B200 (251 W), assumed elsewhere
+
 
 @pytree
 class Gpu:
@@ -14,7 +16,9 @@ class Gpu:
     memory_bytes: Array  # high-bandwidth memory [B]
     bandwidth_bytes_per_s: Array  # peak memory bandwidth [B/s]
     peak_flop_per_s: Array  # dense 16-bit tensor-core peak [FLOP/s]
+    peak_flop8_per_s: Array  # dense 8-bit floating-point peak; the 16-bit one where the GPU has no such units [FLOP/s]
     tdp_w: Array  # thermal design power [W]
+    idle_w: Array  # board power with a model loaded and nothing to do [W]
     usd_per_h: Array  # rental price [USD/h]
     nccl_bytes: Array  # communication buffers when tensor-parallel [B]
 
@@ -26,11 +30,25 @@ def make_gpu(
     peak_flop_per_s: float,
     tdp_w: float,
     usd_per_h: float,
+    peak_flop8_per_s: float | None = None,
+    idle_w: float | None = None,
     nccl_bytes: float = 411_041_792,
 ) -> Gpu:
     """A checked `Gpu`; the default NCCL buffer is the published one at TP 8."""
-    values = {name: float(value) for name, value in locals().items()}
+    values = dict(
+        memory_bytes=memory_bytes,
+        bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+        peak_flop_per_s=peak_flop_per_s,
+        peak_flop8_per_s=peak_flop_per_s if peak_flop8_per_s is None else peak_flop8_per_s,
+        tdp_w=tdp_w,
+        idle_w=IDLE_FRAC_OF_TDP * tdp_w if idle_w is None else idle_w,
+        usd_per_h=usd_per_h,
+        nccl_bytes=nccl_bytes,
+    )
+    may_be_zero = ("usd_per_h", "nccl_bytes", "idle_w")
     for name, value in values.items():
-        if not (math.isfinite(value) and (value >= 0 if name in ("usd_per_h", "nccl_bytes") else value > 0)):
+        if not (math.isfinite(value) and (value >= 0 if name in may_be_zero else value > 0)):
             raise ValueError(f"need a positive, finite {name}, got {value}")
+    if values["idle_w"] > tdp_w:
+        raise ValueError(f"need idle_w <= tdp_w, got {values['idle_w']} > {tdp_w}")
     return Gpu(**as_floats(**values))

@@ -1,6 +1,7 @@
-"""Board power of one GPU while decoding (1/W Law, eq. 1, and its roofline variant).
+"""Board power of one GPU while decoding.
 
-Two laws, one question `gpu_power_w(power, n_active, context_tokens)`: the record's type is the choice.
+The published logistic (1/W Law, eq. 1), its roofline variant, and the activity law fitted to measurements. Three laws,
+one question `gpu_power_w(power, n_active, context_tokens)`: the record's type is the choice.
 """
 
 import math
@@ -12,12 +13,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.laws.decode import DecodeStep, decode_step_s
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.llm import Llm
-from fleetopt_jax.laws.roofline import DecodeStep, decode_step_s
+from fleetopt_jax.laws.llm import Llm, n_active_params
 
 IDLE_FRAC = 0.43  # P / TDP as the batch goes to 0 (published)
 ACTIVITY_FRAC = 0.43  # further P / TDP at full memory and compute activity (published)
+CAP_SOFTNESS_W = 25.0  # width of the bend below the power limit, as fitted [W]
 
 
 @pytree
@@ -39,6 +41,23 @@ class RooflinePower:
     compute_s_per_seq: Array  # 2 active_params / TP / peak FLOP/s: compute time of one sequence's token [s]
 
 
+@pytree
+class ActivityPower:
+    """P = softmin(cap, floor + a u_mem + b sqrt(u_flop)), u the shares of the data-sheet peaks a step keeps busy.
+
+    Fitted to ML.ENERGY's measurements (`laws/measured.py`): mean error on architectures it has not seen 13 % (H100) and
+    9.5 % (B200). Fields traced, shape () or a leading vmap axis.
+    """
+
+    floor_w: Array  # P0, with the surcharge of tensor parallelism [W]
+    memory_w: Array  # a: at the full memory bandwidth [W]
+    sqrt_flop_w: Array  # b: at the full FLOP/s [W]
+    cap_w: Array  # where the power limit holds it: 0.975 TDP [W]
+    step: DecodeStep  # time of a step
+    ideal_bytes: DecodeStep  # time its bytes take at the peak bandwidth
+    ideal_flops: DecodeStep  # time its FLOPs take at the peak FLOP/s
+
+
 def make_logistic_power(
     *, idle_w: float, nominal_w: float, log2_half_batch: float, steepness: float = 1.0
 ) -> LogisticPower:
@@ -56,7 +75,7 @@ def make_logistic_power(
 def roofline_power(gpu: Gpu, llm: Llm, tp: ArrayLike, step: DecodeStep) -> RooflinePower:
     """The published roofline engine's power record. It scales no better than its one H100 anchor: order of 12 %."""
     return RooflinePower(
-        tdp_w=gpu.tdp_w, step=step, compute_s_per_seq=2 * llm.n_active_params / tp / gpu.peak_flop_per_s
+        tdp_w=gpu.tdp_w, step=step, compute_s_per_seq=2 * n_active_params(llm) / tp / gpu.peak_flop_per_s
     )
 
 
@@ -78,3 +97,17 @@ def _(power: RooflinePower, n_active: ArrayLike, context_tokens: ArrayLike) -> A
     kv_share = (step_s - power.step.base_s) / step_s
     mac_share = power.compute_s_per_seq * n_active / step_s
     return power.tdp_w * (IDLE_FRAC + ACTIVITY_FRAC * jnp.minimum(1.0, kv_share + mac_share))
+
+
+@gpu_power_w.register
+def _(power: ActivityPower, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+    step_s = decode_step_s(power.step, n_active, context_tokens)
+    memory_share = decode_step_s(power.ideal_bytes, n_active, context_tokens) / step_s
+    flop_share = decode_step_s(power.ideal_flops, n_active, context_tokens) / step_s
+    return activity_power_w(power, memory_share, flop_share)
+
+
+def activity_power_w(power: ActivityPower, memory_share: ArrayLike, flop_share: ArrayLike) -> Array:
+    """Board power [W] at given shares of the peak bandwidth and the peak FLOP/s [-]."""
+    asked_w = power.floor_w + power.memory_w * memory_share + power.sqrt_flop_w * jnp.sqrt(flop_share)
+    return power.cap_w - CAP_SOFTNESS_W * jax.nn.softplus((power.cap_w - asked_w) / CAP_SOFTNESS_W)

@@ -78,6 +78,29 @@ def p99_wait_s(servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike, 
     return jnp.where(stable, jnp.maximum(0.0, log_excess) / decay_per_s, jnp.inf)
 
 
+def bursty_wait(
+    servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike, arrival_scv: ArrayLike, service_scv: ArrayLike
+) -> tuple[Array, Array]:
+    """(probability of waiting [-], mean wait [s]) of GI/G/c; (1, inf) when unstable.
+
+    P(wait) by Hayward's approximation, Erlang-C of (c / z, a / z) with the peakedness z = (1 + ca2) / 2; the mean wait
+    given that there is one is that of M/M/c times (ca2 + cs2) / 2 (Allen and Cunneen). M/M/c where both are 1.
+    """
+    spare_per_s, stable = _spare_rate(servers, rate_per_s, service_s)
+    peakedness = jnp.clip((1.0 + arrival_scv) / 2.0, 0.5, jnp.maximum(servers, 1.0))  # at least one server remains
+    waits = erlang_c(servers / peakedness, rate_per_s * service_s / peakedness)
+    mean_s = waits / spare_per_s * (arrival_scv + service_scv) / 2.0
+    return jnp.where(stable, waits, 1.0), jnp.where(stable, mean_s, jnp.inf)
+
+
+def thinned_scv(arrival_scv: ArrayLike, kept_frac: ArrayLike) -> Array:
+    """Squared CV of the gaps of a stream of which each arrival is kept with probability `kept_frac`: 1 + f (ca2 - 1).
+
+    Exact for renewal streams. Splitting makes any stream more like Poisson.
+    """
+    return 1.0 + kept_frac * (arrival_scv - 1.0)
+
+
 def _spare_rate(servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike) -> tuple[Array, Array]:
     """c mu - lambda [1/s], made harmless where it is not positive, and whether it is."""
     spare_per_s = servers / service_s - rate_per_s

@@ -13,7 +13,9 @@ from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
-from fleetopt_jax.fleet.sizing import size_fleet
+from fleetopt_jax.fleet.limits import reached
+from fleetopt_jax.fleet.sizing import least_instances, most_instances, size_fleet
+from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.routing import router_edges
 from fleetopt_jax.optimize.plan import GAMMA_MAX, EngineChoice, Problem, thresholds
 from fleetopt_jax.workload.atoms import Workload
@@ -21,7 +23,7 @@ from fleetopt_jax.workload.atoms import Workload
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once
 GAMMA_STEP = 0.05
 NEAREST = 8  # thresholds on either side that are tried however far they are
-MAX_NEIGHBOURS = 65_536  # candidates of one move of the coordinate search
+MAX_NEIGHBOURS = 16_384  # candidates of one move of the coordinate search
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -36,25 +38,54 @@ def score_batch(
     *,
     assumptions: Assumptions,
     objective: Objective,
-) -> tuple[Array, Array]:
-    """(cost, least reachable P99 TTFT [s]) of M candidates, windows and gammas [M, K], each sized to hold `slo`.
+) -> Array:
+    """Costs [M] of M candidates, windows and gammas [M, K], each sized to hold `slo`.
 
-    cost is inf where the limits cannot be held, and where the longest request the last window promises is accepted by
-    no pool with traffic. The reachable TTFT is that of unlimited instances: the prefill alone.
+    inf where the limits cannot be held, and where the longest request the last window promises is accepted by no pool
+    with traffic.
     """
 
-    def score(windows: Array, gammas: Array) -> tuple[Array, Array]:
+    def score(windows: Array, gammas: Array) -> Array:
         fleet = size_fleet(engines, windows, gammas, workload, slo, assumptions)
         metrics = evaluate(fleet, workload, assumptions)
-        pools = metrics.pools
-        busy = pools.traffic_frac > 0
-        promised = jnp.max(jnp.where(busy, router_edges(windows, gammas), 0.0)) >= windows[-1]
-        serves = promised & jnp.all(~busy | (pools.n_max >= 1))
-        feasible = promised & jnp.isfinite(metrics.n_instances)
-        reachable_s = jnp.where(serves, jnp.max(pools.prefill_s), jnp.inf)
-        return jnp.where(feasible, cost(metrics, objective), jnp.inf), reachable_s
+        feasible = _promised(metrics, windows, gammas) & jnp.isfinite(metrics.n_instances)
+        return jnp.where(feasible, cost(metrics, objective), jnp.inf)
 
     return jax.vmap(score)(window_tokens, gamma)
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def reach_batch(
+    engines: tuple[Engine, ...],
+    window_tokens: Array,
+    gamma: Array,
+    workload: Workload,
+    slo: Slo,
+    *,
+    assumptions: Assumptions,
+) -> tuple[Array, Array]:
+    """(P99 TTFT less what the limit grows with the prompt [s], mean ITL [s]) [M] with the most instances worth having.
+
+    In the scope of `slo`; inf where a pool's instance cannot run a sequence of its window.
+    """
+
+    def reach(windows: Array, gammas: Array) -> tuple[Array, Array]:
+        traffic = route(engines, windows, gammas, workload, assumptions)
+        pools = list(zip(engines, traffic, windows, strict=True))
+        least = jnp.stack([least_instances(*pool, workload, slo, assumptions) for pool in pools])
+        most = jnp.where(least > 0, most_instances(jnp.where(jnp.isfinite(least), least, 1.0)), 0.0)
+        metrics = evaluate(Fleet(engines, windows, gammas, most), workload, assumptions)
+        serves = _promised(metrics, windows, gammas) & jnp.all(jnp.isfinite(least))
+        ttft_s, itl_s = reached(metrics, slo)
+        return jnp.where(serves, ttft_s, jnp.inf), jnp.where(serves, itl_s, jnp.inf)
+
+    return jax.vmap(reach)(window_tokens, gamma)
+
+
+def _promised(metrics: FleetMetrics, windows: Array, gammas: Array) -> Array:
+    """Whether a pool with traffic accepts the longest request the last window promises."""
+    busy = metrics.pools.traffic_frac > 0
+    return jnp.max(jnp.where(busy, router_edges(windows, gammas), 0.0)) >= windows[-1]
 
 
 @partial(jax.jit, static_argnames="assumptions")
@@ -80,7 +111,6 @@ class Scorer:
 
     def __init__(self, problem: Problem, choices: tuple[EngineChoice, ...]):
         self.problem, self.choices, self.n_evaluated = problem, choices, 0
-        self.reachable_s = math.inf
         self.thresholds = thresholds(problem)
         self._score = partial(
             score_batch,
@@ -96,14 +126,19 @@ class Scorer:
         costs = np.empty(len(windows))
         for start in range(0, len(windows), BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(windows) - 1)  # the last batch repeats its last row
-            batch_cost, reachable_s = self._score(windows[rows], gammas[rows])
             kept = min(BATCH, len(windows) - start)
-            costs[start : start + kept] = np.asarray(batch_cost)[:kept]
-            self.reachable_s = min(self.reachable_s, float(np.min(reachable_s)))
+            costs[start : start + kept] = np.asarray(self._score(windows[rows], gammas[rows]))[:kept]
             if progress:
                 progress(start + kept, len(windows))
         self.n_evaluated += len(windows)
         return costs
+
+    def reach(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(TTFT, ITL) [M] that candidates [M, K] reach with the most instances worth having; see `reach_batch`."""
+        problem = self.problem
+        engines = tuple(choice.engine for choice in self.choices)
+        found = reach_batch(engines, windows, gammas, problem.workload, problem.slo, assumptions=problem.assumptions)
+        return np.asarray(found[0]), np.asarray(found[1])
 
     def descend(self, windows: np.ndarray, gammas: np.ndarray, *, radius: float = math.inf) -> Candidate:
         """Exact coordinate search from one candidate [K] until nothing improves.

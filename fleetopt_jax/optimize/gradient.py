@@ -16,9 +16,11 @@ import optax
 from jax import Array
 
 from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices import SPARE_INSTANCES
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import Objective, cost, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.fleet.limits import excesses
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer
 from fleetopt_jax.optimize.plan import GAMMA_MAX
@@ -30,6 +32,8 @@ N_STEPS = 300
 MULTIPLIER_EVERY = 10  # steps between multiplier updates
 LEARNING_RATE = 0.05
 PENALTY = 20.0
+MAX_EXCESS = 9.0  # a limit missed tenfold pulls no harder
+LATENCIES = ("ttft_p99_s", "itl_s")
 WIDTHS = (0.3, 0.01)  # log-width of the soft router, first and last step
 ROUNDING_RADIUS = 0.12  # windows within this factor of a relaxed optimum are tried when rounding
 N_ROUNDED = 8  # relaxed optima that are rounded
@@ -102,11 +106,14 @@ def solve_relaxed(
         fleet = _fleet(unknowns, relaxed, free_gamma)
         metrics = evaluate(fleet, relaxed.workload, real, router_width=width)
         pools = metrics.pools
+        limits = excesses(pools, relaxed.slo)
+        spare = SPARE_INSTANCES[assumptions.occupancy]
         excess = jnp.concatenate(
             [
-                pools.utilization / relaxed.slo.max_utilization - 1.0,
-                pools.utilization + 1.0 / fleet.n_instances - 1.0,
-                jnp.minimum(pools.ttft_p99_s / relaxed.slo.ttft_p99_s, 10.0) - 1.0,
+                jnp.minimum(limits["utilization"], MAX_EXCESS),
+                pools.utilization + spare / fleet.n_instances - 1.0,
+                # Ratios as logarithms: a tail probability runs over decades.
+                *(jnp.atleast_1d(jnp.log(1e-3 + jnp.minimum(limits[name], MAX_EXCESS) + 1.0)) for name in LATENCIES),
             ]
         )
         hinge = jnp.maximum(0.0, multipliers + PENALTY * excess)
@@ -123,7 +130,8 @@ def solve_relaxed(
 
     def solve(log_start: Array) -> tuple[Array, Array]:
         start = _unknowns(log_start, relaxed, real)
-        state = (start, jnp.zeros(3 * len(relaxed.engines)), optimizer.init(start))
+        n_latencies = len(LATENCIES) * (len(relaxed.engines) if relaxed.slo.scope == "pool" else 1)
+        state = (start, jnp.zeros(2 * len(relaxed.engines) + n_latencies), optimizer.init(start))
         (unknowns, _, _), _ = jax.lax.scan(step, state, (jnp.arange(N_STEPS), widths))
         fleet = _fleet(unknowns, relaxed, free_gamma)
         return fleet.window_tokens, fleet.gamma

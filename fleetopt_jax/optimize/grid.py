@@ -9,20 +9,24 @@ import numpy as np
 
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, gamma_grid, spread
 
-MAX_CANDIDATES = 400_000
+MAX_CANDIDATES = 150_000
+MAX_WITH_GAMMA = 12_000  # where gamma is searched as well: coarse first, then around the best
+GAMMA_RADIUS = 0.12  # windows within this factor of the best are tried then
 
 
 def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
     """The best candidate, and whether every candidate was tried.
 
-    Where thresholds x gammas over all boundaries exceed 400,000 combinations, evenly spaced ones are combined, and the
-    best of them and the answer for one pool less are improved by coordinate search: then it is not certified.
+    Where thresholds over all boundaries exceed 150,000 combinations, or gamma is searched too, evenly spaced ones are
+    combined, and the best of them and the answer for one pool less are improved by coordinate search: then it is not
+    certified.
     """
     problem = scorer.problem
     n_boundaries = problem.n_pools - 1
     options, gammas = scorer.thresholds, gamma_grid(problem)
-    kept_gammas = gammas[spread(len(gammas), int(MAX_CANDIDATES ** (0.5 / max(n_boundaries, 1))))]
-    affordable = _affordable(len(options), MAX_CANDIDATES // len(kept_gammas) ** n_boundaries, n_boundaries)
+    most = MAX_CANDIDATES if len(gammas) == 1 else MAX_WITH_GAMMA
+    kept_gammas = gammas[spread(len(gammas), int(most ** (0.5 / max(n_boundaries, 1))))]
+    affordable = _affordable(len(options), most // len(kept_gammas) ** n_boundaries, n_boundaries)
     kept = options[spread(len(options), affordable)]
     windows = _rows(itertools.combinations_with_replacement(kept, n_boundaries), n_boundaries)
     boundary_gammas = _rows(itertools.product(kept_gammas, repeat=n_boundaries), n_boundaries)
@@ -35,12 +39,13 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
     candidate = (costs[best], window_rows[best], gamma_rows[best])
     if len(kept) == len(options) and len(kept_gammas) == len(gammas):
         return candidate, True
-    found = [scorer.descend(*candidate[1:])]
+    radius = math.inf if len(gammas) == 1 else GAMMA_RADIUS
+    found = [scorer.descend(*candidate[1:], radius=radius)]
     if problem.n_pools > 2:  # never worse than one pool less: its answer with an empty second pool is where to go on
         fewer = Scorer(replace(problem, n_pools=problem.n_pools - 1), scorer.choices[:1] + scorer.choices[2:])
         (_, windows, gammas), _ = search(fewer)
         scorer.n_evaluated += fewer.n_evaluated
-        found.append(scorer.descend(np.insert(windows, 0, windows[0]), np.insert(gammas, 0, gammas[0])))
+        found.append(scorer.descend(np.insert(windows, 0, windows[0]), np.insert(gammas, 0, gammas[0]), radius=radius))
     return min(found, key=lambda each: each[0]), False
 
 

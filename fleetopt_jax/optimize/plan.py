@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
+from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, Assumptions
+from fleetopt_jax.fleet.choices import LENGTHS
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
 from fleetopt_jax.fleet.fleet import Fleet, Slo, make_slo
+from fleetopt_jax.laws.compression import MAX_SHRINK
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, split_total, total_tokens
+from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, total_tokens
 
 SCHEMA = "fleetopt-plan/1"
 MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
@@ -35,6 +37,12 @@ class EngineChoice:
     tp: int
     engine: Engine
     quality: str = "given"  # how its coefficients came about; see the catalog
+    precision: str = "bf16"  # of the weights
+    kv_precision: str = "bf16"
+    step_error: float | None = None  # mean relative error of the decode step; None where nobody knows [-]
+    power_error: float | None = None  # and of the power [-]
+    max_num_seqs: int | None = None  # asked of the scheduler; None: the GPU's default
+    file: str | None = None  # where its coefficients were read from, if not from the catalog
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,8 @@ def make_problem(
     window_tokens: float | None = None,
     gamma: float | None = 1.0,
     objective: Objective = "tok_per_j",
-    assume: str = "published",
-    assumptions: Assumptions = PUBLISHED,
+    assume: str = "physical",
+    assumptions: Assumptions = PHYSICAL,
 ) -> Problem:
     """A checked `Problem`. The default window is the longest request, rounded up to a whole block of 16 tokens."""
     longest = float(workload.longest_tokens)
@@ -78,13 +86,19 @@ def make_problem(
             f"need a window >= the longest request of {longest:.0f} tokens, got {window:.0f}: "
             f"{float(share_above(workload, window)):.4%} of the requests would not fit"
         )
-    _, output = split_total(total_tokens(workload), assumptions.output_share)
+    _, output = LENGTHS[assumptions.lengths](workload, assumptions)
     if not float(jnp.sum(workload.weight * output)) > 0:
         raise ValueError("need requests with output tokens, got a mean output of 0")
     if n_pools < 1:
         raise ValueError(f"need n_pools >= 1, got {n_pools}")
     if gamma is not None and not (math.isfinite(gamma) and gamma >= 1):
         raise ValueError(f"need gamma >= 1, got {gamma}")
+    if gamma is not None and gamma > MAX_SHRINK and assumptions.compression == "prompt_only":
+        raise ValueError(f"need gamma <= {MAX_SHRINK:g} where only prompts shrink, got {gamma}")
+    if assumptions.integration != "exact":
+        raise ValueError("need exact integration: nobody should search over a noisy sampler")
+    if slo is not None and slo.scope == "fleet" and assumptions.tail != "quantile":
+        raise ValueError("need the tail 'quantile' for limits of the whole fleet: a mean prefill has no distribution")
     if not assumptions.whole:
         raise ValueError("need whole rounding: plans are made of whole instances (gradients relax it themselves)")
     return Problem(
@@ -158,6 +172,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "assume": problem.assume,
         "power_scope": problem.assumptions.power_scope,
         "output_share": problem.assumptions.output_share,
+        "assumptions": {name: getattr(problem.assumptions, name) for name in CHOICES},
         "method": plan.method,
         "workload": {
             "name": problem.workload_name,
@@ -165,7 +180,10 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             "mean_prompt_tokens": mean_prompt,
             "mean_output_tokens": mean_output,
         },
-        "slo": {name: float(value) for name, value in vars(problem.slo).items()},
+        "slo": {name: value if name == "scope" else float(value) for name, value in vars(problem.slo).items()},
+        "max_num_seqs": problem.choices[0].max_num_seqs,
+        "site": _numbers(problem.choices[0].engine.site),
+        "compressor": _numbers(problem.choices[0].engine.compressor),
         "pools": _pools_json(plan),
         "metrics": _metrics_json(plan),
         "search": dataclasses.asdict(plan.search),
@@ -175,17 +193,30 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return document
 
 
+def _numbers(record: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in vars(record).items()}
+
+
 def _pools_json(plan: Plan) -> list[dict[str, Any]]:
     if plan.fleet is None or plan.metrics is None:
         return []
-    pools = {name: np.asarray(values, dtype=float).tolist() for name, values in vars(plan.metrics.pools).items()}
+    pools = {
+        name: np.asarray(values, dtype=float).tolist()
+        for name, values in vars(plan.metrics.pools).items()
+        if name != "ttft"
+    }
     return [
         {
             "window_tokens": int(plan.fleet.window_tokens[k]),
             "gpu": choice.gpu,
             "llm": choice.llm,
             "tp": choice.tp,
+            "precision": choice.precision,
+            "kv_precision": choice.kv_precision,
+            "engine_file": choice.file,
             "engine_quality": choice.quality,
+            "engine_step_error": choice.step_error,
+            "engine_power_error": choice.power_error,
             "n_instances": int(pools["n_instances"][k]),
             "n_gpus": int(pools["n_gpus"][k]),
             "max_num_seqs": int(pools["n_max"][k]),
@@ -193,10 +224,13 @@ def _pools_json(plan: Plan) -> list[dict[str, Any]]:
             "traffic_frac": pools["traffic_frac"][k],
             "utilization": pools["utilization"][k],
             "n_active": pools["n_active"][k],
+            "prefill_frac": pools["prefill_frac"][k],
+            "gpu_power_w": pools["gpu_power_w"][k],
             "power_w": pools["power_w"][k],
             "tok_per_j": pools["tok_per_j"][k],
             "ttft_p99_s": pools["ttft_p99_s"][k],
             "itl_s": pools["itl_s"][k],
+            "itl_p99_s": pools["itl_p99_s"][k],
         }
         for k, choice in enumerate(plan.choices)
     ]
@@ -213,8 +247,12 @@ def _metrics_json(plan: Plan) -> dict[str, Any] | None:
         "n_instances": int(metrics.n_instances),
         "n_gpus": int(metrics.n_gpus),
         "usd_per_h": float(metrics.usd_per_h),
-        "ttft_p99_s": float(metrics.ttft_p99_s),
+        "ttft_p99_s": float(metrics.ttft_p99_s if plan.problem.slo.scope == "pool" else metrics.ttft_p99_of_all_s),
+        "ttft_p99_worst_pool_s": float(metrics.ttft_p99_s),
+        "ttft_p99_of_all_s": float(metrics.ttft_p99_of_all_s),
         "itl_s": float(metrics.itl_s),
+        "itl_p99_s": float(metrics.itl_p99_s),
+        "kg_co2_per_h": float(metrics.kg_co2_per_h),
         "unserved_frac": float(metrics.unserved_frac),
         "gain_vs_homogeneous": plan.gain_vs_homogeneous,
     }

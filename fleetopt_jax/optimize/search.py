@@ -11,12 +11,12 @@ import numpy as np
 
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet
+from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.optimize import gradient, grid
-from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, detail
+from fleetopt_jax.optimize.candidates import BATCH, Candidate, Progress, Scorer, detail, gamma_grid, spread
 from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem, Search, Status, assignments
 
-ROUNDING = 1e-9  # limits are compared this loosely: sums and compiled orders of float64 differ by less
 METHODS = {"grid": grid.search, "gradient": gradient.search}
 
 
@@ -71,13 +71,18 @@ def evaluate_given(
 
 def broken_limit(problem: Problem, metrics: FleetMetrics) -> dict[str, Any] | None:
     """The first limit the metrics break: its name, its value and what was asked."""
-    limits = {
-        "unserved_frac": (metrics.unserved_frac, 0.0),
-        "utilization": (metrics.utilization, problem.slo.max_utilization),
-        "ttft_p99_s": (metrics.ttft_p99_s, problem.slo.ttft_p99_s),
+    if not float(metrics.unserved_frac) <= ROUNDING:
+        return {"limit": "unserved_frac", "value": float(metrics.unserved_frac), "asked": 0.0}
+    slo = problem.slo
+    of_all = slo.scope == "fleet"
+    values = {
+        "utilization": (metrics.utilization, slo.max_utilization),
+        "ttft_p99_s": (metrics.ttft_p99_of_all_s if of_all else metrics.ttft_p99_s, slo.ttft_p99_s),
+        "itl_s": (metrics.itl_s if of_all else np.max(metrics.pools.itl_s), slo.itl_s),
     }
-    for name, (value, limit) in limits.items():
-        if not float(value) <= float(limit) * (1.0 + ROUNDING) + ROUNDING:
+    for name, excess in excesses(metrics.pools, slo).items():
+        if not bool(np.all(np.asarray(excess) <= 2.0 * ROUNDING)):
+            value, limit = values[name]
             return {"limit": name, "value": float(value), "asked": float(limit)}
     return None
 
@@ -128,11 +133,14 @@ def _detail(
 
 
 def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search: Search) -> Plan:
-    reachable_s = min(scorer.reachable_s for scorer in scorers)
-    if math.isfinite(reachable_s):
-        limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), reachable_s
-    else:
+    ttft_s, itl_s = (np.concatenate(each) for each in zip(*(_reach(scorer) for scorer in scorers), strict=True))
+    itl_held = itl_s <= float(problem.slo.itl_s)
+    if not np.isfinite(ttft_s).any():
         limit, asked, nearest = "window_tokens", problem.window_tokens, _largest_window(problem)
+    elif not itl_held.any():
+        limit, asked, nearest = "itl_s", float(problem.slo.itl_s), float(itl_s.min())
+    else:
+        limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), float(ttft_s[itl_held].min())
     return Plan(
         status="infeasible",
         method=method,
@@ -144,6 +152,19 @@ def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search:
         search=search,
         binding={"limit": limit, "asked": asked, "nearest_feasible": nearest},
     )
+
+
+def _reach(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
+    """What the best latencies are: of one pool, and of a spread of fleets with one boundary (the rest left empty)."""
+    problem = scorer.problem
+    options = scorer.thresholds[spread(len(scorer.thresholds), BATCH)]
+    gammas = gamma_grid(problem)[[0, -1]]
+    windows = np.full((2 * len(options), problem.n_pools), problem.window_tokens)
+    compressed = np.ones_like(windows)
+    windows[:, :-1] = np.tile(options, 2)[:, None]
+    compressed[:, :-1] = np.repeat(gammas, len(options))[:, None]
+    found = [scorer.reach(windows[i : i + BATCH], compressed[i : i + BATCH]) for i in range(0, len(windows), BATCH)]
+    return tuple(np.concatenate(each) for each in zip(*found, strict=True))
 
 
 def _largest_window(problem: Problem) -> float:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 
 from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.laws.decode import DecodeStep, decode_tok_per_s
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, roofline_kv_blocks
 from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm
 from fleetopt_jax.laws.power import RooflinePower, gpu_power_w, roofline_power
-from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, DecodeStep, decode_tok_per_s, roofline_decode_step
+from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
 
 WINDOW_TOKENS = 8192
 
@@ -30,7 +31,7 @@ class PublishedLlm:
 
 def _dense(n_params: float, layers: int, head_dim: int = 128, *, tp: int = 8) -> PublishedLlm:
     kv_bytes = gqa_kv_bytes_per_token(n_layers=layers, n_kv_heads=8, head_dim=head_dim, bytes_per_value=2)
-    llm = make_llm(n_params=n_params, n_layers=layers, bytes_per_weight=2, kv_bytes_per_token=kv_bytes)
+    llm = make_llm(n_dense_params=n_params, n_layers=layers, bytes_per_weight=2, kv_bytes_per_token=kv_bytes)
     return PublishedLlm(llm, tp, n_params, {})
 
 
@@ -40,8 +41,9 @@ LLMS = {
     "llama-3.1-405b": _dense(403_747_897_344, 126),
     "qwen3-235b-a22b": PublishedLlm(
         make_llm(
-            n_params=231_069_974_528,
-            n_active_params=22e9,
+            n_dense_params=0,
+            n_expert_params=231_069_974_528,
+            expert_share=22e9 / 231_069_974_528,
             n_layers=94,
             bytes_per_weight=2,
             kv_bytes_per_token=gqa_kv_bytes_per_token(n_layers=94, n_kv_heads=4, head_dim=64, bytes_per_value=2),
@@ -52,8 +54,9 @@ LLMS = {
     ),
     "deepseek-v3": PublishedLlm(
         make_llm(
-            n_params=701_195_091_968,
-            n_active_params=37e9,
+            n_dense_params=0,
+            n_expert_params=701_195_091_968,
+            expert_share=37e9 / 701_195_091_968,
             n_layers=61,
             bytes_per_weight=1,
             kv_bytes_per_token=gqa_kv_bytes_per_token(n_layers=61, n_kv_heads=128, head_dim=56, bytes_per_value=1),
@@ -93,10 +96,11 @@ def published_engine(gpu_name: str, llm_name: str) -> PublishedEngine:
     power_step = decode
     if entry.power_weight_stream_s:
         power_step = replace(decode, base_s=jnp.asarray(entry.power_weight_stream_s[gpu_name], dtype=float))
-    power_llm = replace(entry.llm, n_active_params=jnp.asarray(entry.power_active_params, dtype=float))
+    power = roofline_power(gpu, entry.llm, entry.tp, power_step)
+    compute_s_per_seq = 2 * entry.power_active_params / entry.tp / gpu.peak_flop_per_s
     return PublishedEngine(
         decode=decode,
-        power=roofline_power(gpu, power_llm, entry.tp, power_step),
+        power=replace(power, compute_s_per_seq=compute_s_per_seq),
         n_blocks=float(roofline_kv_blocks(gpu, entry.llm, entry.tp)),
         tp=entry.tp,
     )

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.laws.decode import decode_step_s
 from fleetopt_jax.laws.kv_cache import max_sequences
 from fleetopt_jax.laws.power import gpu_power_w
 from fleetopt_jax.laws.prefill import prefill_chunks
 from fleetopt_jax.laws.queueing import p99_wait_s
-from fleetopt_jax.laws.roofline import decode_step_s
 from fleetopt_jax.laws.service import MIN_SCV
 from fleetopt_jax.workload.atoms import OUTPUT_SHARE, split_total
 
@@ -49,17 +49,24 @@ class SampledFleet:
         )
 
 
-def sampled_homogeneous(engine: Engine, knots: Knots) -> SampledFleet:
+def sampled_homogeneous(engine: Engine, knots: Knots, rate_per_s: float = RATE_PER_S) -> SampledFleet:
     """One pool with the long window."""
-    return _pool(engine, knots, RATE_PER_S, LONG_WINDOW_TOKENS)
+    return _pool(engine, knots, rate_per_s, _long_window(knots))
 
 
-def sampled_two_pool(engine: Engine, knots: Knots, short_window: int, gamma: float) -> SampledFleet:
+def sampled_two_pool(
+    engine: Engine, knots: Knots, short_window: int, gamma: float, rate_per_s: float = RATE_PER_S
+) -> SampledFleet:
     """Cut at gamma * short_window; the short part is served in a window of short_window."""
     short, long, share = cut(knots, gamma * short_window)
-    return _pool(engine, short, RATE_PER_S * share, short_window) + _pool(
-        engine, long, RATE_PER_S * (1.0 - share), LONG_WINDOW_TOKENS
+    return _pool(engine, short, rate_per_s * share, short_window) + _pool(
+        engine, long, rate_per_s * (1.0 - share), _long_window(knots)
     )
+
+
+def _long_window(knots: Knots) -> int:
+    """The paper's 65,536 tokens; longer only where the requests are (no CDF of the paper's)."""
+    return max(LONG_WINDOW_TOKENS, int(knots[-1][0]))
 
 
 def cut(knots: Knots, at: float) -> tuple[Knots, Knots, float]:
@@ -95,7 +102,7 @@ def _pool(engine: Engine, knots: Knots, rate_per_s: float, window: int) -> Sampl
     n_max = float(max_sequences(engine.kv, window))
     lengths = sampled_lengths(knots, window)
     prompt, output = split_total(lengths)
-    steps = prefill_chunks(prompt, engine.chunk_tokens) + np.maximum(1.0, output)
+    steps = prefill_chunks(prompt, engine.prefill.chunk_tokens) + np.maximum(1.0, output)
     service_s = np.asarray(steps * decode_step_s(engine.decode, n_max, lengths))
     mean_s = float(service_s.mean())
     scv = max(MIN_SCV, float(np.mean(service_s**2)) / mean_s**2 - 1.0)

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fleetopt_jax.report.files import write_whole
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.report.files import check_writable, write_whole
 
 COLOURS = {"h100": "#0072B2", "b200": "#D55E00", "neutral": "#555555"}  # Okabe and Ito
 MARKERS = {"h100": "o", "b200": "s"}
@@ -52,13 +54,91 @@ def one_over_w_figure(
     return figure
 
 
+LEDGER_LABELS = {
+    "published": "as published",
+    "integration": "exact integration",
+    "power_scope": "all GPUs counted",
+    "lengths": "the trace's lengths",
+    "compression": "only prompts shrink",
+    "occupancy": "real occupancy",
+    "prefill": "prefill costs",
+    "kv_cache": "paged KV cache",
+    "engine": "measured engine",
+    "tail": "TTFT distribution",
+}
+
+
+def ledger_figure(document: dict[str, Any]) -> Figure:
+    """The waterfall: FleetOpt's gain after each choice, and what the choice took; the two-pool gain as marks."""
+    rows = document["rows"]
+    figure = Figure(figsize=(8.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+    gains = [row["gain"] for row in rows]
+    two_pools = [
+        row["tok_per_j_two_pool"] / row["tok_per_j_homogeneous"]
+        if row["tok_per_j_two_pool"] and row["tok_per_j_homogeneous"]
+        else None
+        for row in rows
+    ]
+    known = 1.0  # level of the last row with an answer
+    for i, gain in enumerate(gains):
+        if gain is None:
+            axes.text(i, 1.02, "no fleet\nholds the\nlimits", ha="center", fontsize=8, color=COLOURS["neutral"])
+            continue
+        total = i in (0, len(gains) - 1)
+        low, high = (1.0, gain) if total else sorted((known, gain))
+        colour = COLOURS["neutral"] if total else COLOURS["h100"] if gain >= known else COLOURS["b200"]
+        axes.bar(i, max(high - low, 0.006), bottom=low, width=0.62, color=colour)
+        axes.text(i, high + 0.02, f"{gain:.2f}x", ha="center", va="bottom", fontsize=9)
+        known = gain
+    marked = [(i, gain) for i, gain in enumerate(two_pools) if gain is not None]
+    axes.plot(*zip(*marked), "D", color="black", markersize=4.5, label="two pools, nothing compressed")
+    axes.axhline(1.0, color=COLOURS["neutral"], linewidth=1.0)
+    axes.set_xticks(range(len(rows)), [LEDGER_LABELS[row["choice"]] for row in rows], rotation=35, ha="right")
+    axes.set_ylabel("tokens per joule over the\nbest homogeneous fleet")
+    axes.set_ylim(0.9, 1.12 * max([gain for gain in (*gains, *two_pools) if gain] or [1.0]))
+    axes.set_title(_ledger_takeaway(document, gains, two_pools), loc="left", fontsize=11)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _ledger_takeaway(document: dict[str, Any], gains: list[float | None], two_pools: list[float | None]) -> str:
+    where = f"{document['workload']['name']} on {document['gpu'].upper()}"
+    if gains[-1] is None or gains[0] is None:
+        return f"{where}: no fleet holds the limits once all is counted"
+    alone = f", {two_pools[-1]:.2f}x of it without compression" if two_pools[-1] else ""
+    return f"{where}: a gain of {gains[0]:.2f}x as published,\n{gains[-1]:.2f}x with all nine choices physical{alone}"
+
+
+FIGURE_KINDS = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 160}}
+
+
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write `stem`.svg and `stem`.png; the same figure gives the same bytes."""
-    for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
-        buffer = BytesIO()
-        with rc_context({"svg.hashsalt": stem.name}):
-            figure.savefig(buffer, format=kind, **options)
-        write_whole(stem.with_suffix(f".{kind}"), buffer.getvalue())
+    for kind in FIGURE_KINDS:
+        write_figure(figure, stem.with_suffix(f".{kind}"))
+
+
+def write_figure(figure: Figure, path: str | Path) -> None:
+    """Write one file, of the kind its name ends with."""
+    path = Path(path)
+    kind = path.suffix[1:].lower()
+    buffer = BytesIO()
+    with rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(buffer, format=kind, **FIGURE_KINDS[kind])
+    write_whole(path, buffer.getvalue(), "--figure")
+
+
+def check_figure(path: str, option: str = "--figure") -> None:
+    """Refuse, before the work is done, a figure that cannot be written."""
+    if Path(path).suffix[1:].lower() not in FIGURE_KINDS:
+        raise BadInput(
+            f"{option} {path}", "unknown kind of file", f"need a name ending in .{' or .'.join(FIGURE_KINDS)}"
+        )
+    check_writable(path, option)
 
 
 def _kept_per_doubling(values: Sequence[float]) -> tuple[float, float]:

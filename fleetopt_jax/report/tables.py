@@ -1,5 +1,6 @@
 """Rich tables for the terminal. Each takes the same JSON document that `--json` prints."""
 
+import math
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -30,7 +31,7 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
     for pool in plan["pools"]:
         counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
     gpus = " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
-    saves = "no one-pool fleet holds the limits" if gain is None else f"{gain:.2f}x the best one-pool fleet"
+    saves = "no one-pool fleet holds the limits" if gain is None else _saved(gain, len(plan["pools"]))
     answer = Text.assemble(
         (f"{metrics['tok_per_j']:.2f} tokens per joule", "bold"),
         f" ({saves}): serve {workload['name']} at {workload['arrival_rate_per_s']:,.6g} requests/s with {gpus} "
@@ -43,18 +44,38 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
     table.add_row("instances", *(f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools))
     table.add_row("max_num_seqs", *(f"{pool['max_num_seqs']:,}" for pool in pools))
     table.add_row("share of requests", *(f"{pool['traffic_frac']:.2%}" for pool in pools))
-    table.add_row("slots busy", *(_percent(pool["utilization"]) for pool in pools))
+    table.add_row("load", *(_percent(pool["utilization"]) for pool in pools))
+    if plan["assumptions"]["prefill"] == "compute":
+        table.add_row("time in prefill", *(_percent(pool["prefill_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(f"{pool['n_active']:,.0f}" for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
     table.add_row("tokens per joule", *(f"{pool['tok_per_j']:.2f}" for pool in pools))
     table.add_row("P99 TTFT", *(_ms(pool["ttft_p99_s"]) for pool in pools))
     table.add_row("mean ITL", *(_ms(pool["itl_s"]) for pool in pools))
+    if plan["assumptions"]["tail"] == "quantile":
+        table.add_row("P99 ITL", *(_ms(pool["itl_p99_s"]) for pool in pools))
     facts = (
         f"{metrics['output_tok_per_s']:,.0f} output tok/s, {metrics['power_w'] / KW:.1f} kW, "
         f"${metrics['usd_per_h']:,.0f}/h, P99 TTFT {_ms(metrics['ttft_p99_s'])} "
-        f"(limit {_ms(plan['slo']['ttft_p99_s'])})."
+        f"(limit {_limit(plan['slo'])})."
     )
     return Group(answer, table, facts, Text(_how(plan), style="dim"))
+
+
+def _saved(gain: float, n_pools: int) -> str:
+    """The gain over one pool, and a plain word where splitting is not worth its trouble."""
+    hardly = ": splitting by length hardly pays here" if n_pools > 1 and gain < HARDLY else ""
+    return f"{gain:.3g}x the best one-pool fleet{hardly}"
+
+
+HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
+
+
+def _limit(slo: dict[str, Any]) -> str:
+    grows = f" + {slo['ttft_s_per_token'] * 1000 / MS:g} ms per 1,000 prompt tokens" if slo["ttft_s_per_token"] else ""
+    itl = f", mean ITL {_ms(slo['itl_s'])}" if slo["itl_s"] is not None and math.isfinite(slo["itl_s"]) else ""
+    held = ", of all requests together" if slo["scope"] == "fleet" else ""
+    return f"{_ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
 
 
 def _edge(pool: dict[str, Any]) -> str:
@@ -63,21 +84,133 @@ def _edge(pool: dict[str, Any]) -> str:
 
 
 def _how(plan: dict[str, Any]) -> str:
-    share = plan["output_share"]
-    counted = (
-        "one GPU of each instance" if plan["power_scope"] == "one_gpu_per_instance" else "all GPUs of each instance"
-    )
     found = {
         "optimal": "the best of all candidates",
         "feasible": "the best found",
         "infeasible": "breaks its limits",
     }[plan["status"]]
     tried = f" ({plan['search']['n_evaluated']:,} evaluated in {plan['search']['wall_s']:.1f} s)"
-    return (
-        f"Method {plan['method']}: {found}{tried}.\n"
-        f"Assumptions '{plan['assume']}': power counts {counted}; every request is {1 - share:.0%} prompt and "
-        f"{share:.0%} output of its total length; every slot reserves its whole window; prefill rides along free."
+    choices = [CHOICES_SAID[name][value] for name, value in plan["assumptions"].items() if name in CHOICES_SAID]
+    said = "; ".join(text.format(share=plan["output_share"]) for text in choices)
+    lines = [f"Method {plan['method']}: {found}{tried}.", f"Assumptions '{plan['assume']}': {said}."]
+    return "\n".join([*lines, *filter(None, (_trust(plan), _site(plan)))])
+
+
+CHOICES_SAID = {
+    "power_scope": {
+        "one_gpu_per_instance": "power counts one GPU of each instance",
+        "instance": "power counts all GPUs",
+    },
+    "lengths": {
+        "output_share": "every request is {share:.0%} output of its total length",
+        "trace": "prompts and outputs are the workload's own",
+    },
+    "compression": {
+        "free": "compressing is free and always works",
+        "prompt_only": "only prompts can be compressed",
+    },
+    "occupancy": {
+        "full_batch": "steps take as long as with all slots full",
+        "fixed_point": "steps take as long as the load makes them",
+    },
+    "prefill": {"free_chunks": "prefill rides along free", "compute": "prefill takes engine time and power"},
+    "kv_cache": {"reserved": "a slot reserves its whole window", "paged": "the KV cache is paged"},
+    "engine": {"projected": "engines are the paper's projections", "measured": "engines go by measurements"},
+    "tail": {
+        "mean_prefill": "TTFT is the P99 wait and a mean prefill",
+        "quantile": "TTFT is the P99 of wait, prefill queue and own prefill",
+    },
+}
+
+
+def _trust(plan: dict[str, Any]) -> str:
+    """How far the engines can be trusted, once each."""
+    seen = {(pool["gpu"], pool["llm"], pool["tp"], pool["precision"]): pool for pool in plan["pools"]}
+    parts = []
+    for (gpu, llm, tp, precision), pool in seen.items():
+        errors = [
+            f"{name} +-{pool[key]:.0%}"
+            for name, key in (("step", "engine_step_error"), ("power", "engine_power_error"))
+            if pool[key] is not None
+        ]
+        known = f" ({', '.join(errors)})" if errors else ""
+        parts.append(f"{tp} x {gpu.upper()} {llm} {precision}: {pool['engine_quality']}{known}")
+    return f"Engines: {'; '.join(parts)}." if parts else ""
+
+
+def _site(plan: dict[str, Any]) -> str:
+    """What is counted besides GPU boards, where anything is."""
+    site, metrics = plan["site"], plan["metrics"]
+    parts = []
+    if site["host_w_per_gpu"]:
+        parts.append(f"{site['host_w_per_gpu']:g} W of host a GPU")
+    if site["pue"] > 1:
+        parts.append(f"PUE {site['pue']:g}")
+    if site["usd_per_kwh"]:
+        parts.append(f"electricity at ${site['usd_per_kwh']:g}/kWh in the cost")
+    if site["kg_co2_per_kwh"]:
+        parts.append(f"{metrics['kg_co2_per_h']:,.0f} kg CO2/h")
+    return f"Counted besides the boards: {', '.join(parts)}." if parts else ""
+
+
+def ledger_table(document: dict[str, Any]) -> RenderableType:
+    """Row by row from the published system to the physical one."""
+    title = f"{document['workload']['name']} at {document['workload']['arrival_rate_per_s']:,.6g} requests/s, "
+    title += f"{document['llm']} on {document['tp']} x {document['gpu'].upper()} (output tokens per joule)"
+    table = _table("Choice", "From", "To", "One pool", "Two pools", "FleetOpt", "Gain", "Split at", title=title)
+    for row in document["rows"]:
+        window, gamma = row["short_window_tokens"], row["gamma"]
+        split = "-" if window is None else f"{window:,}" + (f" x {gamma:g}" if gamma and gamma > 1 else "")
+        table.add_row(
+            row["choice"],
+            row["from"] or "",
+            row["to"] or "",
+            *(
+                _or_dash(row[name], "{:.4g}")
+                for name in ("tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt")
+            ),
+            _or_dash(row["gain"], "{:.3f}x"),
+            split,
+        )
+    first, last = document["rows"][0], document["rows"][-1]
+    if last["gain"] is None:
+        answer = "With all choices physical no fleet holds the limits: see fleetopt optimize for what is reachable."
+    else:
+        alone = last["tok_per_j_two_pool"] / last["tok_per_j_homogeneous"]
+        answer = (
+            f"Published gain {first['gain']:.2f}x; physical {last['gain']:.2f}x, "
+            f"of which splitting by length alone is {alone:.3f}x."
+        )
+    note = "FleetOpt: two pools, gamma searched; 'Split at' its short window x gamma. -: no fleet holds the limits."
+    return Group(Text(answer, style="bold"), table, Text(note, style="dim"))
+
+
+def engine_table(document: dict[str, Any]) -> RenderableType:
+    """One engine at several batches."""
+    title = f"{document['llm']} ({document['precision']}) on {document['tp']} x {document['gpu'].upper()}"
+    table = _table("Batch", "Context", "Decode step", "Step", "Output", "Power a GPU", "Tokens per joule", title=title)
+    for point in document["points"]:
+        table.add_row(
+            f"{point['batch']:g}",
+            f"{point['context_tokens']:,.0f}",
+            _ms(point["decode_step_s"]),
+            _ms(point["step_s"]),
+            f"{point['tok_per_s']:,.0f} tok/s",
+            f"{point['power_w_per_gpu']:,.0f} W",
+            f"{point['tok_per_j']:.3f}",
+        )
+    errors = [
+        f"{name} +-{document[key]:.1%}"
+        for name, key in (("step", "relative_error"), ("power", "power_relative_error"))
+        if document[key] is not None
+    ]
+    facts = (
+        f"KV cache {document['kv_capacity_tokens']:,.0f} tokens; prefill {_ms(document['prefill_s_per_1k_tokens'])} "
+        f"per 1,000 tokens at {document['prefill_power_w_per_gpu']:,.0f} W a GPU. 'Step' holds the prefill of "
+        f"{document['prompt_per_output']:.2g} prompt tokens for each output token."
     )
+    trust = f"Quality: {document['quality']} ({', '.join(errors)}). {document['source']}."
+    return Group(table, Text(facts), Text(trust, style="dim"))
 
 
 def reproduction_table(document: dict[str, Any]) -> RenderableType:
@@ -175,37 +308,29 @@ def _gpus(entries: dict[str, Any]) -> Table:
 
 
 def _llms(entries: dict[str, Any]) -> Table:
-    table = _table("LLM", "Parameters", "Active", "Layers", "Weights", "KV cache", title="LLMs")
+    table = _table("LLM", "Parameters", "Active", "Layers", "Weights", "Precision", "KV cache", title="LLMs")
     for name, llm in entries.items():
         table.add_row(
             name,
             f"{llm['n_params'] / 1e9:.1f} B",
             f"{llm['n_active_params'] / 1e9:.1f} B",
             f"{llm['n_layers']:.0f}",
-            f"{llm['n_params'] * llm['bytes_per_weight'] / GIB:.0f} GiB",
+            f"{llm['weight_bytes'] / GIB:.0f} GiB",
+            llm["precision"],
             f"{llm['kv_bytes_per_token']:,.0f} B/token",
         )
     return table
 
 
 def _engines(entries: dict[str, Any]) -> Table:
-    table = _table(
-        "Engine",
-        "W",
-        "H at L_cal",
-        "L_cal",
-        "n_max at 8K",
-        "Quality",
-        title="Calibrated engines (any other GPU, LLM and TP: roofline law on the figures above)",
-    )
+    table = _table("Engine", "Quality", "Step at batch 0", "Step error", "Power error", title="Engines (measured)")
     for name, engine in entries.items():
         table.add_row(
             name,
-            f"{engine['base_s'] / MS:.3f} ms",
-            f"{engine['per_seq_s'] / MS:.3f} ms",
-            f"{engine['calibration_tokens']:,.0f}",
-            f"{engine['n_max_8k']:.0f}",
             engine["quality"],
+            _or_dash(engine["base_s"] and engine["base_s"] / MS, "{:.2f} ms"),
+            f"{engine['step_error']:.1%}",
+            f"{engine['power_error']:.1%}",
         )
     return table
 

@@ -1,0 +1,190 @@
+"""Measured operating points of one engine, checked at the door. The columns are documented in `calibrate`."""
+
+import csv
+import io
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.units import MS
+from fleetopt_jax.workload.readers import read_bytes
+
+BATCH = ("batch", "avg_batch_size", "n_sequences")
+STEP = {"step_s": 1.0, "step_ms": MS, "median_itl_ms": MS}  # column: its unit [s]
+RATE = ("tok_per_s", "decode_tok_per_s")
+PARTIAL_CONTEXT = "sim_mean_output_position_tokens"
+CONTEXT = ("context_tokens", PARTIAL_CONTEXT, "context_window_tokens")
+POWER = ("power_w_per_gpu", "avg_power_per_gpu_w")
+GPUS = ("n_gpus", "num_gpus")
+NAMES = {  # selector: the columns it looks at
+    "model": ("llm", "model_id"),
+    "gpu": ("gpu", "gpu_model"),
+    "tp": ("tp", *GPUS),
+    "task": ("task",),
+    "precision": ("precision", "weight_precision"),
+}
+NEED = (
+    f"need {' | '.join(BATCH)} and {' | '.join((*STEP, *RATE))}; "
+    f"optional: {' | '.join(CONTEXT)}; {' | '.join(POWER)} | power_w with n_gpus"
+)
+LISTED = 8  # groups a refusal names
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Operating points of one engine. Arrays [points]; names are None where the file does not say."""
+
+    batch: np.ndarray  # sequences in flight in the instance
+    step_s: np.ndarray  # decode iteration [s]
+    context_tokens: np.ndarray | None = None  # mean context of a sequence in flight
+    power_w_per_gpu: np.ndarray | None = None
+    llm: str | None = None
+    gpu: str | None = None
+    tp: int | None = None
+    precision: str | None = None
+    source: str = "measurements"  # the file, for messages
+    context_is_partial: bool = False  # without the prompt: it does not tell the cost of a context token
+
+
+@dataclass(frozen=True)
+class _Row:
+    place: str
+    cells: dict[str, str]
+
+    def number(self, column: str, most: float) -> float:
+        text = self.cells[column]
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:  # also NaN
+            raise BadInput(self.place, f"{column} = {text!r}", f"need a number, more than 0 and at most {most:g}")
+        return value
+
+    def count(self, column: str) -> int:
+        value = self.number(column, 1024)
+        if value != int(value):
+            raise BadInput(self.place, f"{column} = {self.cells[column]!r}", "need a whole number from 1 to 1024")
+        return int(value)
+
+
+def read_measurements(
+    path: str | os.PathLike,
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    tp: int | None = None,
+    task: str | None = None,
+) -> Measurements:
+    """The points of one engine in a csv file; the selectors (`model`: any part of its name) choose it among several.
+
+    A selector of a column the file lacks leaves every row.
+    """
+    where = os.fspath(path)
+    columns, rows = _table(where)
+    names = {name: _first(columns, found) for name, found in NAMES.items()}
+    asked = {"model": model, "gpu": gpu, "tp": None if tp is None else str(tp), "task": task}
+    rows = [row for row in rows if row.cells.get("flag_multimodal", "0") in ("0", "False", "false")]
+    rows = _one_group(where, rows, {name: column for name, column in names.items() if column}, asked)
+    batch_column, step_column = _first(columns, BATCH), _first(columns, (*STEP, *RATE))
+    batch = np.array([row.number(batch_column, 1e6) for row in rows])
+    if step_column in STEP:
+        step_s = np.array([row.number(step_column, 1e6) for row in rows]) * STEP[step_column]
+    else:
+        step_s = batch / np.array([row.number(step_column, 1e9) for row in rows])
+    said = {name: rows[0].cells[column] for name, column in names.items() if column}
+    return Measurements(
+        batch,
+        step_s,
+        _context_tokens(columns, rows),
+        _power_w_per_gpu(columns, rows),
+        llm=said.get("model") or None,
+        gpu=said.get("gpu") or None,
+        tp=rows[0].count(names["tp"]) if names["tp"] else None,
+        precision=said.get("precision") or None,
+        source=where,
+        context_is_partial=_first(columns, CONTEXT) == PARTIAL_CONTEXT,
+    )
+
+
+def _table(where: str) -> tuple[list[str], list[_Row]]:
+    try:
+        lines = list(csv.reader(io.StringIO(read_bytes(where).decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(where, f"cannot be read as csv: {error}") from error
+    columns, rows = [name.strip() for name in lines[0]], []
+    for name in columns:
+        if columns.count(name) > 1:
+            raise BadInput(where, f"column {name!r} is there more than once", "need it once")
+    if not (_first(columns, BATCH) and _first(columns, (*STEP, *RATE))):
+        raise BadInput(where, f"columns are {', '.join(columns[:12])}", NEED)
+    for number, line in enumerate((line for line in lines[1:] if any(cell.strip() for cell in line)), start=1):
+        place = f"{where}, row {number}"
+        if len(line) != len(columns):
+            raise BadInput(place, f"{len(line)} cells", f"need {len(columns)}, as in the header")
+        rows.append(_Row(place, dict(zip(columns, (cell.strip() for cell in line)))))
+    return columns, rows
+
+
+def _first(columns: list[str], wanted: tuple[str, ...]) -> str | None:
+    return next((name for name in wanted if name in columns), None)
+
+
+def _one_group(where: str, rows: list[_Row], names: dict[str, str], asked: dict[str, str | None]) -> list[_Row]:
+    """The rows of the one engine that the selectors leave."""
+    if not rows:
+        raise BadInput(where, "no rows of text measurements")
+    for name, value in asked.items():
+        if value is None or name not in names:
+            continue
+        found = {row.cells[names[name]] for row in rows}
+        if name == "model":
+            # A whole name before a part of one: "X-Instruct" is also a part of "X-Instruct-FP8".
+            exact = {text for text in found if value.lower() in (text.lower(), text.lower().split("/")[-1])}
+            kept = exact or {text for text in found if value.lower() in text.lower()}
+        else:
+            kept = {text for text in found if text.lower() == value.lower()}
+        if not kept:
+            raise BadInput(f"--{name} {value}", f"no such rows in {where}", f"there are: {_listed(found)}")
+        rows = [row for row in rows if row.cells[names[name]] in kept]
+    groups = {tuple(row.cells[column] for column in names.values()) for row in rows}
+    if len(groups) > 1:
+        raise BadInput(
+            where,
+            f"holds {len(groups)} groups of ({', '.join(names)}): {_listed(' '.join(group) for group in groups)}",
+            f"choose one with {', '.join(f'--{name}' for name in names if name in asked)}",
+        )
+    return rows
+
+
+def _listed(texts) -> str:
+    texts = sorted(texts)
+    return ", ".join(texts[:LISTED]) + (f" and {len(texts) - LISTED} more" if len(texts) > LISTED else "")
+
+
+def _context_tokens(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
+    column = _first(columns, CONTEXT)
+    if column is None:
+        return None
+    tokens = np.array([row.number(column, 1e9) for row in rows])
+    if column == "context_window_tokens" and "output_tokens_per_request" in columns:
+        held = tokens - np.array([row.number("output_tokens_per_request", 1e9) for row in rows]) / 2
+        if (held <= 0).any():
+            row = rows[int(np.argmax(held <= 0))]
+            longer = row.cells["output_tokens_per_request"]
+            raise BadInput(row.place, f"output_tokens_per_request = {longer}", "need less than twice the window")
+        return held
+    return tokens
+
+
+def _power_w_per_gpu(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
+    column = _first(columns, POWER)
+    if column is not None:
+        return np.array([row.number(column, 1e5) for row in rows])
+    gpus = _first(columns, (*GPUS, "tp"))
+    if "power_w" not in columns or gpus is None:
+        return None
+    return np.array([row.number("power_w", 1e8) / row.count(gpus) for row in rows])

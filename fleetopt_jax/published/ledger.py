@@ -1,0 +1,168 @@
+"""The ledger: from the published system to the physical one, a choice at a time, everything else re-optimised.
+
+Row 0 is the paper's own procedure with its sampling. Each later row switches one choice of `Assumptions` and answers
+again: the best homogeneous fleet, the best two pools, and the best two pools with compression (FleetOpt). The last row
+is the preset `physical`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, PUBLISHED, Assumptions
+from fleetopt_jax.fleet.fleet import Slo
+from fleetopt_jax.optimize.plan import EngineChoice, Plan, make_problem
+from fleetopt_jax.optimize.search import homogeneous_tok_per_j, optimize
+from fleetopt_jax.published.procedure import Knots, SampledFleet, sampled_homogeneous, sampled_two_pool
+from fleetopt_jax.workload.atoms import Workload, total_tokens
+
+PAPER_WINDOWS = {"azure-cdf": 4096, "lmsys-cdf": 1536}  # the short windows of table 3
+PAPER_GAMMA = 2.0
+N_KNOTS = 18  # of the CDF the sampled procedure sees of a trace; the paper's CDFs have as many
+SAMPLED_WINDOWS = tuple(512 * 2**i for i in range(8))  # short windows the sampled row tries where the paper has none
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One choice switched. tok/J is None where no fleet holds the limits; `gain` is FleetOpt over homogeneous."""
+
+    choice: str
+    from_: str | None
+    to: str | None
+    tok_per_j_homogeneous: float | None
+    tok_per_j_two_pool: float | None
+    tok_per_j_fleetopt: float | None
+    gain: float | None
+    short_window_tokens: int | None  # of the FleetOpt fleet; None where one pool is best
+    gamma: float | None  # of the FleetOpt fleet
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        return {"choice": values.pop("choice"), "from": values.pop("from_"), "to": values.pop("to"), **values}
+
+
+Engines = Callable[[Assumptions], Sequence[EngineChoice]]
+
+
+def ledger(
+    workload: Workload,
+    engines: Engines,
+    *,
+    slo: Slo,
+    name: str = "workload",
+    knots: Knots | None = None,
+    output_share: float = PUBLISHED.output_share,
+    window_tokens: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[LedgerRow]:
+    """The rows for `workload`; `engines(assumptions)` gives the engine a pool may have under the choice `engine`.
+
+    `knots` are a CDF's own; of a trace, the quantiles the sampled procedure sees are taken. The sampled row has the
+    paper's limits whatever `slo` says: they are part of the procedure.
+    """
+    rate_per_s = float(workload.arrival_rate_per_s)
+    rows = [_sampled_row(engines(PUBLISHED)[0], knots or _quantile_knots(workload), name, rate_per_s)]
+    current = replace(PUBLISHED, integration="sampled", output_share=output_share)
+    for done, choice in enumerate(CHOICES):
+        before, after = getattr(current, choice), getattr(PHYSICAL, choice)
+        current = replace(current, **{choice: after})
+        if progress:
+            progress(done, len(CHOICES))
+        limits = slo if current.tail == "quantile" else replace(slo, scope="pool")
+        rows.append(_row(choice, before, after, workload, engines(current), limits, name, current, window_tokens))
+    if progress:
+        progress(len(CHOICES), len(CHOICES))
+    return rows
+
+
+def _row(
+    choice: str,
+    before: str,
+    after: str,
+    workload: Workload,
+    choices: Sequence[EngineChoice],
+    slo: Slo,
+    name: str,
+    assumptions: Assumptions,
+    window_tokens: float | None,
+) -> LedgerRow:
+    problem = make_problem(
+        workload,
+        choices,
+        slo=slo,
+        workload_name=name,
+        assume="ledger",
+        assumptions=assumptions,
+        window_tokens=window_tokens,
+    )
+    two_pool = optimize(problem)
+    fleetopt = optimize(replace(problem, gamma=None))
+    if _tok_per_j(fleetopt) is None or (_tok_per_j(two_pool) or 0.0) > _tok_per_j(fleetopt):
+        fleetopt = two_pool  # gamma 1 is among the gammas
+    return _make_row(
+        choice,
+        before,
+        after,
+        homogeneous_tok_per_j(problem) or None,
+        _tok_per_j(two_pool),
+        _tok_per_j(fleetopt),
+        *_short_pool(fleetopt),
+    )
+
+
+def _tok_per_j(plan: Plan) -> float | None:
+    return None if plan.metrics is None else float(plan.metrics.tok_per_j)
+
+
+def _short_pool(plan: Plan) -> tuple[int | None, float | None]:
+    if plan.fleet is None or len(plan.choices) < 2:
+        return None, None
+    return int(plan.fleet.window_tokens[0]), float(plan.fleet.gamma[0])
+
+
+def _make_row(
+    choice: str,
+    before: str | None,
+    after: str | None,
+    homogeneous: float | None,
+    two_pool: float | None,
+    fleetopt: float | None,
+    short_window: int | None,
+    gamma: float | None,
+) -> LedgerRow:
+    gain = fleetopt / homogeneous if fleetopt and homogeneous else None
+    return LedgerRow(choice, before, after, homogeneous, two_pool, fleetopt, gain, short_window, gamma)
+
+
+def _sampled_row(choice: EngineChoice, knots: Knots, name: str, rate_per_s: float) -> LedgerRow:
+    """The paper's procedure, at its own short window where it names one, else at the best of a few."""
+    longest = knots[-1][0]
+    shorter = [window for window in SAMPLED_WINDOWS if window < longest / PAPER_GAMMA]
+    windows = [PAPER_WINDOWS[name]] if name in PAPER_WINDOWS else shorter
+    homogeneous = sampled_homogeneous(choice.engine, knots, rate_per_s)
+
+    def best(gamma: float) -> tuple[SampledFleet, int] | None:
+        fleets = [(sampled_two_pool(choice.engine, knots, window, gamma, rate_per_s), window) for window in windows]
+        return max(fleets, key=lambda fleet: fleet[0].tok_per_w) if fleets else None
+
+    two_pool, fleetopt = best(1.0), best(PAPER_GAMMA)
+    return _make_row(
+        "published",
+        None,
+        None,
+        homogeneous.tok_per_w,
+        two_pool[0].tok_per_w if two_pool else homogeneous.tok_per_w,
+        fleetopt[0].tok_per_w if fleetopt else homogeneous.tok_per_w,
+        fleetopt[1] if fleetopt else None,
+        PAPER_GAMMA if fleetopt else None,
+    )
+
+
+def _quantile_knots(workload: Workload) -> Knots:
+    """A CDF of the total lengths at 18 of them, even in log-length, as the paper makes of its traces."""
+    totals, shares = np.asarray(total_tokens(workload)), np.cumsum(np.asarray(workload.weight))
+    tokens = np.unique(np.ceil(np.geomspace(max(totals[0], 16.0), totals[-1], N_KNOTS)))
+    found = shares[np.searchsorted(totals, tokens, side="right") - 1]
+    return [(float(t), float(f)) for t, f in zip(tokens, [*found[:-1], 1.0])]

@@ -1,0 +1,110 @@
+"""A calibration to look at: the laws through the measured points, and what they leave."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, predict_power_w, predict_step_s
+from fleetopt_jax.calibrate.measurements import Measurements
+from fleetopt_jax.core.units import MS
+
+STEP_COLOUR, POWER_COLOUR, LEFT_OUT_COLOUR = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito
+
+LABELS = {  # parameter: what it is, its unit, the unit in SI
+    "base_s": ("step at batch 0, W", "ms", MS),
+    "per_seq_at_context_s": ("one more sequence, h", "ms", MS),
+    "expert_s": ("all experts", "ms", MS),
+    "per_token_s": ("one more context token", "ns", 1e-9),
+    "idle_w": ("power at the lower end", "W", 1.0),
+    "nominal_w": ("power at the upper end", "W", 1.0),
+    "log2_half_batch": ("midpoint, log2 of the batch", "", 1.0),
+}
+
+
+def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_fit: PowerFit | None) -> Figure:
+    """Step time and, where measured, power against the batch; relative residuals beneath."""
+    columns = 1 if power_fit is None else 2
+    figure = Figure(figsize=(0.6 + 5.0 * columns, 6.0), layout="constrained")
+    axes = figure.subplots(2, columns, sharex=True, squeeze=False, height_ratios=(2, 1))
+    batch = measurements.batch
+    line = np.geomspace(batch.min(), batch.max(), 200)
+    context = decode_fit.context_tokens or 0.0
+    at = "" if decode_fit.context_tokens is None else f", {context:,.0f} context tokens"
+    _column(
+        axes[:, 0], batch, measurements.step_s / MS, line, predict_step_s(decode_fit, line, context) / MS, decode_fit,
+        STEP_COLOUR, f"decode law{at}", "decode step [ms]",
+    )  # fmt: skip
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].yaxis.set_major_locator(FixedLocator([a * 10.0**b for b in range(-2, 5) for a in (1, 2, 5)]))
+    axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
+    if power_fit is not None:
+        _column(
+            axes[:, 1], batch, measurements.power_w_per_gpu, line, predict_power_w(power_fit, line), power_fit,
+            POWER_COLOUR, "power law" + ("" if power_fit.identified else " (not all fitted)"), "power of one GPU [W]",
+        )  # fmt: skip
+    figure.suptitle(_takeaway(decode_fit, power_fit), x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def _column(axes, batch, measured, line, law, fit: DecodeFit | PowerFit, colour: str, label: str, title: str) -> None:
+    upper, lower = axes
+    upper.plot(line, law, color=colour, linewidth=2.0, label=label)
+    upper.plot(batch, measured, "o", color=colour, markerfacecolor="white", markersize=7, label="measured")
+    upper.set_title(title, loc="left", fontsize=11)
+    upper.legend(frameon=False, fontsize=11, loc="upper left")
+    lower.set_title("predicted over measured, less 1 [%]", loc="left", fontsize=11)
+    lower.axhline(0, color="#999999", linewidth=1.0)
+    lower.plot(batch, 100 * fit.residuals, "o", color=colour, markersize=7, label="fit")
+    lower.plot(
+        batch, 100 * fit.left_out, "x", color=LEFT_OUT_COLOUR, markersize=7, label="predicted from the other points"
+    )
+    largest = 100 * max(np.abs(fit.residuals).max(), np.abs(fit.left_out).max(), 1e-4)
+    lower.set_ylim(-1.15 * largest, 1.85 * largest)  # the legend lies above the points
+    lower.legend(frameon=False, fontsize=10, loc="upper left", ncols=2, handletextpad=0.2, columnspacing=1.0)
+    lower.yaxis.set_major_locator(MaxNLocator(5))
+    lower.set_xscale("log", base=2)
+    low, high = (round(float(np.log2(n))) for n in (batch.min(), batch.max()))
+    lower.xaxis.set_major_locator(FixedLocator([2.0**x for x in range(low, high + 1, 1 + (high - low) // 8)]))
+    lower.xaxis.set_minor_locator(NullLocator())
+    lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    lower.set_xlabel("sequences in flight", fontsize=11)
+    for part in (upper, lower):
+        part.grid(color="#dddddd", linewidth=0.6)
+        part.spines[["top", "right"]].set_visible(False)
+        part.tick_params(labelsize=11)
+
+
+def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:
+    step = f"step within {decode_fit.leave_one_out_mape:.1%}"
+    power = "" if power_fit is None else f", power within {power_fit.leave_one_out_mape:.1%}"
+    return f"Points left out are predicted, on average:\n{step}{power}"
+
+
+def calibration_table(document: dict[str, Any]) -> RenderableType:
+    """Estimates with their standard errors, how well they predict, and what the data could not tell."""
+    title = f"{document['llm']} on {document['tp']} x {document['gpu']}"
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    for name, justify in (("Quantity", "left"), ("Estimate", "right"), ("Standard error", "right"), ("", "left")):
+        table.add_column(name, justify=justify)
+    parts: list[RenderableType] = [table]
+    for law, fit in document["fit"].items():
+        if fit is None:
+            continue
+        for name, value in fit["estimates"].items():
+            label, unit, size = LABELS[name]
+            table.add_row(label, f"{value / size:.4g}", f"{fit['standard_errors'][name] / size:.2g}", unit)
+        table.add_section()
+        parts.append(
+            f"{'Step' if law == 'decode' else 'Power'}: {fit['n_points']} points of {fit['batch_min']:,.0f} to "
+            f"{fit['batch_max']:,.0f} sequences, off by {fit['fit_mape']:.1%} on average and "
+            f"{fit['max_ape']:.1%} at most; by {fit['leave_one_out_mape']:.1%} where a point is left out."
+        )
+        parts += [Text(f"  {note}", style="yellow") for note in fit["notes"]]
+    return Group(*parts)
