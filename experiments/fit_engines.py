@@ -125,10 +125,8 @@ def best_step(measured: Measurements, law: Engine) -> DecodeFit:
     share = float(law.decode.expert_share)
     fits = [fit_decode(measured, form="dense", per_token_s=float(law.decode.per_token_s))]
     if share > 0:
-        try:
+        with contextlib.suppress(BadInput):  # too few points, or experts that cannot be told apart
             fits.append(fit_decode(measured, form="moe", expert_share=share, per_token_s=float(law.decode.per_token_s)))
-        except BadInput:  # too few points, or experts that cannot be told apart
-            pass
     return min(fits, key=lambda fit: fit.leave_one_out_mape)
 
 

@@ -16,6 +16,7 @@ from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.cli import commands
 from fleetopt_jax.cli.codes import BAD_INPUT, BUG, INFEASIBLE, INTERRUPTED, OK
 from fleetopt_jax.cli.main import main
+from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL
 from fleetopt_jax.optimize.gradient import coarse
 from fleetopt_jax.published.tables import Cell, Reproduction
 
@@ -29,7 +30,11 @@ METRIC_FIELDS = {
     *("tok_per_j", "output_tok_per_s", "power_w", "n_instances", "n_gpus", "usd_per_h", "ttft_p99_s", "itl_s"),
     "gain_vs_homogeneous",
 }
-COMMANDS = ("reproduce", "optimize", "evaluate", "trace", "catalog")
+COMMANDS = ("reproduce", "optimize", "evaluate", "ledger", "engine", "calibrate", "trace", "catalog")
+LEDGER_FIELDS = {
+    *("choice", "from", "to", "tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt", "gain"),
+    "short_window_tokens",
+}
 
 
 class Answer(NamedTuple):
@@ -133,6 +138,20 @@ def assert_refused(answer: Answer, *says: str) -> None:
         assert fragment in answer.err
 
 
+def assert_same_plan(plan: dict[str, Any], other: dict[str, Any]) -> None:
+    """To the rounding in which two compilations may differ."""
+
+    def numbers(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {key: numbers(value) for key, value in values.items()}
+        if isinstance(values, list):
+            return [numbers(value) for value in values]
+        return pytest.approx(values, rel=1e-12) if isinstance(values, float) else values
+
+    for part in ("workload", "slo", "pools", "metrics", "site", "compressor", "assumptions"):
+        assert plan[part] == numbers(other[part])
+
+
 # ----------------------------------------------------------------------------------------------- what comes back
 
 
@@ -148,7 +167,8 @@ def test_the_default_plan_keeps_the_contract(default_plan):
     assert plan["search"].keys() >= {"n_evaluated", "wall_s"}
     assert plan["schema"] == "fleetopt-plan/1"
     assert plan["status"] == "optimal"
-    assert plan["power_scope"] == "one_gpu_per_instance"
+    assert plan["power_scope"] == "instance"
+    assert plan["assumptions"] == {name: getattr(PHYSICAL, name) for name in CHOICES}
     assert (plan["workload"]["name"], plan["workload"]["arrival_rate_per_s"]) == ("azure-conv", 1000.0)
     assert [(pool["gpu"], pool["llm"], pool["tp"]) for pool in plan["pools"]] == [("h100", "llama-3.1-70b", 8)] * 2
 
@@ -180,7 +200,10 @@ def test_out_holds_the_document_of_stdout_and_nothing_lies_beside_it(default_pla
     [
         ("--rate", "0.5"),
         ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd"),
-        ("--rate", "2000", "--gpu", "b200", "--ttft-p99-ms", "50"),
+        ("--rate", "200", "--gpu", "b200", "--ttft-p99-ms", "2500", "--slo-scope", "fleet"),
+        ("--rate", "200", "--assume", "published", "--ttft-p99-ms", "50", "--gpu", "b200"),
+        ("--rate", "20", "--assume", "physical,kv_cache=reserved", "--ttft-ms-per-1k", "100", "--itl-ms", "40"),
+        ("--rate", "20", "--precision", "fp8", "--tp", "2", "--pue", "1.3", "--host-w-per-gpu", "100", "--ttft-p99-ms", "4000"),
         ("--rate", "2000", "--gamma", "1.3"),
         ("--workload", "azure-conv", "--gamma", "auto"),
     ],
@@ -192,19 +215,17 @@ def test_evaluate_gives_an_optimized_plan_its_own_metrics(fleetopt, trace_file, 
     assert (optimized.code, evaluated.code) == (OK, OK)
     before, after = optimized.document, evaluated.document
     assert after.keys() >= PLAN_FIELDS
-    for part in ("workload", "slo", "pools", "metrics"):
-        assert after[part] == before[part]
+    assert_same_plan(after, before)
 
 
 def test_evaluate_gives_the_default_plan_its_own_metrics(fleetopt, default_plan):
     before, after = default_plan[0].document, fleetopt("evaluate", default_plan[1], "--json").document
-    for part in ("workload", "slo", "pools", "metrics"):
-        assert after[part] == before[part]
+    assert_same_plan(after, before)
 
 
 def test_evaluate_says_which_limit_a_fleet_breaks(fleetopt, plan_file):
     """An overloaded fleet waits for ever: null in JSON, which has no infinity."""
-    answer = fleetopt("evaluate", plan_file(put("pools", 0, "n_instances", 1)), "--json")
+    answer = fleetopt("evaluate", plan_file(put("pools", -1, "n_instances", 1)), "--json")
     assert answer.code == INFEASIBLE
     assert re.fullmatch(r"fleetopt evaluate: infeasible: utilization is \S+, the limit is 0\.85\n", answer.err)
     document = answer.document
@@ -255,6 +276,128 @@ def test_columns_named_by_options_are_read(fleetopt, tmp_path):
     document = fleetopt("trace", path, *named, "--json").document
     assert (document["mean_prompt_tokens"], document["mean_output_tokens"]) == (40, 15)
     assert document["arrival_rate_per_s"] == pytest.approx(1.0)
+
+
+def test_engine_says_what_one_engine_does_and_how_far_to_trust_it(fleetopt):
+    ask = ("engine", "--gpu", "h100", "--llm", "llama-3.1-70b", "--batch", "8,32,128", "--context", "1000", "--json")
+    answer = fleetopt(*ask, "--tp", 4)
+    document = answer.document
+    assert (answer.code, answer.err) == (OK, "")
+    assert (document["gpu"], document["llm"], document["tp"], document["quality"]) == (
+        *("h100", "llama-3.1-70b", 4),
+        "measured",
+    )
+    assert 0 < document["relative_error"] < 0.05
+    assert [point["batch"] for point in document["points"]] == [8, 32, 128]
+    for point in document["points"]:
+        assert point["tok_per_s"] == pytest.approx(point["batch"] / point["step_s"])
+        assert point["tok_per_j"] == pytest.approx(point["tok_per_s"] / (4 * point["power_w_per_gpu"]))
+        assert point["decode_step_s"] <= point["step_s"]
+    assert fleetopt(*ask, "--tp", 4, "--law").document["quality"] == "law"
+    assert fleetopt(*ask, "--tp", 8).document["quality"] == "law"
+    assert fleetopt(*ask, "--tp", 4, "--gpu", "h200").document["quality"] == "projected"
+    alone = fleetopt(*ask, "--tp", 4, "--prompt-per-output", 0).document["points"]
+    assert all(point["decode_step_s"] == point["step_s"] for point in alone)
+    assert "Quality: measured" in fleetopt(*ask[:-1], "--tp", 4).out
+
+
+def test_an_engine_can_be_any_hugging_face_config(fleetopt, tmp_path):
+    path = tmp_path / "config.json"
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 80,
+        "num_key_value_heads": 8,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 128256,
+    }
+    path.write_text(json.dumps(config))
+    ask = ("engine", "--tp", 8, "--json")
+    named, read = fleetopt(*ask).document, fleetopt(*ask, "--llm", path).document
+    assert read["llm"] == str(path)
+    assert read["points"] == named["points"]
+    path.write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}))
+    assert_refused(fleetopt(*ask, "--llm", path), str(path), "architectures", "MambaForCausalLM")
+
+
+@pytest.fixture(scope="module")
+def measurements_file(tmp_path_factory) -> Path:
+    """Eight points of an engine with W = 16 ms, h = 0.1 ms and a logistic power."""
+    batch = 2.0 ** np.arange(3, 11)
+    watts = 430 + 210 / (1 + np.exp(-(np.log2(batch) - 7)))
+    path = tmp_path_factory.mktemp("measured") / "mine.csv"
+    rows = (f"{n:g},{16 + 0.1 * n:.6f},{w:.4f}\n" for n, w in zip(batch, watts))
+    path.write_text("batch,step_ms,power_w_per_gpu\n" + "".join(rows))
+    return path
+
+
+def test_a_calibrated_engine_serves_wherever_a_gpu_can(fleetopt, measurements_file, trace_file, tmp_path):
+    names = ("--gpu", "h100", "--llm", "llama-3.1-70b", "--tp", 4)
+    engine, figure = tmp_path / "engine.json", tmp_path / "fit.svg"
+    answer = fleetopt("calibrate", measurements_file, *names, "--json", "--out", engine, "--figure", figure)
+    assert (answer.code, answer.err) == (OK, "")
+    fit = answer.document["fit"]["decode"]
+    assert fit["estimates"]["base_s"] == pytest.approx(16e-3, rel=1e-4)
+    assert fit["estimates"]["per_seq_at_context_s"] == pytest.approx(1e-4, rel=1e-4)
+    assert figure.read_text().startswith("<?xml")
+    point = fleetopt("engine", "--gpu", engine, "--batch", 100, "--json").document
+    assert (point["quality"], point["tp"]) == ("measured", 4)
+    assert point["points"][0]["decode_step_s"] == pytest.approx(26e-3, rel=1e-3)
+    path = tmp_path / "plan.json"
+    plan = fleetopt(
+        "optimize", "--workload", trace_file, "--gpu", engine, "--ttft-p99-ms", 3000, "--json", "--out", path
+    )
+    assert plan.code == OK
+    assert {pool["engine_file"] for pool in plan.document["pools"]} == {str(engine)}
+    assert_same_plan(fleetopt("evaluate", path, "--json").document, plan.document)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("batch,step_ms\n8,20\n8,21\n8,22\n", ("batch",)),
+        ("batch,step_ms\n8,20\n16,21\n", ("2 points",)),
+        ("batch,step_ms\n8,20\n16,-21\n32,22\n", ("row 2", "step_ms", "-21")),
+        ("n,t\n8,20\n", ("batch",)),
+        ("", ("empty",)),
+    ],
+)
+def test_measurements_that_tell_nothing_are_refused(fleetopt, tmp_path, text, says):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    answer = fleetopt("calibrate", path, "--gpu", "h100", "--llm", "llama-3.1-70b", "--tp", 4)
+    assert_refused(answer, str(path), *says)
+
+
+def test_what_was_measured_must_be_said(fleetopt, measurements_file):
+    assert_refused(fleetopt("calibrate", measurements_file), "--gpu")
+    assert_refused(fleetopt("calibrate", measurements_file, "--gpu", "h100", "--tp", 4), "--llm")
+    named = ("--gpu", "h100", "--tp", 4, "--llm", "llama-3.1-70b")
+    assert_refused(fleetopt("calibrate", measurements_file, *named, "--form", "moe"), "--form moe")
+    assert_refused(fleetopt("calibrate", measurements_file, *named, "--figure", "fit.gif"), "fit.gif", ".svg")
+
+
+@pytest.mark.slow
+def test_the_ledger_walks_from_published_to_physical(fleetopt, tmp_path):
+    figure = tmp_path / "ledger.png"
+    answer = fleetopt("ledger", "--workload", "azure-cdf", "--rate", 1000, "--json", "--figure", figure)
+    assert (answer.code, answer.err) == (OK, "")
+    rows = answer.document["rows"]
+    assert [row["choice"] for row in rows] == ["published", *CHOICES]
+    assert all(row.keys() >= LEDGER_FIELDS for row in rows)
+    assert rows[0]["gain"] == pytest.approx(2.52, abs=0.01)
+    assert rows[1]["tok_per_j_two_pool"] == pytest.approx(9.3265, abs=1e-4)  # the exact integral's best
+    for row in rows:
+        assert row["tok_per_j_homogeneous"] <= row["tok_per_j_two_pool"] * (1 + 1e-12)
+        assert row["tok_per_j_two_pool"] <= row["tok_per_j_fleetopt"] * (1 + 1e-12)
+        assert row["gain"] == pytest.approx(row["tok_per_j_fleetopt"] / row["tok_per_j_homogeneous"])
+    last = rows[-1]
+    for column, options in (("two_pool", ()), ("fleetopt", ("--gamma", "auto")), ("homogeneous", ("--pools", 1))):
+        plan = fleetopt("optimize", "--workload", "azure-cdf", "--assume", "physical", *options, "--json").document
+        assert last[f"tok_per_j_{column}"] == pytest.approx(plan["metrics"]["tok_per_j"], rel=1e-6)
+    assert figure.stat().st_size > 10_000
 
 
 def test_catalog_lists_every_part_and_where_its_numbers_come_from(fleetopt):
@@ -371,11 +514,26 @@ def test_the_gradient_method_takes_the_default_trace():
         (("--workload", "azure-conversation"), ("--workload", "azure-conversation", "azure-conv")),
         (("--workload", "トレース"), ("--workload", "トレース", "azure-conv")),
         (("--workload", "missing/trace.csv"), ("missing/trace.csv", "no such file")),
-        (("--tp", "1"), ("llama-3.1-70b on 1 x h100", "does not fit", "131.4 GiB", "72.0 GiB")),
+        (("--tp", "1"), ("llama-3.1-70b on 1 x h100", "does not fit", "134.4 GiB", "72.0 GiB")),
         (("--llm", "llama-3.1-405b", "--gpu", "b200,h100"), ("llama-3.1-405b on 8 x h100", "does not fit")),
         (("--method", "luck"), ("--method", "luck", "grid")),
         (("--objective", "joy"), ("--objective", "joy", "tok_per_j")),
         (("--assume", "best"), ("--assume", "best", "published")),
+        (("--assume", "physical,luck=good"), ("--assume", "luck", "kv_cache")),
+        (("--assume", "physical,kv_cache=big"), ("kv_cache = 'big'", "paged")),
+        (("--assume", "published,integration=sampled"), ("sampled", "exact")),
+        (("--assume", "published", "--slo-scope", "fleet"), ("quantile",)),
+        (("--gamma", "3"), ("gamma", "2")),
+        (("--precision", "fp3"), ("--precision", "fp3", "fp8")),
+        (("--kv-precision", "int2"), ("--kv-precision", "int2", "fp8")),
+        (("--precision", "mxfp4"), ("mxfp4", "experts")),
+        (("--pue", "0.9"), ("--pue", "0.9")),
+        (("--itl-ms", "0"), ("--itl-ms", "0")),
+        (("--ttft-ms-per-1k", "-1"), ("--ttft-ms-per-1k", "-1")),
+        (("--compress-success", "1.2"), ("--compress-success", "1.2")),
+        (("--slo-scope", "world"), ("--slo-scope", "world", "fleet")),
+        (("--gpu", "missing.json"), ("missing.json", "no such file")),
+        (("--llm", "missing/config.json"), ("missing/config.json", "no such file")),
         (("--time-unit", "min"), ("--time-unit", "min", "ms")),
         (("--prompt-column", "p"), ("--prompt-column", "--output-column", "both")),
         (("--output-column", "o", "--time-column", "t"), ("--prompt-column", "--output-column", "both")),
@@ -443,7 +601,11 @@ def test_a_plan_that_lacks_a_field_is_refused_by_its_name(fleetopt, plan_file, k
         (lambda plan: " \n", ("empty",)),
         (lambda plan: "[1, 2]", ("[1, 2]",)),
         (put("schema", "fleetopt-plan/0"), ("schema = fleetopt-plan/0", "fleetopt-plan/1")),
-        (put("assume", "best"), ("assume = best",)),
+        (put("assume", "best"), ("assume", "'best'", "physical")),
+        (put("assume", "physical,tail=long"), ("tail = 'long'", "quantile")),
+        (put("site", "pue", 0.5), ("site.pue = 0.5",)),
+        (put("slo", "scope", "world"), ("slo.scope = world",)),
+        (put("pools", 0, "precision", "fp3"), ("precision", "'fp3'", "fp8")),
         (put("pools", []), ("pools = []",)),
         (put("pools", 0, "n_instances", -3), ("pools.0.n_instances = -3",)),
         (put("pools", 0, "n_instances", 0), ("pools.0.n_instances = 0",)),

@@ -91,6 +91,11 @@ LAWS = {
 }
 
 
+def option(field: str) -> str:
+    """A field as the command line names it."""
+    return "--" + field.replace("_", "-")
+
+
 def engine_entry(
     gpu: str,
     llm: str = DEFAULT_LLM,
@@ -100,7 +105,7 @@ def engine_entry(
     kv_precision: str = "bf16",
     engine: Literal["measured", "projected"] = "measured",
     own_fit: bool = True,
-    where: Callable[[str], str] = "--".__add__,
+    where: Callable[[str], str] = option,
 ) -> EngineEntry:
     """The engine of these names, or of a file `fleetopt calibrate` wrote (`gpu` then names the file).
 
@@ -136,7 +141,7 @@ def engine_choice(
     site: Site | None = None,
     compressor: Compressor | None = None,
     max_num_seqs: int | None = None,
-    where: Callable[[str], str] = "--".__add__,
+    where: Callable[[str], str] = option,
 ) -> EngineChoice:
     """`engine_entry` under its names, as the optimizers take it, where it stands and with a limit on its batch."""
     entry = engine_entry(gpu, llm, tp, precision=precision, kv_precision=kv_precision, engine=engine, where=where)

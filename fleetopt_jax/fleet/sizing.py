@@ -170,8 +170,8 @@ def _share_out(
 def _least_true(holds, start: Array, most: Array) -> Array:
     """Least whole number from `start` to `most` for which the monotone `holds` is true, inf for none.
 
-    Gallop, then bisect: one evaluation where `start` already holds. One body for both phases, so that `holds` is compiled once; a batch
-    under `vmap` loops as long as one of its members needs.
+    Gallop, then bisect: one evaluation where `start` already holds. One body for both phases, so that `holds` is
+    compiled once; a batch under `vmap` loops as long as one of its members needs.
     """
 
     def step(state):

@@ -93,7 +93,7 @@ def kv_capacity_tokens(gpu: Gpu, llm: Llm, tp: ArrayLike) -> Array:
     """Tokens of one instance's KV cache [tokens], of the layers with full attention; negative where weights do not fit.
 
     (0.90 memory - weights / TP - NCCL - workspace) / (KV bytes of a token on one GPU), the cache divided over
-    min(TP, KV heads) GPUs. Against the 3.53 to 3.68 million tokens vLLM logged for Llama-3.1-70B on 8 B200: 1 % above to 3 % below.
+    min(TP, KV heads) GPUs. 1 to 6 % above the 3.53 to 3.68 million tokens vLLM logged for Llama-3.1-70B on 8 B200.
     """
     nccl_bytes = jnp.where(jnp.greater(tp, 1), gpu.nccl_bytes, 0.0)
     free_bytes = MEMORY_UTILIZATION * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes - WORKSPACE_BYTES

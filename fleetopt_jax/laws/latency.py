@@ -66,7 +66,8 @@ def ttft_quantile_s(
         return jnp.sum(share * tails) - probability
 
     slack = -slope_s_per_token * jnp.max(laws.longest_tokens)
-    top = jnp.max(laws.most_s) + jnp.max(jnp.log(1.0 / probability) / laws.wait_decay_per_s)
+    longest_s = jnp.max(laws.most_s, axis=-1) - jnp.log(probability) / laws.wait_decay_per_s
+    top = jnp.max(jnp.where(share > 0, longest_s, 0.0))
 
     def solve(residual, start: Array) -> Array:
         def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:

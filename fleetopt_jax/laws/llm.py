@@ -112,5 +112,5 @@ def expert_coverage(expert_share: ArrayLike, n_tokens: ArrayLike) -> Array:
 
 
 def kv_split(llm: Llm, tp: ArrayLike) -> Array:
-    """Over how many of the TP GPUs the KV cache divides [-]: min(TP, KV heads); a latent cache is whole on every one."""
+    """Over how many GPUs the KV cache divides [-]: min(TP, KV heads); a latent cache is whole on every one."""
     return jnp.minimum(jnp.asarray(tp, dtype=float), llm.n_kv_heads)

@@ -117,7 +117,7 @@ def _tok_per_j(plan: Plan) -> float | None:
 
 
 def _short_pool(plan: Plan) -> tuple[int | None, float | None]:
-    if plan.fleet is None or len(plan.choices) < 2:
+    if plan.fleet is None or float(plan.fleet.window_tokens[0]) >= plan.problem.window_tokens:
         return None, None
     return int(plan.fleet.window_tokens[0]), float(plan.fleet.gamma[0])
 

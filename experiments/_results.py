@@ -1,0 +1,47 @@
+"""How results are kept: CSV to six digits, figures in the library's style."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from fleetopt_jax.report.files import write_whole
+
+RESULTS = Path(__file__).parent / "results"
+GREY = "#555555"
+MEASURED, LAW, OWN_FIT, PAPER = "black", "#0072B2", "#009E73", "#CC79A7"  # Okabe and Ito; GPUs keep report's colours
+
+
+def write_table(name: str, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """results/`name`: floats to six digits, so that it is the same on any machine; nothing where nothing is known."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(["" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in row])
+    write_whole(RESULTS / name, text.getvalue())
+
+
+def new_figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def finish(axes, *, x: str, y: str, title: str = "") -> None:
+    """Labels, grid, no box."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def log_ticks(axis, values: Sequence[float], *, kilo: bool = False) -> None:
+    """Label a logarithmic axis at these values only; `kilo`: in 1024s, as context windows are named."""
+    axis.set_major_locator(FixedLocator(list(values)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1024:g}K" if kilo else f"{value:g}"))
