@@ -83,16 +83,20 @@ class _Atoms:
         self.whole_share = WHOLE_SHARE[assumptions.lengths](workload, assumptions)
         self.cells = _prompt_cells(workload.weight, self.prompt) if assumptions.tail == "quantile" else None
 
-    def sums(self, features: Any, weight: Array, bounds: tuple[Array, ...]) -> list[Any]:
-        """Prefix sums of weight * features at positions `bounds` of the sorted atoms."""
+    def between(self, *tables: tuple[Any, Array, Array, Array]) -> list[Any]:
+        """For each (features, weight, start, end): the sums of weight * features over the atoms start <= i < end.
 
-        def at_bounds(values: ArrayLike) -> tuple[Array, ...]:
-            prefix = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weight * values)])
-            return tuple(prefix[bound] for bound in bounds)
-
-        leaves, tree = jax.tree.flatten(features)
-        columns = [at_bounds(leaf) for leaf in leaves]
-        return [jax.tree.unflatten(tree, [column[i] for column in columns]) for i in range(len(bounds))]
+        All from one running sum over one matrix: a scan compiles to many operations, and one is enough.
+        """
+        flat = [(*jax.tree.flatten(features), weight, start, end) for features, weight, start, end in tables]
+        rows = [weight * leaf for leaves, _, weight, _, _ in flat for leaf in leaves]
+        prefix = jnp.pad(jnp.cumsum(jnp.stack(rows, axis=1), axis=0), ((1, 0), (0, 0)))
+        sums, first = [], 0
+        for leaves, tree, _, start, end in flat:
+            block = prefix[:, first : first + len(leaves)]
+            sums.append(jax.tree.unflatten(tree, list(block[end] - block[start])))
+            first += len(leaves)
+        return sums
 
 
 def _features(engine: Engine, prompt: Array, output: Array, assumptions: Assumptions) -> tuple[StepMoments, Demand]:
@@ -108,18 +112,20 @@ def _hard_traffic(
     zero = jnp.zeros_like(edges[0])
     window, below, accepted = windows[k], windows[k - 1] if k else zero, edges[k - 1] if k else zero
     limits = (below, window, jnp.clip(accepted, below, window), jnp.maximum(window, accepted), edges[k])
-    bounds = tuple(jnp.searchsorted(atoms.total, limit, side="right") for limit in limits)
+    start, end, lost_end, band_start, band_end = (
+        jnp.searchsorted(atoms.total, limit, side="right") for limit in limits
+    )
     weight, eligible = atoms.workload.weight, atoms.workload.weight * atoms.compressible
     success = SUCCESS[assumptions.compression](engine)
     features = (jnp.ones_like(weight), atoms.output, *_features(engine, atoms.prompt, atoms.output, assumptions))
-    start, end = atoms.sums(features, weight, bounds[:2])
-    lost_start, lost_end = atoms.sums(features, eligible, (bounds[0], bounds[2]))
-    powers = jnp.stack([atoms.output**j for j in range(OUTPUT_POWERS)])
-    band = [atoms.sums((powers[j], atoms.prompt * powers[j]), eligible, bounds[3:]) for j in range(OUTPUT_POWERS)]
-    output_powers = success * jnp.stack([upper[0] - lower[0] for lower, upper in band])
-    tried_prompt = band[0][1][1] - band[0][0][1]
-
-    own = jax.tree.map(lambda e, s, le, ls: e - s - success * (le - ls), end, start, lost_end, lost_start)
+    powers = tuple(atoms.output**j for j in range(OUTPUT_POWERS))
+    all_of_them, compressed_before, (tried_powers, tried_prompt) = atoms.between(
+        (features, weight, start, end),
+        (features, eligible, start, lost_end),
+        ((powers, atoms.prompt), eligible, band_start, band_end),
+    )
+    output_powers = success * jnp.stack(tried_powers)
+    own = jax.tree.map(lambda total, lost: total - success * lost, all_of_them, compressed_before)
     squeezed = _SQUEEZED[assumptions.compression](engine, window, output_powers, atoms.whole_share, assumptions)
     frac, credited = own[0] + output_powers[0], own[1] + output_powers[1]
     steps, asked = jax.tree.map(jnp.add, own[2:], squeezed)
@@ -129,16 +135,9 @@ def _hard_traffic(
         inside = jax.nn.one_hot(cell, N_CELLS)
         table = jnp.concatenate([jnp.zeros((1, N_CELLS)), jnp.cumsum(weight[:, None] * inside, axis=0)])
         lost = jnp.concatenate([jnp.zeros((1, N_CELLS)), jnp.cumsum(eligible[:, None] * inside, axis=0)])
-        mass = table[bounds[1]] - table[bounds[0]] - success * (lost[bounds[2]] - lost[bounds[0]])
-        histogram = _histogram(
-            engine,
-            mass,
-            shortest,
-            longest,
-            window,
-            output_powers,
-            safe_div(tried_prompt, band[0][1][0] - band[0][0][0]),
-        )
+        mass = table[end] - table[start] - success * (lost[lost_end] - lost[start])
+        tried_mean = safe_div(tried_prompt, tried_powers[0])
+        histogram = _histogram(engine, mass, shortest, longest, window, output_powers, tried_mean)
     return _traffic(frac, credited, steps, asked, tried_prompt, histogram)
 
 

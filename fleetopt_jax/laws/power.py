@@ -46,7 +46,7 @@ class ActivityPower:
     """P = softmin(cap, floor + a u_mem + b sqrt(u_flop)), u the shares of the data-sheet peaks a step keeps busy.
 
     Fitted to ML.ENERGY's measurements (`laws/measured.py`): mean error on architectures it has not seen 13 % (H100) and
-    9.5 % (B200). Fields traced, shape () or a leading vmap axis.
+    12 % (B200). Fields traced, shape () or a leading vmap axis.
     """
 
     floor_w: Array  # P0, with the surcharge of tensor parallelism [W]

@@ -2,15 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 
 from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, gamma_grid, spread
 
 MAX_CANDIDATES = 150_000
-MAX_WITH_GAMMA = 12_000  # where gamma is searched as well: coarse first, then around the best
+MAX_COARSE = 12_000  # where there are more, or gamma is searched as well: coarse first, then around the best
 GAMMA_RADIUS = 0.12  # windows within this factor of the best are tried then
 
 
@@ -18,35 +16,44 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
     """The best candidate, and whether every candidate was tried.
 
     Where thresholds over all boundaries exceed 150,000 combinations, or gamma is searched too, evenly spaced ones are
-    combined, and the best of them and the answer for one pool less are improved by coordinate search: then it is not
-    certified.
+    combined and the best of them is improved by coordinate search: then it is not certified. Fewer boundaries than
+    asked are searched first, the other pools left empty: more pools are never worse, and all compile once.
     """
     problem = scorer.problem
-    n_boundaries = problem.n_pools - 1
+    alone = np.full(problem.n_pools, problem.window_tokens), np.ones(problem.n_pools)
+    best, exhaustive = (math.inf, *alone), True
+    if problem.n_pools == 1:
+        return (scorer(alone[0][None], alone[1][None])[0], *alone), True
+    for n_boundaries in range(1, problem.n_pools):
+        candidate, exhaustive = _search(scorer, n_boundaries, progress)
+        found = [best, candidate]
+        if not exhaustive:
+            radius = math.inf if problem.gamma is not None else GAMMA_RADIUS
+            _, windows, gammas = best  # its first pool given a twin without traffic, from which to go on
+            grown = np.insert(windows[:-1], 0, windows[0]), np.insert(gammas[:-1], 0, gammas[0])
+            found += [scorer.descend(*start, radius=radius) for start in (candidate[1:], grown)]
+        best = min(found, key=lambda each: each[0])
+    return best, exhaustive
+
+
+def _search(scorer: Scorer, n_boundaries: int, progress: Progress | None) -> tuple[Candidate, bool]:
+    """The best of the candidates with so many boundaries, and whether these are all there are."""
+    problem = scorer.problem
     options, gammas = scorer.thresholds, gamma_grid(problem)
-    most = MAX_CANDIDATES if len(gammas) == 1 else MAX_WITH_GAMMA
-    kept_gammas = gammas[spread(len(gammas), int(most ** (0.5 / max(n_boundaries, 1))))]
+    all_of_them = math.comb(len(options) + n_boundaries - 1, n_boundaries)
+    most = MAX_CANDIDATES if len(gammas) == 1 and all_of_them <= MAX_CANDIDATES else MAX_COARSE
+    kept_gammas = gammas[spread(len(gammas), int(most ** (0.5 / n_boundaries)))]
     affordable = _affordable(len(options), most // len(kept_gammas) ** n_boundaries, n_boundaries)
     kept = options[spread(len(options), affordable)]
-    windows = _rows(itertools.combinations_with_replacement(kept, n_boundaries), n_boundaries)
-    boundary_gammas = _rows(itertools.product(kept_gammas, repeat=n_boundaries), n_boundaries)
-    window_rows = np.repeat(windows, len(boundary_gammas), axis=0)
-    gamma_rows = np.tile(boundary_gammas, (len(windows), 1))
-    window_rows = np.pad(window_rows, ((0, 0), (0, 1)), constant_values=problem.window_tokens)
-    gamma_rows = np.pad(gamma_rows, ((0, 0), (0, 1)), constant_values=1.0)
+    windows = np.array(list(itertools.combinations_with_replacement(kept, n_boundaries)))
+    boundary_gammas = np.array(list(itertools.product(kept_gammas, repeat=n_boundaries)))
+    rest = ((0, 0), (0, problem.n_pools - n_boundaries))
+    window_rows = np.pad(np.repeat(windows, len(boundary_gammas), axis=0), rest, constant_values=problem.window_tokens)
+    gamma_rows = np.pad(np.tile(boundary_gammas, (len(windows), 1)), rest, constant_values=1.0)
     costs = scorer(window_rows, gamma_rows, progress)
     best = int(np.argmin(costs))
-    candidate = (costs[best], window_rows[best], gamma_rows[best])
-    if len(kept) == len(options) and len(kept_gammas) == len(gammas):
-        return candidate, True
-    radius = math.inf if len(gammas) == 1 else GAMMA_RADIUS
-    found = [scorer.descend(*candidate[1:], radius=radius)]
-    if problem.n_pools > 2:  # never worse than one pool less: its answer with an empty second pool is where to go on
-        fewer = Scorer(replace(problem, n_pools=problem.n_pools - 1), scorer.choices[:1] + scorer.choices[2:])
-        (_, windows, gammas), _ = search(fewer)
-        scorer.n_evaluated += fewer.n_evaluated
-        found.append(scorer.descend(np.insert(windows, 0, windows[0]), np.insert(gammas, 0, gammas[0]), radius=radius))
-    return min(found, key=lambda each: each[0]), False
+    complete = len(kept) == len(options) and len(kept_gammas) == len(gammas)
+    return (costs[best], window_rows[best], gamma_rows[best]), complete
 
 
 def _affordable(n_options: int, n_combinations: int, n_boundaries: int) -> int:
@@ -55,9 +62,3 @@ def _affordable(n_options: int, n_combinations: int, n_boundaries: int) -> int:
     while affordable > 2 and math.comb(affordable + n_boundaries - 1, n_boundaries) > n_combinations:
         affordable = max(2, int(0.95 * affordable))
     return affordable
-
-
-def _rows(combinations: Iterable[tuple[float, ...]], n_columns: int) -> np.ndarray:
-    """Combinations as rows; with no columns there is one, empty, combination."""
-    rows = list(combinations)
-    return np.array(rows, dtype=float).reshape(len(rows), n_columns)
