@@ -9,7 +9,7 @@ and tok/J of the homogeneous and of 24 two-pool fleets, each sized for its traff
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
-from fleetopt_jax.fleet.assumptions import Assumptions  # noqa: E402
+from fleetopt_jax.fleet.assumptions import PUBLISHED  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
@@ -107,8 +107,8 @@ def _tok_per_j(workload: Workload, longest: float, reference: Workload) -> np.nd
     that the error is that of the traffic and not of an instance more or less."""
     totals = np.asarray(reference.prompt_tokens + reference.output_tokens)
     quantiles = np.interp(np.arange(1, 25) / 25, np.cumsum(reference.weight), totals)
-    engine = engine_choice("h100").engine
-    real = Assumptions(rounding="real")
+    engine = engine_choice("h100", engine="projected").engine
+    real = replace(PUBLISHED, rounding="real")
 
     @jax.jit
     def score(windows: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ jax.config.update("jax_enable_x64", True)
 
 from _tables import RESULTS  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
@@ -83,15 +84,21 @@ def _figure(lines: list[dict]) -> Figure:
     figure = Figure(figsize=(12.5, 4.6), layout="constrained")
     panels = figure.subplots(1, len(CASES))
     for axes, case in zip(panels, CASES):
-        for n_pools, colour, marker in ((1, COLOURS["neutral"], "o"), (2, COLOURS["h100"], "D")):
+        for n_pools, colour, marker, size in ((1, COLOURS["neutral"], "o", 8), (2, COLOURS["h100"], "D", 4)):
             found = [line for line in lines if (line["case"], line["pools"]) == (case, n_pools)]
             limits, gpus = [line["ttft_limit_s"] for line in found], [line["n_gpus"] for line in found]
             label = f"{n_pools} pool{'s' if n_pools > 1 else ''}"
-            axes.plot(limits, gpus, f"{marker}-", color=colour, markersize=4.5, linewidth=1.6, label=label)
+            axes.plot(limits, gpus, f"{marker}-", color=colour, markersize=size, linewidth=1.6, label=label)
             axes.axvline(limits[-1], color=colour, linestyle=":", linewidth=1.0)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.invert_xaxis()
+        axes.xaxis.set_major_locator(FixedLocator([30, 10, 5, 2, 1, 0.5, 0.25]))
+        axes.yaxis.set_major_locator(FixedLocator([500, 1000, 2000, 5000, 10_000, 20_000, 50_000]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("limit of the P99 TTFT [s], tighter to the right")
         axes.set_ylabel("H100 GPUs for 1,000 requests/s")
         axes.set_title(_takeaway(lines, case), loc="left", fontsize=10)

@@ -23,23 +23,29 @@ _HOME = {
     "FleetMetrics": "fleet.evaluate",
     "Plan": "optimize.plan",
     "Problem": "optimize.plan",
+    "PHYSICAL": "fleet.assumptions",
     "PUBLISHED": "fleet.assumptions",
     "Slo": "fleet.fleet",
     "Workload": "workload.atoms",
     "engine_choice": "catalog.engines",
+    "engine_entry": "catalog.engines",
     "evaluate": "fleet.evaluate",
     "load_workload": "catalog.workloads",
+    "ledger": "published.ledger",
+    "make_compressor": "laws.compression",
     "make_engine": "fleet.engine",
     "make_fleet": "fleet.fleet",
     "make_problem": "optimize.plan",
+    "make_site": "fleet.engine",
     "make_slo": "fleet.fleet",
     "make_workload": "workload.atoms",
+    "measured_engine": "fleet.engine",
     "plan_to_json": "optimize.plan",
     "reproduce": "published.tables",
     "roofline_engine": "fleet.engine",
     "size_fleet": "fleet.sizing",
 }
-_ROOMS = ("catalog", "core", "fleet", "laws", "optimize", "published", "report", "workload")
+_ROOMS = ("calibrate", "catalog", "core", "fleet", "laws", "optimize", "published", "report", "workload")
 
 __all__ = ["__version__", "optimize", *_HOME]
 

@@ -5,12 +5,14 @@
 One evaluation sizes both pools of the azure-cdf fleet at 1,000 requests/s on H100 for one threshold (P99 wait 500 ms,
 utilisation 0.85) and returns its tokens per joule. Ours integrates the CDF exactly over its 12,288 lengths; the peer
 draws 3,000 samples a pool. Both run in this process, in turn, on the same thresholds; ratios are what to quote.
+The same fleets under the preset `physical` are timed beside them.
 Also: the cost of value_and_grad against the value, for the soft evaluations of one step of the gradient optimizer.
 """
 
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +25,7 @@ import numpy as np  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
-from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions  # noqa: E402
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.engine import Engine  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
@@ -38,16 +40,19 @@ PEER_EVALUATIONS = 20
 
 
 def main() -> None:
-    ours, compile_s = _ours()
+    ours, compile_s = _ours(PUBLISHED)
+    physical, physical_compile_s = _ours(PHYSICAL)
     peer = _peer()
     value_s, gradient_s, gradient_compile_s = _gradient()
-    rates = [(ours(), peer() if peer else None) for _ in range(ROUNDS)]
-    ours_per_s = median(rate for rate, _ in rates)
+    rates = [(ours(), peer() if peer else None, physical()) for _ in range(ROUNDS)]
+    ours_per_s = median(rate for rate, _, _ in rates)
     result = {
         "ours_evaluations_per_s": ours_per_s,
         "ours_compile_s": compile_s,
-        "peer_evaluations_per_s": median(rate for _, rate in rates) if peer else None,
-        "ratio": median(a / b for a, b in rates) if peer else None,
+        "peer_evaluations_per_s": median(rate for _, rate, _ in rates) if peer else None,
+        "ratio": median(a / b for a, b, _ in rates) if peer else None,
+        "physical_evaluations_per_s": median(rate for _, _, rate in rates),
+        "physical_compile_s": physical_compile_s,
         "value_s": value_s,
         "value_and_grad_s": gradient_s,
         "value_and_grad_over_value": gradient_s / value_s,
@@ -60,9 +65,9 @@ def main() -> None:
     write_whole(Path(__file__).parent / "evaluations.json", json.dumps(result, indent=2) + "\n")
 
 
-def _ours() -> tuple[Callable[[], float], float]:
+def _ours(assumptions: Assumptions) -> tuple[Callable[[], float], float]:
     """(evaluations per second of one full batch, seconds of the first call)."""
-    engine = engine_choice("h100").engine
+    engine = engine_choice("h100", engine=assumptions.engine).engine
     workload, slo = load_workload("azure-cdf"), make_slo()
     thresholds = np.linspace(1024, 12_288, BATCH).round()
     windows = jnp.stack([thresholds, np.full(BATCH, LONG_WINDOW)], axis=1)
@@ -70,7 +75,7 @@ def _ours() -> tuple[Callable[[], float], float]:
 
     def run() -> None:
         batch = score_batch(
-            (engine, engine), windows, gammas, workload, slo, assumptions=PUBLISHED, objective="tok_per_j"
+            (engine, engine), windows, gammas, workload, slo, assumptions=assumptions, objective="tok_per_j"
         )
         jax.block_until_ready(batch)
 
@@ -105,8 +110,8 @@ def _peer() -> Callable[[], float] | None:
 
 def _gradient() -> tuple[float, float, float]:
     """(seconds of the value, of value_and_grad, of compiling the latter) for as many fleets as the search starts."""
-    engine = engine_choice("h100").engine
-    real = Assumptions(rounding="real")
+    engine = engine_choice("h100", engine="projected").engine
+    real = replace(PUBLISHED, rounding="real")
 
     def merit(windows: jax.Array, n_instances: jax.Array, engine: Engine, workload: Workload) -> jax.Array:
         fleet = Fleet(engines=(engine,) * 2, window_tokens=windows, gamma=jnp.ones(2), n_instances=n_instances)

@@ -356,7 +356,9 @@ def _mark(ok: bool) -> Text:
 
 
 def _ms(seconds: float | None) -> str:
-    return "never (overload)" if seconds is None else f"{seconds / MS:,.4g} ms"
+    if seconds is None:
+        return "never (overload)"
+    return f"{seconds:,.4g} s" if seconds >= 10.0 else f"{seconds / MS:,.4g} ms"
 
 
 def _percent(share: float | None) -> str:

@@ -1,0 +1,113 @@
+"""Search under the preset `physical`: against every candidate by itself, and what an infeasible answer promises."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.fleet.assumptions import PHYSICAL
+from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.fleet.limits import held
+from fleetopt_jax.optimize.candidates import detail
+from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, make_problem, thresholds
+from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
+
+SCOPES = ["pool", pytest.param("fleet", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def choice() -> EngineChoice:
+    """Llama-3.1-70B on eight H100 by the measured law."""
+    return engine_choice("h100")
+
+
+@pytest.fixture(scope="module")
+def workload() -> Workload:
+    """24 kinds of requests from 20 to 20,000 tokens, prompts and outputs of their own, arriving in bursts."""
+    rng = np.random.default_rng(0)
+    prompt, output = np.round(np.geomspace(12, 19_000, 24)), np.round(np.exp(rng.uniform(2, 6.5, 24)))
+    weight = rng.uniform(0.5, 1.0, 24) * np.exp(-0.5 * (np.log(prompt / 600.0) / 1.2) ** 2)
+    return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)
+
+
+def brute_force(problem: Problem) -> dict[float, float]:
+    """tok/J by short window, each candidate sized and evaluated alone; 0 where it holds no limit."""
+    found = {}
+    (choice,) = problem.choices
+    for window in thresholds(problem):
+        windows, gamma = np.array([window, problem.window_tokens]), np.array([problem.gamma, 1.0])
+        fleet, metrics = detail(
+            (choice.engine,) * 2, windows, gamma, problem.workload, problem.slo, assumptions=PHYSICAL
+        )
+        sized = bool(np.all(np.isfinite(fleet.n_instances)))
+        serves = window * problem.gamma < float(problem.workload.longest_tokens) or window == problem.window_tokens
+        assert not sized or held(metrics.pools, problem.slo)
+        found[float(window)] = float(metrics.tok_per_j) if sized and serves else 0.0
+    return found
+
+
+def assert_held(plan: Plan) -> None:
+    assert plan.status in ("optimal", "feasible")
+    assert held(plan.metrics.pools, plan.problem.slo)
+    assert float(plan.metrics.unserved_frac) < 1e-9
+    fleet = plan.fleet
+    numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in ("window_tokens", "gamma", "n_instances")}
+    again = evaluate_given(plan.problem, plan.choices, **numbers)
+    assert (again.status, again.binding) == ("feasible", None)
+    assert float(again.metrics.tok_per_j) == pytest.approx(float(plan.metrics.tok_per_j), rel=1e-9)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_grid_is_the_best_of_all_candidates(choice, workload, scope):
+    for gamma, rate, limits in (
+        (1.0, 60.0, dict(ttft_p99_s=1.0)),
+        (1.5, 60.0, dict(ttft_p99_s=0.3, ttft_s_per_token=1e-4)),
+        (1.0, 400.0, dict(ttft_p99_s=1.5, itl_s=0.02)),
+    ):
+        slo = make_slo(scope=scope, **limits)
+        problem = make_problem(with_rate(workload, rate), [choice], gamma=gamma, slo=slo)
+        by_window = brute_force(problem)
+        plan = optimize(problem)
+        assert_held(plan)
+        assert plan.status == "optimal"
+        assert plan.search.n_evaluated == len(by_window)
+        assert float(plan.metrics.tok_per_j) == pytest.approx(max(by_window.values()), rel=1e-9)
+        assert by_window[float(plan.fleet.window_tokens[0])] == pytest.approx(max(by_window.values()), rel=1e-9)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_infeasible_names_what_is_reachable(choice, workload, scope):
+    """Asked again for what was named, a little rounded up, until all is held."""
+    named = []
+    for limits in (dict(ttft_p99_s=0.01), dict(ttft_p99_s=2.0, itl_s=0.005), dict(ttft_p99_s=0.01, itl_s=0.005)):
+        for _ in range(3):
+            problem = make_problem(workload, [choice], slo=make_slo(scope=scope, **limits))
+            plan = optimize(problem)
+            if plan.status != "infeasible":
+                break
+            limit, nearest = plan.binding["limit"], plan.binding["nearest_feasible"]
+            assert limits[limit] == plan.binding["asked"] < nearest < math.inf
+            short = make_slo(scope=scope, **{**limits, limit: nearest * (1 - 1e-6)})
+            assert optimize(make_problem(workload, [choice], slo=short)).status == "infeasible"
+            limits = {**limits, limit: nearest * (1 + 1e-6)}
+            named.append(limit)
+        assert_held(plan)
+    assert {*named} == {"ttft_p99_s", "itl_s"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["pool", "fleet"])
+def test_gradient_comes_close_to_the_exhaustive_search(choice, workload, scope):
+    for rate, gamma, limits in (
+        (60.0, 1.0, dict(ttft_p99_s=1.0)),
+        (400.0, 1.0, dict(ttft_p99_s=1.5, itl_s=0.02)),
+        (200.0, None, dict(ttft_p99_s=0.6)),
+    ):
+        slo = make_slo(scope=scope, **limits)
+        problem = make_problem(with_rate(workload, rate), [choice], gamma=gamma, slo=slo)
+        best, found = optimize(problem), optimize(problem, "gradient")
+        assert_held(found)
+        assert found.status == "feasible"
+        assert 0.98 <= float(found.metrics.tok_per_j) / float(best.metrics.tok_per_j) <= 1 + 1e-9
