@@ -90,7 +90,7 @@ def padded(workload: Workload) -> Workload:
 
 
 def test_no_plan_computes_or_reads_more_than_its_gpus_can():
-    """FLOPs and bytes of the requests counted again, over random fleets of every kind of attention that hold their load."""
+    """FLOPs and bytes of the requests counted again, over random fleets of every kind of model within their load."""
     names = [
         ("h100", "llama-3.1-70b", 8),
         ("b200", "llama-3.1-70b", 2),
@@ -311,6 +311,30 @@ def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
     assert worst[-1] < 1e-9
 
 
+def test_the_soft_router_retries_no_compression_that_failed(engine):
+    """A request that one pool failed to compress goes to the first window that holds it as it is, sharply or softly."""
+    engines = (replace(engine, compressor=make_compressor(success_frac=0.5)),) * 3
+    requests = make_workload([300.0, 900, 1500, 4000], [50.0] * 4, arrival_rate_per_s=5.0)
+    windows, gamma = np.array([800.0, 1000, 5000]), np.array([2.0, 2, 1])
+    hard, soft = (
+        [float(t.traffic_frac) for t in route(engines, windows, gamma, requests, REAL, router_width=width)]
+        for width in (None, 1e-4)
+    )
+    np.testing.assert_allclose(hard, [0.5, 0.125, 0.375], rtol=1e-12)
+    # BUG: what the first pool failed to compress is tried again by the second.
+    np.testing.assert_allclose(soft, hard, rtol=1e-9)
+
+
+def test_no_prompt_shrinks_below_nothing(engine):
+    """Whatever gamma a fleet is given: an output that fills the window leaves no room for a prompt."""
+    requests = make_workload([2000.0], [900.0], arrival_rate_per_s=5.0)
+    fleet = make_fleet([engine] * 2, window_tokens=[800, 3000], gamma=[4, 1], n_instances=[4, 4])
+    metrics = evaluate(fleet, requests)
+    # BUG: gamma above 2 compresses prompts to B - o < 0 tokens, which take negative time.
+    assert np.all(metrics.pools.mean_prompt_tokens >= 0)
+    assert np.all(metrics.pools.prefill_frac >= 0)
+
+
 # --- every mixture of choices ---------------------------------------------------------------------------------------
 
 SWITCHES = ("power_scope", "lengths", "compression", "occupancy", "prefill", "kv_cache", "tail")
@@ -514,6 +538,15 @@ def test_odd_inputs_give_no_nan_and_nothing_negative(engine):
     assert not broken
 
 
+def test_a_finite_ttft_means_there_is_room(engine):
+    for some_output in (True, False):
+        pools = many(*odd_cases(engine, some_output=some_output)).pools
+        waits = np.isfinite(pools.ttft_p99_s)
+        assert np.all(np.asarray(pools.output_tok_per_s >= 0)[waits])
+        # BUG: slots held by prefill count in `utilization` but not in what is stable: up to 1.9 with a finite TTFT.
+        assert np.all(np.asarray(pools.utilization)[waits] < 1)
+
+
 def test_money_carbon_and_watts_add_up(engine):
     cases = odd_cases(engine, some_output=True)
     engine, requests, windows, gamma, n = cases
@@ -584,10 +617,18 @@ def test_a_tail_is_no_shorter_than_the_prefill_in_it(engine, workload):
             late = prompt[mine][order][np.argmax(beyond <= 0.01)]
             own_s = prefill_s(engine.prefill, late)
             assert float(metrics.pools.ttft_p99_s[k]) >= float(own_s)
-            assert float(metrics.pools.itl_p99_s[k]) >= 0.5 * float(metrics.pools.itl_s[k])
         worst, best = float(jnp.max(metrics.pools.ttft_p99_s)), float(jnp.min(metrics.pools.ttft_p99_s))
         assert best - 1e-9 <= float(metrics.ttft_p99_of_all_s) <= worst + 1e-9
         assert worst == float(metrics.ttft_p99_s)
+
+
+def test_an_itl_quantile_is_no_shorter_than_the_mean(engine):
+    """Short prompts at high load: hardly an iteration without several of them."""
+    requests = make_workload([100.0], [300.0], arrival_rate_per_s=60.0)
+    pools = evaluate(make_fleet([engine], window_tokens=[400], n_instances=[2]), requests).pools
+    assert 0.8 < float(pools.utilization[0]) < 1
+    # BUG: prompts that share an iteration are not added up, so the P99 holds less prefill than the mean.
+    assert float(pools.itl_p99_s[0]) >= float(pools.itl_s[0])
 
 
 def test_a_compressor_costs_latency_and_energy(engine):
@@ -677,4 +718,5 @@ def test_no_pool_of_a_fleet_can_be_smaller(engine, workload):
             assert counts.sum() <= each.sum()  # what each pool holds by itself, all of them hold together
     unreachable = sizes(engines, windows, gamma, workload, make_slo(scope="fleet", ttft_p99_s=1e-3), PHYSICAL)
     assert np.all(np.isinf(unreachable.n_instances))
-    assert not nan_metrics(evaluate(replace(unreachable, n_instances=jnp.full(2, 1e6)), workload))
+    # BUG: inf watts at a price of 0 are nan USD.
+    assert not nan_metrics(evaluate(unreachable, workload))

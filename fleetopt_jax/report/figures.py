@@ -95,6 +95,7 @@ def ledger_figure(document: dict[str, Any]) -> Figure:
     axes.plot(*zip(*marked), "D", color="black", markersize=4.5, label="two pools, nothing compressed")
     axes.axhline(1.0, color=COLOURS["neutral"], linewidth=1.0)
     axes.set_xticks(range(len(rows)), [LEDGER_LABELS[row["choice"]] for row in rows], rotation=35, ha="right")
+    axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.set_ylabel("tokens per joule over the\nbest homogeneous fleet")
     axes.set_ylim(0.9, 1.12 * max([gain for gain in (*gains, *two_pools) if gain] or [1.0]))
     axes.set_title(_ledger_takeaway(document, gains, two_pools), loc="left", fontsize=11)
