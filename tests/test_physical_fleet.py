@@ -40,9 +40,6 @@ def compiled(
     return evaluate(fleet, workload, assumptions, router_width=router_width)
 
 
-sizes = jax.jit(size_fleet, static_argnums=5)
-
-
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """Llama-3.1-70B on eight H100 by the measured law."""
@@ -56,6 +53,11 @@ def workload() -> Workload:
     prompt, output = np.round(np.geomspace(12, 19_000, 24)), np.round(np.exp(rng.uniform(2, 6.5, 24)))
     weight = rng.uniform(0.5, 1.0, 24) * np.exp(-0.5 * (np.log(prompt / 600.0) / 1.2) ** 2)
     return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)
+
+
+def requests_of(prompts: list[float], outputs: list[float], rate: float) -> Workload:
+    """Equally many requests of each kind, in as many atoms as `workload` has: the same shapes compile once."""
+    return make_workload(np.resize(prompts, 24), np.resize(outputs, 24), arrival_rate_per_s=rate)
 
 
 def pool(metrics: PoolMetrics, k: int) -> PoolMetrics:
@@ -105,7 +107,7 @@ def test_no_plan_computes_or_reads_more_than_its_gpus_can():
     rng = np.random.default_rng(1)
     workloads = [padded(load_workload(name)) for name in bundled()]
     checked, busiest = 0, []
-    for workload, (entry, llm), _ in itertools.product(workloads, zip(entries, records, strict=True), range(3)):
+    for workload, (entry, llm), _ in itertools.product(workloads, zip(entries, records, strict=True), range(2)):
         longest = float(workload.longest_tokens)
         windows = np.array([math.exp(rng.uniform(math.log(64), math.log(longest))), longest])
         gamma = np.array([rng.choice([1.0, 1.5, 2.0]), 1.0])
@@ -123,7 +125,7 @@ def test_no_plan_computes_or_reads_more_than_its_gpus_can():
             assert sum(shares) < 1, (entry.llm, entry.gpu, windows, shares)
             checked += 1
             busiest.append(sum(shares))
-    assert checked > 150
+    assert checked > 100
     assert max(busiest) > 0.6  # the bound is not met for want of load
 
 
@@ -293,28 +295,10 @@ def test_histograms_hold_every_request_of_a_pool(engine, workload):
             assert float(jnp.sum(cells.mass * middle)) == pytest.approx(float(traffic.demand.prompt), rel=1e-9)
 
 
-def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
-    engines = (replace(engine, compressor=make_compressor(success_frac=0.6, s_per_token=1e-6, j_per_token=0.1)),) * 2
-    fleet = make_fleet(engines, window_tokens=[900.0, 20_480], gamma=[1.5, 1.0], n_instances=[12, 20])
-    hard = evaluate(fleet, workload, REAL)
-    assert np.all(hard.pools.utilization < 1)
-    worst = []
-    for width in (0.1, 0.03, 1e-3):
-        soft = evaluate(fleet, workload, REAL, router_width=width)
-        pairs = zip(
-            jax.tree.leaves(replace(soft.pools, ttft=None)),
-            jax.tree.leaves(replace(hard.pools, ttft=None)),
-            strict=True,
-        )
-        worst.append(max(float(np.max(np.abs(a - b) / (1e-9 + np.abs(b)))) for a, b in pairs))
-    assert worst[0] > worst[1] > worst[2]
-    assert worst[-1] < 1e-9
-
-
 def test_the_soft_router_retries_no_compression_that_failed(engine):
     """A request that one pool failed to compress goes to the first window that holds it as it is, sharply or softly."""
     engines = (replace(engine, compressor=make_compressor(success_frac=0.5)),) * 3
-    requests = make_workload([300.0, 900, 1500, 4000], [50.0] * 4, arrival_rate_per_s=5.0)
+    requests = requests_of([300, 900, 1500, 4000], [50], rate=5.0)
     windows, gamma = np.array([800.0, 1000, 5000]), np.array([2.0, 2, 1])
     hard, soft = (
         [float(t.traffic_frac) for t in route(engines, windows, gamma, requests, REAL, router_width=width)]
@@ -327,7 +311,7 @@ def test_the_soft_router_retries_no_compression_that_failed(engine):
 
 def test_no_prompt_shrinks_below_nothing(engine):
     """Whatever gamma a fleet is given: an output that fills the window leaves no room for a prompt."""
-    requests = make_workload([2000.0], [900.0], arrival_rate_per_s=5.0)
+    requests = requests_of([2000], [900], rate=5.0)
     fleet = make_fleet([engine] * 2, window_tokens=[800, 3000], gamma=[4, 1], n_instances=[4, 4])
     metrics = evaluate(fleet, requests)
     # BUG: gamma above 2 compresses prompts to B - o < 0 tokens, which take negative time.
@@ -401,6 +385,24 @@ def rich(engine: Engine) -> Engine:
         site=make_site(host_w_per_gpu=150.0, pue=1.2, usd_per_kwh=0.1, kg_co2_per_kwh=0.4),
         compressor=make_compressor(success_frac=0.8, s_per_token=1e-6, j_per_token=0.2),
     )
+
+
+def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
+    engines = (replace(engine, compressor=make_compressor(success_frac=0.6, s_per_token=1e-6, j_per_token=0.1)),) * 2
+    fleet = make_fleet(engines, window_tokens=[900.0, 20_480], gamma=[1.5, 1.0], n_instances=[12, 20])
+    hard = evaluate(fleet, workload, REAL)
+    assert np.all(hard.pools.utilization < 1)
+    worst = []
+    for width in (0.1, 0.03, 1e-3):
+        (_, soft), _ = softly(fleet, workload, width, False)
+        pairs = zip(
+            jax.tree.leaves(replace(soft.pools, ttft=None)),
+            jax.tree.leaves(replace(hard.pools, ttft=None)),
+            strict=True,
+        )
+        worst.append(max(float(np.max(np.abs(a - b) / (1e-9 + np.abs(b)))) for a, b in pairs))
+    assert worst[0] > worst[1] > worst[2]
+    assert worst[-1] < 1e-9
 
 
 def test_the_whole_relaxation_is_differentiable(engine, workload):
@@ -624,7 +626,7 @@ def test_a_tail_is_no_shorter_than_the_prefill_in_it(engine, workload):
 
 def test_an_itl_quantile_is_no_shorter_than_the_mean(engine):
     """Short prompts at high load: hardly an iteration without several of them."""
-    requests = make_workload([100.0], [300.0], arrival_rate_per_s=60.0)
+    requests = requests_of([100], [300], rate=60.0)
     pools = evaluate(make_fleet([engine], window_tokens=[400], n_instances=[2]), requests).pools
     assert 0.8 < float(pools.utilization[0]) < 1
     # BUG: prompts that share an iteration are not added up, so the P99 holds less prefill than the mean.
@@ -633,7 +635,7 @@ def test_an_itl_quantile_is_no_shorter_than_the_mean(engine):
 
 def test_a_compressor_costs_latency_and_energy(engine):
     """One kind of request, too long for the first window: all of it is tried, and what is done is counted."""
-    requests = make_workload([1500.0], [100.0], arrival_rate_per_s=5.0)
+    requests = requests_of([1500], [100], rate=5.0)
 
     def metrics(**numbers) -> FleetMetrics:
         engines = [replace(engine, compressor=make_compressor(**numbers))] * 2
@@ -699,24 +701,24 @@ def test_a_pool_gets_the_least_instances_that_hold_every_limit(engine, workload)
 
 def test_no_pool_of_a_fleet_can_be_smaller(engine, workload):
     engines, windows, gamma = (engine,) * 2, jnp.array([900.0, 20_480.0]), jnp.array([1.5, 1.0])
-    slack, compared = 0, 0
+
+    @jax.jit
+    def size(requests, slo):
+        sized = size_fleet(engines, windows, gamma, requests, slo)
+        fewer = sized.n_instances - jnp.concatenate([jnp.zeros((1, 2)), jnp.eye(2)])
+
+        def holds(n):
+            return held(evaluate(replace(sized, n_instances=n), requests).pools, slo)
+
+        return sized, jax.lax.map(holds, fewer)
+
     for ttft_s, slope, itl_s, rate in ((0.6, 0.0, math.inf, 60.0), (0.3, 1e-4, 0.02, 60.0), (0.6, 1e-4, 0.02, 200.0)):
-        requests = with_rate(workload, rate)
-        limits = dict(ttft_p99_s=ttft_s, ttft_s_per_token=slope, itl_s=itl_s)
-        fleet_slo, pool_slo = (make_slo(scope=scope, **limits) for scope in ("fleet", "pool"))
-        sized = sizes(engines, windows, gamma, requests, fleet_slo, PHYSICAL)
+        slo = make_slo(scope="fleet", ttft_p99_s=ttft_s, ttft_s_per_token=slope, itl_s=itl_s)
+        sized, holds = size(with_rate(workload, rate), slo)
         counts = np.asarray(sized.n_instances)
         assert np.all(np.isfinite(counts) & (counts >= 1) & (counts == np.floor(counts)))
-        assert held(evaluate(sized, requests).pools, fleet_slo)
-        for k in range(2):
-            fewer = replace(sized, n_instances=sized.n_instances.at[k].add(-1.0))
-            assert not held(evaluate(fewer, requests).pools, fleet_slo)
-        each = np.asarray(sizes(engines, windows, gamma, requests, pool_slo, PHYSICAL).n_instances)
-        if np.all(np.isfinite(each)):
-            compared += 1
-            slack += counts.sum() < each.sum()
-            assert counts.sum() <= each.sum()  # what each pool holds by itself, all of them hold together
-    unreachable = sizes(engines, windows, gamma, workload, make_slo(scope="fleet", ttft_p99_s=1e-3), PHYSICAL)
+        np.testing.assert_array_equal(holds, [True, False, False])
+    unreachable, _ = size(workload, make_slo(scope="fleet", ttft_p99_s=1e-3))
     assert np.all(np.isinf(unreachable.n_instances))
     # BUG: inf watts at a price of 0 are nan USD.
     assert not nan_metrics(evaluate(unreachable, workload))
