@@ -121,13 +121,37 @@ def _best_power(measured: Measurements, law: Engine, step: DecodeFit, gpu: str) 
 
 
 def best_step(measured: Measurements, law: Engine) -> DecodeFit:
-    """The form with the least leave-one-out error; the cost of a context token is the law's where it is not told."""
+    """The form with the least leave-one-out error. A cost of a context token below what the data sheet's bandwidth
+    allows (contexts are estimates) gives way to that bound: the bytes are read, and the rest is fitted again."""
+    ideal_s = float(law.power.ideal_bytes.per_token_s)
+    fits = _fits(measured, law, float(law.decode.per_token_s))
+    possible = [fit for fit in fits if float(fit.step.per_token_s) >= ideal_s * (1 - 1e-9)]
+    return min(possible or _bounded(measured, law, ideal_s), key=lambda fit: fit.leave_one_out_mape)
+
+
+def _fits(measured: Measurements, law: Engine, per_token_s: float) -> list[DecodeFit]:
     share = float(law.decode.expert_share)
-    fits = [fit_decode(measured, form="dense", per_token_s=float(law.decode.per_token_s))]
+    fits = [fit_decode(measured, form="dense", per_token_s=per_token_s)]
     if share > 0:
         with contextlib.suppress(BadInput):  # too few points, or experts that cannot be told apart
-            fits.append(fit_decode(measured, form="moe", expert_share=share, per_token_s=float(law.decode.per_token_s)))
-    return min(fits, key=lambda fit: fit.leave_one_out_mape)
+            fits.append(fit_decode(measured, form="moe", expert_share=share, per_token_s=per_token_s))
+    return fits
+
+
+def _bounded(measured: Measurements, law: Engine, per_token_s: float) -> list[DecodeFit]:
+    """Fits of what reading the contexts at `per_token_s` leaves of the steps, errors relative to the whole steps."""
+    contexts_s = measured.batch * measured.context_tokens * per_token_s
+    rest = replace(measured, step_s=measured.step_s - contexts_s, context_tokens=None)
+    scale = rest.step_s / measured.step_s
+    return [
+        replace(
+            fit,
+            residuals=fit.residuals * scale,
+            left_out=fit.left_out * scale,
+            step=replace(fit.step, per_token_s=jax.numpy.asarray(per_token_s)),
+        )
+        for fit in _fits(rest, law, 0.0)
+    ]
 
 
 if __name__ == "__main__":

@@ -199,26 +199,18 @@ def test_out_holds_the_document_of_stdout_and_nothing_lies_beside_it(default_pla
     "options",
     [
         ("--rate", "0.5"),
-        ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd"),
-        ("--rate", "200", "--gpu", "b200", "--ttft-p99-ms", "2500", "--slo-scope", "fleet"),
-        ("--rate", "200", "--assume", "published", "--ttft-p99-ms", "50", "--gpu", "b200"),
-        ("--rate", "20", "--assume", "physical,kv_cache=reserved", "--ttft-ms-per-1k", "100", "--itl-ms", "40"),
-        (
-            "--rate",
-            "20",
-            "--precision",
-            "fp8",
-            "--tp",
-            "2",
-            "--pue",
-            "1.3",
-            "--host-w-per-gpu",
-            "100",
-            "--ttft-p99-ms",
-            "4000",
+        ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd", "--assume", "published"),
+        ("--rate", "200", "--gamma", "1.3", "--pue", "1.3", "--host-w-per-gpu", "100", "--usd-per-kwh", "0.1"),
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                ("--rate", "200", "--gpu", "b200", "--ttft-p99-ms", "2500", "--slo-scope", "fleet"),
+                ("--rate", "20", "--assume", "physical,kv_cache=reserved", "--ttft-ms-per-1k", "100", "--itl-ms", "40"),
+                ("--rate", "20", "--precision", "fp8", "--tp", "2", "--ttft-p99-ms", "4000", "--max-num-seqs", "64"),
+                ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd"),
+                ("--workload", "azure-conv", "--gamma", "auto"),
+            )
         ),
-        ("--rate", "2000", "--gamma", "1.3"),
-        ("--workload", "azure-conv", "--gamma", "auto"),
     ],
 )
 def test_evaluate_gives_an_optimized_plan_its_own_metrics(fleetopt, trace_file, tmp_path, options):
@@ -494,7 +486,14 @@ def test_an_asked_window_no_engine_can_hold_is_infeasible(fleetopt, trace_file):
     assert answer.document["binding"]["limit"] == "window_tokens"
 
 
-@pytest.mark.parametrize("options", [("--pools", "1"), ("--pools", "6", "--gamma", "auto")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--pools", "1"),
+        ("--pools", "6", "--gamma", "auto", "--assume", "published"),
+        pytest.param(("--pools", "6", "--gamma", "auto"), marks=pytest.mark.slow),
+    ],
+)
 def test_every_number_of_pools_gets_an_answer(fleetopt, trace_file, options):
     answer = fleetopt("optimize", "--workload", trace_file, *options, "--json")
     assert answer.code == OK

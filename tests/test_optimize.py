@@ -293,7 +293,6 @@ METRIC_FIELDS |= {"gain_vs_homogeneous"}
 
 def test_the_plan_file_has_the_fields_others_read(h100, small_workload):
     plan = optimize(published_problem(small_workload, [h100], workload_name="small"))
-    # BUG: without an ITL limit "slo" holds inf, which is no JSON.
     document = json.loads(json.dumps(plan_to_json(plan), allow_nan=False))
     assert set(document) >= PLAN_FIELDS
     assert document["schema"] == "fleetopt-plan/1"
@@ -322,7 +321,6 @@ def test_the_plan_file_has_the_fields_others_read(h100, small_workload):
 
 def test_an_infeasible_plan_file_has_no_metrics(h100, small_workload):
     plan = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
-    # BUG: without an ITL limit "slo" holds inf, which is no JSON.
     document = json.loads(json.dumps(plan_to_json(plan), allow_nan=False))
     assert set(document) >= PLAN_FIELDS | {"binding"}
     assert (document["status"], document["pools"], document["metrics"]) == ("infeasible", [], None)

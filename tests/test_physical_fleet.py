@@ -276,7 +276,6 @@ def test_every_pool_compresses_with_its_own_success(engine, workload):
     expected, unserved = reference_traffic(engines, windows, gamma, workload, REAL)
     assert unserved == 0
     found = route(engines, windows, gamma, workload, REAL)
-    # BUG: a pool takes what an earlier one failed to compress by its own success share, not by the earlier pool's.
     np.testing.assert_allclose([t.traffic_frac for t in found], [pool["frac"] for pool in expected], rtol=1e-9)
 
 
@@ -305,7 +304,6 @@ def test_the_soft_router_retries_no_compression_that_failed(engine):
         for width in (None, 1e-4)
     )
     np.testing.assert_allclose(hard, [0.5, 0.125, 0.375], rtol=1e-12)
-    # BUG: what the first pool failed to compress is tried again by the second.
     np.testing.assert_allclose(soft, hard, rtol=1e-9)
 
 
@@ -314,7 +312,6 @@ def test_no_prompt_shrinks_below_nothing(engine):
     requests = requests_of([2000], [900], rate=5.0)
     fleet = make_fleet([engine] * 2, window_tokens=[800, 3000], gamma=[4, 1], n_instances=[4, 4])
     metrics = evaluate(fleet, requests)
-    # BUG: gamma above 2 compresses prompts to B - o < 0 tokens, which take negative time.
     assert np.all(metrics.pools.mean_prompt_tokens >= 0)
     assert np.all(metrics.pools.prefill_frac >= 0)
 
@@ -456,7 +453,6 @@ def test_metrics_and_gradients_stay_finite_at_the_edges(engine, workload):
             for path, slope in jax.tree_util.tree_leaves_with_path(slopes)
             if not np.all(np.isfinite(slope))
         ]
-    # BUG: where next to nothing is compressed (a share below 1e-154) the mean of it has a gradient of nan.
     assert not broken
 
 
@@ -536,7 +532,6 @@ def test_odd_inputs_give_no_nan_and_nothing_negative(engine):
         assert all(
             np.all(np.asarray(x)[empty] == 0) for x in (pools.ttft_p99_s, pools.output_tok_per_s, pools.n_active)
         )
-    # BUG: requests without output in a pool whose window does not fit are nan (0 / 0 in `PoolLoad.instance_per_s`).
     assert not broken
 
 
@@ -545,7 +540,6 @@ def test_a_finite_ttft_means_there_is_room(engine):
         pools = many(*odd_cases(engine, some_output=some_output)).pools
         waits = np.isfinite(pools.ttft_p99_s)
         assert np.all(np.asarray(pools.output_tok_per_s >= 0)[waits])
-        # BUG: slots held by prefill count in `utilization` but not in what is stable: up to 1.9 with a finite TTFT.
         assert np.all(np.asarray(pools.utilization)[waits] < 1)
 
 
@@ -602,7 +596,6 @@ def test_regular_arrivals_wait_no_longer_with_more_instances(engine):
     engine, requests, windows, gamma, n = odd_cases(engine, some_output=True)
     requests, n = replace(requests, arrival_scv=np.zeros(CASES)), np.maximum(n, 1.0)
     few, more = (np.asarray(many(engine, requests, windows, gamma, k).pools.ttft_p99_s) for k in (n, np.ceil(1.2 * n)))
-    # BUG: slot wait and prefill queue merge into one exponential, so fewer short slot waits make the tail heavier.
     assert np.all((more <= few * 1.01) | ~np.isfinite(few))
 
 
@@ -629,7 +622,6 @@ def test_an_itl_quantile_is_no_shorter_than_the_mean(engine):
     requests = requests_of([100], [300], rate=60.0)
     pools = evaluate(make_fleet([engine], window_tokens=[400], n_instances=[2]), requests).pools
     assert 0.8 < float(pools.utilization[0]) < 1
-    # BUG: prompts that share an iteration are not added up, so the P99 holds less prefill than the mean.
     assert float(pools.itl_p99_s[0]) >= float(pools.itl_s[0])
 
 
@@ -720,5 +712,4 @@ def test_no_pool_of_a_fleet_can_be_smaller(engine, workload):
         np.testing.assert_array_equal(holds, [True, False, False])
     unreachable, _ = size(workload, make_slo(scope="fleet", ttft_p99_s=1e-3))
     assert np.all(np.isinf(unreachable.n_instances))
-    # BUG: inf watts at a price of 0 are nan USD.
     assert not nan_metrics(evaluate(unreachable, workload))

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.laws.compression import MAX_SHRINK
 from fleetopt_jax.laws.decode import decode_step_s
 from fleetopt_jax.laws.demand import Demand, held_tokens, prefill_moments_s
 from fleetopt_jax.laws.kv_cache import max_sequences, paged_sequences
@@ -52,6 +53,10 @@ WHOLE_SHARE: dict[str, Callable[[Workload, Assumptions], ArrayLike]] = {
 COMPRESSIBLE: dict[str, Callable[[Array, Array], Array]] = {
     "free": lambda prompt, output: jnp.ones_like(prompt),
     "prompt_only": lambda prompt, output: jnp.where(prompt >= output + 2.0, 1.0, 0.0),  # half the length and a token
+}
+REACH: dict[str, Callable[[Array], Array]] = {  # the gamma that counts: no prompt shrinks below nothing
+    "free": lambda gamma: gamma,
+    "prompt_only": lambda gamma: jnp.minimum(gamma, MAX_SHRINK),
 }
 SUCCESS: dict[str, Callable[[Engine], ArrayLike]] = {
     "free": lambda engine: 1.0,

@@ -72,23 +72,32 @@ class FleetMetrics:
 
 
 def evaluate(
-    fleet: Fleet, workload: Workload, assumptions: Assumptions = PHYSICAL, *, router_width: ArrayLike | None = None
+    fleet: Fleet,
+    workload: Workload,
+    assumptions: Assumptions = PHYSICAL,
+    *,
+    router_width: ArrayLike | None = None,
+    quantiles: bool = True,
 ) -> FleetMetrics:
     """Metrics of `fleet` serving `workload`: tok/J = sum_i lambda_i E[out_i] / sum_i watts_i.
 
     Hard routing by default; `router_width` > 0 (in log-length) is the soft router, which gradients with respect to
-    windows and gamma need, with `rounding="real"`. jit, vmap and grad work; nothing raises inside.
+    windows and gamma need, with `rounding="real"`. jit, vmap and grad work; nothing raises inside. Without `quantiles`
+    the P99s of distributions are not solved for and stand at inf: a search that holds limits by their tails needs none.
     Source: arXiv 2603.17280v1, section 4, for the preset `published`; `laws/` for the choices of `physical`.
     """
     traffic = route(fleet.engines, fleet.window_tokens, fleet.gamma, workload, assumptions, router_width=router_width)
     return _total(
         for_each_pool(
-            lambda engine, pool, window, n: pool_metrics(engine, pool, window, n, workload, assumptions),
+            lambda engine, pool, window, n: pool_metrics(
+                engine, pool, window, n, workload, assumptions, quantiles=quantiles
+            ),
             fleet.engines,
             traffic,
             fleet.window_tokens,
             fleet.n_instances,
-        )
+        ),
+        quantiles,
     )
 
 
@@ -110,8 +119,10 @@ def pool_metrics(
     n_instances: ArrayLike,
     workload: Workload,
     assumptions: Assumptions,
+    *,
+    quantiles: bool = True,
 ) -> PoolMetrics:
-    """Metrics of one pool of `n_instances` equal instances serving `traffic`."""
+    """Metrics of one pool of `n_instances` equal instances serving `traffic`; `quantiles` as in `evaluate`."""
     load = pool_load(engine, traffic, window_tokens, workload, assumptions)
     busy = traffic.traffic_frac > 0
     used = busy & (jnp.asarray(n_instances) > 0) & (load.n_max > 0)
@@ -120,10 +131,13 @@ def pool_metrics(
     stable = used & (utilization < 1.0)
     instance_per_s = load.rate_per_s / jnp.where(used, n_instances, 1.0)
     operation = OCCUPANCY[assumptions.occupancy](engine, load, instance_per_s, utilization, stable, assumptions)
-    tail = TAIL[assumptions.tail](engine, traffic, load, operation, n_instances, stable, workload, assumptions)
+    tail = TAIL[assumptions.tail](
+        engine, traffic, load, operation, n_instances, stable, workload, assumptions, quantiles
+    )
     n_total = operation.n_decoding + instance_per_s * tail.running_s
     slots_frac = safe_div(n_total, load.n_max)  # 0 where all is as published: prefill holds its slot as steps do
     slots_frac = jnp.where(stable & (tail.running_s > 0), slots_frac, 0.0)
+    stable = stable & (slots_frac < 1.0)
     compressor_w = workload.arrival_rate_per_s * traffic.tried_prompt_tokens * engine.compressor.j_per_token
     power_w = POWER_SCOPE[assumptions.power_scope](engine, n_instances, operation.gpu_w, compressor_w)
     served = jnp.where(used, 1.0 / jnp.maximum(1.0, utilization), 0.0)  # in overload, what the slots get through
@@ -152,10 +166,16 @@ def pool_metrics(
         itl_p99_s=if_busy(tail.itl_p99_s, tail.itl_p99_s),
         n_instances=jnp.asarray(n_instances, dtype=float),
         n_gpus=n_gpus,
-        usd_per_h=n_gpus * engine.usd_per_gpu_h + power_w / KW * engine.site.usd_per_kwh,
-        kg_co2_per_h=power_w / KW * engine.site.kg_co2_per_kwh,
+        usd_per_h=_priced(n_gpus, engine.usd_per_gpu_h) + _priced(power_w / KW, engine.site.usd_per_kwh),
+        kg_co2_per_h=_priced(power_w / KW, engine.site.kg_co2_per_kwh),
         ttft=tail.ttft,
     )
+
+
+def _priced(amount: ArrayLike, price: ArrayLike) -> Array:
+    """amount * price; 0 where it costs nothing, even of an infinite amount."""
+    free = jnp.equal(price, 0)
+    return jnp.where(free, 0.0, jnp.where(free, 0.0, amount) * price)
 
 
 Objective = Literal["tok_per_j", "usd", "power", "gpus"]
@@ -174,11 +194,11 @@ def cost(metrics: FleetMetrics, objective: Objective) -> Array:
             return metrics.n_gpus
 
 
-def _total(pools: PoolMetrics) -> FleetMetrics:
+def _total(pools: PoolMetrics, quantiles: bool) -> FleetMetrics:
     output_tok_per_s, power_w = jnp.sum(pools.output_tok_per_s), jnp.sum(pools.power_w)
     worst_s = jnp.max(pools.ttft_p99_s)
     of_all_s = worst_s
-    if pools.ttft is not None:
+    if pools.ttft is not None and quantiles:
         of_all_s = jnp.where(jnp.isfinite(worst_s), ttft_quantile_s(pools.ttft, pools.traffic_frac), worst_s)
     return FleetMetrics(
         tok_per_j=safe_div(output_tok_per_s, power_w),

@@ -12,7 +12,7 @@ from fleetopt_jax.fleet.choices import KV_CACHE, PREFILL_MOMENTS, SERVICE
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.traffic import PoolTraffic
 from fleetopt_jax.laws.decode import decode_step_s
-from fleetopt_jax.laws.occupancy import sequences_in_flight
+from fleetopt_jax.laws.occupancy import crowding, sequences_in_flight
 from fleetopt_jax.laws.power import gpu_power_w
 from fleetopt_jax.workload.atoms import Workload
 
@@ -33,7 +33,7 @@ class PoolLoad:
     @property
     def instance_per_s(self) -> Array:
         """Requests one instance gets through [1/s]."""
-        return self.n_max / self.service_s
+        return safe_div(self.n_max, self.service_s)
 
 
 def pool_load(
@@ -92,10 +92,12 @@ def _fixed_point(
     numbers in flight, exp(-n) of the time that prefill leaves)."""
     prefill_frac = jnp.where(stable, rate * load.prefill_s, 0.0)
     n_max = jnp.maximum(load.n_max, 1e-3)
+    crowd = crowding(prefill_frac, load.steps, safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0)
     n = sequences_in_flight(
-        engine.decode, n_max, jnp.where(stable, rate, 0.0), load.steps, load.context_tokens, prefill_frac
+        engine.decode, n_max, jnp.where(stable, rate, 0.0), load.steps, load.context_tokens, prefill_frac, crowd
     )
     n = jnp.where(stable, n, n_max)
+    longer = 1.0 + crowd / jnp.maximum(n, 1e-9) * (crowd > 0)  # iterations as a token sees them
     # In overload the slots are full and prefill takes what it takes of an instance at its capacity.
     overload_frac = jnp.minimum(load.prefill_s * load.instance_per_s, 1.0)
     prefilling = jnp.where(stable, prefill_frac, overload_frac)
@@ -106,7 +108,8 @@ def _fixed_point(
         n_decoding=n,
         step_s=decode_step_s(engine.decode, jnp.minimum(n, n_max), load.context_tokens),
         itl_s=decode_step_s(engine.decode, jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0)), load.context_tokens)
-        / (1.0 - jnp.minimum(prefilling, 0.999)),
+        / (1.0 - jnp.minimum(prefilling, 0.999))
+        * longer,
         prefill_frac=prefill_frac,
         gpu_w=decoding_w + prefilling * (engine.prefill.gpu_w - decoding_w),
     )

@@ -70,7 +70,7 @@ def required_instances(
 
     def holds(n_instances: Array) -> Array:
         return ~usable | _pool_held(
-            pool_metrics(engine, traffic, window_tokens, n_instances, workload, assumptions), slo
+            pool_metrics(engine, traffic, window_tokens, n_instances, workload, assumptions, quantiles=False), slo
         )
 
     start = jnp.where(usable, least, 1.0)
@@ -126,7 +126,9 @@ def _share_out(
 
     def holds(n: Array) -> Array:
         pools = for_each_pool(
-            lambda engine, pool, window, count: pool_metrics(engine, pool, window, count, workload, assumptions),
+            lambda engine, pool, window, count: pool_metrics(
+                engine, pool, window, count, workload, assumptions, quantiles=False
+            ),
             engines,
             traffic,
             windows,

@@ -43,6 +43,7 @@ def mean_prefill(
     stable: Array,
     workload: Workload,
     assumptions: Assumptions,
+    quantiles: bool,
 ) -> Tail:
     """P99 wait for a slot under Poisson arrivals + mean prefill (arXiv 2603.17280v1)."""
     servers = jnp.where(stable, n_instances * load.n_max, 1.0)
@@ -67,16 +68,18 @@ def quantile(
     stable: Array,
     workload: Workload,
     assumptions: Assumptions,
+    quantiles: bool,
 ) -> Tail:
     """The P99 of slot wait + prefill queue + own prefill, arrivals as bursty as the workload's.
 
     The slot queue is the pool's, with its share of the burstiness; an instance's prefill queue sees what random
-    splitting leaves of it.
+    splitting leaves of it. Arrivals more regular than Poisson are counted as Poisson.
     """
     instances = jnp.where(stable, n_instances, 1.0)
     rate = jnp.where(stable, load.rate_per_s, 0.5 * load.instance_per_s)
-    pool_scv = thinned_scv(workload.arrival_scv, traffic.traffic_frac)
-    instance_scv = thinned_scv(workload.arrival_scv, traffic.traffic_frac / instances)
+    arrival_scv = jnp.maximum(workload.arrival_scv, 1.0)
+    pool_scv = thinned_scv(arrival_scv, traffic.traffic_frac)
+    instance_scv = thinned_scv(arrival_scv, traffic.traffic_frac / instances)
     servers = jnp.maximum(instances * load.n_max, 1.0)
     slot_q, slot_s = bursty_wait(servers, rate, load.service_s, pool_scv, load.service_scv)
 
@@ -84,7 +87,6 @@ def quantile(
     cycle_s, variance = cycle_moments(
         operation.step_s, rate / instances, f, load.prefill_square_s2 + (instance_scv - 1.0) * load.prefill_s**2
     )
-    variance = jnp.maximum(variance, 0.0)  # arrivals more regular than Poisson
     queue_s = cycle_wait_s(cycle_s, variance, f)
     waits_q = 1.0 - (1.0 - slot_q) * (1.0 - f)
     some = waits_q > 1e-9
@@ -102,21 +104,19 @@ def quantile(
         wait_probability=jnp.where(stable, jnp.where(some, waits_q, 0.0), 1.0),
         wait_decay_per_s=jnp.where(stable, jnp.where(some, waits_q, 1.0) / jnp.maximum(random_s, 1e-9), 1e-9),
     )
+    ttft_p99_s = itl_p99_s = jnp.full_like(cycle_s, jnp.inf)
+    if quantiles:
+        ttft_p99_s = ttft_quantile_s(jax.tree.map(lambda x: x[None], law), jnp.ones(1))
+        middle = (prompts.shortest + prompts.longest) / 2.0
+        itl_p99_s = itl_quantile_s(
+            operation.step_s, cycle_s, variance, rate / instances, prompts.mass, middle, engine.prefill
+        )
     own_mean_s = MEAN_OWN_PREFILL[assumptions.prefill](engine, traffic.steps, traffic.demand, operation.step_s)
-    one_pool = jax.tree.map(lambda x: x[None], law)
     return Tail(
         wait_s=slot_s,
         prefill_s=own_mean_s,
-        ttft_p99_s=ttft_quantile_s(one_pool, jnp.ones(1)),
-        itl_p99_s=itl_quantile_s(
-            operation.step_s,
-            cycle_s,
-            rate / instances,
-            prompts.mass,
-            (prompts.shortest + prompts.longest) / 2.0,
-            engine.prefill.per_token_s * (load.prefill_s > 0),
-            engine.prefill.budget_tokens,
-        ),
+        ttft_p99_s=ttft_p99_s,
+        itl_p99_s=jnp.maximum(operation.itl_s, jnp.where(load.prefill_s > 0, itl_p99_s, operation.itl_s)),
         running_s=jnp.where(load.prefill_s > 0, own_mean_s, 0.0),
         ttft=law,
     )

@@ -4,17 +4,14 @@ The hard router needs no loop over atoms: with prefix sums over the sorted lengt
 two of them. Under `vmap` over thresholds the sums are computed once and a candidate costs a binary search.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.choices import CHUNKS, CHUNKS_PER_TOKEN, COMPRESSIBLE, LENGTHS, SUCCESS, WHOLE_SHARE
+from fleetopt_jax.fleet.choices import CHUNKS, CHUNKS_PER_TOKEN, COMPRESSIBLE, LENGTHS, REACH, SUCCESS, WHOLE_SHARE
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.demand import Demand, demand, squeezed_demand
 from fleetopt_jax.laws.routing import router_edges, soft_share
@@ -22,6 +19,7 @@ from fleetopt_jax.laws.service import StepMoments, step_moments
 from fleetopt_jax.workload.atoms import Workload, split_total, total_tokens
 
 N_CELLS = 160  # of the histogram of prompts
+NOBODY = 1e-12  # shares below are the rounding of running sums
 OUTPUT_POWERS = 5  # sums of o^0 ... o^4 over compressible requests
 
 
@@ -64,12 +62,10 @@ def route(
     """
     if assumptions.integration != "exact":
         raise ValueError("need exact integration: the sampled procedure is `published.procedure`'s alone")
-    edges = router_edges(window_tokens, gamma)
+    edges = router_edges(window_tokens, REACH[assumptions.compression](gamma))
     if router_width is None:
         atoms = _Atoms(workload, assumptions)
-        return tuple(
-            _hard_traffic(atoms, engine, k, window_tokens, edges, assumptions) for k, engine in enumerate(engines)
-        )
+        return tuple(_hard_traffic(atoms, engines, k, window_tokens, edges, assumptions) for k in range(len(engines)))
     return _soft_traffic(engines, window_tokens, edges, workload, assumptions, router_width)
 
 
@@ -83,21 +79,6 @@ class _Atoms:
         self.whole_share = WHOLE_SHARE[assumptions.lengths](workload, assumptions)
         self.cells = _prompt_cells(workload.weight, self.prompt) if assumptions.tail == "quantile" else None
 
-    def between(self, *tables: tuple[Any, Array, Array, Array]) -> list[Any]:
-        """For each (features, weight, start, end): the sums of weight * features over the atoms start <= i < end.
-
-        All from one running sum over one matrix: a scan compiles to many operations, and one is enough.
-        """
-        flat = [(*jax.tree.flatten(features), weight, start, end) for features, weight, start, end in tables]
-        rows = [weight * leaf for leaves, _, weight, _, _ in flat for leaf in leaves]
-        prefix = jnp.pad(jnp.cumsum(jnp.stack(rows, axis=1), axis=0), ((1, 0), (0, 0)))
-        sums, first = [], 0
-        for leaves, tree, _, start, end in flat:
-            block = prefix[:, first : first + len(leaves)]
-            sums.append(jax.tree.unflatten(tree, list(block[end] - block[start])))
-            first += len(leaves)
-        return sums
-
 
 def _features(engine: Engine, prompt: Array, output: Array, assumptions: Assumptions) -> tuple[StepMoments, Demand]:
     chunks = CHUNKS[assumptions.prefill](engine, prompt, assumptions.whole)
@@ -105,27 +86,47 @@ def _features(engine: Engine, prompt: Array, output: Array, assumptions: Assumpt
 
 
 def _hard_traffic(
-    atoms: _Atoms, engine: Engine, k: int, windows: Array, edges: Array, assumptions: Assumptions
+    atoms: _Atoms,
+    engines: tuple[Engine, ...],
+    k: int,
+    windows: Array,
+    edges: Array,
+    assumptions: Assumptions,
 ) -> PoolTraffic:
-    """As they are: the requests in (B_{k-1}, B_k], less those an earlier pool compressed, which reach up to e_{k-1}.
-    Compressed: those in (max(B_k, e_{k-1}), e_k] that can be and are."""
-    zero = jnp.zeros_like(edges[0])
-    window, below, accepted = windows[k], windows[k - 1] if k else zero, edges[k - 1] if k else zero
-    limits = (below, window, jnp.clip(accepted, below, window), jnp.maximum(window, accepted), edges[k])
-    start, end, lost_end, band_start, band_end = (
-        jnp.searchsorted(atoms.total, limit, side="right") for limit in limits
-    )
+    """As they are: the requests in (B_{k-1}, B_k], less those an earlier pool j compressed, which are some of
+    (max(B_j, e_{j-1}), e_j]. Compressed: those in (max(B_k, e_{k-1}), e_k] that can be and are."""
+    engine, window = engines[k], windows[k]
+    below = windows[k - 1] if k else jnp.zeros_like(window)
     weight, eligible = atoms.workload.weight, atoms.workload.weight * atoms.compressible
-    success = SUCCESS[assumptions.compression](engine)
+    success = [SUCCESS[assumptions.compression](each) for each in engines[: k + 1]]
+
+    def position(length: Array) -> Array:
+        return jnp.searchsorted(atoms.total, length, side="right")
+
+    def band(j: int) -> tuple[Array, Array]:
+        return jnp.maximum(windows[j], edges[j - 1] if j else 0.0), edges[j]
+
+    start, end = position(below), position(window)
+    earlier = [tuple(position(jnp.clip(length, below, window)) for length in band(j)) for j in range(k)]
+    band_start, band_end = (position(length) for length in band(k))
+
+    def as_they_are(of_all: Array, of_eligible: Array) -> Array:
+        """Sums over the requests served as they are, from running sums with a leading axis."""
+        kept = of_all[end] - of_all[start]
+        for done, (first, last) in zip(success, earlier):
+            kept -= done * (of_eligible[last] - of_eligible[first])
+        return kept
+
+    # One running sum over one matrix: a scan compiles to many operations, and one is enough.
     features = (jnp.ones_like(weight), atoms.output, *_features(engine, atoms.prompt, atoms.output, assumptions))
-    powers = tuple(atoms.output**j for j in range(OUTPUT_POWERS))
-    all_of_them, compressed_before, (tried_powers, tried_prompt) = atoms.between(
-        (features, weight, start, end),
-        (features, eligible, start, lost_end),
-        ((powers, atoms.prompt), eligible, band_start, band_end),
-    )
-    output_powers = success * jnp.stack(tried_powers)
-    own = jax.tree.map(lambda total, lost: total - success * lost, all_of_them, compressed_before)
+    leaves, tree = jax.tree.flatten(features)
+    powers = [atoms.output**j for j in range(OUTPUT_POWERS)]
+    columns = [weight * x for x in leaves] + [eligible * x for x in (*leaves, *powers, atoms.prompt)]
+    n = len(leaves)
+    sums = _running(jnp.stack(columns, axis=1))
+    own = jax.tree.unflatten(tree, list(as_they_are(sums[:, :n], sums[:, n : 2 * n])))
+    *tried_powers, tried_prompt = sums[band_end, 2 * n :] - sums[band_start, 2 * n :]
+    output_powers = success[k] * jnp.stack(tried_powers)
     squeezed = _SQUEEZED[assumptions.compression](engine, window, output_powers, atoms.whole_share, assumptions)
     frac, credited = own[0] + output_powers[0], own[1] + output_powers[1]
     steps, asked = jax.tree.map(jnp.add, own[2:], squeezed)
@@ -133,12 +134,16 @@ def _hard_traffic(
     if atoms.cells is not None:
         cell, shortest, longest = atoms.cells
         inside = jax.nn.one_hot(cell, N_CELLS)
-        table = jnp.concatenate([jnp.zeros((1, N_CELLS)), jnp.cumsum(weight[:, None] * inside, axis=0)])
-        lost = jnp.concatenate([jnp.zeros((1, N_CELLS)), jnp.cumsum(eligible[:, None] * inside, axis=0)])
-        mass = table[end] - table[start] - success * (lost[lost_end] - lost[start])
-        tried_mean = safe_div(tried_prompt, tried_powers[0])
-        histogram = _histogram(engine, mass, shortest, longest, window, output_powers, tried_mean)
+        mass = as_they_are(_running(weight[:, None] * inside), _running(eligible[:, None] * inside))
+        histogram = _histogram(
+            engine, mass, shortest, longest, window, output_powers, mean_over(tried_prompt, tried_powers[0])
+        )
     return _traffic(frac, credited, steps, asked, tried_prompt, histogram)
+
+
+def _running(columns: Array) -> Array:
+    """Sums of the first 0, 1, 2, ... rows."""
+    return jnp.pad(jnp.cumsum(columns, axis=0), ((1, 0), (0, 0)))
 
 
 def _soft_traffic(
@@ -149,33 +154,33 @@ def _soft_traffic(
     assumptions: Assumptions,
     width: ArrayLike,
 ) -> tuple[PoolTraffic, ...]:
-    """Every atom in shares. What is longer than its pool's window and cannot be compressed goes on to the next pool;
-    the last pool cuts it. The last edge stays hard: what is longer than every window is rejected."""
+    """Every atom in shares. What is longer than its pool's window is compressed, if it can be, or goes on to the next
+    pool whose window holds it. The last edge stays hard: what is longer than every window is rejected."""
     atoms = _Atoms(workload, assumptions)
-    carried = jnp.zeros_like(workload.weight)
+    failed = jnp.zeros_like(workload.weight)  # share that could not be compressed and waits for a window that holds it
     traffic = []
     for k, engine in enumerate(engines):
         last = k == len(engines) - 1
         lower, upper = edges[k - 1] if k else jnp.zeros(()), edges[k]
         accepted = soft_share(atoms.total, lower, jnp.inf if last else upper, width)
-        share = (accepted + carried) * (atoms.total <= upper if last else 1.0)
+        accepted = accepted * (atoms.total <= upper if last else 1.0)
         too_long = atoms.total > windows[k]
-        served = jnp.where(too_long, SUCCESS[assumptions.compression](engine) * atoms.compressible, 1.0)
-        served = jnp.ones_like(served) if last else served
-        carried = share * (1.0 - served)
-        mass = workload.weight * share * served
+        tries = accepted * too_long * atoms.compressible
+        served = tries * SUCCESS[assumptions.compression](engine) + jnp.where(too_long, 0.0, accepted + failed)
+        failed = accepted + failed - served
+        mass = workload.weight * served
         prompt, output = _SHRUNK[assumptions.compression](atoms, windows[k], assumptions)
         steps, asked = _features(
             engine, jnp.where(too_long, prompt, atoms.prompt), jnp.where(too_long, output, atoms.output), assumptions
         )
-        tried = jnp.sum(workload.weight * share * too_long * atoms.compressible * atoms.prompt)
+        tried = jnp.sum(workload.weight * tries * atoms.prompt)
         sums = jax.tree.map(lambda x: jnp.sum(mass * x), (steps, asked))  # noqa: B023
         histogram = None
         if atoms.cells is not None:
             cell, shortest, longest = atoms.cells
             as_is = jax.ops.segment_sum(jnp.where(too_long, 0.0, mass), cell, N_CELLS)
             powers = jnp.stack([jnp.sum(jnp.where(too_long, mass * output**j, 0.0)) for j in range(OUTPUT_POWERS)])
-            tried_mean = safe_div(jnp.sum(jnp.where(too_long, mass * atoms.prompt, 0.0)), powers[0])
+            tried_mean = mean_over(jnp.sum(jnp.where(too_long, mass * atoms.prompt, 0.0)), powers[0])
             histogram = _histogram(engine, as_is, shortest, longest, windows[k], powers, tried_mean)
         traffic.append(_traffic(jnp.sum(mass), jnp.sum(mass * atoms.output), *sums, tried, histogram))
     return tuple(traffic)
@@ -256,10 +261,10 @@ def _histogram(
     tried_prompt: Array,
 ) -> PromptHistogram:
     """The as-is cells and one for the compressed prompts, at their mean."""
-    compressed = window - safe_div(output_powers[1], output_powers[0])
+    compressed = window - mean_over(output_powers[1], output_powers[0])
     total = jnp.append(jnp.maximum(mass, 0.0), output_powers[0])
     return PromptHistogram(
-        mass=safe_div(total, jnp.sum(total)),
+        mass=mean_over(total, jnp.sum(total)),
         shortest=jnp.append(jnp.minimum(shortest, window), compressed),
         longest=jnp.append(jnp.minimum(longest, window), compressed),
         extra_s=jnp.append(jnp.zeros_like(mass), engine.compressor.s_per_token * tried_prompt),
@@ -274,17 +279,17 @@ def _traffic(
     tried_prompt: Array,
     prompts: PromptHistogram | None,
 ) -> PoolTraffic:
-    # Differences of prefix sums leave rounding where nothing is: less than 1e-12 of the requests is nobody.
-    some = frac > 1e-12
-
-    def mean(total: Array) -> Array:
-        return jnp.where(some, total / jnp.where(some, frac, 1.0), 0.0)
-
     return PoolTraffic(
-        traffic_frac=jnp.where(some, frac, 0.0),
-        output_tokens=mean(output_sum),
-        steps=jax.tree.map(mean, steps),
-        demand=jax.tree.map(mean, asked),
+        traffic_frac=jnp.where(frac > NOBODY, frac, 0.0),
+        output_tokens=mean_over(output_sum, frac),
+        steps=jax.tree.map(lambda total: mean_over(total, frac), steps),
+        demand=jax.tree.map(lambda total: mean_over(total, frac), asked),
         tried_prompt_tokens=tried_prompt,
         prompts=prompts,
     )
+
+
+def mean_over(total: Array, frac: Array) -> Array:
+    """total / frac; 0 where frac is nobody's, which also keeps gradients of vanishing shares finite."""
+    some = frac > NOBODY
+    return jnp.where(some, total / jnp.where(some, frac, 1.0), 0.0)

@@ -1,11 +1,18 @@
 """How many sequences are in flight: Little's law with a step time that depends on how many are in flight.
 
-    n = lambda D t(n + 1, m) / (1 - f)
+    n = lambda D (C + cov(n, C) / n),   C = t(n + 1, m) / (1 - f)
 
 lambda requests per second and instance of D decode steps each, mean context m, f the share of the time that prefill
-takes. The + 1: a sequence in a Poisson-filled batch shares its steps with n others, itself comes on top. t is concave
-in n, so there is one root; Newton's method from the right of it converges monotonically, in one step for a dense model:
-n = lambda D (W + h) / (1 - f - lambda D h). Gradients go through the fixed point implicitly.
+takes, C the mean iteration. The + 1: a sequence in a Poisson-filled batch shares its steps with n others, itself comes
+on top. The covariance: prompts that come together are prefilled together and decode together, so crowded iterations are
+the long ones, and a token sees longer iterations than the average; cov(n, C) = u C with `crowding` u. Solved for n, n =
+(a + sqrt(a^2 + 4 a u)) / 2 with a = lambda D C(n): the right side is concave in n, so there is one root, and Newton's
+method from the right of it converges monotonically (without prefill, for a dense model, in one step). Gradients go
+through the fixed point implicitly.
+
+Error against a first iteration-level simulation of one instance (8 H100, Llama-3.1-70B, Poisson arrivals, load 0.3 to
+0.95 on Azure conversations and code, to 0.7 on Mooncake's): mean ITL -11 to +7 %, sequences in flight -12 to +5 %;
+without the covariance, up to 25 % low on code.
 """
 
 import jax
@@ -28,6 +35,18 @@ def instance_capacity_per_s(
     return n_max / (n_steps * decode_step_s(step, n_max, context_tokens) + n_max * prefill_s)
 
 
+def crowding(prefill_frac: ArrayLike, n_steps: ArrayLike, prefill_scv: ArrayLike) -> Array:
+    """u = cov(n, C) / C [sequences]: f^2 / (1 - f (1 - 1 / D)) (1 + f^2 (1 + cs2) / (1 - f^2)).
+
+    Arrivals N during one iteration lengthen the next by E[s] N, and that one the next again: iterations are a
+    first-order autoregression with coefficient f and variance lambda C E[s^2] / (1 - f^2). A sequence decodes for D
+    iterations after its own prefill, taken as geometric; u sums what its companions still add. 0 without prefill.
+    """
+    f = prefill_frac
+    together = 1.0 + f**2 * (1.0 + prefill_scv) / (1.0 - f**2)
+    return f**2 / (1.0 - f * (1.0 - 1.0 / jnp.maximum(n_steps, 1.0))) * together
+
+
 def sequences_in_flight(
     step: DecodeStep,
     n_max: ArrayLike,
@@ -35,20 +54,26 @@ def sequences_in_flight(
     n_steps: ArrayLike,
     context_tokens: ArrayLike,
     prefill_frac: ArrayLike,
+    crowd: ArrayLike = 0.0,
 ) -> Array:
-    """Mean number of decoding sequences of one instance [-]: the fixed point, at most `n_max`; `n_max` in overload."""
+    """Mean number of decoding sequences of one instance [-]: the fixed point, at most `n_max`; `n_max` in overload.
+
+    `crowd` is the `crowding` u.
+    """
     n_max = jnp.asarray(n_max, dtype=float)
 
-    def missing(n: ArrayLike) -> Array:
-        return rate_per_s * n_steps * decode_step_s(step, n + 1.0, context_tokens) - n * (1.0 - prefill_frac)
+    def excess_at(n: ArrayLike, rate: ArrayLike, frac: ArrayLike, u: ArrayLike) -> Array:
+        a = rate * n_steps * decode_step_s(step, n + 1.0, context_tokens) / (1.0 - frac)
+        # (a + sqrt(a^2 + 4 a u)) / 2, whose gradient at a = 0 needs a guard
+        some = a > 0
+        safe = jnp.where(some, a, 1.0)
+        return jnp.where(some, safe * (1.0 + jnp.sqrt(1.0 + 4.0 * u / safe)) / 2.0, 0.0) - n
 
-    holds = missing(n_max) < 0.0  # the root lies below n_max
-    target = jnp.where(holds, rate_per_s, 0.0)  # guarded: without arrivals the root is 0
+    holds = excess_at(n_max, rate_per_s, jnp.minimum(prefill_frac, 0.999), crowd) < 0.0  # the root lies below n_max
+    target, frac, u = (jnp.where(holds, value, 0.0) for value in (rate_per_s, prefill_frac, crowd))  # guarded: root 0
 
     def excess(n: Array) -> Array:
-        return target * n_steps * decode_step_s(step, n + 1.0, context_tokens) - n * (
-            1.0 - jnp.where(holds, prefill_frac, 0.0)
-        )
+        return excess_at(n, target, frac, u)
 
     def solve(residual, start: Array) -> Array:
         def newton(_, n: Array) -> Array:

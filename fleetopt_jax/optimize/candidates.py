@@ -38,18 +38,18 @@ def score_batch(
     *,
     assumptions: Assumptions,
     objective: Objective,
-) -> Array:
-    """Costs [M] of M candidates, windows and gammas [M, K], each sized to hold `slo`.
+) -> tuple[Array, Array]:
+    """(costs [M], instances [M, K]) of M candidates, windows and gammas [M, K], each sized to hold `slo`.
 
-    inf where the limits cannot be held, and where the longest request the last window promises is accepted by no pool
-    with traffic.
+    The cost is inf where the limits cannot be held, and where the longest request the last window promises is accepted
+    by no pool with traffic.
     """
 
-    def score(windows: Array, gammas: Array) -> Array:
+    def score(windows: Array, gammas: Array) -> tuple[Array, Array]:
         fleet = size_fleet(engines, windows, gammas, workload, slo, assumptions)
-        metrics = evaluate(fleet, workload, assumptions)
+        metrics = evaluate(fleet, workload, assumptions, quantiles=False)
         feasible = _promised(metrics, windows, gammas) & jnp.isfinite(metrics.n_instances)
-        return jnp.where(feasible, cost(metrics, objective), jnp.inf)
+        return jnp.where(feasible, cost(metrics, objective), jnp.inf), fleet.n_instances
 
     return jax.vmap(score)(window_tokens, gamma)
 
@@ -74,7 +74,7 @@ def reach_batch(
         pools = list(zip(engines, traffic, windows, strict=True))
         least = jnp.stack([least_instances(*pool, workload, slo, assumptions) for pool in pools])
         most = jnp.where(least > 0, most_instances(jnp.where(jnp.isfinite(least), least, 1.0)), 0.0)
-        metrics = evaluate(Fleet(engines, windows, gammas, most), workload, assumptions)
+        metrics = evaluate(Fleet(engines, windows, gammas, most), workload, assumptions, quantiles=False)
         serves = _promised(metrics, windows, gammas) & jnp.all(jnp.isfinite(least))
         ttft_s, itl_s = reached(metrics, slo)
         return jnp.where(serves, ttft_s, jnp.inf), jnp.where(serves, itl_s, jnp.inf)
@@ -88,19 +88,28 @@ def _promised(metrics: FleetMetrics, windows: Array, gammas: Array) -> Array:
     return jnp.max(jnp.where(busy, router_edges(windows, gammas), 0.0)) >= windows[-1]
 
 
-@partial(jax.jit, static_argnames="assumptions")
+_evaluate = jax.jit(evaluate, static_argnames="assumptions")
+
+
 def detail(
     engines: tuple[Engine, ...],
-    window_tokens: Array,
-    gamma: Array,
+    window_tokens: np.ndarray,
+    gamma: np.ndarray,
     workload: Workload,
     slo: Slo,
     *,
     assumptions: Assumptions,
+    objective: Objective = "tok_per_j",
 ) -> tuple[Fleet, FleetMetrics]:
-    """One candidate [K], sized and evaluated in full."""
-    fleet = size_fleet(engines, window_tokens, gamma, workload, slo, assumptions)
-    return fleet, evaluate(fleet, workload, assumptions)
+    """One candidate [K], sized and evaluated in full. Sized in a batch of itself, as a search has compiled it."""
+    rows = (BATCH, len(engines))
+    windows, gammas = np.broadcast_to(window_tokens, rows), np.broadcast_to(gamma, rows)
+    # Arguments by the same names as the search passes: the cache of compilations tells names from positions.
+    _, n_instances = score_batch(
+        engines, windows, gammas, workload=workload, slo=slo, assumptions=assumptions, objective=objective
+    )
+    fleet = Fleet(engines, jnp.asarray(window_tokens, dtype=float), jnp.asarray(gamma, dtype=float), n_instances[0])
+    return fleet, _evaluate(fleet, workload, assumptions=assumptions)
 
 
 Candidate = tuple[float, np.ndarray, np.ndarray]  # (cost, windows [K], gammas [K])
@@ -127,7 +136,7 @@ class Scorer:
         for start in range(0, len(windows), BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(windows) - 1)  # the last batch repeats its last row
             kept = min(BATCH, len(windows) - start)
-            costs[start : start + kept] = np.asarray(self._score(windows[rows], gammas[rows]))[:kept]
+            costs[start : start + kept] = np.asarray(self._score(windows[rows], gammas[rows])[0])[:kept]
             if progress:
                 progress(start + kept, len(windows))
         self.n_evaluated += len(windows)

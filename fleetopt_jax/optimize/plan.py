@@ -180,7 +180,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             "mean_prompt_tokens": mean_prompt,
             "mean_output_tokens": mean_output,
         },
-        "slo": {name: value if name == "scope" else float(value) for name, value in vars(problem.slo).items()},
+        "slo": _slo_json(problem.slo),
         "max_num_seqs": problem.choices[0].max_num_seqs,
         "site": _numbers(problem.choices[0].engine.site),
         "compressor": _numbers(problem.choices[0].engine.compressor),
@@ -191,6 +191,11 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     if plan.binding is not None:
         document["binding"] = plan.binding
     return document
+
+
+def _slo_json(slo: Slo) -> dict[str, Any]:
+    values = {name: value if name == "scope" else float(value) for name, value in vars(slo).items()}
+    return values | {"itl_s": values["itl_s"] if math.isfinite(values["itl_s"]) else None}  # JSON has no infinity
 
 
 def _numbers(record: Any) -> dict[str, float]:

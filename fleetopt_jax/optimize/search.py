@@ -129,7 +129,15 @@ def _detail(
     problem: Problem, choices: tuple[EngineChoice, ...], windows: np.ndarray, gammas: np.ndarray
 ) -> tuple[Fleet, FleetMetrics]:
     engines = tuple(choice.engine for choice in choices)
-    return detail(engines, windows, gammas, problem.workload, problem.slo, assumptions=problem.assumptions)
+    return detail(
+        engines,
+        windows,
+        gammas,
+        problem.workload,
+        problem.slo,
+        assumptions=problem.assumptions,
+        objective=problem.objective,
+    )
 
 
 def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search: Search) -> Plan:

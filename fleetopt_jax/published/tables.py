@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
-import jax.numpy as jnp
+import numpy as np
 
 from fleetopt_jax.catalog.engines import engine_choice
 from fleetopt_jax.catalog.gpus import GPUS
@@ -168,7 +168,7 @@ def _exact_fleet(row: str, gpu: str, workload_name: str, windows: list[float], g
     workload = load_workload(workload_name, rate_per_s=RATE_PER_S)
     slo = make_slo(ttft_p99_s=TTFT_LIMIT_S, max_utilization=MAX_UTILIZATION)
     engines = (engine_choice(gpu, engine="projected").engine,) * len(windows)
-    _, metrics = detail(engines, jnp.array(windows), jnp.array(gamma), workload, slo, assumptions=PUBLISHED)
+    _, metrics = detail(engines, np.array(windows), np.array(gamma), workload, slo, assumptions=PUBLISHED)
     return _fleet_values(row, float(metrics.n_instances), float(metrics.power_w), float(metrics.tok_per_j))
 
 

@@ -1,6 +1,5 @@
 """Rich tables for the terminal. Each takes the same JSON document that `--json` prints."""
 
-import math
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -73,7 +72,7 @@ HARDLY = 1.02  # gains below this are within what whole instances and the engine
 
 def _limit(slo: dict[str, Any]) -> str:
     grows = f" + {slo['ttft_s_per_token'] * 1000 / MS:g} ms per 1,000 prompt tokens" if slo["ttft_s_per_token"] else ""
-    itl = f", mean ITL {_ms(slo['itl_s'])}" if slo["itl_s"] is not None and math.isfinite(slo["itl_s"]) else ""
+    itl = f", mean ITL {_ms(slo['itl_s'])}" if slo["itl_s"] is not None else ""
     held = ", of all requests together" if slo["scope"] == "fleet" else ""
     return f"{_ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
 
