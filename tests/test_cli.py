@@ -198,12 +198,12 @@ def test_out_holds_the_document_of_stdout_and_nothing_lies_beside_it(default_pla
 @pytest.mark.parametrize(
     "options",
     [
-        ("--rate", "0.5"),
         ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd", "--assume", "published"),
         ("--rate", "200", "--gamma", "1.3", "--pue", "1.3", "--host-w-per-gpu", "100", "--usd-per-kwh", "0.1"),
         *(
             pytest.param(options, marks=pytest.mark.slow)
             for options in (
+                ("--rate", "0.5"),
                 ("--rate", "200", "--gpu", "b200", "--ttft-p99-ms", "2500", "--slo-scope", "fleet"),
                 ("--rate", "20", "--assume", "physical,kv_cache=reserved", "--ttft-ms-per-1k", "100", "--itl-ms", "40"),
                 ("--rate", "20", "--precision", "fp8", "--tp", "2", "--ttft-p99-ms", "4000", "--max-num-seqs", "64"),
@@ -223,6 +223,7 @@ def test_evaluate_gives_an_optimized_plan_its_own_metrics(fleetopt, trace_file, 
     assert_same_plan(after, before)
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_default_plan_its_own_metrics(fleetopt, default_plan):
     before, after = default_plan[0].document, fleetopt("evaluate", default_plan[1], "--json").document
     assert_same_plan(after, before)
@@ -467,6 +468,7 @@ def test_an_unreachable_ttft_names_the_smallest_that_is_reachable(fleetopt, trac
     assert ask(reachable_ms - 0.1).code == INFEASIBLE  # it was rounded up to a tenth of a millisecond, no further
 
 
+@pytest.mark.slow
 def test_a_window_no_engine_can_hold_is_infeasible_and_names_the_largest(fleetopt, tmp_path):
     """Llama-3.1-70B at TP 2 leaves an H100 few KV blocks."""
     path = tmp_path / "long.csv"
@@ -490,7 +492,7 @@ def test_an_asked_window_no_engine_can_hold_is_infeasible(fleetopt, trace_file):
     "options",
     [
         ("--pools", "1"),
-        ("--pools", "6", "--gamma", "auto", "--assume", "published"),
+        ("--pools", "3", "--gamma", "auto", "--assume", "published"),
         pytest.param(("--pools", "6", "--gamma", "auto"), marks=pytest.mark.slow),
     ],
 )
@@ -750,7 +752,9 @@ def test_a_process_shows_one_line_and_no_traceback(tmp_path):
 
 
 def test_an_infeasible_process_exits_3(trace_file):
-    answer = in_a_process("optimize", "--workload", trace_file, "--ttft-p99-ms", "0.001", "--json")
+    answer = in_a_process(
+        "optimize", "--workload", trace_file, "--ttft-p99-ms", "0.001", "--assume", "published", "--json"
+    )
     assert answer.code == INFEASIBLE
     assert answer.document["status"] == "infeasible"
     assert answer.err.startswith("fleetopt optimize: infeasible: ")

@@ -384,6 +384,7 @@ def rich(engine: Engine) -> Engine:
     )
 
 
+@pytest.mark.slow
 def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
     engines = (replace(engine, compressor=make_compressor(success_frac=0.6, s_per_token=1e-6, j_per_token=0.1)),) * 2
     fleet = make_fleet(engines, window_tokens=[900.0, 20_480], gamma=[1.5, 1.0], n_instances=[12, 20])
@@ -691,6 +692,7 @@ def test_a_pool_gets_the_least_instances_that_hold_every_limit(engine, workload)
     assert 0.1 < np.mean(np.isinf(needed)) < 0.9
 
 
+@pytest.mark.slow
 def test_no_pool_of_a_fleet_can_be_smaller(engine, workload):
     engines, windows, gamma = (engine,) * 2, jnp.array([900.0, 20_480.0]), jnp.array([1.5, 1.0])
 
