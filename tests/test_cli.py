@@ -339,6 +339,7 @@ def measurements_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_calibrated_engine_serves_wherever_a_gpu_can(fleetopt, measurements_file, trace_file, tmp_path):
     names = ("--gpu", "h100", "--llm", "llama-3.1-70b", "--tp", 4)
     engine, figure = tmp_path / "engine.json", tmp_path / "fit.svg"

@@ -84,7 +84,8 @@ def test_grid_is_the_best_of_all_candidates(choice, workload, scope):
         assert by_window[float(plan.fleet.window_tokens[0])] == pytest.approx(max(by_window.values()), rel=1e-9)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["pool", "fleet"])
 def test_infeasible_names_what_is_reachable(choice, workload, scope):
     """Asked again for what was named, a little rounded up, until all is held."""
     named = []
