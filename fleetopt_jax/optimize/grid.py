@@ -24,7 +24,8 @@ def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate,
     best, exhaustive = (math.inf, *alone), True
     if problem.n_pools == 1:
         return (scorer(alone[0][None], alone[1][None])[0], *alone), True
-    for n_boundaries in range(1, problem.n_pools):
+    most = problem.n_pools - 1
+    for n_boundaries in range(most if _all_affordable(scorer, most) else 1, problem.n_pools):
         candidate, exhaustive = _search(scorer, n_boundaries, progress)
         found = [best, candidate]
         if not exhaustive:
@@ -40,8 +41,7 @@ def _search(scorer: Scorer, n_boundaries: int, progress: Progress | None) -> tup
     """The best of the candidates with so many boundaries, and whether these are all there are."""
     problem = scorer.problem
     options, gammas = scorer.thresholds, gamma_grid(problem)
-    all_of_them = math.comb(len(options) + n_boundaries - 1, n_boundaries)
-    most = MAX_CANDIDATES if len(gammas) == 1 and all_of_them <= MAX_CANDIDATES else MAX_COARSE
+    most = MAX_CANDIDATES if _all_affordable(scorer, n_boundaries) else MAX_COARSE
     kept_gammas = gammas[spread(len(gammas), int(most ** (0.5 / n_boundaries)))]
     affordable = _affordable(len(options), most // len(kept_gammas) ** n_boundaries, n_boundaries)
     kept = options[spread(len(options), affordable)]
@@ -54,6 +54,12 @@ def _search(scorer: Scorer, n_boundaries: int, progress: Progress | None) -> tup
     best = int(np.argmin(costs))
     complete = len(kept) == len(options) and len(kept_gammas) == len(gammas)
     return (costs[best], window_rows[best], gamma_rows[best]), complete
+
+
+def _all_affordable(scorer: Scorer, n_boundaries: int) -> bool:
+    """Whether every combination of thresholds can be tried: those with fewer boundaries are among them."""
+    combinations = math.comb(len(scorer.thresholds) + n_boundaries - 1, n_boundaries)
+    return scorer.problem.gamma is not None and combinations <= MAX_CANDIDATES
 
 
 def _affordable(n_options: int, n_combinations: int, n_boundaries: int) -> int:
