@@ -357,6 +357,7 @@ WATCHED = (
 )
 
 
+@pytest.mark.slow
 def test_gradients_stay_finite_where_a_pool_is_at_an_edge(h100, roofline, small_workload):
     """No traffic, no instances, overload, a window on a length, a window that holds no sequence: never nan."""
     tiny = small_engine(n_blocks=10)

@@ -72,6 +72,7 @@ def nan_metrics(metrics: FleetMetrics) -> list[str]:
 # --- hardware -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_twice_the_gpus_at_equal_activity_draw_twice_the_power(engine, workload):
     fleet = make_fleet([engine], window_tokens=[20_480], n_instances=[20])
     doubled = replace(fleet, engines=(replace(engine, gpus_per_instance=2 * engine.gpus_per_instance),))

@@ -16,8 +16,6 @@ from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, make_problem
 from fleetopt_jax.optimize.search import evaluate_given, optimize
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 
-SCOPES = ["pool", pytest.param("fleet", marks=pytest.mark.slow)]
-
 
 @pytest.fixture(scope="module")
 def choice() -> EngineChoice:
@@ -66,7 +64,8 @@ def assert_held(plan: Plan) -> None:
     assert float(again.metrics.tok_per_j) == pytest.approx(float(plan.metrics.tok_per_j), rel=1e-9)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["pool", "fleet"])
 def test_grid_is_the_best_of_all_candidates(choice, workload, scope):
     for gamma, rate, limits in (
         (1.0, 60.0, dict(ttft_p99_s=1.0)),
