@@ -87,6 +87,18 @@ def evaluate(
     Source: arXiv 2603.17280v1, section 4, for the preset `published`; `laws/` for the choices of `physical`.
     """
     traffic = route(fleet.engines, fleet.window_tokens, fleet.gamma, workload, assumptions, router_width=router_width)
+    return fleet_metrics(fleet, traffic, workload, assumptions, quantiles=quantiles)
+
+
+def fleet_metrics(
+    fleet: Fleet,
+    traffic: tuple[PoolTraffic, ...],
+    workload: Workload,
+    assumptions: Assumptions,
+    *,
+    quantiles: bool = True,
+) -> FleetMetrics:
+    """Metrics of `fleet` whose pools get `traffic`, of which a search needs to route but once; see `evaluate`."""
     return _total(
         for_each_pool(
             lambda engine, pool, window, n: pool_metrics(

@@ -93,6 +93,19 @@ def size_fleet(
     that no other fleet is.
     """
     traffic = route(engines, window_tokens, gamma, workload, assumptions)
+    n_instances = instances_for(engines, traffic, window_tokens, workload, slo, assumptions)
+    return Fleet(engines=engines, window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
+
+
+def instances_for(
+    engines: tuple[Engine, ...],
+    traffic: tuple[PoolTraffic, ...],
+    window_tokens: Array,
+    workload: Workload,
+    slo: Slo,
+    assumptions: Assumptions = PHYSICAL,
+) -> Array:
+    """The instances [K] of `size_fleet` for pools that get `traffic`."""
     rule = required_instances if slo.scope == "pool" else least_instances
     n_instances = for_each_pool(
         lambda engine, pool, window: rule(engine, pool, window, workload, slo, assumptions),
@@ -101,8 +114,8 @@ def size_fleet(
         window_tokens,
     )
     if slo.scope == "fleet" and assumptions.whole:
-        n_instances = _share_out(engines, traffic, window_tokens, n_instances, workload, slo, assumptions)
-    return Fleet(engines=engines, window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
+        return _share_out(engines, traffic, window_tokens, n_instances, workload, slo, assumptions)
+    return n_instances
 
 
 def _pool_held(metrics: PoolMetrics, slo: Slo) -> Array:

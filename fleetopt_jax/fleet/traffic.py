@@ -1,7 +1,9 @@
 """What each pool has to serve: the workload's atoms, routed and summed.
 
 The hard router needs no loop over atoms: with prefix sums over the sorted lengths, a pool's traffic is a difference of
-two of them. Under `vmap` over thresholds the sums are computed once and a candidate costs a binary search.
+two of them. Under `vmap` over thresholds the sums are computed once and a candidate costs two binary searches a pool,
+of its window and of its edge. Every feature has a sum of its own: the compiler leaves out what the assumptions leave
+unread, which it cannot do with the columns of a matrix.
 """
 
 import jax
@@ -65,7 +67,9 @@ def route(
     edges = router_edges(window_tokens, REACH[assumptions.compression](gamma))
     if router_width is None:
         atoms = _Atoms(workload, assumptions)
-        return tuple(_hard_traffic(atoms, engines, k, window_tokens, edges, assumptions) for k in range(len(engines)))
+        lengths = jnp.concatenate([window_tokens, edges])
+        ends = jnp.split(jnp.searchsorted(atoms.total, lengths, side="right"), 2)
+        return tuple(_hard_traffic(atoms, engines, k, window_tokens, *ends, assumptions) for k in range(len(engines)))
     return _soft_traffic(engines, window_tokens, edges, workload, assumptions, router_width)
 
 
@@ -90,42 +94,40 @@ def _hard_traffic(
     engines: tuple[Engine, ...],
     k: int,
     windows: Array,
-    edges: Array,
+    window_ends: Array,
+    edge_ends: Array,
     assumptions: Assumptions,
 ) -> PoolTraffic:
     """As they are: the requests in (B_{k-1}, B_k], less those an earlier pool j compressed, which are some of
     (max(B_j, e_{j-1}), e_j]. Compressed: those in (max(B_k, e_{k-1}), e_k] that can be and are."""
     engine, window = engines[k], windows[k]
-    below = windows[k - 1] if k else jnp.zeros_like(window)
     weight, eligible = atoms.workload.weight, atoms.workload.weight * atoms.compressible
     success = [SUCCESS[assumptions.compression](each) for each in engines[: k + 1]]
 
-    def position(length: Array) -> Array:
-        return jnp.searchsorted(atoms.total, length, side="right")
-
     def band(j: int) -> tuple[Array, Array]:
-        return jnp.maximum(windows[j], edges[j - 1] if j else 0.0), edges[j]
+        return jnp.maximum(window_ends[j], edge_ends[j - 1] if j else 0), edge_ends[j]
 
-    start, end = position(below), position(window)
-    earlier = [tuple(position(jnp.clip(length, below, window)) for length in band(j)) for j in range(k)]
-    band_start, band_end = (position(length) for length in band(k))
+    start, end = window_ends[k - 1] if k else jnp.zeros_like(window_ends[k]), window_ends[k]
+    earlier = [tuple(jnp.clip(bound, start, end) for bound in band(j)) for j in range(k)]
+    band_start, band_end = band(k)
 
-    def as_they_are(of_all: Array, of_eligible: Array) -> Array:
-        """Sums over the requests served as they are, from running sums with a leading axis."""
+    def as_they_are(x: Array) -> Array:
+        """Sum of a feature [J] or [J, C] over the requests served as they are."""
+        of_all, of_eligible = _running(weight, x), _running(eligible, x)
         kept = of_all[end] - of_all[start]
         for done, (first, last) in zip(success, earlier):
             kept -= done * (of_eligible[last] - of_eligible[first])
         return kept
 
-    # One running sum over one matrix: a scan compiles to many operations, and one is enough.
+    def tried(x: Array) -> Array:
+        """Sum of a feature [J] over the requests this pool tries to compress."""
+        sums = _running(eligible, x)
+        return sums[band_end] - sums[band_start]
+
     features = (jnp.ones_like(weight), atoms.output, *_features(engine, atoms.prompt, atoms.output, assumptions))
-    leaves, tree = jax.tree.flatten(features)
-    powers = [atoms.output**j for j in range(OUTPUT_POWERS)]
-    columns = [weight * x for x in leaves] + [eligible * x for x in (*leaves, *powers, atoms.prompt)]
-    n = len(leaves)
-    sums = _running(jnp.stack(columns, axis=1))
-    own = jax.tree.unflatten(tree, list(as_they_are(sums[:, :n], sums[:, n : 2 * n])))
-    *tried_powers, tried_prompt = sums[band_end, 2 * n :] - sums[band_start, 2 * n :]
+    own = jax.tree.map(as_they_are, features)
+    tried_powers = [tried(atoms.output**j) for j in range(OUTPUT_POWERS)]
+    tried_prompt = tried(atoms.prompt)
     output_powers = success[k] * jnp.stack(tried_powers)
     squeezed = _SQUEEZED[assumptions.compression](engine, window, output_powers, atoms.whole_share, assumptions)
     frac, credited = own[0] + output_powers[0], own[1] + output_powers[1]
@@ -133,17 +135,16 @@ def _hard_traffic(
     histogram = None
     if atoms.cells is not None:
         cell, shortest, longest = atoms.cells
-        inside = jax.nn.one_hot(cell, N_CELLS)
-        mass = as_they_are(_running(weight[:, None] * inside), _running(eligible[:, None] * inside))
+        mass = as_they_are(jax.nn.one_hot(cell, N_CELLS))
         histogram = _histogram(
             engine, mass, shortest, longest, window, output_powers, mean_over(tried_prompt, tried_powers[0])
         )
     return _traffic(frac, credited, steps, asked, tried_prompt, histogram)
 
 
-def _running(columns: Array) -> Array:
-    """Sums of the first 0, 1, 2, ... rows."""
-    return jnp.pad(jnp.cumsum(columns, axis=0), ((1, 0), (0, 0)))
+def _running(weight: Array, x: Array) -> Array:
+    """Weighted sums of the first 0, 1, 2, ... rows."""
+    return jnp.concatenate([jnp.zeros_like(x[:1]), jnp.cumsum((weight * x.T).T, axis=0)])
 
 
 def _soft_traffic(

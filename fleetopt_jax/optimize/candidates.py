@@ -11,16 +11,17 @@ from jax import Array
 
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate
+from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import reached
-from fleetopt_jax.fleet.sizing import least_instances, most_instances, size_fleet
-from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.fleet.sizing import instances_for, least_instances, most_instances
+from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.routing import router_edges
 from fleetopt_jax.optimize.plan import GAMMA_MAX, EngineChoice, Problem, thresholds
 from fleetopt_jax.workload.atoms import Workload
 
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once
+CHUNK = 1024  # of them that are sized together
 GAMMA_STEP = 0.05
 NEAREST = 8  # thresholds on either side that are tried however far they are
 MAX_NEIGHBOURS = 16_384  # candidates of one move of the coordinate search
@@ -45,13 +46,17 @@ def score_batch(
     by no pool with traffic.
     """
 
-    def score(windows: Array, gammas: Array) -> tuple[Array, Array]:
-        fleet = size_fleet(engines, windows, gammas, workload, slo, assumptions)
-        metrics = evaluate(fleet, workload, assumptions, quantiles=False)
+    def score(windows: Array, gammas: Array, traffic: tuple[PoolTraffic, ...]) -> tuple[Array, Array]:
+        n_instances = instances_for(engines, traffic, windows, workload, slo, assumptions)
+        fleet = Fleet(engines, windows, gammas, n_instances)
+        metrics = fleet_metrics(fleet, traffic, workload, assumptions, quantiles=False)
         feasible = _promised(metrics, windows, gammas) & jnp.isfinite(metrics.n_instances)
-        return jnp.where(feasible, cost(metrics, objective), jnp.inf), fleet.n_instances
+        return jnp.where(feasible, cost(metrics, objective), jnp.inf), n_instances
 
-    return jax.vmap(score)(window_tokens, gamma)
+    # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
+    # slowest of its candidates needs, and its numbers stay in the cache.
+    traffic = jax.vmap(lambda *candidate: route(engines, *candidate, workload, assumptions))(window_tokens, gamma)
+    return jax.lax.map(lambda candidate: score(*candidate), (window_tokens, gamma, traffic), batch_size=CHUNK)
 
 
 @partial(jax.jit, static_argnames="assumptions")
@@ -74,7 +79,8 @@ def reach_batch(
         pools = list(zip(engines, traffic, windows, strict=True))
         least = jnp.stack([least_instances(*pool, workload, slo, assumptions) for pool in pools])
         most = jnp.where(least > 0, most_instances(jnp.where(jnp.isfinite(least), least, 1.0)), 0.0)
-        metrics = evaluate(Fleet(engines, windows, gammas, most), workload, assumptions, quantiles=False)
+        fleet = Fleet(engines, windows, gammas, most)
+        metrics = fleet_metrics(fleet, traffic, workload, assumptions, quantiles=False)
         serves = _promised(metrics, windows, gammas) & jnp.all(jnp.isfinite(least))
         ttft_s, itl_s = reached(metrics, slo)
         return jnp.where(serves, ttft_s, jnp.inf), jnp.where(serves, itl_s, jnp.inf)
