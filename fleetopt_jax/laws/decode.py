@@ -52,8 +52,13 @@ def make_decode_step(
 def decode_step_s(step: DecodeStep, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
     """Time of one decode iteration [s] with `n_active` sequences of mean context `context_tokens`."""
     windowed_tokens = jnp.minimum(context_tokens, step.window_tokens)
-    per_seq_s = step.per_seq_s + step.per_token_s * context_tokens + step.windowed_token_s * windowed_tokens
-    return step.base_s + step.expert_s * expert_coverage(step.expert_share, n_active) + per_seq_s * n_active
+    return batch_step_s(step, n_active, n_active * context_tokens, n_active * windowed_tokens)
+
+
+def batch_step_s(step: DecodeStep, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
+    """The same of a batch whose contexts sum to `tokens`, and to `windowed_tokens` where each is cut to the window."""
+    weights_s = step.base_s + step.expert_s * expert_coverage(step.expert_share, n_active)
+    return weights_s + step.per_seq_s * n_active + step.per_token_s * tokens + step.windowed_token_s * windowed_tokens
 
 
 def decode_line(step: DecodeStep, n_active: ArrayLike, context_tokens: ArrayLike) -> tuple[Array, Array]:

@@ -1,0 +1,214 @@
+"""One pool's instances over all its requests: dispatch, batch, dispatch, ..., in one compiled loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.simulate.batching import Queues, Scheduler, State, Tally, empty_state, finished, run_until
+from fleetopt_jax.simulate.dispatch import Policy, dispatch
+
+Progress = Callable[[float], None]
+
+MOST_SENT = 256  # requests of a replication dispatched at once
+SEGMENT = 128  # dispatches between two signs of progress
+PAD_S = np.inf
+
+
+@dataclass(frozen=True)
+class PoolRequests:
+    """What a pool gets; numpy arrays [R, m], padded at the end with arrivals that never come."""
+
+    arrival_s: np.ndarray
+    prompt_tokens: np.ndarray
+    output_tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class PoolRun:
+    """What became of it: times [R, m] (inf where it did not happen), sums [R, N]."""
+
+    admit_s: np.ndarray
+    first_s: np.ndarray
+    last_s: np.ndarray
+    tally: Tally
+    gap_counts: np.ndarray  # [R, bins]
+    in_system: np.ndarray  # requests still there at the end [R]
+    memory_bytes: int  # of the state
+
+
+def run_pool(
+    engine: Engine,
+    scheduler: Scheduler,
+    requests: PoolRequests,
+    n_instances: int,
+    horizon_s: np.ndarray,
+    *,
+    policy: Policy = "jsq",
+    staleness_s: float = 0.05,
+    n_slots: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> PoolRun:
+    """Every iteration of the pool's `n_instances` until `horizon_s` [R], after which nothing is computed any more.
+
+    The router knows the queues as they were up to `staleness_s` ago, and what it has sent since. `n_slots` is where to
+    start: where it proves too few for the batches that come, the run starts again with twice as many, so that memory
+    follows the batches that come and not the largest allowed. Shapes are rounded up so that fleets of about the same
+    size share one compilation.
+    """
+    if jnp.zeros(()).dtype != jnp.float64:
+        raise ValueError("need float64: set jax_enable_x64 before simulating")
+    n_groups, n_requests = requests.arrival_s.shape
+    width, n_padded = _round_up(n_requests), _round_up(n_instances)
+    most = int(scheduler.max_num_seqs)
+    n_slots = min(_round_up(n_slots), most)
+    ticks = _ticks(requests.arrival_s, width, policy, staleness_s)
+    while True:
+        state = empty_state(_queues(requests, width), n_groups, n_padded, n_slots)
+        state = jax.tree.map(jnp.copy, state)  # buffers of their own, so that they can be given away
+        # Instances that are not in service are already at the end.
+        serves = np.arange(n_padded) < n_instances
+        until_s = np.where(serves, horizon_s[:, None], 0.0).ravel()
+        n_segments = len(ticks.now_s) // SEGMENT
+        for i in range(n_segments):
+            part = jax.tree.map(lambda x: x[i * SEGMENT : (i + 1) * SEGMENT], vars(ticks))  # noqa: B023
+            state = _segment(
+                state, engine, scheduler, part, jnp.asarray(n_instances), jnp.asarray(seed), serves, policy=policy
+            )
+            if progress:
+                progress((i + 1) / (n_segments + 1))
+        state = _finish(state, engine, scheduler, until_s)
+        if not bool(state.cramped):
+            break
+        n_slots = min(2 * n_slots, most)
+    if progress:
+        progress(1.0)
+    return _result(state, n_groups, n_requests, width, n_instances)
+
+
+@dataclass(frozen=True)
+class _Ticks:
+    """Dispatches of all replications side by side, numpy arrays [T, R]."""
+
+    now_s: np.ndarray  # when; the router knows the queues of that moment
+    start: np.ndarray  # first request sent
+    count: np.ndarray  # how many
+
+
+def _ticks(arrival_s: np.ndarray, width: int, policy: Policy, staleness_s: float) -> _Ticks:
+    """A dispatch for every stretch of `staleness_s` in which requests come, or more where they are too many.
+
+    Policies that do not look at the queues dispatch everything beforehand.
+    """
+    columns = []
+    for row in arrival_s:
+        times = row[np.isfinite(row)]
+        if policy != "jsq":
+            start = np.arange(0, len(times), MOST_SENT)
+            now_s = np.zeros(len(start))
+        else:
+            stretch = np.floor(times / staleness_s) if staleness_s > 0 else np.arange(len(times), dtype=float)
+            first = np.flatnonzero(np.diff(stretch, prepend=-1.0))
+            sizes = np.diff(np.append(first, len(times)))
+            start = np.concatenate([np.arange(a, a + n, MOST_SENT) for a, n in zip(first, sizes)] or [first])
+            now_s = times[start]
+            whole = np.isin(start, first) & (staleness_s > 0)
+            now_s = np.where(whole, stretch[start] * staleness_s, now_s) if len(start) else now_s
+        columns.append((now_s, start, np.diff(np.append(start, len(times)))))
+    n_ticks = max(SEGMENT, -(-max(len(c[0]) for c in columns) // SEGMENT) * SEGMENT)
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        last = values[-1] if len(values) and values.dtype == float else 0
+        return np.append(values, np.full(n_ticks - len(values), last, dtype=values.dtype))
+
+    now_s, start, count = (np.stack([pad(c[i]) for c in columns], axis=1) for i in range(3))
+    return _Ticks(now_s, start.astype(np.int32), count.astype(np.int32))
+
+
+def _queues(requests: PoolRequests, width: int) -> Queues:
+    n_groups, n = requests.arrival_s.shape
+    nobody = n_groups * width
+
+    def column(values: np.ndarray, pad, dtype) -> Array:
+        padded = np.full((n_groups, width), pad, dtype)
+        padded[:, :n] = values
+        return jnp.asarray(np.append(padded.ravel(), np.asarray(pad, dtype)))
+
+    never = jnp.full(nobody + 1, jnp.inf)
+    return Queues(
+        arrival_s=column(requests.arrival_s, np.inf, float),
+        prompt_tokens=column(requests.prompt_tokens, 0, np.int32),
+        output_tokens=column(requests.output_tokens, 0, np.int32),
+        next=jnp.full(nobody + 1, nobody, jnp.int32),
+        admit_s=never,
+        first_s=never,
+        last_s=never,
+    )
+
+
+@partial(jax.jit, static_argnames="policy", donate_argnames="state")
+def _segment(state: State, engine, scheduler, ticks, n_instances, seed, serves, *, policy: Policy) -> State:
+    n_groups = len(state.gap_counts)
+    nobody = state.queues.next.shape[0] - 1
+    width = nobody // n_groups
+    key = jax.random.key(seed)
+
+    def tick(state: State, row) -> tuple[State, None]:
+        until_s = jnp.where(serves, row["now_s"][:, None], 0.0).ravel()
+        state = run_until(state, engine, scheduler, until_s)
+        sent = jnp.arange(MOST_SENT)
+        numbers = row["start"][:, None] + sent + width * jnp.arange(n_groups)[:, None]
+        numbers = jnp.where(sent < row["count"][:, None], numbers, nobody).astype(jnp.int32)
+        tick_key = jax.random.fold_in(key, jnp.sum(row["start"]))
+        return dispatch(state, numbers, row["start"], row["now_s"], n_instances, policy, tick_key), None
+
+    return jax.lax.scan(tick, state, ticks)[0]
+
+
+@partial(jax.jit, donate_argnames="state")
+def _finish(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) -> State:
+    state = run_until(state, engine, scheduler, until_s)
+    return State(**{**vars(state), "queues": finished(state)})
+
+
+def _result(state: State, n_groups: int, n_requests: int, width: int, n_instances: int) -> PoolRun:
+    def times(values: Array) -> np.ndarray:
+        return np.asarray(values)[:-1].reshape(n_groups, width)[:, :n_requests]
+
+    def sums(values: Array) -> np.ndarray:
+        return np.asarray(values).reshape(n_groups, -1)[:, :n_instances]
+
+    instances = state.instances
+    return PoolRun(
+        admit_s=times(state.queues.admit_s),
+        first_s=times(state.queues.first_s),
+        last_s=_ended(state, times),
+        tally=Tally(*map(sums, state.tally)),
+        gap_counts=np.asarray(state.gap_counts),
+        in_system=sums(instances.n_waiting + instances.n_running).sum(axis=1),
+        memory_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+    )
+
+
+def _ended(state: State, times: Callable[[Array], np.ndarray]) -> np.ndarray:
+    """Times of the last tokens; a preempted request that never came back has none."""
+    waiting = np.zeros(len(state.queues.next), bool)
+    request, left = np.asarray(state.slots.request).ravel(), np.asarray(state.slots.left).ravel()
+    waiting[request[left > 0]] = True
+    last_s = np.array(state.queues.last_s)
+    last_s[waiting] = np.inf
+    return times(last_s)
+
+
+def _round_up(n: int) -> int:
+    """The next number of three binary digits: at most a quarter more."""
+    if n <= 4:
+        return n
+    unit = 1 << (n.bit_length() - 3)
+    return -(-n // unit) * unit

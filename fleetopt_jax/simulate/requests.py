@@ -1,0 +1,71 @@
+"""Requests as they come to the fleet: how long they are, and when they arrive."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices import LENGTHS
+from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.workload.readers import Trace
+
+
+@dataclass(frozen=True)
+class Requests:
+    """R replications of M requests in order of arrival; numpy arrays [R, M]. Tokens are whole."""
+
+    arrival_s: np.ndarray
+    prompt_tokens: np.ndarray
+    output_tokens: np.ndarray
+
+
+def draw_requests(
+    workload: Workload, assumptions: Assumptions, n_requests: int, n_replications: int, seed: int
+) -> Requests:
+    """Independent requests of the workload's kinds, arriving with its rate and burstiness.
+
+    The mean of a cell of a compressed trace is not whole: it is rounded up with the probability that keeps the mean.
+    Every replication has its own stream of numbers, so that more of them do not change the first.
+    """
+    prompt, output = (np.asarray(x) for x in LENGTHS[assumptions.lengths](workload, assumptions))
+    weight = np.cumsum(np.asarray(workload.weight))
+    rows = []
+    for r in range(n_replications):
+        rng = np.random.default_rng([seed, r])
+        atom = np.searchsorted(weight, rng.random(n_requests) * weight[-1], side="right").clip(max=len(weight) - 1)
+        lengths = (np.floor(values[atom] + rng.random(n_requests) * (values[atom] % 1 > 0)) for values in (prompt, output))
+        prompt_r, output_r = (np.maximum(values, 1).astype(np.int64) for values in lengths)
+        gaps = draw_gaps(rng, n_requests, float(workload.arrival_scv)) / float(workload.arrival_rate_per_s)
+        rows.append((np.cumsum(gaps), prompt_r, output_r))
+    return Requests(*(np.stack(column) for column in zip(*rows)))
+
+
+def draw_gaps(rng: np.random.Generator, n: int, scv: float) -> np.ndarray:
+    """Gaps of mean 1 between the arrivals of a gamma renewal process of squared CV `scv`; Poisson where it is 1."""
+    if scv == 0:
+        return np.ones(n)
+    return rng.gamma(1.0 / scv, scv, n)
+
+
+def replay_requests(trace: Trace, rate_per_s: float, n_requests: int, n_replications: int) -> Requests:
+    """A trace's own requests at its own time stamps, stretched to the asked mean rate.
+
+    A replication is a stretch of the trace; they follow each other, and where the trace ends it starts again.
+    """
+    if trace.arrival_s is None or not trace.arrival_s[-1] > 0:
+        raise ValueError("need a trace with time stamps that are not all equal")
+    n = len(trace.arrival_s)
+    start = np.arange(n_replications)[:, None] * n_requests
+    row, lap = (start + np.arange(n_requests)) % n, (start + np.arange(n_requests)) // n
+    span_s = float(trace.arrival_s[-1]) * n / max(n - 1, 1)  # the last request has a gap behind it, too
+    stamp_s = trace.arrival_s[row] + lap * span_s
+    arrival_s = (stamp_s - stamp_s[:, :1]) * (n / span_s / rate_per_s)
+    return Requests(
+        arrival_s, trace.prompt_tokens[row].astype(np.int64), trace.output_tokens[row].astype(np.int64)
+    )
+
+
+def span_requests(rate_per_s: float, seconds: float) -> int:
+    """How many requests come in so many seconds."""
+    return math.ceil(rate_per_s * seconds)
