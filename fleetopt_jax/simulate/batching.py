@@ -422,9 +422,7 @@ def _pause(state: State, engine: Engine, scheduler: Scheduler, pauses: Array, un
     waiting_s = (end_s - instances.clock_s) * instances.n_waiting
     return replace(
         state,
-        instances=replace(
-            instances, clock_s=end_s, just_finished=jnp.where(pauses, 0, instances.just_finished)
-        ),
+        instances=replace(instances, clock_s=end_s, just_finished=jnp.where(pauses, 0, instances.just_finished)),
         tally=tally._replace(
             gpu_j=tally.gpu_j + engine.idle_w * idle_s, path_in_system_s=tally.path_in_system_s + waiting_s
         ),
@@ -457,9 +455,7 @@ def _preempt(state: State, engine: Engine, scheduler: Scheduler) -> State:
             first_s=queues.first_s.at[request].set(jnp.where(over, first_s, NEVER)),
             last_s=queues.last_s.at[request].set(jnp.where(over, last_s, NEVER)),
         ),
-        slots=replace(
-            slots, left=jnp.where(here, 0, slots.left), request=jnp.where(here, nobody, slots.request)
-        ),
+        slots=replace(slots, left=jnp.where(here, 0, slots.left), request=jnp.where(here, nobody, slots.request)),
         instances=replace(
             instances,
             head=jnp.where(over, request, instances.head),

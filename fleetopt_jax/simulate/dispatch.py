@@ -67,8 +67,10 @@ def _append(state: State, requests: Array, chosen: Array) -> State:
     tail = instances.tail[jnp.minimum(instance, n - 1)]
     queue_next = queue_next.at[jnp.where(leads & ~empty & (instance < n), tail, nobody)].set(request)
     queue_next = queue_next.at[nobody].set(nobody)
-    wait_s = jnp.zeros(n).at[instance].add(
-        instances.clock_s[jnp.minimum(instance, n - 1)] - queues.arrival_s[request], mode="drop"
+    wait_s = (
+        jnp.zeros(n)
+        .at[instance]
+        .add(instances.clock_s[jnp.minimum(instance, n - 1)] - queues.arrival_s[request], mode="drop")
     )  # what passed before an instance counts its queue, negative for those who come later
     return replace(
         state,

@@ -34,7 +34,9 @@ def draw_requests(
     for r in range(n_replications):
         rng = np.random.default_rng([seed, r])
         atom = np.searchsorted(weight, rng.random(n_requests) * weight[-1], side="right").clip(max=len(weight) - 1)
-        lengths = (np.floor(values[atom] + rng.random(n_requests) * (values[atom] % 1 > 0)) for values in (prompt, output))
+        lengths = (
+            np.floor(values[atom] + rng.random(n_requests) * (values[atom] % 1 > 0)) for values in (prompt, output)
+        )
         prompt_r, output_r = (np.maximum(values, 1).astype(np.int64) for values in lengths)
         gaps = draw_gaps(rng, n_requests, float(workload.arrival_scv)) / float(workload.arrival_rate_per_s)
         rows.append((np.cumsum(gaps), prompt_r, output_r))
@@ -61,9 +63,7 @@ def replay_requests(trace: Trace, rate_per_s: float, n_requests: int, n_replicat
     span_s = float(trace.arrival_s[-1]) * n / max(n - 1, 1)  # the last request has a gap behind it, too
     stamp_s = trace.arrival_s[row] + lap * span_s
     arrival_s = (stamp_s - stamp_s[:, :1]) * (n / span_s / rate_per_s)
-    return Requests(
-        arrival_s, trace.prompt_tokens[row].astype(np.int64), trace.output_tokens[row].astype(np.int64)
-    )
+    return Requests(arrival_s, trace.prompt_tokens[row].astype(np.int64), trace.output_tokens[row].astype(np.int64))
 
 
 def span_requests(rate_per_s: float, seconds: float) -> int:
