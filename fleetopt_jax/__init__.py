@@ -44,10 +44,12 @@ _HOME = {
     "reproduce": "published.tables",
     "roofline_engine": "fleet.engine",
     "size_fleet": "fleet.sizing",
+    "replay_requests": "simulate.requests",
+    "verify": "simulate.verify",
 }
-_ROOMS = ("calibrate", "catalog", "core", "fleet", "laws", "optimize", "published", "report", "workload")
+_ROOMS = ("calibrate", "catalog", "core", "fleet", "laws", "optimize", "published", "report", "simulate", "workload")
 
-__all__ = ["__version__", "optimize", *_HOME]
+__all__ = ["__version__", "optimize", "simulate", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,7 @@ from fleetopt_jax.laws.decode import DecodeStep  # noqa: E402
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS  # noqa: E402
 from fleetopt_jax.laws.llm import n_active_params, n_params, weight_bytes  # noqa: E402
 from fleetopt_jax.laws.prefill import prefill_s  # noqa: E402
-from fleetopt_jax.optimize.plan import EngineChoice, Plan, make_problem, plan_to_json  # noqa: E402
+from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, make_problem, plan_to_json  # noqa: E402
 from fleetopt_jax.optimize.search import evaluate_given, optimize  # noqa: E402
 from fleetopt_jax.published.ledger import ledger  # noqa: E402
 from fleetopt_jax.published.tables import reproduce  # noqa: E402
@@ -50,8 +50,10 @@ from fleetopt_jax.report import tables  # noqa: E402
 from fleetopt_jax.report.calibration import calibration_figure, calibration_table  # noqa: E402
 from fleetopt_jax.report.figures import check_figure, ledger_figure, write_figure  # noqa: E402
 from fleetopt_jax.report.files import check_writable, to_json, write_whole  # noqa: E402
+from fleetopt_jax.report.simulation import simulation_json, simulation_table, verified_plan_table  # noqa: E402
+from fleetopt_jax.simulate import Simulation, replay_requests, simulate, verify  # noqa: E402
 from fleetopt_jax.workload.atoms import share_above  # noqa: E402
-from fleetopt_jax.workload.readers import Layout  # noqa: E402
+from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file  # noqa: E402
 
 PRECISION_NAMES = {"bfloat16": "bf16", "float16": "bf16"}  # as measurements call them
 
@@ -113,7 +115,14 @@ def _optimize(options: argparse.Namespace) -> Answer:
         plan = optimize(problem, options.method, progress)
     if plan.binding:
         print(f"fleetopt optimize: infeasible: {_why(plan.binding)}", file=sys.stderr)
-    return _plan_document(plan, layout), tables.plan_table, INFEASIBLE if plan.binding else OK
+        return _plan_document(plan, layout), tables.plan_table, INFEASIBLE
+    if not options.verify:
+        return _plan_document(plan, layout), tables.plan_table, OK
+    plan, verified = _verified(options, plan, layout)
+    if not verified["held"]:
+        print("fleetopt optimize: infeasible: no fleet that was simulated holds the limits", file=sys.stderr)
+    document = _plan_document(plan, layout) | {"verified": verified}
+    return document, verified_plan_table, OK if verified["held"] else INFEASIBLE
 
 
 def _slo(options: argparse.Namespace) -> Slo:
@@ -264,6 +273,18 @@ def _plan_document(plan: Plan, layout: Layout | None) -> dict[str, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
+    plan, layout = _given_plan(options)
+    if plan.binding:
+        print(
+            f"fleetopt evaluate: infeasible: {plan.binding['limit']} is {plan.binding['value']:.6g}, "
+            f"the limit is {plan.binding['asked']:.6g}",
+            file=sys.stderr,
+        )
+    return _plan_document(plan, layout), tables.plan_table, INFEASIBLE if plan.binding else OK
+
+
+def _given_plan(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
+    """The plan in a file, evaluated under its own workload or the one the options name."""
     given = read_plan(options.plan)
     name = options.workload or given.workload.name
     rate = options.rate or given.workload.arrival_rate_per_s
@@ -308,13 +329,92 @@ def _evaluate(options: argparse.Namespace) -> Answer:
         gamma=[pool.gamma for pool in given.pools],
         n_instances=[pool.n_instances for pool in given.pools],
     )
-    if plan.binding:
+    return plan, layout
+
+
+def _simulate(options: argparse.Namespace) -> Answer:
+    plan, layout = _given_plan(options)
+    how = _how_to_simulate(options, plan.problem, layout)
+    with _simulation_progress() as progress:
+        result = simulate(
+            plan.fleet, plan.problem.workload, plan.problem.assumptions, plan.problem.slo, progress=progress, **how
+        )
+    _warn_of_warm_up(options, result)
+    if not result.slo_held:
+        print("fleetopt simulate: infeasible: the simulated fleet does not hold the limits", file=sys.stderr)
+    document = _plan_document(plan, layout)
+    document = {
+        "workload": document["workload"],
+        "slo": document["slo"],
+        "assume": document["assume"],
+        "dispatch": options.dispatch,
+        "arrivals": options.arrivals,
+        "seed": options.seed,
+        "n_replications": options.replications,
+        **simulation_json(result, document["pools"]),
+    }
+    return document, simulation_table, OK if result.slo_held else INFEASIBLE
+
+
+def _how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layout | None) -> dict[str, Any]:
+    """`simulate`'s keyword arguments, as the options have them."""
+    how = {
+        "n_requests": options.requests,
+        "n_replications": options.replications,
+        "seed": options.seed,
+        "policy": options.dispatch,
+        "staleness_s": options.staleness_ms * MS,
+        "router_width": options.router_width or None,
+    }
+    if options.arrivals == "trace":
+        name = problem.workload_name
+        trace = None if name in bundled() else read_workload_file(name, layout)
+        if not isinstance(trace, Trace) or trace.arrival_s is None or not trace.arrival_s[-1] > 0:
+            raise BadInput("--arrivals trace", f"{name} has no time stamps", "need a trace file with arrival times")
+        n = options.requests or max(1, len(trace.arrival_s) // options.replications)
+        how["requests"] = replay_requests(trace, float(problem.workload.arrival_rate_per_s), n, options.replications)
+    elif options.arrivals == "poisson":
+        how["arrival_scv"] = 1.0
+    return how
+
+
+@contextmanager
+def _simulation_progress():
+    """Progress of the pool that is being simulated, on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Simulating", total=1.0)
+        yield lambda what, done: bar.update(task, description=f"Simulating {what}", completed=done)
+
+
+def _warn_of_warm_up(options: argparse.Namespace, result: Simulation) -> None:
+    if not result.warmed_up:
         print(
-            f"fleetopt evaluate: infeasible: {plan.binding['limit']} is {plan.binding['value']:.6g}, "
-            f"the limit is {plan.binding['asked']:.6g}",
+            f"fleetopt {options.command}: warning: the warm-up of {result.warm_up_s:.3g} s is shorter than three lives "
+            "of a sequence: give more --requests",
             file=sys.stderr,
         )
-    return _plan_document(plan, layout), tables.plan_table, INFEASIBLE if plan.binding else OK
+
+
+def _verified(options: argparse.Namespace, plan: Plan, layout: Layout | None) -> tuple[Plan, dict[str, Any]]:
+    """The plan with as many instances as the simulation asks for, and what it found."""
+    problem = plan.problem
+    how = _how_to_simulate(options, problem, layout)
+    with _simulation_progress() as progress:
+        found = verify(plan.fleet, problem.workload, problem.assumptions, problem.slo, progress=progress, **how)
+    _warn_of_warm_up(options, found.simulation)
+    raised = np.asarray(found.fleet.n_instances) - np.asarray(plan.fleet.n_instances)
+    if raised.any():
+        given = evaluate_given(
+            problem,
+            plan.choices,
+            window_tokens=np.asarray(found.fleet.window_tokens).tolist(),
+            gamma=np.asarray(found.fleet.gamma).tolist(),
+            n_instances=np.asarray(found.fleet.n_instances).tolist(),
+        )
+        plan = dataclasses.replace(given, method=plan.method, search=plan.search)
+    document = simulation_json(found.simulation, plan_to_json(plan)["pools"])
+    return plan, {"held": found.held, "rounds": found.rounds, "instances_added": int(raised.sum()), **document}
 
 
 def _trace(options: argparse.Namespace) -> Answer:
@@ -388,6 +488,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
     "reproduce": _reproduce,
     "optimize": _optimize,
     "evaluate": _evaluate,
+    "simulate": _simulate,
     "ledger": _ledger,
     "engine": _engine,
     "calibrate": _calibrate,

@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         "--objective", choices=("tok_per_j", "usd", "power", "gpus"), default="tok_per_j", help="(default tok_per_j)"
     )
 
+    optimize.add_argument(
+        "--verify", action="store_true", help="simulate the winner and add instances where the limits fail"
+    )
+    _add_simulation(optimize.add_argument_group("simulation", "with --verify"))
+
     ledger = _command(
         commands,
         "ledger",
@@ -133,6 +138,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("plan", metavar="PLAN.json")
     _add_workload(evaluate, default=None)
 
+    simulate = _command(
+        commands,
+        "simulate",
+        "every iteration of every instance of a plan, beside the analytic metrics",
+        "Example: fleetopt optimize --json --out plan.json && fleetopt simulate plan.json --replications 4",
+    )
+    simulate.add_argument("plan", metavar="PLAN.json")
+    _add_workload(simulate, default=None)
+    _add_simulation(simulate)
+
     trace = _command(commands, "trace", "what is in a workload")
     trace.add_argument("workload", metavar="FILE|NAME")
     _add_rate_and_layout(trace)
@@ -148,6 +163,39 @@ def _command(commands, name: str, summary: str, epilog: str | None = None) -> ar
     command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     command.add_argument("--out", metavar="FILE", help="also write the JSON object to FILE")
     return command
+
+
+def _add_simulation(command) -> None:
+    command.add_argument(
+        "--requests",
+        type=_whole(100, 10**7),
+        metavar="N",
+        help="of one replication (default: enough for the warm-up and a window twice as long)",
+    )
+    command.add_argument("--replications", type=_whole(1, 64), default=4, metavar="R", help="(default 4)")
+    command.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0, metavar="S", help="(default 0)")
+    command.add_argument(
+        "--dispatch",
+        choices=("jsq", "round_robin", "random"),
+        default="jsq",
+        help="requests of a pool go to its shortest queue (default), in turn or at random",
+    )
+    command.add_argument(
+        "--staleness-ms", type=_not_negative, default=50.0, help="age of what the router knows (default 50)"
+    )
+    command.add_argument(
+        "--arrivals",
+        choices=("renewal", "poisson", "trace"),
+        default="renewal",
+        help="as bursty as the workload's (default), Poisson, or the file's own time stamps, stretched to the rate",
+    )
+    command.add_argument(
+        "--router-width",
+        type=_not_negative,
+        default=0.0,
+        metavar="W",
+        help="scale of the error in the logarithm of a predicted length (default 0: lengths are known)",
+    )
 
 
 def _add_engine(command: argparse.ArgumentParser, several: str = "") -> None:

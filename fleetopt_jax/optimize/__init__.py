@@ -3,18 +3,15 @@
 The room is also its entry: `fleetopt_jax.optimize(problem, method="grid")` is `fleetopt_jax.optimize.search.optimize`.
 """
 
-import sys
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+
+from fleetopt_jax.core.rooms import make_callable
 
 
-class _Room(ModuleType):
-    """A callable module: importing any file of the room binds the room's name in the package, over a function's."""
+def _entry() -> Callable:
+    from fleetopt_jax.optimize.search import optimize
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from fleetopt_jax.optimize.search import optimize
-
-        return optimize(*args, **kwargs)
+    return optimize
 
 
-sys.modules[__name__].__class__ = _Room
+make_callable(__name__, _entry)

@@ -37,7 +37,7 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
         f"in {len(plan['pools'])} pool{'s' if len(plan['pools']) > 1 else ''}.",
     )
     pools = plan["pools"]
-    table = _table("Pool", *(str(number) for number in range(1, len(pools) + 1)))
+    table = new_table("Pool", *(str(number) for number in range(1, len(pools) + 1)))
     table.add_row("requests up to", *(_edge(pool) for pool in pools))
     table.add_row("window", *(f"{pool['window_tokens']:,} tokens" for pool in pools))
     table.add_row("instances", *(f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools))
@@ -156,7 +156,7 @@ def ledger_table(document: dict[str, Any]) -> RenderableType:
     """Row by row from the published system to the physical one."""
     title = f"{document['workload']['name']} at {document['workload']['arrival_rate_per_s']:,.6g} requests/s, "
     title += f"{document['llm']} on {document['tp']} x {document['gpu'].upper()} (output tokens per joule)"
-    table = _table("Choice", "From", "To", "One pool", "Two pools", "FleetOpt", "Gain", "Split at", title=title)
+    table = new_table("Choice", "From", "To", "One pool", "Two pools", "FleetOpt", "Gain", "Split at", title=title)
     for row in document["rows"]:
         window, gamma = row["short_window_tokens"], row["gamma"]
         split = "-" if window is None else f"{window:,}" + (f" x {gamma:g}" if gamma and gamma > 1 else "")
@@ -187,7 +187,9 @@ def ledger_table(document: dict[str, Any]) -> RenderableType:
 def engine_table(document: dict[str, Any]) -> RenderableType:
     """One engine at several batches."""
     title = f"{document['llm']} ({document['precision']}) on {document['tp']} x {document['gpu'].upper()}"
-    table = _table("Batch", "Context", "Decode step", "Step", "Output", "Power a GPU", "Tokens per joule", title=title)
+    table = new_table(
+        "Batch", "Context", "Decode step", "Step", "Output", "Power a GPU", "Tokens per joule", title=title
+    )
     for point in document["points"]:
         table.add_row(
             f"{point['batch']:g}",
@@ -216,7 +218,7 @@ def reproduction_table(document: dict[str, Any]) -> RenderableType:
     """Published, reproduced and exact, cell by cell."""
     parts: list[RenderableType] = []
     for number, cells in document["tables"].items():
-        table = _table("Row", "Quantity", "Published", "Reproduced", "Exact", "", title=f"Table {number}")
+        table = new_table("Row", "Quantity", "Published", "Reproduced", "Exact", "", title=f"Table {number}")
         for cell in cells:
             table.add_row(
                 cell["row"],
@@ -228,7 +230,7 @@ def reproduction_table(document: dict[str, Any]) -> RenderableType:
             )
         parts.append(table)
     if document["ratio_details"]:
-        table = _table("Ratio (Azure)", "Published", "Reproduced", "Exact", "From", "", title="Headline ratios")
+        table = new_table("Ratio (Azure)", "Published", "Reproduced", "Exact", "From", "", title="Headline ratios")
         for ratio in document["ratio_details"]:
             table.add_row(
                 ratio["name"],
@@ -249,7 +251,7 @@ def reproduction_table(document: dict[str, Any]) -> RenderableType:
 
 def trace_table(document: dict[str, Any]) -> RenderableType:
     """What is in a workload."""
-    table = _table("Quantity", "Value", title=document["name"])
+    table = new_table("Quantity", "Value", title=document["name"])
     count = document["n_requests"]
     rows = [
         ("requests", "- (a CDF)" if count is None else f"{count:,}"),
@@ -293,7 +295,7 @@ def catalog_tables(document: dict[str, Any]) -> RenderableType:
 
 
 def _gpus(entries: dict[str, Any]) -> Table:
-    table = _table("GPU", "Memory", "Bandwidth", "16-bit peak", "TDP", "Price", title="GPUs")
+    table = new_table("GPU", "Memory", "Bandwidth", "16-bit peak", "TDP", "Price", title="GPUs")
     for name, gpu in entries.items():
         table.add_row(
             name,
@@ -307,7 +309,7 @@ def _gpus(entries: dict[str, Any]) -> Table:
 
 
 def _llms(entries: dict[str, Any]) -> Table:
-    table = _table("LLM", "Parameters", "Active", "Layers", "Weights", "Precision", "KV cache", title="LLMs")
+    table = new_table("LLM", "Parameters", "Active", "Layers", "Weights", "Precision", "KV cache", title="LLMs")
     for name, llm in entries.items():
         table.add_row(
             name,
@@ -322,7 +324,7 @@ def _llms(entries: dict[str, Any]) -> Table:
 
 
 def _engines(entries: dict[str, Any]) -> Table:
-    table = _table("Engine", "Quality", "Step at batch 0", "Step error", "Power error", title="Engines (measured)")
+    table = new_table("Engine", "Quality", "Step at batch 0", "Step error", "Power error", title="Engines (measured)")
     for name, engine in entries.items():
         table.add_row(
             name,
@@ -335,14 +337,15 @@ def _engines(entries: dict[str, Any]) -> Table:
 
 
 def _workloads(entries: dict[str, Any]) -> Table:
-    table = _table("Workload", "Title", "Requests", "Licence", title="Workloads")
+    table = new_table("Workload", "Title", "Requests", "Licence", title="Workloads")
     for name, about in entries.items():
         count = about["summary"]["n_requests"] if "summary" in about else None
         table.add_row(name, about["title"], f"{count:,}" if count else "-", about["licence"])
     return table
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """The one style of all tables: the first column and texts to the left, numbers to the right."""
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
         text = i == 0 or column in ("Quantity", "Title", "From", "Licence", "Quality", "Value")

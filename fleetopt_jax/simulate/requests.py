@@ -43,6 +43,11 @@ def draw_requests(
     return Requests(*(np.stack(column) for column in zip(*rows)))
 
 
+def _whole(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rounded up with the probability that keeps the mean; at least one token."""
+    return np.maximum(np.floor(tokens + rng.random(len(tokens)) * (tokens % 1 > 0)), 1).astype(np.int64)
+
+
 def draw_gaps(rng: np.random.Generator, n: int, scv: float) -> np.ndarray:
     """Gaps of mean 1 between the arrivals of a gamma renewal process of squared CV `scv`; Poisson where it is 1."""
     if scv == 0:

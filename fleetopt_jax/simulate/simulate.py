@@ -1,6 +1,7 @@
 """`simulate`: a fleet, request by request and iteration by iteration, with confidence intervals."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -81,16 +82,19 @@ def simulate(
     policy: Policy = "jsq",
     staleness_s: float = 0.05,
     router_width: float | None = None,
+    arrival_scv: float | None = None,
     progress: Progress | None = None,
 ) -> Simulation:
     """Every iteration of every instance of `fleet` under `workload`, `n_replications` times `n_requests`.
 
-    Requests are drawn from the workload's atoms and arrive as a gamma renewal process with its rate and burstiness,
-    or are given. By default there are enough for a warm-up of three residual lives of a sequence and a window twice as
-    long. `policy` sends a pool's requests to its instances, knowing their queues as they were up to `staleness_s` ago.
-    The same seed gives the same result.
+    Requests are drawn from the workload's atoms and arrive as a gamma renewal process with its rate and burstiness
+    (with `arrival_scv` instead, the analytic side too), or are given. By default there are enough for a warm-up of
+    three residual lives of a sequence and a window twice as long. `policy` sends a pool's requests to its instances,
+    knowing their queues as they were up to `staleness_s` ago. The same seed gives the same result.
     """
     slo = slo or make_slo()
+    if arrival_scv is not None:
+        workload = dataclasses.replace(workload, arrival_scv=jnp.asarray(arrival_scv, dtype=float))
     analytic, life_s = _outlook(fleet, workload, assumptions=assumptions)
     needed_s = RELAXATIONS * float(np.max(life_s))
     rate_per_s = float(workload.arrival_rate_per_s)
@@ -160,7 +164,7 @@ def simulate(
     )
 
 
-def pools_holding(pools: list[dict[str, Estimate]], total: dict[str, Estimate], slo: Slo) -> list[bool]:
+def pools_holding(pools: Sequence[dict[str, Estimate]], total: dict[str, Estimate], slo: Slo) -> list[bool]:
     """Whether each pool holds the limits, in the mean over replications; all alike if they are the whole fleet's."""
     judged = [total] * len(pools) if slo.scope == "fleet" else pools
     return [

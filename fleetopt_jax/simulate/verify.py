@@ -1,0 +1,41 @@
+"""Raise instances until the simulated fleet holds what the analytic one promised."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.simulate.simulate import Simulation, pools_holding, simulate
+from fleetopt_jax.workload.atoms import Workload
+
+RAISE = 1.03  # a pool that fails grows by so much, by one instance at least
+MOST_ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The fleet that holds the limits in simulation, or the last that was tried."""
+
+    fleet: Fleet
+    simulation: Simulation
+    rounds: int  # simulations run
+    held: bool
+
+
+def verify(fleet: Fleet, workload: Workload, assumptions: Assumptions, slo: Slo, **how) -> Verified:
+    """Simulate; where a pool misses the limits give it more instances; and again. `how` is passed to `simulate`.
+
+    What more instances cannot mend ends after `MOST_ROUNDS`. With limits of the whole fleet every pool grows.
+    """
+    for rounds in range(1, MOST_ROUNDS + 1):
+        simulation = simulate(fleet, workload, assumptions, slo, **how)
+        holding = np.array(pools_holding(simulation.pools, simulation.metrics, slo))
+        if holding.all() or rounds == MOST_ROUNDS or simulation.n_rejected:
+            break
+        n = np.rint(np.asarray(fleet.n_instances))
+        raised = np.where(holding, n, np.maximum(n + 1, np.ceil(n * RAISE)))
+        fleet = dataclasses.replace(fleet, n_instances=jnp.asarray(raised, dtype=float))
+    return Verified(fleet, simulation, rounds, bool(holding.all()))
