@@ -9,7 +9,7 @@ from typing import Any
 def make_callable(room: str, load: Callable[[], Callable[..., Any]]) -> None:
     """Calling the module `room` calls the function that `load` returns.
 
-    Importing any file of a room binds the room's name in the package, over a function's: so the room is callable itself.
+    Importing any file of a room binds the room's name in the package, over a function's: so the room itself is called.
     """
 
     class Room(ModuleType):
