@@ -40,6 +40,10 @@ class Assumptions:
     rounding: Literal["whole", "real"] = "whole"
     """Floors and ceilings, or neither: the relaxation that gradients need."""
 
+    dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
+    """Requests of a pool go to the instance with the fewest, in turn, or at random. Read where the occupancy is the
+    fixed point and the tail the quantile."""
+
     @property
     def whole(self) -> bool:
         return self.rounding == "whole"

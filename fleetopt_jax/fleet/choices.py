@@ -145,6 +145,12 @@ SERVICE: dict[str, Callable[[Engine, StepMoments, Demand, ArrayLike], tuple[Arra
 }
 SPARE_INSTANCES = {"full_batch": 1.0, "fixed_point": 0.0}  # the published rule adds one to the offered load
 
+# dispatch: of a Poisson stream over very many instances, (squared CV of an instance's arrivals, companions of a request
+# in its iterations against a Poisson stream's). In turn and at random exactly; the shortest queue, which sends requests
+# where few are, from simulation (`experiments/agreement.py`).
+
+DISPATCH: dict[str, tuple[float, float]] = {"random": (1.0, 1.0), "jsq": (0.5, -1.0), "round_robin": (0.0, 0.0)}
+
 # power_scope: watts of a pool from those of one GPU
 
 

@@ -12,13 +12,14 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.choices import POWER_SCOPE
+from fleetopt_jax.fleet.choices import DISPATCH, POWER_SCOPE
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.operation import OCCUPANCY, pool_load
 from fleetopt_jax.fleet.tails import TAIL
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.latency import TtftLaw, ttft_quantile_s
+from fleetopt_jax.laws.queueing import dispatched_scv, thinned_scv
 from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")
@@ -142,9 +143,15 @@ def pool_metrics(
     utilization = load.rate_per_s * load.service_s / servers
     stable = used & (utilization < 1.0)
     instance_per_s = load.rate_per_s / jnp.where(used, n_instances, 1.0)
-    operation = OCCUPANCY[assumptions.occupancy](engine, load, instance_per_s, utilization, stable, assumptions)
+    pool_scv = thinned_scv(jnp.maximum(workload.arrival_scv, 1.0), traffic.traffic_frac)
+    instance_scv, companions = (
+        dispatched_scv(pool_scv, n_instances, regularity) for regularity in DISPATCH[assumptions.dispatch]
+    )
+    operation = OCCUPANCY[assumptions.occupancy](
+        engine, load, instance_per_s, companions, utilization, stable, assumptions
+    )
     tail = TAIL[assumptions.tail](
-        engine, traffic, load, operation, n_instances, stable, workload, assumptions, quantiles
+        engine, traffic, load, operation, n_instances, pool_scv, instance_scv, stable, assumptions, quantiles
     )
     n_total = operation.n_decoding + instance_per_s * tail.running_s
     slots_frac = safe_div(n_total, load.n_max)  # 0 where all is as published: prefill holds its slot as steps do

@@ -69,7 +69,13 @@ class Operation:
 
 
 def _full_batch(
-    engine: Engine, load: PoolLoad, rate: Array, utilization: Array, stable: Array, assumptions: Assumptions
+    engine: Engine,
+    load: PoolLoad,
+    rate: Array,
+    companions: Array,
+    utilization: Array,
+    stable: Array,
+    assumptions: Assumptions,
 ) -> Operation:
     """n = rho n_max; steps as long as with all slots full."""
     in_flight = jnp.minimum(utilization, 1.0) * load.n_max
@@ -86,18 +92,25 @@ def _full_batch(
 
 
 def _fixed_point(
-    engine: Engine, load: PoolLoad, rate: Array, utilization: Array, stable: Array, assumptions: Assumptions
+    engine: Engine,
+    load: PoolLoad,
+    rate: Array,
+    companions: Array,
+    utilization: Array,
+    stable: Array,
+    assumptions: Assumptions,
 ) -> Operation:
     """Little's law at the real step time. A GPU prefills, decodes, or idles while no sequence is there (with Poisson
     numbers in flight, exp(-n) of the time that prefill leaves)."""
     prefill_frac = jnp.where(stable, rate * load.prefill_s, 0.0)
     n_max = jnp.maximum(load.n_max, 1e-3)
-    crowd = crowding(prefill_frac, load.steps, safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0)
+    prefill_scv = safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0
+    crowd = crowding(prefill_frac, load.steps, prefill_scv, companions)
     n = sequences_in_flight(
         engine.decode, n_max, jnp.where(stable, rate, 0.0), load.steps, load.context_tokens, prefill_frac, crowd
     )
     n = jnp.where(stable, n, n_max)
-    longer = 1.0 + crowd / jnp.maximum(n, 1e-9) * (crowd > 0)  # iterations as a token sees them
+    longer = 1.0 + crowd / jnp.maximum(n, 1e-9) * (crowd != 0)  # iterations as a token sees them
     # In overload the slots are full and prefill takes what it takes of an instance at its capacity.
     overload_frac = jnp.minimum(load.prefill_s * load.instance_per_s, 1.0)
     prefilling = jnp.where(stable, prefill_frac, overload_frac)

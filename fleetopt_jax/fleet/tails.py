@@ -18,8 +18,7 @@ from fleetopt_jax.laws.latency import (
     itl_quantile_s,
     ttft_quantile_s,
 )
-from fleetopt_jax.laws.queueing import bursty_wait, p99_wait_s, thinned_scv
-from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.laws.queueing import bursty_wait, p99_wait_s
 
 
 @pytree
@@ -40,8 +39,9 @@ def mean_prefill(
     load: PoolLoad,
     operation: Operation,
     n_instances: ArrayLike,
+    pool_scv: Array,
+    instance_scv: Array,
     stable: Array,
-    workload: Workload,
     assumptions: Assumptions,
     quantiles: bool,
 ) -> Tail:
@@ -65,21 +65,19 @@ def quantile(
     load: PoolLoad,
     operation: Operation,
     n_instances: ArrayLike,
+    pool_scv: Array,
+    instance_scv: Array,
     stable: Array,
-    workload: Workload,
     assumptions: Assumptions,
     quantiles: bool,
 ) -> Tail:
     """The P99 of slot wait + prefill queue + own prefill, arrivals as bursty as the workload's.
 
-    The slot queue is the pool's, with its share of the burstiness; an instance's prefill queue sees what random
-    splitting leaves of it. Arrivals more regular than Poisson are counted as Poisson.
+    The slot queue is the pool's, with its share of the burstiness (`pool_scv`); an instance's prefill queue sees what
+    dispatch leaves of it (`instance_scv`).
     """
     instances = jnp.where(stable, n_instances, 1.0)
     rate = jnp.where(stable, load.rate_per_s, 0.5 * load.instance_per_s)
-    arrival_scv = jnp.maximum(workload.arrival_scv, 1.0)
-    pool_scv = thinned_scv(arrival_scv, traffic.traffic_frac)
-    instance_scv = thinned_scv(arrival_scv, traffic.traffic_frac / instances)
     servers = jnp.maximum(instances * load.n_max, 1.0)
     slot_q, slot_s = bursty_wait(servers, rate, load.service_s, pool_scv, load.service_scv)
 

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.laws.decode import DecodeStep, decode_step_s
 
+LEAST_ROOM = 0.2  # requests that avoid each other shorten the iterations they see by no more than a quarter
 NEWTON_STEPS = 10  # quadratic convergence: 6 reach 1e-12 for the sparsest catalog model
 
 
@@ -35,16 +36,18 @@ def instance_capacity_per_s(
     return n_max / (n_steps * decode_step_s(step, n_max, context_tokens) + n_max * prefill_s)
 
 
-def crowding(prefill_frac: ArrayLike, n_steps: ArrayLike, prefill_scv: ArrayLike) -> Array:
-    """u = cov(n, C) / C [sequences]: f^2 / (1 - f (1 - 1 / D)) (1 + f^2 (1 + cs2) / (1 - f^2)).
+def crowding(prefill_frac: ArrayLike, n_steps: ArrayLike, prefill_scv: ArrayLike, companions: ArrayLike = 1.0) -> Array:
+    """u = cov(n, C) / C [sequences]: g f^2 / (1 - f (1 - 1 / D)) (1 + f^2 (1 + cs2) / (1 - f^2)).
 
     Arrivals N during one iteration lengthen the next by E[s] N, and that one the next again: iterations are a
     first-order autoregression with coefficient f and variance lambda C E[s^2] / (1 - f^2). A sequence decodes for D
-    iterations after its own prefill, taken as geometric; u sums what its companions still add. 0 without prefill.
+    iterations after its own prefill, taken as geometric; u sums what its companions still add. g, `companions`, counts
+    them against those of a Poisson stream: 0 where requests come in turn, negative where they avoid each other. 0
+    without prefill.
     """
     f = prefill_frac
     together = 1.0 + f**2 * (1.0 + prefill_scv) / (1.0 - f**2)
-    return f**2 / (1.0 - f * (1.0 - 1.0 / jnp.maximum(n_steps, 1.0))) * together
+    return companions * f**2 / (1.0 - f * (1.0 - 1.0 / jnp.maximum(n_steps, 1.0))) * together
 
 
 def sequences_in_flight(
@@ -67,7 +70,7 @@ def sequences_in_flight(
         # (a + sqrt(a^2 + 4 a u)) / 2, whose gradient at a = 0 needs a guard
         some = a > 0
         safe = jnp.where(some, a, 1.0)
-        return jnp.where(some, safe * (1.0 + jnp.sqrt(1.0 + 4.0 * u / safe)) / 2.0, 0.0) - n
+        return jnp.where(some, safe * (1.0 + jnp.sqrt(jnp.maximum(1.0 + 4.0 * u / safe, LEAST_ROOM))) / 2.0, 0.0) - n
 
     holds = excess_at(n_max, rate_per_s, jnp.minimum(prefill_frac, 0.999), crowd) < 0.0  # the root lies below n_max
     target, frac, u = (jnp.where(holds, value, 0.0) for value in (rate_per_s, prefill_frac, crowd))  # guarded: root 0

@@ -101,6 +101,18 @@ def thinned_scv(arrival_scv: ArrayLike, kept_frac: ArrayLike) -> Array:
     return 1.0 + kept_frac * (arrival_scv - 1.0)
 
 
+def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_scv: ArrayLike) -> Array:
+    """Squared CV of the gaps of the stream that one of N instances gets of a stream of squared CV ca2 [-].
+
+        c2 = ca2 / N + (1 - 1 / N) r
+
+    with r that of a stream of which every N-th goes to the instance, N large: 1 for random dispatch (then this is
+    `thinned_scv` at 1 / N, exact for renewal streams), 0 in turn (exact), in between for the shortest queue.
+    """
+    n = jnp.maximum(n_instances, 1.0)
+    return arrival_scv / n + (1.0 - 1.0 / n) * regularity_scv
+
+
 def _spare_rate(servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike) -> tuple[Array, Array]:
     """c mu - lambda [1/s], made harmless where it is not positive, and whether it is."""
     spare_per_s = servers / service_s - rate_per_s

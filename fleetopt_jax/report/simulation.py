@@ -87,9 +87,7 @@ def simulation_table(document: dict[str, Any]) -> RenderableType:
     """The verdict, the metrics of the fleet, those of each pool where there are several."""
     rate = document["workload"]["arrival_rate_per_s"]
     off = [name for name, each in document["metrics"].items() if each["agrees"] is False and name in SHOWN]
-    said = (
-        f"the laws are off in {', '.join(SHOWN[name][0].split(',')[0] for name in off)}" if off else "the laws agree"
-    )
+    said = f"the laws are off in {', '.join(SHOWN[name][0].split(',')[0] for name in off)}" if off else "the laws agree"
     answer = Text.assemble(
         ("The limits hold" if document["slo_held"] else "The limits do not hold", "bold"),
         f" in simulation, and {said}.",

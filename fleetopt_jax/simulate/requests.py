@@ -23,7 +23,10 @@ class Requests:
 def draw_requests(
     workload: Workload, assumptions: Assumptions, n_requests: int, n_replications: int, seed: int
 ) -> Requests:
-    """Independent requests of the workload's kinds, arriving with its rate and burstiness.
+    """Requests of the workload's kinds in random order, arriving with its rate and burstiness.
+
+    Every replication has the workload's own mix and mean rate (stratified draws, gaps of the asked mean): what is
+    estimated is the fleet under this load, not the load.
 
     The mean of a cell of a compressed trace is not whole: it is rounded up with the probability that keeps the mean.
     Every replication has its own stream of numbers, so that more of them do not change the first.
@@ -33,13 +36,15 @@ def draw_requests(
     rows = []
     for r in range(n_replications):
         rng = np.random.default_rng([seed, r])
-        atom = np.searchsorted(weight, rng.random(n_requests) * weight[-1], side="right").clip(max=len(weight) - 1)
+        share = rng.permutation((np.arange(n_requests) + rng.random(n_requests)) / n_requests)
+        atom = np.searchsorted(weight, share * weight[-1], side="right").clip(max=len(weight) - 1)
         lengths = (
             np.floor(values[atom] + rng.random(n_requests) * (values[atom] % 1 > 0)) for values in (prompt, output)
         )
         prompt_r, output_r = (np.maximum(values, 1).astype(np.int64) for values in lengths)
-        gaps = draw_gaps(rng, n_requests, float(workload.arrival_scv)) / float(workload.arrival_rate_per_s)
-        rows.append((np.cumsum(gaps), prompt_r, output_r))
+        gaps = draw_gaps(rng, n_requests, float(workload.arrival_scv))
+        arrival_s = np.cumsum(gaps / gaps.mean()) / float(workload.arrival_rate_per_s)
+        rows.append((arrival_s, prompt_r, output_r))
     return Requests(*(np.stack(column) for column in zip(*rows)))
 
 
