@@ -109,7 +109,7 @@ def _optimize(options: argparse.Namespace) -> Answer:
             gamma=options.gamma,
             objective=options.objective,
             assume=options.assume,
-            assumptions=dataclasses.replace(assumptions, output_share=loaded.output_share),
+            assumptions=dataclasses.replace(assumptions, output_share=loaded.output_share, dispatch=options.dispatch),
         )
     with _progress(f"Searching ({options.method})") as progress:
         plan = optimize(problem, options.method, progress)
@@ -320,7 +320,9 @@ def _given_plan(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
             workload_name=loaded.name,
             n_pools=len(choices),
             assume=given.assume,
-            assumptions=dataclasses.replace(assumptions, output_share=loaded.output_share),
+            assumptions=dataclasses.replace(
+                assumptions, output_share=loaded.output_share, dispatch=options.dispatch or given.dispatch
+            ),
         )
     plan = evaluate_given(
         problem,
@@ -347,7 +349,7 @@ def _simulate(options: argparse.Namespace) -> Answer:
         "workload": document["workload"],
         "slo": document["slo"],
         "assume": document["assume"],
-        "dispatch": options.dispatch,
+        "dispatch": plan.problem.assumptions.dispatch,
         "arrivals": options.arrivals,
         "seed": options.seed,
         "n_replications": options.replications,
@@ -362,7 +364,6 @@ def _how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layo
         "n_requests": options.requests,
         "n_replications": options.replications,
         "seed": options.seed,
-        "policy": options.dispatch,
         "staleness_s": options.staleness_ms * MS,
         "router_width": options.router_width or None,
     }

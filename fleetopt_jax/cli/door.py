@@ -78,6 +78,7 @@ class PlanFile(_Part):
     slo: SloPart = SloPart()
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()
+    dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
     pools: Annotated[list[PoolPart], Field(min_length=1, max_length=16)]
 

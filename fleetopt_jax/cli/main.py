@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         default="physical",
         help="physical (default) or published, with choices changed: physical,kv_cache=reserved",
     )
+    _add_dispatch(optimize, "jsq")
     optimize.add_argument(
         "--objective", choices=("tok_per_j", "usd", "power", "gpus"), default="tok_per_j", help="(default tok_per_j)"
     )
@@ -137,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", "metrics of a given plan")
     evaluate.add_argument("plan", metavar="PLAN.json")
     _add_workload(evaluate, default=None)
+    _add_dispatch(evaluate, None)
 
     simulate = _command(
         commands,
@@ -146,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("plan", metavar="PLAN.json")
     _add_workload(simulate, default=None)
+    _add_dispatch(simulate, None)
     _add_simulation(simulate)
 
     trace = _command(commands, "trace", "what is in a workload")
@@ -165,6 +168,15 @@ def _command(commands, name: str, summary: str, epilog: str | None = None) -> ar
     return command
 
 
+def _add_dispatch(command, default: str | None) -> None:
+    command.add_argument(
+        "--dispatch",
+        choices=("jsq", "round_robin", "random"),
+        default=default,
+        help=f"requests of a pool go to its shortest queue, in turn or at random (default {default or 'as planned'})",
+    )
+
+
 def _add_simulation(command) -> None:
     command.add_argument(
         "--requests",
@@ -174,12 +186,6 @@ def _add_simulation(command) -> None:
     )
     command.add_argument("--replications", type=_whole(1, 64), default=4, metavar="R", help="(default 4)")
     command.add_argument("--seed", type=_whole(0, 2**31 - 1), default=0, metavar="S", help="(default 0)")
-    command.add_argument(
-        "--dispatch",
-        choices=("jsq", "round_robin", "random"),
-        default="jsq",
-        help="requests of a pool go to its shortest queue (default), in turn or at random",
-    )
     command.add_argument(
         "--staleness-ms", type=_not_negative, default=50.0, help="age of what the router knows (default 50)"
     )

@@ -106,11 +106,15 @@ def _fixed_point(
     n_max = jnp.maximum(load.n_max, 1e-3)
     prefill_scv = safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0
     crowd = crowding(prefill_frac, load.steps, prefill_scv, companions)
+    rate = jnp.where(stable, rate, 0.0)
     n = sequences_in_flight(
-        engine.decode, n_max, jnp.where(stable, rate, 0.0), load.steps, load.context_tokens, prefill_frac, crowd
+        engine.decode, n_max, rate, load.steps, load.context_tokens, prefill_frac, jnp.maximum(crowd, 0.0)
     )
-    n = jnp.where(stable, n, n_max)
-    longer = 1.0 + crowd / jnp.maximum(n, 1e-9) * (crowd != 0)  # iterations as a token sees them
+    # Iterations as a token sees them: longer than the mean one in a crowd, which n contains; shorter, to first order and
+    # no shorter than without prefill, where requests avoid each other.
+    crowded = jnp.maximum(1.0 + crowd / jnp.maximum(n, 1e-9), 1.0 - jnp.minimum(prefill_frac, 0.5))
+    crowded = jnp.where(crowd == 0, 1.0, crowded)
+    n = jnp.where(stable, n * jnp.minimum(crowded, 1.0), n_max)
     # In overload the slots are full and prefill takes what it takes of an instance at its capacity.
     overload_frac = jnp.minimum(load.prefill_s * load.instance_per_s, 1.0)
     prefilling = jnp.where(stable, prefill_frac, overload_frac)
@@ -122,7 +126,7 @@ def _fixed_point(
         step_s=decode_step_s(engine.decode, jnp.minimum(n, n_max), load.context_tokens),
         itl_s=decode_step_s(engine.decode, jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0)), load.context_tokens)
         / (1.0 - jnp.minimum(prefilling, 0.999))
-        * longer,
+        * crowded,
         prefill_frac=prefill_frac,
         gpu_w=decoding_w + prefilling * (engine.prefill.gpu_w - decoding_w),
     )

@@ -22,7 +22,6 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.laws.decode import DecodeStep, decode_step_s
 
-LEAST_ROOM = 0.2  # requests that avoid each other shorten the iterations they see by no more than a quarter
 NEWTON_STEPS = 10  # quadratic convergence: 6 reach 1e-12 for the sparsest catalog model
 
 
@@ -61,7 +60,7 @@ def sequences_in_flight(
 ) -> Array:
     """Mean number of decoding sequences of one instance [-]: the fixed point, at most `n_max`; `n_max` in overload.
 
-    `crowd` is the `crowding` u.
+    `crowd` is the `crowding` u, not negative.
     """
     n_max = jnp.asarray(n_max, dtype=float)
 
@@ -70,7 +69,7 @@ def sequences_in_flight(
         # (a + sqrt(a^2 + 4 a u)) / 2, whose gradient at a = 0 needs a guard
         some = a > 0
         safe = jnp.where(some, a, 1.0)
-        return jnp.where(some, safe * (1.0 + jnp.sqrt(jnp.maximum(1.0 + 4.0 * u / safe, LEAST_ROOM))) / 2.0, 0.0) - n
+        return jnp.where(some, safe * (1.0 + jnp.sqrt(1.0 + 4.0 * u / safe)) / 2.0, 0.0) - n
 
     holds = excess_at(n_max, rate_per_s, jnp.minimum(prefill_frac, 0.999), crowd) < 0.0  # the root lies below n_max
     target, frac, u = (jnp.where(holds, value, 0.0) for value in (rate_per_s, prefill_frac, crowd))  # guarded: root 0

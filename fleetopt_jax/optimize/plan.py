@@ -173,6 +173,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "power_scope": problem.assumptions.power_scope,
         "output_share": problem.assumptions.output_share,
         "assumptions": {name: getattr(problem.assumptions, name) for name in CHOICES},
+        "dispatch": problem.assumptions.dispatch,
         "method": plan.method,
         "workload": {
             "name": problem.workload_name,

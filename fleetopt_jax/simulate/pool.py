@@ -67,7 +67,7 @@ def run_pool(
     n_groups, n_requests = requests.arrival_s.shape
     width, n_padded = _round_up(n_requests), _round_up(n_instances)
     most = int(scheduler.max_num_seqs)
-    n_slots = min(_round_up(n_slots), most)
+    n_slots = min(1 << max(n_slots - 1, 0).bit_length(), most)
     ticks = _ticks(requests.arrival_s, width, policy, staleness_s)
     while True:
         state = empty_state(_queues(requests, width), n_groups, n_padded, n_slots)

@@ -20,7 +20,6 @@ from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.latency import TAIL_PROBABILITY, ttft_tail
 from fleetopt_jax.simulate.batching import GAP_RANGE_S, N_GAPS, Scheduler
-from fleetopt_jax.simulate.dispatch import Policy
 from fleetopt_jax.simulate.pool import PoolRequests, PoolRun, run_pool
 from fleetopt_jax.simulate.requests import Requests, draw_requests, span_requests
 from fleetopt_jax.simulate.routing import REJECTED, Routed, route_requests
@@ -79,7 +78,6 @@ def simulate(
     n_requests: int | None = None,
     n_replications: int = 8,
     seed: int = 0,
-    policy: Policy = "jsq",
     staleness_s: float = 0.05,
     router_width: float | None = None,
     arrival_scv: float | None = None,
@@ -89,8 +87,8 @@ def simulate(
 
     Requests are drawn from the workload's atoms and arrive as a gamma renewal process with its rate and burstiness
     (with `arrival_scv` instead, the analytic side too), or are given. By default there are enough for a warm-up of
-    three residual lives of a sequence and a window twice as long. `policy` sends a pool's requests to its instances,
-    knowing their queues as they were up to `staleness_s` ago. The same seed gives the same result.
+    three residual lives of a sequence and a window twice as long. `assumptions.dispatch` sends a pool's requests to
+    its instances, knowing their queues as they were up to `staleness_s` ago. The same seed gives the same result.
     """
     slo = slo or make_slo()
     if arrival_scv is not None:
@@ -124,7 +122,7 @@ def simulate(
             pool_requests,
             int(_counts(fleet)[k]),
             last_s * (1.0 + MOST_DRAIN),
-            policy=policy,
+            policy=assumptions.dispatch,
             staleness_s=staleness_s,
             n_slots=int(min(1.4 * float(analytic.pools.n_active[k]) + 16, n_max[k])),
             seed=seed + k,
