@@ -21,7 +21,7 @@ import fleetopt_jax as fo  # noqa: E402
 from fleetopt_jax.report.figures import write_figure  # noqa: E402
 from fleetopt_jax.report.tables import new_table, show  # noqa: E402
 
-N_PLANS = 96
+N_PLANS = 80
 WORKLOADS = ("azure-conv", "azure-code", "mooncake-conv", "lmsys-cdf")
 ENGINES = (
     ("h100", "llama-3.1-8b", 1),
@@ -31,7 +31,7 @@ ENGINES = (
     ("b200", "llama-3.1-70b", 2),
     ("b200", "qwen3-235b-a22b", 4),
 )
-INSTANCES = (1, 4, 12)
+INSTANCES = (1, 8)
 DISPATCH = ("jsq", "jsq", "random")  # the default twice as often
 REPLICATIONS = 4
 FEWEST_REQUESTS, MOST_REQUESTS = 20_000, 60_000

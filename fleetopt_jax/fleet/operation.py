@@ -110,8 +110,8 @@ def _fixed_point(
     n = sequences_in_flight(
         engine.decode, n_max, rate, load.steps, load.context_tokens, prefill_frac, jnp.maximum(crowd, 0.0)
     )
-    # Iterations as a token sees them: longer than the mean one in a crowd, which n contains; shorter, to first order and
-    # no shorter than without prefill, where requests avoid each other.
+    # Iterations as a token sees them: longer than the mean one in a crowd, which n contains; where requests avoid each
+    # other shorter, to first order, but no shorter than without prefill.
     crowded = jnp.maximum(1.0 + crowd / jnp.maximum(n, 1e-9), 1.0 - jnp.minimum(prefill_frac, 0.5))
     crowded = jnp.where(crowd == 0, 1.0, crowded)
     n = jnp.where(stable, n * jnp.minimum(crowded, 1.0), n_max)

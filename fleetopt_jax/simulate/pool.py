@@ -17,7 +17,7 @@ Progress = Callable[[float], None]
 
 MOST_SENT = 256  # requests of a replication dispatched at once
 SEGMENT = 128  # dispatches between two signs of progress
-PAD_S = np.inf
+LEAST_SLOTS = 16
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,12 @@ def run_pool(
         raise ValueError("need float64: set jax_enable_x64 before simulating")
     n_groups, n_requests = requests.arrival_s.shape
     width, n_padded = _round_up(n_requests), _round_up(n_instances)
-    most = int(scheduler.max_num_seqs)
-    n_slots = min(1 << max(n_slots - 1, 0).bit_length(), most)
-    ticks = _ticks(requests.arrival_s, width, policy, staleness_s)
+    n_slots = max(LEAST_SLOTS, 1 << (n_slots - 1).bit_length())
+    ticks = _ticks(requests.arrival_s, horizon_s, policy, staleness_s)
     while True:
         state = empty_state(_queues(requests, width), n_groups, n_padded, n_slots)
         state = jax.tree.map(jnp.copy, state)  # buffers of their own, so that they can be given away
-        # Instances that are not in service are already at the end.
         serves = np.arange(n_padded) < n_instances
-        until_s = np.where(serves, horizon_s[:, None], 0.0).ravel()
         n_segments = len(ticks.now_s) // SEGMENT
         for i in range(n_segments):
             part = jax.tree.map(lambda x: x[i * SEGMENT : (i + 1) * SEGMENT], vars(ticks))  # noqa: B023
@@ -82,13 +79,10 @@ def run_pool(
                 state, engine, scheduler, part, jnp.asarray(n_instances), jnp.asarray(seed), serves, policy=policy
             )
             if progress:
-                progress((i + 1) / (n_segments + 1))
-        state = _finish(state, engine, scheduler, until_s)
+                progress((i + 1) / n_segments)
         if not bool(state.cramped):
             break
-        n_slots = min(2 * n_slots, most)
-    if progress:
-        progress(1.0)
+        n_slots *= 2
     return _result(state, n_groups, n_requests, width, n_instances)
 
 
@@ -101,13 +95,13 @@ class _Ticks:
     count: np.ndarray  # how many
 
 
-def _ticks(arrival_s: np.ndarray, width: int, policy: Policy, staleness_s: float) -> _Ticks:
+def _ticks(arrival_s: np.ndarray, horizon_s: np.ndarray, policy: Policy, staleness_s: float) -> _Ticks:
     """A dispatch for every stretch of `staleness_s` in which requests come, or more where they are too many.
 
-    Policies that do not look at the queues dispatch everything beforehand.
+    Policies that do not look at the queues dispatch everything beforehand. Nobody is sent at the horizon.
     """
     columns = []
-    for row in arrival_s:
+    for row, end_s in zip(arrival_s, horizon_s):
         times = row[np.isfinite(row)]
         if policy != "jsq":
             start = np.arange(0, len(times), MOST_SENT)
@@ -120,15 +114,15 @@ def _ticks(arrival_s: np.ndarray, width: int, policy: Policy, staleness_s: float
             now_s = times[start]
             whole = np.isin(start, first) & (staleness_s > 0)
             now_s = np.where(whole, stretch[start] * staleness_s, now_s) if len(start) else now_s
-        columns.append((now_s, start, np.diff(np.append(start, len(times)))))
-    n_ticks = max(SEGMENT, -(-max(len(c[0]) for c in columns) // SEGMENT) * SEGMENT)
+        columns.append((now_s, start, np.diff(np.append(start, len(times))), end_s))
+    n_ticks = (max(len(column[0]) for column in columns) // SEGMENT + 1) * SEGMENT
 
-    def pad(values: np.ndarray) -> np.ndarray:
-        last = values[-1] if len(values) and values.dtype == float else 0
-        return np.append(values, np.full(n_ticks - len(values), last, dtype=values.dtype))
+    def pad(values: np.ndarray, rest: float) -> np.ndarray:
+        return np.append(values, np.full(n_ticks - len(values), rest))
 
-    now_s, start, count = (np.stack([pad(c[i]) for c in columns], axis=1) for i in range(3))
-    return _Ticks(now_s, start.astype(np.int32), count.astype(np.int32))
+    now_s = np.stack([pad(now_s, end_s) for now_s, _, _, end_s in columns], axis=1)
+    start, count = (np.stack([pad(column[i], 0) for column in columns], axis=1).astype(np.int32) for i in (1, 2))
+    return _Ticks(now_s, start, count)
 
 
 def _queues(requests: PoolRequests, width: int) -> Queues:
@@ -171,13 +165,9 @@ def _segment(state: State, engine, scheduler, ticks, n_instances, seed, serves, 
     return jax.lax.scan(tick, state, ticks)[0]
 
 
-@partial(jax.jit, donate_argnames="state")
-def _finish(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) -> State:
-    state = run_until(state, engine, scheduler, until_s)
-    return State(**{**vars(state), "queues": finished(state)})
-
-
 def _result(state: State, n_groups: int, n_requests: int, width: int, n_instances: int) -> PoolRun:
+    queues = finished(state)
+
     def times(values: Array) -> np.ndarray:
         return np.asarray(values)[:-1].reshape(n_groups, width)[:, :n_requests]
 
@@ -186,9 +176,9 @@ def _result(state: State, n_groups: int, n_requests: int, width: int, n_instance
 
     instances = state.instances
     return PoolRun(
-        admit_s=times(state.queues.admit_s),
-        first_s=times(state.queues.first_s),
-        last_s=_ended(state, times),
+        admit_s=times(queues.admit_s),
+        first_s=times(queues.first_s),
+        last_s=times(_ended(state, queues.last_s)),
         tally=Tally(*map(sums, state.tally)),
         gap_counts=np.asarray(state.gap_counts),
         in_system=sums(instances.n_waiting + instances.n_running).sum(axis=1),
@@ -196,14 +186,17 @@ def _result(state: State, n_groups: int, n_requests: int, width: int, n_instance
     )
 
 
-def _ended(state: State, times: Callable[[Array], np.ndarray]) -> np.ndarray:
-    """Times of the last tokens; a preempted request that never came back has none."""
-    waiting = np.zeros(len(state.queues.next), bool)
-    request, left = np.asarray(state.slots.request).ravel(), np.asarray(state.slots.left).ravel()
-    waiting[request[left > 0]] = True
-    last_s = np.array(state.queues.last_s)
-    last_s[waiting] = np.inf
-    return times(last_s)
+def _ended(state: State, last_s: Array) -> np.ndarray:
+    """Times of the last tokens; who is still there, or was preempted and never came back, has none."""
+    queues, slots = state.queues, state.slots
+    ended_s, following = np.array(last_s), np.asarray(queues.next)
+    waiting = np.asarray(state.instances.head)[np.asarray(state.instances.n_waiting) > 0]
+    while len(waiting):
+        ended_s[waiting] = np.inf
+        waiting = following[waiting]
+        waiting = waiting[waiting < len(following) - 1]
+    ended_s[np.asarray(slots.request)[np.asarray(slots.left) > 0]] = np.inf
+    return ended_s
 
 
 def _round_up(n: int) -> int:
