@@ -30,7 +30,7 @@ METRIC_FIELDS = {
     *("tok_per_j", "output_tok_per_s", "power_w", "n_instances", "n_gpus", "usd_per_h", "ttft_p99_s", "itl_s"),
     "gain_vs_homogeneous",
 }
-COMMANDS = ("reproduce", "optimize", "evaluate", "ledger", "engine", "calibrate", "trace", "catalog")
+COMMANDS = ("reproduce", "optimize", "evaluate", "simulate", "ledger", "engine", "calibrate", "trace", "catalog")
 LEDGER_FIELDS = {
     *("choice", "from", "to", "tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt", "gain"),
     "short_window_tokens",

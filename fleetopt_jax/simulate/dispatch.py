@@ -12,27 +12,28 @@ from fleetopt_jax.simulate.batching import State
 Policy = Literal["jsq", "round_robin", "random"]
 
 
-def dispatch(state: State, requests: Array, rank: Array, now_s: Array, n_instances: Array, policy: Policy, key: Array):
+def dispatch(state: State, requests: Array, rank: Array, now_s: Array, n_instances: Array, policy: Policy, keys: Array):
     """Append `requests` [G, A] (numbers in order of arrival; nobody's where fewer) to the queues of their group.
 
-    `rank` [G] counts the requests dispatched before, `now_s` [G] is the moment whose queues the router knows; only the
-    first `n_instances` of a group are in service. Join-the-shortest-queue counts everybody an instance has, and what is
-    sent in the same call: the shortest first, ties at random.
+    `rank` [G] counts the requests dispatched before, `now_s` [G] is the moment whose queues the router knows, `keys`
+    [G] are of random numbers; only the first `n_instances` of a group are in service. Join-the-shortest-queue counts
+    everybody an instance has, and what is sent in the same call: the shortest first, ties at random.
     """
     choose = {"jsq": _shortest, "round_robin": _in_turn, "random": _at_random}[policy]
     n_groups, n_sent = requests.shape
     n_per_group = len(state.instances.clock_s) // n_groups
-    chosen = choose(state, n_groups, n_sent, rank, now_s, n_instances, key)
+    chosen = choose(state, n_groups, n_sent, rank, now_s, n_instances, keys)
     return _append(state, requests, chosen + n_per_group * jnp.arange(n_groups)[:, None])
 
 
-def _shortest(state: State, n_groups: int, n_sent: int, rank, now_s: Array, n_instances: Array, key: Array) -> Array:
+def _shortest(state: State, n_groups: int, n_sent: int, rank, now_s: Array, n_instances: Array, keys: Array) -> Array:
     instances = state.instances
     clock_s, known = (x.reshape(n_groups, -1) for x in (instances.clock_s, instances.n_waiting + instances.n_running))
     # An iteration that ends after `now_s` has already been computed: whom it ends are still there.
     known = known + jnp.where(clock_s > now_s[:, None], instances.just_finished.reshape(n_groups, -1), 0)
     known = jnp.where(jnp.arange(known.shape[1]) < n_instances, known, jnp.iinfo(jnp.int32).max // 4)
-    order = jnp.argsort(known + jax.random.uniform(key, known.shape), axis=1)
+    ties = jax.vmap(lambda key: jax.random.uniform(key, known.shape[1:]))(keys)
+    order = jnp.argsort(known + ties, axis=1)
     lengths = jnp.take_along_axis(known, order, axis=1).astype(int)
     # Before the k-th queue is as long as the others, k l_k - (l_0 + ... + l_{k - 1}) requests go to the shorter ones.
     k = jnp.arange(known.shape[1])
@@ -43,12 +44,12 @@ def _shortest(state: State, n_groups: int, n_sent: int, rank, now_s: Array, n_in
     return jnp.take_along_axis(order, place, axis=1)
 
 
-def _in_turn(state: State, n_groups: int, n_sent: int, rank: Array, now_s, n_instances: Array, key) -> Array:
+def _in_turn(state: State, n_groups: int, n_sent: int, rank: Array, now_s, n_instances: Array, keys) -> Array:
     return (rank[:, None] + jnp.arange(n_sent)) % n_instances
 
 
-def _at_random(state: State, n_groups: int, n_sent: int, rank, now_s, n_instances: Array, key: Array) -> Array:
-    return jax.random.randint(key, (n_groups, n_sent), 0, n_instances)
+def _at_random(state: State, n_groups: int, n_sent: int, rank, now_s, n_instances: Array, keys: Array) -> Array:
+    return jax.vmap(lambda key: jax.random.randint(key, (n_sent,), 0, n_instances))(keys)
 
 
 def _append(state: State, requests: Array, chosen: Array) -> State:

@@ -1,7 +1,7 @@
 """One pool's instances over all its requests: dispatch, batch, dispatch, ..., in one compiled loop."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -18,6 +18,8 @@ Progress = Callable[[float], None]
 MOST_SENT = 256  # requests of a replication dispatched at once
 SEGMENT = 128  # dispatches between two signs of progress
 LEAST_SLOTS = 16
+SLOT_BYTES = 5 * 4 + 2 * 8  # of `Slots`
+MEMORY_BYTES = 1e9  # of the slots of the replications that run together
 
 
 @dataclass(frozen=True)
@@ -53,36 +55,58 @@ def run_pool(
     staleness_s: float = 0.05,
     n_slots: int = 64,
     seed: int = 0,
+    first_replication: int = 0,
     progress: Progress | None = None,
 ) -> PoolRun:
     """Every iteration of the pool's `n_instances` until `horizon_s` [R], after which nothing is computed any more.
 
     The router knows the queues as they were up to `staleness_s` ago, and what it has sent since. `n_slots` is where to
     start: where it proves too few for the batches that come, the run starts again with twice as many, so that memory
-    follows the batches that come and not the largest allowed. Shapes are rounded up so that fleets of about the same
+    follows the batches that come and not the largest allowed. Replications whose slots would take more than
+    `MEMORY_BYTES` together run one after another. Shapes are rounded up so that fleets of about the same
     size share one compilation.
     """
     if jnp.zeros(()).dtype != jnp.float64:
         raise ValueError("need float64: set jax_enable_x64 before simulating")
+    again = partial(
+        run_pool, engine, n_instances=n_instances, policy=policy, staleness_s=staleness_s, seed=seed, progress=progress
+    )
     n_groups, n_requests = requests.arrival_s.shape
-    width, n_padded = _round_up(n_requests), _round_up(n_instances)
-    n_slots = max(LEAST_SLOTS, 1 << (n_slots - 1).bit_length())
-    ticks = _ticks(requests.arrival_s, horizon_s, policy, staleness_s)
-    while True:
-        state = empty_state(_queues(requests, width), n_groups, n_padded, n_slots)
-        state = jax.tree.map(jnp.copy, state)  # buffers of their own, so that they can be given away
-        serves = np.arange(n_padded) < n_instances
-        n_segments = len(ticks.now_s) // SEGMENT
-        for i in range(n_segments):
-            part = jax.tree.map(lambda x: x[i * SEGMENT : (i + 1) * SEGMENT], vars(ticks))  # noqa: B023
-            state = _segment(
-                state, engine, scheduler, part, jnp.asarray(n_instances), jnp.asarray(seed), serves, policy=policy
+    width, n_padded, n_slots = _round_up(n_requests), _round_up(n_instances), _slots(n_slots)
+    at_once = max(1, int(MEMORY_BYTES // (n_padded * n_slots * SLOT_BYTES)))
+    if n_groups > at_once:
+        parts = []
+        for start in range(0, n_groups, at_once):
+            some = slice(start, start + at_once)
+            parts.append(
+                again(
+                    scheduler=replace(scheduler, window_s=scheduler.window_s[some]),
+                    requests=PoolRequests(*(values[some] for values in vars(requests).values())),
+                    horizon_s=horizon_s[some],
+                    n_slots=n_slots,
+                    first_replication=first_replication + start,
+                )
             )
-            if progress:
-                progress((i + 1) / n_segments)
-        if not bool(state.cramped):
-            break
-        n_slots *= 2
+        return _joined(parts)
+    ticks = _ticks(requests.arrival_s, horizon_s, policy, staleness_s)
+    state = empty_state(_queues(requests, width), n_groups, n_padded, n_slots)
+    state = jax.tree.map(jnp.copy, state)  # buffers of their own, so that they can be given away
+    serves = np.arange(n_padded) < n_instances
+    numbers = jnp.arange(n_groups) + first_replication
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+    for start in range(0, len(ticks.now_s), SEGMENT):
+        part = {name: values[start : start + SEGMENT] for name, values in vars(ticks).items()}
+        state = _segment(state, engine, scheduler, part, jnp.asarray(n_instances), keys, serves, policy=policy)
+        if bool(state.cramped):
+            return again(
+                scheduler=scheduler,
+                requests=requests,
+                horizon_s=horizon_s,
+                n_slots=2 * n_slots,
+                first_replication=first_replication,
+            )
+        if progress:
+            progress((start + SEGMENT) / len(ticks.now_s))
     return _result(state, n_groups, n_requests, width, n_instances)
 
 
@@ -147,11 +171,10 @@ def _queues(requests: PoolRequests, width: int) -> Queues:
 
 
 @partial(jax.jit, static_argnames="policy", donate_argnames="state")
-def _segment(state: State, engine, scheduler, ticks, n_instances, seed, serves, *, policy: Policy) -> State:
+def _segment(state: State, engine, scheduler, ticks, n_instances, keys, serves, *, policy: Policy) -> State:
     n_groups = len(state.gap_counts)
     nobody = state.queues.next.shape[0] - 1
     width = nobody // n_groups
-    key = jax.random.key(seed)
 
     def tick(state: State, row) -> tuple[State, None]:
         until_s = jnp.where(serves, row["now_s"][:, None], 0.0).ravel()
@@ -159,8 +182,8 @@ def _segment(state: State, engine, scheduler, ticks, n_instances, seed, serves, 
         sent = jnp.arange(MOST_SENT)
         numbers = row["start"][:, None] + sent + width * jnp.arange(n_groups)[:, None]
         numbers = jnp.where(sent < row["count"][:, None], numbers, nobody).astype(jnp.int32)
-        tick_key = jax.random.fold_in(key, jnp.sum(row["start"]))
-        return dispatch(state, numbers, row["start"], row["now_s"], n_instances, policy, tick_key), None
+        now_keys = jax.vmap(jax.random.fold_in)(keys, row["start"])
+        return dispatch(state, numbers, row["start"], row["now_s"], n_instances, policy, now_keys), None
 
     return jax.lax.scan(tick, state, ticks)[0]
 
@@ -186,6 +209,19 @@ def _result(state: State, n_groups: int, n_requests: int, width: int, n_instance
     )
 
 
+def _joined(parts: list[PoolRun]) -> PoolRun:
+    """Replications that ran one after another."""
+
+    def rows(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return PoolRun(
+        **{name: rows(name) for name in ("admit_s", "first_s", "last_s", "gap_counts", "in_system")},
+        tally=Tally(*map(np.concatenate, zip(*(part.tally for part in parts)))),
+        memory_bytes=max(part.memory_bytes for part in parts),
+    )
+
+
 def _ended(state: State, last_s: Array) -> np.ndarray:
     """Times of the last tokens; who is still there, or was preempted and never came back, has none."""
     queues, slots = state.queues, state.slots
@@ -197,6 +233,11 @@ def _ended(state: State, last_s: Array) -> np.ndarray:
         waiting = waiting[waiting < len(following) - 1]
     ended_s[np.asarray(slots.request)[np.asarray(slots.left) > 0]] = np.inf
     return ended_s
+
+
+def _slots(n: int) -> int:
+    """A power of two."""
+    return max(LEAST_SLOTS, 1 << (n - 1).bit_length())
 
 
 def _round_up(n: int) -> int:
