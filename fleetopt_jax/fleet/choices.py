@@ -149,7 +149,7 @@ SPARE_INSTANCES = {"full_batch": 1.0, "fixed_point": 0.0}  # the published rule 
 # in its iterations against a Poisson stream's). In turn and at random exactly; the shortest queue, which sends requests
 # where few are, from simulation (`experiments/agreement.py`).
 
-DISPATCH: dict[str, tuple[float, float]] = {"random": (1.0, 1.0), "jsq": (0.5, -1.0), "round_robin": (0.0, 0.0)}
+DISPATCH: dict[str, tuple[float, float]] = {"random": (1.0, 1.0), "jsq": (0.25, -0.6), "round_robin": (0.0, 0.0)}
 
 # power_scope: watts of a pool from those of one GPU
 

@@ -41,11 +41,11 @@ def crowding(prefill_frac: ArrayLike, n_steps: ArrayLike, prefill_scv: ArrayLike
     Arrivals N during one iteration lengthen the next by E[s] N, and that one the next again: iterations are a
     first-order autoregression with coefficient f and variance lambda C E[s^2] / (1 - f^2). A sequence decodes for D
     iterations after its own prefill, taken as geometric; u sums what its companions still add. g, `companions`, counts
-    them against those of a Poisson stream: 0 where requests come in turn, negative where they avoid each other. 0
-    without prefill.
+    them against those of a Poisson stream: 0 where requests come in turn; negative where they avoid each other, and
+    then only the first factor counts. 0 without prefill.
     """
     f = prefill_frac
-    together = 1.0 + f**2 * (1.0 + prefill_scv) / (1.0 - f**2)
+    together = 1.0 + jnp.where(jnp.greater(companions, 0), f**2 * (1.0 + prefill_scv) / (1.0 - f**2), 0.0)
     return companions * f**2 / (1.0 - f * (1.0 - 1.0 / jnp.maximum(n_steps, 1.0))) * together
 
 

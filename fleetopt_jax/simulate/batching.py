@@ -326,14 +326,14 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
     phase = jnp.where(completes[:, None] & (index == instances.prompt_slot[:, None]), 1, phase)
 
     inside = jnp.where(runs, _inside(scheduler, instances.clock_s, end_s) / took_s, 0.0)  # share in the window
-    tally = _tally_iteration(state.tally, engine, instances, runs, inside, decode_s, n_emitted, n_gaps)
+    stalled_s = jnp.where(again, end_s[:, None] - slots.last_s, 0.0)
+    stalls = _count(again), jnp.sum(stalled_s, axis=1)
+    tally = _tally_iteration(state.tally, engine, instances, runs, inside, decode_s, n_emitted, n_gaps, stalls)
     group = jnp.arange(len(runs)) // (len(runs) // len(state.gap_counts))
     gap_counts = state.gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
     gap_counts = jax.lax.cond(
         jnp.any(again),
-        lambda: gap_counts.at[group[:, None], gap_bin(end_s[:, None] - slots.last_s)].add(
-            jnp.where(again, inside[:, None], 0.0)
-        ),
+        lambda: gap_counts.at[group[:, None], gap_bin(stalled_s)].add(jnp.where(again, inside[:, None], 0.0)),
         lambda: gap_counts,
     )
 
@@ -386,7 +386,9 @@ def _tally_iteration(
     decode_s: Array,
     n_emitted: Array,
     n_gaps: Array,
+    stalls: tuple[Array, Array],
 ) -> Tally:
+    """`n_gaps` are as long as the iteration; `stalls` (number, seconds) are the first after a preemption."""
     took_s = decode_s + instances.scheduled_s
     n = jnp.maximum(instances.n_decoding, 1e-9)
     decode_j = gpu_power_w(engine.power, n, instances.tokens / n) * decode_s
@@ -398,8 +400,8 @@ def _tally_iteration(
         blocks_s=tally.blocks_s + inside * took_s * instances.n_blocks,
         prefill_s=tally.prefill_s + inside * instances.scheduled_s,
         busy_s=tally.busy_s + inside * took_s,
-        gaps=tally.gaps + inside * n_gaps,
-        gaps_s=tally.gaps_s + inside * n_gaps * took_s,
+        gaps=tally.gaps + inside * (n_gaps + stalls[0]),
+        gaps_s=tally.gaps_s + inside * (n_gaps * took_s + stalls[1]),
         path_in_flight_s=tally.path_in_flight_s + path_s * instances.n_running,
         path_in_system_s=tally.path_in_system_s + path_s * (instances.n_running + instances.n_waiting),
         path_iterations=tally.path_iterations + runs,
@@ -444,7 +446,7 @@ def _preempt(state: State, engine: Engine, scheduler: Scheduler) -> State:
     decoded = over & (slots.phase[place] == 0)
     behind = jnp.where(instances.n_waiting > 0, instances.head, nobody)
     here = over[:, None] & (jnp.arange(slots.left.shape[1]) == slot[:, None])
-    last_s = jnp.where(jnp.isfinite(first_s), instances.clock_s, NEVER)
+    last_s = jnp.where(decoded, instances.clock_s, slots.last_s[place])  # or of an earlier preemption
     return replace(
         state,
         queues=replace(

@@ -74,7 +74,8 @@ def _squeeze_whole(window, output, workload: Workload, assumptions: Assumptions)
 
 
 def _squeeze_prompt(window, output, workload: Workload, assumptions: Assumptions):
-    return window - output, output
+    output = np.maximum(np.floor(np.minimum(output, window / 2)), 1)
+    return np.maximum(window - output, 1), output
 
 
 _SQUEEZE = {"free": _squeeze_whole, "prompt_only": _squeeze_prompt}
