@@ -1,11 +1,20 @@
-"""The analytic laws against the simulator, on random plans: python experiments/agreement.py [N_PLANS]
+"""The laws against the simulator: random plans, their errors in energy, occupancy and latency.
 
-Plans are drawn over workloads, GPUs, LLMs, KV policies, dispatch, instances, utilisation 0.3 to 0.9 and burstiness 1 to
-10. Prints the errors' medians and 90th percentiles, writes results/agreement.csv and results/agreement.svg and .png.
+    python experiments/agreement.py [--plans 64] [--threads 2]
+
+Every plan is one pool of 1 to 12 instances whose window is the workload's longest request, at a random utilisation and
+burstiness. The laws (`evaluate`) are closed forms; `simulate` runs every iteration, with the same engine coefficients:
+the errors here are of the queueing and occupancy laws alone, not of the engines (`law_vs_measurement.py`). Where
+requests go matters, so every plan of more than one instance runs with the shortest queue and with random dispatch.
+Errors are of analytic / simulated - 1.
 """
 
-import dataclasses
+import argparse
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 
@@ -14,157 +23,308 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from _results import GREY, RESULTS, finish, new_figure, write_table  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import track  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
-import fleetopt_jax as fo  # noqa: E402
-from fleetopt_jax.report.figures import write_figure  # noqa: E402
-from fleetopt_jax.report.tables import new_table, show  # noqa: E402
+from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
+from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions  # noqa: E402
+from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
+from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
+from fleetopt_jax.report.figures import save_figure  # noqa: E402
+from fleetopt_jax.simulate import simulate  # noqa: E402
+from fleetopt_jax.simulate.simulate import RELAXATIONS, Simulation  # noqa: E402
+from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 
-N_PLANS = 80
-WORKLOADS = ("azure-conv", "azure-code", "mooncake-conv", "lmsys-cdf")
-ENGINES = (
+SEED = 20_261_124
+WORKLOADS = ("azure-conv", "azure-code", "azure", "mooncake-conv", "mooncake-synthetic")
+ENGINES = (  # GPU, LLM, tensor parallelism
     ("h100", "llama-3.1-8b", 1),
     ("h100", "llama-3.1-70b", 4),
     ("h100", "llama-3.1-70b", 8),
     ("h100", "qwen3-235b-a22b", 8),
+    ("h100", "gpt-oss-120b", 2),
+    ("b200", "llama-3.1-8b", 1),
     ("b200", "llama-3.1-70b", 2),
+    ("b200", "llama-3.1-70b", 4),
     ("b200", "qwen3-235b-a22b", 4),
+    ("b200", "gpt-oss-120b", 1),
 )
-INSTANCES = (1, 8)
-DISPATCH = ("jsq", "jsq", "random")  # the default twice as often
-REPLICATIONS = 4
-FEWEST_REQUESTS, MOST_REQUESTS = 20_000, 60_000
-USUAL_LOAD = 0.85  # errors are judged up to here: beyond, waits grow without bound and so do errors in them
-METRICS = {
-    "tok_per_j": "tokens per joule",
-    "power_w": "power",
-    "n_active": "in flight",
-    "itl_s": "mean ITL",
-    "itl_p99_s": "P99 ITL",
-    "ttft_p99_s": "P99 TTFT",
-}
+N_INSTANCES = (1, 4, 12)
+MAX_NUM_SEQS = (64, 256, 1024)
+UTILIZATION = (0.3, 0.9)
+BURSTINESS = (1.0, 10.0)
+FEWEST_SLOTS = 2  # of an instance; a reserved window of 190,000 tokens leaves fewer on small engines
+N_REPLICATIONS = 4
+FEWEST_REQUESTS = 3000  # of a replication: 15 later than the P99 in its window, 60 in all
+WARM_UPS = 2.1  # length of a run; what follows the warm-up counts
+MOST_TOKENS = 2.5e6  # simulated tokens of a plan and dispatch; plans that need more are drawn again
+MOST_ITERATIONS = 3e5  # and of an instance
+LOADED = 0.85  # the published limit of the utilisation
 TARGETS = {"tok_per_j": 0.03, "n_active": 0.05, "itl_s": 0.05, "ttft_p99_s": 0.15}
+METRICS = {
+    "tok_per_j": "output tokens per joule",
+    "power_w": "power",
+    "n_active": "sequences in flight",
+    "itl_s": "mean inter-token latency",
+    "ttft_p99_s": "P99 time to first token",
+    "itl_p99_s": "P99 inter-token latency",
+}
+PARAMETERS = (
+    "plan",
+    "workload",
+    "gpu",
+    "llm",
+    "tp",
+    "kv_cache",
+    "max_num_seqs",
+    "n_instances",
+    "arrival_scv",
+    "utilization",
+    "rate_per_s",
+    "window_tokens",
+    "n_max",
+    "prefill_frac",
+    "n_requests",
+)
 
 
-def main(n_plans: int = N_PLANS) -> None:
-    rng = np.random.default_rng(0)
-    rows = []
-    console = Console(stderr=True)
-    for number in track(range(n_plans), "Simulating", console=console, disable=not console.is_terminal):
-        row = study(number, rng)
-        print(f"{number + 1} of {n_plans}: {describe(row)}", file=sys.stderr, flush=True)
+@dataclass(frozen=True)
+class Case:
+    """A plan as drawn, and how long to simulate it."""
+
+    values: dict[str, object]  # PARAMETERS
+    fleet: Fleet
+    workload: Workload
+    assumptions: Assumptions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plans", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    start = time.perf_counter()
+    runs = [
+        (case, dispatch)
+        for case in draw_cases(options.plans)
+        for dispatch in ("jsq", "random")
+        if dispatch == "jsq" or case.values["n_instances"] > 1
+    ]
+    _say(f"{len(runs)} runs of {options.plans} plans drawn in {time.perf_counter() - start:.0f} s")
+    rows: list[dict] = []
+
+    def run(which: tuple[Case, str]) -> dict:
+        case, dispatch = which
+        begin = time.perf_counter()
+        row = _row(case, dispatch, run_case(case, dispatch))
         rows.append(row)
-    columns = list(rows[0])
-    write_table("agreement.csv", columns, [[row[name] for name in columns] for row in rows])
-    usual = [row for row in rows if row["utilization"] <= USUAL_LOAD]
-    show(summary(f"{len(usual)} plans up to {USUAL_LOAD:.0%} load: |analytic / simulated - 1|", usual))
-    show(summary(f"All {len(rows)} plans", rows))
-    for key in ("workload", "kv_cache", "dispatch", "gpu"):
-        for value in sorted({row[key] for row in rows}):
-            show(summary(f"{key} {value}", [row for row in usual if row[key] == value]))
-    for ending in ("svg", "png"):
-        write_figure(figure(rows), str(RESULTS / f"agreement.{ending}"))
+        brief = " ".join(f"{name} {row[f'{name}_error']:+.1%}" for name in METRICS)
+        what = "{plan} {workload} {gpu} {llm} {kv_cache} N={n_instances} rho={utilization:.2f}".format(**row)
+        now = time.perf_counter()
+        _say(f"{len(rows)}/{len(runs)} {now - start:.0f} s: {what} scv={row['arrival_scv']:.1f} {dispatch} {brief} "
+             f"({now - begin:.1f} s)")  # fmt: skip
+        return row
+
+    with ThreadPoolExecutor(options.threads) as pool:
+        lines = list(pool.map(run, runs))
+    write_table("agreement.csv", list(lines[0]), [list(line.values()) for line in lines])
+    save_figure(_figure(lines), RESULTS / "agreement")
+    print(report(lines))
 
 
-def study(number: int, rng: np.random.Generator) -> dict:
-    """A random plan that is stable and can be warmed up, simulated."""
-    while True:
-        name, (gpu, llm, tp) = rng.choice(WORKLOADS), ENGINES[rng.integers(len(ENGINES))]
-        n, dispatch = int(rng.choice(INSTANCES)), str(rng.choice(DISPATCH))
-        kv_cache = str(rng.choice(["paged", "reserved"]))
-        load, scv = rng.uniform(0.3, 0.9), float(np.exp(rng.uniform(0.0, np.log(10.0))))
-        assumptions = dataclasses.replace(fo.PHYSICAL, kv_cache=kv_cache, dispatch=dispatch)
-        workload = dataclasses.replace(fo.load_workload(str(name), rate_per_s=1.0), arrival_scv=jnp.asarray(scv))
-        engine = fo.engine_choice(gpu, llm, tp).engine
-        fleet = fo.make_fleet([engine], window_tokens=[float(workload.longest_tokens)], n_instances=[n])
-        rate = rate_of(fleet, workload, assumptions, load)
-        if rate is None:
-            continue
-        workload = dataclasses.replace(workload, arrival_rate_per_s=jnp.asarray(rate))
-        utilization = float(metrics(fleet, workload, assumptions).utilization)
-        for n_requests in (FEWEST_REQUESTS, MOST_REQUESTS):
-            found = fo.simulate(
-                fleet, workload, assumptions, n_requests=n_requests, n_replications=REPLICATIONS, seed=number
-            )
-            if found.warmed_up:
-                return {
-                    "workload": str(name),
-                    "gpu": gpu,
-                    "llm": llm,
-                    "tp": tp,
-                    "kv_cache": kv_cache,
-                    "dispatch": dispatch,
-                    "n_instances": n,
-                    "utilization": utilization,
-                    "arrival_scv": scv,
-                    "rate_per_s": rate,
-                    "n_arrivals": found.n_arrivals,
-                    "n_preemptions": found.n_preemptions,
-                    **columns_of(found),
-                }
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def columns_of(found) -> dict[str, float]:
-    """Analytic, simulated and its interval, of each metric."""
-    columns = {}
-    for name in METRICS:
-        estimate = found.pools[0][name]
-        columns[f"{name}_analytic"] = found.pools_analytic[0][name]
-        columns |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return columns
+def draw_cases(n_plans: int) -> list[Case]:
+    """The same plans every time: each has a random stream of its own."""
+    cases = []
+    for plan in range(n_plans):
+        rng = np.random.default_rng([SEED, plan])
+        while (case := _draw(plan, rng)) is None:
+            pass
+        cases.append(case)
+    return cases
 
 
-metrics = jax.jit(fo.evaluate, static_argnames="assumptions")
-
-
-def rate_of(fleet, workload, assumptions, load: float) -> float | None:
-    """The rate of arrivals at which the fleet has that utilisation [1/s], by bisection; None where it cannot run."""
-    low, high = 1e-4, 1e5
-    for _ in range(50):
+def _draw(plan: int, rng: np.random.Generator) -> Case | None:
+    """A plan, or None where it cannot serve the window or takes too long to simulate."""
+    name, kv_cache = WORKLOADS[plan % len(WORKLOADS)], ("paged", "reserved")[plan // len(WORKLOADS) % 2]
+    gpu, llm, tp = ENGINES[rng.integers(len(ENGINES))]
+    n, most = int(rng.choice(N_INSTANCES)), int(rng.choice(MAX_NUM_SEQS))
+    scv, target = float(np.exp(rng.uniform(*np.log(BURSTINESS)))), rng.uniform(*UTILIZATION)
+    assumptions = replace(PHYSICAL, kv_cache=kv_cache)
+    workload = replace(_workload(name), arrival_scv=jnp.asarray(scv))
+    fleet = make_fleet([_engine(gpu, llm, tp, most)], window_tokens=[float(workload.longest_tokens)], n_instances=[n])
+    n_max = float(_load(fleet, workload, jnp.asarray(1e-6), assumptions)[1])
+    if n_max < FEWEST_SLOTS:
+        return None
+    low, high = 1e-6, 1e6
+    while high / low > 1.0 + 1e-6:
         rate = np.sqrt(low * high)
-        found = metrics(fleet, dataclasses.replace(workload, arrival_rate_per_s=jnp.asarray(rate)), assumptions)
-        utilization = float(found.utilization)
-        low, high = (rate, high) if utilization < load else (low, rate)
-    return rate if abs(utilization / load - 1.0) < 0.01 else None
+        low, high = (rate, high) if _load(fleet, workload, jnp.asarray(rate), assumptions)[0] < target else (low, rate)
+    slower = replace(assumptions, dispatch="random")
+    utilization, _, _, _, prefill_frac = map(float, _load(fleet, workload, jnp.asarray(rate), assumptions))
+    itl_s = float(_load(fleet, workload, jnp.asarray(rate), slower)[3])
+    output, output2 = (float(jnp.sum(workload.weight * workload.output_tokens**k)) for k in (1, 2))
+    warm_up_s = RELAXATIONS * output2 / output * itl_s
+    if not np.isfinite(warm_up_s * rate):
+        _say(f"plan {plan}: no ITL by the law: {name} {gpu} {llm} {tp} {most} {n} {scv} {rate} {kv_cache}")
+        return None
+    n_requests = max(FEWEST_REQUESTS, int(np.ceil(WARM_UPS * warm_up_s * rate)))
+    if n_requests * output > MOST_TOKENS or n_requests / (rate * itl_s) > MOST_ITERATIONS:
+        return None
+    workload = replace(workload, arrival_rate_per_s=jnp.asarray(rate))
+    numbers = (n, scv, utilization, float(rate), float(workload.longest_tokens), n_max, prefill_frac, n_requests)
+    return Case(
+        dict(zip(PARAMETERS, (plan, name, gpu, llm, tp, kv_cache, most, *numbers), strict=True)),
+        fleet,
+        workload,
+        assumptions,
+    )
 
 
-def error(row: dict, name: str) -> float:
-    return row[f"{name}_analytic"] / row[name] - 1.0
+@cache
+def _workload(name: str) -> Workload:
+    return load_workload(name)
 
 
-def describe(row: dict) -> str:
-    what = f"{row['workload']} {row['gpu']} {row['llm']} x{row['tp']} N={row['n_instances']} {row['kv_cache']}"
-    how = f"{row['dispatch']} load {row['utilization']:.2f} scv {row['arrival_scv']:.1f}"
-    return f"{what} {how}: " + ", ".join(f"{name} {error(row, name):+.1%}" for name in METRICS)
+@cache
+def _engine(gpu: str, llm: str, tp: int, max_num_seqs: int):
+    return engine_choice(gpu, llm, tp, max_num_seqs=max_num_seqs).engine
 
 
-def summary(title: str, rows: list[dict]):
-    table = new_table("Metric", "median", "90th percentile", "mean, with sign", "target", title=title)
-    for name, label in METRICS.items():
-        errors = np.array([error(row, name) for row in rows]) if rows else np.zeros(1)
-        middle, most = np.quantile(np.abs(errors), [0.5, 0.9])
-        target = f"{TARGETS[name]:.0%}" if name in TARGETS else ""
-        table.add_row(label, f"{middle:.1%}", f"{most:.1%}", f"{errors.mean():+.1%}", target)
-    return table
+def _load(fleet: Fleet, workload: Workload, rate_per_s, assumptions: Assumptions):
+    return _load_jit(fleet, replace(workload, arrival_rate_per_s=rate_per_s), assumptions=assumptions)
 
 
-def figure(rows: list[dict]):
-    """Errors against utilisation, one panel a metric."""
-    drawing = new_figure(10.0, 6.0)
-    looks = {"jsq": ("o", "#0072B2", "shortest queue"), "random": ("^", "#D55E00", "random")}
-    for axes, (name, label) in zip(drawing.subplots(2, 3).ravel(), METRICS.items(), strict=True):
-        for dispatch, (marker, colour, said) in looks.items():
-            own = [row for row in rows if row["dispatch"] == dispatch]
-            x, y = [row["utilization"] for row in own], [100 * error(row, name) for row in own]
-            axes.plot(x, y, marker, color=colour, markersize=4, alpha=0.8, label=said)
-        axes.axhline(0.0, color=GREY, linewidth=0.8)
-        usual = [abs(error(row, name)) for row in rows if row["utilization"] <= USUAL_LOAD]
-        title = f"{label}: median {np.median(usual):.1%}"
-        finish(axes, x="utilisation [-]", y="analytic over simulated, less one [%]", title=title)
-    drawing.axes[0].legend(frameon=False, fontsize=8)
-    return drawing
+def _load_of(fleet: Fleet, workload: Workload, *, assumptions: Assumptions):
+    """(utilisation, n_max, in flight, mean ITL [s], prefill share)."""
+    metrics = evaluate(fleet, workload, assumptions, quantiles=False)
+    pools = metrics.pools
+    return metrics.utilization, pools.n_max[0], pools.n_active[0], metrics.itl_s, pools.prefill_frac[0]
+
+
+_load_jit = jax.jit(_load_of, static_argnames="assumptions")
+
+
+def run_case(case: Case, dispatch: str) -> Simulation:
+    """The plan, simulated. To one instance dispatch is the same under any policy, and fastest beforehand."""
+    dispatch = dispatch if case.values["n_instances"] > 1 else "random"
+    found = simulate(
+        case.fleet,
+        case.workload,
+        replace(case.assumptions, dispatch=dispatch),
+        n_requests=case.values["n_requests"],
+        n_replications=N_REPLICATIONS,
+        seed=case.values["plan"],
+    )
+    if not found.warmed_up:
+        raise RuntimeError(f"plan {case.values['plan']} needs a longer run than {case.values['n_requests']} requests")
+    return found
+
+
+def _row(case: Case, dispatch: str, found: Simulation) -> dict:
+    row = {**case.values, "dispatch": dispatch, "n_preemptions": found.n_preemptions}
+    for name in METRICS:
+        law = found.analytic[name] if name in found.analytic else found.pools_analytic[0][name]
+        simulated = found.metrics[name]
+        row |= {
+            f"{name}_analytic": law,
+            f"{name}_simulated": simulated.mean,
+            f"{name}_low": simulated.low,
+            f"{name}_high": simulated.high,
+            f"{name}_error": law / simulated.mean - 1.0,
+        }
+    return row
+
+
+def report(lines: list[dict]) -> str:
+    """Median and 90th percentile of |error|, and median error, of every group."""
+    groups = {
+        f"jsq, utilisation <= {LOADED}": lambda r: r["dispatch"] == "jsq" and r["utilization"] <= LOADED,
+        "jsq, all": lambda r: r["dispatch"] == "jsq",
+        f"jsq, utilisation > {LOADED}": lambda r: r["dispatch"] == "jsq" and r["utilization"] > LOADED,
+        f"random, utilisation <= {LOADED}": lambda r: r["dispatch"] == "random" and r["utilization"] <= LOADED,
+        "random, all": lambda r: r["dispatch"] == "random",
+    }
+    loaded = [line for line in lines if line["utilization"] <= LOADED]
+    text = [_table(lines, groups)]
+    breaks = {
+        "workload": [("workload", name) for name in WORKLOADS],
+        "KV policy": [("kv_cache", name) for name in ("paged", "reserved")],
+        "instances": [("n_instances", n) for n in N_INSTANCES],
+    }
+    for title, keys in breaks.items():
+        groups = {
+            f"{value}, {dispatch}": lambda r, k=key, v=value, d=dispatch: r[k] == v and r["dispatch"] == d
+            for key, value in keys
+            for dispatch in ("jsq", "random")
+        }
+        text += [f"by {title}, utilisation <= {LOADED}", _table(loaded, groups)]
+    return "\n".join(text)
+
+
+def _table(lines: list[dict], groups: dict) -> str:
+    head = f"{'':30} {'n':>3}" + "".join(f"{name:>22}" for name in METRICS)
+    text = [head, f"{'':34}" + "".join(f"{'median  P90   bias':>22}" for _ in METRICS)]
+    for title, of in groups.items():
+        chosen = [line for line in lines if of(line)]
+        if chosen:
+            cells = ""
+            for name in METRICS:
+                error = np.array([line[f"{name}_error"] for line in chosen])
+                size = np.abs(error)
+                cells += f"   {np.median(size):6.1%}{np.quantile(size, 0.9):6.0%}{np.median(error):+7.1%}"
+            text.append(f"{title:30} {len(chosen):3}{cells}")
+    return "\n".join(text) + "\n"
+
+
+def _figure(lines: list[dict]) -> Figure:
+    figure = new_figure(11.5, 6.6)
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito
+    markers = ("o", "s", "^", "D", "v")
+    lines = [line for line in lines if line["dispatch"] == "jsq"]
+    for axes, name in zip(figure.subplots(2, 3, sharex=True).ravel(), METRICS):
+        if name in TARGETS:
+            axes.axhspan(-100 * TARGETS[name], 100 * TARGETS[name], color="#e4e4e4", zorder=0)
+        axes.axhline(0.0, color=GREY, linewidth=1.0)
+        for workload, colour, marker in zip(WORKLOADS, colours, markers):
+            chosen = [line for line in lines if line["workload"] == workload]
+            x, y = ([scale * line[key] for line in chosen] for key, scale in
+                    (("utilization", 100.0), (f"{name}_error", 100.0)))  # fmt: skip
+            reach = 100.0 * np.array(
+                [
+                    np.abs(np.array([line[f"{name}_analytic"] / line[f"{name}_{end}"] for end in ("high", "low")])
+                           - 1.0 - line[f"{name}_error"])
+                    if line[f"{name}_low"] > 0 and np.isfinite(line[f"{name}_high"]) else (0.0, 0.0)
+                    for line in chosen
+                ]
+            ).T  # fmt: skip
+            axes.errorbar(x, y, reach, fmt=marker, color=colour, ms=4, elinewidth=0.7, alpha=0.8, label=workload)
+        errors = np.array([line[f"{name}_error"] for line in lines])
+        loaded = np.abs([line[f"{name}_error"] for line in lines if line["utilization"] <= LOADED])
+        far = 100.0 * float(np.quantile(np.abs(errors), 0.97)) * 1.15
+        axes.set_ylim(-max(far, 5.0), max(far, 5.0))
+        axes.axvline(100 * LOADED, color=GREY, linewidth=0.8, linestyle=":")
+        label = "utilisation by the laws [%]" if axes.get_subplotspec().is_last_row() else ""
+        finish(axes, x=label, y="law / simulation - 1 [%]")
+        axes.set_title(f"{METRICS[name]}: median |error| {np.median(loaded):.1%}", loc="left", fontsize=10)
+    figure.axes[0].legend(frameon=False, fontsize=8, ncols=2)
+    medians = {
+        name: np.median([abs(line[f"{name}_error"]) for line in lines if line["utilization"] <= LOADED])
+        for name in METRICS
+    }
+    figure.suptitle(
+        f"Up to {LOADED:.0%} utilisation the closed forms meet the simulation of {len(lines)} random plans within "
+        f"{medians['tok_per_j']:.1%} (tok/J),\n{medians['n_active']:.0%} (in flight), {medians['itl_s']:.0%} (ITL) and "
+        f"{medians['ttft_p99_s']:.0%} (P99 TTFT) in the median; grey: the targets, bars: 95 % intervals",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
+    return figure
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()
