@@ -11,7 +11,8 @@ method from the right of it converges monotonically (without prefill, for a dens
 through the fixed point implicitly.
 
 Error against the iteration-level simulator on 64 random plans up to 85 % load, requests to the shortest queue:
-sequences in flight 3.9 % in the median and 16 % in the 90th percentile, mean ITL 4.0 and 16 % (`experiments/agreement.py`).
+sequences in flight 3.9 % in the median and 16 % in the 90th percentile, mean ITL 4.0 and 16 %
+(`experiments/agreement.py`).
 """
 
 import jax
