@@ -1,12 +1,13 @@
 """The laws against the simulator: random plans, their errors in energy, occupancy and latency.
 
-    python experiments/agreement.py [--plans 64] [--threads 2]
+    python experiments/agreement.py [--plans 64] [--seed 20261124] [--threads 2]
 
 Every plan is one pool of 1 to 12 instances whose window is the workload's longest request, at a random utilisation and
 burstiness. The laws (`evaluate`) are closed forms; `simulate` runs every iteration, with the same engine coefficients:
 the errors here are of the queueing and occupancy laws alone, not of the engines (`law_vs_measurement.py`). Where
 requests go matters, so every plan of more than one instance runs with the shortest queue and with random dispatch.
-Errors are of analytic / simulated - 1.
+Errors are of analytic / simulated - 1. The two numbers of `DISPATCH` were chosen on the plans of the default seed; any
+other seed draws plans that they have not seen, which are reported and not written down.
 """
 
 import argparse
@@ -60,6 +61,7 @@ WARM_UPS = 2.1  # length of a run; what follows the warm-up counts
 MOST_TOKENS = 2.5e6  # simulated tokens of a plan and dispatch; plans that need more are drawn again
 MOST_ITERATIONS = 3e5  # and of an instance
 LOADED = 0.85  # the published limit of the utilisation
+CLEAR_EVERY = 16  # runs; compiled code of every shape would use up the memory maps of a process
 TARGETS = {"tok_per_j": 0.03, "n_active": 0.05, "itl_s": 0.05, "ttft_p99_s": 0.15}
 METRICS = {
     "tok_per_j": "output tokens per joule",
@@ -101,12 +103,13 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plans", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     start = time.perf_counter()
     runs = [
         (case, dispatch)
-        for case in draw_cases(options.plans)
+        for case in draw_cases(options.plans, options.seed)
         for dispatch in ("jsq", "random")
         if dispatch == "jsq" or case.values["n_instances"] > 1
     ]
@@ -118,6 +121,8 @@ def main() -> None:
         begin = time.perf_counter()
         row = _row(case, dispatch, run_case(case, dispatch))
         rows.append(row)
+        if len(rows) % CLEAR_EVERY == 0:
+            jax.clear_caches()
         brief = " ".join(f"{name} {row[f'{name}_error']:+.1%}" for name in METRICS)
         what = "{plan} {workload} {gpu} {llm} {kv_cache} N={n_instances} rho={utilization:.2f}".format(**row)
         now = time.perf_counter()
@@ -127,8 +132,9 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.threads) as pool:
         lines = list(pool.map(run, runs))
-    write_table("agreement.csv", list(lines[0]), [list(line.values()) for line in lines])
-    save_figure(_figure(lines), RESULTS / "agreement")
+    if options.seed == SEED:
+        write_table("agreement.csv", list(lines[0]), [list(line.values()) for line in lines])
+        save_figure(_figure(lines), RESULTS / "agreement")
     print(report(lines))
 
 
@@ -136,11 +142,11 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def draw_cases(n_plans: int) -> list[Case]:
+def draw_cases(n_plans: int, seed: int = SEED) -> list[Case]:
     """The same plans every time: each has a random stream of its own."""
     cases = []
     for plan in range(n_plans):
-        rng = np.random.default_rng([SEED, plan])
+        rng = np.random.default_rng([seed, plan])
         while (case := _draw(plan, rng)) is None:
             pass
         cases.append(case)

@@ -48,7 +48,8 @@ class Simulation:
     """Counts over all replications from the first arrival on; estimates over the window after the warm-up.
 
     Every arrival in the window counts: one that is rejected, or without its first token at the end, has an infinite
-    TTFT and misses the SLO. `analytic` has what the laws say of the same metrics, None where they say nothing.
+    TTFT and misses the SLO; only a pool's own metrics, and their worst, `ttft_p99_s` under the scope "pool", cannot
+    know of requests that reached no pool. `analytic` has what the laws say of the same metrics, None where nothing.
     """
 
     n_arrivals: int
