@@ -128,7 +128,7 @@ def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
         slo = make_slo(ttft_p99_s=ttft_s)
         problem = published_problem(with_rate(small_workload, rate), [choice], gamma=gamma, slo=slo)
         by_window = brute_force(problem)
-        plan = optimize(problem)
+        plan = optimize(problem, "grid")
         assert plan.status == "optimal"
         # 1e-9: prefix sums of 40 terms. The waits decide through whole instances only.
         assert float(plan.metrics.tok_per_j) == pytest.approx(max(by_window.values()), rel=1e-9)
@@ -143,7 +143,7 @@ def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
 def test_gradient_comes_close_to_the_exhaustive_search(h100, b200, small_workload):
     for choice, rate in ((h100, 200.0), (b200, 1000.0)):
         problem = published_problem(with_rate(small_workload, rate), [choice])
-        best, found = optimize(problem), optimize(problem, "gradient")
+        best, found = optimize(problem, "grid"), optimize(problem, "gradient")
         assert found.status == "feasible"  # never claims what it has not tried
         assert_within_limits(found)
         assert float(best.metrics.tok_per_j) >= float(found.metrics.tok_per_j)
@@ -164,7 +164,7 @@ def test_the_relaxation_sees_every_bundled_workload():
 @pytest.mark.parametrize("most", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_more_pools_are_never_worse(h100, small_workload, most):
     counts = range(1, most + 1)
-    plans = [optimize(published_problem(small_workload, [h100], n_pools=k)) for k in counts]
+    plans = [optimize(published_problem(small_workload, [h100], n_pools=k), "grid") for k in counts]
     reached = [float(plan.metrics.tok_per_j) for plan in plans]
     assert reached == sorted(reached)
     assert reached[1] > 1.2 * reached[0]
@@ -176,8 +176,8 @@ def test_more_pools_are_never_worse(h100, small_workload, most):
 
 
 def test_more_engines_are_never_worse(h100, b200, small_workload):
-    alone = [optimize(published_problem(small_workload, [choice])) for choice in (h100, b200)]
-    both = optimize(published_problem(small_workload, [h100, b200]))
+    alone = [optimize(published_problem(small_workload, [choice]), "grid") for choice in (h100, b200)]
+    both = optimize(published_problem(small_workload, [h100, b200]), "grid")
     assert float(both.metrics.tok_per_j) >= max(float(plan.metrics.tok_per_j) for plan in alone)
     assert both.search.n_evaluated == 2 * sum(plan.search.n_evaluated for plan in alone)
     assert_within_limits(both)
@@ -296,7 +296,7 @@ def test_the_plan_file_has_the_fields_others_read(h100, small_workload):
     document = json.loads(json.dumps(plan_to_json(plan), allow_nan=False))
     assert set(document) >= PLAN_FIELDS
     assert document["schema"] == "fleetopt-plan/1"
-    assert (document["status"], document["method"], document["assume"]) == ("optimal", "grid", "published")
+    assert (document["status"], document["method"], document["assume"]) == ("optimal", "exact", "published")
     assert document["power_scope"] == "one_gpu_per_instance"
     assert set(document["workload"]) >= WORKLOAD_FIELDS
     assert document["workload"]["name"] == "small"
@@ -329,7 +329,7 @@ def test_an_infeasible_plan_file_has_no_metrics(h100, small_workload):
 
 def test_the_room_is_its_entry(h100, small_workload):
     problem = fo.make_problem(small_workload, [h100], assume="published", assumptions=fo.PUBLISHED)
-    plan = fo.optimize(problem, method="grid")
+    plan = fo.optimize(problem, method="exact")
     assert float(plan.metrics.tok_per_j) == float(optimize(problem).metrics.tok_per_j)
     assert fo.optimize.search.optimize is optimize
 
@@ -366,7 +366,7 @@ def test_two_pools_reach_the_known_optimum(name, gpu, at_least):
 def test_gradient_comes_close_to_the_exhaustive_search_on_traces(name):
     workload = load_workload(name)
     problem = published_problem(workload, [engine_choice("h100", engine="projected")], slo=make_slo(ttft_p99_s=2.0))
-    best, found = optimize(problem), optimize(problem, "gradient")
+    best, found = optimize(problem, "grid"), optimize(problem, "gradient")
     assert_within_limits(found)
     assert float(found.metrics.tok_per_j) >= GRADIENT_REACHES * float(best.metrics.tok_per_j)
 
@@ -376,6 +376,6 @@ def test_gradient_searches_engines_without_a_slot_cap(small_workload):
     """The roofline engines of the catalog: any GPU and LLM the paper did not calibrate."""
     choice = engine_choice("h100", "llama-3.1-8b", 1, engine="projected")
     problem = published_problem(small_workload, [choice], slo=make_slo(ttft_p99_s=2.0))
-    best, found = optimize(problem), optimize(problem, "gradient")
+    best, found = optimize(problem, "grid"), optimize(problem, "gradient")
     assert best.gain_vs_homogeneous > 1.05
     assert float(found.metrics.tok_per_j) >= GRADIENT_REACHES * float(best.metrics.tok_per_j)

@@ -75,7 +75,7 @@ def test_grid_is_the_best_of_all_candidates(choice, workload, scope):
         slo = make_slo(scope=scope, **limits)
         problem = make_problem(with_rate(workload, rate), [choice], gamma=gamma, slo=slo)
         by_window = brute_force(problem)
-        plan = optimize(problem)
+        plan = optimize(problem, "grid")
         assert_held(plan)
         assert plan.status == "optimal"
         assert plan.search.n_evaluated == len(by_window)
@@ -87,17 +87,17 @@ def test_grid_is_the_best_of_all_candidates(choice, workload, scope):
 @pytest.mark.parametrize("scope", ["pool", "fleet"])
 def test_infeasible_names_what_is_reachable(choice, workload, scope):
     """Asked again for what was named, a little rounded up, until all is held."""
-    named = []
+    named, method = [], "exact" if scope == "pool" else "grid"
     for limits in (dict(ttft_p99_s=0.01), dict(ttft_p99_s=2.0, itl_s=0.005), dict(ttft_p99_s=0.01, itl_s=0.005)):
         for _ in range(3):
             problem = make_problem(workload, [choice], slo=make_slo(scope=scope, **limits))
-            plan = optimize(problem)
+            plan = optimize(problem, method)
             if plan.status != "infeasible":
                 break
             limit, nearest = plan.binding["limit"], plan.binding["nearest_feasible"]
             assert limits[limit] == plan.binding["asked"] < nearest < math.inf
             short = make_slo(scope=scope, **{**limits, limit: nearest * (1 - 1e-6)})
-            assert optimize(make_problem(workload, [choice], slo=short)).status == "infeasible"
+            assert optimize(make_problem(workload, [choice], slo=short), method).status == "infeasible"
             limits = {**limits, limit: nearest * (1 + 1e-6)}
             named.append(limit)
         assert_held(plan)
@@ -112,7 +112,7 @@ def test_gradient_comes_close_to_the_exhaustive_search(choice, workload):
     ):
         slo = make_slo(scope=scope, **limits)
         problem = make_problem(with_rate(workload, rate), [choice], gamma=gamma, slo=slo)
-        best, found = optimize(problem), optimize(problem, "gradient")
+        best, found = optimize(problem, "grid"), optimize(problem, "gradient")
         assert_held(found)
         assert found.status == "feasible"
         assert 0.98 <= float(found.metrics.tok_per_j) / float(best.metrics.tok_per_j) <= 1 + 1e-9

@@ -6,6 +6,8 @@ of its window and of its edge. Every feature has a sum of its own: the compiler 
 unread, which it cannot do with the columns of a matrix.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -19,6 +21,8 @@ from fleetopt_jax.laws.demand import Demand, demand, squeezed_demand
 from fleetopt_jax.laws.routing import router_edges, soft_share
 from fleetopt_jax.laws.service import StepMoments, step_moments
 from fleetopt_jax.workload.atoms import Workload, split_total, total_tokens
+
+T = TypeVar("T")
 
 N_CELLS = 160  # of the histogram of prompts
 NOBODY = 1e-12  # shares below are the rounding of running sums
@@ -102,7 +106,7 @@ def _hard_traffic(
     (max(B_j, e_{j-1}), e_j]. Compressed: those in (max(B_k, e_{k-1}), e_k] that can be and are."""
     engine, window = engines[k], windows[k]
     weight, eligible = atoms.workload.weight, atoms.workload.weight * atoms.compressible
-    success = [SUCCESS[assumptions.compression](each) for each in engines[: k + 1]]
+    success = [SUCCESS[assumptions.compression](each) for each in engines[:k]]
 
     def band(j: int) -> tuple[Array, Array]:
         return jnp.maximum(window_ends[j], edge_ends[j - 1] if j else 0), edge_ends[j]
@@ -124,22 +128,136 @@ def _hard_traffic(
         sums = _running(eligible, x)
         return sums[band_end] - sums[band_start]
 
-    features = (jnp.ones_like(weight), atoms.output, *_features(engine, atoms.prompt, atoms.output, assumptions))
-    own = jax.tree.map(as_they_are, features)
-    tried_powers = [tried(atoms.output**j) for j in range(OUTPUT_POWERS)]
-    tried_prompt = tried(atoms.prompt)
-    output_powers = success[k] * jnp.stack(tried_powers)
-    squeezed = _SQUEEZED[assumptions.compression](engine, window, output_powers, atoms.whole_share, assumptions)
+    own = jax.tree.map(as_they_are, _own_features(engine, atoms, assumptions))
+    sums = jax.tree.map(tried, _tried_features(atoms))
+    cells = None
+    if atoms.cells is not None:
+        cell, shortest, longest = atoms.cells
+        cells = as_they_are(jax.nn.one_hot(cell, N_CELLS)), shortest, longest
+    return _served(engine, window, own, sums, cells, atoms.whole_share, assumptions)
+
+
+def _own_features(engine: Engine, atoms: _Atoms, assumptions: Assumptions) -> tuple[Array, Array, StepMoments, Demand]:
+    """What is summed over the requests served as they are: one, output, steps and demand, each [J]."""
+    ones = jnp.ones_like(atoms.workload.weight)
+    return ones, atoms.output, *_features(engine, atoms.prompt, atoms.output, assumptions)
+
+
+def _tried_features(atoms: _Atoms) -> tuple[tuple[Array, ...], Array]:
+    """What is summed over the requests a pool tries to compress: (o^0 ... o^4, prompt), each [J]."""
+    return tuple(atoms.output**j for j in range(OUTPUT_POWERS)), atoms.prompt
+
+
+def _served(
+    engine: Engine,
+    window: Array,
+    own: tuple[Array, Array, StepMoments, Demand],
+    tried: tuple[tuple[Array, ...], Array],
+    cells: tuple[Array, Array, Array] | None,
+    whole_share: ArrayLike,
+    assumptions: Assumptions,
+) -> PoolTraffic:
+    """One pool's traffic from its sums: of the requests as they are, and of those it tries to compress.
+
+    `cells` are the prompts of the first: (mass, shortest, longest) [C].
+    """
+    tried_powers, tried_prompt = tried
+    output_powers = SUCCESS[assumptions.compression](engine) * jnp.stack(tried_powers)
+    squeezed = _SQUEEZED[assumptions.compression](engine, window, output_powers, whole_share, assumptions)
     frac, credited = own[0] + output_powers[0], own[1] + output_powers[1]
     steps, asked = jax.tree.map(jnp.add, own[2:], squeezed)
     histogram = None
+    if cells is not None:
+        mean_tried = mean_over(tried_prompt, tried_powers[0])
+        histogram = _histogram(engine, *cells, window, output_powers, mean_tried)
+    return _traffic(frac, credited, steps, asked, tried_prompt, histogram)
+
+
+@pytree
+class RunningSums:
+    """Sums of a workload's features over its first 0 ... J atoms: any pool's traffic is a difference of two rows."""
+
+    own: tuple[Array, Array, StepMoments, Demand]  # over all requests, leaves [J + 1]
+    own_eligible: tuple[Array, Array, StepMoments, Demand] | None  # over those that can be compressed, if any are
+    tried: tuple[tuple[Array, ...], Array] | None
+    cells: tuple[Array, Array | None, Array, Array] | None  # prompts [J + 1, C], of the eligible, shortest, longest [C]
+    whole_share: Array
+
+
+@pytree
+class Interval:
+    """What a pool between two boundaries serves. A boundary is a window and its router edge, gamma times as far; rows
+    count the atoms up to them (a real one lies between two, for gradients). Shape () or [M]."""
+
+    window_tokens: Array  # of the pool: its upper boundary's
+    start: Array  # row of the lower window
+    end: Array  # row of the upper window
+    lower_edge: Array  # row of the lower edge
+    upper_edge: Array  # row of the upper edge
+
+
+def running_sums(engine: Engine, workload: Workload, assumptions: Assumptions, *, compresses: bool) -> RunningSums:
+    """The sums for `interval_traffic`. Of the engine only its published prefill chunk counts, where that is assumed."""
+    atoms = _Atoms(workload, assumptions)
+    weight, eligible = workload.weight, workload.weight * atoms.compressible
+
+    def running(mass: Array, features: T) -> T:
+        return jax.tree.map(lambda x: _running(mass, x), features)
+
+    own, cells = _own_features(engine, atoms, assumptions), None
     if atoms.cells is not None:
         cell, shortest, longest = atoms.cells
-        mass = as_they_are(jax.nn.one_hot(cell, N_CELLS))
-        histogram = _histogram(
-            engine, mass, shortest, longest, window, output_powers, mean_over(tried_prompt, tried_powers[0])
-        )
-    return _traffic(frac, credited, steps, asked, tried_prompt, histogram)
+        one_hot = jax.nn.one_hot(cell, N_CELLS)
+        cells = running(weight, one_hot), running(eligible, one_hot) if compresses else None, shortest, longest
+    return RunningSums(
+        own=running(weight, own),
+        own_eligible=running(eligible, own) if compresses else None,
+        tried=running(eligible, _tried_features(atoms)) if compresses else None,
+        cells=cells,
+        whole_share=jnp.asarray(atoms.whole_share),
+    )
+
+
+def interval_traffic(sums: RunningSums, engine: Engine, interval: Interval, assumptions: Assumptions) -> PoolTraffic:
+    """The traffic of the pool between two boundaries: the requests longer than the lower window up to the upper one,
+    less those the pool below compresses, and those up to the upper edge that this pool compresses.
+
+    Equal to `route` of any fleet with these two boundaries next to each other, whose engines compress alike: what is
+    compressed up to the lower edge does not depend on which of the pools below did it.
+    """
+    start, end = interval.start, interval.end
+
+    def as_they_are(of_all: Array, of_eligible: Array | None) -> Array:
+        kept = _row(of_all, end) - _row(of_all, start)
+        if of_eligible is None:
+            return kept
+        taken = _row(of_eligible, jnp.clip(interval.lower_edge, start, end)) - _row(of_eligible, start)
+        return kept - SUCCESS[assumptions.compression](engine) * taken
+
+    def tried(of_eligible: Array) -> Array:
+        first = jnp.maximum(end, interval.lower_edge)
+        return _row(of_eligible, jnp.maximum(interval.upper_edge, first)) - _row(of_eligible, first)
+
+    if sums.tried is None:
+        own = jax.tree.map(lambda x: as_they_are(x, None), sums.own)
+        nothing = jnp.zeros(())
+        compressed = (nothing,) * OUTPUT_POWERS, nothing
+    else:
+        own = jax.tree.map(as_they_are, sums.own, sums.own_eligible)
+        compressed = jax.tree.map(tried, sums.tried)
+    cells = None
+    if sums.cells is not None:
+        of_all, of_eligible, shortest, longest = sums.cells
+        cells = as_they_are(of_all, of_eligible), shortest, longest
+    return _served(engine, interval.window_tokens, own, compressed, cells, sums.whole_share, assumptions)
+
+
+def _row(sums: Array, row: Array) -> Array:
+    """A row of running sums; where `row` is real, on the line between two: a derivative with respect to it exists."""
+    if jnp.issubdtype(row.dtype, jnp.integer):
+        return sums[row]
+    below = jnp.clip(row, 0, len(sums) - 2).astype(int)
+    return sums[below] + (row - below) * (sums[below + 1] - sums[below])
 
 
 def _running(weight: Array, x: Array) -> Array:

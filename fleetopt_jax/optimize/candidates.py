@@ -1,7 +1,7 @@
 """Scoring many candidate fleets at once, and walking downhill from one of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -9,15 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
-from fleetopt_jax.fleet.limits import reached
+from fleetopt_jax.fleet.limits import ROUNDING, reached
 from fleetopt_jax.fleet.sizing import instances_for, least_instances, most_instances
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.routing import router_edges
-from fleetopt_jax.optimize.plan import GAMMA_MAX, EngineChoice, Problem, thresholds
+from fleetopt_jax.optimize.plan import (
+    GAMMA_MAX,
+    Budget,
+    EngineChoice,
+    Found,
+    Problem,
+    assignments,
+    nothing,
+    thresholds,
+)
 from fleetopt_jax.workload.atoms import Workload
 
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once
@@ -27,6 +37,40 @@ NEAREST = 8  # thresholds on either side that are tried however far they are
 MAX_NEIGHBOURS = 16_384  # candidates of one move of the coordinate search
 
 Progress = Callable[[int, int], None]  # (done, total)
+
+
+@pytree
+class Caps:
+    """A `Budget` as numbers: of all pools, and of the G kinds of GPU that are scarce."""
+
+    n_gpus: Array
+    power_w: Array
+    usd_per_h: Array
+    gpus_of: Array  # [G]
+    is_of: Array  # whether a pool's GPUs are of the kind [G, K]
+
+
+def make_caps(budget: Budget, choices: Sequence[EngineChoice]) -> Caps:
+    """The caps of a fleet whose pools have these engines."""
+    is_of = [[choice.gpu == gpu for choice in choices] for gpu, _ in budget.gpus_of]
+    return Caps(
+        **as_floats(
+            n_gpus=budget.max_gpus,
+            power_w=budget.max_power_w,
+            usd_per_h=budget.max_usd_per_h,
+            gpus_of=[count for _, count in budget.gpus_of],
+            is_of=np.reshape(is_of, (len(budget.gpus_of), len(choices))),
+        )
+    )
+
+
+def cap_excesses(metrics: FleetMetrics, caps: Caps) -> Array:
+    """Use of every cap over it, less one [3 + G]: not positive where it holds."""
+    totals = jnp.stack(
+        [metrics.n_gpus / caps.n_gpus, metrics.power_w / caps.power_w, metrics.usd_per_h / caps.usd_per_h]
+    )
+    scarce = caps.is_of @ metrics.pools.n_gpus / jnp.maximum(caps.gpus_of, 1e-9)
+    return jnp.concatenate([totals, scarce]) - 1.0
 
 
 @partial(jax.jit, static_argnames=("assumptions", "objective"))
@@ -39,11 +83,12 @@ def score_batch(
     *,
     assumptions: Assumptions,
     objective: Objective,
+    caps: Caps | None = None,
 ) -> tuple[Array, Array]:
     """(costs [M], instances [M, K]) of M candidates, windows and gammas [M, K], each sized to hold `slo`.
 
-    The cost is inf where the limits cannot be held, and where the longest request the last window promises is accepted
-    by no pool with traffic.
+    The cost is inf where the limits cannot be held or a cap is exceeded, and where the longest request the last window
+    promises is accepted by no pool with traffic.
     """
 
     def score(windows: Array, gammas: Array, traffic: tuple[PoolTraffic, ...]) -> tuple[Array, Array]:
@@ -51,6 +96,8 @@ def score_batch(
         fleet = Fleet(engines, windows, gammas, n_instances)
         metrics = fleet_metrics(fleet, traffic, workload, assumptions, quantiles=False)
         feasible = _promised(metrics, windows, gammas) & jnp.isfinite(metrics.n_instances)
+        if caps is not None:
+            feasible &= jnp.all(cap_excesses(metrics, caps) <= ROUNDING)
         return jnp.where(feasible, cost(metrics, objective), jnp.inf), n_instances
 
     # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
@@ -121,6 +168,35 @@ def detail(
 Candidate = tuple[float, np.ndarray, np.ndarray]  # (cost, windows [K], gammas [K])
 
 
+def over_assignments(
+    problem: Problem,
+    search: Callable[["Scorer", Progress | None], tuple[Candidate, bool]],
+    progress: Progress | None,
+    said: str,
+) -> Found:
+    """The best of what `search` finds for every assignment of engines to pools; certified where each of them is."""
+    scorers = [Scorer(problem, choices) for choices in assignments(problem)]
+    found = [search(scorer, progress) for scorer in scorers]
+    best = min(range(len(found)), key=lambda i: found[i][0][0])
+    (cost_, windows, gammas), _ = found[best]
+    n_evaluated = sum(scorer.n_evaluated for scorer in scorers)
+    certified = all(exhaustive for _, exhaustive in found)
+    if not math.isfinite(cost_):
+        return nothing(n_evaluated, said, certified=certified)
+    choices = scorers[best].choices
+    engines = tuple(choice.engine for choice in choices)
+    fleet, _ = detail(
+        engines,
+        windows,
+        gammas,
+        problem.workload,
+        problem.slo,
+        assumptions=problem.assumptions,
+        objective=problem.objective,
+    )
+    return Found(cost_, choices, windows, gammas, np.asarray(fleet.n_instances), certified, n_evaluated, said)
+
+
 class Scorer:
     """Scores candidates of one problem and engine assignment, counting them."""
 
@@ -134,6 +210,7 @@ class Scorer:
             slo=problem.slo,
             assumptions=problem.assumptions,
             objective=problem.objective,
+            caps=make_caps(problem.budget, choices) if problem.budget.caps else None,
         )
 
     def __call__(self, windows: np.ndarray, gammas: np.ndarray, progress: Progress | None = None) -> np.ndarray:

@@ -22,8 +22,8 @@ from fleetopt_jax.fleet.evaluate import Objective, cost, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import excesses
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer
-from fleetopt_jax.optimize.plan import GAMMA_MAX
+from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, over_assignments
+from fleetopt_jax.optimize.plan import GAMMA_MAX, Found, Problem
 from fleetopt_jax.workload.atoms import Workload, make_workload
 from fleetopt_jax.workload.compress import compress
 
@@ -58,8 +58,13 @@ class Relaxed(NamedTuple):
     gamma: Array  # the boundaries' gamma where it is not searched [-]
 
 
-def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
-    """The best rounded candidate; never certified optimal."""
+def search(problem: Problem, progress: Progress | None = None) -> Found:
+    """The best rounded candidate over every assignment of engines to pools; never certified optimal."""
+    return over_assignments(problem, search_one, progress, "windows near relaxed optima")
+
+
+def search_one(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
+    """The best rounded candidate of one assignment."""
     problem, k = scorer.problem, scorer.problem.n_pools
     window = problem.window_tokens
     options = scorer.thresholds

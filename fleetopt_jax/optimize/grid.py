@@ -5,15 +5,21 @@ import math
 
 import numpy as np
 
-from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, gamma_grid, spread
+from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, gamma_grid, over_assignments, spread
+from fleetopt_jax.optimize.plan import Found, Problem
 
 MAX_CANDIDATES = 150_000
 MAX_COARSE = 12_000  # where there are more, or gamma is searched as well: coarse first, then around the best
 GAMMA_RADIUS = 0.12  # windows within this factor of the best are tried then
 
 
-def search(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
-    """The best candidate, and whether every candidate was tried.
+def search(problem: Problem, progress: Progress | None = None) -> Found:
+    """The best candidate over every assignment of engines to pools."""
+    return over_assignments(problem, search_one, progress, "the distinct request lengths as windows")
+
+
+def search_one(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
+    """The best candidate of one assignment, and whether every candidate was tried.
 
     Where thresholds over all boundaries exceed 150,000 combinations, or gamma is searched too, evenly spaced ones are
     combined and the best of them is improved by coordinate search: then it is not certified. Fewer boundaries than

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ SCHEMA = "fleetopt-plan/1"
 MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
 GAMMA_MAX = 2.0  # the largest compression the paper uses
 
-Method = Literal["grid", "gradient"]
+Method = Literal["exact", "grid", "gradient"]
 Status = Literal["optimal", "feasible", "infeasible"]
 
 
@@ -46,6 +46,40 @@ class EngineChoice:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What all pools together may use; inf for no limit. Unlike an `Slo`, which each holds, it couples the pools."""
+
+    max_gpus: float = math.inf
+    max_power_w: float = math.inf  # in the power scope of the assumptions [W]
+    max_usd_per_h: float = math.inf  # [USD/h]
+    gpus_of: tuple[tuple[str, float], ...] = ()  # (GPU name, how many there are), of those that are scarce
+
+    @property
+    def caps(self) -> dict[str, float]:
+        """Every finite limit by its name."""
+        totals = {name: getattr(self, name) for name in ("max_gpus", "max_power_w", "max_usd_per_h")}
+        return {name: cap for name, cap in totals.items() if cap < math.inf} | {
+            f"gpus_of.{gpu}": count for gpu, count in self.gpus_of
+        }
+
+
+def make_budget(
+    *,
+    max_gpus: float = math.inf,
+    max_power_w: float = math.inf,
+    max_usd_per_h: float = math.inf,
+    gpus_of: Mapping[str, float] | None = None,
+) -> Budget:
+    """A checked `Budget`; without limits by default."""
+    budget = Budget(max_gpus, max_power_w, max_usd_per_h, tuple(sorted((gpus_of or {}).items())))
+    for name, cap in budget.caps.items():
+        least = 0.0 if name.startswith("gpus_of.") else 1e-9
+        if not cap >= least:
+            raise ValueError(f"need {name} {'>= 0' if least == 0 else '> 0'}, got {cap}")
+    return budget
+
+
+@dataclass(frozen=True)
 class Problem:
     """Find at most `n_pools` pools, each with one of `choices`, that serve `workload` within `slo` at least cost."""
 
@@ -59,6 +93,7 @@ class Problem:
     objective: Objective
     assume: str  # name of the preset the assumptions come from
     assumptions: Assumptions
+    budget: Budget = Budget()
 
 
 def make_problem(
@@ -73,6 +108,7 @@ def make_problem(
     objective: Objective = "tok_per_j",
     assume: str = "physical",
     assumptions: Assumptions = PHYSICAL,
+    budget: Budget | None = None,
 ) -> Problem:
     """A checked `Problem`. The default window is the longest request, rounded up to a whole block of 16 tokens."""
     longest = float(workload.longest_tokens)
@@ -112,15 +148,56 @@ def make_problem(
         objective=objective,
         assume=assume,
         assumptions=assumptions,
+        budget=budget or Budget(),
     )
 
 
 @dataclass(frozen=True)
 class Search:
-    """How the plan was found."""
+    """How the plan was found, and how sure it is."""
 
-    n_evaluated: int
+    n_evaluated: int  # pools (exact) or fleets (grid, gradient) whose cost was computed
     wall_s: float
+    candidates: str  # what the plan is the best of, in words
+    lower_bound: float | None = None  # of the objective over these candidates, whoever found it; None where not known
+    gap: float | None = None  # cost of the plan over the lower bound, less one
+    by_pools: tuple[
+        float | None, ...
+    ] = ()  # the objective with at most 1, 2, ... pools; None where none holds the limits
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found: the cheapest fleet, its pools with engines, or a cost of inf. Arrays [K]."""
+
+    cost: float
+    choices: tuple[EngineChoice, ...]
+    window_tokens: np.ndarray
+    gamma: np.ndarray
+    n_instances: np.ndarray
+    certified: bool  # no candidate is cheaper
+    n_evaluated: int
+    candidates: str
+    lower_bound: float | None = None  # of the cost
+    by_pools: tuple[float, ...] = ()  # least cost with at most 1, 2, ... pools, where the method knows
+    homogeneous_w: float | None = None  # least power of one pool [W]; inf where none holds the limits
+
+
+def usage(budget: Budget, choices: Sequence[EngineChoice], metrics: FleetMetrics) -> dict[str, float]:
+    """What a fleet uses of every limit of the budget, by its name."""
+    totals = {"max_gpus": metrics.n_gpus, "max_power_w": metrics.power_w, "max_usd_per_h": metrics.usd_per_h}
+    n_gpus = np.asarray(metrics.pools.n_gpus)
+    totals |= {
+        f"gpus_of.{gpu}": sum(n for n, choice in zip(n_gpus, choices, strict=True) if choice.gpu == gpu)
+        for gpu, _ in budget.gpus_of
+    }
+    return {name: float(totals[name]) for name in budget.caps}
+
+
+def nothing(n_evaluated: int, candidates: str, *, certified: bool = True) -> Found:
+    """No candidate holds the limits."""
+    empty = np.zeros(0)
+    return Found(math.inf, (), empty, empty, empty, certified, n_evaluated, candidates)
 
 
 @dataclass(frozen=True)

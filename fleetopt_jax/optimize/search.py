@@ -3,41 +3,77 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from fleetopt_jax.fleet.choices import LENGTHS
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax.optimize import gradient, grid
-from fleetopt_jax.optimize.candidates import BATCH, Candidate, Progress, Scorer, detail, gamma_grid, spread
-from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem, Search, Status, assignments
+from fleetopt_jax.optimize import exact, gradient, grid
+from fleetopt_jax.optimize.candidates import BATCH, Progress, Scorer, gamma_grid, spread
+from fleetopt_jax.optimize.plan import (
+    Budget,
+    EngineChoice,
+    Found,
+    Method,
+    Plan,
+    Problem,
+    Search,
+    Status,
+    usage,
+)
 
-METHODS = {"grid": grid.search, "gradient": gradient.search}
+METHODS: dict[str, Callable[[Problem, Progress | None], Found]] = {
+    "exact": exact.search,
+    "grid": grid.search,
+    "gradient": gradient.search,
+}
+
+_evaluate = jax.jit(evaluate, static_argnames="assumptions")
 
 
-def optimize(problem: Problem, method: Method = "grid", progress: Progress | None = None) -> Plan:
-    """The best plan `method` finds over every assignment of engines to pools, re-evaluated hard in whole instances."""
+def optimize(problem: Problem, method: Method = "exact", progress: Progress | None = None) -> Plan:
+    """The best plan `method` finds over the engines each pool may have, re-evaluated hard in whole instances.
+
+    `exact` proves its answer, but cannot share latencies out over a whole fleet (`Slo.scope`); `gradient` scales where
+    limits couple the pools; `grid` tries every candidate there is and serves as reference.
+    """
     started = time.perf_counter()
-    scorers = [Scorer(problem, choices) for choices in assignments(problem)]
-    found: list[tuple[Candidate, bool]] = [METHODS[method](scorer, progress) for scorer in scorers]
-    best = min(range(len(found)), key=lambda i: found[i][0][0])
-    (best_cost, windows, gammas), _ = found[best]
-    n_evaluated = sum(scorer.n_evaluated for scorer in scorers)
-    if not math.isfinite(best_cost):
-        return _infeasible(problem, method, scorers, Search(n_evaluated, time.perf_counter() - started))
-    status: Status = "optimal" if all(exhaustive for _, exhaustive in found) else "feasible"
-    choices = scorers[best].choices
-    fleet, metrics = _detail(problem, choices, windows, gammas)
-    if broken := broken_limit(problem, metrics):
-        raise AssertionError(f"the {method} search returned a plan that breaks a limit: {broken}")
-    return make_plan(
-        problem, method, status, choices, fleet, metrics, Search(n_evaluated, time.perf_counter() - started)
+    found = METHODS[method](problem, progress)
+    if not math.isfinite(found.cost):
+        return _infeasible(problem, method, found, started)
+    engines = tuple(choice.engine for choice in found.choices)
+    fleet = Fleet(
+        engines, *(jnp.asarray(x, dtype=float) for x in (found.window_tokens, found.gamma, found.n_instances))
     )
+    metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
+    if broken := broken_limit(problem, found.choices, metrics):
+        raise AssertionError(f"the {method} search returned a plan that breaks a limit: {broken}")
+    status: Status = "optimal" if found.certified else "feasible"
+    return make_plan(problem, method, status, found.choices, fleet, metrics, _search(problem, found, started), found)
+
+
+def _search(problem: Problem, found: Found, started: float) -> Search:
+    bound = found.lower_bound
+    return Search(
+        n_evaluated=found.n_evaluated,
+        wall_s=time.perf_counter() - started,
+        candidates=found.candidates,
+        lower_bound=None if bound is None else as_objective(problem, bound),
+        gap=None if bound is None or not math.isfinite(found.cost) else found.cost / bound - 1.0,
+        by_pools=tuple(as_objective(problem, each) if math.isfinite(each) else None for each in found.by_pools),
+    )
+
+
+def as_objective(problem: Problem, cost: float) -> float:
+    """A cost that a method minimises, as the objective's own number: tokens per joule are output over watts."""
+    return demanded_tok_per_s(problem) / cost if problem.objective == "tok_per_j" else cost
 
 
 def evaluate_given(
@@ -53,23 +89,14 @@ def evaluate_given(
     fleet = make_fleet(
         [choice.engine for choice in choices], window_tokens=window_tokens, gamma=gamma, n_instances=n_instances
     )
-    metrics = jax.jit(evaluate, static_argnames="assumptions")(fleet, problem.workload, assumptions=problem.assumptions)
-    binding = broken_limit(problem, metrics)
-    return dataclasses.replace(
-        make_plan(
-            problem,
-            "given",
-            "infeasible" if binding else "feasible",
-            choices,
-            fleet,
-            metrics,
-            Search(1, time.perf_counter() - started),
-        ),
-        binding=binding,
-    )
+    metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
+    binding = broken_limit(problem, choices, metrics)
+    search = Search(1, time.perf_counter() - started, "the given fleet")
+    status: Status = "infeasible" if binding else "feasible"
+    return dataclasses.replace(make_plan(problem, "given", status, choices, fleet, metrics, search), binding=binding)
 
 
-def broken_limit(problem: Problem, metrics: FleetMetrics) -> dict[str, Any] | None:
+def broken_limit(problem: Problem, choices: Sequence[EngineChoice], metrics: FleetMetrics) -> dict[str, Any] | None:
     """The first limit the metrics break: its name, its value and what was asked."""
     if not float(metrics.unserved_frac) <= ROUNDING:
         return {"limit": "unserved_frac", "value": float(metrics.unserved_frac), "asked": 0.0}
@@ -84,6 +111,10 @@ def broken_limit(problem: Problem, metrics: FleetMetrics) -> dict[str, Any] | No
         if not bool(np.all(np.asarray(excess) <= 2.0 * ROUNDING)):
             value, limit = values[name]
             return {"limit": name, "value": float(value), "asked": float(limit)}
+    for name, used in usage(problem.budget, choices, metrics).items():
+        cap = problem.budget.caps[name]
+        if not used <= cap * (1.0 + 2.0 * ROUNDING):
+            return {"limit": name, "value": used, "asked": cap}
     return None
 
 
@@ -95,8 +126,9 @@ def make_plan(
     fleet: Fleet,
     metrics: FleetMetrics,
     search: Search,
+    found: Found | None = None,
 ) -> Plan:
-    """A plan of the pools that have traffic, beside the best homogeneous fleet."""
+    """A plan of the pools that have traffic, beside the best homogeneous fleet (the one `found` along, if any)."""
     used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
     kept_fleet = Fleet(
         engines=tuple(fleet.engines[k] for k in used),
@@ -105,7 +137,8 @@ def make_plan(
         n_instances=fleet.n_instances[used],
     )
     kept_metrics = FleetMetrics(**{**vars(metrics), "pools": jax.tree.map(lambda x: x[used], metrics.pools)})
-    reference = homogeneous_tok_per_j(problem)
+    known = found is not None and found.homogeneous_w is not None
+    reference = demanded_tok_per_s(problem) / found.homogeneous_w if known else homogeneous_tok_per_j(problem)
     return Plan(
         status=status,
         method=method,
@@ -120,35 +153,17 @@ def make_plan(
 
 def homogeneous_tok_per_j(problem: Problem) -> float:
     """tok/J of the best fleet with one pool of the full window; 0 where none holds the limits."""
-    k = problem.n_pools
-    windows, gammas = np.full(k, problem.window_tokens), np.ones(k)
-    return max(float(_detail(problem, (choice,) * k, windows, gammas)[1].tok_per_j) for choice in problem.choices)
+    return demanded_tok_per_s(problem) / exact.homogeneous_w(problem)
 
 
-def _detail(
-    problem: Problem, choices: tuple[EngineChoice, ...], windows: np.ndarray, gammas: np.ndarray
-) -> tuple[Fleet, FleetMetrics]:
-    engines = tuple(choice.engine for choice in choices)
-    return detail(
-        engines,
-        windows,
-        gammas,
-        problem.workload,
-        problem.slo,
-        assumptions=problem.assumptions,
-        objective=problem.objective,
-    )
+def demanded_tok_per_s(problem: Problem) -> float:
+    """Output tokens per second of every fleet that holds the limits."""
+    _, output = LENGTHS[problem.assumptions.lengths](problem.workload, problem.assumptions)
+    return float(problem.workload.arrival_rate_per_s * jnp.sum(problem.workload.weight * output))
 
 
-def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search: Search) -> Plan:
-    ttft_s, itl_s = (np.concatenate(each) for each in zip(*(_reach(scorer) for scorer in scorers), strict=True))
-    itl_held = itl_s <= float(problem.slo.itl_s)
-    if not np.isfinite(ttft_s).any():
-        limit, asked, nearest = "window_tokens", problem.window_tokens, _largest_window(problem)
-    elif not itl_held.any():
-        limit, asked, nearest = "itl_s", float(problem.slo.itl_s), float(itl_s.min())
-    else:
-        limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), float(ttft_s[itl_held].min())
+def _infeasible(problem: Problem, method: Method, found: Found, started: float) -> Plan:
+    binding = _unaffordable(problem, method) or _unreachable(problem)
     return Plan(
         status="infeasible",
         method=method,
@@ -157,9 +172,41 @@ def _infeasible(problem: Problem, method: Method, scorers: list[Scorer], search:
         fleet=None,
         metrics=None,
         gain_vs_homogeneous=None,
-        search=search,
-        binding={"limit": limit, "asked": asked, "nearest_feasible": nearest},
+        search=_search(problem, found, started),
+        binding=binding,
     )
+
+
+def _unaffordable(problem: Problem, method: Method) -> dict[str, Any] | None:
+    """The first limit of the budget that no fleet keeps which holds the latencies; None if there is no such fleet."""
+    if not problem.budget.caps:
+        return None
+    free = dataclasses.replace(problem, budget=Budget())
+    resources = {"max_gpus": "gpus", "max_power_w": "power", "max_usd_per_h": "usd"}
+    for name, cap in problem.budget.caps.items():
+        if name not in resources:
+            continue
+        plan = optimize(dataclasses.replace(free, objective=resources[name]), method)
+        if plan.metrics is None:
+            return None
+        least = usage(problem.budget, plan.choices, plan.metrics)[name]
+        if least > cap:
+            return {"limit": name, "asked": cap, "nearest_feasible": least}
+    return {"limit": "budget", "asked": dict(problem.budget.caps), "nearest_feasible": None}
+
+
+def _unreachable(problem: Problem) -> dict[str, Any]:
+    """The latency or window that no fleet reaches, and what is reachable with one kind of engine in all pools."""
+    scorers = [Scorer(problem, (choice,) * problem.n_pools) for choice in problem.choices]
+    ttft_s, itl_s = (np.concatenate(each) for each in zip(*(_reach(scorer) for scorer in scorers), strict=True))
+    itl_held = itl_s <= float(problem.slo.itl_s)
+    if not np.isfinite(ttft_s).any():
+        limit, asked, nearest = "window_tokens", problem.window_tokens, _largest_window(problem)
+    elif not itl_held.any():
+        limit, asked, nearest = "itl_s", float(problem.slo.itl_s), float(itl_s.min())
+    else:
+        limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), float(ttft_s[itl_held].min())
+    return {"limit": limit, "asked": asked, "nearest_feasible": nearest}
 
 
 def _reach(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:

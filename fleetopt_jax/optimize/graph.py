@@ -1,0 +1,221 @@
+"""Pools as edges between boundaries: bounds on what every pool costs at once, and the exact cost of those that matter.
+
+A pool is an edge from a lower boundary to an upper one (a window and its router edge), served by one of E engines. What
+it needs, instances and watts, depends on nothing else, for the limits of an `Slo` are held by each pool. Two kernels,
+batched and compiled once:
+
+- the bound: watts with the instances the load alone needs, latencies not looked at. Watts do not fall as instances are
+  added (tested), so no pool costs less;
+- the exact cost: the least instances that hold every limit, some hundred times as dear.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from fleetopt_jax.core.units import KW
+from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices import REACH
+from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.evaluate import PoolMetrics, pool_metrics
+from fleetopt_jax.fleet.fleet import Slo
+from fleetopt_jax.fleet.sizing import least_instances, required_instances
+from fleetopt_jax.fleet.traffic import Interval, PoolTraffic, RunningSums, interval_traffic, running_sums
+from fleetopt_jax.optimize.plan import Problem
+from fleetopt_jax.workload.atoms import Workload, total_tokens
+
+BOUND_BATCH = 65_536  # pools of one compiled call: fixed, so that a search compiles once
+EXACT_BATCH = 1024
+CHUNK = 1024  # of them whose numbers stay in the cache together
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+_running_sums = jax.jit(running_sums, static_argnames=("assumptions", "compresses"))
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def bound_batch(
+    sums: RunningSums, engine: Engine, pools: Interval, workload: Workload, slo: Slo, *, assumptions: Assumptions
+) -> tuple[Array, Array]:
+    """(instances, watts) [M] that pools need at least; inf where no instance runs a sequence of the window."""
+
+    def bound(pool: Interval) -> tuple[Array, Array]:
+        traffic = interval_traffic(sums, engine, pool, assumptions)
+        least = least_instances(engine, traffic, pool.window_tokens, workload, slo, assumptions)
+        watts = partial(_watts, engine, traffic, pool.window_tokens, workload=workload, assumptions=assumptions)
+        metrics = watts(least)
+        power_w = metrics.power_w
+        if assumptions.whole and assumptions.occupancy == "full_batch":
+            # n = floor(rho n_max): the only way to fewer watts is to add instances until one sequence fewer is counted.
+            fewer = jnp.floor(metrics.utilization * metrics.n_max * least / jnp.maximum(metrics.n_active, 1.0)) + 1.0
+            power_w = jnp.minimum(power_w, watts(jnp.where(jnp.isfinite(fewer), fewer, least)).power_w)
+        return least, jnp.where(jnp.isfinite(least), power_w, jnp.inf)
+
+    return _chunked(bound, pools)
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def exact_batch(
+    sums: RunningSums, engine: Engine, pools: Interval, workload: Workload, slo: Slo, *, assumptions: Assumptions
+) -> tuple[Array, Array]:
+    """(instances, watts) [M] with which pools hold every limit; inf where none do."""
+
+    def exact(pool: Interval) -> tuple[Array, Array]:
+        traffic = interval_traffic(sums, engine, pool, assumptions)
+        n = required_instances(engine, traffic, pool.window_tokens, workload, slo, assumptions)
+        metrics = _watts(engine, traffic, pool.window_tokens, n, workload=workload, assumptions=assumptions)
+        return n, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
+
+    return _chunked(exact, pools)
+
+
+def _watts(
+    engine: Engine, traffic: PoolTraffic, window: Array, n: Array, *, workload: Workload, assumptions: Assumptions
+) -> PoolMetrics:
+    finite = jnp.where(jnp.isfinite(n), n, 1.0)
+    return pool_metrics(engine, traffic, window, finite, workload, assumptions, quantiles=False)
+
+
+def _chunked(law: Callable[[Interval], tuple[Array, Array]], pools: Interval) -> tuple[Array, Array]:
+    rows = jax.lax.map(jax.vmap(law), jax.tree.map(lambda x: x.reshape(-1, CHUNK), pools))
+    return jax.tree.map(jnp.ravel, rows)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Cost of a pool = per_instance[e] N + per_watt[e] P, of each engine e: objectives and priced limits alike."""
+
+    per_instance: np.ndarray  # [E]
+    per_watt: np.ndarray  # [E]
+
+
+class Boundaries:
+    """What pools can be cut by, with the workload's sums for every engine a pool may have.
+
+    Boundary 0 is nothing, the last one the promised window; windows [S] need not rise where gammas differ.
+    """
+
+    def __init__(self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray):
+        self.problem, self.n_evaluated = problem, 0
+        self.window_tokens = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
+        self.gamma = np.concatenate([[1.0], gamma, [1.0]])
+        self.edge_tokens = np.asarray(self.window_tokens * REACH[problem.assumptions.compression](self.gamma))
+        total = np.asarray(total_tokens(problem.workload))
+        self._window_row, self._edge_row = (
+            np.searchsorted(total, ends, side="right").astype(np.int32)
+            for ends in (self.window_tokens, self.edge_tokens)
+        )
+        by_chunk: dict[float, RunningSums] = {}
+        self._sums = []
+        for choice in problem.choices:
+            published = problem.assumptions.prefill == "free_chunks"
+            chunk = float(choice.engine.prefill.chunk_tokens) if published else 0.0
+            if chunk not in by_chunk:
+                by_chunk[chunk] = _running_sums(
+                    choice.engine,
+                    problem.workload,
+                    assumptions=problem.assumptions,
+                    compresses=problem.gamma != 1.0,
+                )
+            self._sums.append(by_chunk[chunk])
+
+    @property
+    def last(self) -> int:
+        return len(self.window_tokens) - 1
+
+    def bounds(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(instances, watts) [M] that pools with engine e need at least."""
+        return self._in_batches(bound_batch, BOUND_BATCH, e, lower, upper)
+
+    def exact(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(instances, watts) [M] that pools with engine e need."""
+        return self._in_batches(exact_batch, EXACT_BATCH, e, lower, upper)
+
+    def _in_batches(self, kernel, batch: int, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, ...]:
+        problem, n, found = self.problem, len(lower), []
+        for start in range(0, n, batch):
+            rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last pool
+            pools = Interval(
+                window_tokens=self.window_tokens[upper[rows]],
+                start=self._window_row[lower[rows]],
+                end=self._window_row[upper[rows]],
+                lower_edge=self._edge_row[lower[rows]],
+                upper_edge=self._edge_row[upper[rows]],
+            )
+            engine = problem.choices[e].engine
+            values = kernel(
+                self._sums[e], engine, pools, problem.workload, problem.slo, assumptions=problem.assumptions
+            )
+            found.append([np.asarray(each)[: n - start] for each in values])
+        self.n_evaluated += n
+        instances, watts = (np.concatenate(each) for each in zip(*found))
+        allowed = self._allowed(lower, upper, instances)
+        return np.where(allowed, instances, np.inf), np.where(allowed, watts, np.inf)
+
+    def _allowed(self, lower: np.ndarray, upper: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        """Windows rise and router edges do not fall. A pool without traffic is no pool, but for a last one whose
+        traffic the one below promises to take: it costs nothing."""
+        rises = self.window_tokens[lower] < self.window_tokens[upper]
+        rises &= self.edge_tokens[lower] <= self.edge_tokens[upper]
+        spared = (upper == self.last) & (self.edge_tokens[lower] >= self.window_tokens[-1])
+        return rises & ((instances > 0) | spared)
+
+
+class Pools:
+    """Instances and watts of many pools for each engine: bounds, until they are made exact. Arrays [E, P].
+
+    `ends` gives the two boundaries of the pools at some indices.
+    """
+
+    def __init__(
+        self,
+        boundaries: Boundaries,
+        ends: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+        instances: np.ndarray,
+        watts: np.ndarray,
+    ):
+        self.boundaries, self.ends, self.instances, self.watts = boundaries, ends, instances, watts
+        self.n_engines = len(watts)
+        self.is_exact = ~np.isfinite(watts)
+
+    def make_exact(self, e: int, index: np.ndarray) -> None:
+        """Replace the bounds of these pools; those that are exact are left alone."""
+        index = index[~self.is_exact[e, index]]
+        if len(index):
+            self.instances[e, index], self.watts[e, index] = self.boundaries.exact(e, *self.ends(index))
+            self.is_exact[e, index] = True
+
+    def costs(self, weights: Weights, e: int) -> np.ndarray:
+        """Of every pool with engine e [P]."""
+        per_instance, per_watt = weights.per_instance[e], weights.per_watt[e]
+        if per_instance == 0.0:
+            return self.watts[e] if per_watt == 1.0 else per_watt * self.watts[e]
+        priced = per_instance * self.instances[e].astype(float)
+        return priced if per_watt == 0.0 else priced + per_watt * self.watts[e]
+
+
+def objective_weights(problem: Problem) -> Weights:
+    """The objective as a price of instances and watts. All fleets that hold the limits have the same output: most
+    tokens per joule is least power."""
+    engines = [choice.engine for choice in problem.choices]
+    gpus = np.array([float(engine.gpus_per_instance) for engine in engines])
+    zero, one = np.zeros(len(engines)), np.ones(len(engines))
+    match problem.objective:
+        case "tok_per_j" | "power":
+            return Weights(zero, one)
+        case "gpus":
+            return Weights(gpus, zero)
+        case "usd":
+            return usd_weights(problem)
+
+
+def usd_weights(problem: Problem) -> Weights:
+    """USD per hour: rent of the GPUs and, where it has a price, electricity."""
+    engines = [choice.engine for choice in problem.choices]
+    rent = np.array([float(engine.gpus_per_instance * engine.usd_per_gpu_h) for engine in engines])
+    return Weights(rent, np.array([float(engine.site.usd_per_kwh) / KW for engine in engines]))
