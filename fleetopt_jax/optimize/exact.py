@@ -163,7 +163,7 @@ class Web:
     def undecided(self, costs: np.ndarray, own: np.ndarray, k: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
         d = self.size
         square, mine = costs.reshape(d, d), own.reshape(d, d)
-        to, onwards = self._to(square, k - 1), self._onwards(square, k - 1)
+        to, onwards = self._to(square, k - 1), self.onwards(square, k - 1)
         found, through = [], []
         for rows in self._blocks():
             columns = slice(rows.start, d)
@@ -191,7 +191,7 @@ class Web:
             layers.append(nearer)
         return layers
 
-    def _onwards(self, square: np.ndarray, k: int) -> list[np.ndarray]:
+    def onwards(self, square: np.ndarray, k: int) -> list[np.ndarray]:
         """The least cost from each node to the last with at most 0 ... k pools."""
         nothing_ = np.full(self.size, np.inf)
         nothing_[-1] = 0.0
@@ -259,10 +259,10 @@ class Answer(NamedTuple):
 class Fleets:
     """All fleets of at most K pools over the candidates of a problem."""
 
-    def __init__(self, problem: Problem, progress: Progress | None = None):
+    def __init__(self, problem: Problem, progress: Progress | None = None, max_pools: int = MAX_POOLS):
         if problem.slo.scope == "fleet":
             raise BadInput("method exact", "limits of the whole fleet couple its pools", "need method grid or gradient")
-        self.problem, self._progress = problem, progress
+        self.problem, self._progress, self._max_pools = problem, progress, max_pools
         windows, gammas = candidates(problem)
         self.boundaries = Boundaries(problem, windows, gammas)
         self._inner = np.arange(1, self.boundaries.last)
@@ -283,6 +283,11 @@ class Fleets:
                 answer = min(answer, Answer(near, settle(near, weights, k)), key=lambda each: each.cost)
             best.append(min([*best[-1:], answer], key=lambda each: each.cost))
         return best
+
+    def cheapest_of_all(self, weights: Weights) -> Answer:
+        """The best of at most K pools, without the smaller numbers."""
+        answers = [Answer(layout, settle(layout, weights, self.problem.n_pools)) for layout in self.layouts]
+        return min(answers, key=lambda each: each.cost)
 
     @property
     def certified(self) -> bool:
@@ -308,11 +313,13 @@ class Fleets:
         windows, inner = self.boundaries.window_tokens, self._inner
         if self.problem.gamma is None:
             options = np.unique(windows[inner])
-            most = max(2, int(min(MAX_GAMMA_NODES, (MAX_POOLS / n_engines) ** 0.5)) // len(gamma_grid(self.problem)))
+            most = max(
+                2, int(min(MAX_GAMMA_NODES, (self._max_pools / n_engines) ** 0.5)) // len(gamma_grid(self.problem))
+            )
             kept = np.isin(windows[inner], options[_evenly(self.problem.workload, options, most)])
         else:
             grain = BLOCK_TOKENS
-            while n_engines * np.sum(windows[inner] % grain == 0) ** 2 > MAX_POOLS:
+            while n_engines * np.sum(windows[inner] % grain == 0) ** 2 > self._max_pools:
                 grain *= 2
             kept = windows[inner] % grain == 0
         return np.concatenate([[0], inner[kept], [self.boundaries.last]])

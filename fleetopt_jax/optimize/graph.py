@@ -93,6 +93,10 @@ class Weights:
     per_instance: np.ndarray  # [E]
     per_watt: np.ndarray  # [E]
 
+    def plus(self, price: float, other: "Weights") -> "Weights":
+        """These, and others at a price."""
+        return Weights(self.per_instance + price * other.per_instance, self.per_watt + price * other.per_watt)
+
 
 class Boundaries:
     """What pools can be cut by, with the workload's sums for every engine a pool may have.
@@ -193,10 +197,14 @@ class Pools:
     def costs(self, weights: Weights, e: int) -> np.ndarray:
         """Of every pool with engine e [P]."""
         per_instance, per_watt = weights.per_instance[e], weights.per_watt[e]
-        if per_instance == 0.0:
-            return self.watts[e] if per_watt == 1.0 else per_watt * self.watts[e]
-        priced = per_instance * self.instances[e].astype(float)
-        return priced if per_watt == 0.0 else priced + per_watt * self.watts[e]
+        if per_instance == 0.0 and per_watt == 1.0:
+            return self.watts[e]
+        total = np.where(np.isfinite(self.watts[e]), 0.0, np.inf)  # 0 times inf is not 0
+        if per_instance:
+            total += per_instance * self.instances[e]
+        if per_watt:
+            total += per_watt * self.watts[e]
+        return total
 
 
 def objective_weights(problem: Problem) -> Weights:

@@ -15,7 +15,7 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax.optimize import exact, gradient, grid
+from fleetopt_jax.optimize import coupled, exact, gradient, grid
 from fleetopt_jax.optimize.candidates import BATCH, Progress, Scorer, gamma_grid, spread
 from fleetopt_jax.optimize.plan import (
     Budget,
@@ -30,7 +30,7 @@ from fleetopt_jax.optimize.plan import (
 )
 
 METHODS: dict[str, Callable[[Problem, Progress | None], Found]] = {
-    "exact": exact.search,
+    "exact": lambda problem, progress: (coupled if problem.budget.caps else exact).search(problem, progress),
     "grid": grid.search,
     "gradient": gradient.search,
 }
