@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.cli import commands
 from fleetopt_jax.cli.codes import BAD_INPUT, BUG, INFEASIBLE, INTERRUPTED, OK
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL
-from fleetopt_jax.optimize.gradient import coarse
 from fleetopt_jax.published.tables import Cell, Reproduction
 
 PLAN_FIELDS = {"schema", "status", "assume", "power_scope", "method", "workload", "slo", "pools", "metrics", "search"}
@@ -501,11 +499,6 @@ def test_every_number_of_pools_gets_an_answer(fleetopt, trace_file, options):
     answer = fleetopt("optimize", "--workload", trace_file, *options, "--json")
     assert answer.code == OK
     assert 1 <= len(answer.document["pools"]) <= int(options[1])
-
-
-def test_the_gradient_method_takes_the_default_trace():
-    workload = load_workload("azure-conv")
-    assert float(coarse(workload).longest_tokens) == float(workload.longest_tokens)
 
 
 # ------------------------------------------------------------------------------------------------------ bad input

@@ -11,14 +11,13 @@ import pytest
 
 import fleetopt_jax as fo
 from fleetopt_jax.catalog.engines import engine_choice
-from fleetopt_jax.catalog.workloads import bundled, load_workload
+from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.kv_cache import make_kv_capacity, max_sequences
-from fleetopt_jax.optimize.gradient import RELAXED_ATOMS, coarse
 from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, make_problem, plan_to_json, thresholds
 from fleetopt_jax.optimize.search import evaluate_given, optimize
-from fleetopt_jax.workload.atoms import Workload, mean_tokens, total_tokens, with_rate
+from fleetopt_jax.workload.atoms import Workload, total_tokens, with_rate
 
 GRADIENT_REACHES = 0.998  # of the exhaustive search's tok/J
 published_problem = partial(make_problem, assume="published", assumptions=PUBLISHED)
@@ -138,27 +137,6 @@ def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
 
 
 # --- the methods ----------------------------------------------------------------------------------------------------
-
-
-def test_gradient_comes_close_to_the_exhaustive_search(h100, b200, small_workload):
-    for choice, rate in ((h100, 200.0), (b200, 1000.0)):
-        problem = published_problem(with_rate(small_workload, rate), [choice])
-        best, found = optimize(problem, "grid"), optimize(problem, "gradient")
-        assert found.status == "feasible"  # never claims what it has not tried
-        assert_within_limits(found)
-        assert float(best.metrics.tok_per_j) >= float(found.metrics.tok_per_j)
-        assert float(found.metrics.tok_per_j) >= GRADIENT_REACHES * float(best.metrics.tok_per_j)
-        assert float(best.gain_vs_homogeneous) > 1.2  # the search had something to find
-
-
-def test_the_relaxation_sees_every_bundled_workload():
-    """Coarser atoms keep the means and never outgrow the longest request, or the search could not start."""
-    for name in bundled():
-        workload = load_workload(name)
-        seen = coarse(workload)
-        assert len(seen.weight) <= RELAXED_ATOMS
-        np.testing.assert_allclose(mean_tokens(seen), mean_tokens(workload), rtol=1e-12)
-        assert float(seen.longest_tokens) == float(workload.longest_tokens)
 
 
 @pytest.mark.parametrize("most", [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -27,10 +27,11 @@ from fleetopt_jax.laws.demand import demand
 from fleetopt_jax.laws.llm import expert_coverage, kv_split, n_active_params
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.laws.service import step_moments
-from fleetopt_jax.optimize.gradient import RELAXED_ATOMS, coarse
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens, split_total, total_tokens, with_rate
+from fleetopt_jax.workload.compress import compressed
 
 REAL = replace(PHYSICAL, rounding="real")
+N_ATOMS = 512
 
 
 @partial(jax.jit, static_argnames="assumptions")
@@ -83,9 +84,9 @@ def test_twice_the_gpus_at_equal_activity_draw_twice_the_power(engine, workload)
 
 
 def padded(workload: Workload) -> Workload:
-    """The same requests in RELAXED_ATOMS atoms: what is missing is filled up with atoms nobody sends."""
-    seen = coarse(workload)
-    missing = RELAXED_ATOMS - len(seen.weight)
+    """The same requests in N_ATOMS atoms: what is missing is filled up with atoms nobody sends."""
+    seen = compressed(workload, N_ATOMS)
+    missing = N_ATOMS - len(seen.weight)
     filled = {
         name: jnp.pad(getattr(seen, name), (0, missing), mode="edge") for name in ("prompt_tokens", "output_tokens")
     }

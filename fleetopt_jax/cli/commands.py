@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import math
 import os
 import sys
@@ -28,33 +29,60 @@ from fleetopt_jax.catalog.engines import (  # noqa: E402
     own_fits,
 )
 from fleetopt_jax.catalog.gpus import GPUS, gpu_entry  # noqa: E402
-from fleetopt_jax.catalog.llms import LLMS, LlmEntry, at_precision, catalog_name  # noqa: E402
+from fleetopt_jax.catalog.llms import LLMS, LlmEntry, at_precision, catalog_name, llm_entry  # noqa: E402
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load  # noqa: E402
 from fleetopt_jax.cli.codes import BUG, INFEASIBLE, OK  # noqa: E402
 from fleetopt_jax.cli.door import read_plan  # noqa: E402
+from fleetopt_jax.cli.main import AXES  # noqa: E402
 from fleetopt_jax.core.errors import BadInput  # noqa: E402
-from fleetopt_jax.core.units import MS, US  # noqa: E402
+from fleetopt_jax.core.units import KW, MS, US  # noqa: E402
 from fleetopt_jax.fleet.assumptions import Assumptions, parse_assumptions  # noqa: E402
-from fleetopt_jax.fleet.engine import make_site  # noqa: E402
+from fleetopt_jax.fleet.engine import DoesNotFit, make_site  # noqa: E402
+from fleetopt_jax.fleet.evaluate import Objective  # noqa: E402
 from fleetopt_jax.fleet.fleet import Slo, make_slo  # noqa: E402
 from fleetopt_jax.laws.compression import make_compressor  # noqa: E402
 from fleetopt_jax.laws.decode import DecodeStep  # noqa: E402
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS  # noqa: E402
 from fleetopt_jax.laws.llm import n_active_params, n_params, weight_bytes  # noqa: E402
 from fleetopt_jax.laws.prefill import prefill_s  # noqa: E402
-from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, make_problem, plan_to_json  # noqa: E402
+from fleetopt_jax.optimize.levers import Spec, levers_to_json, pull_levers  # noqa: E402
+from fleetopt_jax.optimize.pareto import checked_objectives, front_to_json, pareto  # noqa: E402
+from fleetopt_jax.optimize.plan import (  # noqa: E402
+    Budget,
+    EngineChoice,
+    Method,
+    Plan,
+    Problem,
+    make_budget,
+    make_problem,
+    plan_to_json,
+    tuned_choice,
+)
+from fleetopt_jax.optimize.robust import require_window, robust, robust_to_json  # noqa: E402
 from fleetopt_jax.optimize.search import evaluate_given, optimize  # noqa: E402
-from fleetopt_jax.published.ledger import ledger  # noqa: E402
+from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json  # noqa: E402
+from fleetopt_jax.published.ledger import PAPER_WINDOWS, ledger  # noqa: E402
 from fleetopt_jax.published.tables import reproduce  # noqa: E402
 from fleetopt_jax.report import tables  # noqa: E402
 from fleetopt_jax.report.calibration import calibration_figure, calibration_table  # noqa: E402
 from fleetopt_jax.report.figures import check_figure, ledger_figure, write_figure  # noqa: E402
 from fleetopt_jax.report.files import check_writable, to_json, write_whole  # noqa: E402
+from fleetopt_jax.report.levers import levers_figure, levers_table  # noqa: E402
+from fleetopt_jax.report.pareto import (  # noqa: E402
+    axis_csv,
+    axis_figure,
+    axis_table,
+    front_csv,
+    front_figure,
+    front_table,
+)
+from fleetopt_jax.report.sensitivity import robust_plan_table, sensitivity_table, tornado_figure  # noqa: E402
 from fleetopt_jax.report.simulation import simulation_json, simulation_table, verified_plan_table  # noqa: E402
 from fleetopt_jax.simulate import Simulation, replay_requests, simulate, verify  # noqa: E402
-from fleetopt_jax.workload.atoms import share_above  # noqa: E402
+from fleetopt_jax.workload.atoms import Workload, share_above, with_rate  # noqa: E402
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file  # noqa: E402
 
+NEXT_GPU = {"a100": "h100", "l40s": "h100", "h100": "b200", "h200": "b200", "b200": "gb200"}
 PRECISION_NAMES = {"bfloat16": "bf16", "float16": "bf16"}  # as measurements call them
 
 Answer = tuple[dict[str, Any], Callable[[dict[str, Any]], RenderableType], int]  # (document, table, exit code)
@@ -88,41 +116,70 @@ def _reproduce(options: argparse.Namespace) -> Answer:
 
 def _optimize(options: argparse.Namespace) -> Answer:
     layout = _layout(options)
-    assumptions = parse_assumptions(options.assume)
     loaded = load(options.workload, rate_per_s=options.rate, layout=layout)
-    choices = _choices(options, assumptions)
-    if len({choice.quality == "roofline" for choice in choices}) > 1:
+    _require_window("--window", options.window, loaded)
+    problem = _problem(options, loaded, options.objective, _budget(options))
+    options.method = options.method or _default_method(options)
+    if len({choice.quality == "roofline" for choice in problem.choices}) > 1:
         print(
             "fleetopt optimize: warning: calibrated and roofline engines are not comparable (the roofline law "
             "does not divide the KV cache by TP): part of the difference between these GPUs is the model's",
             file=sys.stderr,
         )
-    _require_window("--window", options.window, loaded)
-    with _at_door(options.workload):
-        problem = make_problem(
-            loaded.workload,
-            choices,
-            slo=_slo(options),
-            window_tokens=options.window,
-            workload_name=loaded.name,
-            n_pools=options.pools,
-            gamma=options.gamma,
-            objective=options.objective,
-            assume=options.assume,
-            assumptions=dataclasses.replace(assumptions, output_share=loaded.output_share, dispatch=options.dispatch),
-        )
+    tomorrow = _tomorrow(options, problem)
     with _progress(f"Searching ({options.method})") as progress:
         plan = optimize(problem, options.method, progress)
     if plan.binding:
         print(f"fleetopt optimize: infeasible: {_why(plan.binding)}", file=sys.stderr)
         return _plan_document(plan, layout), tables.plan_table, INFEASIBLE
+    extras, table = {}, tables.plan_table
+    if options.robust:
+        plan, extras = _robust(options, problem, plan, tomorrow)
+        table = robust_plan_table
     if not options.verify:
-        return _plan_document(plan, layout), tables.plan_table, OK
+        return _plan_document(plan, layout) | extras, table, OK
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         print("fleetopt optimize: infeasible: no fleet that was simulated holds the limits", file=sys.stderr)
-    document = _plan_document(plan, layout) | {"verified": verified}
+    document = _plan_document(plan, layout) | extras | {"verified": verified}
     return document, verified_plan_table, OK if verified["held"] else INFEASIBLE
+
+
+def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, Workload]]:
+    """The workloads a robust plan must live with besides its own."""
+    if options.robust_workloads and not options.robust:
+        raise BadInput("--robust-workloads", "only read with --robust", "give --robust quantile or --robust cvar")
+    try:
+        others = [load(name.strip(), rate_per_s=options.rate) for name in options.robust_workloads]
+    except BadInput as error:
+        raise BadInput("--robust-workloads", str(error).removeprefix("--workload: ")) from None
+    found = [(other.name, other.workload) for other in others]
+    require_window(problem, found)
+    return found
+
+
+def _robust(
+    options: argparse.Namespace, problem: Problem, nominal: Plan, tomorrow: list[tuple[str, Workload]]
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the best lower tail over engine errors and the workloads named, and what it was chosen from."""
+    with _progress("Searching scenarios") as progress:
+        found = robust(
+            problem,
+            nominal,
+            measure=options.robust,
+            level=options.robust_level,
+            workloads=tomorrow,
+            method=options.method,
+            progress=progress,
+        )
+    if found.chosen.hold_share < 1.0 - found.level:
+        print(
+            f"fleetopt optimize: warning: no candidate holds the limits in {1.0 - found.level:.0%} of the scenarios; "
+            f"the chosen one does in {found.chosen.hold_share:.0%}",
+            file=sys.stderr,
+        )
+    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=nominal.search)
+    return chosen, {"robust": robust_to_json(found)}
 
 
 def _slo(options: argparse.Namespace) -> Slo:
@@ -147,20 +204,201 @@ def _choices(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
         s_per_token=options.compress_ms_per_1k * MS / 1000.0,
         j_per_token=options.compress_j_per_1k / 1000.0,
     )
-    return _distinct(
-        engine_choice(
-            gpu.strip(),
-            options.llm,
-            options.tp,
-            precision=options.precision,
-            kv_precision=options.kv_precision,
-            engine=assumptions.engine,
+    tps = options.tp if isinstance(options.tp, list) else [options.tp]
+    asked = list(itertools.product(options.gpu.split(","), tps, (options.precision or "").split(",")))
+    choices, refusals = [], []
+    for gpu, tp, precision in asked:
+        try:
+            choice = engine_choice(
+                gpu.strip(),
+                options.llm,
+                tp,
+                precision=precision.strip() or None,
+                kv_precision=options.kv_precision,
+                engine=assumptions.engine,
+                site=site,
+                compressor=compressor,
+                max_num_seqs=options.max_num_seqs,
+            )
+        except DoesNotFit:
+            refusals.append(f"{tp} x {gpu.strip()} {precision.strip()}".strip())
+            if len(refusals) == len(asked):
+                raise
+            continue
+        choices.append(choice)
+    if refusals:
+        print(f"fleetopt {options.command}: left out, for the LLM does not fit: {', '.join(refusals)}", file=sys.stderr)
+    return _distinct(choices)
+
+
+def _pareto(options: argparse.Namespace) -> Answer:
+    objectives = checked_objectives(options.objectives, "--objectives")
+    if options.figure:
+        check_figure(options.figure)
+    if options.csv:
+        check_writable(options.csv, "--csv")
+    most_ms = options.ttft_p99_ms if "ttft_p99_s" in objectives else None
+    options.ttft_p99_ms = options.ttft_p99_ms or float(make_slo().ttft_p99_s) / MS
+    options.method = options.method or _default_method(options)
+    layout = _layout(options)
+    swept_rate = options.axis[1][0] if options.axis and options.axis[0] == "workload-rate" else None
+    loaded = load(options.workload, rate_per_s=swept_rate or options.rate, layout=layout)
+    _require_window("--window", options.window, loaded)
+    if options.axis:
+        document, plans = _along_axis(options, loaded, "usd" if objectives[0] == "usd_per_h" else "tok_per_j")
+        held, table, to_csv, to_figure = any(plan.metrics for plan in plans), axis_table, axis_csv, axis_figure
+    else:
+        problem = _problem(options, loaded, budget=_budget(options))
+        window = PAPER_WINDOWS.get(loaded.name)
+        with _progress("Tracing the front") as progress:
+            front = pareto(
+                problem,
+                objectives,
+                n_points=options.points,
+                method=options.method,
+                max_ttft_p99_s=None if most_ms is None else most_ms * MS,
+                short_windows=None if window is None else [window],
+                progress=progress,
+            )
+        if front.binding:
+            print(f"fleetopt pareto: infeasible: {_why(front.binding)}", file=sys.stderr)
+        document = front_to_json(front)
+        held, table, to_csv, to_figure = bool(front.points), front_table, front_csv, front_figure
+    if layout:  # as in `_plan_document`: every plan can be taken out and evaluated again
+        shown = [*document.get("points", []), *document.get("rows", [])]
+        shown += [document[key] for key in ("homogeneous", "fleetopt") if document.get(key)]
+        for each in shown:
+            each["plan"]["workload"]["columns"] = dataclasses.asdict(layout)
+    if held and options.csv:
+        write_whole(options.csv, to_csv(document), "--csv")
+    if held and options.figure:
+        write_figure(to_figure(document), options.figure)
+    return document, table, OK if held else INFEASIBLE
+
+
+def _along_axis(
+    options: argparse.Namespace, loaded: LoadedWorkload, objective: str
+) -> tuple[dict[str, Any], list[Plan]]:
+    """The best plan at each value of the axis; what no fleet holds is said on stderr."""
+    name, values = options.axis
+    field = AXES[name][0]
+    plans = []
+    with _progress(f"Sweeping {name}") as progress:
+        for done, value in enumerate(values):
+            at = argparse.Namespace(**{**vars(options), field: value})
+            workload = with_rate(loaded.workload, value) if name == "workload-rate" else loaded.workload
+            problem = _problem(at, dataclasses.replace(loaded, workload=workload), objective, _budget(options))
+            plans.append(optimize(problem, options.method))
+            progress(done + 1, len(values))
+    for value, plan in zip(values, plans):
+        if plan.binding:
+            print(f"fleetopt pareto: infeasible at {name} {value:g}: {_why(plan.binding)}", file=sys.stderr)
+    document = {
+        "axis": {"name": name, "values": values},
+        "workload": {"name": loaded.name},
+        "rows": [{"value": value, "plan": plan_to_json(plan)} for value, plan in zip(values, plans)],
+    }
+    return document, plans
+
+
+def _default_method(options: argparse.Namespace) -> Method:
+    return "grid" if options.slo_scope == "fleet" else "exact"
+
+
+def _budget(options: argparse.Namespace) -> Budget:
+    for gpu in options.gpus_of:
+        gpu_entry(gpu, "--gpus-of")
+    return make_budget(
+        max_gpus=options.max_gpus or math.inf,
+        max_power_w=math.inf if options.max_power_kw is None else options.max_power_kw * KW,
+        max_usd_per_h=options.max_usd_per_h or math.inf,
+        gpus_of=options.gpus_of,
+    )
+
+
+def _problem(
+    options: argparse.Namespace,
+    loaded: LoadedWorkload,
+    objective: Objective = "tok_per_j",
+    budget: Budget | None = None,
+) -> Problem:
+    """What a search is about, as the options have it."""
+    assumptions = parse_assumptions(options.assume)
+    with _at_door(options.workload):
+        return make_problem(
+            loaded.workload,
+            _choices(options, assumptions),
+            slo=_slo(options),
+            window_tokens=options.window,
+            workload_name=loaded.name,
+            n_pools=options.pools,
+            gamma=options.gamma,
+            objective=objective,
+            assume=options.assume,
+            assumptions=dataclasses.replace(assumptions, output_share=loaded.output_share, dispatch=options.dispatch),
+            budget=budget,
+        )
+
+
+def _levers(options: argparse.Namespace) -> Answer:
+    if options.figure:
+        check_figure(options.figure)
+    if options.next_gpu:
+        gpu_entry(options.next_gpu, "--next-gpu")
+    llm_entry(options.other_llm, "--other-llm")
+    problem, given, layout = _present_fleet(options)
+    gpu = problem.choices[0].gpu
+    site, compressor = problem.choices[0].engine.site, problem.choices[0].engine.compressor
+
+    def engines(spec: Spec) -> EngineChoice:
+        return engine_choice(
+            spec.file or spec.gpu,
+            spec.llm,
+            spec.tp,
+            precision=spec.precision,
+            kv_precision=spec.kv_precision,
+            engine=problem.assumptions.engine,
             site=site,
             compressor=compressor,
-            max_num_seqs=options.max_num_seqs,
+            max_num_seqs=spec.max_num_seqs,
         )
-        for gpu in options.gpu.split(",")
-    )
+
+    with _progress("Pulling levers") as progress:
+        found = pull_levers(
+            problem,
+            engines,
+            given=given,
+            next_gpu=(options.next_gpu or NEXT_GPU.get(gpu, "")).lower() or None,
+            llm=options.other_llm,
+            every_pair=options.all_pairs,
+            progress=progress,
+        )
+    document = levers_to_json(found)
+    if layout:
+        document["workload"]["columns"] = dataclasses.asdict(layout)
+    if found.present.plan.binding:
+        print(f"fleetopt levers: the present fleet: {_why(found.present.plan.binding)}", file=sys.stderr)
+    if options.figure and any(gain.gain for gain in found.gains):
+        write_figure(levers_figure(document), options.figure)
+    held = found.present.feasible or any(gain.pulled.feasible for gain in found.gains)
+    return document, levers_table, OK if held else INFEASIBLE
+
+
+def _present_fleet(options: argparse.Namespace) -> tuple[Problem, Plan | None, Layout | None]:
+    """The fleet that levers start from: a plan's engines and pools, or one pool of the options' engine."""
+    if options.plan is None:
+        options.workload, options.pools, options.gamma = options.workload or "azure-conv", 1, 1.0
+        layout = _layout(options)
+        loaded = load(options.workload, rate_per_s=options.rate, layout=layout)
+        _require_window("--window", options.window, loaded)
+        return dataclasses.replace(_problem(options, loaded), objective=options.objective), None, layout
+    for name, default in options.plan_says.items():
+        if getattr(options, name) != default:
+            raise BadInput(f"--{name.replace('_', '-')}", f"{options.plan} says it itself", "give one of the two")
+    plan, layout = _given_plan(argparse.Namespace(**{**vars(options), "dispatch": None}))
+    gammas = {float(gamma) for gamma in plan.fleet.gamma[:-1]} or {1.0}
+    gamma = gammas.pop() if len(gammas) == 1 else None  # several: searched
+    return dataclasses.replace(plan.problem, gamma=gamma, objective=options.objective), plan, layout
 
 
 def _ledger(options: argparse.Namespace) -> Answer:
@@ -304,10 +542,13 @@ def _given_plan(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
             engine=assumptions.engine,
             site=site,
             compressor=compressor,
-            max_num_seqs=given.max_num_seqs,
+            max_num_seqs=pool.max_num_seqs_asked or given.max_num_seqs,
             where=f"{options.plan}, pools.{i}.".__add__,
         )
         for i, pool in enumerate(given.pools)
+    )
+    choices = tuple(
+        tuned_choice(choice, clock_frac=pool.clock_frac) for choice, pool in zip(choices, given.pools, strict=True)
     )
     last = given.pools[-1]
     _require_window(f"{options.plan}, pools.{len(choices) - 1}.window_tokens", last.gamma * last.window_tokens, loaded)
@@ -319,6 +560,8 @@ def _given_plan(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
             window_tokens=max(last.window_tokens, float(loaded.workload.longest_tokens)),
             workload_name=loaded.name,
             n_pools=len(choices),
+            objective=given.objective,
+            budget=make_budget(**given.budget.limits()),
             assume=given.assume,
             assumptions=dataclasses.replace(
                 assumptions, output_share=loaded.output_share, dispatch=options.dispatch or given.dispatch
@@ -332,6 +575,28 @@ def _given_plan(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         n_instances=[pool.n_instances for pool in given.pools],
     )
     return plan, layout
+
+
+def _sensitivity(options: argparse.Namespace) -> Answer:
+    if options.figure:
+        check_figure(options.figure)
+    plan, layout = _given_plan(options)
+    if plan.binding:
+        print(
+            f"fleetopt sensitivity: infeasible: {plan.binding['limit']} is {plan.binding['value']:.6g}, "
+            f"the limit is {plan.binding['asked']:.6g}",
+            file=sys.stderr,
+        )
+    with _progress("Differentiating"):
+        found = sensitivity(plan, reoptimize=optimize if options.reoptimize else None)
+    document = sensitivity_to_json(found) | {
+        "plan": _plan_document(plan, layout),
+        "objective": plan.problem.objective,
+        "shown": {"metric": options.metric, "top": options.top},
+    }
+    if options.figure:
+        write_figure(tornado_figure(document), options.figure)
+    return document, sensitivity_table, INFEASIBLE if plan.binding else OK
 
 
 def _simulate(options: argparse.Namespace) -> Answer:
@@ -489,8 +754,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
     "reproduce": _reproduce,
     "optimize": _optimize,
     "evaluate": _evaluate,
+    "sensitivity": _sensitivity,
     "simulate": _simulate,
     "ledger": _ledger,
+    "levers": _levers,
+    "pareto": _pareto,
     "engine": _engine,
     "calibrate": _calibrate,
     "trace": _trace,
@@ -499,7 +767,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
 
 
 def _distinct(choices: Iterable[EngineChoice]) -> list[EngineChoice]:
-    return list({(choice.file or choice.gpu, choice.llm, choice.tp): choice for choice in choices}.values())
+    names = {(each.file or each.gpu, each.llm, each.tp, each.precision, each.kv_precision): each for each in choices}
+    return list(names.values())
 
 
 def _require_window(where: str, window_tokens: float | None, loaded: LoadedWorkload) -> None:
@@ -532,16 +801,24 @@ def _numbers(record: Any) -> dict[str, float]:
 
 
 def _why(binding: dict[str, Any]) -> str:
-    """Which limit cannot be held, and what can; a time is rounded up, so that asking for it succeeds."""
-    asked, nearest = binding["asked"], binding["nearest_feasible"]
-    if binding["limit"] == "window_tokens":
+    """Which limit cannot be held, and what can; what is reachable is rounded up, so that asking for it succeeds."""
+    limit, asked, nearest = binding["limit"], binding["asked"], binding["nearest_feasible"]
+    if limit == "window_tokens":
         return (
             f"no engine holds a sequence of the {asked:.0f}-token window; the largest one holds is {nearest:.0f} tokens"
         )
-    reachable_ms = np.ceil(nearest / MS * 10) / 10
-    if binding["limit"] == "itl_s":
-        return f"no fleet holds a mean ITL of {asked / MS:g} ms; the smallest reachable is {reachable_ms:.1f} ms"
-    return f"no fleet holds a P99 TTFT of {asked / MS:g} ms; the smallest reachable is {reachable_ms:.1f} ms"
+    if limit == "budget":
+        return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
+    what, unit, size = {
+        "itl_s": ("a mean ITL", "ms", MS),
+        "ttft_p99_s": ("a P99 TTFT", "ms", MS),
+        "max_gpus": ("its latencies with", "GPUs", 1.0),
+        "max_power_w": ("its latencies within", "kW", KW),
+        "max_usd_per_h": ("its latencies for", "USD/h", 1.0),
+    }[limit]
+    of = " of" if limit in ("itl_s", "ttft_p99_s") else ""
+    reachable = np.ceil(nearest / size * 10) / 10
+    return f"no fleet holds {what}{of} {asked / size:g} {unit}; the smallest reachable is {reachable:.1f} {unit}"
 
 
 @contextmanager

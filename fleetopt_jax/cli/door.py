@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.optimize.plan import SCHEMA
 from fleetopt_jax.workload.readers import first_problem, parse_json, read_bytes
 
@@ -67,6 +68,21 @@ class PoolPart(_Part):
     precision: str | None = None
     kv_precision: str = "bf16"
     engine_file: str | None = None
+    max_num_seqs_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of this pool alone
+    clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
+
+
+class BudgetPart(BaseModel):
+    model_config = ConfigDict(extra="allow")  # gpus_of.NAME
+    max_gpus: Positive = math.inf
+    max_power_w: Positive = math.inf
+    max_usd_per_h: Positive = math.inf
+    __pydantic_extra__: dict[str, NotNegative]
+
+    def limits(self) -> dict[str, Any]:
+        """As `make_budget` takes them."""
+        stock = {name.removeprefix("gpus_of."): count for name, count in self.__pydantic_extra__.items()}
+        return {name: getattr(self, name) for name in type(self).model_fields} | {"gpus_of": stock}
 
 
 class PlanFile(_Part):
@@ -76,6 +92,8 @@ class PlanFile(_Part):
     assume: str = "physical"
     workload: WorkloadPart
     slo: SloPart = SloPart()
+    budget: BudgetPart = BudgetPart()
+    objective: Literal["tok_per_j", "usd", "power", "gpus"] = "tok_per_j"
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()
     dispatch: Literal["jsq", "round_robin", "random"] = "jsq"

@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("tables", nargs="*", type=_whole(1, 5), metavar="TABLE", help="1 to 5; default all")
 
     optimize = _command(commands, "optimize", "find the plan with the most tokens per joule within the limits")
-    _add_problem(optimize)
+    _add_problem(optimize, several=True)
+    _add_budget(optimize)
     optimize.add_argument("--pools", type=_whole(1, 6), default=2, help="most pools to split into, 1 to 6 (default 2)")
     optimize.add_argument(
         "--gamma",
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         default=1.0,
         help="compress requests up to GAMMA x window; 'auto' searches (default 1: none)",
     )
-    optimize.add_argument("--method", choices=("grid", "gradient"), default="grid", help="search (default grid)")
+    _add_method(optimize)
     optimize.add_argument(
         "--assume",
         default="physical",
@@ -88,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     optimize.add_argument(
         "--verify", action="store_true", help="simulate the winner and add instances where the limits fail"
     )
+    _add_robust(optimize.add_argument_group("robust", "a plan for engines and traffic that are not what they seem"))
     _add_simulation(optimize.add_argument_group("simulation", "with --verify"))
+
+    _add_pareto(commands)
+    _add_sensitivity(commands)
 
     ledger = _command(
         commands,
@@ -98,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_problem(ledger)
     ledger.add_argument("--figure", metavar="FILE", help="write the waterfall as FILE.svg or FILE.png")
+
+    _add_levers(commands)
 
     engine = _command(
         commands,
@@ -204,22 +211,47 @@ def _add_simulation(command) -> None:
     )
 
 
-def _add_engine(command: argparse.ArgumentParser, several: str = "") -> None:
+def _add_method(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--gpu", default="h100", help=f"GPU, or a file that fleetopt calibrate wrote{several} (default h100)"
+        "--method",
+        choices=("exact", "grid", "gradient"),
+        help="search: exact proves its answer, gradient relaxes and rounds, grid tries all there is (default exact; "
+        "grid with --slo-scope fleet)",
+    )
+
+
+def _add_budget(command: argparse.ArgumentParser) -> None:
+    budget = command.add_argument_group("budget", "of all pools together")
+    budget.add_argument("--max-gpus", type=_positive, metavar="N", help="most GPUs")
+    budget.add_argument("--max-power-kw", type=_positive, metavar="P", help="most power")
+    budget.add_argument("--max-usd-per-h", type=_positive, metavar="C", help="most cost")
+    budget.add_argument(
+        "--gpus-of", type=_stock, default={}, metavar="GPU=N,...", help="how many there are of a kind: h100=64,b200=16"
+    )
+
+
+def _add_engine(command: argparse.ArgumentParser, several: bool = False) -> None:
+    more = "; several a pool may choose from: h100,b200" if several else ""
+    command.add_argument(
+        "--gpu", default="h100", help=f"GPU, or a file that fleetopt calibrate wrote{more} (default h100)"
     )
     command.add_argument(
         "--llm", default="llama-3.1-70b", help="LLM, or a Hugging Face config.json (default llama-3.1-70b)"
     )
-    command.add_argument("--tp", type=_whole(1, 64), default=8, help="GPUs per instance (default 8)")
-    command.add_argument("--precision", help="of the weights: bf16, fp8, int4, mxfp4 (default: the checkpoint's)")
+    one, many = _whole(1, 64), "; several: 2,4,8" if several else ""
+    parse = (lambda text: [one(part) for part in text.split(",")]) if several else one
+    command.add_argument("--tp", type=parse, default=[8] if several else 8, help=f"GPUs per instance{many} (default 8)")
+    many = "; several: bf16,fp8" if several else ""
+    command.add_argument(
+        "--precision", help=f"of the weights: bf16, fp8, int4, mxfp4{many} (default: the checkpoint's)"
+    )
     command.add_argument("--kv-precision", default="bf16", help="of the KV cache: bf16 or fp8 (default bf16)")
 
 
-def _add_problem(command: argparse.ArgumentParser) -> None:
-    """What a search is about, but for how it is searched."""
+def _add_problem(command: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """What a search is about, but for how it is searched; `several` engines to choose from, or GPUs alone."""
     _add_workload(command, default="azure-conv")
-    _add_engine(command, several="; several a pool may choose from: h100,b200")
+    _add_engine(command, several)
     command.add_argument("--max-num-seqs", type=_whole(1, 10**6), help="sequences an instance runs (default vLLM's)")
     command.add_argument(
         "--window",
@@ -249,6 +281,122 @@ def _add_problem(command: argparse.ArgumentParser) -> None:
         "--compress-ms-per-1k", type=_not_negative, default=0.0, help="latency, 1,000 prompt tokens"
     )
     compressor.add_argument("--compress-j-per-1k", type=_not_negative, default=0.0, help="energy, 1,000 prompt tokens")
+
+
+def _add_robust(command) -> None:
+    command.add_argument(
+        "--robust",
+        choices=("quantile", "cvar"),
+        help="choose by the lower quantile, or the mean of the worst share, of tok/J over scenarios: engines off by "
+        "their errors, and every workload named",
+    )
+    command.add_argument(
+        "--robust-level",
+        type=_open_share,
+        default=0.1,
+        metavar="Q",
+        help="which quantile, or worst share (default 0.1)",
+    )
+    command.add_argument(
+        "--robust-workloads",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME|FILE,...",
+        help="tomorrow's traffic, as likely as today's",
+    )
+
+
+def _add_sensitivity(commands) -> None:
+    sensitivity = _command(
+        commands,
+        "sensitivity",
+        "what a plan's answer rests on: elasticities, intervals, prices of its limits",
+        "Example: fleetopt optimize --json --out plan.json && fleetopt sensitivity plan.json --figure tornado.svg",
+    )
+    sensitivity.add_argument("plan", metavar="PLAN.json")
+    _add_workload(sensitivity, default=None)
+    _add_dispatch(sensitivity, None)
+    sensitivity.add_argument(
+        "--metric",
+        choices=("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s"),
+        default="tok_per_j",
+        help="to rank inputs for, in the table and the figure (default tok_per_j)",
+    )
+    sensitivity.add_argument("--top", type=_whole(1, 1000), default=15, metavar="N", help="inputs to show (default 15)")
+    sensitivity.add_argument(
+        "--reoptimize",
+        action="store_true",
+        help="check shadow prices: search again at 0.9 and 1.1 times every limit that binds",
+    )
+    sensitivity.add_argument("--figure", metavar="FILE", help="write the tornado as FILE.svg or FILE.png")
+
+
+def _add_pareto(commands) -> None:
+    pareto = _command(
+        commands,
+        "pareto",
+        "what tokens per joule, P99 TTFT and cost can be had together",
+        "Where ttft_p99_s is an objective, --ttft-p99-ms caps the front (default: no cap) and is the limit that the "
+        "reference fleets are sized for (default 500). Examples: fleetopt pareto --workload azure-code --figure "
+        "front.svg; fleetopt pareto --axis workload-rate=10,100,1000 --csv rates.csv",
+    )
+    _add_problem(pareto, several=True)
+    _add_budget(pareto)
+    pareto.set_defaults(ttft_p99_ms=None)
+    pareto.add_argument(
+        "--objectives",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=["tok_per_j", "ttft_p99_s"],
+        metavar="A,B[,C]",
+        help="two or three of tok_per_j, ttft_p99_s, usd_per_h (default tok_per_j,ttft_p99_s)",
+    )
+    pareto.add_argument("--points", type=_whole(3, 1000), default=24, metavar="N", help="searches to make (default 24)")
+    pareto.add_argument(
+        "--axis",
+        type=_axis,
+        metavar="NAME=V1,V2,...",
+        help=f"instead of a front, the best plan at each value of one of {', '.join(AXES)}",
+    )
+    pareto.add_argument("--pools", type=_whole(1, 6), default=2, help="most pools to split into, 1 to 6 (default 2)")
+    pareto.add_argument(
+        "--gamma", type=_gamma, default=1.0, help="as in optimize: a number, or 'auto' (default 1: no compression)"
+    )
+    _add_method(pareto)
+    pareto.add_argument("--assume", default="physical", help="physical (default) or published, as in optimize")
+    _add_dispatch(pareto, "jsq")
+    pareto.add_argument("--figure", metavar="FILE", help="draw the front as FILE.svg or FILE.png")
+    pareto.add_argument("--csv", metavar="FILE", help="write the plans as FILE, a line each")
+
+
+def _add_levers(commands) -> None:
+    levers = _command(
+        commands,
+        "levers",
+        "what pays: from the present fleet one lever released at a time, and pairs of them",
+        "The present fleet is PLAN.json's, or the best one-pool fleet of the options. Levers: context routing, gamma, "
+        "more pools, tensor parallelism, max_num_seqs, GPU generation, precision of weights and KV cache, another "
+        "model, GPU clock, compressed prompts. Example: fleetopt levers --workload azure-code --figure levers.svg",
+    )
+    levers.add_argument(
+        "plan", nargs="?", metavar="PLAN.json", help="the present fleet; --workload and --rate may change its traffic"
+    )
+    _add_problem(levers)
+    levers.add_argument("--assume", default="physical", help="physical (default) or published, as in optimize")
+    _add_dispatch(levers, "jsq")
+    asked = {name: levers.get_default(name) for name in PLAN_SAYS}
+    levers.set_defaults(workload=None, plan_says=asked)  # a plan says these itself
+    levers.add_argument(
+        "--objective", choices=("tok_per_j", "usd", "power", "gpus"), default="tok_per_j", help="(default tok_per_j)"
+    )
+    levers.add_argument("--next-gpu", metavar="GPU", help="generation to change to (default: the next, h100 to b200)")
+    levers.add_argument(
+        "--other-llm",
+        default="qwen3-235b-a22b",
+        metavar="LLM",
+        help="model to change to, with answers of its own (default qwen3-235b-a22b)",
+    )
+    levers.add_argument("--all-pairs", action="store_true", help="every pair that combines, not of the best five only")
+    levers.add_argument("--figure", metavar="FILE", help="write bars and pairs as FILE.svg or FILE.png")
 
 
 def _add_workload(command: argparse.ArgumentParser, default: str | None) -> None:
@@ -304,6 +452,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _open_share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number between 0 and 1")
+    return value
+
+
 def _batches(text: str) -> list[float]:
     values = [_positive(part) for part in text.split(",")]
     if not all(1 <= value <= MAX_BATCH for value in values):
@@ -320,6 +475,16 @@ def _rate(text: str) -> float:
     return value
 
 
+def _stock(text: str) -> dict[str, float]:
+    found = {}
+    for part in text.split(","):
+        gpu, equals, count = part.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{part!r} is not allowed: need GPU=N,GPU=N,...")
+        found[gpu.strip().lower()] = _not_negative(count)
+    return found
+
+
 def _gamma(text: str) -> float | None:
     if text == "auto":
         return None
@@ -327,6 +492,23 @@ def _gamma(text: str) -> float | None:
     if not 1 <= value <= MAX_GAMMA:
         raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number from 1 to {MAX_GAMMA}, or 'auto'")
     return value
+
+
+def _axis(text: str) -> tuple[str, list[float]]:
+    """(name, values) of an input that is swept, each value as its own option would take it."""
+    name, equals, values = text.partition("=")
+    name = {"rate": "workload-rate"}.get(name.strip(), name.strip())
+    if not equals or name not in AXES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need NAME=V1,V2,... of {', '.join(AXES)}")
+    found = []
+    for value in values.split(","):
+        try:
+            found.append(AXES[name][1](value.strip()))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{name}: {error}") from None
+    if len(set(found)) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need at least two different values")
+    return name, sorted(set(found))
 
 
 def _whole(least: int, most: int):
@@ -341,6 +523,26 @@ def _whole(least: int, most: int):
         return value
 
     return parse
+
+
+AXES = {  # inputs that pareto sweeps: the option each is, and what checks a value
+    "workload-rate": ("rate", _rate),
+    "ttft-p99-ms": ("ttft_p99_ms", _positive),
+    "itl-ms": ("itl_ms", _positive),
+    "pue": ("pue", _at_least_one),
+    "usd-per-kwh": ("usd_per_kwh", _not_negative),
+    "host-w-per-gpu": ("host_w_per_gpu", _not_negative),
+    "max-num-seqs": ("max_num_seqs", _whole(1, 10**6)),
+    "tp": ("tp", _whole(1, 64)),
+    "pools": ("pools", _whole(1, 6)),
+}
+
+PLAN_SAYS = (  # options that a plan file answers
+    *("gpu", "llm", "tp", "precision", "kv_precision", "max_num_seqs", "window", "assume", "dispatch"),
+    *("ttft_p99_ms", "ttft_ms_per_1k", "itl_ms", "slo_scope"),
+    *("host_w_per_gpu", "pue", "usd_per_kwh", "kg_co2_per_kwh"),
+    *("compress_success", "compress_ms_per_1k", "compress_j_per_1k"),
+)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """An engine: what one instance (an LLM on TP GPUs) can do, as coefficients of the laws."""
 
 import math
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.core.units import GIB
+from fleetopt_jax.laws.clocks import clocked_power, clocked_prefill, clocked_step
 from fleetopt_jax.laws.compression import Compressor, make_compressor
 from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.laws.hardware import Gpu
@@ -26,6 +29,10 @@ from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured
 from fleetopt_jax.laws.power import ActivityPower, LogisticPower, RooflinePower, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
+
+
+class DoesNotFit(BadInput):
+    """A model whose weights leave no room on its GPUs."""
 
 
 @pytree
@@ -168,12 +175,25 @@ def roofline_engine(gpu: Gpu, llm: Llm, tp: float, prefill: Prefill) -> Engine:
     )
 
 
+def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
+    """`engine` with its GPUs' cores at `clock_frac` of their top clock, 0.4 to 1; traced, so that it can be optimised.
+
+    Projected, +-20 % of the watts above idle at 0.7: see `laws/clocks.py`. Not for the published roofline's power.
+    """
+    return replace(
+        engine,
+        decode=clocked_step(engine.decode, engine.prefill, clock_frac),
+        power=clocked_power(engine.power, engine.prefill, engine.idle_w, clock_frac),
+        prefill=clocked_prefill(engine.prefill, engine.idle_w, clock_frac),
+    )
+
+
 def require_fit(where: str, gpu: Gpu, llm: Llm, tp: int) -> None:
     """Refuse, at the door, a model whose weights leave no room for a single KV block."""
     if float(kv_capacity_tokens(gpu, llm, tp)) < BLOCK_TOKENS:
         needs = (float(weight_bytes(llm)) / tp + WORKSPACE_BYTES + float(gpu.nccl_bytes) * (tp > 1)) / GIB
         has = MEMORY_UTILIZATION * float(gpu.memory_bytes) / GIB
-        raise BadInput(
+        raise DoesNotFit(
             where,
             f"does not fit: needs {needs:.1f} GiB per GPU at TP {tp} for weights and workspace, before any KV cache, "
             f"has {has:.1f} GiB ({MEMORY_UTILIZATION:.0%} of the memory)",

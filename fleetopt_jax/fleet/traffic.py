@@ -134,7 +134,7 @@ def _hard_traffic(
     if atoms.cells is not None:
         cell, shortest, longest = atoms.cells
         cells = as_they_are(jax.nn.one_hot(cell, N_CELLS)), shortest, longest
-    return _served(engine, window, own, sums, cells, atoms.whole_share, assumptions)
+    return served_traffic(engine, window, own, sums, cells, atoms.whole_share, assumptions)
 
 
 def _own_features(engine: Engine, atoms: _Atoms, assumptions: Assumptions) -> tuple[Array, Array, StepMoments, Demand]:
@@ -148,7 +148,7 @@ def _tried_features(atoms: _Atoms) -> tuple[tuple[Array, ...], Array]:
     return tuple(atoms.output**j for j in range(OUTPUT_POWERS)), atoms.prompt
 
 
-def _served(
+def served_traffic(
     engine: Engine,
     window: Array,
     own: tuple[Array, Array, StepMoments, Demand],
@@ -187,7 +187,7 @@ class RunningSums:
 @pytree
 class Interval:
     """What a pool between two boundaries serves. A boundary is a window and its router edge, gamma times as far; rows
-    count the atoms up to them (a real one lies between two, for gradients). Shape () or [M]."""
+    count the atoms up to them. Shape () or [M]."""
 
     window_tokens: Array  # of the pool: its upper boundary's
     start: Array  # row of the lower window
@@ -228,15 +228,15 @@ def interval_traffic(sums: RunningSums, engine: Engine, interval: Interval, assu
     start, end = interval.start, interval.end
 
     def as_they_are(of_all: Array, of_eligible: Array | None) -> Array:
-        kept = _row(of_all, end) - _row(of_all, start)
+        kept = of_all[end] - of_all[start]
         if of_eligible is None:
             return kept
-        taken = _row(of_eligible, jnp.clip(interval.lower_edge, start, end)) - _row(of_eligible, start)
+        taken = of_eligible[jnp.clip(interval.lower_edge, start, end)] - of_eligible[start]
         return kept - SUCCESS[assumptions.compression](engine) * taken
 
     def tried(of_eligible: Array) -> Array:
         first = jnp.maximum(end, interval.lower_edge)
-        return _row(of_eligible, jnp.maximum(interval.upper_edge, first)) - _row(of_eligible, first)
+        return of_eligible[jnp.maximum(interval.upper_edge, first)] - of_eligible[first]
 
     if sums.tried is None:
         own = jax.tree.map(lambda x: as_they_are(x, None), sums.own)
@@ -249,15 +249,7 @@ def interval_traffic(sums: RunningSums, engine: Engine, interval: Interval, assu
     if sums.cells is not None:
         of_all, of_eligible, shortest, longest = sums.cells
         cells = as_they_are(of_all, of_eligible), shortest, longest
-    return _served(engine, interval.window_tokens, own, compressed, cells, sums.whole_share, assumptions)
-
-
-def _row(sums: Array, row: Array) -> Array:
-    """A row of running sums; where `row` is real, on the line between two: a derivative with respect to it exists."""
-    if jnp.issubdtype(row.dtype, jnp.integer):
-        return sums[row]
-    below = jnp.clip(row, 0, len(sums) - 2).astype(int)
-    return sums[below] + (row - below) * (sums[below + 1] - sums[below])
+    return served_traffic(engine, interval.window_tokens, own, compressed, cells, sums.whole_share, assumptions)
 
 
 def _running(weight: Array, x: Array) -> Array:

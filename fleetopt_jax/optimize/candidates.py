@@ -177,13 +177,18 @@ def over_assignments(
     """The best of what `search` finds for every assignment of engines to pools; certified where each of them is."""
     scorers = [Scorer(problem, choices) for choices in assignments(problem)]
     found = [search(scorer, progress) for scorer in scorers]
-    best = min(range(len(found)), key=lambda i: found[i][0][0])
-    (cost_, windows, gammas), _ = found[best]
-    n_evaluated = sum(scorer.n_evaluated for scorer in scorers)
     certified = all(exhaustive for _, exhaustive in found)
+    candidates = [(scorer, candidate) for scorer, (candidate, _) in zip(scorers, found)]
+    return best_found(problem, candidates, said, certified=certified)
+
+
+def best_found(problem: Problem, found: Sequence[tuple["Scorer", Candidate]], said: str, *, certified: bool) -> Found:
+    """The best of candidates, each with the scorer that knows its engines."""
+    scorer, (cost_, windows, gammas) = min(found, key=lambda each: each[1][0])
+    n_evaluated = sum(each.n_evaluated for each in {id(each): each for each, _ in found}.values())
     if not math.isfinite(cost_):
         return nothing(n_evaluated, said, certified=certified)
-    choices = scorers[best].choices
+    choices = scorer.choices
     engines = tuple(choice.engine for choice in choices)
     fleet, _ = detail(
         engines,

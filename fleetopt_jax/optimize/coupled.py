@@ -52,9 +52,12 @@ class _Prices:
 
 def search(problem: Problem, progress: Progress | None = None) -> Found:
     """The cheapest fleet within the budget, certified where every rival could be listed."""
-    problem = _with_stock(problem)
-    fleets = Fleets(problem, progress, MAX_POOLS)
-    prices = _prices(problem)
+    return within_budget(Fleets(with_stock(problem), progress, MAX_POOLS))
+
+
+def within_budget(fleets: Fleets) -> Found:
+    """The cheapest of these fleets within the budget, certified where they are and every rival could be listed."""
+    prices = _prices(fleets.problem)
     dual = _Dual(fleets, prices)
     dual.solve()
     best, complete = dual.best, dual.proves_infeasible
@@ -75,17 +78,32 @@ def search(problem: Problem, progress: Progress | None = None) -> Found:
 
 def dual_bound(problem: Problem) -> float:
     """A lower bound of the cost of every fleet within the budget over the candidates; inf where there is none."""
-    problem = _with_stock(problem)
-    dual = _Dual(Fleets(problem, None, MAX_POOLS), _prices(problem))
+    return dual_bound_of(Fleets(with_stock(problem), None, MAX_POOLS))
+
+
+def dual_bound_of(fleets: Fleets) -> float:
+    """A lower bound of the cost of every one of these fleets that keeps the budget; inf where there is none."""
+    dual = _Dual(fleets, _prices(fleets.problem))
     dual.solve()
     return math.inf if dual.proves_infeasible else dual.bound
 
 
-def _with_stock(problem: Problem) -> Problem:
+def with_stock(problem: Problem) -> Problem:
     """Without the engines whose GPUs are out of stock, unless nothing would be left."""
     gone = {gpu for gpu, count in problem.budget.gpus_of if count < 1}
     kept = tuple(choice for choice in problem.choices if choice.gpu not in gone)
     return replace(problem, choices=kept or problem.choices)
+
+
+def frugal_weights(problem: Problem) -> list[Weights]:
+    """What a fleet uses of the limits as costs: of all, each as a share of its cap, and of each by itself."""
+    prices = _prices(problem)
+    none = prices.objective.plus(-1.0, prices.objective)
+    shares = [none.plus(1.0 / max(cap, 1e-9), limit) for cap, limit in zip(prices.caps, prices.limits)]
+    total = none
+    for share in shares:
+        total = total.plus(1.0, share)
+    return [total, *(shares if len(shares) > 1 else [])]
 
 
 def _prices(problem: Problem) -> _Prices:

@@ -266,11 +266,11 @@ class Fleets:
         windows, gammas = candidates(problem)
         self.boundaries = Boundaries(problem, windows, gammas)
         self._inner = np.arange(1, self.boundaries.last)
-        self.layouts: list[Layout] = [_seeded(Alone(self.boundaries))]
+        self.layouts: list[Layout] = [seeded(Alone(self.boundaries))]
         if problem.n_pools > 1 and len(windows):
-            self.layouts.append(_seeded(Star(self.boundaries, self._inner)))
+            self.layouts.append(seeded(Star(self.boundaries, self._inner)))
         if problem.n_pools > 2 and len(windows):
-            self.layouts.append(self._web(self._spread_nodes()))
+            self.layouts.append(self._web(self.web_nodes()))
 
     def cheapest(self, weights: Weights) -> list[Answer]:
         """For k = 1 ... K, the best of at most k pools."""
@@ -301,13 +301,13 @@ class Fleets:
         text = f"{n:,} windows{gamma}"
         if len(self.layouts) < 3:
             return text
-        web = len(np.unique(self.boundaries.window_tokens[self._spread_nodes()])) - 2
+        web = len(np.unique(self.boundaries.window_tokens[self.web_nodes()])) - 2
         return f"{text} for two pools, {web:,} windows for three and more"
 
     def _web(self, nodes: np.ndarray) -> Web:
-        return _seeded(Web(self.boundaries, nodes, self._progress))
+        return seeded(Web(self.boundaries, nodes, self._progress))
 
-    def _spread_nodes(self) -> np.ndarray:
+    def web_nodes(self) -> np.ndarray:
         """Boundaries of three pools and more, as many as the table allows: multiples of 16 tokens, or of 32, ..."""
         n_engines = len(self.problem.choices)
         windows, inner = self.boundaries.window_tokens, self._inner
@@ -338,7 +338,8 @@ class Fleets:
         return np.concatenate([[0], inner, [self.boundaries.last]])
 
 
-def _seeded(layout: L) -> L:
+def seeded(layout: L) -> L:
+    """The layout with its seeds made exact."""
     for e in range(layout.pools.n_engines):
         layout.pools.make_exact(e, layout.seeds())
     return layout
@@ -409,5 +410,5 @@ def as_found(fleets: Fleets, answer: Answer, answers: list[Answer]) -> Found:
 
 def homogeneous_w(problem: Problem) -> float:
     """Power of the best fleet with one pool of the full window [W]; inf where none holds the limits."""
-    alone = _seeded(Alone(Boundaries(problem, np.zeros(0), np.zeros(0))))
+    alone = seeded(Alone(Boundaries(problem, np.zeros(0), np.zeros(0))))
     return float(np.min(alone.pools.watts))

@@ -1,208 +1,334 @@
-"""Gradient search: relaxed fleets by augmented Lagrangian from many starts at once, then whole windows and instances.
+"""Gradient search: relaxed fleets from many starts at once (`relaxed.py`), then whole windows, engines and instances.
 
-The relaxation has real-valued slots and instances and a soft router whose width is annealed; limits are constraints
-c <= 0 with multipliers. All starts run under one `vmap` inside one `lax.scan`, compiled once. The relaxed optima are
-snapped to candidate thresholds, searched nearby, and re-evaluated hard: what is returned never rests on the relaxation.
+The relaxed optima say where to look. Windows and gammas around the boundaries of all of them become nodes, and the
+cheapest path over these nodes that holds the limits, a budget of all pools among them, is searched with the exact costs
+of whole instances; then again around that path, until nothing improves. So six engines are rounded in one search, and
+what is returned never rests on the relaxation. Where latencies are limits of the whole fleet, pools are not priced one
+by one: there the relaxed optima are improved by coordinate search.
 """
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array
 
-from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.choices import SPARE_INSTANCES
-from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import Objective, cost, evaluate
-from fleetopt_jax.fleet.fleet import Fleet, Slo
-from fleetopt_jax.fleet.limits import excesses
-from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, over_assignments
-from fleetopt_jax.optimize.plan import GAMMA_MAX, Found, Problem
-from fleetopt_jax.workload.atoms import Workload, make_workload
-from fleetopt_jax.workload.compress import compress
+from fleetopt_jax.core.struct import stack
+from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
+from fleetopt_jax.optimize import coupled, exact
+from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, best_found, gamma_grid, make_caps
+from fleetopt_jax.optimize.graph import Boundaries, objective_weights
+from fleetopt_jax.optimize.plan import EngineChoice, Found, Problem, nothing, thresholds, tuned_choice
+from fleetopt_jax.optimize.relaxed import N_STEPS, Optimum, Relaxed, Start, arrivals_of, smoothed, solve
+from fleetopt_jax.workload.atoms import total_tokens
 
-N_STARTS = 12
-N_STEPS = 300
-MULTIPLIER_EVERY = 10  # steps between multiplier updates
-LEARNING_RATE = 0.05
-PENALTY = 20.0
-MAX_EXCESS = 9.0  # a limit missed tenfold pulls no harder
-LATENCIES = ("ttft_p99_s", "itl_s")
-WIDTHS = (0.3, 0.01)  # log-width of the soft router, first and last step
-ROUNDING_RADIUS = 0.12  # windows within this factor of a relaxed optimum are tried when rounding
-N_ROUNDED = 8  # relaxed optima that are rounded
-RELAXED_ATOMS = 512  # the relaxation sees a workload compressed to this; the re-check sees it whole
-
-
-class Unknowns(NamedTuple):
-    """Unconstrained parameters of a relaxed fleet of K pools."""
-
-    gaps: Array  # [K] softplus gaps between log-windows
-    gamma: Array  # [K - 1] logits of gamma between 1 and GAMMA_MAX
-    log_instances: Array  # [K]
+N_STARTS = 16
+FAR = (
+    0.15  # windows within this of a relaxed boundary in log-length are nodes; the same of a fleet to be improved, with
+)
+NEAR_GAMMA = 0.1  # gammas within this
+MAX_NEAR = 160  # windows near one boundary
+SPREAD = 7  # of them that are taken for every relaxed optimum, before the best ones get all
+NEXT_LENGTHS = 5  # the nearest lengths of requests on either side, where the traffic changes
+MAX_NODES = 1022  # of three pools and more
+MAX_NODES_OF_TWO = 16_384
+MAX_ROUNDS = 6
+TUNED = 3  # relaxed optima whose caps and clocks are tried
+CLOCK_STEP = 0.02
+ROUNDING_RADIUS = 0.12  # windows within this factor of a relaxed optimum are tried for limits of the whole fleet
+N_ROUNDED = 4  # relaxed optima that are rounded there
+SAID = "windows near relaxed optima"
 
 
-class Relaxed(NamedTuple):
-    """What the relaxation is of."""
+def search(problem: Problem, progress: Progress | None = None, *, warm: bool = True) -> Found:
+    """The best fleet near the relaxed optima; never certified, but held against the bound of the exact search.
 
-    engines: tuple[Engine, ...]
-    workload: Workload
-    slo: Slo
-    window_tokens: Array  # the last pool's window [tokens]
-    gamma: Array  # the boundaries' gamma where it is not searched [-]
+    `warm`: where a budget couples the pools, some starts are exact plans of the problem without it: the cheapest one
+    and the most frugal ones.
+    """
+    problem = _grouped(coupled.with_stock(problem))
+    if problem.slo.scope == "fleet":
+        return _search_whole(problem, progress)
+    fleets = None
+    if problem.gamma is not None and not problem.free:
+        most = coupled.MAX_POOLS if problem.budget.caps else exact.MAX_POOLS
+        fleets = exact.Fleets(problem, None, most)  # shares its sums and compilations with the rounding
+    boundaries = fleets.boundaries if fleets else Boundaries(problem, *exact.candidates(problem))
+    known: list[Found] = []
+    bound = None
+    if fleets:
+        weights = [objective_weights(problem), *(coupled.frugal_weights(problem) if problem.budget.caps else [])]
+        known = [exact.as_found(fleets, fleets.cheapest_of_all(each), []) for each in weights]
+        bound = known[0].cost
+        if problem.budget.caps:
+            bound = max(bound, coupled.dual_bound_of(fleets))
+        if not math.isfinite(bound):
+            return nothing(boundaries.n_evaluated, SAID, certified=True)
+    starts = known if warm and problem.budget.caps else []
+    grid = _Grid(problem, boundaries, fleets.web_nodes() if fleets and problem.n_pools > 2 else None)
+    optimum = relaxed_optima(problem, boundaries, starts)
+    found = _rounded(problem, boundaries, grid, optimum, starts, progress)
+    n_evaluated = found.n_evaluated + N_STEPS * len(optimum.merit)
+    return replace(found, n_evaluated=n_evaluated, lower_bound=None if not known else bound)
 
 
-def search(problem: Problem, progress: Progress | None = None) -> Found:
-    """The best rounded candidate over every assignment of engines to pools; never certified optimal."""
-    return over_assignments(problem, search_one, progress, "windows near relaxed optima")
+def _grouped(problem: Problem) -> Problem:
+    """Engines of one kind next to each other."""
+    kinds = [jax.tree.structure(choice.engine) for choice in problem.choices]
+    order = sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))
+    return replace(problem, choices=tuple(problem.choices[i] for i in order))
 
 
-def search_one(scorer: Scorer, progress: Progress | None = None) -> tuple[Candidate, bool]:
-    """The best rounded candidate of one assignment."""
-    problem, k = scorer.problem, scorer.problem.n_pools
-    window = problem.window_tokens
-    options = scorer.thresholds
-    alone = np.full((1, k), window), np.ones((1, k))
-    if k == 1:
-        return (scorer(*alone)[0], alone[0][0], alone[1][0]), False
+def relaxed_optima(problem: Problem, boundaries: Boundaries, known: Sequence[Found] = ()) -> Optimum:
+    """The relaxed optima [S] of `N_STARTS` starts, the best first; some of these from plans that are known."""
+    choices, total = problem.choices, total_tokens(problem.workload)
+    ends = jnp.log(jnp.stack([total[0], jnp.maximum(problem.window_tokens, total[0] + 1.0)]))
+    groups, tables, first = [], [], 0
+    while first < len(choices):
+        kind = jax.tree.structure(choices[first].engine)
+        last = first
+        while last < len(choices) and jax.tree.structure(choices[last].engine) == kind:
+            last += 1
+        groups.append(stack([choice.engine for choice in choices[first:last]]))
+        by_sums = {id(sums): smoothed(sums, total, ends) for sums in boundaries.sums[first:last]}
+        of_engines = [by_sums[id(sums)] for sums in boundaries.sums[first:last]]
+        tables.append(jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *of_engines))
+        first = last
     relaxed = Relaxed(
-        engines=tuple(choice.engine for choice in scorer.choices),
-        workload=coarse(problem.workload),
+        groups=tuple(groups),
+        tables=tuple(tables),
+        arrivals=arrivals_of(problem.workload),
         slo=problem.slo,
-        window_tokens=jnp.asarray(window, dtype=float),
+        caps=make_caps(problem.budget, choices),
+        log_ends=ends,
         gamma=jnp.asarray(problem.gamma or 1.0, dtype=float),
+        objective="power" if problem.objective == "tok_per_j" else problem.objective,
+        free=(*(["gamma"] if problem.gamma is None else []), *problem.free),
     )
-    windows, gammas = solve_relaxed(
-        relaxed, _starts(problem.workload, k), problem.assumptions, problem.objective, problem.gamma is None
+    optimum = solve(relaxed, _starts(problem, boundaries, known), assumptions=problem.assumptions)
+    merit = np.where(np.isfinite(optimum.merit), optimum.merit, np.inf)
+    order = np.argsort(merit, kind="stable")
+    return jax.tree.map(lambda x: np.asarray(x)[order], optimum._replace(merit=merit))
+
+
+def _starts(problem: Problem, boundaries: Boundaries, known: Sequence[Found]) -> Start:
+    """Windows spread over the tokens (not the requests) and over log-length, evenly in K - 1 dimensions."""
+    k, choices = problem.n_pools, problem.choices
+    total, weight = (np.asarray(x) for x in (total_tokens(problem.workload), problem.workload.weight))
+    served = np.cumsum(weight * total)
+    low, high = np.log(total[0]), np.log(max(problem.window_tokens, total[0] + 1.0))
+    rank = served / served[-1] + (np.log(total) - low) / (high - low)
+    # The additive recurrence of the generalised golden ratio (Roberts 2018): low discrepancy in any dimension.
+    golden = 2.0
+    for _ in range(40):
+        golden = (1.0 + golden) ** (1.0 / k)
+    levels = np.sort((0.5 + np.outer(np.arange(N_STARTS), golden ** -np.arange(1.0, k))) % 1.0, axis=1)
+    spread = rank[0] + levels * (rank[-1] - rank[0])
+    windows = np.maximum(total[np.minimum(np.searchsorted(rank, spread), len(total) - 1)], total[0] + 1.0)
+    rng = np.random.default_rng(0)
+    gammas = np.tile(np.linspace(-2.0, 2.0, N_STARTS)[:, None], (1, k - 1))
+    likes = rng.normal(size=(N_STARTS, k, len(choices))) * (np.arange(N_STARTS) > 0)[:, None, None]
+    for row, found in enumerate(known):
+        pools = np.minimum(np.arange(k), len(found.choices) - 1)
+        inner = found.window_tokens[:-1]
+        padded = np.concatenate([np.repeat(inner[:1] if len(inner) else total[:1], k - 1 - len(inner)), inner])
+        windows[row] = np.minimum(padded, problem.window_tokens * 0.999)
+        chosen = [problem.choices.index(found.choices[i]) for i in pools]
+        likes[row] = 2.0 * (np.arange(len(choices)) == np.array(chosen)[:, None])
+    return Start(
+        log_windows=jnp.log(jnp.asarray(windows)),
+        gamma=jnp.asarray(gammas),
+        choice=jnp.asarray(likes),
+        log_instances=jnp.asarray(np.log(_needed(problem, boundaries, windows))),
     )
-    scorer.n_evaluated += N_STARTS * N_STEPS
-    windows, gammas = np.array(windows), np.array(gammas)
-    nearest = np.abs(options[:, None, None] - windows[None, :, :-1]).argmin(axis=0)
-    windows[:, :-1], windows[:, -1] = options[nearest], window
-    gammas = np.round(gammas, 2)
-    windows, gammas = np.concatenate([windows, alone[0]]), np.concatenate([gammas, alone[1]])
-    costs = scorer(windows, gammas)
-    found = []
-    order = [i for i in np.argsort(costs) if i < N_STARTS]
-    for done, i in enumerate(_distinct(windows, order)[:N_ROUNDED]):
-        found.append(scorer.descend(windows[i], gammas[i], radius=ROUNDING_RADIUS))
+
+
+def _needed(problem: Problem, boundaries: Boundaries, windows: np.ndarray) -> np.ndarray:
+    """A tenth more instances [S, K, E] than the load of pools between these windows [S, K - 1] asks for, at least 1."""
+    inner = boundaries.nearest(windows)
+    n = len(windows)
+    lower = np.concatenate([np.zeros((n, 1), int), inner], axis=1).ravel()
+    upper = np.concatenate([inner, np.full((n, 1), boundaries.last)], axis=1).ravel()
+    needed = [boundaries.bounds(e, lower, upper)[0] for e in range(len(problem.choices))]
+    needed = np.stack(needed, axis=-1).reshape(n, -1, len(problem.choices))
+    return np.maximum(np.where(np.isfinite(needed), 1.1 * needed, 1.0), 1.0)
+
+
+class Near(exact.Fleets):
+    """The fleets over some of the boundaries, the first of the nodes if there are too many."""
+
+    certified = False
+
+    def __init__(self, problem: Problem, boundaries: Boundaries, nodes: Sequence[np.ndarray]):
+        self.problem, self.boundaries, self._progress = problem, boundaries, None
+        self.layouts = [exact.seeded(exact.Alone(boundaries))]
+        inner = np.sort(_first(nodes, MAX_NODES_OF_TWO if problem.n_pools == 2 else MAX_NODES))
+        if problem.n_pools == 2 and len(inner):
+            self.layouts.append(exact.seeded(exact.Star(boundaries, inner)))
+        elif problem.n_pools > 2 and len(inner):
+            web = exact.Web(boundaries, np.concatenate([[0], inner, [boundaries.last]]), None)
+            self.layouts.append(exact.seeded(web))
+
+    def said(self) -> str:
+        return SAID
+
+    def best(self) -> Found:
+        """The cheapest of them that keeps the budget."""
+        if self.problem.budget.caps:
+            return coupled.within_budget(self)
+        return exact.as_found(self, self.cheapest_of_all(objective_weights(self.problem)), [])
+
+
+def _rounded(
+    problem: Problem,
+    boundaries: Boundaries,
+    grid: "_Grid",
+    optimum: Optimum,
+    known: Sequence[Found],
+    progress: Progress | None,
+) -> Found:
+    """The best whole fleet near the relaxed optima and the plans that are known, and then near that."""
+    choices = _tuned(problem, optimum)
+    problem = replace(problem, choices=choices)
+    if problem.free:
+        boundaries = Boundaries(problem, *exact.candidates(problem))
+    windows, gammas = optimum.window_tokens[:, :-1], optimum.gamma[:, :-1]
+    nodes = [grid.near(w, g) for plan in known for w, g in zip(plan.window_tokens[:-1], plan.gamma[:-1])]
+    for most in (SPREAD, MAX_NEAR):
+        nodes += [grid.near(w, g, most) for w, g in zip(windows.ravel(), gammas.ravel())]
+    near = Near(problem, boundaries, nodes)
+    best = near.best()
+    if problem.budget.caps and not math.isfinite(best.cost):
+        best = _frugal(near, grid, nodes)
+    for done in range(MAX_ROUNDS):
+        if progress:
+            progress(done + 1, MAX_ROUNDS)
+        if not len(best.window_tokens) > 1:
+            break
+        beside = [grid.near(w, g) for w, g in zip(best.window_tokens[:-1], best.gamma[:-1])]
+        closer = Near(problem, boundaries, beside).best()
+        if not closer.cost < best.cost:
+            break
+        best = closer
+    return replace(best, n_evaluated=boundaries.n_evaluated, certified=False, by_pools=())
+
+
+def _frugal(near: Near, grid: "_Grid", nodes: list[np.ndarray]) -> Found:
+    """The cheapest fleet within the budget after more nodes were added, next to the fleets that use least."""
+    problem, boundaries = near.problem, near.boundaries
+    for weights in coupled.frugal_weights(problem):
+        least = math.inf
+        for _ in range(MAX_ROUNDS):
+            answer = near.cheapest_of_all(weights)
+            if not answer.cost < least:
+                break
+            least = answer.cost
+            plan = exact.as_found(near, answer, [])
+            beside = [grid.near(w, g) for w, g in zip(plan.window_tokens[:-1], plan.gamma[:-1])]
+            nodes = [*nodes, *beside]
+            near = Near(problem, boundaries, beside)
+    return Near(problem, boundaries, nodes).best()
+
+
+def _first(nodes: Iterable[np.ndarray], most: int) -> np.ndarray:
+    """The nodes in this order, each once, until there are enough."""
+    every = np.concatenate([np.zeros(0, int), *nodes])
+    _, first = np.unique(every, return_index=True)
+    return every[np.sort(first)[:most]]
+
+
+class _Grid:
+    """The candidate boundaries by window and gamma: for three pools and more whole blocks, as in the exact search."""
+
+    def __init__(self, problem: Problem, boundaries: Boundaries, nodes: np.ndarray | None):
+        self.gammas, self.lengths = gamma_grid(problem), thresholds(problem)
+        self.windows = boundaries.window_tokens[1:-1].reshape(-1, len(self.gammas))[:, 0]
+        blocks = self.windows % BLOCK_TOKENS == 0
+        if nodes is not None:
+            self.kept = np.unique((nodes[1:-1] - 1) // len(self.gammas))
+        elif problem.n_pools > 2 and blocks.sum() > 1:
+            self.kept = np.flatnonzero(blocks)
+        else:
+            self.kept = np.arange(len(self.windows))
+
+    def near(self, window: float, gamma: float, most: int = MAX_NEAR) -> np.ndarray:
+        """At most so many windows near a boundary, the gammas near it, and what is next to it."""
+        options = self.windows[self.kept]
+        low, high = np.searchsorted(options, window * np.exp([-FAR, FAR]))
+        spread = options[low + np.unique(np.linspace(0, high - 1 - low, min(high - low, most)).astype(int))]
+        rank = np.searchsorted(self.lengths, window)
+        lengths = self.lengths[max(rank - NEXT_LENGTHS, 0) : rank + NEXT_LENGTHS]
+        return self._nodes(np.concatenate([[window], lengths, spread]), gamma)
+
+    def _nodes(self, windows: np.ndarray, gamma: float) -> np.ndarray:
+        """With the least windows that are not shorter than these, and the gammas near."""
+        if not len(self.kept):
+            return np.zeros(0, int)
+        ranks = np.unique(np.searchsorted(self.windows[self.kept], windows).clip(0, len(self.kept) - 1))
+        near = np.flatnonzero(np.abs(self.gammas - gamma) <= NEAR_GAMMA + 1e-9)
+        near = near if len(near) else np.array([np.argmin(np.abs(self.gammas - gamma))])
+        return (1 + self.kept[ranks][:, None] * len(self.gammas) + near).ravel()
+
+
+# caps and clocks
+
+
+def _tuned(problem: Problem, optimum: Optimum) -> tuple[EngineChoice, ...]:
+    """The engines as they are and, where caps and clocks are free, as the best relaxed optima have them."""
+    found = dict.fromkeys((choice, None, 1.0) for choice in range(len(problem.choices)))
+    for s in range(min(TUNED, len(optimum.merit)) if problem.free else 0):
+        for k, e in zip(*np.nonzero(optimum.weight[s] > 0.3)):
+            own = float(problem.choices[e].engine.kv.max_num_seqs)
+            cap = max(1, round(float(optimum.max_num_seqs[s, k, e])))
+            caps = [None] if "max_num_seqs" not in problem.free or cap > 0.9 * own else [None, cap]
+            clock = round(float(optimum.clock_frac[s, k, e]) / CLOCK_STEP) * CLOCK_STEP
+            clocks = [1.0] if "clock" not in problem.free else [clock - CLOCK_STEP, clock, clock + CLOCK_STEP]
+            for each in clocks:
+                found |= dict.fromkeys((e, c, round(min(max(each, MIN_CLOCK_FRAC), 1.0), 2)) for c in caps)
+    return tuple(tuned_choice(problem.choices[e], max_num_seqs=cap, clock_frac=clock) for e, cap, clock in found)
+
+
+# limits of the whole fleet
+
+
+def _search_whole(problem: Problem, progress: Progress | None) -> Found:
+    """Relaxed optima improved by coordinate search, each with the engines it has chosen."""
+    k, window = problem.n_pools, problem.window_tokens
+    boundaries = Boundaries(problem, *exact.candidates(problem))
+    optimum = relaxed_optima(problem, boundaries)
+    scorers: dict[tuple[int, ...], Scorer] = {}
+    found: list[tuple[Scorer, Candidate]] = []
+
+    def scorer(chosen: tuple[int, ...]) -> Scorer:
+        return scorers.setdefault(chosen, Scorer(problem, tuple(problem.choices[e] for e in chosen)))
+
+    for e in range(len(problem.choices)):
+        alone = np.full(k, window), np.ones(k)
+        one = scorer((e,) * k)
+        found.append((one, (one(alone[0][None], alone[1][None])[0], *alone)))
+    near = []
+    for s in range(N_STARTS if k > 1 else 0):
+        one = scorer(tuple(int(e) for e in np.argmax(optimum.weight[s], axis=1)))
+        windows, gammas = optimum.window_tokens[s].copy(), np.round(optimum.gamma[s], 2)
+        windows[:-1] = one.thresholds[np.abs(one.thresholds[:, None] - windows[:-1]).argmin(axis=0)]
+        windows[-1] = window
+        near.append((one, (one(windows[None], gammas[None])[0], windows, gammas)))
+    near.sort(key=lambda each: each[1][0])
+    for done, (one, (_, windows, gammas)) in enumerate(_distinct(near)[:N_ROUNDED]):
+        found.append((one, one.descend(windows, gammas, radius=ROUNDING_RADIUS)))
         if progress:
             progress(done + 1, N_ROUNDED)
-    found.append((costs[-1], windows[-1], gammas[-1]))
-    return min(found, key=lambda candidate: candidate[0]), False
+    return best_found(problem, found, SAID, certified=False)
 
 
-@partial(jax.jit, static_argnames=("assumptions", "objective", "free_gamma"))
-def solve_relaxed(
-    relaxed: Relaxed, log_starts: Array, assumptions: Assumptions, objective: Objective, free_gamma: bool
-) -> tuple[Array, Array]:
-    """(windows, gammas) [S, K] after N_STEPS from the boundaries exp(`log_starts`) [S, K - 1]."""
-    real = replace(assumptions, rounding="real")
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, N_STEPS, alpha=0.02))
-    widths = WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** (jnp.arange(N_STEPS) / (N_STEPS - 1.0))
-
-    def lagrangian(unknowns: Unknowns, multipliers: Array, width: Array) -> tuple[Array, Array]:
-        fleet = _fleet(unknowns, relaxed, free_gamma)
-        metrics = evaluate(fleet, relaxed.workload, real, router_width=width)
-        pools = metrics.pools
-        limits = excesses(pools, relaxed.slo)
-        spare = SPARE_INSTANCES[assumptions.occupancy]
-        excess = jnp.concatenate(
-            [
-                jnp.minimum(limits["utilization"], MAX_EXCESS),
-                pools.utilization + spare / fleet.n_instances - 1.0,
-                # Ratios as logarithms: a tail probability runs over decades.
-                *(jnp.atleast_1d(jnp.log(1e-3 + jnp.minimum(limits[name], MAX_EXCESS) + 1.0)) for name in LATENCIES),
-            ]
-        )
-        hinge = jnp.maximum(0.0, multipliers + PENALTY * excess)
-        penalty = jnp.sum(hinge**2 - multipliers**2) / (2.0 * PENALTY)
-        return jnp.log(cost(metrics, objective)) + penalty, hinge
-
-    def step(state, inputs):
-        unknowns, multipliers, momentum = state
-        index, width = inputs
-        gradient, hinge = jax.grad(lagrangian, has_aux=True)(unknowns, multipliers, width)
-        updates, momentum = optimizer.update(gradient, momentum)
-        multipliers = jnp.where((index + 1) % MULTIPLIER_EVERY == 0, hinge, multipliers)
-        return (optax.apply_updates(unknowns, updates), multipliers, momentum), None
-
-    def solve(log_start: Array) -> tuple[Array, Array]:
-        start = _unknowns(log_start, relaxed, real)
-        n_latencies = len(LATENCIES) * (len(relaxed.engines) if relaxed.slo.scope == "pool" else 1)
-        state = (start, jnp.zeros(2 * len(relaxed.engines) + n_latencies), optimizer.init(start))
-        (unknowns, _, _), _ = jax.lax.scan(step, state, (jnp.arange(N_STEPS), widths))
-        fleet = _fleet(unknowns, relaxed, free_gamma)
-        return fleet.window_tokens, fleet.gamma
-
-    return jax.vmap(solve)(log_starts)
-
-
-def _fleet(unknowns: Unknowns, relaxed: Relaxed, free_gamma: bool) -> Fleet:
-    """Ordered windows between the shortest request and the last window, gamma in its range, positive instances."""
-    shortest = relaxed.workload.prompt_tokens[0] + relaxed.workload.output_tokens[0]
-    gaps = jnp.cumsum(jax.nn.softplus(unknowns.gaps))
-    log_window = jnp.log(shortest) + (jnp.log(relaxed.window_tokens) - jnp.log(shortest)) * gaps / gaps[-1]
-    searched = 1.0 + (GAMMA_MAX - 1.0) * jax.nn.sigmoid(unknowns.gamma)
-    gamma = searched if free_gamma else jnp.broadcast_to(relaxed.gamma, searched.shape)
-    return Fleet(
-        engines=relaxed.engines,
-        window_tokens=jnp.exp(log_window),
-        gamma=jnp.append(gamma, 1.0),
-        n_instances=jnp.exp(unknowns.log_instances),
-    )
-
-
-def _unknowns(log_start: Array, relaxed: Relaxed, real: Assumptions) -> Unknowns:
-    """The parameters of a fleet with the given boundaries and the instances utilisation asks for."""
-    shortest = relaxed.workload.prompt_tokens[0] + relaxed.workload.output_tokens[0]
-    span = jnp.log(relaxed.window_tokens) - jnp.log(shortest)
-    shares = jnp.diff(jnp.concatenate([jnp.zeros(1), (log_start - jnp.log(shortest)) / span, jnp.ones(1)]))
-    gaps = jnp.log(jnp.expm1(jnp.maximum(shares, 1e-3)))
-    unknowns = Unknowns(gaps=gaps, gamma=jnp.zeros_like(log_start), log_instances=jnp.zeros_like(gaps))
-    windows = _fleet(unknowns, relaxed, free_gamma=False).window_tokens
-    sized = size_fleet(relaxed.engines, windows, jnp.ones_like(windows), relaxed.workload, relaxed.slo, real)
-    needed = jnp.where(jnp.isfinite(sized.n_instances), sized.n_instances, 1.0)
-    return unknowns._replace(log_instances=jnp.log(jnp.maximum(1.1 * needed, 1.0)))
-
-
-def _starts(workload: Workload, n_pools: int) -> Array:
-    """Boundaries [S, K - 1] at evenly spread quantiles of the tokens (not of the requests), as logs."""
-    totals = np.asarray(workload.prompt_tokens + workload.output_tokens)
-    served = np.cumsum(np.asarray(workload.weight) * totals)
-    first = (np.arange(N_STARTS) + 0.5) / N_STARTS
-    ranks = (
-        1.0 - (1.0 - first[:, None]) ** (1.0 / np.arange(n_pools - 1, 0, -1))[None] if n_pools > 2 else first[:, None]
-    )
-    levels = np.sort(ranks, axis=1) * served[-1]
-    return jnp.log(jnp.asarray(totals[np.minimum(np.searchsorted(served, levels), len(totals) - 1)]))
-
-
-def coarse(workload: Workload) -> Workload:
-    atoms = compress(
-        np.asarray(workload.prompt_tokens),
-        np.asarray(workload.output_tokens),
-        np.asarray(workload.weight),
-        RELAXED_ATOMS,
-    )
-    return make_workload(
-        *atoms,
-        arrival_rate_per_s=float(workload.arrival_rate_per_s),
-        arrival_scv=float(workload.arrival_scv),
-        longest_tokens=float(workload.longest_tokens),
-    )
-
-
-def _distinct(windows: np.ndarray, order: list[int]) -> list[int]:
-    """The candidates of `order` whose boundaries are not within 2 % of an earlier one's."""
-    kept: list[int] = []
-    for i in order:
-        if all(np.max(np.abs(np.log(windows[i] / windows[j]))) > 0.02 for j in kept):
-            kept.append(int(i))
+def _distinct(near: list[tuple[Scorer, Candidate]]) -> list[tuple[Scorer, Candidate]]:
+    """Those whose boundaries are not within 2 % of an earlier one's with the same engines."""
+    kept: list[tuple[Scorer, Candidate]] = []
+    for one, candidate in near:
+        windows = candidate[1]
+        if all(one is not other or np.max(np.abs(np.log(windows / seen[1]))) > 0.02 for other, seen in kept):
+            kept.append((one, candidate))
     return kept

@@ -115,7 +115,7 @@ class Boundaries:
             for ends in (self.window_tokens, self.edge_tokens)
         )
         by_chunk: dict[float, RunningSums] = {}
-        self._sums = []
+        self.sums = []
         for choice in problem.choices:
             published = problem.assumptions.prefill == "free_chunks"
             chunk = float(choice.engine.prefill.chunk_tokens) if published else 0.0
@@ -126,11 +126,15 @@ class Boundaries:
                     assumptions=problem.assumptions,
                     compresses=problem.gamma != 1.0,
                 )
-            self._sums.append(by_chunk[chunk])
+            self.sums.append(by_chunk[chunk])
 
     @property
     def last(self) -> int:
         return len(self.window_tokens) - 1
+
+    def nearest(self, window_tokens: np.ndarray) -> np.ndarray:
+        """The boundary whose window is the least that is not shorter, of any shape."""
+        return np.searchsorted(self.window_tokens, window_tokens).clip(1, self.last)
 
     def bounds(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need at least."""
@@ -152,9 +156,7 @@ class Boundaries:
                 upper_edge=self._edge_row[upper[rows]],
             )
             engine = problem.choices[e].engine
-            values = kernel(
-                self._sums[e], engine, pools, problem.workload, problem.slo, assumptions=problem.assumptions
-            )
+            values = kernel(self.sums[e], engine, pools, problem.workload, problem.slo, assumptions=problem.assumptions)
             found.append([np.asarray(each)[: n - start] for each in values])
         self.n_evaluated += n
         instances, watts = (np.concatenate(each) for each in zip(*found))

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, Assumptions
 from fleetopt_jax.fleet.choices import LENGTHS
-from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.engine import Engine, at_clock
 from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
 from fleetopt_jax.fleet.fleet import Fleet, Slo, make_slo
 from fleetopt_jax.laws.compression import MAX_SHRINK
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
+from fleetopt_jax.laws.power import RooflinePower
 from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, total_tokens
 
 SCHEMA = "fleetopt-plan/1"
@@ -25,6 +27,7 @@ MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
 GAMMA_MAX = 2.0  # the largest compression the paper uses
 
 Method = Literal["exact", "grid", "gradient"]
+Tunable = Literal["max_num_seqs", "clock"]
 Status = Literal["optimal", "feasible", "infeasible"]
 
 
@@ -43,6 +46,18 @@ class EngineChoice:
     power_error: float | None = None  # and of the power [-]
     max_num_seqs: int | None = None  # asked of the scheduler; None: the GPU's default
     file: str | None = None  # where its coefficients were read from, if not from the catalog
+    clock_frac: float = 1.0  # of its GPUs' cores, of their top clock; already in the engine [-]
+
+
+def tuned_choice(choice: EngineChoice, *, max_num_seqs: int | None = None, clock_frac: float = 1.0) -> EngineChoice:
+    """The engine with a cap of its own on the sequences it runs at once, its GPUs' cores at a share of their clock."""
+    engine = choice.engine
+    if max_num_seqs is not None:
+        engine = dataclasses.replace(engine, kv=dataclasses.replace(engine.kv, **as_floats(max_num_seqs=max_num_seqs)))
+    if clock_frac != 1.0:
+        engine = at_clock(engine, jnp.asarray(clock_frac, dtype=float))
+    cap = choice.max_num_seqs if max_num_seqs is None else max_num_seqs
+    return dataclasses.replace(choice, engine=engine, max_num_seqs=cap, clock_frac=clock_frac)
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ class Problem:
     assume: str  # name of the preset the assumptions come from
     assumptions: Assumptions
     budget: Budget = Budget()
+    free: tuple[Tunable, ...] = ()  # what each pool may have of its own; only the gradient search reads it
 
 
 def make_problem(
@@ -109,6 +125,7 @@ def make_problem(
     assume: str = "physical",
     assumptions: Assumptions = PHYSICAL,
     budget: Budget | None = None,
+    free: Sequence[Tunable] = (),
 ) -> Problem:
     """A checked `Problem`. The default window is the longest request, rounded up to a whole block of 16 tokens."""
     longest = float(workload.longest_tokens)
@@ -137,6 +154,10 @@ def make_problem(
         raise ValueError("need the tail 'quantile' for limits of the whole fleet: a mean prefill has no distribution")
     if not assumptions.whole:
         raise ValueError("need whole rounding: plans are made of whole instances (gradients relax it themselves)")
+    if "max_num_seqs" in free and assumptions.kv_cache != "paged":
+        raise ValueError("need a paged KV cache for a free max_num_seqs: reserved slots are capped by the window")
+    if "clock" in free and any(isinstance(choice.engine.power, RooflinePower) for choice in choices):
+        raise ValueError("need power laws with an idle power for a free clock, not the published roofline's")
     return Problem(
         workload=workload,
         choices=tuple(choices),
@@ -149,6 +170,7 @@ def make_problem(
         assume=assume,
         assumptions=assumptions,
         budget=budget or Budget(),
+        free=tuple(free),
     )
 
 
@@ -259,6 +281,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             "mean_output_tokens": mean_output,
         },
         "slo": _slo_json(problem.slo),
+        "budget": problem.budget.caps,
+        "objective": problem.objective,
         "max_num_seqs": problem.choices[0].max_num_seqs,
         "site": _numbers(problem.choices[0].engine.site),
         "compressor": _numbers(problem.choices[0].engine.compressor),
@@ -303,6 +327,8 @@ def _pools_json(plan: Plan) -> list[dict[str, Any]]:
             "n_instances": int(pools["n_instances"][k]),
             "n_gpus": int(pools["n_gpus"][k]),
             "max_num_seqs": int(pools["n_max"][k]),
+            "max_num_seqs_asked": choice.max_num_seqs,
+            "clock_frac": choice.clock_frac,
             "gamma": float(plan.fleet.gamma[k]),
             "traffic_frac": pools["traffic_frac"][k],
             "utilization": pools["utilization"][k],

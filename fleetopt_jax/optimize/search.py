@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.choices import LENGTHS
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet
@@ -44,6 +45,9 @@ def optimize(problem: Problem, method: Method = "exact", progress: Progress | No
     `exact` proves its answer, but cannot share latencies out over a whole fleet (`Slo.scope`); `gradient` scales where
     limits couple the pools; `grid` tries every candidate there is and serves as reference.
     """
+    if problem.free and method != "gradient":
+        names = " and ".join(problem.free)
+        raise BadInput(f"method {method}", f"pools choose their own {names}", "need method gradient")
     started = time.perf_counter()
     found = METHODS[method](problem, progress)
     if not math.isfinite(found.cost):

@@ -91,8 +91,26 @@ def _how(plan: dict[str, Any]) -> str:
     tried = f" ({plan['search']['n_evaluated']:,} evaluated in {plan['search']['wall_s']:.1f} s)"
     choices = [CHOICES_SAID[name][value] for name, value in plan["assumptions"].items() if name in CHOICES_SAID]
     said = "; ".join(text.format(share=plan["output_share"]) for text in choices)
-    lines = [f"Method {plan['method']}: {found}{tried}.", f"Assumptions '{plan['assume']}': {said}."]
+    lines = [
+        f"Method {plan['method']}: {found}{tried}.",
+        *_certificate(plan),
+        f"Assumptions '{plan['assume']}': {said}.",
+    ]
     return "\n".join([*lines, *filter(None, (_trust(plan), _site(plan)))])
+
+
+def _certificate(plan: dict[str, Any]) -> list[str]:
+    """What the answer is the best of, how far the best could be, and what fewer pools reach."""
+    search = plan["search"]
+    parts = [f"Candidates: {search['candidates']}"]
+    if search["gap"]:
+        parts.append(f"at most {search['gap']:.2%} from the best of them")
+    reached = [value for value in search["by_pools"] if value is not None]
+    if len(reached) > 1:
+        unit = {"tok_per_j": "tokens per joule", "usd": "USD/h", "power": "W", "gpus": "GPUs"}[plan["objective"]]
+        values = ", ".join(_or_dash(value, "{:,.4g}") for value in search["by_pools"])
+        parts.append(f"with at most 1 to {len(search['by_pools'])} pools {values} {unit}")
+    return ["; ".join(parts) + "."]
 
 
 CHOICES_SAID = {

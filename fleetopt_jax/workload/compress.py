@@ -5,6 +5,8 @@ import itertools
 
 import numpy as np
 
+from fleetopt_jax.workload.atoms import Workload, make_workload
+
 MAX_ATOMS = 8192
 TOTAL_EMPHASIS = 4.0  # routing cuts by total length: errors in it count this much more than errors in the output
 
@@ -54,3 +56,14 @@ def _cell(points: np.ndarray, mass: np.ndarray, members: np.ndarray, ticket: int
     axis = int(np.argmax(error))
     splittable = np.ptp(points[:, axis]) > 0
     return (-error[axis] if splittable else 0.0, ticket, members, axis, mean[axis])
+
+
+def compressed(workload: Workload, max_atoms: int) -> Workload:
+    """The workload in at most `max_atoms` atoms, its rate, burstiness and longest request kept."""
+    atoms = (np.asarray(x) for x in (workload.prompt_tokens, workload.output_tokens, workload.weight))
+    return make_workload(
+        *compress(*atoms, max_atoms),
+        arrival_rate_per_s=float(workload.arrival_rate_per_s),
+        arrival_scv=float(workload.arrival_scv),
+        longest_tokens=float(workload.longest_tokens),
+    )

@@ -1,0 +1,119 @@
+"""Running a GPU's cores below their top clock, f = clock / top clock in [0.4, 1]: slower compute, fewer watts.
+
+    compute time ~ 1 / f,   memory time, launches and scheduling stay
+    P(f) = P_idle + (P(1) - P_idle) (1 - c + c f V(f)^2),   V(f) = v0 + (1 - v0) f,   c the cores' share
+
+A *projected* law: none of our measurements varies the clock. The form is CMOS dynamic power, f V^2, with a voltage that
+falls linearly to v0 of its top value; what is left (1 - c) is memory, which keeps its own clock. v0 = 0.4 +- 0.2 makes
+power fall as f^2.2 near the top (f^1.8 to f^2.6); c = 0.65 +- 0.2 while decoding and 0.9 +- 0.1 in prefill are assumed.
+Together +-20 % of the watts above idle at f = 0.7. A decoded token's FLOPs are taken to last as long as a prefilled
+one's, at most all of the cost the step has for a sequence: too long rather than too short. Below f = 0.5 caches and
+crossbar slow down too, which is left out: there the law is too kind to low clocks.
+
+Energy is least inside the range where there is compute: at f = 0.7 in prefill (7 % less, H100 and B200), at 0.5 to 0.6
+when decoding 100 to 300 sequences (15 to 20 % less); few sequences, bound by memory, want the lowest clock. A power
+limit in watts acts as the clock that `clock_at_power_w` gives.
+"""
+
+from dataclasses import replace
+from functools import singledispatch
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.laws.decode import DecodeStep
+from fleetopt_jax.laws.power import ActivityPower, LogisticPower
+from fleetopt_jax.laws.prefill import Prefill
+
+MIN_CLOCK_FRAC = 0.4  # the law holds down to here, and loses its good faith below 0.5
+VOLTAGE_FLOOR = 0.4  # v0; +-0.2
+DECODE_CORE_SHARE = 0.65  # c while decoding; +-0.2
+PREFILL_CORE_SHARE = 0.9  # c in prefill; +-0.1
+N_NEWTON = 8  # from above on a convex function: converges from 1 to any f >= 0.01 to rounding
+
+
+def core_power_frac(clock_frac: ArrayLike) -> Array:
+    """Dynamic power of the cores over that at the top clock [-]: f V(f)^2."""
+    voltage = VOLTAGE_FLOOR + (1.0 - VOLTAGE_FLOOR) * clock_frac
+    return clock_frac * voltage**2
+
+
+def dynamic_frac(core_share: ArrayLike, clock_frac: ArrayLike) -> Array:
+    """Watts above idle over those at the top clock [-]."""
+    return 1.0 + core_share * (core_power_frac(clock_frac) - 1.0)
+
+
+def clocked_w(power_w: ArrayLike, idle_w: ArrayLike, core_share: ArrayLike, clock_frac: ArrayLike) -> Array:
+    """Board power [W] at `clock_frac` of a GPU that draws `power_w` at the top clock."""
+    return idle_w + (power_w - idle_w) * dynamic_frac(core_share, clock_frac)
+
+
+def clock_at_power_w(power_w: ArrayLike, idle_w: ArrayLike, core_share: ArrayLike, limit_w: ArrayLike) -> Array:
+    """The clock [-] at which a GPU that draws `power_w` at its top clock draws `limit_w`: the inverse of `clocked_w`.
+
+    1 where the limit does not bind, `MIN_CLOCK_FRAC` where the limit cannot be held by the clock.
+    """
+    asked = 1.0 + (limit_w - power_w) / (core_share * (power_w - idle_w))
+    core = jnp.clip(asked, core_power_frac(MIN_CLOCK_FRAC), 1.0)
+    clock = jnp.ones_like(core)
+    for _ in range(N_NEWTON):
+        voltage = VOLTAGE_FLOOR + (1.0 - VOLTAGE_FLOOR) * clock
+        slope = voltage * (voltage + 2.0 * (1.0 - VOLTAGE_FLOOR) * clock)
+        clock = clock - (core_power_frac(clock) - core) / slope
+    return clock
+
+
+def clocked_step(step: DecodeStep, prefill: Prefill, clock_frac: ArrayLike) -> DecodeStep:
+    """The step at `clock_frac`: the FLOPs of its tokens, no faster than `prefill` does them, take 1 / f as long."""
+    longer = 1.0 / clock_frac - 1.0
+    flops_s = jnp.minimum(step.per_seq_s, prefill.per_token_s)
+    attention_s = jnp.minimum(step.per_token_s, 2.0 * prefill.per_token2_s)  # a prompt's token attends to half of it
+    return replace(
+        step, per_seq_s=step.per_seq_s + longer * flops_s, per_token_s=step.per_token_s + longer * attention_s
+    )
+
+
+def clocked_prefill(prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> Prefill:
+    """Prefill at `clock_frac`: bound by compute, so 1 / f as long."""
+    return replace(
+        prefill,
+        per_token_s=prefill.per_token_s / clock_frac,
+        per_token2_s=prefill.per_token2_s / clock_frac,
+        gpu_w=clocked_w(prefill.gpu_w, idle_w, PREFILL_CORE_SHARE, clock_frac),
+    )
+
+
+@singledispatch
+def clocked_power(power, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike):
+    """The power law at `clock_frac`, of the same kind; `prefill` is that at the top clock."""
+    raise TypeError(f"no clock law for {type(power).__name__}: it knows no idle power")
+
+
+@clocked_power.register
+def _(power: LogisticPower, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> LogisticPower:
+    return replace(
+        power,
+        idle_w=clocked_w(power.idle_w, idle_w, DECODE_CORE_SHARE, clock_frac),
+        nominal_w=clocked_w(power.nominal_w, idle_w, DECODE_CORE_SHARE, clock_frac),
+    )
+
+
+@clocked_power.register
+def _(power: ActivityPower, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> ActivityPower:
+    """What a step asks for falls; the board's power limit stays. The shares are of the peaks at this clock."""
+    frac = dynamic_frac(DECODE_CORE_SHARE, clock_frac)
+    flops = power.ideal_flops
+    return replace(
+        power,
+        floor_w=clocked_w(power.floor_w, idle_w, DECODE_CORE_SHARE, clock_frac),
+        memory_w=power.memory_w * frac,
+        sqrt_flop_w=power.sqrt_flop_w * frac,
+        step=clocked_step(power.step, prefill, clock_frac),
+        ideal_flops=replace(
+            flops,
+            per_seq_s=flops.per_seq_s / clock_frac,
+            per_token_s=flops.per_token_s / clock_frac,
+            windowed_token_s=flops.windowed_token_s / clock_frac,
+        ),
+    )

@@ -1,0 +1,272 @@
+"""Levers as a ranked table and as a figure, of the document that `fleetopt levers --json` prints."""
+
+import math
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.report.figures import COLOURS
+from fleetopt_jax.report.tables import new_table
+
+NOTHING = 0.01  # gains and losses smaller than this are within what whole instances decide
+MOST_RATIO = 1.25  # of the colours of the pair matrix
+GAINED = {"tok_per_j": "tokens per joule", "usd": "requests per dollar", "power": "less power", "gpus": "fewer GPUs"}
+
+
+def levers_table(document: dict[str, Any]) -> RenderableType:
+    """Which lever pays, then all of them, then pairs, then what is left out and what it rests on."""
+    table = new_table("Lever", "Gain", "90 %", "tok/J", "Cost", "GPUs", "P99 TTFT", "Quality")
+    for lever in document["levers"]:
+        table.add_row(lever_label(lever), *_row(lever))
+    parts: list[RenderableType] = [Text(answer(document), style="bold"), Text(_present(document)), table]
+    if document["pairs"]:
+        pairs = new_table("Pair", "Gain", "If they multiplied", "Ratio", "90 %", "They")
+        for pair in document["pairs"]:
+            pairs.add_row(
+                " x ".join(_short(document, name) for name in pair["levers"]),
+                _times(pair["gain"]),
+                _times(pair["product"]),
+                _number(pair["ratio"]),
+                _interval(pair["ratio_interval"]),
+                pair["verdict"],
+            )
+        parts.append(pairs)
+    notes = [f"{lever_label(lever)}: {lever['note']}." for lever in document["levers"] if lever["note"]]
+    notes += [_why_not(lever) for lever in document["levers"] if not lever["feasible"]]
+    notes += [f"Left out, {each['name']}: {each['why']}." for each in document["left_out"]]
+    notes.append(
+        f"Gain: {GAINED[document['objective']]} over the present fleet planned anew, everything else re-optimised. "
+        f"90 %: from the engines' errors, common to fleets that share one; compression as it is assumed. "
+        f"Assumptions '{document['assume']}'."
+    )
+    return Group(*parts, *(Text(note, style="dim") for note in notes))
+
+
+def _row(lever: dict[str, Any]) -> list[str]:
+    if not lever["feasible"]:
+        return ["-", "-", "-", "-", "-", "no fleet holds the limits", lever["quality"]]
+    return [
+        _times(lever["gain"]),
+        _interval(lever["gain_interval"]),
+        f"{lever['tok_per_j']:.3g}",
+        f"${lever['usd_per_h']:,.0f}/h" + _change(lever["usd_per_h_change"], lambda x: f"{x:+,.0f}"),
+        f"{lever['n_gpus']:,.0f}",
+        f"{lever['ttft_p99_s'] / MS:,.0f} ms" + _change(lever["ttft_p99_change_s"], lambda x: f"{x / MS:+,.0f}"),
+        lever["quality"],
+    ]
+
+
+def _change(value: float | None, form) -> str:
+    return "" if value is None else f" ({form(value)})"
+
+
+def answer(document: dict[str, Any]) -> str:
+    """Which lever pays on this workload and these limits, and what does not."""
+    workload = document["workload"]
+    where = f"{workload['name']} at {workload['arrival_rate_per_s']:,.6g} requests/s, P99 TTFT {_limit(document)}"
+    feasible = [lever for lever in document["levers"] if lever["feasible"]]
+    if document["present"]["tok_per_j"] is None:
+        if not feasible:
+            return f"{where}: the present fleet cannot hold the limits, and no single lever makes it."
+        names = ", ".join(f"{lever_label(lever)} ({lever['tok_per_j']:.3g} tok/J)" for lever in feasible)
+        return f"{where}: the present fleet cannot hold the limits; these make it: {names}."
+    pays = [lever for lever in feasible if lever["gain"] > 1.0 + NOTHING]
+    if not pays:
+        return f"{where}: no lever pays: each gains less than {NOTHING:.0%}."
+    said = f"{where}: most comes from {_gains(pays[0])}"
+    same = next((lever for lever in pays if not lever["note"]), None)
+    if same is not pays[0]:
+        said += f"; with the same prompts, precision and model, from {_gains(same)}" if same else "; else from nothing"
+    idle = [lever_label(lever) for lever in feasible if abs(lever["gain"] - 1.0) <= NOTHING]
+    said += f". Nothing (within {NOTHING:.0%}): {', '.join(idle)}" if idle else ""
+    loses = [f"{lever_label(lever)} ({_times(lever['gain'])})" for lever in feasible if lever["gain"] < 1.0 - NOTHING]
+    return said + (f". It loses with {', '.join(loses)}." if loses else ".")
+
+
+def _gains(lever: dict[str, Any]) -> str:
+    low, high = lever["gain_interval"]
+    return f"{lever_label(lever)} {_times(lever['gain'])} ({low:.2f} to {high:.2f})"
+
+
+def _limit(document: dict[str, Any]) -> str:
+    slo = document["slo"]
+    grows = f" + {slo['ttft_s_per_token'] * 1000 / MS:g} ms per 1,000 prompt tokens" if slo["ttft_s_per_token"] else ""
+    itl = f", mean ITL {slo['itl_s'] / MS:g} ms" if slo["itl_s"] is not None else ""
+    return f"{_time(slo['ttft_p99_s'])}{grows}{itl}"
+
+
+def _present(document: dict[str, Any]) -> str:
+    present = document["present"]
+    given = present["given"]
+    said = ""
+    if given:
+        held = "" if given["status"] != "infeasible" else f", which breaks its limit of {given['binding']['limit']}"
+        said = f"As given: {given['tok_per_j']:.3g} tok/J, {given['n_gpus']:,.0f} GPUs{held}. "
+    if present["tok_per_j"] is None:
+        binding = present["binding"]
+        return f"{said}Present fleet: none holds the limits ({_binding(binding)})."
+    fleet = " + ".join(
+        f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()} {pool['llm']} {pool['precision']}"
+        for pool in present["pools"]
+    )
+    return (
+        f"{said}Present fleet{', planned anew' if given else ''}: {fleet}; {present['tok_per_j']:.3g} tok/J, "
+        f"{present['power_w'] / KW:,.1f} kW, ${present['usd_per_h']:,.0f}/h, "
+        f"P99 TTFT {_time(present['ttft_p99_s'])}."
+    )
+
+
+def _why_not(lever: dict[str, Any]) -> str:
+    return f"{lever_label(lever)}: no fleet holds the limits ({_binding(lever['binding'])})."
+
+
+def _binding(binding: dict[str, Any] | None) -> str:
+    if binding is None:
+        return "no candidate does"
+    scale, unit = (1.0 / MS, " ms") if binding["limit"].endswith("_s") else (1.0, "")
+    nearest = binding.get("nearest_feasible", binding.get("value"))
+    return f"{binding['limit']} {nearest * scale:,.4g}{unit} where {binding['asked'] * scale:,.4g}{unit} is asked"
+
+
+def lever_label(lever: dict[str, Any]) -> str:
+    """A lever with what the search chose."""
+    pools = lever["pools"]
+
+    def chosen(name: str, form=str) -> str:
+        values = list(dict.fromkeys(form(pool[name]) for pool in pools))
+        return f" ({', '.join(values)})" if values else ""
+
+    match lever["name"]:
+        case "routing":
+            return "context routing"
+        case "gamma":
+            return "FleetOpt" if "FleetOpt" in lever["title"] else "gamma"
+        case "pools":
+            return "more pools" + (f" ({len(pools)})" if pools else "")
+        case "tp":
+            return "tensor parallelism" + chosen("tp")
+        case "max_num_seqs":
+            return "max_num_seqs" + chosen("max_num_seqs", lambda n: "as it is" if n is None else f"{n:,}")
+        case "clock":
+            return "GPU clock" + chosen("clock_frac", lambda frac: f"{frac:.0%}")
+        case "precision":
+            return "fp8 weights"
+        case "kv_precision":
+            return "fp8 KV cache"
+        case "compression":
+            return "compressed prompts"
+        case _:
+            return lever["title"].removesuffix(" in every pool").removeprefix("serve ")
+
+
+def _short(document: dict[str, Any], name: str) -> str:
+    lever = next(lever for lever in document["levers"] if lever["name"] == name)
+    return lever_label(lever).split(" (")[0]
+
+
+def levers_figure(document: dict[str, Any]) -> Figure:
+    """Ranked bars with intervals, and which pairs multiply, reinforce or cancel."""
+    levers = [lever for lever in document["levers"] if lever["gain"] is not None]
+    names = [lever["name"] for lever in levers if any(lever["name"] in pair["levers"] for pair in document["pairs"])]
+    figure = Figure(
+        figsize=(13.0 if names else 7.4, 1.9 + 0.42 * max(len(levers), len(names), 5)), layout="constrained"
+    )
+    panels = figure.subplots(1, 2, width_ratios=(1.05, 1.0)) if names else [figure.subplots()]
+    _bars(panels[0], document, levers)
+    if names:
+        _matrix(panels[1], document, names)
+    return figure
+
+
+def _bars(axes, document: dict[str, Any], levers: list[dict[str, Any]]) -> None:
+    gains = [lever["gain"] for lever in levers]
+    lows, highs = ([lever["gain_interval"][end] for lever in levers] for end in (0, 1))
+    for i, (lever, gain) in enumerate(zip(levers, gains)):
+        colour = COLOURS["h100"] if gain >= 1 else COLOURS["b200"]
+        hatch = "///" if lever["quality"] in ("projected", "roofline", "assumed") else None
+        axes.barh(
+            i, gain - 1.0, left=1.0, height=0.62, color="white" if hatch else colour, edgecolor=colour, hatch=hatch
+        )
+        reach = [[max(0.0, gain - lows[i])], [max(0.0, highs[i] - gain)]]
+        axes.errorbar(gain, i, xerr=reach, color="black", linewidth=1.1, capsize=3)
+        axes.text(max(gain, highs[i], 1.0), i, f"  {gain:.2f}x", va="center", ha="left", fontsize=9, clip_on=False)
+    axes.axvline(1.0, color=COLOURS["neutral"], linewidth=1.0)
+    axes.set_yticks(range(len(levers)), [lever_label(lever) for lever in levers])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    low, high = min([*lows, *gains, 0.95]), max([*highs, *gains, 1.05])
+    axes.set_xlim(low * 0.93, high * (high / low) ** 0.18)
+    ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16) if low * 0.93 <= t <= high * 1.2]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.set_xlabel(
+        f"{GAINED[document['objective']]} over the present fleet, 90 % interval of the engines' errors\n"
+        "(hatched: projected or assumed)"
+    )
+    axes.set_title(_takeaway(document, levers), loc="left", fontsize=11)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _takeaway(document: dict[str, Any], levers: list[dict[str, Any]]) -> str:
+    where = f"{document['workload']['name']}, P99 TTFT {_limit(document)}"
+    pays = [lever for lever in levers if lever["gain"] > 1.0 + NOTHING]
+    if not pays:
+        return f"{where}:\nno lever pays"
+    said = f"{where}:\nmost comes from {lever_label(pays[0])}, {pays[0]['gain']:.2f}x"
+    routing = next((lever for lever in levers if lever["name"] == "routing"), None)
+    if routing is not None and routing is not pays[0]:
+        said += f"; from context routing {routing['gain']:.2f}x"
+    return said
+
+
+def _matrix(axes, document: dict[str, Any], names: list[str]) -> None:
+    ratios = {frozenset(pair["levers"]): pair for pair in document["pairs"]}
+    table = [[math.nan] * len(names) for _ in names]
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            pair = ratios.get(frozenset((a, b))) if i > j else None
+            if pair is None:
+                continue
+            known = pair["ratio"] is not None
+            table[i][j] = math.log(pair["ratio"]) if known else math.nan
+            text = f"{pair['ratio']:.2f}\n({pair['gain']:.2f}x)" if known else "no fleet"
+            dark = known and abs(math.log(pair["ratio"])) > 0.6 * math.log(MOST_RATIO)
+            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
+    reach = math.log(MOST_RATIO)
+    axes.imshow(table, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
+    labels = [_short(document, name) for name in names]
+    axes.set_xticks(range(len(names) - 1), labels[:-1], rotation=30, ha="right")
+    axes.set_yticks(range(1, len(names)), labels[1:])
+    axes.set_xlim(-0.5, len(names) - 1.5)
+    axes.set_ylim(len(names) - 0.5, 0.5)
+    axes.set_title(
+        "Pairs: gain of both over the product of their gains\n"
+        "(below 1, orange: they cancel; above, purple: they reinforce)",
+        loc="left",
+        fontsize=11,
+    )
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:,.4g} s" if seconds >= 10.0 else f"{seconds / MS:,.4g} ms"
+
+
+def _times(gain: float | None) -> str:
+    return "-" if gain is None else f"{gain:.2f}x"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"

@@ -1,0 +1,254 @@
+"""What a plan rests on: elasticities ranked, intervals, prices of the limits; and the tornado."""
+
+import math
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.report.figures import COLOURS
+from fleetopt_jax.report.tables import new_table, plan_table
+
+UP, DOWN = COLOURS["h100"], COLOURS["b200"]
+METRICS = {  # name: what it is called, its unit, the unit in SI
+    "tok_per_j": ("tokens per joule", "tok/J", 1.0),
+    "power_w": ("power", "kW", KW),
+    "usd_per_h": ("cost", "USD/h", 1.0),
+    "ttft_p99_s": ("P99 TTFT", "ms", MS),
+    "itl_s": ("mean ITL", "ms", MS),
+}
+LIMITS = {  # name: what it is called, its unit, the unit in SI
+    "ttft_p99_s": ("P99 TTFT", "ms", MS),
+    "itl_s": ("mean ITL", "ms", MS),
+    "max_utilization": ("load an instance may take", "point", 0.01),
+    "max_gpus": ("GPUs", "GPU", 1.0),
+    "max_power_w": ("power", "kW", KW),
+    "max_usd_per_h": ("cost", "USD/h", 1.0),
+}
+OBJECTIVES = {"tok_per_j": ("tok/J", 1.0), "usd": ("USD/h", 1.0), "power": ("kW", KW), "gpus": ("GPUs", 1.0)}
+INPUTS = {  # the last part of a path: in the field's words
+    "n_instances": "instances",
+    "window_tokens": "window",
+    "gamma": "gamma",
+    "gpus_per_instance": "GPUs an instance (TP)",
+    "pue": "PUE",
+    "arrival_rate_per_s": "arrival rate",
+    "arrival_scv": "burstiness (SCV)",
+    "prompt_scale": "length of all prompts",
+    "output_scale": "length of all outputs",
+    "base_s": "step at batch 0",
+    "per_seq_s": "step per sequence",
+    "per_token_s": "time per token",
+    "per_token2_s": "attention time per token squared",
+    "n_blocks": "KV blocks",
+    "max_num_seqs": "max_num_seqs",
+    "slot_tokens": "slot tokens",
+    "idle_w": "idle power",
+    "nominal_w": "nominal power",
+    "floor_w": "floor of the power",
+    "cap_w": "power cap",
+    "gpu_w": "power while prefilling",
+    "usd_per_gpu_h": "price of a GPU hour",
+    "success_frac": "success of compression",
+}
+_PARTS = {
+    "decode": "decode",
+    "prefill": "prefill",
+    "kv": "KV cache",
+    "power": "power law",
+    "site": "",
+    "compressor": "",
+    "step": "its step",
+    "ideal_bytes": "its bytes",
+    "ideal_flops": "its FLOPs",
+}
+
+
+def sensitivity_table(document: dict[str, Any]) -> RenderableType:
+    """The metric shown, input by input; then every metric, give or take; then what limits and thresholds are worth."""
+    name, top = document["shown"]["metric"], document["shown"]["top"]
+    title = METRICS[name][0]
+    ranked = document["elasticities"][name]
+    parts: list[RenderableType] = []
+    plan = document["plan"]
+    about = f"{plan['workload']['name']} at {plan['workload']['arrival_rate_per_s']:,.6g} requests/s"
+    parts.append(Text(f"{about}: {_takeaway(document)}", style="bold"))
+    if ranked:
+        table = new_table("Input", "", "Value", "Elasticity", title=f"What moves {title}, in % per %")
+        for e in ranked[:top]:
+            table.add_row(e["input"], input_label(e["input"]), f"{e['value']:.4g}", f"{e['elasticity']:+.3f}")
+        parts.append(table)
+    else:
+        parts.append(f"No elasticity: {title} is 0 or infinite here.")
+    parts += [_intervals(document["intervals"]), _prices(document)]
+    if document["thresholds"]:
+        parts.append(_thresholds(document["thresholds"]))
+    quiet = len(ranked) - top
+    notes = [
+        *([f"{quiet} more inputs move it less (--top)."] if quiet > 0 else []),
+        f"{len(document['skipped'])} inputs at 0 or infinity have no elasticity. The fleet is as it is: nothing is "
+        "sized anew. Values in SI units.",
+        "Instances and slots are taken as real numbers; windows, gamma and lengths move traffic as a router of "
+        "log-width 0.05 would.",
+        "Intervals: errors of the engines' step, power and prefill alone; sampled and linear part near a limit.",
+    ]
+    parts.append(Text("\n".join(notes), style="dim"))
+    return Group(*parts)
+
+
+def input_label(path: str) -> str:
+    """'pools.0.engine.decode.base_s' -> 'pool 1: decode step at batch 0'."""
+    keys = path.split(".")
+    where = f"pool {int(keys[1]) + 1}: " if keys[0] == "pools" else ""
+    parts = [_PARTS.get(key, "") for key in keys[3:-1]] if keys[0] == "pools" else []
+    words = " ".join(part for part in parts if part)
+    last = INPUTS.get(keys[-1], keys[-1].replace("_", " "))
+    return f"{where}{words + ', ' if words else ''}{last}"
+
+
+def _takeaway(document: dict[str, Any]) -> str:
+    name = document["shown"]["metric"]
+    title, unit, size = METRICS[name]
+    of = document["intervals"]["metrics"][name]
+    low, high = of["sampled"]
+    return (
+        f"{title} {_number(of['value'], size)} {unit}, between {_number(low, size)} and {_number(high, size)} with "
+        f"{document['intervals']['level']:.0%} probability; all latency and load limits hold with "
+        f"{document['intervals']['hold_probability']:.0%}."
+    )
+
+
+def _number(value: float | None, size: float = 1.0) -> str:
+    return "unbounded" if value is None or not math.isfinite(value) else f"{value / size:,.4g}"
+
+
+def _intervals(intervals: dict[str, Any]) -> RenderableType:
+    title = f"{intervals['level']:.0%} intervals ({intervals['n_samples']:,} draws of the engines' errors)"
+    table = new_table("Metric", "Value", "Sampled", "Linear", "", title=title)
+    for name, of in intervals["metrics"].items():
+        label, unit, size = METRICS[name]
+        ends = [" to ".join(_number(end, size) for end in of[how]) for how in ("sampled", "linear")]
+        table.add_row(label, _number(of["value"], size), *ends, unit)
+    return table
+
+
+def _prices(document: dict[str, Any]) -> RenderableType:
+    objective, size = OBJECTIVES[document["objective"]]
+    checked = any(price["reoptimized"] is not None for price in document["shadow_prices"])
+    columns = [
+        "Limit",
+        "Asked",
+        "Binds",
+        f"One more unit [{objective}]",
+        "% per %",
+        *(["Whole plans"] if checked else []),
+    ]
+    table = new_table(*columns, title="Shadow prices (windows as they are, instances as real numbers)")
+    for price in document["shadow_prices"]:
+        name = price["limit"]
+        scarce = name.removeprefix("gpus_of.").upper()
+        label, unit, scale = LIMITS.get(name, (f"{scarce} there are", "GPU", 1.0))
+        known = price["elasticity"] is not None
+        row = [
+            label,
+            f"{price['asked'] / scale:,.4g} {unit}{'s' if unit == 'point' else ''}",
+            "yes" if price["binds"] else "no",
+            f"{price['per_unit'] * scale / size:+.3g} / {unit}" if known else "not held",
+            f"{price['elasticity']:+.3f}" if known else "-",
+        ]
+        if checked:
+            row.append("-" if price["reoptimized"] is None else f"{price['reoptimized']:+.3f}")
+        table.add_row(*row)
+    return table
+
+
+def _thresholds(values: list[dict[str, Any]]) -> RenderableType:
+    table = new_table(
+        "Window",
+        "As sized",
+        "Sized anew",
+        "Whole fleets sized anew",
+        title="Thresholds: tok/J in % per % of the window",
+    )
+    for value in values:
+        moves = ", ".join(
+            f"{move['window_tokens']:,.0f}: {'not held' if move['change'] is None else format(move['change'], '+.2%')}"
+            for move in value["moves"]
+        )
+        table.add_row(
+            f"{value['window_tokens']:,.0f} tokens", f"{value['as_sized']:+.3f}", f"{value['resized']:+.3f}", moves
+        )
+    return table
+
+
+def tornado_figure(document: dict[str, Any]) -> Figure:
+    """The largest elasticities of the metric shown, as bars either side of nought."""
+    name, top = document["shown"]["metric"], document["shown"]["top"]
+    title, _, _ = METRICS[name]
+    ranked = document["elasticities"][name][:top]
+    figure = Figure(figsize=(8.4, 1.6 + 0.34 * max(len(ranked), 3)), layout="constrained")
+    axes = figure.subplots()
+    for i, e in enumerate(ranked):
+        value = e["elasticity"]
+        axes.barh(i, value, height=0.68, color=UP if value > 0 else DOWN, hatch="" if value > 0 else "//", ec="white")
+        side = 1 if value > 0 else -1
+        axes.annotate(
+            f"{value:+.2f}",
+            (value, i),
+            xytext=(4 * side, 0),
+            textcoords="offset points",
+            ha="left" if value > 0 else "right",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(ranked)), [input_label(e["input"]) for e in ranked])
+    axes.invert_yaxis()
+    reach = 1.25 * max([abs(e["elasticity"]) for e in ranked] or [1.0])
+    axes.set_xlim(-reach, reach)
+    axes.axvline(0.0, color=COLOURS["neutral"], linewidth=1.0)
+    axes.set_xlabel(f"change of {title} [%] for 1 % more of the input, the fleet as it is")
+    of = document["intervals"]["metrics"][name]
+    interval = f"{_number(of['sampled'][0], METRICS[name][2])} to {_number(of['sampled'][1], METRICS[name][2])}"
+    first = f"{input_label(ranked[0]['input'])} moves {title} most" if ranked else f"nothing moves {title}"
+    takeaway = f"{first[0].upper()}{first[1:]}\n{document['plan']['workload']['name']}: "
+    takeaway += f"{_number(of['value'], METRICS[name][2])} {METRICS[name][1]}, {interval} with the engines' errors"
+    axes.set_title(takeaway, loc="left", fontsize=11)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def robust_table(found: dict[str, Any]) -> RenderableType:
+    """The chosen plan beside the nominal one, and the other candidates."""
+    what = (
+        f"{found['level']:.0%} quantile"
+        if found["measure"] == "quantile"
+        else f"CVaR of the worst {found['level']:.0%}"
+    )
+    title = f"Robust: {what} of tok/J over {found['n_scenarios']:,} draws of the engines' errors"
+    if len(found["workloads"]) > 1:
+        title += f" x {', '.join(found['workloads'])}"
+    table = new_table("", "Optimum of", "Score", "Mean", "As planned", "Limits hold", "GPUs", "Windows", title=title)
+    for each in found["candidates"]:
+        marks = [name for name in ("chosen", "nominal") if each["origin"] == found[name]["origin"]]
+        table.add_row(
+            ", ".join(marks),
+            each["origin"],
+            *(f"{each[name]:.4g}" for name in ("score", "mean_tok_per_j", "tok_per_j")),
+            f"{each['hold_share']:.0%}",
+            f"{each['n_gpus']:,}",
+            " / ".join(f"{window:,.0f}" for window in each["window_tokens"]),
+        )
+    held = found["chosen"]["hold_share"]
+    short = "" if held >= 1.0 - found["level"] else f" No candidate holds in {1.0 - found['level']:.0%} of them."
+    note = f"The chosen plan holds its limits as planned, and in {held:.0%} of the scenarios.{short}"
+    return Group(table, Text(note, style="dim"))
+
+
+def robust_plan_table(document: dict[str, Any]) -> RenderableType:
+    """The chosen plan, then what it was chosen from."""
+    return Group(plan_table(document), robust_table(document["robust"]))

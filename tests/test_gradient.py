@@ -1,0 +1,189 @@
+"""The gradient search: near the certified optimum where there is one, near brute force where a budget couples pools,
+and within its limits always."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.workloads import load_workload
+from fleetopt_jax.cli.main import main
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
+from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.fleet.limits import held
+from fleetopt_jax.fleet.traffic import running_sums
+from fleetopt_jax.optimize.plan import Plan, Problem, make_budget, make_problem, plan_to_json, tuned_choice, usage
+from fleetopt_jax.optimize.relaxed import smoothed
+from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
+
+REACHES = 0.998  # of the certified optimum's tok/J
+REACHES_COUPLED = 0.995  # of the optimum within a budget
+BOUND_HOLDS = 1e-9  # sums of float64 in another order
+published_problem = partial(make_problem, assume="published", assumptions=PUBLISHED)
+
+
+def assert_held(plan: Plan) -> None:
+    """The limits, the budget, and that a person who types the plan in gets it again."""
+    assert plan.status == "feasible"  # never claims what it has not tried
+    assert held(plan.metrics.pools, plan.problem.slo)
+    assert float(plan.metrics.unserved_frac) < 1e-9
+    for name, used in usage(plan.problem.budget, plan.choices, plan.metrics).items():
+        assert used <= plan.problem.budget.caps[name] * (1 + BOUND_HOLDS)
+    fleet = plan.fleet
+    numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in ("window_tokens", "gamma", "n_instances")}
+    assert all(n == int(n) for n in numbers["n_instances"])
+    assert (evaluate_given(plan.problem, plan.choices, **numbers).binding) is None
+    if plan.search.lower_bound is not None:
+        assert plan.search.gap >= -BOUND_HOLDS
+
+
+def in_tok_per_j(plan: Plan) -> float:
+    return float(plan.metrics.tok_per_j)
+
+
+def lengths(n: int, longest: float, seed: int, rate_per_s: float) -> Workload:
+    """Requests of n kinds, in whole blocks: every window worth trying is a multiple of 16."""
+    rng = np.random.default_rng(seed)
+    total = np.unique(16 * np.ceil(np.geomspace(20.0, longest, n) * rng.uniform(0.96, 1.04, n) / 16))
+    prompt = np.maximum(1.0, np.floor(0.8 * total))
+    centre = rng.uniform(400.0, 1500.0)
+    weight = rng.uniform(0.5, 1.0, len(total)) * np.exp(-0.5 * (np.log(total / centre) / 1.2) ** 2)
+    return make_workload(prompt, total - prompt, weight, arrival_rate_per_s=rate_per_s)
+
+
+def coupled(problem: Problem, rng: np.random.Generator) -> Problem:
+    """A random budget that some fleet may keep: a part of the way from what the cheapest fleet uses to the least."""
+    best = optimize(problem, "exact")
+    used = {name: float(getattr(best.metrics, name)) for name in ("n_gpus", "power_w", "usd_per_h")}
+    n_b200 = sum(float(n) for n, c in zip(best.metrics.pools.n_gpus, best.choices) if c.gpu == "b200")
+    caps = dict(gpus_of={"b200": float(np.floor(n_b200 * rng.uniform(0.2, 1.2)))})
+    match rng.integers(3):
+        case 0:
+            caps["max_power_w"] = used["power_w"] * rng.uniform(0.9, 1.8)
+        case 1:
+            caps["max_usd_per_h"] = used["usd_per_h"] * rng.uniform(0.9, 1.5)
+    return replace(problem, budget=make_budget(**caps))
+
+
+def test_the_table_is_the_running_sums_seen_by_a_router_that_errs(h100, small_workload):
+    """Nothing at the first row, all at the last, never falling; the narrower, the nearer to whole requests."""
+    sums = running_sums(h100.engine, small_workload, PUBLISHED, compresses=False)
+    total = total_tokens(small_workload)
+    table = smoothed(sums, total, jnp.log(total[jnp.array([0, -1])]))
+    everything = jnp.concatenate([jnp.atleast_1d(x[-1]) for x in jax.tree.leaves(sums.own)])
+    assert np.all(np.asarray(table.of_all[:, 0]) == 0.0)
+    np.testing.assert_allclose(table.of_all[:, -1], np.tile(everything, (len(table.of_all), 1)), rtol=1e-12)
+    assert np.all(np.diff(table.of_all, axis=1) >= -1e-9 * np.abs(everything))
+    middle = np.searchsorted(np.asarray(total), np.sqrt(float(total[0] * total[-1])), side="right")
+    errors = np.abs(np.asarray(table.of_all[:, table.of_all.shape[1] // 2, 0]) - float(sums.own[0][middle]))
+    assert np.all(np.diff(errors) < 0)
+
+
+def test_the_gradient_comes_close_to_the_exact_search_and_keeps_any_budget(h100, b200):
+    """Three pools of two engines: free, and under random budgets; what is infeasible is said to be."""
+    rng = np.random.default_rng(0)
+    kept = 0
+    for i in range(8):
+        workload = lengths(40, rng.uniform(8_000.0, 40_000.0), i, rng.uniform(50.0, 500.0))
+        objective = ["tok_per_j", "usd"][i % 2]
+        free = published_problem(workload, [h100, b200], n_pools=3, objective=objective)
+        problem = replace(free, budget=make_budget(gpus_of={"b200": 1e6})) if i < 2 else coupled(free, rng)
+        best, found = optimize(problem, "exact"), optimize(problem, "gradient")
+        if best.status == "infeasible":
+            assert found.status == "infeasible"
+            continue
+        assert_held(found)
+        kept += 1
+        reached = {"tok_per_j": in_tok_per_j, "usd": lambda plan: 1.0 / float(plan.metrics.usd_per_h)}[objective]
+        assert reached(found) >= (REACHES if i < 2 else REACHES_COUPLED) * reached(best), problem.budget
+    assert kept > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("assume", ["published", "physical"])
+def test_the_gradient_comes_close_to_the_exact_search_on_traces(assume):
+    assumptions = {"published": PUBLISHED, "physical": PHYSICAL}[assume]
+    engine = {"published": "projected", "physical": "measured"}[assume]
+    for name in ("azure-conv", "azure-code", "azure-cdf", "lmsys-cdf", "mooncake-conv"):
+        workload, slo = load_workload(name), make_slo(ttft_p99_s=20.0 if name == "mooncake-conv" else 3.0)
+        for gpu, k in (("h100", 2), ("b200", 3), ("h100", 4)):
+            choice = engine_choice(gpu, engine=engine)
+            problem = make_problem(workload, [choice], n_pools=k, slo=slo, assume=assume, assumptions=assumptions)
+            best, found = optimize(problem, "exact"), optimize(problem, "gradient")
+            assert_held(found)
+            assert in_tok_per_j(found) >= REACHES * in_tok_per_j(best), (name, gpu, k)
+
+
+@pytest.mark.slow
+def test_the_gradient_comes_close_to_brute_force_within_a_budget(h100, b200):
+    """Every pair of request lengths and engines tried; the gradient may choose windows between lengths as well."""
+    rng = np.random.default_rng(1)
+    held_by = 0
+    for i in range(14):
+        workload = lengths(40, rng.uniform(8_000.0, 40_000.0), i, rng.uniform(50.0, 500.0))
+        problem = coupled(published_problem(workload, [h100, b200]), rng)
+        best, found = optimize(problem, "grid"), optimize(problem, "gradient")
+        if best.status == "infeasible":
+            continue
+        assert best.status == "optimal"
+        assert_held(found)
+        assert in_tok_per_j(found) >= REACHES_COUPLED * in_tok_per_j(best), problem.budget
+        held_by += 1
+    assert held_by >= 10
+
+
+@pytest.mark.slow
+def test_a_searched_gamma_is_not_worse_than_none(h100, small_workload):
+    none = optimize(published_problem(small_workload, [h100]), "gradient")
+    searched = optimize(published_problem(small_workload, [h100], gamma=None), "gradient")
+    assert_held(searched)
+    assert in_tok_per_j(searched) >= in_tok_per_j(none)
+
+
+@pytest.mark.slow
+def test_a_free_clock_saves_energy_and_its_plan_evaluates_to_itself(tmp_path, capsys):
+    """Against every clock by itself; and as a file, through the door."""
+    workload = with_rate(load_workload("azure-conv"), 200.0)
+    problem = make_problem(workload, [engine_choice("h100")], slo=make_slo(ttft_p99_s=3.0), workload_name="azure-conv")
+    found = optimize(replace(problem, free=("clock", "max_num_seqs")), "gradient")
+    assert_held(found)
+    by_clock = [
+        optimize(replace(problem, choices=(tuned_choice(problem.choices[0], clock_frac=clock),)), "exact")
+        for clock in (0.5, 0.7, 0.85, 1.0)
+    ]
+    assert in_tok_per_j(found) >= REACHES * max(in_tok_per_j(plan) for plan in by_clock if plan.metrics)
+    assert any(choice.clock_frac < 1.0 for choice in found.choices)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_to_json(found)))
+    assert main(["evaluate", str(path), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["metrics"]["tok_per_j"] == pytest.approx(in_tok_per_j(found), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_the_gradient_is_between_brute_force_and_the_exact_search(h100, b200, small_workload):
+    """The windows of the exact search are all whole ones; those of the grid are the lengths of the requests."""
+    for choice, rate in ((h100, 200.0), (b200, 1000.0)):
+        problem = published_problem(with_rate(small_workload, rate), [choice])
+        best, exact, found = (optimize(problem, method) for method in ("grid", "exact", "gradient"))
+        assert_held(found)
+        assert in_tok_per_j(found) >= REACHES * in_tok_per_j(best)
+        assert in_tok_per_j(found) <= in_tok_per_j(exact) * (1 + BOUND_HOLDS)
+        assert float(best.gain_vs_homogeneous) > 1.2  # the search had something to find
+
+
+def test_what_cannot_be_tuned_is_refused(h100, small_workload):
+    with pytest.raises(ValueError, match="paged"):
+        published_problem(small_workload, [h100], free=("max_num_seqs",))
+    roofline = engine_choice("h100", "llama-3.1-8b", 1, engine="projected")
+    with pytest.raises(ValueError, match="clock"):
+        published_problem(small_workload, [roofline], free=("clock",))
+    problem = published_problem(small_workload, [h100], free=("clock",))
+    with pytest.raises(ValueError, match="gradient"):
+        optimize(problem, "exact")
