@@ -12,7 +12,7 @@ the best: these are not certified.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -391,7 +391,8 @@ def as_found(fleets: Fleets, answer: Answer, answers: list[Answer]) -> Found:
     """A path as the fleet it stands for."""
     boundaries, path = fleets.boundaries, answer.settled.path
     if not path.steps:
-        return nothing(boundaries.n_evaluated, fleets.said(), certified=fleets.certified)
+        none = nothing(boundaries.n_evaluated, fleets.said(), certified=fleets.certified)
+        return replace(none, by_pools=tuple(each.cost for each in answers))
     upper = [int(answer.layout.pools.ends(np.array(step.pool))[1]) for step in path.steps]
     return Found(
         cost=path.cost,

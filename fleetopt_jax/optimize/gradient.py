@@ -30,8 +30,8 @@ FAR = (
     0.15  # windows within this of a relaxed boundary in log-length are nodes; the same of a fleet to be improved, with
 )
 NEAR_GAMMA = 0.1  # gammas within this
-MAX_NEAR = 160  # windows near one boundary
-SPREAD = 7  # of them that are taken for every relaxed optimum, before the best ones get all
+MAX_NEAR = 160  # windows near one boundary of a relaxed optimum
+SPREAD = 7  # of them that are taken for every relaxed optimum, before the best ones get more
 NEXT_LENGTHS = 5  # the nearest lengths of requests on either side, where the traffic changes
 MAX_NODES = 1022  # of three pools and more
 MAX_NODES_OF_TWO = 16_384
@@ -157,6 +157,11 @@ def _needed(problem: Problem, boundaries: Boundaries, windows: np.ndarray) -> np
     return np.maximum(np.where(np.isfinite(needed), 1.1 * needed, 1.0), 1.0)
 
 
+def max_nodes(problem: Problem) -> int:
+    """Boundaries that are searched together."""
+    return MAX_NODES_OF_TWO if problem.n_pools <= 2 else MAX_NODES
+
+
 class Near(exact.Fleets):
     """The fleets over some of the boundaries, the first of the nodes if there are too many."""
 
@@ -165,7 +170,7 @@ class Near(exact.Fleets):
     def __init__(self, problem: Problem, boundaries: Boundaries, nodes: Sequence[np.ndarray]):
         self.problem, self.boundaries, self._progress = problem, boundaries, None
         self.layouts = [exact.seeded(exact.Alone(boundaries))]
-        inner = np.sort(_first(nodes, MAX_NODES_OF_TWO if problem.n_pools == 2 else MAX_NODES))
+        inner = np.sort(_first(nodes, max_nodes(problem)))
         if problem.n_pools == 2 and len(inner):
             self.layouts.append(exact.seeded(exact.Star(boundaries, inner)))
         elif problem.n_pools > 2 and len(inner):
@@ -209,7 +214,8 @@ def _rounded(
         if not len(best.window_tokens) > 1:
             break
         beside = [grid.near(w, g) for w, g in zip(best.window_tokens[:-1], best.gamma[:-1])]
-        closer = Near(problem, boundaries, beside).best()
+        # Among the rest of all windows too, for a way out of the basin of one boundary.
+        closer = Near(problem, boundaries, [*beside, grid.spread(max_nodes(problem) // 2)]).best()
         if not closer.cost < best.cost:
             break
         best = closer
@@ -245,6 +251,7 @@ class _Grid:
 
     def __init__(self, problem: Problem, boundaries: Boundaries, nodes: np.ndarray | None):
         self.gammas, self.lengths = gamma_grid(problem), thresholds(problem)
+        self.most = max_nodes(problem) // (2 * max(problem.n_pools - 1, 1) * min(len(self.gammas), 5))
         self.windows = boundaries.window_tokens[1:-1].reshape(-1, len(self.gammas))[:, 0]
         blocks = self.windows % BLOCK_TOKENS == 0
         if nodes is not None:
@@ -254,8 +261,14 @@ class _Grid:
         else:
             self.kept = np.arange(len(self.windows))
 
-    def near(self, window: float, gamma: float, most: int = MAX_NEAR) -> np.ndarray:
-        """At most so many windows near a boundary, the gammas near it, and what is next to it."""
+    def spread(self, most: int) -> np.ndarray:
+        """So many nodes all over, gammas in turn."""
+        ranks = np.unique(np.linspace(0, len(self.kept) - 1, min(len(self.kept), most)).astype(int))
+        return 1 + self.kept[ranks] * len(self.gammas) + np.arange(len(ranks)) % len(self.gammas)
+
+    def near(self, window: float, gamma: float, most: int | None = None) -> np.ndarray:
+        """At most so many windows near a boundary, and the nearest lengths, with the gammas near it."""
+        most = most or self.most
         options = self.windows[self.kept]
         low, high = np.searchsorted(options, window * np.exp([-FAR, FAR]))
         spread = options[low + np.unique(np.linspace(0, high - 1 - low, min(high - low, most)).astype(int))]

@@ -164,12 +164,13 @@ class Boundaries:
         return np.where(allowed, instances, np.inf), np.where(allowed, watts, np.inf)
 
     def _allowed(self, lower: np.ndarray, upper: np.ndarray, instances: np.ndarray) -> np.ndarray:
-        """Windows rise and router edges do not fall. A pool without traffic is no pool, but for a last one whose
-        traffic the one below promises to take: it costs nothing."""
+        """Windows rise and, but for the last pool, router edges do not fall. A pool without traffic is no pool, but for
+        a last one whose traffic the one below promises to take: it costs nothing."""
         rises = self.window_tokens[lower] < self.window_tokens[upper]
-        rises &= self.edge_tokens[lower] <= self.edge_tokens[upper]
-        spared = (upper == self.last) & (self.edge_tokens[lower] >= self.window_tokens[-1])
-        return rises & ((instances > 0) | spared)
+        last = upper == self.last
+        spared = last & (self.edge_tokens[lower] >= self.window_tokens[-1])
+        in_order = last | (self.edge_tokens[lower] <= self.edge_tokens[upper])
+        return rises & in_order & ((instances > 0) | spared)
 
 
 class Pools:

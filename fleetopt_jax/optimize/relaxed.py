@@ -31,15 +31,15 @@ from fleetopt_jax.optimize.candidates import Caps
 from fleetopt_jax.optimize.plan import GAMMA_MAX
 from fleetopt_jax.workload.atoms import Workload
 
-N_STEPS = 400
-WIDTHS = (0.3, 0.1, 0.03)  # log-widths of the router, each for a third of the steps
+N_STEPS = 800
+WIDTHS = (0.2, 0.06, 0.02)  # log-widths of the router, each for a third of the steps
 COLD = 0.1  # temperature of the choice of engines in the last step; 1 in the first
-MULTIPLIER_EVERY = 10  # steps between multiplier updates
-LEARNING_RATE = 0.08
-PENALTY = 20.0
+MULTIPLIER_EVERY = 30  # steps between multiplier updates
+LEARNING_RATE = 0.02
+PENALTY = 50.0
 MAX_EXCESS = 9.0  # a limit missed tenfold pulls no harder
 GRID = 256  # steps of the grid of log-lengths
-COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}  # the steps take a second then, compiling half as long
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}  # steps take a second then, compiling half as long
 CELLS_TOGETHER = 5  # cells of the prompt histogram that the relaxation takes as one
 
 
