@@ -101,6 +101,7 @@ def test_llama_70b_on_h100_gives_the_published_fit_within_one_standard_error(mea
     np.testing.assert_allclose(list(power.estimates.values()), [435.325, 640.729, 6.90311], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_made_the_data_is_found_without_noise():
     step = fit_decode(Measurements(BATCH, dense_s(BATCH))).step
     np.testing.assert_allclose(

@@ -183,7 +183,7 @@ def random_pools(problem: Problem, n: int) -> tuple[Boundaries, np.ndarray, np.n
     return boundaries, ends[:, 0], ends[:, 1]
 
 
-@pytest.mark.parametrize("assume", ["published", "physical"])
+@pytest.mark.parametrize("assume", ["published", pytest.param("physical", marks=pytest.mark.slow)])
 def test_a_pool_costs_no_less_than_its_bound(engines, assume):
     """Also where few slots make requests wait, so that the least instances do not hold the limits."""
     bound_somewhere = []
@@ -289,6 +289,7 @@ def test_an_interval_is_a_pool_of_any_fleet_with_its_boundaries(engines, assume)
 # --- a budget ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_under_a_budget_no_fleet_is_better(engines):
     """Against every fleet of the windows where requests end: none within the budget costs less, and what is called
     infeasible is."""

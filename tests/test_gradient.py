@@ -83,6 +83,7 @@ def test_the_table_is_the_running_sums_seen_by_a_router_that_errs(h100, small_wo
     assert np.all(np.diff(table.of_all, axis=1) >= -1e-9 * np.abs(everything))
 
 
+@pytest.mark.slow
 def test_the_gradient_comes_close_to_the_exact_search_and_keeps_any_budget(h100, b200):
     """Three pools of two engines: free, and under random budgets; what is infeasible is said to be."""
     rng = np.random.default_rng(0)

@@ -67,6 +67,7 @@ def gain_of(found: Levers, name: str) -> float:
     return next(each.gain for each in found.gains if each.pulled.levers[0].name == name)
 
 
+@pytest.mark.slow
 def test_released_levers_never_lose_and_more_freedom_never_gains_less(published):
     routing, gamma, pools = (gain_of(published, name) for name in ("routing", "gamma", "pools"))
     assert 1.0 <= routing <= min(gamma, pools) * (1 + 1e-12)
@@ -74,11 +75,13 @@ def test_released_levers_never_lose_and_more_freedom_never_gains_less(published)
     assert gains == sorted(gains, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_gain_is_the_ratio_of_the_best_fleets(published, small_workload, h100, b200):
     base, other = (optimize(in_published_terms(small_workload, choice)).metrics.tok_per_j for choice in (h100, b200))
     assert gain_of(published, "generation") == pytest.approx(float(other / base), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_pairs_compare_the_gain_of_both_with_the_product(published):
     names = {tuple(lever.name for lever in pair.gain.pulled.levers) for pair in published.pairs}
     assert {frozenset(pair) for pair in names} >= {
@@ -94,6 +97,7 @@ def test_pairs_compare_the_gain_of_both_with_the_product(published):
         assert pair.low < pair.high
 
 
+@pytest.mark.slow
 def test_errors_of_a_shared_engine_cancel_in_a_gain(published):
     width = {each.pulled.levers[0].name: math.log(each.high / each.low) for each in published.gains}
     assert width["routing"] < 0.5 * width["generation"]
@@ -102,6 +106,7 @@ def test_errors_of_a_shared_engine_cancel_in_a_gain(published):
     assert generation.quality == "scaled"  # the worse known of the two engines
 
 
+@pytest.mark.slow
 def test_what_the_published_model_has_no_law_for_is_left_out_with_the_reason(published):
     assert set(published.left_out) == {
         "tp",
@@ -116,6 +121,7 @@ def test_what_the_published_model_has_no_law_for_is_left_out_with_the_reason(pub
     assert "prefill = free_chunks" in published.left_out["clock"]
 
 
+@pytest.mark.slow
 def test_the_document_is_json_and_is_shown(published):
     document = json.loads(to_json(levers_to_json(published)))
     assert document["schema"] == "fleetopt-levers/1"

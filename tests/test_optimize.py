@@ -122,6 +122,7 @@ def brute_force(problem: Problem) -> dict[float, float]:
     return found
 
 
+@pytest.mark.slow
 def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
     for choice, gamma, rate, ttft_s in ((h100, 1.0, 200.0, 0.5), (b200, 1.5, 200.0, 0.5), (h100, 1.25, 2.0, 0.3)):
         slo = make_slo(ttft_p99_s=ttft_s)

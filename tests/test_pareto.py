@@ -152,6 +152,7 @@ def assert_sound(front: Front) -> None:
     assert front.knee is None or 0 <= front.knee < len(front.points)
 
 
+@pytest.mark.slow
 def test_a_front_is_sound_and_holds_what_finer_sweeps_find(problem, front):
     """A sweep over many limits finds nothing beyond the front by more than the front says it may miss."""
     assert_sound(front)
@@ -169,6 +170,7 @@ def test_a_front_is_sound_and_holds_what_finer_sweeps_find(problem, front):
     assert front.hypervolume >= 0.9 * both
 
 
+@pytest.mark.slow
 def test_more_searches_never_shrink_a_front(problem, front):
     fewer = pareto(problem, n_points=6, reference=front.reference)
     assert_sound(fewer)
@@ -176,6 +178,7 @@ def test_more_searches_never_shrink_a_front(problem, front):
     assert fewer.hypervolume_missing >= front.hypervolume_missing
 
 
+@pytest.mark.slow
 def test_a_cap_on_the_ttft_is_kept(problem, front):
     cap_s = front.points[len(front.points) // 2].values[1]
     capped = pareto(problem, n_points=8, max_ttft_p99_s=cap_s)
@@ -223,6 +226,7 @@ def test_power_and_cost_trade_between_gpus(problem, h100, b200):
     assert len(deep.points) > len(flat.points)
 
 
+@pytest.mark.slow
 def test_limits_no_fleet_holds_leave_an_empty_front(problem, front):
     least_s = front.points[0].values[1]
     too_tight = pareto(problem, n_points=4, max_ttft_p99_s=0.5 * least_s)
@@ -254,6 +258,7 @@ def test_impossible_questions_are_refused(problem):
     assert fo.pareto is pareto
 
 
+@pytest.mark.slow
 def test_a_sweep_of_rates_compiles_once(problem, front, caplog):
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         for rate in (20.0, 500.0, 1500.0):
@@ -265,6 +270,7 @@ def test_a_sweep_of_rates_compiles_once(problem, front, caplog):
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_documents_say_what_the_front_is(front):
     document = json.loads(json.dumps(front_to_json(front)))
     assert document["schema"] == "fleetopt-front/1"

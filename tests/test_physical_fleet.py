@@ -93,6 +93,7 @@ def padded(workload: Workload) -> Workload:
     return replace(seen, **filled, weight=jnp.pad(seen.weight, (0, missing)))
 
 
+@pytest.mark.slow
 def test_no_plan_computes_or_reads_more_than_its_gpus_can():
     """FLOPs and bytes of the requests counted again, over random fleets of every kind of model within their load."""
     names = [
@@ -156,6 +157,7 @@ def busy_shares(entry: EngineEntry, llm, traffic: PoolTraffic, pools: PoolMetric
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_fixed_point_is_the_published_occupancy_where_steps_do_not_depend_on_the_batch(engine, workload):
     """Steps of one length and prompts that take neither steps nor time: n = rho n_max = lambda D t either way."""
     step = jax.tree.map(jnp.zeros_like, engine.decode)
@@ -247,6 +249,7 @@ def features(traffic: PoolTraffic) -> np.ndarray:
     return np.asarray(traffic.traffic_frac) * np.stack([np.asarray(x) for x in each])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compression", "lengths"), COMBINATIONS)
 def test_traffic_is_conserved_through_compression_and_its_failures(engine, workload, compression, lengths):
     chosen = replace(REAL, compression=compression, lengths=lengths, prefill="free_chunks", tail="mean_prefill")
@@ -309,6 +312,7 @@ def test_the_soft_router_retries_no_compression_that_failed(engine):
     np.testing.assert_allclose(soft, hard, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_no_prompt_shrinks_below_nothing(engine):
     """Whatever gamma a fleet is given: an output that fills the window leaves no room for a prompt."""
     requests = requests_of([2000], [900], rate=5.0)
@@ -333,6 +337,7 @@ def mixtures() -> list[Assumptions]:
     ]
 
 
+@pytest.mark.slow
 def test_every_mixture_of_choices_is_finite(engine, workload):
     fleet = make_fleet([engine] * 2, window_tokens=[900, 20_480], n_instances=[40, 60], gamma=[1.5, 1.0])
     tok_per_j = set()
@@ -405,6 +410,7 @@ def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
     assert worst[-1] < 1e-9
 
 
+@pytest.mark.slow
 def test_the_whole_relaxation_is_differentiable(engine, workload):
     """Soft routing and real rounding: central differences in every number of the fleet, engines included."""
     fleet = make_fleet([rich(engine)] * 2, window_tokens=[900, 21_000], gamma=[1.5, 1.0], n_instances=[2.3, 3.3])
@@ -429,6 +435,7 @@ def test_the_whole_relaxation_is_differentiable(engine, workload):
     assert moving >= {"window_tokens", "j_per_token", "s_per_token", "n_blocks", "host_w_per_gpu", "windowed_token_s"}
 
 
+@pytest.mark.slow
 def test_metrics_and_gradients_stay_finite_at_the_edges(engine, workload):
     """No traffic, no instances, full to the brim, overload, nobody between short and long requests: never nan."""
     needed = float(evaluate(make_fleet([engine], window_tokens=[20_480], n_instances=[1.0]), workload).utilization)
@@ -602,6 +609,7 @@ def test_regular_arrivals_wait_no_longer_with_more_instances(engine):
     assert np.all((more <= few * 1.01) | ~np.isfinite(few))
 
 
+@pytest.mark.slow
 def test_a_tail_is_no_shorter_than_the_prefill_in_it(engine, workload):
     """TTFT holds a request's own prefill, so its P99 holds the P99 of that; all requests' lies between the pools'."""
     for windows, n in (([900, 20_480], [9, 14]), ([3000, 20_480], [12, 9]), ([60, 20_480], [2, 20])):
@@ -654,6 +662,7 @@ def test_a_compressor_costs_latency_and_energy(engine):
 MOST = 64
 
 
+@pytest.mark.slow
 def test_a_pool_gets_the_least_instances_that_hold_every_limit(engine, workload):
     """Against every number of instances up to 64, for limits on load, TTFT (growing with the prompt) and ITL."""
 

@@ -98,6 +98,7 @@ def test_elasticities_of_two_pools_are_central_differences(workload, name, assum
     assert_elasticities_are_differences(plan)
 
 
+@pytest.mark.slow
 def test_elasticities_are_central_differences(one_pool):
     assert_elasticities_are_differences(one_pool)
     # What is exactly known: twice the requests are served by the fleet as it is, at its price.

@@ -477,6 +477,7 @@ def walk(state: State, engine: Engine, scheduler: Scheduler, until_s: jax.Array,
     return jax.lax.scan(step, state, length=n_steps)
 
 
+@pytest.mark.slow
 def test_counters_equal_what_the_slots_hold_and_the_cache_never_overflows():
     engine = engine_of(per_token_s=1e-6, windowed_token_s=1e-6, window_tokens=30, budget=12)
     rows = random_rows(np.random.default_rng(3), gap_s=0.01)
@@ -581,6 +582,7 @@ def sent(policy, known: np.ndarray, n_instances: int, n_first: int = N_SENT) -> 
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_instances", [1, 5, 6])
 def test_the_shortest_queue_is_that_of_a_greedy_loop(n_instances):
     rng = np.random.default_rng(n_instances)
@@ -674,6 +676,7 @@ def two_pools(success: float = 0.7, seconds: float = 1e-5) -> Fleet:
     return make_fleet([engine] * 2, window_tokens=[1000, 20_000], gamma=[1.5, 1.0], n_instances=[2, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [None, 0.4])
 def test_requests_go_where_the_analytic_router_sends_them(small_workload, width):
     fleet, n = two_pools(), 60_000
@@ -728,6 +731,7 @@ def steady(rate: float, longest: float = 900.0) -> Workload:
     return make_workload([50, 300, longest - 100], [30, 60, 100], arrival_rate_per_s=rate)
 
 
+@pytest.mark.slow
 def test_arrivals_are_finished_in_the_system_or_rejected():
     """Two instances hold a load, and do not hold fourteen times as much: what would take 28."""
     fleet = small_fleet()
@@ -746,6 +750,7 @@ def test_arrivals_are_finished_in_the_system_or_rejected():
     assert simulate(fleet, steady(20.0), **FEW, seed=1) != held
 
 
+@pytest.mark.slow
 def test_a_hopeless_overload_is_cut_by_the_horizon():
     """A hundredth of the instances needed cannot finish in four times the time: the rest is still in the system."""
     found = simulate(small_fleet(), steady(3000.0), **FEW)

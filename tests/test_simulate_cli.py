@@ -58,6 +58,7 @@ def test_simulate_prints_the_contract(plan, capsys):
     assert other != out
 
 
+@pytest.mark.slow
 def test_a_trace_is_replayed_at_its_own_stamps(plan, capsys):
     code, out, _ = run(capsys, "simulate", plan, "--arrivals", "trace", "--replications", 1, "--json")
     document = json.loads(out)
@@ -66,6 +67,7 @@ def test_a_trace_is_replayed_at_its_own_stamps(plan, capsys):
     assert document["metrics"]["tok_per_j"]["ci95"] == [None, None]  # one replication has no interval
 
 
+@pytest.mark.slow
 def test_overload_is_shown_and_not_met(plan, capsys):
     document = json.loads(plan.read_text())
     needed = sum(pool["n_instances"] for pool in document["pools"])
@@ -79,6 +81,7 @@ def test_overload_is_shown_and_not_met(plan, capsys):
     assert needed >= 1
 
 
+@pytest.mark.slow
 def test_verify_reports_what_it_found(trace, capsys):
     arguments = ("optimize", "--workload", trace, "--pools", 1, "--verify", "--requests", 1500, "--replications", 2)
     code, out, _ = run(capsys, *arguments, "--json")
