@@ -439,6 +439,7 @@ def test_a_missed_cell_is_a_bug_of_ours(fleetopt, monkeypatch):
     assert "MISS" in fleetopt("reproduce").out
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_json_says(fleetopt, default_plan):
     plan = default_plan[0].document
     shown = fleetopt("evaluate", default_plan[1])
@@ -485,6 +486,7 @@ def test_a_window_no_engine_can_hold_is_infeasible_and_names_the_largest(fleetop
     assert f"{largest:g} tokens" in answer.err
 
 
+@pytest.mark.slow
 def test_an_asked_window_no_engine_can_hold_is_infeasible(fleetopt, trace_file):
     answer = fleetopt("optimize", "--workload", trace_file, "--window", 2**22, "--json")
     assert answer.code == INFEASIBLE

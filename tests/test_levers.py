@@ -134,6 +134,7 @@ def test_the_document_is_json_and_is_shown(published):
     assert len(levers_figure(document).axes) == 2
 
 
+@pytest.mark.slow
 def test_a_lever_that_makes_the_limits_reachable_is_ranked_by_what_it_reaches(small_workload, h100, b200):
     """Nothing but another GPU holds these limits."""
 

@@ -140,7 +140,8 @@ def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
 # --- the methods ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("most", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [2, 3])
 def test_more_pools_are_never_worse(h100, small_workload, most):
     counts = range(1, most + 1)
     plans = [optimize(published_problem(small_workload, [h100], n_pools=k), "grid") for k in counts]
@@ -154,6 +155,7 @@ def test_more_pools_are_never_worse(h100, small_workload, most):
         assert plan.search.n_evaluated == math.comb(len(thresholds(plan.problem)) + k - 2, k - 1)
 
 
+@pytest.mark.slow
 def test_more_engines_are_never_worse(h100, b200, small_workload):
     alone = [optimize(published_problem(small_workload, [choice]), "grid") for choice in (h100, b200)]
     both = optimize(published_problem(small_workload, [h100, b200]), "grid")
@@ -162,6 +164,7 @@ def test_more_engines_are_never_worse(h100, b200, small_workload):
     assert_within_limits(both)
 
 
+@pytest.mark.slow
 def test_a_searched_gamma_is_never_worse_than_a_given_one(h100, small_workload):
     searched = optimize(published_problem(small_workload, [h100], gamma=None))
     assert_within_limits(searched)

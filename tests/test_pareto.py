@@ -311,6 +311,7 @@ def trace_file(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_draws_writes_and_prints(capsys, trace_file, tmp_path):
     given_ = ("--workload", trace_file, "--rate", 300, "--assume", "published")
     files = {name: tmp_path / name for name in ("front.svg", "front.csv", "front.json")}

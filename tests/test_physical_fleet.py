@@ -524,6 +524,7 @@ def odd_cases(engine: Engine, *, some_output: bool) -> tuple[Engine, Workload, n
     return engine, requests, windows, gamma, n
 
 
+@pytest.mark.slow
 def test_odd_inputs_give_no_nan_and_nothing_negative(engine):
     broken = {}
     for some_output in (True, False):
@@ -545,6 +546,7 @@ def test_odd_inputs_give_no_nan_and_nothing_negative(engine):
     assert not broken
 
 
+@pytest.mark.slow
 def test_a_finite_ttft_means_there_is_room(engine):
     for some_output in (True, False):
         pools = many(*odd_cases(engine, some_output=some_output)).pools
@@ -628,6 +630,7 @@ def test_a_tail_is_no_shorter_than_the_prefill_in_it(engine, workload):
         assert worst == float(metrics.ttft_p99_s)
 
 
+@pytest.mark.slow
 def test_an_itl_quantile_is_no_shorter_than_the_mean(engine):
     """Short prompts at high load: hardly an iteration without several of them."""
     requests = requests_of([100], [300], rate=60.0)
@@ -636,6 +639,7 @@ def test_an_itl_quantile_is_no_shorter_than_the_mean(engine):
     assert float(pools.itl_p99_s[0]) >= float(pools.itl_s[0])
 
 
+@pytest.mark.slow
 def test_a_compressor_costs_latency_and_energy(engine):
     """One kind of request, too long for the first window: all of it is tried, and what is done is counted."""
     requests = requests_of([1500], [100], rate=5.0)

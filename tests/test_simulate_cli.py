@@ -38,6 +38,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_simulate_prints_the_contract(plan, capsys):
     code, out, err = run(capsys, "simulate", plan, "--requests", 1500, "--replications", 3, "--json")
     assert (code, err) == (OK, "")
@@ -92,6 +93,7 @@ def test_verify_reports_what_it_found(trace, capsys):
     assert set(document["verified"]["metrics"]) >= NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
