@@ -28,7 +28,8 @@ METRIC_FIELDS = {
     *("tok_per_j", "output_tok_per_s", "power_w", "n_instances", "n_gpus", "usd_per_h", "ttft_p99_s", "itl_s"),
     "gain_vs_homogeneous",
 }
-COMMANDS = ("reproduce", "optimize", "evaluate", "simulate", "ledger", "engine", "calibrate", "trace", "catalog")
+COMMANDS = ("reproduce", "optimize", "evaluate", "simulate", "pareto", "sensitivity", "levers", "ledger", "engine")
+COMMANDS += ("calibrate", "trace", "catalog")
 LEDGER_FIELDS = {
     *("choice", "from", "to", "tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt", "gain"),
     "short_window_tokens",
@@ -554,6 +555,13 @@ def test_every_number_of_pools_gets_an_answer(fleetopt, trace_file, options):
         (("--output-column", "o", "--time-column", "t"), ("--prompt-column", "--output-column", "both")),
         (("--out", "missing/plan.json"), ("--out missing/plan.json", "no such directory: missing")),
         (("--colour", "red"), ("--colour",)),
+        (("--max-gpus", "0"), ("--max-gpus", "0", "positive")),
+        (("--gpus-of", "b2000=3"), ("--gpus-of", "b2000", "b200")),
+        (("--gpus-of", "b200"), ("--gpus-of", "GPU=N")),
+        (("--tp", "2,x"), ("--tp", "x", "whole number")),
+        (("--free", "speed"), ("--free", "max_num_seqs", "clock")),
+        (("--free", "clock"), ("method exact", "method gradient")),
+        (("--method", "exact", "--slo-scope", "fleet"), ("method exact", "grid or gradient")),
     ],
 )
 def test_a_bad_option_is_refused_by_name_and_value(fleetopt, arguments, says):

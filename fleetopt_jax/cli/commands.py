@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,16 +50,16 @@ from fleetopt_jax.optimize.pareto import checked_objectives, front_to_json, pare
 from fleetopt_jax.optimize.plan import (  # noqa: E402
     Budget,
     EngineChoice,
-    Method,
     Plan,
     Problem,
+    Tunable,
     make_budget,
     make_problem,
     plan_to_json,
     tuned_choice,
 )
 from fleetopt_jax.optimize.robust import require_window, robust, robust_to_json  # noqa: E402
-from fleetopt_jax.optimize.search import evaluate_given, optimize  # noqa: E402
+from fleetopt_jax.optimize.search import default_method, evaluate_given, optimize  # noqa: E402
 from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json  # noqa: E402
 from fleetopt_jax.published.ledger import PAPER_WINDOWS, ledger  # noqa: E402
 from fleetopt_jax.published.tables import reproduce  # noqa: E402
@@ -118,8 +118,8 @@ def _optimize(options: argparse.Namespace) -> Answer:
     layout = _layout(options)
     loaded = load(options.workload, rate_per_s=options.rate, layout=layout)
     _require_window("--window", options.window, loaded)
-    problem = _problem(options, loaded, options.objective, _budget(options))
-    options.method = options.method or _default_method(options)
+    problem = _problem(options, loaded, options.objective, _budget(options), options.free)
+    method = options.method or default_method(problem.slo)
     if len({choice.quality == "roofline" for choice in problem.choices}) > 1:
         print(
             "fleetopt optimize: warning: calibrated and roofline engines are not comparable (the roofline law "
@@ -127,8 +127,8 @@ def _optimize(options: argparse.Namespace) -> Answer:
             file=sys.stderr,
         )
     tomorrow = _tomorrow(options, problem)
-    with _progress(f"Searching ({options.method})") as progress:
-        plan = optimize(problem, options.method, progress)
+    with _progress(f"Searching ({method})") as progress:
+        plan = optimize(problem, method, progress)
     if plan.binding:
         print(f"fleetopt optimize: infeasible: {_why(plan.binding)}", file=sys.stderr)
         return _plan_document(plan, layout), tables.plan_table, INFEASIBLE
@@ -239,7 +239,6 @@ def _pareto(options: argparse.Namespace) -> Answer:
         check_writable(options.csv, "--csv")
     most_ms = options.ttft_p99_ms if "ttft_p99_s" in objectives else None
     options.ttft_p99_ms = options.ttft_p99_ms or float(make_slo().ttft_p99_s) / MS
-    options.method = options.method or _default_method(options)
     layout = _layout(options)
     swept_rate = options.axis[1][0] if options.axis and options.axis[0] == "workload-rate" else None
     loaded = load(options.workload, rate_per_s=swept_rate or options.rate, layout=layout)
@@ -301,10 +300,6 @@ def _along_axis(
     return document, plans
 
 
-def _default_method(options: argparse.Namespace) -> Method:
-    return "grid" if options.slo_scope == "fleet" else "exact"
-
-
 def _budget(options: argparse.Namespace) -> Budget:
     for gpu in options.gpus_of:
         gpu_entry(gpu, "--gpus-of")
@@ -321,6 +316,7 @@ def _problem(
     loaded: LoadedWorkload,
     objective: Objective = "tok_per_j",
     budget: Budget | None = None,
+    free: Sequence[Tunable] = (),
 ) -> Problem:
     """What a search is about, as the options have it."""
     assumptions = parse_assumptions(options.assume)
@@ -337,6 +333,7 @@ def _problem(
             assume=options.assume,
             assumptions=dataclasses.replace(assumptions, output_share=loaded.output_share, dispatch=options.dispatch),
             budget=budget,
+            free=free,
         )
 
 

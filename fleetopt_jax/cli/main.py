@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_method(optimize)
     optimize.add_argument(
+        "--free",
+        type=_free,
+        default=(),
+        metavar="A,B",
+        help="with --method gradient: what each pool may have of its own: max_num_seqs, clock (a projected law)",
+    )
+    optimize.add_argument(
         "--assume",
         default="physical",
         help="physical (default) or published, with choices changed: physical,kv_cache=reserved",
@@ -473,6 +480,13 @@ def _rate(text: str) -> float:
             f"{text} is not allowed: need a number from {RATES_PER_S[0]:g} to {RATES_PER_S[1]:g} requests per second"
         )
     return value
+
+
+def _free(text: str) -> tuple[str, ...]:
+    asked = tuple(part.strip() for part in text.split(","))
+    if not set(asked) <= {"max_num_seqs", "clock"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need max_num_seqs, clock or both")
+    return asked
 
 
 def _stock(text: str) -> dict[str, float]:

@@ -298,7 +298,7 @@ def pull_levers(
 
 def _search(problem: Problem) -> Plan:
     """The certified best, but where limits of the whole fleet couple its pools."""
-    return optimize(problem) if problem.slo.scope == "pool" else optimize(problem, "grid")
+    return optimize(problem)
 
 
 class _Bench:

@@ -26,7 +26,7 @@ from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.optimize.candidates import Progress
 from fleetopt_jax.optimize.dominance import hypervolume, knee, non_dominated
 from fleetopt_jax.optimize.plan import GAMMA_MAX, EngineChoice, Method, Plan, Problem, plan_to_json
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.optimize.search import default_method, evaluate_given, optimize
 
 SCHEMA = "fleetopt-front/1"
 SENSE = {"tok_per_j": -1.0, "ttft_p99_s": 1.0, "usd_per_h": 1.0}  # of a cost: what is to be high has its sign turned
@@ -94,7 +94,7 @@ def pareto(
     objectives: Sequence[str] = ("tok_per_j", "ttft_p99_s"),
     *,
     n_points: int = N_POINTS,
-    method: Method = "exact",
+    method: Method | None = None,
     max_ttft_p99_s: float | None = None,
     short_windows: Sequence[float] | None = None,
     reference: Sequence[float] | None = None,
@@ -118,6 +118,7 @@ def pareto(
     windows = SHORT_WINDOWS if short_windows is None else tuple(short_windows)
     if not (windows and min(windows) > 0):
         raise ValueError(f"need positive short_windows, at least one, got {list(windows)}")
+    method = method or default_method(problem.slo)
     started = time.perf_counter()
     sweep = _Sweep(problem, objectives, method, n_points, progress)
     missing = sweep.over_ttft(max_ttft_p99_s) if "ttft_p99_s" in objectives else sweep.at_one_limit()

@@ -23,7 +23,7 @@ from jax import Array
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem
+from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem
 from fleetopt_jax.optimize.search import evaluate_given, optimize
 from fleetopt_jax.optimize.uncertainty import (
     EngineErrors,
@@ -82,7 +82,7 @@ def robust(
     measure: Measure = "quantile",
     level: float = LEVEL,
     workloads: Sequence[tuple[str, Workload]] = (),
-    method: str = "exact",
+    method: Method | None = None,
     n_scenarios: int = N_SCENARIOS,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -132,7 +132,7 @@ def _candidates(
     problem: Problem,
     nominal: Plan,
     traffic: Sequence[tuple[str, Workload]],
-    method: str,
+    method: Method | None,
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[tuple[Plan, str]]:

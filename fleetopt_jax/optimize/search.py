@@ -13,7 +13,7 @@ import numpy as np
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.choices import LENGTHS
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
-from fleetopt_jax.fleet.fleet import Fleet, make_fleet
+from fleetopt_jax.fleet.fleet import Fleet, Slo, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.optimize import coupled, exact, gradient, grid
@@ -61,6 +61,11 @@ def optimize(problem: Problem, method: Method = "exact", progress: Progress | No
         raise AssertionError(f"the {method} search returned a plan that breaks a limit: {broken}")
     status: Status = "optimal" if found.certified else "feasible"
     return make_plan(problem, method, status, found.choices, fleet, metrics, _search(problem, found, started), found)
+
+
+def default_method(slo: Slo) -> Method:
+    """The exact search, but where the latencies are limits of the whole fleet."""
+    return "grid" if slo.scope == "fleet" else "exact"
 
 
 def _search(problem: Problem, found: Found, started: float) -> Search:

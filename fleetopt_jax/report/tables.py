@@ -42,6 +42,8 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
     table.add_row("window", *(f"{pool['window_tokens']:,} tokens" for pool in pools))
     table.add_row("instances", *(f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools))
     table.add_row("max_num_seqs", *(f"{pool['max_num_seqs']:,}" for pool in pools))
+    if any(pool["clock_frac"] < 1 for pool in pools):
+        table.add_row("clock", *(f"{pool['clock_frac']:.0%} of the top" for pool in pools))
     table.add_row("share of requests", *(f"{pool['traffic_frac']:.2%}" for pool in pools))
     table.add_row("load", *(_percent(pool["utilization"]) for pool in pools))
     if plan["assumptions"]["prefill"] == "compute":
