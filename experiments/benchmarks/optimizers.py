@@ -3,10 +3,10 @@
     python -m pip install -e ".[peer]" && python experiments/benchmarks/optimizers.py [--peer vllm-sr-sim]
 
 The exact search: azure-cdf at 1,000 requests/s, Llama-3.1-70B on 8 H100, at most four pools, every multiple of 16
-tokens up to 65,536 (and every whole window for two pools). The gradient: 16 starts, three pools. Cold times are of a new
-process each, from the call of `optimize` with JAX imported to the plan; warm ones the median of the calls after it. The
-peer's are whole commands, less what starting it takes. What differs is how many fleets the time is for: the exact search
-decides between all of them, the peer evaluates ten thresholds (`pareto`) or one (`optimize`).
+tokens up to 65,536 (and every whole window for two pools). The gradient: 16 starts, three pools. Cold times are of a
+new process each, from the call of `optimize` with JAX imported to the plan; warm ones the median of the calls after it.
+The peer's are whole commands, less what starting it takes. What differs is how many fleets the time is for: the exact
+search decides between all of them, the peer evaluates ten thresholds (`pareto`) or one (`optimize`).
 """
 
 import argparse

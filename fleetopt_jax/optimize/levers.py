@@ -264,7 +264,7 @@ def pull_levers(
 
     `engines` makes the engines that levers need. `given` is the present fleet where there is one.
     """
-    bench = _Bench(problem, engines, search or _search)
+    bench = _Bench(problem, engines, search or optimize)
     present = bench.pull(())
     specs = present.specs or tuple(bench.present)
     bench.present = list(dict.fromkeys(specs))
@@ -294,11 +294,6 @@ def pull_levers(
     gains = {each.levers[0].name: _gain(each, present, draws) for each in pulled}
     ranked = sorted(gains.values(), key=lambda gain: -_worth(gain.pulled, problem.objective))
     return Levers(present, given, ranked, [_pair(each, present, gains, draws) for each in pairs], left_out)
-
-
-def _search(problem: Problem) -> Plan:
-    """The certified best, but where limits of the whole fleet couple its pools."""
-    return optimize(problem)
 
 
 class _Bench:
