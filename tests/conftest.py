@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 
 jax.config.update("jax_enable_x64", True)  # before any test module makes an array: Erlang-C needs float64
@@ -7,6 +9,17 @@ import pytest  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
+
+MOST_MEMORY_MAPS = 30_000  # of 65,530 Linux gives a process; compiled programs hold them, and XLA crashes at the end
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+    """Drop what was compiled before it uses up the memory maps."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MEMORY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
