@@ -39,12 +39,14 @@ METHODS: dict[str, Callable[[Problem, Progress | None], Found]] = {
 _evaluate = jax.jit(evaluate, static_argnames="assumptions")
 
 
-def optimize(problem: Problem, method: Method = "exact", progress: Progress | None = None) -> Plan:
+def optimize(problem: Problem, method: Method | None = None, progress: Progress | None = None) -> Plan:
     """The best plan `method` finds over the engines each pool may have, re-evaluated hard in whole instances.
 
     `exact` proves its answer, but cannot share latencies out over a whole fleet (`Slo.scope`); `gradient` scales where
-    limits couple the pools; `grid` tries every candidate there is and serves as reference.
+    limits couple the pools; `grid` tries every candidate there is and serves as reference. Without a method, exact
+    where it can, else grid.
     """
+    method = method or default_method(problem.slo)
     if problem.free and method != "gradient":
         names = " and ".join(problem.free)
         raise BadInput(f"method {method}", f"pools choose their own {names}", "need method gradient")
