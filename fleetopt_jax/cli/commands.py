@@ -764,8 +764,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Answer]] = {
 
 
 def _distinct(choices: Iterable[EngineChoice]) -> list[EngineChoice]:
-    names = {(each.file or each.gpu, each.llm, each.tp, each.precision, each.kv_precision): each for each in choices}
-    return list(names.values())
+    return list({choice.names: choice for choice in choices}.values())
 
 
 def _require_window(where: str, window_tokens: float | None, loaded: LoadedWorkload) -> None:

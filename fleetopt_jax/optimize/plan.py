@@ -48,6 +48,11 @@ class EngineChoice:
     file: str | None = None  # where its coefficients were read from, if not from the catalog
     clock_frac: float = 1.0  # of its GPUs' cores, of their top clock; already in the engine [-]
 
+    @property
+    def names(self) -> tuple[str, str, int, str, str]:
+        """What makes it this engine and no other, however it is run: equal names share their errors."""
+        return self.file or self.gpu, self.llm, self.tp, self.precision, self.kv_precision
+
 
 def tuned_choice(choice: EngineChoice, *, max_num_seqs: int | None = None, clock_frac: float = 1.0) -> EngineChoice:
     """The engine with a cap of its own on the sequences it runs at once, its GPUs' cores at a share of their clock."""

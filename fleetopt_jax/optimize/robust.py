@@ -162,8 +162,8 @@ def _candidates(
     for done, (origin, scenario) in enumerate(scenarios):
         plan = optimize(scenario, method)
         if plan.fleet is not None:
-            names = [_name(choice) for choice in plan.choices]
-            choices = tuple(next(c for c in problem.choices if _name(c) == name) for name in names)
+            names = [choice.names for choice in plan.choices]
+            choices = tuple(next(c for c in problem.choices if c.names == name) for name in names)
             keep(choices, plan.fleet, plan.fleet.n_instances, origin)
         if progress:
             progress(done + 1, len(scenarios))
@@ -192,17 +192,13 @@ def _covering(
 
 def _engine_of(problem: Problem, plan: Plan) -> Array:
     """Which of the problem's distinct engines each pool of the plan has [K]."""
-    names, (_, of) = [_name(choice) for choice in problem.choices], shared_errors(problem.choices)
-    return jnp.array([int(of[names.index(_name(choice))]) for choice in plan.choices])
-
-
-def _name(choice: EngineChoice) -> tuple:
-    return choice.file or choice.gpu, choice.llm, choice.tp, choice.precision, choice.kv_precision
+    names, (_, of) = [choice.names for choice in problem.choices], shared_errors(problem.choices)
+    return jnp.array([int(of[names.index(choice.names)]) for choice in plan.choices])
 
 
 def _key(plan: Plan) -> tuple:
     numbers = (plan.fleet.window_tokens, plan.fleet.gamma, plan.fleet.n_instances)
-    return tuple(map(_name, plan.choices)), *(tuple(np.asarray(x).tolist()) for x in numbers)
+    return tuple(choice.names for choice in plan.choices), *(tuple(np.asarray(x).tolist()) for x in numbers)
 
 
 def _slower(errors: EngineErrors, sigmas: float) -> EngineFactors:

@@ -91,7 +91,7 @@ def errors_of(choice: EngineChoice) -> EngineErrors:
 
 def shared_errors(choices: Sequence[EngineChoice]) -> tuple[EngineErrors, Array]:
     """(errors [E] of the distinct engines, which of them each choice is): equal names share their factors."""
-    names = [(c.file or c.gpu, c.llm, c.tp, c.precision, c.kv_precision) for c in choices]
+    names = [choice.names for choice in choices]
     distinct = {name: errors_of(choice) for name, choice in zip(names, choices, strict=True)}
     return stack(list(distinct.values())), jnp.array([list(distinct).index(name) for name in names])
 
