@@ -1,4 +1,7 @@
+import os
 from pathlib import Path
+
+os.environ["FLEETOPT_CACHE"] = "off"  # every test compiles what it runs
 
 import jax
 

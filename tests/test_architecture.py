@@ -96,10 +96,12 @@ def test_every_room_has_a_rank():
 
 
 def test_no_room_imports_by_a_computed_name():
-    """`import_module(...)` would pass the check above unseen; only the package's own lazy loader may."""
+    """`import_module(...)` would pass the check above unseen; only the package's own lazy loader may, and the room on
+    top of all others, which imports a command when it is run."""
     wrong = [
         path.name
         for path, package, tree in sources()
+        if not package.startswith("fleetopt_jax.cli")
         for name in imports(tree, package)
         if name.split(".")[0] == "importlib" and not name.startswith(("importlib.resources", "importlib.metadata"))
     ]

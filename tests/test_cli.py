@@ -434,7 +434,7 @@ def test_reproduce_gives_the_asked_tables_cell_by_cell(fleetopt):
 
 def test_a_missed_cell_is_a_bug_of_ours(fleetopt, monkeypatch):
     missed = Reproduction({"1": [Cell("2048", "h100_n_max", 1024.0, 1023.0, 1023.0)]}, [])
-    monkeypatch.setattr(commands, "reproduce", lambda numbers: missed)
+    monkeypatch.setattr(commands.reproduce, "reproduce", lambda numbers: missed)
     answer = fleetopt("reproduce", "--json")
     assert (answer.code, answer.document["mismatches"]) == (BUG, 1)
     assert "MISS" in fleetopt("reproduce").out

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleetopt_jax.cli.scenario import Scenario
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.optimize.plan import SCHEMA
@@ -30,6 +31,7 @@ class ColumnsPart(_Part):
 class WorkloadPart(_Part):
     name: str
     arrival_rate_per_s: Positive
+    digest: str | None = None
     columns: ColumnsPart | None = None
 
 
@@ -113,3 +115,9 @@ def read_plan(path: str) -> PlanFile:
     if windows != sorted(set(windows)):
         raise BadInput(path, f"pools.window_tokens = {windows}", "need rising windows")
     return plan
+
+
+def schemas() -> dict[str, Any]:
+    """The JSON Schema of every file that is read, by what it is."""
+    models = {"scenario": Scenario, "plan": PlanFile}
+    return {name: model.model_json_schema() for name, model in models.items()}

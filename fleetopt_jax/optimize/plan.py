@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from fleetopt_jax import __version__
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, Assumptions
@@ -20,7 +21,7 @@ from fleetopt_jax.fleet.fleet import Fleet, Slo, make_slo
 from fleetopt_jax.laws.compression import MAX_SHRINK
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.power import RooflinePower
-from fleetopt_jax.workload.atoms import Workload, mean_tokens, share_above, total_tokens
+from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens, share_above, total_tokens
 
 SCHEMA = "fleetopt-plan/1"
 MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
@@ -272,6 +273,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     mean_prompt, mean_output = (float(x) for x in mean_tokens(problem.workload))
     document: dict[str, Any] = {
         "schema": SCHEMA,
+        "version": __version__,
         "status": plan.status,
         "assume": problem.assume,
         "power_scope": problem.assumptions.power_scope,
@@ -284,6 +286,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
             "arrival_rate_per_s": float(problem.workload.arrival_rate_per_s),
             "mean_prompt_tokens": mean_prompt,
             "mean_output_tokens": mean_output,
+            "digest": digest(problem.workload),
         },
         "slo": _slo_json(problem.slo),
         "budget": problem.budget.caps,

@@ -314,6 +314,14 @@ def catalog_tables(document: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def schemas_table(document: dict[str, Any]) -> RenderableType:
+    """What files are read, and how to get the schema of each."""
+    table = new_table("File", "Quantity", title="Files that are read")
+    for name, schema in document["schemas"].items():
+        table.add_row(name, schema.get("description", schema.get("title", "")).splitlines()[0])
+    return Group(table, Text("fleetopt catalog schemas --json prints the JSON Schemas.", style="dim"))
+
+
 def _gpus(entries: dict[str, Any]) -> Table:
     table = new_table("GPU", "Memory", "Bandwidth", "16-bit peak", "TDP", "Price", title="GPUs")
     for name, gpu in entries.items():

@@ -1,6 +1,7 @@
 """A workload is weighted atoms: every pool statistic is a weighted sum over them, exact and differentiable."""
 
 import dataclasses
+import hashlib
 import math
 
 import jax.numpy as jnp
@@ -83,6 +84,16 @@ def mean_tokens(workload: Workload) -> tuple[Array, Array]:
         jnp.sum(workload.weight * workload.prompt_tokens),
         jnp.sum(workload.weight * workload.output_tokens),
     )
+
+
+def digest(workload: Workload) -> str:
+    """A name of the requests' lengths and burstiness, whatever their rate: the same for the same atoms.
+
+    In single precision, so that the order of a sum does not change it.
+    """
+    parts = (workload.prompt_tokens, workload.output_tokens, workload.weight, workload.arrival_scv)
+    content = b"".join(np.asarray(part, dtype="<f4").tobytes() for part in (*parts, workload.longest_tokens))
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def share_above(workload: Workload, tokens: ArrayLike) -> Array:

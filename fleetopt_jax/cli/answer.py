@@ -1,0 +1,74 @@
+"""What a command answers, and its delivery: a table or JSON on stdout, and the files that were asked for."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.console import RenderableType
+
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.report.files import check_writable, to_json, write_whole
+from fleetopt_jax.report.tables import show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Document = dict[str, Any]
+OUTPUTS = ("out", "figure", "csv", "router", "save_scenario")  # options that name a file to write
+INPUTS = ("plan", "workload", "measurements", "scenario", "gpu", "llm")  # options that may name one to read
+
+
+class Answer(NamedTuple):
+    """One JSON document, how it is shown, and the exit code."""
+
+    document: Document
+    table: Callable[[Document], RenderableType]
+    code: int
+    figure: "Callable[[Document], Figure] | None" = None  # what --figure asks for; None where there is nothing to draw
+    out: str | None = None  # what --out takes, where that is not the document
+    files: Mapping[str, str] = {}  # what other options ask for, by their names
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse, before the work is done, a file that cannot be written, is read as well, or is asked for twice."""
+    named = {name: getattr(options, name) for name in OUTPUTS if getattr(options, name, None)}
+    taken = {
+        _place(path): f"read: {path}" for name in INPUTS if (path := getattr(options, name, None)) and name != "plan"
+    }
+    for name, path in named.items():
+        option = f"--{name.replace('_', '-')}"
+        if _place(path) in taken:
+            raise BadInput(f"{option} {path}", f"the file is also {taken[_place(path)]}", "need another name")
+        taken[_place(path)] = f"written by {option}"
+        if name == "figure":
+            from fleetopt_jax.report.figures import check_figure
+
+            check_figure(path)
+        else:
+            check_writable(path, option)
+
+
+def _place(path: str) -> str:
+    try:
+        return str(Path(path).resolve())
+    except (OSError, ValueError, RuntimeError):  # a name no file can have
+        return path
+
+
+def deliver(options: argparse.Namespace, answer: Answer) -> None:
+    """Files first, each whole; then stdout, as --json or as the table."""
+    text = to_json(answer.document)
+    if getattr(options, "figure", None) and answer.figure:
+        from fleetopt_jax.report.figures import write_figure
+
+        write_figure(answer.figure(answer.document), options.figure)
+    for name, content in answer.files.items():
+        if getattr(options, name, None):
+            write_whole(getattr(options, name), content, f"--{name}")
+    if options.out:
+        write_whole(options.out, text + "\n" if answer.out is None else answer.out)
+    if options.json:
+        print(text)
+    else:
+        show(answer.table(answer.document))

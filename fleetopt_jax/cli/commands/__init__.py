@@ -1,0 +1,16 @@
+"""The commands: each is a module whose `run` turns checked options into an `Answer`."""
+
+import argparse
+from importlib import import_module
+
+from fleetopt_jax.cli.answer import Answer
+
+COMMANDS = (
+    *("reproduce", "optimize", "evaluate", "pareto", "sensitivity", "levers", "ledger", "simulate", "engine"),
+    *("calibrate", "trace", "catalog"),
+)
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """Run the command that the options name. Its module, and what that needs, is only now imported."""
+    return import_module(f"{__name__}.{options.command}").run(options)

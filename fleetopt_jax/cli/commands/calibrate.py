@@ -1,0 +1,57 @@
+"""`fleetopt calibrate`: an engine from measurements."""
+
+import argparse
+import os
+
+from fleetopt_jax.calibrate.document import to_document
+from fleetopt_jax.calibrate.fit import DecodeFit, fit_decode, fit_power
+from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
+from fleetopt_jax.catalog.engines import (
+    engine_entry,
+)
+from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.llms import catalog_name
+from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.codes import OK
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.laws.decode import DecodeStep
+from fleetopt_jax.report.calibration import calibration_figure, calibration_table
+
+PRECISION_NAMES = {"bfloat16": "bf16", "float16": "bf16"}  # as measurements call them
+
+
+def run(options: argparse.Namespace) -> Answer:
+    path = options.measurements
+    measured = read_measurements(path, model=options.model, gpu=options.gpu, tp=options.tp, task=options.task)
+    gpu, tp = options.gpu or measured.gpu, options.tp or measured.tp
+    llm = options.llm or (catalog_name(measured.llm) if measured.llm else None)
+    for name, value in (("--gpu", gpu), ("--llm", llm), ("--tp", tp)):
+        if value is None:
+            raise BadInput(name, f"{path} does not say it", "give what was measured")
+    precision = options.precision or PRECISION_NAMES.get(measured.precision or "", measured.precision)
+    law = engine_entry(gpu, llm, tp, precision=precision, own_fit=False)
+    step = _fit_step(options.form, measured, law.engine.decode)
+    power = None
+    if measured.power_w_per_gpu is not None:
+        power = fit_power(measured, limit_w=float(gpu_entry(law.gpu).gpu.tdp_w))
+    document = to_document(
+        step, power, gpu=law.gpu, llm=law.llm, tp=law.tp, precision=law.precision, source=os.path.basename(path)
+    )
+    return Answer(document, calibration_table, OK, lambda _: calibration_figure(measured, step, power))
+
+
+def _fit_step(form: str, measured: Measurements, law: DecodeStep) -> DecodeFit:
+    """The asked form; 'auto' takes the one with the least leave-one-out error, for a model with experts."""
+    share, per_token_s = float(law.expert_share), float(law.per_token_s)
+    if form == "moe" and share == 0:
+        raise BadInput("--form moe", "the LLM has no experts", "need dense or auto")
+    fits = []
+    if form != "moe":
+        fits.append(fit_decode(measured, form="dense", per_token_s=per_token_s))
+    if form == "moe" or (form == "auto" and share > 0):
+        try:
+            fits.append(fit_decode(measured, form="moe", expert_share=share, per_token_s=per_token_s))
+        except BadInput:
+            if form == "moe":
+                raise
+    return min(fits, key=lambda fit: fit.leave_one_out_mape)

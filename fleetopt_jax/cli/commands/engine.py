@@ -1,0 +1,45 @@
+"""`fleetopt engine`: one engine at several batches."""
+
+import argparse
+import dataclasses
+
+from fleetopt_jax.catalog.engines import (
+    engine_entry,
+    engine_points,
+)
+from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.codes import OK
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
+from fleetopt_jax.laws.prefill import prefill_s
+from fleetopt_jax.report import tables
+
+
+def run(options: argparse.Namespace) -> Answer:
+    entry = engine_entry(
+        options.gpu,
+        options.llm,
+        options.tp,
+        precision=options.precision,
+        kv_precision=options.kv_precision,
+        own_fit=not options.law,
+    )
+    engine, points = entry.engine, engine_points(entry, options.batch, options.context, options.prompt_per_output)
+    mix = entry.prompt_per_output if options.prompt_per_output is None else options.prompt_per_output
+    document = {
+        "gpu": entry.gpu,
+        "llm": entry.llm,
+        "tp": entry.tp,
+        "precision": entry.precision,
+        "kv_precision": entry.kv_precision,
+        "quality": entry.quality,
+        "relative_error": entry.step_error,
+        "power_relative_error": entry.power_error,
+        "source": entry.source,
+        "prompt_per_output": mix,
+        "kv_capacity_tokens": float(engine.kv.n_blocks) * BLOCK_TOKENS,
+        "max_num_seqs": float(engine.kv.max_num_seqs),
+        "prefill_s_per_1k_tokens": float(prefill_s(engine.prefill, 1000.0)),
+        "prefill_power_w_per_gpu": float(engine.prefill.gpu_w),
+        "points": [dataclasses.asdict(point) for point in points],
+    }
+    return Answer(document, tables.engine_table, OK)

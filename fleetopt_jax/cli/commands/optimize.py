@@ -1,0 +1,120 @@
+"""`fleetopt optimize`: the best plan, hardened and simulated where asked."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from fleetopt_jax.catalog.workloads import load
+from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.asked import (
+    asked_budget,
+    asked_layout,
+    asked_problem,
+    asked_workload,
+    how_to_simulate,
+    plan_document,
+    why,
+)
+from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.optimize.plan import Plan, Problem, plan_to_json
+from fleetopt_jax.optimize.robust import require_window, robust, robust_to_json
+from fleetopt_jax.optimize.search import default_method, evaluate_given, optimize
+from fleetopt_jax.report import tables
+from fleetopt_jax.report.sensitivity import robust_plan_table
+from fleetopt_jax.report.simulation import simulation_json, verified_plan_table
+from fleetopt_jax.simulate import verify
+from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.workload.readers import Layout
+
+
+def run(options: argparse.Namespace) -> Answer:
+    layout = asked_layout(options)
+    loaded = asked_workload(options)
+    problem = asked_problem(options, loaded, options.objective, asked_budget(options), options.free)
+    method = options.method or default_method(problem.slo)
+    if len({choice.quality == "roofline" for choice in problem.choices}) > 1:
+        warn(
+            options,
+            "calibrated and roofline engines are not comparable (the roofline law "
+            "does not divide the KV cache by TP): part of the difference between these GPUs is the model's",
+        )
+    tomorrow = _tomorrow(options, problem)
+    with progress(options, f"Searching ({method})") as step:
+        plan = optimize(problem, method, step)
+    if plan.binding:
+        say(options, f"infeasible: {why(plan.binding)}")
+        return Answer(plan_document(plan, layout), tables.plan_table, INFEASIBLE)
+    extras, table = {}, tables.plan_table
+    if options.robust:
+        plan, extras = _robust(options, problem, plan, tomorrow)
+        table = robust_plan_table
+    if not options.verify:
+        return Answer(plan_document(plan, layout) | extras, table, OK)
+    plan, verified = _verified(options, plan, layout)
+    if not verified["held"]:
+        say(options, "infeasible: no fleet that was simulated holds the limits")
+    document = plan_document(plan, layout) | extras | {"verified": verified}
+    return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE)
+
+
+def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, Workload]]:
+    """The workloads a robust plan must live with besides its own."""
+    if options.robust_workloads and not options.robust:
+        raise BadInput("--robust-workloads", "only read with --robust", "give --robust quantile or --robust cvar")
+    try:
+        others = [load(name.strip(), rate_per_s=options.rate) for name in options.robust_workloads]
+    except BadInput as error:
+        raise BadInput("--robust-workloads", str(error).removeprefix("--workload: ")) from None
+    found = [(other.name, other.workload) for other in others]
+    require_window(problem, found)
+    return found
+
+
+def _robust(
+    options: argparse.Namespace, problem: Problem, nominal: Plan, tomorrow: list[tuple[str, Workload]]
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the best lower tail over engine errors and the workloads named, and what it was chosen from."""
+    with progress(options, "Searching scenarios") as step:
+        found = robust(
+            problem,
+            nominal,
+            measure=options.robust,
+            level=options.robust_level,
+            workloads=tomorrow,
+            method=options.method,
+            seed=options.seed,
+            progress=step,
+        )
+    if found.chosen.hold_share < 1.0 - found.level:
+        warn(
+            options,
+            f"no candidate holds the limits in {1.0 - found.level:.0%} of the scenarios; "
+            f"the chosen one does in {found.chosen.hold_share:.0%}",
+        )
+    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=nominal.search)
+    return chosen, {"robust": robust_to_json(found)}
+
+
+def _verified(options: argparse.Namespace, plan: Plan, layout: Layout | None) -> tuple[Plan, dict[str, Any]]:
+    """The plan with as many instances as the simulation asks for, and what it found."""
+    problem = plan.problem
+    how = how_to_simulate(options, problem, layout)
+    with simulation_progress(options) as step:
+        found = verify(plan.fleet, problem.workload, problem.assumptions, problem.slo, progress=step, **how)
+    warn_of_warm_up(options, found.simulation)
+    raised = np.asarray(found.fleet.n_instances) - np.asarray(plan.fleet.n_instances)
+    if raised.any():
+        given = evaluate_given(
+            problem,
+            plan.choices,
+            window_tokens=np.asarray(found.fleet.window_tokens).tolist(),
+            gamma=np.asarray(found.fleet.gamma).tolist(),
+            n_instances=np.asarray(found.fleet.n_instances).tolist(),
+        )
+        plan = dataclasses.replace(given, method=plan.method, search=plan.search)
+    document = simulation_json(found.simulation, plan_to_json(plan)["pools"])
+    return plan, {"held": found.held, "rounds": found.rounds, "instances_added": int(raised.sum()), **document}

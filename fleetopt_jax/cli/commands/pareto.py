@@ -1,0 +1,91 @@
+"""`fleetopt pareto`: a front, or the best plan along one input."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from fleetopt_jax.catalog.workloads import LoadedWorkload
+from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.asked import asked_budget, asked_layout, asked_problem, asked_workload, why
+from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.terminal import progress, say
+from fleetopt_jax.cli.values import AXES
+from fleetopt_jax.core.units import MS
+from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.optimize.pareto import checked_objectives, front_to_json, pareto
+from fleetopt_jax.optimize.plan import Plan, plan_to_json
+from fleetopt_jax.optimize.search import optimize
+from fleetopt_jax.published.ledger import PAPER_WINDOWS
+from fleetopt_jax.report.pareto import (
+    axis_csv,
+    axis_figure,
+    axis_table,
+    front_csv,
+    front_figure,
+    front_table,
+)
+from fleetopt_jax.workload.atoms import with_rate
+
+
+def run(options: argparse.Namespace) -> Answer:
+    objectives = checked_objectives(options.objectives, "--objectives")
+    most_ms = options.ttft_p99_ms if "ttft_p99_s" in objectives else None
+    options.ttft_p99_ms = options.ttft_p99_ms or float(make_slo().ttft_p99_s) / MS
+    layout = asked_layout(options)
+    swept_rate = options.axis[1][0] if options.axis and options.axis[0] == "workload-rate" else None
+    loaded = asked_workload(options, rate_per_s=swept_rate)
+    if options.axis:
+        document, plans = _along_axis(options, loaded, "usd" if objectives[0] == "usd_per_h" else "tok_per_j")
+        held, table, to_csv, to_figure = any(plan.metrics for plan in plans), axis_table, axis_csv, axis_figure
+    else:
+        problem = asked_problem(options, loaded, budget=asked_budget(options))
+        window = PAPER_WINDOWS.get(loaded.name)
+        with progress(options, "Tracing the front") as step:
+            front = pareto(
+                problem,
+                objectives,
+                n_points=options.points,
+                method=options.method,
+                max_ttft_p99_s=None if most_ms is None else most_ms * MS,
+                short_windows=None if window is None else [window],
+                progress=step,
+            )
+        if front.binding:
+            say(options, f"infeasible: {why(front.binding)}")
+        document = front_to_json(front)
+        held, table, to_csv, to_figure = bool(front.points), front_table, front_csv, front_figure
+    if layout:  # as in `plan_document`: every plan can be taken out and evaluated again
+        shown = [*document.get("points", []), *document.get("rows", [])]
+        shown += [document[key] for key in ("homogeneous", "fleetopt") if document.get(key)]
+        for each in shown:
+            each["plan"]["workload"]["columns"] = dataclasses.asdict(layout)
+    if not held:
+        return Answer(document, table, INFEASIBLE)
+    return Answer(document, table, OK, to_figure, files={"csv": to_csv(document)})
+
+
+def _along_axis(
+    options: argparse.Namespace, loaded: LoadedWorkload, objective: str
+) -> tuple[dict[str, Any], list[Plan]]:
+    """The best plan at each value of the axis; what no fleet holds is said on stderr."""
+    name, values = options.axis
+    field = AXES[name][0]
+    plans = []
+    with progress(options, f"Sweeping {name}") as step:
+        for done, value in enumerate(values):
+            at = argparse.Namespace(**{**vars(options), field: value})
+            workload = with_rate(loaded.workload, value) if name == "workload-rate" else loaded.workload
+            problem = asked_problem(
+                at, dataclasses.replace(loaded, workload=workload), objective, asked_budget(options)
+            )
+            plans.append(optimize(problem, options.method))
+            step(done + 1, len(values))
+    for value, plan in zip(values, plans):
+        if plan.binding:
+            say(options, f"infeasible at {name} {value:g}: {why(plan.binding)}")
+    document = {
+        "axis": {"name": name, "values": values},
+        "workload": {"name": loaded.name},
+        "rows": [{"value": value, "plan": plan_to_json(plan)} for value, plan in zip(values, plans)],
+    }
+    return document, plans

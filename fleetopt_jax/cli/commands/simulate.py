@@ -1,0 +1,34 @@
+"""`fleetopt simulate`: every iteration, beside the laws."""
+
+import argparse
+
+from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.asked import given_plan, how_to_simulate, plan_document
+from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.terminal import say, simulation_progress, warn_of_warm_up
+from fleetopt_jax.report.simulation import simulation_json, simulation_table
+from fleetopt_jax.simulate import simulate
+
+
+def run(options: argparse.Namespace) -> Answer:
+    plan, layout = given_plan(options)
+    how = how_to_simulate(options, plan.problem, layout)
+    with simulation_progress(options) as step:
+        result = simulate(
+            plan.fleet, plan.problem.workload, plan.problem.assumptions, plan.problem.slo, progress=step, **how
+        )
+    warn_of_warm_up(options, result)
+    if not result.slo_held:
+        say(options, "infeasible: the simulated fleet does not hold the limits")
+    document = plan_document(plan, layout)
+    document = {
+        "workload": document["workload"],
+        "slo": document["slo"],
+        "assume": document["assume"],
+        "dispatch": plan.problem.assumptions.dispatch,
+        "arrivals": options.arrivals,
+        "seed": options.seed,
+        "n_replications": options.replications,
+        **simulation_json(result, document["pools"]),
+    }
+    return Answer(document, simulation_table, OK if result.slo_held else INFEASIBLE)
