@@ -14,6 +14,7 @@ import pytest
 
 from fleetopt_jax.cli import commands
 from fleetopt_jax.cli.codes import BAD_INPUT, BUG, INFEASIBLE, INTERRUPTED, OK
+from fleetopt_jax.cli.commands import reproduce as reproduce_command
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL
 from fleetopt_jax.published.tables import Cell, Reproduction
@@ -434,7 +435,7 @@ def test_reproduce_gives_the_asked_tables_cell_by_cell(fleetopt):
 
 def test_a_missed_cell_is_a_bug_of_ours(fleetopt, monkeypatch):
     missed = Reproduction({"1": [Cell("2048", "h100_n_max", 1024.0, 1023.0, 1023.0)]}, [])
-    monkeypatch.setattr(commands.reproduce, "reproduce", lambda numbers: missed)
+    monkeypatch.setattr(reproduce_command, "reproduce", lambda numbers: missed)
     answer = fleetopt("reproduce", "--json")
     assert (answer.code, answer.document["mismatches"]) == (BUG, 1)
     assert "MISS" in fleetopt("reproduce").out

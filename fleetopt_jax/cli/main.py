@@ -17,11 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     command = options.command
     try:
-        if getattr(options, "scenario", None):
-            from fleetopt_jax.cli.scenario import with_scenario
-
-            options = with_scenario(parser, options, arguments)
-        code = _run(options)
+        code = _run(parser, options, arguments)
         sys.stdout.flush()
     except BadInput as error:
         print(f"fleetopt {command}: {error}", file=sys.stderr)
@@ -35,19 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from fleetopt_jax.cli import backend
 
-    backend.configure()
+    backend.configure()  # before JAX is imported
     from fleetopt_jax.cli.answer import check_outputs, deliver
     from fleetopt_jax.cli.commands import run
+    from fleetopt_jax.cli.scenario import save_scenario, with_scenario
 
+    if getattr(options, "scenario", None):
+        options = with_scenario(parser, options, arguments)
     check_outputs(options)
     answer = run(argparse.Namespace(**vars(options)))
     deliver(options, answer)
     if getattr(options, "save_scenario", None):
-        from fleetopt_jax.cli.scenario import save_scenario
-
         save_scenario(options)
     return answer.code
 

@@ -52,6 +52,7 @@ def make_parser() -> Parser:
         "--print-completion",
         action=_PrintCompletion,
         choices=("bash", "zsh", "tcsh"),
+        default=argparse.SUPPRESS,
         help='print a completion script: eval "$(fleetopt --print-completion bash)"',
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)

@@ -10,10 +10,15 @@ import tomllib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleetopt_jax import __version__
+from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.cli.values import MAX_GAMMA, MAX_TP, MAX_WINDOW_TOKENS, RATES_PER_S
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.report.files import write_whole
+from fleetopt_jax.workload.readers import first_problem, read_bytes
 
 SCHEMA = "fleetopt-scenario/1"
 MAX_BYTES = 2**20  # a scenario is a page of text
@@ -151,10 +156,9 @@ def option_of(section: str, key: str) -> str:
 
 def read_scenario(path: str) -> Scenario:
     """A scenario file, or `BadInput` naming the first thing that is wrong and its line."""
-    from fleetopt_jax.workload.readers import first_problem, read_bytes
-
+    data = read_bytes(path)
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
         return Scenario.model_validate(tomllib.loads(text))
     except ValidationError as error:
         line = _line_of(text, [str(part) for part in error.errors()[0]["loc"]])
@@ -202,8 +206,6 @@ def with_scenario(
     tokens = [token for option, value in values.items() for token in _tokens(option, _at(folder, option, value))]
     options = parser.parse_args([*arguments[: first + 1], *tokens, *arguments[first + 1 :]])
     if left_out:
-        from fleetopt_jax.cli.terminal import warn
-
         warn(options, f"{given.scenario}: not an option of {given.command}: {', '.join(left_out)}")
     return options
 
@@ -241,11 +243,6 @@ def _is_file(name: str) -> bool:
 
 def save_scenario(options: argparse.Namespace) -> None:
     """Write what was run, so that `--scenario` runs it again."""
-    import tomli_w
-
-    from fleetopt_jax import __version__
-    from fleetopt_jax.report.files import write_whole
-    from fleetopt_jax.workload.readers import first_problem
 
     folder = os.path.dirname(os.path.abspath(options.save_scenario))
     document: dict[str, Any] = {"schema": SCHEMA}

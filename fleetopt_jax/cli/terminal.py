@@ -5,11 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fleetopt_jax.simulate import Simulation
+if TYPE_CHECKING:
+    from fleetopt_jax.simulate import Simulation
 
 
 def say(options: argparse.Namespace, text: str) -> None:
@@ -64,7 +66,7 @@ def _timed(options: argparse.Namespace, title: str) -> Iterator[None]:
     detail(options, f"{title}: {time.perf_counter() - began_s:.2f} s")
 
 
-def warn_of_warm_up(options: argparse.Namespace, result: Simulation) -> None:
+def warn_of_warm_up(options: argparse.Namespace, result: "Simulation") -> None:
     """Say so where a simulation was too short to forget that it began empty."""
     if not result.warmed_up:
         warn(

@@ -24,18 +24,7 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
     """What to buy, where to split, what it saves; then the pools; then what it rests on."""
     if plan["metrics"] is None:
         return Text(f"No fleet holds the limits ({plan['search']['n_evaluated']:,} candidates).")
-    metrics, workload = plan["metrics"], plan["workload"]
-    gain = metrics["gain_vs_homogeneous"]
-    counts: dict[str, int] = {}
-    for pool in plan["pools"]:
-        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
-    gpus = " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
-    saves = "no one-pool fleet holds the limits" if gain is None else _saved(gain, len(plan["pools"]))
-    answer = Text.assemble(
-        (f"{metrics['tok_per_j']:.2f} tokens per joule", "bold"),
-        f" ({saves}): serve {workload['name']} at {workload['arrival_rate_per_s']:,.6g} requests/s with {gpus} "
-        f"in {len(plan['pools'])} pool{'s' if len(plan['pools']) > 1 else ''}.",
-    )
+    metrics = plan["metrics"]
     pools = plan["pools"]
     table = new_table("Pool", *(str(number) for number in range(1, len(pools) + 1)))
     table.add_row("requests up to", *(_edge(pool) for pool in pools))
@@ -56,17 +45,77 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
     if plan["assumptions"]["tail"] == "quantile":
         table.add_row("P99 ITL", *(_ms(pool["itl_p99_s"]) for pool in pools))
     facts = (
-        f"{metrics['output_tok_per_s']:,.0f} output tok/s, {metrics['power_w'] / KW:.1f} kW, "
+        f"{metrics['output_tok_per_s']:,.0f} output tok/s, {metrics['power_w'] / KW:,.1f} kW, "
         f"${metrics['usd_per_h']:,.0f}/h, P99 TTFT {_ms(metrics['ttft_p99_s'])} "
         f"(limit {_limit(plan['slo'])})."
     )
-    return Group(answer, table, facts, Text(_how(plan), style="dim"))
+    return Group(_answer(plan), table, facts, Text(_how(plan), style="dim"))
+
+
+def _answer(plan: dict[str, Any]) -> RenderableType:
+    """The decision, a line each."""
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(style="bold", no_wrap=True)
+    lines.add_column()
+    for name, text in decision(plan).items():
+        lines.add_row(name, text)
+    return lines
+
+
+def decision(plan: dict[str, Any]) -> dict[str, str]:
+    """What a plan with metrics says, in the order a planner asks."""
+    metrics, workload, pools = plan["metrics"], plan["workload"], plan["pools"]
+    gain = metrics["gain_vs_homogeneous"]
+    counts: dict[str, int] = {}
+    for pool in pools:
+        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
+    gpus = " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
+    edges = ", ".join(_edge(pool) for pool in pools[:-1])
+    saves = "no one-pool fleet holds the limits" if gain is None else _saved(gain, len(pools))
+    return {
+        "Buy": f"{gpus} in {len(pools)} pool{'s' if len(pools) > 1 else ''}, for {workload['name']} at "
+        f"{workload['arrival_rate_per_s']:,.6g} requests/s",
+        "Split": f"at {edges} of prompt and output together" if edges else "nowhere: one pool takes all requests",
+        "Gain": f"{metrics['tok_per_j']:.2f} tokens per joule, {saves}",
+        "Limited by": _tightest(plan),
+        "Sure": _sure(plan),
+    }
+
+
+def _tightest(plan: dict[str, Any]) -> str:
+    """The limit that is used up most, and by which pool."""
+    slo, pools = plan["slo"], plan["pools"]
+    used: list[tuple[float, str]] = []
+    for number, pool in enumerate(pools, 1):
+        of = f" of pool {number}" if len(pools) > 1 else ""
+        asked = [("utilization", "load", "max_utilization", _percent), ("itl_s", "mean ITL", "itl_s", _ms)]
+        if not slo["ttft_s_per_token"] and slo["scope"] == "pool":
+            asked.append(("ttft_p99_s", "P99 TTFT", "ttft_p99_s", _ms))
+        for key, name, limit, said in asked:
+            if slo[limit] is not None and pool[key] is not None:
+                used.append((pool[key] / slo[limit], f"{name}{of}: {said(pool[key])} of at most {said(slo[limit])}"))
+    if not used:
+        return "nothing: it is overloaded"
+    share, text = max(used)
+    return text if share > 0.5 else f"whole instances ({text})"
+
+
+def _sure(plan: dict[str, Any]) -> str:
+    """How it was found, and how far the engines can be trusted."""
+    found = {
+        "optimal": "proved the best of all candidates",
+        "feasible": "the best found",
+        "infeasible": "breaks its limits",
+    }[plan["status"]]
+    errors = [pool["engine_step_error"] for pool in plan["pools"]]
+    trust = "engines of unknown error" if None in errors else f"engines +-{max(errors):.0%} in the step"
+    return f"{found}; {trust}"
 
 
 def _saved(gain: float, n_pools: int) -> str:
     """The gain over one pool, and a plain word where splitting is not worth its trouble."""
     hardly = ": splitting by length hardly pays here" if n_pools > 1 and gain < HARDLY else ""
-    return f"{gain:.3g}x the best one-pool fleet{hardly}"
+    return f"{gain:.{3 if gain < 1.1 else 2}f}x the best one-pool fleet{hardly}"
 
 
 HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
