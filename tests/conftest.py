@@ -16,13 +16,18 @@ from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 MOST_MEMORY_MAPS = 30_000  # of 65,530 Linux gives a process; compiled programs hold them, and XLA crashes at the end
 
 
-@pytest.fixture(autouse=True)
-def few_memory_maps():
+def drop_compiled() -> None:
     """Drop what was compiled before it uses up the memory maps."""
-    yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MEMORY_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+    """After every test."""
+    yield
+    drop_compiled()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ def configure() -> None:
     """Set JAX up, before any array is made: queueing needs float64."""
     # XLA calls two tuning hints of its own (prefer-no-gather, prefer-no-scatter) missing features of the processor, two
     # lines on stderr for every program it loads; errors still reach us as exceptions.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in (None, "1"):  # 1 is JAX's own default, perhaps a parent process's
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import jax
 
     jax.config.update("jax_enable_x64", True)

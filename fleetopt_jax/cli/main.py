@@ -13,17 +13,17 @@ from fleetopt_jax.core.errors import BadInput
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 a bug of ours (with its traceback), 2 bad input, 3 infeasible."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    command = options.command
+    parser, name = make_parser(), "fleetopt"
     try:
+        options = parser.parse_args(arguments)
+        name = f"fleetopt {options.command}"
         code = _run(parser, options, arguments)
         sys.stdout.flush()
     except BadInput as error:
-        print(f"fleetopt {command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"fleetopt {command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader had enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -51,7 +51,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--print-completion",
         action=_PrintCompletion,
-        choices=("bash", "zsh", "tcsh"),
+        choices=("bash", "zsh"),
         default=argparse.SUPPRESS,
         help='print a completion script: eval "$(fleetopt --print-completion bash)"',
     )
