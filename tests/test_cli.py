@@ -448,7 +448,7 @@ def test_the_table_says_what_the_json_says(fleetopt, default_plan):
     assert (shown.code, shown.err) == (OK, "")
     with pytest.raises(json.JSONDecodeError):
         json.loads(shown.out)
-    assert f"{plan['metrics']['tok_per_j']:.2f} tokens per joule" in shown.out
+    assert f"{plan['metrics']['tok_per_j']:.3g} tokens per joule" in shown.out
     for pool in plan["pools"]:
         assert f"{pool['window_tokens']:,}" in shown.out
     assert "azure-conv" in fleetopt("trace", "azure-conv").out

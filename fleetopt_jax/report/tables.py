@@ -39,7 +39,7 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
         table.add_row("time in prefill", *(_percent(pool["prefill_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(f"{pool['n_active']:,.0f}" for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
-    table.add_row("tokens per joule", *(f"{pool['tok_per_j']:.2f}" for pool in pools))
+    table.add_row("tokens per joule", *(f"{pool['tok_per_j']:.3g}" for pool in pools))
     table.add_row("P99 TTFT", *(_ms(pool["ttft_p99_s"]) for pool in pools))
     table.add_row("mean ITL", *(_ms(pool["itl_s"]) for pool in pools))
     if plan["assumptions"]["tail"] == "quantile":
@@ -71,12 +71,12 @@ def decision(plan: dict[str, Any]) -> dict[str, str]:
         counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
     gpus = " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
     edges = ", ".join(_edge(pool) for pool in pools[:-1])
-    saves = "no one-pool fleet holds the limits" if gain is None else _saved(gain, len(pools))
+    saves = "no one-pool fleet holds the limits" if gain is None else _saved(gain, plan)
     return {
         "Buy": f"{gpus} in {len(pools)} pool{'s' if len(pools) > 1 else ''}, for {workload['name']} at "
         f"{workload['arrival_rate_per_s']:,.6g} requests/s",
         "Split": f"at {edges} of prompt and output together" if edges else "nowhere: one pool takes all requests",
-        "Gain": f"{metrics['tok_per_j']:.2f} tokens per joule, {saves}",
+        "Gain": f"{metrics['tok_per_j']:.3g} tokens per joule, {saves}",
         "Limited by": _tightest(plan),
         "Sure": _sure(plan),
     }
@@ -112,12 +112,21 @@ def _sure(plan: dict[str, Any]) -> str:
     return f"{found}; {trust}"
 
 
-def _saved(gain: float, n_pools: int) -> str:
+def _saved(gain: float, plan: dict[str, Any]) -> str:
     """The gain over one pool, and a plain word where splitting is not worth its trouble."""
-    hardly = ": splitting by length hardly pays here" if n_pools > 1 and gain < HARDLY else ""
-    return f"{gain:.{3 if gain < 1.1 else 2}f}x the best one-pool fleet{hardly}"
+    times = f"{gain:.{3 if gain < 1.1 else 2}f}x the best one-pool fleet"
+    if gain < 0.9995:
+        why = "which the budget rules out" if plan["budget"] else f"for what is sought is {SOUGHT[plan['objective']]}"
+        return f"{times}, {why}"
+    return times + (": splitting by length hardly pays here" if len(plan["pools"]) > 1 and gain < HARDLY else "")
 
 
+SOUGHT = {
+    "tok_per_j": "tokens per joule",
+    "usd": "the lowest cost",
+    "power": "the lowest power",
+    "gpus": "the fewest GPUs",
+}
 HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
 
 
