@@ -24,8 +24,8 @@ def route(router: dict, prompt_tokens: int, output_tokens: int, compressed_ok: b
         longest = pool["max_total_tokens"]
         if total <= longest:
             return pool["url"], prompt_tokens
-        if compressible and total <= pool.get("compress_up_to_tokens", 0):
-            return pool["url"], max(1, longest - output_tokens)
+        if compressible and total <= pool.get("compress_up_to_tokens", 0) and output_tokens < longest:
+            return pool["url"], longest - output_tokens
     raise TooLong(f"{total} tokens, the longest request is one of {router['pools'][-1]['max_total_tokens']}")
 
 

@@ -49,7 +49,7 @@ CHECKS = {  # what vLLM checks of several values at once: the file and the words
     ),
     "fp8 is for fp8 checkpoints; fp8_per_tensor quantizes others": (
         "vllm/model_executor/layers/quantization/fp8.py",
-        '"instead. See "',
+        "method no longer supports online",
     ),
 }
 ENGINE_ARGS = "vllm/engine/arg_utils.py"

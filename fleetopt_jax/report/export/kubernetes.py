@@ -31,8 +31,12 @@ def kubernetes_document(fleet: FleetLaunch, *, gpu_products: Mapping[str, str] =
     unlabelled = sorted({pool.gpu for pool in fleet.pools} - set(gpu_products))
     notes = [
         *fleet.notes,
-        "A Service alone picks an instance at random. Gated checkpoints read the key token of a Secret hf-token.",
-        *(f"The nodes of {gpu} are not selected: add a nodeSelector if the cluster has other GPUs." for gpu in unlabelled),
+        "A Service alone picks an instance at random. For gated checkpoints: kubectl create secret generic hf-token "
+        "--from-literal=token=...",
+        *(
+            f"The nodes of {gpu} are not selected: add a nodeSelector if the cluster has other GPUs."
+            for gpu in unlabelled
+        ),
         *(f"{pool.name}: {note}" for pool in fleet.pools for note in pool.notes),
     ]
     manifests = [_config_map(fleet)]
@@ -63,12 +67,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     doubtful = not text[:1].isalpha() or text.lower() in ("y", "n")
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if doubtful else None)
+    style = "|" if "\n" in text else '"' if doubtful else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Dumper.add_representer(str, _quoted)
+_Dumper.add_representer(str, _text)
 
 
 def _labels(fleet: FleetLaunch, pool: PoolLaunch | None = None) -> dict[str, str]:
@@ -135,13 +140,14 @@ def _pod(pool: PoolLaunch, gpu_products: Mapping[str, str]) -> dict[str, Any]:
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": {"limits": {"nvidia.com/gpu": str(pool.gpus_per_instance)}},
         "startupProbe": _probe(START_S // PROBE_S),
-        "readinessProbe": _probe(1),
+        "readinessProbe": _probe(3),
         "livenessProbe": _probe(6),
     }
     pod: dict[str, Any] = {
         # A Service named vllm would set VLLM_PORT, which vLLM reads as its own.
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
     }
     if pool.gpu in gpu_products:

@@ -1,4 +1,4 @@
-"""What each pool of a plan has to run, whatever starts it: the checkpoint and vLLM's flags, equal to what the laws assumed.
+"""What each pool of a plan has to run, whatever starts it: the checkpoint and vLLM's flags, as the laws assumed them.
 
 vLLM's own defaults are not those of the laws (it takes more of the memory, and larger steps on the largest GPUs), so
 every number a law reads is said.
@@ -78,6 +78,7 @@ class _Workload(_Part):
 
 class _Plan(_Part):
     schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
+    status: str = "feasible"
     assume: str = "physical"
     dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
     workload: _Workload
@@ -172,16 +173,14 @@ def _llm_name(pool: _Pool) -> str:
     return pool.llm.lower() if pool.llm.lower() in LLMS else pool.llm
 
 
-def _pool_launch(
-    where: str, name: str, pool: _Pool, models: Mapping[str, str], assumptions: Assumptions
-) -> PoolLaunch:
+def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], assumptions: Assumptions) -> PoolLaunch:
     model, quantization, longest_tokens, notes = _checkpoint(where, pool, models)
     window_tokens = pool.window_tokens
     if longest_tokens is not None and window_tokens > longest_tokens:
         window_tokens = longest_tokens
         notes.append(
-            f"The plan's window of {pool.window_tokens:,} tokens is beyond the {longest_tokens:,} positions of {model}: "
-            "the router refuses longer requests. Name a checkpoint that reaches further with --model."
+            f"The plan's window of {pool.window_tokens:,} tokens is beyond {model}, which has {longest_tokens:,} "
+            "positions: the router refuses longer requests. Name a checkpoint that reaches further with --model."
         )
     gpu = gpu_entry(pool.gpu, f"{where}.gpu")
     step_tokens = gpu.batched_tokens if assumptions.prefill == "compute" else int(gpu.chunk_tokens)
@@ -197,7 +196,9 @@ def _pool_launch(
         )
     if pool.clock_frac < 1:
         permille = round(1000 * pool.clock_frac)
-        notes.append(f"On every host of this pool, as root: lock the GPUs' cores at {permille / 10:g} % of the top clock:")
+        notes.append(
+            f"On every host of this pool, as root: lock the GPUs' cores at {permille / 10:g} % of the top clock:"
+        )
         notes.append(
             "nvidia-smi -lgc 0,$(( $(nvidia-smi --query-gpu=clocks.max.sm --format=csv,noheader,nounits | head -n 1) "
             f"* {permille} / 1000 ))"
@@ -228,9 +229,9 @@ def _pool_launch(
 def _checkpoint(where: str, pool: _Pool, models: Mapping[str, str]) -> tuple[str, str | None, int | None, list[str]]:
     """(checkpoint, its --quantization, its longest sequence where known [tokens], notes).
 
-    A quantized checkpoint says so in its own config, and vLLM refuses a flag that says otherwise. Only to fp8 are 16-bit
-    weights quantized as they are loaded: vLLM's mxfp4 takes more layers than the plan's (experts only), and it has no
-    int4. `fp8` itself is for checkpoints since 0.33.0; `fp8_per_tensor` is what it was.
+    A quantized checkpoint says so in its own config, and vLLM refuses a flag that says otherwise. 16-bit weights are
+    quantized as they are loaded to fp8 alone: vLLM's mxfp4 takes more layers than the plan's (experts only), and it has
+    no int4. In this release `fp8` is for fp8 checkpoints; `fp8_per_tensor` makes fp8 of others.
     """
     llm = _llm_name(pool)
     asked = pool.precision and pool.precision.lower()
@@ -263,11 +264,12 @@ def _served_name(pool: _Pool) -> str:
 
 def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
     how = {
-        "jsq": "to the instance with the fewest requests (least outstanding requests)",
+        "jsq": "to the instance with the fewest requests",
         "round_robin": "to its instances in turn",
         "random": "to an instance at random",
     }[plan.dispatch]
-    notes = [f"Within a pool the plan sends a request {how}: set the load balancer in front of each pool so."]
+    notes = ["The plan breaks a limit of its own: see fleetopt evaluate."] if plan.status == "infeasible" else []
+    notes += [f"Within a pool the plan sends a request {how}: set the load balancer in front of each pool so."]
     if any(pool.gamma > 1 for pool in plan.pools):
         notes.append("The plan compresses prompts at the boundaries: without a compressor its fleet is too small.")
     if assumptions.lengths != "trace" or assumptions.kv_cache != "paged":
