@@ -24,7 +24,7 @@ from fleetopt_jax.workload.readers import first_problem
 
 VLLM_RELEASE = "0.33.0"
 PORT = 8000
-GPUS_PER_HOST = 8  # of the hosts most GPUs come in
+GPUS_PER_HOST, OTHER_HOSTS = 8, {"gb200": 4}  # NVL72 is of trays of four
 NAME_LENGTH = 30  # of the fleet; leaves room for the pool, and for what Kubernetes appends, in the 63 of a label
 
 
@@ -189,10 +189,11 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
             f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.max_num_seqs:,} of one "
             "token for every sequence."
         )
-    if pool.tp > GPUS_PER_HOST:
+    host_gpus = OTHER_HOSTS.get(pool.gpu.lower(), GPUS_PER_HOST)
+    if pool.tp > host_gpus:
         notes.append(
-            f"{pool.tp} GPUs are more than most hosts have: vLLM then needs --nnodes or a Ray cluster, "
-            "and the laws assume NVLink between all of them."
+            f"{pool.tp} GPUs of one instance are more than the {host_gpus} of a host: vLLM then needs --nnodes or Ray, "
+            "which is not written here, and the laws assume NVLink between all of them."
         )
     if pool.clock_frac < 1:
         permille = round(1000 * pool.clock_frac)
