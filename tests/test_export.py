@@ -121,9 +121,11 @@ def check_all(document: dict, **options) -> None:
     """What holds of every export: the release's flags, one source for both targets, exact numbers, inert text."""
     fleet = fleet_launch(document, "plan.json", **options)
     given_pools = document["pools"]
-    text = kubernetes_yaml(kubernetes_document(fleet))
+    both = {"vllm": vllm_document(fleet), "kubernetes": kubernetes_document(fleet)}
+    assert json.loads(json.dumps(both, allow_nan=False)) == both
+    script, text = vllm_script(both["vllm"]), kubernetes_yaml(both["kubernetes"])
+    assert list(yaml.safe_load_all(text)) == both["kubernetes"]["manifests"]
     kinds = manifests_of(text)
-    script = vllm_script(vllm_document(fleet))
     deployments, services, (config,) = kinds["Deployment"], kinds["Service"], kinds["ConfigMap"]
     assert len(fleet.pools) == len(given_pools) == len(deployments) == len(services)
     for pool, asked, deployment, service in zip(fleet.pools, given_pools, deployments, services, strict=True):
@@ -334,6 +336,7 @@ def test_names_cannot_break_out(text, tmp_path):
         (plan({"max_num_seqs": 0}), {}, "pools.0.max_num_seqs"),
         (plan({"window_tokens": 4096.5}), {}, "pools.0.window_tokens"),
         (plan({}, {"window_tokens": 4096}), {}, "rising"),
+        (plan({"gamma": math.inf}), {}, "pools.0.gamma"),
         (plan({"gpu": "h10"}), {}, "plan.json, pools.0.gpu"),
         (plan({"llm": "llama-3.1-7b"}), {}, "plan.json, pools.0.llm"),
         (plan({"precision": "fp6"}), {}, "plan.json, pools.0.precision"),

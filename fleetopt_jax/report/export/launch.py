@@ -65,7 +65,7 @@ class _Pool(_Part):
     tp: Annotated[int, Field(ge=1, le=10**6)]
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
     max_num_seqs: Annotated[int, Field(ge=1, le=10**9)]
-    gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    gamma: Annotated[float, Field(ge=1, le=10**6)] = 1.0
     precision: str | None = None
     kv_precision: str = "bf16"
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0

@@ -1,6 +1,5 @@
 """The router's thresholds as a plain file. Which requests they send where is the law of `fleet/traffic.py`."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,12 +23,12 @@ def router_document(
     """Pools in the order they are asked, each with the longest request it serves as it is and, where it compresses, the
     longest it takes. Lengths are whole tokens, so that the edge gamma B is rounded down."""
     reach = MAX_SHRINK if compression == "prompt_only" else math.inf
-    edges = itertools.accumulate((b * min(g, reach) for b, g in zip(windows_of_plan, gammas, strict=True)), max)
     pools = []
-    for name, longest, window, edge in zip(names, max_total_tokens, windows_of_plan, edges, strict=True):
+    for name, longest, window, gamma in zip(names, max_total_tokens, windows_of_plan, gammas, strict=True):
         pool: dict[str, Any] = {"name": name, "url": f"http://{name}:{port}", "max_total_tokens": longest}
-        if math.floor(edge) > window:
-            pool["compress_up_to_tokens"] = math.floor(edge)
+        edge = math.floor(window * min(gamma, reach))
+        if edge > window:
+            pool["compress_up_to_tokens"] = edge
         pools.append(pool)
     document: dict[str, Any] = {
         "schema": SCHEMA,
