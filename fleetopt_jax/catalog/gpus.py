@@ -19,7 +19,7 @@ class GpuEntry:
     chunk_tokens: float  # prefill chunk its engines default to; as published for A100, H100 and B200
     source: str
     # vLLM's server defaults (get_batch_defaults in vllm/engine/arg_utils.py): 1024 sequences and 8192 tokens on boards
-    # of 70 GiB and more that are not an A100, else 256 and 2048.
+    # of 70 GiB and more that are not an A100, else 256 and 2048. (0.33.0: 16384 tokens from 160 GiB on.)
     max_num_seqs: int = 1024  # most sequences in flight
     batched_tokens: int = 8192  # most tokens of one engine step (max_num_batched_tokens)
 

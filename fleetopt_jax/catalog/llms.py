@@ -37,6 +37,8 @@ class LlmEntry:
     title: str
     architecture: Architecture
     source: str
+    repository: str | None = None  # of the checkpoint on Hugging Face
+    max_position_tokens: int | None = None  # longest sequence of that checkpoint (max_position_embeddings) [tokens]
 
 
 def at_precision(
@@ -110,12 +112,13 @@ def _entry(
     experts: tuple[int, int, int] = (0, 0, 0),
     window: tuple[int, int] = (0, 0),
     latent: tuple[int, int] = (0, 0),
+    positions: int,
     precision: str = "bf16",
 ) -> LlmEntry:
     """An LLM with untied embeddings.
 
     shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E;
-    window: tokens, layers that have it; latent: its length, rotary part.
+    window: tokens, layers that have it; latent: its length, rotary part; positions: of the longest sequence.
     """
     architecture = Architecture(
         **dict(zip(("layers", "hidden", "q_heads", "kv_heads", "head_dim"), shape)),
@@ -126,7 +129,7 @@ def _entry(
         embedding_params=params[2],
         native_precision=precision,
     )
-    return LlmEntry(title, architecture, f"config.json of {repository}")
+    return LlmEntry(title, architecture, f"config.json of {repository}", repository, positions)
 
 
 LLMS = {
@@ -135,42 +138,49 @@ LLMS = {
         "meta-llama/Llama-3.1-8B",
         shape=(32, 4096, 32, 8, 128),
         params=(1_342_177_280, 5_637_144_576, 525_336_576),
+        positions=131_072,
     ),
     "llama-3.1-70b": _entry(
         "Llama 3.1 70B",
         "meta-llama/Llama-3.1-70B",
         shape=(80, 8192, 64, 8, 128),
         params=(12_079_595_520, 56_371_445_760, 1_050_673_152),
+        positions=131_072,
     ),
     "llama-3.1-405b": _entry(
         "Llama 3.1 405B",
         "meta-llama/Llama-3.1-405B",
         shape=(126, 16384, 128, 8, 128),
         params=(71_873_593_344, 329_772_957_696, 2_101_346_304),
+        positions=131_072,
     ),
     "llama-3.3-70b": _entry(
         "Llama 3.3 70B",
         "meta-llama/Llama-3.3-70B-Instruct",
         shape=(80, 8192, 64, 8, 128),
         params=(12_079_595_520, 56_371_445_760, 1_050_673_152),
+        positions=131_072,
     ),
     "qwen3-8b": _entry(
         "Qwen3 8B",
         "Qwen/Qwen3-8B",
         shape=(36, 4096, 32, 8, 128),
         params=(1_509_949_440, 5_435_817_984, 622_329_856),
+        positions=40_960,
     ),
     "qwen3-14b": _entry(
         "Qwen3 14B",
         "Qwen/Qwen3-14B",
         shape=(40, 5120, 40, 8, 128),
         params=(2_516_582_400, 10_695_475_200, 777_912_320),
+        positions=40_960,
     ),
     "qwen3-32b": _entry(
         "Qwen3 32B",
         "Qwen/Qwen3-32B",
         shape=(64, 5120, 64, 8, 128),
         params=(6_039_797_760, 25_165_824_000, 777_912_320),
+        positions=40_960,
     ),
     "qwen3-30b-a3b": _entry(
         "Qwen3 30B-A3B (MoE, 8 of 128 experts)",
@@ -178,6 +188,7 @@ LLMS = {
         shape=(48, 2048, 32, 4, 128),
         params=(905_969_664, 12_582_912, 311_164_928),
         experts=(28_991_029_248, 8, 128),
+        positions=40_960,
     ),
     "qwen3-235b-a22b": _entry(
         "Qwen3 235B-A22B (MoE, 8 of 128 experts)",
@@ -185,6 +196,7 @@ LLMS = {
         shape=(94, 4096, 64, 4, 128),
         params=(6_702_497_792, 49_283_072, 622_329_856),
         experts=(227_096_395_776, 8, 128),
+        positions=40_960,
     ),
     "qwen3-coder-480b-a35b": _entry(
         "Qwen3-Coder 480B-A35B (MoE, 8 of 160 experts)",
@@ -192,6 +204,7 @@ LLMS = {
         shape=(62, 6144, 96, 8, 128),
         params=(10_141_827_072, 60_948_480, 933_494_784),
         experts=(468_084_326_400, 8, 160),
+        positions=262_144,
     ),
     "deepseek-v3": _entry(
         "DeepSeek-V3 (MoE, 8 of 256 experts, MLA, fp8)",
@@ -201,6 +214,7 @@ LLMS = {
         experts=(653_908_770_816, 8, 256),
         latent=(512, 64),
         precision="fp8",
+        positions=163_840,
     ),
     "gpt-oss-20b": _entry(
         "gpt-oss 20B (MoE, 4 of 32 experts, mxfp4)",
@@ -210,6 +224,7 @@ LLMS = {
         experts=(19_110_297_600, 4, 32),
         window=(128, 12),
         precision="mxfp4",
+        positions=131_072,
     ),
     "gpt-oss-120b": _entry(
         "gpt-oss 120B (MoE, 4 of 128 experts, mxfp4)",
@@ -219,6 +234,7 @@ LLMS = {
         experts=(114_661_785_600, 4, 128),
         window=(128, 18),
         precision="mxfp4",
+        positions=131_072,
     ),
 }
 

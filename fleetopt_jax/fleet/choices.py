@@ -50,9 +50,11 @@ WHOLE_SHARE: dict[str, Callable[[Workload, Assumptions], ArrayLike]] = {
 
 # compression: which requests can give way to a shorter window, and the share of the tries that succeeds
 
+PROMPT_LEAD_TOKENS = 2.0  # by which a prompt that can give way exceeds its output: half the length and a token
+
 COMPRESSIBLE: dict[str, Callable[[Array, Array], Array]] = {
     "free": lambda prompt, output: jnp.ones_like(prompt),
-    "prompt_only": lambda prompt, output: jnp.where(prompt >= output + 2.0, 1.0, 0.0),  # half the length and a token
+    "prompt_only": lambda prompt, output: jnp.where(prompt >= output + PROMPT_LEAD_TOKENS, 1.0, 0.0),
 }
 REACH: dict[str, Callable[[Array], Array]] = {  # the gamma that counts: no prompt shrinks below nothing
     "free": lambda gamma: gamma,

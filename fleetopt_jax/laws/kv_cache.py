@@ -17,7 +17,7 @@ from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.llm import Llm, kv_split, weight_bytes
 
 BLOCK_TOKENS = 16.0  # tokens of a KV block (vLLM's default)
-MEMORY_UTILIZATION = 0.90  # share of GPU memory the engine may use (vLLM's default)
+MEMORY_UTILIZATION = 0.90  # share of GPU memory the engine may use (vLLM's default once; 0.92 in 0.33.0)
 WORKSPACE_BYTES = 3 * 1024.0**3  # activations and captured graphs of one GPU; vLLM logged 4 to 9 GiB on one B200 node
 OVERFLOW_Z = 2.3263478740408408  # standard normal quantile of 0.99: KV demand exceeds capacity 1 % of the time
 

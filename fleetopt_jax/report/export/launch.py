@@ -1,0 +1,278 @@
+"""What each pool of a plan has to run, whatever starts it: the checkpoint and vLLM's flags, as the laws assumed them.
+
+vLLM's own defaults are not those of the laws (it takes more of the memory, and larger steps on the largest GPUs), so
+every number a law reads is said.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, llm_entry
+from fleetopt_jax.core.errors import BadInput, unknown_name
+from fleetopt_jax.fleet.assumptions import Assumptions, parse_assumptions
+from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
+from fleetopt_jax.optimize.plan import SCHEMA
+from fleetopt_jax.report.export.router import router_document
+from fleetopt_jax.workload.readers import first_problem
+
+VLLM_RELEASE = "0.33.0"
+PORT = 8000
+GPUS_PER_HOST, OTHER_HOSTS = 8, {"gb200": 4}  # NVL72 is of trays of four
+NAME_LENGTH = 30  # of the fleet; leaves room for the pool, and for what Kubernetes appends, in the 63 of a label
+
+
+@dataclass(frozen=True)
+class PoolLaunch:
+    """One pool's instances, all alike."""
+
+    name: str
+    gpu: str
+    n_instances: int
+    gpus_per_instance: int
+    window_tokens: int  # longest request, prompt + output [tokens]
+    args: tuple[str, ...]  # of `vllm serve`: the checkpoint, then --flag or --flag=value
+    notes: tuple[str, ...]  # what whoever starts it must know or do
+
+
+@dataclass(frozen=True)
+class FleetLaunch:
+    """All pools, shortest window first, and the router in front of them."""
+
+    name: str
+    title: str
+    pools: tuple[PoolLaunch, ...]
+    router: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class _Part(BaseModel):
+    """Fields we compute may be there; those we read must be right."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Pool(_Part):
+    window_tokens: Annotated[int, Field(ge=1, le=10**9)]
+    gpu: str
+    llm: Annotated[str, Field(min_length=1)]
+    tp: Annotated[int, Field(ge=1, le=10**6)]
+    n_instances: Annotated[int, Field(ge=1, le=10**9)]
+    max_num_seqs: Annotated[int, Field(ge=1, le=10**9)]
+    gamma: Annotated[float, Field(ge=1, le=10**6)] = 1.0
+    precision: str | None = None
+    kv_precision: str = "bf16"
+    clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
+
+
+class _Workload(_Part):
+    name: str
+    arrival_rate_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Plan(_Part):
+    schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
+    status: str = "feasible"
+    assume: str = "physical"
+    dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
+    workload: _Workload
+    pools: Annotated[list[_Pool], Field(max_length=16)]
+
+
+def fleet_launch(
+    document: Any, where: str, *, models: Mapping[str, str] | None = None, name: str = "fleetopt"
+) -> FleetLaunch:
+    """What starts the fleet of a plan document (`plan_to_json`), or `BadInput` naming the place in `where`.
+
+    `models` names checkpoints: of an LLM of the plan in its own precision ("llama-3.1-70b"), or in the one that follows
+    a colon ("llama-3.1-70b:fp8"), which then carries it in its own config. `name` begins the name of every pool.
+    """
+    plan = _read(document, where)
+    models = _checked_models(models or {}, plan)
+    fleet = dns_label(name, NAME_LENGTH)
+    assumptions = parse_assumptions(plan.assume, f"{where}, assume")
+    pools = tuple(
+        _pool_launch(f"{where}, pools.{k}", f"{fleet}-pool-{pool.window_tokens}", pool, models, assumptions)
+        for k, pool in enumerate(plan.pools)
+    )
+    n_instances = sum(pool.n_instances for pool in pools)
+    n_gpus = sum(pool.n_instances * pool.gpus_per_instance for pool in pools)
+    return FleetLaunch(
+        name=fleet,
+        title=plain(
+            f"{plan.workload.name} at {plan.workload.arrival_rate_per_s:,.6g} requests/s: "
+            f"{n_instances:,} instances on {n_gpus:,} GPUs, vLLM {VLLM_RELEASE}"
+        ),
+        pools=pools,
+        router=router_document(
+            [pool.name for pool in pools],
+            [pool.window_tokens for pool in pools],
+            windows_of_plan=[pool.window_tokens for pool in plan.pools],
+            gammas=[pool.gamma for pool in plan.pools],
+            compression=assumptions.compression,
+            dispatch=plan.dispatch,
+            port=PORT,
+        ),
+        notes=_fleet_notes(plan, assumptions),
+    )
+
+
+def dns_label(text: str, length: int) -> str:
+    """`text` as at most `length` small ASCII letters, digits and inner dashes, a letter first (RFC 1035)."""
+    label = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
+    if not label[:1].isalpha():
+        label = f"fleet-{label}"
+    return label[:length].strip("-")
+
+
+def plain(text: str) -> str:
+    """`text` on one line: what a comment may hold."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _read(document: Any, where: str) -> _Plan:
+    try:
+        plan = _Plan.model_validate(document)
+    except ValidationError as error:
+        raise BadInput(
+            where, first_problem(error), f"need a {SCHEMA} file as fleetopt optimize --json prints it"
+        ) from None
+    if not plan.pools:
+        raise BadInput(where, "the plan has no pools: no fleet held its limits", "need a feasible plan")
+    windows = [pool.window_tokens for pool in plan.pools]
+    if windows != sorted(set(windows)):
+        raise BadInput(where, f"pools.window_tokens = {windows}", "need rising windows")
+    for k, pool in enumerate(plan.pools):
+        if pool.precision is not None and pool.precision.lower() not in PRECISIONS:
+            raise unknown_name(f"{where}, pools.{k}.precision", pool.precision, PRECISIONS)
+        if pool.kv_precision.lower() not in KV_BYTES:
+            raise unknown_name(f"{where}, pools.{k}.kv_precision", pool.kv_precision, KV_BYTES)
+    return plan
+
+
+def _checked_models(models: Mapping[str, str], plan: _Plan) -> dict[str, str]:
+    """Refuse a checkpoint nobody asked for, and a name that vLLM would read as a flag or nobody could read."""
+    llms = dict.fromkeys(_llm_name(pool) for pool in plan.pools)
+    known = [key for llm in llms for key in (llm, *(f"{llm}:{precision}" for precision in PRECISIONS))]
+    models = {key.lower() if key.lower() in known else key: model for key, model in models.items()}
+    for key, model in models.items():
+        if key not in known:
+            raise unknown_name("--model", key, known)
+        if not model or model.startswith("-") or not model.isprintable():
+            raise BadInput("--model", f"{key}={model}", "need the name or the path of a checkpoint")
+    return models
+
+
+def _llm_name(pool: _Pool) -> str:
+    return pool.llm.lower() if pool.llm.lower() in LLMS else pool.llm
+
+
+def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], assumptions: Assumptions) -> PoolLaunch:
+    model, quantization, longest_tokens, notes = _checkpoint(where, pool, models)
+    window_tokens = pool.window_tokens
+    if longest_tokens is not None and window_tokens > longest_tokens:
+        window_tokens = longest_tokens
+        notes.append(
+            f"The plan's window of {pool.window_tokens:,} tokens is beyond {model}, which has {longest_tokens:,} "
+            "positions: the router refuses longer requests. Name a checkpoint that reaches further with --model."
+        )
+    gpu = gpu_entry(pool.gpu, f"{where}.gpu")
+    step_tokens = gpu.batched_tokens if assumptions.prefill == "compute" else int(gpu.chunk_tokens)
+    if pool.max_num_seqs > step_tokens:
+        notes.append(
+            f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.max_num_seqs:,} of one "
+            "token for every sequence."
+        )
+    host_gpus = OTHER_HOSTS.get(pool.gpu.lower(), GPUS_PER_HOST)
+    if pool.tp > host_gpus:
+        notes.append(
+            f"{pool.tp} GPUs of one instance are more than the {host_gpus} of a host: vLLM then needs --nnodes or Ray, "
+            "which is not written here, and the laws assume NVLink between all of them."
+        )
+    if pool.clock_frac < 1:
+        permille = round(1000 * pool.clock_frac)
+        notes.append(
+            f"On every host of this pool, as root: lock the GPUs' cores at {permille / 10:g} % of the top clock:"
+        )
+        notes.append(
+            "nvidia-smi -lgc 0,$(( $(nvidia-smi --query-gpu=clocks.max.sm --format=csv,noheader,nounits | head -n 1) "
+            f"* {permille} / 1000 ))"
+        )
+    flags: dict[str, Any] = {
+        "served-model-name": _served_name(pool),
+        "tensor-parallel-size": pool.tp,
+        "max-model-len": window_tokens,
+        "max-num-seqs": pool.max_num_seqs,
+        "max-num-batched-tokens": max(step_tokens, pool.max_num_seqs),
+        "enable-chunked-prefill": None,
+        "gpu-memory-utilization": MEMORY_UTILIZATION,
+        **({"quantization": quantization} if quantization else {}),
+        **({"kv-cache-dtype": "fp8"} if pool.kv_precision.lower() == "fp8" else {}),
+        "port": PORT,
+    }
+    return PoolLaunch(
+        name=name,
+        gpu=pool.gpu.lower(),
+        n_instances=pool.n_instances,
+        gpus_per_instance=pool.tp,
+        window_tokens=window_tokens,
+        args=(model, *(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())),
+        notes=tuple(plain(note) for note in notes),
+    )
+
+
+def _checkpoint(where: str, pool: _Pool, models: Mapping[str, str]) -> tuple[str, str | None, int | None, list[str]]:
+    """(checkpoint, its --quantization, its longest sequence where known [tokens], notes).
+
+    A quantized checkpoint says so in its own config, and vLLM refuses a flag that says otherwise. 16-bit weights are
+    quantized as they are loaded to fp8 alone: vLLM's mxfp4 takes more layers than the plan's (experts only), and it has
+    no int4. In this release `fp8` is for fp8 checkpoints; `fp8_per_tensor` makes fp8 of others.
+    """
+    llm = _llm_name(pool)
+    asked = pool.precision and pool.precision.lower()
+    if f"{llm}:{asked}" in models:
+        return models[f"{llm}:{asked}"], None, None, []
+    entry = llm_entry(llm, f"{where}.llm")
+    native = entry.architecture.native_precision
+    precision = asked or native
+    quantized = precision == "fp8" and native == "bf16"
+    if precision != native and not quantized:
+        note = f"vLLM cannot make {precision} of the {native} checkpoint: name one with --model {llm}:{precision}=NAME."
+        return f"<checkpoint of {plain(llm)} in {precision}>", None, None, [note]
+    flag = "fp8_per_tensor" if quantized else None
+    if llm in models:
+        return models[llm], flag, None, []
+    if entry.repository is None:
+        note = f"{llm} describes a model and does not name it: name its checkpoint with --model {llm}=NAME."
+        return f"<checkpoint of {plain(llm)}>", flag, None, [note]
+    return entry.repository, flag, entry.max_position_tokens, []
+
+
+def _served_name(pool: _Pool) -> str:
+    """One name for all precisions, so that a client need not know which pool answers."""
+    name = _llm_name(pool)
+    if name not in LLMS:  # .../my-model/config.json, .../my-model.json
+        path = PurePath(name)
+        name = plain(path.parent.name if path.stem == "config" else path.stem).strip()
+    return name or "model"
+
+
+def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
+    how = {
+        "jsq": "to the instance with the fewest requests",
+        "round_robin": "to its instances in turn",
+        "random": "to an instance at random",
+    }[plan.dispatch]
+    notes = ["The plan breaks a limit of its own: see fleetopt evaluate."] if plan.status == "infeasible" else []
+    notes += [f"Within a pool the plan sends a request {how}: set the load balancer in front of each pool so."]
+    if any(pool.gamma > 1 for pool in plan.pools):
+        notes.append("The plan compresses prompts at the boundaries: without a compressor its fleet is too small.")
+    if assumptions.lengths != "trace" or assumptions.kv_cache != "paged":
+        notes.append(f"The plan was made under '{plain(plan.assume)}', which is not how vLLM works: see the ledger.")
+    return tuple(plain(note) for note in notes)

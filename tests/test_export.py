@@ -1,0 +1,501 @@
+"""A plan as vLLM command lines, Kubernetes manifests and a router: the laws' numbers, and names that break nothing."""
+
+import json
+import math
+import re
+import runpy
+import shlex
+import subprocess
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax.numpy as jnp
+import kubernetes_validate
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.llms import LLMS
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.fleet.assumptions import PUBLISHED, parse_assumptions
+from fleetopt_jax.fleet.fleet import make_fleet
+from fleetopt_jax.fleet.traffic import route as routing_law
+from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
+from fleetopt_jax.optimize.plan import make_problem, plan_to_json
+from fleetopt_jax.optimize.search import evaluate_given
+from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document, kubernetes_yaml
+from fleetopt_jax.report.export.launch import VLLM_RELEASE, dns_label, fleet_launch
+from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
+from fleetopt_jax.simulate.requests import Requests
+from fleetopt_jax.simulate.routing import REJECTED, route_requests
+from fleetopt_jax.workload.atoms import make_workload
+
+ROOT = Path(__file__).parents[1]
+RELEASE = json.loads((ROOT / "tests" / "vllm_flags.json").read_text())
+ROUTER = runpy.run_path(str(ROOT / "experiments" / "router.py"))
+KUBERNETES = "1.37"
+HOSTILE = [
+    "; rm -rf /",
+    "{{x}}",
+    "$(reboot)",
+    "`reboot`",
+    "a\nb: c",
+    "é漢字\u202e",
+    "x" * 300,
+    "'\"\\",
+    "",
+    "-",
+    "# y",
+    "y",
+]
+
+
+def plan(*pools: dict, **fields) -> dict:
+    """A plan document with what the export reads."""
+    base = {"gpu": "h100", "llm": "llama-3.1-70b", "tp": 8, "n_instances": 3, "max_num_seqs": 256, "gamma": 1.0}
+    base |= {"precision": "bf16", "kv_precision": "bf16", "clock_frac": 1.0}
+    return {
+        "schema": "fleetopt-plan/1",
+        "workload": {"name": "chat", "arrival_rate_per_s": 100.0},
+        "pools": [base | {"window_tokens": 4096 * 2**k} | pool for k, pool in enumerate(pools or [{}])],
+    } | fields
+
+
+def flags_of(args) -> dict[str, str | None]:
+    """Flag to value, as argparse reads --flag=value."""
+    assert not args[0].startswith("-")
+    found = [arg.split("=", 1) if "=" in arg else (arg, None) for arg in args[1:]]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def assert_allowed(args) -> None:
+    """Every flag is one of the release, of its type, in its bounds and among its choices."""
+    flags = flags_of(args)
+    for flag, value in flags.items():
+        law = RELEASE["flags"][flag]
+        kind = law["type"]
+        if kind == "bool":
+            assert value is None
+        elif "str" in kind:
+            assert value and value in law.get("choices", [value])
+        else:
+            number = {"int": int, "float": float}[kind](value)
+            assert str(number) == value
+            assert number >= law.get("ge", -math.inf) and number <= law.get("le", math.inf)
+            assert number > law.get("gt", -math.inf)
+    assert int(flags["--max-num-batched-tokens"]) >= int(flags["--max-num-seqs"])  # RELEASE["checks"]
+    assert flags.get("--quantization") != "fp8"  # would need an fp8 checkpoint, which needs no flag
+
+
+def manifests_of(text: str) -> dict[str, list[dict]]:
+    by_kind: dict[str, list[dict]] = {}
+    for manifest in yaml.safe_load_all(text):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        by_kind.setdefault(manifest["kind"], []).append(manifest)
+    return by_kind
+
+
+def as_kubelet(arg: str) -> str:
+    """Kubernetes fills in $(NAME), and reads $$ as $."""
+    assert not re.search(r"(?<!\$)(\$\$)*\$\(", arg)
+    return arg.replace("$$", "$")
+
+
+def write_program(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def run_with(directory: Path, command: list) -> subprocess.CompletedProcess:
+    """Run with the programs of a directory before the system's."""
+    return subprocess.run(command, env={"PATH": f"{directory}:/usr/bin:/bin"}, capture_output=True, check=True)
+
+
+def check_all(document: dict, **options) -> None:
+    """What holds of every export: the release's flags, one source for both targets, exact numbers, inert text."""
+    fleet = fleet_launch(document, "plan.json", **options)
+    given_pools = document["pools"]
+    both = {"vllm": vllm_document(fleet), "kubernetes": kubernetes_document(fleet)}
+    assert json.loads(json.dumps(both, allow_nan=False)) == both
+    script, text = vllm_script(both["vllm"]), kubernetes_yaml(both["kubernetes"])
+    assert list(yaml.safe_load_all(text)) == both["kubernetes"]["manifests"]
+    kinds = manifests_of(text)
+    deployments, services, (config,) = kinds["Deployment"], kinds["Service"], kinds["ConfigMap"]
+    assert len(fleet.pools) == len(given_pools) == len(deployments) == len(services)
+    for pool, asked, deployment, service in zip(fleet.pools, given_pools, deployments, services, strict=True):
+        assert_allowed(pool.args)
+        flags = flags_of(pool.args)
+        assert int(flags["--max-num-seqs"]) == asked["max_num_seqs"]
+        assert int(flags["--tensor-parallel-size"]) == asked["tp"] == pool.gpus_per_instance
+        assert int(flags["--max-model-len"]) == pool.window_tokens <= asked["window_tokens"]
+        assert float(flags["--gpu-memory-utilization"]) == MEMORY_UTILIZATION
+        spec = deployment["spec"]
+        (container,) = spec["template"]["spec"]["containers"]
+        assert [as_kubelet(arg) for arg in container["args"]] == list(pool.args)
+        assert spec["replicas"] == asked["n_instances"] == pool.n_instances
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": str(asked["tp"])}
+        labels = spec["template"]["metadata"]["labels"]
+        for selector in (spec["selector"]["matchLabels"], service["spec"]["selector"]):
+            assert selector.items() <= labels.items()
+            assert (
+                sum(selector.items() <= d["spec"]["template"]["metadata"]["labels"].items() for d in deployments) == 1
+            )
+        (port,) = service["spec"]["ports"]
+        assert [p["containerPort"] for p in container["ports"] if p["name"] == port["targetPort"]] == [
+            int(flags["--port"])
+        ]
+        assert service["metadata"]["name"] == pool.name
+        begin = script.index("exec vllm serve", script.index(f"\n{pool.name})\n"))
+        words = shlex.split(script[begin : script.index('"$@"', begin)].replace(" \\\n", " "))
+        assert words == ["exec", "vllm", "serve", *pool.args]
+    names = [m["metadata"]["name"] for found in kinds.values() for m in found]
+    assert len(set(names)) == len(names) - len(services)  # a Deployment and its Service share one
+    assert all(len(name) <= 63 and re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) for name in names)
+    assert json.loads(config["data"]["router.json"]) == fleet.router
+    assert [pool["url"] for pool in fleet.router["pools"]] == [
+        f"http://{s['metadata']['name']}:{s['spec']['ports'][0]['port']}" for s in services
+    ]
+    for pool, row in zip(fleet.pools, fleet.router["pools"], strict=True):
+        assert row["max_total_tokens"] == pool.window_tokens
+    comments = [line for line in text.split("\n---\n")[0].splitlines() if not line.startswith("#")]
+    assert not comments
+
+
+def test_the_release_is_the_one_whose_flags_are_tested():
+    assert RELEASE["release"] == VLLM_RELEASE
+    assert f"vllm/vllm-openai:v{RELEASE['release']}" == IMAGE
+    assert set(GPU_PRODUCTS) == set(GPUS)
+
+
+def test_a_plan_of_the_library_is_exported_as_it_is(h100, b200):
+    """The document itself, not a hand-made one: fields, types and the number of sequences the law found."""
+    workload = make_workload([100.0, 3000.0, 20_000.0], [50.0, 100.0, 100.0], arrival_rate_per_s=10.0)
+    problem = make_problem(workload, [h100, b200], n_pools=2, gamma=1.5, assume="published", assumptions=PUBLISHED)
+    windows = [2048, int(problem.window_tokens)]
+    found = evaluate_given(problem, (h100, b200), window_tokens=windows, gamma=[1.5, 1.0], n_instances=[4, 3])
+    document = json.loads(json.dumps(plan_to_json(found)))
+    check_all(document)
+    fleet = fleet_launch(document, "plan.json")
+    assert [flags_of(pool.args)["--max-num-seqs"] for pool in fleet.pools] == [
+        str(int(n)) for n in np.asarray(found.metrics.pools.n_max)
+    ]
+    assert [pool.gpu for pool in fleet.pools] == ["h100", "b200"]
+    assert [row.get("compress_up_to_tokens") for row in fleet.router["pools"]] == [3072, None]
+
+
+def test_the_catalog_names_every_checkpoint_and_its_longest_sequence():
+    for entry in LLMS.values():
+        assert entry.source == f"config.json of {entry.repository}" and entry.max_position_tokens >= 40_960
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+def test_step_and_memory_are_what_the_laws_assumed(gpu):
+    prefill = engine_choice(gpu, "llama-3.1-8b", 1).engine.prefill
+    one = {"gpu": gpu, "llm": "llama-3.1-8b", "tp": 1}
+    for assume, tokens in (("physical", prefill.budget_tokens), ("published", prefill.chunk_tokens)):
+        (pool,) = fleet_launch(plan(one, assume=assume), "plan.json").pools
+        assert int(flags_of(pool.args)["--max-num-batched-tokens"]) == int(tokens)
+
+
+def test_a_step_holds_a_token_of_every_sequence():
+    (pool,) = fleet_launch(plan({"gpu": "a100", "max_num_seqs": 4096}), "plan.json").pools
+    assert flags_of(pool.args)["--max-num-batched-tokens"] == "4096"
+    assert any("2,048 tokens a step" in note for note in pool.notes)
+
+
+@pytest.mark.parametrize(
+    ("llm", "precision", "model", "quantization"),
+    [
+        ("llama-3.1-70b", "bf16", "meta-llama/Llama-3.1-70B", None),
+        ("llama-3.1-70b", None, "meta-llama/Llama-3.1-70B", None),
+        ("Llama-3.1-70B", "FP8", "meta-llama/Llama-3.1-70B", "fp8_per_tensor"),
+        ("qwen3-30b-a3b", "fp8", "Qwen/Qwen3-30B-A3B", "fp8_per_tensor"),
+        ("deepseek-v3", "fp8", "deepseek-ai/DeepSeek-V3", None),  # its own config says fp8
+        ("gpt-oss-120b", "mxfp4", "openai/gpt-oss-120b", None),
+        ("llama-3.1-70b", "int4", None, None),
+        ("qwen3-30b-a3b", "mxfp4", None, None),
+        ("deepseek-v3", "bf16", None, None),
+        ("gpt-oss-120b", "fp8", None, None),
+    ],
+)
+def test_only_16_bit_checkpoints_are_quantized_and_only_to_fp8(llm, precision, model, quantization):
+    document = plan({"llm": llm, "precision": precision})
+    (pool,) = fleet_launch(document, "plan.json").pools
+    assert flags_of(pool.args).get("--quantization") == quantization
+    if model:
+        assert pool.args[0] == model and not pool.notes
+    else:  # nothing vLLM could take for a repository, and how to name one
+        assert "<" in pool.args[0] and f"--model {llm}:{precision}=" in pool.notes[0]
+        (named,) = fleet_launch(document, "plan.json", models={f"{llm}:{precision}": "me/mine"}).pools
+        assert named.args[0] == "me/mine" and not named.notes and "--quantization" not in flags_of(named.args)
+
+
+def test_a_named_checkpoint_of_its_own_precision_is_still_quantized():
+    (pool,) = fleet_launch(plan({"precision": "fp8"}), "p", models={"LLAMA-3.1-70b": "me/instruct"}).pools
+    assert pool.args[0] == "me/instruct" and flags_of(pool.args)["--quantization"] == "fp8_per_tensor"
+    (pool,) = fleet_launch(plan({"precision": "fp8"}), "p", models={"llama-3.1-70b:fp8": "me/instruct-FP8"}).pools
+    assert pool.args[0] == "me/instruct-FP8" and "--quantization" not in flags_of(pool.args)
+
+
+def test_the_kv_cache_is_held_in_8_bits_where_planned():
+    pools = fleet_launch(plan({}, {"kv_precision": "fp8"}), "plan.json").pools
+    assert [flags_of(pool.args).get("--kv-cache-dtype") for pool in pools] == [None, "fp8"]
+
+
+def test_an_llm_from_a_file_needs_its_checkpoint_named(tmp_path):
+    path = tmp_path / "my-model" / "config.json"
+    path.parent.mkdir()
+    shape = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=128, vocab_size=256, num_attention_heads=4)
+    path.write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **shape}))
+    document = plan({"llm": str(path), "tp": 1})
+    check_all(document)
+    (pool,) = fleet_launch(document, "plan.json").pools
+    assert pool.args[0].startswith("<") and f"--model {path}=NAME" in pool.notes[0]
+    (pool,) = fleet_launch(document, "plan.json", models={str(path): "/models/mine"}).pools
+    assert pool.args[0] == "/models/mine" and flags_of(pool.args)["--served-model-name"] == "my-model"
+
+
+def test_no_pool_is_longer_than_the_model():
+    document = plan({"llm": "qwen3-8b", "window_tokens": 60_000})
+    fleet = fleet_launch(document, "plan.json")
+    longest = LLMS["qwen3-8b"].max_position_tokens
+    assert flags_of(fleet.pools[0].args)["--max-model-len"] == str(longest)
+    assert "60,000" in fleet.pools[0].notes[0] and f"{longest:,}" in fleet.pools[0].notes[0]
+    assert ROUTER["route"](fleet.router, longest - 1, 1)[1] == longest - 1
+    with pytest.raises(ROUTER["TooLong"]):
+        ROUTER["route"](fleet.router, longest, 1)
+    (named,) = fleet_launch(document, "plan.json", models={"qwen3-8b": "me/qwen3-8b-yarn"}).pools
+    assert flags_of(named.args)["--max-model-len"] == "60000"
+
+
+def test_the_clock_is_a_command_to_run_as_root(tmp_path):
+    (pool,) = fleet_launch(plan({"clock_frac": 0.62345}), "plan.json").pools
+    command = next(note for note in pool.notes if note.startswith("nvidia-smi"))
+    write_program(tmp_path / "nvidia-smi", 'if [ "$1" = -lgc ]; then echo "$2"; else printf "1980\\n1980\\n"; fi')
+    ran = run_with(tmp_path, ["sh", "-c", command])
+    assert ran.stdout.decode().strip() == f"0,{1980 * 623 // 1000}"
+    assert not fleet_launch(plan(), "plan.json").pools[0].notes
+
+
+@pytest.mark.parametrize(("gpu", "tp", "said"), [("h100", 8, False), ("h100", 16, True), ("gb200", 8, True)])
+def test_more_gpus_than_a_host_has_are_said(gpu, tp, said):
+    (pool,) = fleet_launch(plan({"gpu": gpu, "tp": tp}), "plan.json").pools
+    assert any(note.startswith(f"{tp} GPUs") for note in pool.notes) == said
+
+
+def test_a_gpu_without_a_label_may_run_anywhere_and_that_is_said():
+    document = kubernetes_document(fleet_launch(plan(), "plan.json"), gpu_products={})
+    (deployment,) = manifests_of(kubernetes_yaml(document))["Deployment"]
+    assert "nodeSelector" not in deployment["spec"]["template"]["spec"]
+    assert any("h100" in note for note in document["notes"])
+    labelled = manifests_of(kubernetes_yaml(kubernetes_document(fleet_launch(plan(), "plan.json"))))["Deployment"][0]
+    assert labelled["spec"]["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": GPU_PRODUCTS["h100"]}
+
+
+def test_tensor_parallel_instances_share_memory():
+    single, several = manifests_of(
+        kubernetes_yaml(kubernetes_document(fleet_launch(plan({"tp": 1, "llm": "qwen3-8b"}, {"tp": 4}), "plan.json")))
+    )["Deployment"]
+    assert "volumes" not in single["spec"]["template"]["spec"]
+    (volume,) = several["spec"]["template"]["spec"]["volumes"]
+    (mount,) = several["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert volume["name"] == mount["name"] and mount["mountPath"] == "/dev/shm"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_cannot_break_out(text, tmp_path):
+    """Of the fleet, the workload and the checkpoint, as shells and Kubernetes read them."""
+    document = plan({"precision": "int4"}, {}, workload={"name": text, "arrival_rate_per_s": 1.0})
+    model = f"org/{text}" if text.isprintable() else "org/model"
+    options = {"name": text, "models": {"llama-3.1-70b": model, "llama-3.1-70b:int4": model}}
+    check_all(document, **options)
+    fleet = fleet_launch(document, "plan.json", **options)
+    write_program(tmp_path / "vllm", 'printf "%s\\0" "$@"')
+    script = tmp_path / "fleet.sh"
+    script.write_text(vllm_script(vllm_document(fleet)), encoding="utf-8")
+    for pool in fleet.pools:
+        ran = run_with(tmp_path, ["sh", script, pool.name, "--port=8001"])
+        assert ran.stdout.decode().split("\0")[:-1] == ["serve", *pool.args, "--port=8001"]
+    unknown = subprocess.run(["sh", script, "nobody"], capture_output=True, text=True)
+    assert unknown.returncode == 2 and "no such pool" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("document", "options", "said"),
+    [
+        (plan() | {"pools": []}, {}, "no pools"),
+        ([], {}, "plan.json"),
+        (plan(schema="other/1"), {}, "schema"),
+        (plan({"n_instances": 0}), {}, "pools.0.n_instances"),
+        (plan({"max_num_seqs": 0}), {}, "pools.0.max_num_seqs"),
+        (plan({"window_tokens": 4096.5}), {}, "pools.0.window_tokens"),
+        (plan({}, {"window_tokens": 4096}), {}, "rising"),
+        (plan({"gamma": math.inf}), {}, "pools.0.gamma"),
+        (plan({"gpu": "h10"}), {}, "plan.json, pools.0.gpu"),
+        (plan({"llm": "llama-3.1-7b"}), {}, "plan.json, pools.0.llm"),
+        (plan({"precision": "fp6"}), {}, "plan.json, pools.0.precision"),
+        (plan({"kv_precision": "fp4"}), {}, "plan.json, pools.0.kv_precision"),
+        (plan(dispatch="psychic"), {}, "dispatch"),
+        (plan(assume="optimistic"), {}, "plan.json, assume"),
+        (plan(), {"models": {"qwen3-8b": "x"}}, "--model"),
+        (plan(), {"models": {"llama-3.1-70b": "--help"}}, "--model"),
+        (plan(), {"models": {"llama-3.1-70b": "a\nb"}}, "--model"),
+        (plan(), {"models": {"llama-3.1-70b": ""}}, "--model"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_in_one_line(document, options, said):
+    with pytest.raises(BadInput) as refused:
+        fleet_launch(document, "plan.json", **options)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@st.composite
+def plans(draw) -> dict:
+    windows = sorted(draw(st.sets(st.integers(1, 10**9), min_size=1, max_size=4)))
+    pools = [
+        {
+            "window_tokens": window,
+            "gpu": draw(st.sampled_from(sorted(GPUS))),
+            "llm": draw(st.sampled_from(sorted(LLMS))),
+            "tp": draw(st.integers(1, 64)),
+            "precision": draw(st.sampled_from([None, "bf16", "fp8", "int4", "mxfp4"])),
+            "kv_precision": draw(st.sampled_from(["bf16", "fp8"])),
+            "n_instances": draw(st.integers(1, 10**9)),
+            "max_num_seqs": draw(st.integers(1, 10**6)),
+            "gamma": draw(st.floats(1, 5)),
+            "clock_frac": draw(st.floats(0.4, 1)),
+        }
+        for window in windows
+    ]
+    return plan(
+        *pools,
+        assume=draw(st.sampled_from(["physical", "published", "physical,compression=free"])),
+        dispatch=draw(st.sampled_from(["jsq", "round_robin", "random"])),
+        workload={"name": draw(st.text(max_size=20)), "arrival_rate_per_s": draw(st.floats(1e-6, 1e9))},
+    )
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(document=plans(), name=st.text(max_size=40))
+def test_every_plan_comes_out_exact_and_valid(document, name):
+    check_all(document, name=name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=80), length=st.integers(7, 40))
+def test_any_text_becomes_a_label(text, length):
+    label = dns_label(text, length)
+    assert len(label) <= length and re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", label)
+
+
+# the router
+
+
+@cache
+def fleet_of(windows: tuple[int, ...], gammas: tuple[float, ...]):
+    engine = engine_choice("h100").engine
+    ones = [1] * len(windows)
+    return make_fleet([engine] * len(windows), window_tokens=list(windows), gamma=list(gammas), n_instances=ones)
+
+
+FLEETS = [
+    ((100,), (1.0,), "physical"),
+    ((100, 400), (1.0, 1.0), "physical"),
+    ((100, 400), (1.5, 1.0), "physical"),
+    ((101, 150, 1000), (1.7, 1.001, 1.0), "physical"),  # the first edge is beyond the second
+    ((100, 400), (5.0, 1.2), "physical"),  # no prompt shrinks by more than 2
+    ((100, 150, 401), (2.0, 2.0, 2.0), "physical"),
+    ((100, 400), (1.999, 1.0), "physical,compression=free"),
+    ((64, 80, 400), (1.5, 1.5, 1.1), "published"),
+]
+
+
+N_REQUESTS = 600
+
+
+def interesting_requests(windows, gammas, compression) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and output of requests whose length is at, and one off, every window and edge, and of others at random.
+
+    Where whole requests shrink (as published), no router can follow an output longer than the window: none here.
+    """
+    edges = [math.floor(w * g) for w, g in zip(windows, gammas)] + [2 * w for w in windows]
+    near = [length + off for length in [*windows, *edges] for off in (-1, 0, 1)]
+    pairs = []
+    for total in near:
+        outputs = [1, total // 4]
+        if compression == "prompt_only":  # about where a prompt can just give way, and can not
+            outputs += [(total - 3) // 2, (total - 2) // 2, (total - 1) // 2, total // 2, total - 1]
+        pairs += [(total, output) for output in outputs]
+    rng = np.random.default_rng(0)
+    total = rng.integers(2, 2 * windows[-1] + 3, N_REQUESTS - len(pairs))
+    most = 1.0 if compression == "prompt_only" else 0.25
+    output = np.maximum(1, (rng.random(total.shape) * most * (total - 1)).astype(int))
+    total, output = (np.append(column, more) for column, more in zip(zip(*pairs), (total, output)))
+    return total - output, output
+
+
+@pytest.mark.parametrize(("windows", "gammas", "assume"), FLEETS)
+def test_the_router_sends_every_request_where_the_law_does(windows, gammas, assume):
+    fleet = fleet_of(windows, gammas)
+    document = plan(*({"window_tokens": w, "gamma": g} for w, g in zip(windows, gammas)), assume=assume)
+    router = json.loads(json.dumps(fleet_launch(document, "plan.json").router))
+    assumptions = parse_assumptions(assume)
+    prompt, output = interesting_requests(windows, gammas, assumptions.compression)
+    urls = [pool["url"] for pool in router["pools"]]
+
+    def sent(p: int, o: int, **asked) -> tuple[int, int]:
+        try:
+            url, tokens = ROUTER["route"](router, int(p), int(o), **asked)
+        except ROUTER["TooLong"]:
+            return REJECTED, p
+        return urls.index(url), tokens
+
+    found = [sent(p, o) for p, o in zip(prompt, output)]
+    pool, tokens = (np.array(column) for column in zip(*found))
+    requests = Requests(arrival_s=np.zeros(prompt.shape), prompt_tokens=prompt, output_tokens=output)
+    workload = make_workload(prompt, output, arrival_rate_per_s=1.0)
+    law = route_requests(requests, fleet, workload, assumptions)
+    np.testing.assert_array_equal(pool, law.pool)
+    np.testing.assert_array_equal(tokens < prompt, law.tried_pool != REJECTED)
+    served = pool != REJECTED
+    held = np.array(windows)[pool[served]]
+    assert ((tokens + output)[served] <= held).all() and tokens.min() >= 1
+
+    # Weights that no two sums share tell the pools of the law's integral apart.
+    weight = np.random.default_rng(0).uniform(0.5, 1.5, prompt.shape)
+    workload = make_workload(prompt, output, weight, arrival_rate_per_s=1.0)
+    order = np.lexsort((output, prompt + output))
+    shares = np.array([float(t.traffic_frac) for t in integral(fleet, workload, assumptions)])
+    expected = [np.sum(np.asarray(workload.weight)[pool[order] == k]) for k in range(len(windows))]
+    np.testing.assert_allclose(shares, expected, atol=1e-12)
+
+    # Where compression fails, the law sends it to the first pool whose window holds it.
+    holds = np.searchsorted(windows, prompt + output)
+    failed = np.array([sent(p, o, compressed_ok=False)[0] for p, o in zip(prompt, output)])
+    np.testing.assert_array_equal(failed, np.where(holds < len(windows), holds, REJECTED))
+
+
+def integral(fleet, workload, assumptions):
+    """The law on the lengths of the trace, whatever the preset says of them."""
+    assumptions = replace(assumptions, lengths="trace", tail="mean_prefill")
+    return routing_law(fleet.engines, jnp.asarray(fleet.window_tokens), fleet.gamma, workload, assumptions)
+
+
+def test_the_router_runs_on_its_own(tmp_path):
+    """With nothing but Python's standard library, as a stranger would copy it."""
+    file = tmp_path / "router.json"
+    file.write_text(json.dumps(fleet_launch(plan({"gamma": 1.5}, {}), "plan.json").router))
+    command = ["python3", "-I", "-S", str(ROOT / "experiments" / "router.py"), str(file)]
+    shown = [
+        subprocess.run([*command, *tokens], capture_output=True, text=True)
+        for tokens in (["4000", "96"], ["5000", "96"], ["8000", "193"])
+    ]
+    assert shown[0].stdout == "http://fleetopt-pool-4096:8000 prompt of 4000 tokens\n"
+    assert shown[1].stdout == "http://fleetopt-pool-4096:8000 prompt of 4000 tokens, compressed\n"
+    assert shown[2].returncode == 1 and "8193 tokens" in shown[2].stderr
