@@ -1,6 +1,7 @@
 """What a command answers, and its delivery: a table or JSON on stdout, and the files that were asked for."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,10 +24,9 @@ class Answer(NamedTuple):
     """One JSON document, how it is shown, and the exit code."""
 
     document: Document
-    table: Callable[[Document], RenderableType]
+    shown: Callable[[Document], RenderableType] | str  # a table of the document, or a text that --out takes instead
     code: int
     figure: "Callable[[Document], Figure] | None" = None  # what --figure asks for; None where there is nothing to draw
-    out: str | None = None  # what --out takes, where that is not the document
     files: Mapping[str, str] = {}  # what other options ask for, by their names
 
 
@@ -66,9 +66,12 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
     for name, content in answer.files.items():
         if getattr(options, name, None):
             write_whole(getattr(options, name), content, f"--{name}")
+    as_text = isinstance(answer.shown, str) and not options.json
     if options.out:
-        write_whole(options.out, text + "\n" if answer.out is None else answer.out)
+        write_whole(options.out, answer.shown if as_text else text + "\n")
     if options.json:
         print(text)
-    else:
-        show(answer.table(answer.document))
+    elif not as_text:
+        show(answer.shown(answer.document))
+    elif not options.out:
+        sys.stdout.write(answer.shown)  # as it is: a table's width would break its lines

@@ -12,6 +12,7 @@ from fleetopt_jax.cli.values import (
     at_least_one,
     axis,
     batches,
+    checkpoint,
     free,
     gamma,
     not_negative,
@@ -179,9 +180,13 @@ def _add_export(commands) -> None:
     export.add_argument("--router", metavar="FILE", help="also write the router's thresholds to FILE")
     export.add_argument(
         "--model",
-        metavar="REPO|PATH",
-        help="checkpoint that vLLM loads (default: the one the catalog's LLM is; needed for a config.json)",
+        type=checkpoint,
+        action="append",
+        default=[],
+        metavar="LLM[:PRECISION]=CHECKPOINT",
+        help="what vLLM loads for an LLM of the plan (default: the catalog's repository); may be given again",
     )
+    export.add_argument("--name", default="fleetopt", help="of the fleet, before its pools' (default fleetopt)")
 
 
 def _add_ledger(commands) -> None:

@@ -85,6 +85,13 @@ def stock(text: str) -> dict[str, float]:
     return found
 
 
+def checkpoint(text: str) -> tuple[str, str]:
+    llm, _, name = text.partition("=")
+    if not (llm.strip() and name.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need LLM=CHECKPOINT or LLM:PRECISION=CHECKPOINT")
+    return llm.strip(), name.strip()
+
+
 def gamma(text: str) -> float | None:
     if text == "auto":
         return None
