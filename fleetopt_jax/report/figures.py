@@ -95,11 +95,14 @@ def ledger_figure(document: dict[str, Any]) -> Figure:
         total = i in (0, len(gains) - 1)
         low, high = (1.0, gain) if total else sorted((known, gain))
         colour, hatch = (MUTED, "") if total else (MORE, "") if gain >= known else (LESS, "///")
-        axes.bar(i, max(high - low, 0.006), bottom=low, width=0.62, color=colour, hatch=hatch, edgecolor=PAPER)
-        axes.text(i, high + 0.02, f"{gain:.2f}x", ha="center", va="bottom", fontsize=11)
+        look = {"color": colour, "hatch": hatch, "edgecolor": PAPER, "linewidth": 0}
+        axes.bar(i, max(high - low, 0.012), bottom=low, width=0.62, **look)
+        at, va = (low - 0.03, "top") if gain < known and not total else (high + 0.03, "bottom")
+        axes.text(i, at, f"{gain:.2f}x", ha="center", va=va, fontsize=11)
         known = gain
     marked = [(i, gain) for i, gain in enumerate(two_pools) if gain is not None]
-    axes.plot(*zip(*marked), "D", color=INK, markersize=6, label="two pools, nothing compressed")
+    if marked:
+        axes.plot(*zip(*marked), "D", color=INK, markersize=6, label="two pools, nothing compressed")
     axes.axhline(1.0, color=MUTED, linewidth=1.0)
     labels = [LEDGER_LABELS[row["choice"]] for row in rows]
     axes.set_xticks(range(len(rows)), labels, rotation=35, ha="right", rotation_mode="anchor")

@@ -212,8 +212,8 @@ def _bars(axes, document: dict[str, Any], levers: list[dict[str, Any]]) -> None:
     ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16) if low * 0.93 <= t <= high * 1.2]
     ticks_at(axes.xaxis, ticks, "{:g}x".format)
     axes.set_xlabel(
-        f"{GAINED[document['objective']]} over the present fleet, 90 % interval of the engines' errors\n"
-        "(hatched: projected or assumed)"
+        f"{GAINED[document['objective']]} over the present fleet, 90 % interval\n"
+        "of the engines' errors (hatched: projected or assumed)"
     )
     grid_along(axes, "x")
 
@@ -251,8 +251,7 @@ def _matrix(axes, document: dict[str, Any], names: list[str]) -> None:
     axes.set_xlim(-0.5, len(names) - 1.5)
     axes.set_ylim(len(names) - 0.5, 0.5)
     axes.set_title(
-        "Pairs: gain of both over the product of their gains\n"
-        "(below 1, orange: they cancel; above, purple: they reinforce)"
+        "Pairs: gain of both over the product of theirs\n(orange, below 1: they cancel; purple: they reinforce)"
     )
     axes.grid(False)
     axes.spines[:].set_visible(False)

@@ -135,7 +135,8 @@ def _bars(axes, title: str, shares: Sequence[float], texts: Sequence[str], *, la
     for k, (part, text) in enumerate(zip(shares, texts)):
         look = {"color": POOL_COLOURS[k % 6], "hatch": POOL_HATCHES[k % 6], "edgecolor": PAPER}
         axes.barh(k, part, height=0.72, linewidth=0, **look)
-        axes.text(part, k, f" {_percent(part)}{f', {text}' if text else ''}", va="center", fontsize=10.5)
+        said = f"{_percent(part)}{f', {text}' if text else ''}"
+        axes.annotate(said, (part, k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10.5)
     axes.set_title(title)
     axes.set_xlim(0, 2.1 * max(shares))
     axes.set_ylim(len(shares) - 0.45, -0.55)

@@ -74,11 +74,9 @@ def _at(engine: Engine, load: PoolLoad, n: Array) -> tuple[Array, Array]:
 
 
 @styled
-def power_figure(
-    plan: Mapping[str, Any], curves: Sequence[Curve], measured: Measurements | None = None, tp: int | None = None
-) -> Figure:
+def power_figure(plan: Mapping[str, Any], curves: Sequence[Curve], measured: Measurements | None = None) -> Figure:
     """Power of a GPU and tokens per joule over the batch, where each pool of the plan document runs, and points
-    measured of the same engine."""
+    measured of the same engine (of the first pool's, where the file does not say how many GPUs)."""
     figure = new_figure(10.4, 5.0)
     left, right = figure.subplots(1, 2)
     for k, (pool, curve) in enumerate(zip(plan["pools"], curves, strict=True)):
@@ -88,7 +86,7 @@ def power_figure(
         for axes, name in ((left, "gpu_power_w"), (right, "tok_per_j")):
             look = {"color": colour, "linestyle": POOL_LINES[k % 6], "markeredgecolor": INK, "markersize": 11}
             axes.plot([pool["n_active"]], [pool[name]], marker, **look, label=printable(label), zorder=4)
-    _measured(left, right, measured, tp or plan["pools"][0]["tp"])
+    _measured(left, right, measured, plan["pools"][0]["tp"])
     _finish(figure, left, right, [point["batch"] for curve in curves for point in curve["points"]])
     say(figure, power_takeaway(plan))
     return figure
@@ -119,7 +117,7 @@ def engine_figure(document: Mapping[str, Any], measured: Measurements | None = N
         "step_error": document["relative_error"],
         "power_error": document["power_relative_error"],
     }
-    label = f"{document['quality']}, {document['points'][0]['context_tokens']:,.0f} tokens in context"
+    label = f"engine ({document['quality']}), {document['points'][0]['context_tokens']:,.0f} tokens in context"
     _curve(left, right, curve, BLUE, "-", filled=True, label=label, marker="o")
     _measured(left, right, measured, document["tp"])
     batches = [point["batch"] for point in curve["points"]]
@@ -151,9 +149,11 @@ def _measured(left, right, measured: Measurements | None, tp: int) -> None:
     if measured is None or measured.power_w_per_gpu is None:
         return
     power_w = measured.power_w_per_gpu
-    look = {"color": INK, "markerfacecolor": PAPER, "linestyle": "none", "zorder": 5, "label": "measured"}
+    known = measured.context_tokens is not None
+    context = f", {np.mean(measured.context_tokens):,.0f} tokens in context" if known else ""
+    look = {"color": INK, "markerfacecolor": PAPER, "linestyle": "none", "zorder": 5, "label": f"measured{context}"}
     left.plot(measured.batch, power_w, "h", **look)
-    right.plot(measured.batch, measured.batch / measured.step_s / (power_w * tp), "h", **look)
+    right.plot(measured.batch, measured.batch / measured.step_s / (power_w * (measured.tp or tp)), "h", **look)
 
 
 def _finish(figure: Figure, left, right, batches: Sequence[float]) -> None:

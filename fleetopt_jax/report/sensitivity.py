@@ -204,16 +204,16 @@ def tornado_figure(document: dict[str, Any]) -> Figure:
             fontsize=10.5,
         )
     axes.set_yticks(range(len(ranked)), [input_label(e["input"]) for e in ranked])
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(ranked), 1) - 0.4, -0.6)
     reach = 1.25 * max([abs(e["elasticity"]) for e in ranked] or [1.0])
     axes.set_xlim(-reach, reach)
     axes.axvline(0.0, color=MUTED, linewidth=1.0)
-    axes.set_xlabel(f"change of {title} [%] for 1 % more of the input, the fleet as it is")
+    axes.set_xlabel(f"% more {title} for 1 % more of the input")
     of = document["intervals"]["metrics"][name]
     interval = f"{_number(of['sampled'][0], METRICS[name][2])} to {_number(of['sampled'][1], METRICS[name][2])}"
     first = f"{input_label(ranked[0]['input'])} moves {title} most" if ranked else f"nothing moves {title}"
-    takeaway = f"{first[0].upper()}{first[1:]}\n{document['plan']['workload']['name']}: "
-    takeaway += f"{_number(of['value'], METRICS[name][2])} {METRICS[name][1]}, {interval} with the engines' errors"
+    takeaway = f"{document['plan']['workload']['name']}: {first};\n{_number(of['value'], METRICS[name][2])} "
+    takeaway += f"{METRICS[name][1]}, {interval} with the engines' errors"
     say(figure, takeaway)
     grid_along(axes, "x")
     axes.spines["left"].set_visible(False)

@@ -160,7 +160,7 @@ def agreement_figure(document: dict[str, Any]) -> Figure:
             for k, pool in enumerate(document["pools"])
         ]
     names = [name for name in SHOWN if any(_ratio(metrics.get(name)) for *_, metrics in parts)]
-    figure = new_figure(9.2, 1.9 + (0.24 + 0.17 * len(parts)) * max(len(names), 2))
+    figure = new_figure(9.2, 1.9 + (0.2 + 0.13 * len(parts)) * max(len(names), 2))
     axes = figure.subplots()
     for row, name in enumerate(names):
         tolerance = TOLERANCE.get(name, TOLERANCE_ELSE)
@@ -168,9 +168,9 @@ def agreement_figure(document: dict[str, Any]) -> Figure:
         label = "tolerance" if row == 0 else None
         axes.barh(row, high - low, left=low, height=0.92, color=GREEN, alpha=0.22, linewidth=0, label=label)
     beyond = [_points(axes, names, i, parts) for i in range(len(parts))]
-    axes.axvline(1.0, color=MUTED, linewidth=1.0)
+    axes.axvline(1.0, color=MUTED, linewidth=1.0, zorder=0.9)
     reach = [ratio for ratios in beyond for ratio in ratios]
-    low, high = max(min([0.9, *reach]) - 0.03, RATIO_LIMITS[0]), min(max([1.1, *reach]) + 0.03, RATIO_LIMITS[1])
+    low, high = max(min([0.87, *reach]) - 0.03, RATIO_LIMITS[0]), min(max([1.18, *reach]) + 0.03, RATIO_LIMITS[1])
     axes.set_xlim(low, high)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.set_yticks(range(len(names)), [SHOWN[name][0].split(",")[0] for name in names])
