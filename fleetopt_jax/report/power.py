@@ -1,19 +1,24 @@
 """Power and tokens per joule over the sequences in flight: a plan's engines, one engine, and measurements."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.choices import POWER_SCOPE
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.evaluate import for_each_pool
+from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.operation import PoolLoad, pool_load
-from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.decode import decode_step_s
 from fleetopt_jax.laws.power import gpu_power_w
 from fleetopt_jax.optimize.plan import Plan
@@ -30,6 +35,7 @@ from fleetopt_jax.report.style import (
     say,
     styled,
 )
+from fleetopt_jax.workload.atoms import Workload
 
 N_POINTS = 48
 Curve = dict[str, Any]  # an engine document's "points", or a pool's
@@ -42,27 +48,31 @@ def pool_curves(plan: Plan) -> list[Curve]:
     A decode step of n sequences, then the prefill that their tokens call for; power is the mean over both. The pool
     runs at one point of it, up to the crowding the curve leaves out.
     """
-    problem = plan.problem
-    traffic = route(
-        plan.fleet.engines, plan.fleet.window_tokens, plan.fleet.gamma, problem.workload, problem.assumptions
-    )
-    curves = []
-    for k, choice in enumerate(plan.choices):
-        load = pool_load(choice.engine, traffic[k], plan.fleet.window_tokens[k], problem.workload, problem.assumptions)
-        most = max(float(load.n_max), 2.0)
-        batch = np.geomspace(1.0, most, N_POINTS)
-        power_w, tok_per_s = jax.vmap(lambda n, load=load, engine=choice.engine: _at(engine, load, n))(batch)
-        instance_w = POWER_SCOPE[problem.assumptions.power_scope](choice.engine, 1.0, power_w, 0.0)
-        points = zip(batch.tolist(), np.asarray(power_w).tolist(), np.asarray(tok_per_s / instance_w).tolist())
-        curves.append(
-            {
-                "context_tokens": float(load.context_tokens),
-                "step_error": choice.step_error,
-                "power_error": choice.power_error,
-                "points": [dict(zip(("batch", "power_w_per_gpu", "tok_per_j"), point)) for point in points],
-            }
-        )
-    return curves
+    loads, points = _curves(plan.fleet, plan.problem.workload, plan.problem.assumptions)
+    names = ("batch", "power_w_per_gpu", "tok_per_j")
+    return [
+        {
+            "context_tokens": float(loads.context_tokens[k]),
+            "step_error": choice.step_error,
+            "power_error": choice.power_error,
+            "points": [dict(zip(names, point)) for point in np.stack([values[k] for values in points], 1).tolist()],
+        }
+        for k, choice in enumerate(plan.choices)
+    ]
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def _curves(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> tuple[PoolLoad, tuple[Array, Array, Array]]:
+    """Each pool's load, and (batch, power of one GPU [W], tokens per joule), [K, N_POINTS]."""
+
+    def curve(engine: Engine, traffic: PoolTraffic, window_tokens: Array) -> tuple[PoolLoad, tuple[Array, ...]]:
+        load = pool_load(engine, traffic, window_tokens, workload, assumptions)
+        batch = jnp.geomspace(1.0, jnp.maximum(load.n_max, 2.0), N_POINTS)
+        power_w, tok_per_s = jax.vmap(partial(_at, engine, load))(batch)
+        return load, (batch, power_w, tok_per_s / POWER_SCOPE[assumptions.power_scope](engine, 1.0, power_w, 0.0))
+
+    traffic = route(fleet.engines, fleet.window_tokens, fleet.gamma, workload, assumptions)
+    return for_each_pool(curve, fleet.engines, traffic, fleet.window_tokens)
 
 
 def _at(engine: Engine, load: PoolLoad, n: Array) -> tuple[Array, Array]:
