@@ -448,6 +448,22 @@ def test_what_a_user_typed_is_text(hostile_page):
     assert text.count("<script>alert(1)</script>") > 6  # in the tables, the captions and the title
 
 
+def test_names_in_any_script_are_shown():
+    plan = plan_of(1, "对话 🙂.csv")
+    assert "对话 🙂.csv" in "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
+
+
+def test_a_third_objective_is_shown_in_colour_without_the_network():
+    plan, others = everything(1)
+    front = others["front"]
+    for point in front["points"]:
+        point["objectives"]["ttft_p99_s"] = point["objectives"]["tok_per_j"] / 2
+    front["objectives"].append({"name": "ttft_p99_s", "better": "low"})
+    read = Reader(report_page(plan, LENGTHS, WEIGHTS, front=front))
+    assert all(image["href"].startswith("data:image/png") for image in read.all("image"))
+    assert len(read.all("image")) == 1
+
+
 def test_the_page_holds_numbers_only(page):
     text = " ".join(Reader(page).text)
     assert not re.search(r"\b(nan|inf|None|null)\b", text)

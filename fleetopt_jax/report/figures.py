@@ -35,6 +35,7 @@ def one_over_w_figure(
     """tok/W against the context window: the law as a line, the printed table as points, ideal 1/W dashed."""
     figure = new_figure(7.4, 5.0)
     axes = figure.subplots()
+    last = list(tok_per_w)[-1]
     for gpu, values in tok_per_w.items():
         axes.plot(windows, values, color=COLOURS[gpu], label=f"{gpu.upper()}, this library")
         axes.plot(
@@ -46,7 +47,7 @@ def one_over_w_figure(
             label=f"{gpu.upper()}, printed (table 1)",
         )
         ideal = [values[0] * windows[0] / window for window in windows]
-        axes.plot(windows, ideal, "--", color=MUTED, linewidth=1.0, label=_once(axes, "ideal 1/W"))
+        axes.plot(windows, ideal, "--", color=MUTED, linewidth=1.0, label="ideal 1/W" if gpu == last else None)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks_at(axes.xaxis, windows, tokens_k)
@@ -154,7 +155,3 @@ def check_figure(path: str, option: str = "--figure") -> None:
 def _kept_per_doubling(values: Sequence[float]) -> tuple[float, float]:
     """What the first and the last doubling leave."""
     return values[1] / values[0], values[-1] / values[-2]
-
-
-def _once(axes, label: str) -> str | None:
-    return None if label in axes.get_legend_handles_labels()[1] else label

@@ -4,6 +4,7 @@ Built of the JSON documents that `--json` prints. Whatever a user typed is escap
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
@@ -57,6 +58,7 @@ COLOURS = {  # of the figures: variable, in the light, in the dark
     style.PURPLE: ("purple", "#cc79a7", "#dd94bb"),
 }
 PX_PER_PT = 4 / 3
+REFERENCE = re.compile(r"#([\w-]+)")  # to an id; a colour looks the same
 LONG_CELL = 30  # letters from which a cell of a table may wrap
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
@@ -515,20 +517,20 @@ def inline_svg(figure: Figure, key: str, said: str) -> str:
     """The figure as SVG for a page: text as text, the page's colours, ids of its own, `said` for who cannot see it."""
     buffer = BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context(style.STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}):
+    with rc_context(style.STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts write the text
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(buffer.getvalue())
     _drop(root, {"metadata", "style"})
     elements = list(root.iter())
-    used = {
-        name for element in elements for value in element.attrib.values() for name in re.findall(r"#([\w-]+)", value)
-    }
+    values = " ".join(value for element in elements for value in element.attrib.values())
+    ids = {element.get("id") for element in elements} & set(REFERENCE.findall(values))
     for element in elements:
         element.tag = element.tag.split("}")[-1]
         element.attrib = {
-            name.split("}")[-1]: re.sub(r"#(m|p|h|image)([0-9a-f]{10,})", rf"#{key}-\1\2", value)
+            name.split("}")[-1]: REFERENCE.sub(lambda at: f"#{key}-{at[1]}" if at[1] in ids else at[0], value)
             for name, value in element.attrib.items()
-            if name != "id" or value in used
+            if name != "id" or value in ids
         }
         if "id" in element.attrib:
             element.set("id", f"{key}-{element.get('id')}")
