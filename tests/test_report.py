@@ -485,19 +485,32 @@ def test_a_plan_alone_makes_a_page_that_says_what_is_missing():
     assert "fleetopt sensitivity" in text and "fleetopt simulate" in text
 
 
-def test_no_fleet_makes_a_page_that_says_why():
-    plan = plan_of(2) | {"status": "infeasible", "metrics": None, "pools": []}
-    plan["binding"] = {"limit": "ttft_p99_s", "asked": 0.001, "nearest_feasible": 0.156}
-    text = "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
-    assert "P99 TTFT is 156 ms, 1 ms is asked" in text
+@pytest.mark.parametrize(
+    ("binding", "said"),
+    [
+        (
+            {"limit": "ttft_p99_s", "asked": 0.001, "nearest_feasible": 0.156},
+            "P99 TTFT can at the nearest be 156 ms; asked is 1 ms",
+        ),
+        (
+            {"limit": "budget", "asked": {"max_gpus": 8.0, "max_power_w": 1e4}, "nearest_feasible": None},
+            "kept alone",
+        ),
+        ({"limit": "max_gpus", "asked": 8.0, "nearest_feasible": 536.0}, "GPUs can at the nearest be 536; asked is 8"),
+        ({"limit": "window_tokens", "asked": 1e6, "nearest_feasible": 65536.0}, "65,536 tokens"),
+    ],
+)
+def test_no_fleet_makes_a_page_that_says_why(binding, said):
+    plan = plan_of(2) | {"status": "infeasible", "metrics": None, "pools": [], "binding": binding}
+    assert said in "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
 
 
 def test_an_overloaded_plan_is_shown_as_such():
-    plan = plan_of(2) | {"status": "infeasible", "binding": {"limit": "max_utilization", "asked": 0.85, "value": 1.2}}
+    plan = plan_of(2) | {"status": "infeasible", "binding": {"limit": "utilization", "asked": 0.85, "value": 1.2}}
     plan["pools"][0] |= {"utilization": None, "ttft_p99_s": None}
     plan["metrics"] |= {"ttft_p99_s": None, "gain_vs_homogeneous": None}
     text = "".join(Reader(report_page(plan, LENGTHS, WEIGHTS, curves=curves_of(plan))).text)
-    assert "breaks a limit" in text and "never (overload)" in text
+    assert "load of the busiest pool is 120 %; asked is 85 %" in text and "never (overload)" in text
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ DOCUMENTS = {  # what each optional document must hold
     "ledger": ("rows", "workload", "gpu"),
     "pareto": ("points", "objectives", "hypervolume"),
 }
+BINDING = {  # limits a plan may break, where they are called otherwise than their shadow prices
+    "max_gpus": ("number of GPUs", "", 1.0),
+    "utilization": ("load of the busiest pool", "%", 0.01),
+    "unserved_frac": ("share of requests that no pool accepts", "%", 0.01),
+    "window_tokens": ("window that fits into an engine's KV cache", "tokens", 1.0),
+}
 NOTHING = 0.005  # of an elasticity: not worth a word
 NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
 COLOURS = {  # of the figures: variable, in the light, in the dark
@@ -194,15 +200,19 @@ def _split(plan: Mapping[str, Any]) -> str:
 
 def _saves(plan: Mapping[str, Any]) -> str:
     metrics = plan["metrics"]
-    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:.3g} output tokens per joule"
+    scope = ", counting the power of one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
+    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:.3g} output tokens per joule{scope}"
     if gain is None:
         return f"{said}; there is no one-pool fleet within the limits to compare with."
     if len(plan["pools"]) == 1:
         return f"{said}, {gain:.3f} times the best one-pool fleet."
-    worth = ". Splitting by length hardly pays here: whole instances decide as much" if gain < HARDLY else ""
-    less = 1.0 - 1.0 / gain
-    power = f" ({less:.0%} less energy a token)" if gain >= HARDLY else ""
-    return f"{said}, {gain:.3f} times the best one-pool fleet{power}{worth}."
+    if gain < 1.0 / HARDLY:
+        worth = ". One pool would do better"
+    elif gain < HARDLY:
+        worth = ". Splitting by length hardly pays here: whole instances decide as much"
+    else:
+        worth = f" ({1.0 - 1.0 / gain:.0%} less energy a token)"
+    return f"{said}, {gain:.3f} times the best one-pool fleet{worth}."
 
 
 def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
@@ -218,11 +228,23 @@ def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
 
 
 def _broken(binding: Mapping[str, Any]) -> str:
-    label, unit, size = LIMITS.get(binding["limit"], (binding["limit"], "", 1.0))
-    asked = "" if binding.get("asked") is None else f", {binding['asked'] / size:,.4g} {unit} is asked"
-    reached = binding.get("value", binding.get("nearest_feasible"))
-    got = "" if reached is None else f" is {reached / size:,.4g} {unit}"
-    return f"{label}{got}{asked}"
+    """Which limit is broken or out of reach, and by how much."""
+    name = binding["limit"]
+    if name == "budget":
+        return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
+    scarce = (f"the number of {name.removeprefix('gpus_of.').upper()}", "", 1.0)
+    label, unit, size = BINDING.get(name) or LIMITS.get(name, scarce)
+    had = "is" if "value" in binding else "can at the nearest be"
+    reached, asked = (
+        f"{_number(value, size)} {unit}".strip()
+        for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
+    )
+    return f"{label} {had} {reached}; asked is {asked}"
+
+
+def _priced_limit(name: str) -> tuple[str, str, float]:
+    """(what it is called, its unit, the unit in SI) of a limit with a shadow price."""
+    return LIMITS.get(name, (f"{name.removeprefix('gpus_of.').upper()} there are", "GPU", 1.0))
 
 
 def _near(plan: Mapping[str, Any]) -> list[str]:
@@ -250,8 +272,7 @@ def _priced(price: Mapping[str, Any], objective: str) -> str:
     """What one more unit of a limit is worth."""
     if price["per_unit"] is None or abs(price["elasticity"] or 0.0) < NOTHING:
         return ""
-    scarce = price["limit"].removeprefix("gpus_of.").upper()
-    label, unit, scale = LIMITS.get(price["limit"], (f"{scarce} there are", "GPU", 1.0))
+    label, unit, scale = _priced_limit(price["limit"])
     shown, size = OBJECTIVES[objective]
     return f"one more {unit} of {label} is worth {price['per_unit'] * scale / size:+.3g} {shown}"
 
@@ -347,8 +368,7 @@ def _prices(sensitivity: Mapping[str, Any]) -> str:
     objective, size = OBJECTIVES[sensitivity["objective"]]
     rows = []
     for price in sensitivity["shadow_prices"]:
-        scarce = price["limit"].removeprefix("gpus_of.").upper()
-        label, unit, scale = LIMITS.get(price["limit"], (f"{scarce} there are", "GPU", 1.0))
+        label, unit, scale = _priced_limit(price["limit"])
         known = price["per_unit"] is not None
         worth = f"{price['per_unit'] * scale / size:+.3g} per {unit}" if known else "not held"
         worth = worth if price["per_unit"] != 0 else "0"
