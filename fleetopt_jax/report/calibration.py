@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,8 +13,18 @@ from rich.text import Text
 from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, predict_power_w, predict_step_s
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.units import MS
-
-STEP_COLOUR, POWER_COLOUR, LEFT_OUT_COLOUR = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito
+from fleetopt_jax.report.style import (
+    BLUE,
+    MUTED,
+    PAPER,
+    VERMILLION,
+    batch_ticks,
+    log_values,
+    new_figure,
+    say,
+    styled,
+    ticks_at,
+)
 
 LABELS = {  # parameter: what it is, its unit, the unit in SI
     "base_s": ("step at batch 0, W", "ms", MS),
@@ -27,10 +37,11 @@ LABELS = {  # parameter: what it is, its unit, the unit in SI
 }
 
 
+@styled
 def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_fit: PowerFit | None) -> Figure:
     """Step time and, where measured, power against the batch; relative residuals beneath."""
     columns = 1 if power_fit is None else 2
-    figure = Figure(figsize=(0.6 + 5.0 * columns, 6.0), layout="constrained")
+    figure = new_figure(0.6 + 5.0 * columns, 6.4)
     axes = figure.subplots(2, columns, sharex=True, squeeze=False, height_ratios=(2, 1))
     batch = measurements.batch
     line = np.geomspace(batch.min(), batch.max(), 200)
@@ -38,47 +49,35 @@ def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_
     at = "" if decode_fit.context_tokens is None else f", {context:,.0f} context tokens"
     _column(
         axes[:, 0], batch, measurements.step_s / MS, line, predict_step_s(decode_fit, line, context) / MS, decode_fit,
-        STEP_COLOUR, f"decode law{at}", "decode step [ms]",
+        BLUE, f"decode law{at}", "decode step [ms]",
     )  # fmt: skip
     axes[0, 0].set_yscale("log")
-    axes[0, 0].yaxis.set_major_locator(FixedLocator([a * 10.0**b for b in range(-2, 5) for a in (1, 2, 5)]))
-    axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
+    ticks_at(axes[0, 0].yaxis, log_values(*axes[0, 0].get_ylim()))
     if power_fit is not None:
         _column(
             axes[:, 1], batch, measurements.power_w_per_gpu, line, predict_power_w(power_fit, line), power_fit,
-            POWER_COLOUR, "power law" + ("" if power_fit.identified else " (not all fitted)"), "power of one GPU [W]",
+            VERMILLION, "power law" + ("" if power_fit.identified else " (not all fitted)"), "power of one GPU [W]",
         )  # fmt: skip
-    figure.suptitle(_takeaway(decode_fit, power_fit), x=0.01, ha="left", fontsize=13)
+    say(figure, _takeaway(decode_fit, power_fit))
     return figure
 
 
 def _column(axes, batch, measured, line, law, fit: DecodeFit | PowerFit, colour: str, label: str, title: str) -> None:
     upper, lower = axes
-    upper.plot(line, law, color=colour, linewidth=2.0, label=label)
-    upper.plot(batch, measured, "o", color=colour, markerfacecolor="white", markersize=7, label="measured")
-    upper.set_title(title, loc="left", fontsize=11)
-    upper.legend(frameon=False, fontsize=11, loc="upper left")
-    lower.set_title("predicted over measured, less 1 [%]", loc="left", fontsize=11)
-    lower.axhline(0, color="#999999", linewidth=1.0)
-    lower.plot(batch, 100 * fit.residuals, "o", color=colour, markersize=7, label="fit")
-    lower.plot(
-        batch, 100 * fit.left_out, "x", color=LEFT_OUT_COLOUR, markersize=7, label="predicted from the other points"
-    )
+    upper.plot(line, law, color=colour, label=label)
+    upper.plot(batch, measured, "o", color=colour, markerfacecolor=PAPER, label="measured")
+    upper.set_title(title, loc="left")
+    upper.legend(loc="upper left")
+    lower.set_title("predicted over measured, less 1 [%]", loc="left")
+    lower.axhline(0, color=MUTED, linewidth=1.0)
+    lower.plot(batch, 100 * fit.residuals, "o", color=colour, label="fit")
+    lower.plot(batch, 100 * fit.left_out, "x", color=MUTED, label="predicted from the other points")
     largest = 100 * max(np.abs(fit.residuals).max(), np.abs(fit.left_out).max(), 1e-4)
     lower.set_ylim(-1.15 * largest, 1.85 * largest)  # the legend lies above the points
-    lower.legend(frameon=False, fontsize=10, loc="upper left", ncols=2, handletextpad=0.2, columnspacing=1.0)
+    lower.legend(loc="upper left", ncols=2, handletextpad=0.2, columnspacing=1.0)
     lower.yaxis.set_major_locator(MaxNLocator(5))
-    lower.set_xscale("log", base=2)
-    low, high = (round(float(np.log2(n))) for n in (batch.min(), batch.max()))
-    lower.xaxis.set_major_locator(FixedLocator([2.0**x for x in range(low, high + 1, 1 + (high - low) // 8)]))
-    lower.xaxis.set_minor_locator(NullLocator())
-    lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    lower.set_xlabel("sequences in flight", fontsize=11)
-    for part in (upper, lower):
-        part.grid(color="#dddddd", linewidth=0.6)
-        part.spines[["top", "right"]].set_visible(False)
-        part.tick_params(labelsize=11)
+    batch_ticks(lower, batch.min(), batch.max())
+    lower.set_xlabel("sequences in flight")
 
 
 def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:

@@ -1,4 +1,4 @@
-"""Figures in one style: units on the axes, colours that survive colour blindness, the takeaway as the title."""
+"""Figures of the published laws, and how every figure becomes a file."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -7,50 +7,57 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.report.files import check_writable, write_whole
+from fleetopt_jax.report.style import (
+    COLOURS,
+    INK,
+    LESS,
+    MARKERS,
+    MORE,
+    MUTED,
+    PAPER,
+    STYLE,
+    grid_along,
+    new_figure,
+    say,
+    styled,
+    ticks_at,
+    tokens_k,
+)
 
-COLOURS = {"h100": "#0072B2", "b200": "#D55E00", "neutral": "#555555"}  # Okabe and Ito
-MARKERS = {"h100": "o", "b200": "s"}
 
-
+@styled
 def one_over_w_figure(
     windows: Sequence[float], tok_per_w: Mapping[str, Sequence[float]], published: Mapping[str, Sequence[float]]
 ) -> Figure:
     """tok/W against the context window: the law as a line, the printed table as points, ideal 1/W dashed."""
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
+    figure = new_figure(7.4, 5.0)
     axes = figure.subplots()
+    last = list(tok_per_w)[-1]
     for gpu, values in tok_per_w.items():
-        axes.plot(windows, values, color=COLOURS[gpu], linewidth=1.8, label=f"{gpu.upper()}, this library")
+        axes.plot(windows, values, color=COLOURS[gpu], label=f"{gpu.upper()}, this library")
         axes.plot(
             windows,
             published[gpu],
             MARKERS[gpu],
             color=COLOURS[gpu],
-            markerfacecolor="white",
-            label="printed (table 1)",
+            markerfacecolor=PAPER,
+            label=f"{gpu.upper()}, printed (table 1)",
         )
         ideal = [values[0] * windows[0] / window for window in windows]
-        axes.plot(windows, ideal, "--", color=COLOURS["neutral"], linewidth=1.0, label=_once(axes, "ideal 1/W"))
+        axes.plot(windows, ideal, "--", color=MUTED, linewidth=1.0, label="ideal 1/W" if gpu == last else None)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(windows)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens / 1024:g}K"))
-    axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks_at(axes.xaxis, windows, tokens_k)
+    ticks_at(axes.yaxis, [1, 2, 5, 10, 20, 50])
     axes.set_xlabel("context window [tokens]")
     axes.set_ylabel("output tokens per joule\n(one GPU's watts per instance)")
     first, last = _kept_per_doubling(tok_per_w["h100"])
     takeaway = "Doubling the window about halves tokens per joule:\n"
-    kept = f"x{first:.2f} from 2K to 4K, x{last:.2f} from 64K to 128K (H100)"
-    axes.set_title(takeaway + kept, loc="left", fontsize=11)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    say(figure, takeaway + f"x{first:.2f} from 2K to 4K, x{last:.2f} from 64K to 128K (H100)")
+    axes.legend()
     return figure
 
 
@@ -68,10 +75,11 @@ LEDGER_LABELS = {
 }
 
 
+@styled
 def ledger_figure(document: dict[str, Any]) -> Figure:
     """The waterfall: FleetOpt's gain after each choice, and what the choice took; the two-pool gain as marks."""
     rows = document["rows"]
-    figure = Figure(figsize=(8.2, 4.8), layout="constrained")
+    figure = new_figure(8.4, 5.4)
     axes = figure.subplots()
     gains = [row["gain"] for row in rows]
     two_pools = [
@@ -83,26 +91,28 @@ def ledger_figure(document: dict[str, Any]) -> Figure:
     known = 1.0  # level of the last row with an answer
     for i, gain in enumerate(gains):
         if gain is None:
-            axes.text(i, 1.02, "no fleet\nholds the\nlimits", ha="center", fontsize=8, color=COLOURS["neutral"])
+            axes.text(i, 1.02, "no fleet\nholds the\nlimits", ha="center", fontsize=9.5, color=MUTED)
             continue
         total = i in (0, len(gains) - 1)
         low, high = (1.0, gain) if total else sorted((known, gain))
-        colour = COLOURS["neutral"] if total else COLOURS["h100"] if gain >= known else COLOURS["b200"]
-        axes.bar(i, max(high - low, 0.006), bottom=low, width=0.62, color=colour)
-        axes.text(i, high + 0.02, f"{gain:.2f}x", ha="center", va="bottom", fontsize=9)
+        colour, hatch = (MUTED, "") if total else (MORE, "") if gain >= known else (LESS, "///")
+        look = {"color": colour, "hatch": hatch, "edgecolor": PAPER, "linewidth": 0}
+        axes.bar(i, max(high - low, 0.012), bottom=low, width=0.62, **look)
+        at, va = (low - 0.03, "top") if gain < known and not total else (high + 0.03, "bottom")
+        axes.text(i, at, f"{gain:.2f}x", ha="center", va=va, fontsize=11)
         known = gain
     marked = [(i, gain) for i, gain in enumerate(two_pools) if gain is not None]
-    axes.plot(*zip(*marked), "D", color="black", markersize=4.5, label="two pools, nothing compressed")
-    axes.axhline(1.0, color=COLOURS["neutral"], linewidth=1.0)
-    axes.set_xticks(range(len(rows)), [LEDGER_LABELS[row["choice"]] for row in rows], rotation=35, ha="right")
+    if marked:
+        axes.plot(*zip(*marked), "D", color=INK, markersize=6, label="two pools, nothing compressed")
+    axes.axhline(1.0, color=MUTED, linewidth=1.0)
+    labels = [LEDGER_LABELS[row["choice"]] for row in rows]
+    axes.set_xticks(range(len(rows)), labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.set_ylabel("tokens per joule over the\nbest homogeneous fleet")
     axes.set_ylim(0.9, 1.12 * max([gain for gain in (*gains, *two_pools) if gain] or [1.0]))
-    axes.set_title(_ledger_takeaway(document, gains, two_pools), loc="left", fontsize=11)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
-    axes.spines[["top", "right"]].set_visible(False)
+    say(figure, _ledger_takeaway(document, gains, two_pools))
+    grid_along(axes, "y")
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -128,7 +138,7 @@ def write_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     kind = path.suffix[1:].lower()
     buffer = BytesIO()
-    with rc_context({"svg.hashsalt": path.stem}):
+    with rc_context(STYLE | {"svg.hashsalt": path.stem}):  # ticks are made, and so styled, when they are drawn
         figure.savefig(buffer, format=kind, **FIGURE_KINDS[kind])
     write_whole(path, buffer.getvalue(), "--figure")
 
@@ -145,7 +155,3 @@ def check_figure(path: str, option: str = "--figure") -> None:
 def _kept_per_doubling(values: Sequence[float]) -> tuple[float, float]:
     """What the first and the last doubling leave."""
     return values[1] / values[0], values[-1] / values[-2]
-
-
-def _once(axes, label: str) -> str | None:
-    return None if label in axes.get_legend_handles_labels()[1] else label

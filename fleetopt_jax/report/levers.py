@@ -4,12 +4,23 @@ import math
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
-from fleetopt_jax.report.figures import COLOURS
+from fleetopt_jax.report.style import (
+    INK,
+    LESS,
+    MORE,
+    MUTED,
+    PAPER,
+    grid_along,
+    new_figure,
+    printable,
+    say,
+    styled,
+    ticks_at,
+)
 from fleetopt_jax.report.tables import new_table
 
 NOTHING = 0.01  # gains and losses smaller than this are within what whole instances decide
@@ -168,14 +179,14 @@ def _short(document: dict[str, Any], name: str) -> str:
     return lever_label(lever).split(" (")[0]
 
 
+@styled
 def levers_figure(document: dict[str, Any]) -> Figure:
     """Ranked bars with intervals, and which pairs multiply, reinforce or cancel."""
     levers = [lever for lever in document["levers"] if lever["gain"] is not None]
     names = [lever["name"] for lever in levers if any(lever["name"] in pair["levers"] for pair in document["pairs"])]
-    figure = Figure(
-        figsize=(13.0 if names else 7.4, 1.9 + 0.42 * max(len(levers), len(names), 5)), layout="constrained"
-    )
+    figure = new_figure(14.5 if names else 8.4, 2.2 + 0.5 * max(len(levers), len(names), 5))
     panels = figure.subplots(1, 2, width_ratios=(1.05, 1.0)) if names else [figure.subplots()]
+    say(figure, _takeaway(document, levers))
     _bars(panels[0], document, levers)
     if names:
         _matrix(panels[1], document, names)
@@ -186,32 +197,25 @@ def _bars(axes, document: dict[str, Any], levers: list[dict[str, Any]]) -> None:
     gains = [lever["gain"] for lever in levers]
     lows, highs = ([lever["gain_interval"][end] for lever in levers] for end in (0, 1))
     for i, (lever, gain) in enumerate(zip(levers, gains)):
-        colour = COLOURS["h100"] if gain >= 1 else COLOURS["b200"]
+        colour = MORE if gain >= 1 else LESS
         hatch = "///" if lever["quality"] in ("projected", "roofline", "assumed") else None
-        axes.barh(
-            i, gain - 1.0, left=1.0, height=0.62, color="white" if hatch else colour, edgecolor=colour, hatch=hatch
-        )
+        axes.barh(i, gain - 1.0, left=1.0, height=0.62, color=PAPER if hatch else colour, edgecolor=colour, hatch=hatch)
         reach = [[max(0.0, gain - lows[i])], [max(0.0, highs[i] - gain)]]
-        axes.errorbar(gain, i, xerr=reach, color="black", linewidth=1.1, capsize=3)
-        axes.text(max(gain, highs[i], 1.0), i, f"  {gain:.2f}x", va="center", ha="left", fontsize=9, clip_on=False)
-    axes.axvline(1.0, color=COLOURS["neutral"], linewidth=1.0)
-    axes.set_yticks(range(len(levers)), [lever_label(lever) for lever in levers])
+        axes.errorbar(gain, i, xerr=reach, color=INK, linewidth=1.1, capsize=3)
+        axes.text(max(gain, highs[i], 1.0), i, f"  {gain:.2f}x", va="center", ha="left", fontsize=11, clip_on=False)
+    axes.axvline(1.0, color=MUTED, linewidth=1.0)
+    axes.set_yticks(range(len(levers)), [printable(lever_label(lever)) for lever in levers])
     axes.invert_yaxis()
     axes.set_xscale("log")
     low, high = min([*lows, *gains, 0.95]), max([*highs, *gains, 1.05])
     axes.set_xlim(low * 0.93, high * (high / low) ** 0.18)
     ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16) if low * 0.93 <= t <= high * 1.2]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    ticks_at(axes.xaxis, ticks, "{:g}x".format)
     axes.set_xlabel(
-        f"{GAINED[document['objective']]} over the present fleet, 90 % interval of the engines' errors\n"
-        "(hatched: projected or assumed)"
+        f"{GAINED[document['objective']]} over the present fleet, 90 % interval\n"
+        "of the engines' errors (hatched: projected or assumed)"
     )
-    axes.set_title(_takeaway(document, levers), loc="left", fontsize=11)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    grid_along(axes, "x")
 
 
 def _takeaway(document: dict[str, Any], levers: list[dict[str, Any]]) -> str:
@@ -238,20 +242,18 @@ def _matrix(axes, document: dict[str, Any], names: list[str]) -> None:
             table[i][j] = math.log(pair["ratio"]) if known else math.nan
             text = f"{pair['ratio']:.2f}\n({pair['gain']:.2f}x)" if known else "no fleet"
             dark = known and abs(math.log(pair["ratio"])) > 0.6 * math.log(MOST_RATIO)
-            axes.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
+            axes.text(j, i, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
     reach = math.log(MOST_RATIO)
     axes.imshow(table, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
     labels = [_short(document, name) for name in names]
-    axes.set_xticks(range(len(names) - 1), labels[:-1], rotation=30, ha="right")
+    axes.set_xticks(range(len(names) - 1), labels[:-1], rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(1, len(names)), labels[1:])
     axes.set_xlim(-0.5, len(names) - 1.5)
     axes.set_ylim(len(names) - 0.5, 0.5)
     axes.set_title(
-        "Pairs: gain of both over the product of their gains\n"
-        "(below 1, orange: they cancel; above, purple: they reinforce)",
-        loc="left",
-        fontsize=11,
+        "Pairs: gain of both over the product of theirs\n(orange, below 1: they cancel; purple: they reinforce)"
     )
+    axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 

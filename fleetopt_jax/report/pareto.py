@@ -8,15 +8,15 @@ from typing import Any
 
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
-from fleetopt_jax.report.figures import COLOURS
+from fleetopt_jax.report.style import BLUE, MUTED, PURPLE, VERMILLION, log_values, new_figure, say, styled, ticks_at
 from fleetopt_jax.report.tables import new_table
 
-FRONT_COLOUR, KNEE_COLOUR, FLEETOPT_COLOUR = COLOURS["h100"], COLOURS["b200"], "#CC79A7"  # Okabe and Ito
+FRONT_COLOUR, KNEE_COLOUR, FLEETOPT_COLOUR = BLUE, VERMILLION, PURPLE
 LOG_FROM = 6.0  # an axis whose values spread over a larger factor is logarithmic
 
 _SHOWN = {  # of an objective: column, axis
@@ -182,15 +182,16 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
+@styled
 def front_figure(document: dict[str, Any]) -> Figure:
     """The front as a staircase of what is reachable, the reference fleets and the knee marked."""
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    figure = new_figure(8.4, 5.4)
     axes = figure.subplots()
     draw_front(axes, document)
-    axes.set_title(_wrapped(front_takeaway(document)), loc="left", fontsize=10.5)
+    say(figure, _wrapped(front_takeaway(document)))
     lines = off_the_chart(document)
     if lines:
-        figure.supxlabel("\n".join(lines), x=0.02, ha="left", fontsize=8.5, color=COLOURS["neutral"])
+        figure.supxlabel("\n".join(lines), x=0.02, ha="left", fontsize=10, color=MUTED)
     return figure
 
 
@@ -209,20 +210,31 @@ def draw_front(axes, document: dict[str, Any], *, colour: str = FRONT_COLOUR, la
         dots = axes.scatter(xs, ys, c=shades, cmap="cividis", norm=norm, s=42, label=label, zorder=3)
         bar = axes.figure.colorbar(dots, ax=axes, label=_axis_label(shade, document))
         if norm:
-            bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            bar.ax.yaxis.set_minor_locator(NullLocator())
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            ticks_at(bar.ax.yaxis, log_values(min(shades), max(shades)), "{:,.4g}".format)
+        else:
+            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        bar.ax.grid(False)
     else:
         order = sorted(range(len(xs)), key=xs.__getitem__)
         steps = [xs[i] for i in order], [ys[i] for i in order]
-        axes.step(*steps, where="post", color=colour, linewidth=1.3, alpha=0.7)
-        axes.plot(*steps, "o", color=colour, markersize=5.5, label=label, zorder=3)
+        axes.step(*steps, where="post", color=colour, alpha=0.7)
+        axes.plot(*steps, "o", color=colour, label=label, zorder=3)
     for point in document["points"]:
         if point["knee"]:
             x, y = point["objectives"][across], point["objectives"][up]
-            axes.plot([x], [y], "o", markersize=13, markerfacecolor="none", markeredgecolor=KNEE_COLOUR, label="knee")
+            axes.plot(
+                [x],
+                [y],
+                "o",
+                markersize=15,
+                markeredgewidth=1.8,
+                linestyle="none",
+                markerfacecolor="none",
+                markeredgecolor=KNEE_COLOUR,
+                label="knee",
+            )
     for key, marker, own, said in (
-        ("homogeneous", "s", COLOURS["neutral"], "best one-pool fleet"),
+        ("homogeneous", "s", MUTED, "best one-pool fleet"),
         ("fleetopt", "D", FLEETOPT_COLOUR, "FleetOpt (gamma 2)"),
     ):
         if document[key]:
@@ -233,10 +245,7 @@ def draw_front(axes, document: dict[str, Any], *, colour: str = FRONT_COLOUR, la
     _scale(axes, "y", ys)
     axes.set_xlabel(_axis_label(across, document))
     axes.set_ylabel(_axis_label(up, document))
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend()
 
 
 def _axis_label(name: str, document: dict[str, Any]) -> str:
@@ -255,19 +264,14 @@ def _scale(axes, which: str, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_FROM:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        axis.set_major_locator(
-            LogLocator(
-                subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-                if high / low < 30
-                else (1.0, 2.0, 5.0)
-                if high / low < 1e3
-                else (1.0,)
-            )
-        )
-        axis.set_minor_locator(NullLocator())
+        ticks_at(axis, log_values(low / 1.3, high * 1.3), _plain)
     else:
         axis.set_major_locator(AutoLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _wrapped(text: str) -> str:
@@ -351,9 +355,10 @@ def axis_csv(document: dict[str, Any]) -> str:
     return _csv([name, "status", *CSV_METRICS, *(f"pool_{each}" for each in CSV_POOLS)], rows)
 
 
+@styled
 def axis_figure(document: dict[str, Any]) -> Figure:
     """Tokens per joule, GPUs and gain against the input, one above the other."""
-    figure = Figure(figsize=(7.5, 7.0), layout="constrained")
+    figure = new_figure(7.8, 7.6)
     panels = figure.subplots(len(_PANELS), 1, sharex=True)
     held = [row for row in document["rows"] if row["plan"]["metrics"]]
     for axes, (name, label) in zip(panels, _PANELS.items()):
@@ -361,21 +366,18 @@ def axis_figure(document: dict[str, Any]) -> Figure:
         known = [(x, y) for x, y in known if y is not None and math.isfinite(y)]
         if known:
             xs, ys = zip(*known)
-            axes.plot(xs, ys, "o-", color=FRONT_COLOUR, linewidth=1.5, markersize=5.5)
+            axes.plot(xs, ys, "o-", color=FRONT_COLOUR)
             _scale(axes, "y", ys)
         else:
             axes.text(0.5, 0.5, "no one-pool fleet holds the limits", transform=axes.transAxes, ha="center")
         if name == "gain_vs_homogeneous":
-            axes.axhline(1.0, color=COLOURS["neutral"], linewidth=1.0)
+            axes.axhline(1.0, color=MUTED, linewidth=1.0)
             if known:  # no zooming in on nothing
                 axes.yaxis.set_major_locator(MaxNLocator(5))
                 axes.set_ylim(min(0.95, *ys) - 0.02, max(1.05, *ys) + 0.02)
         axes.set_ylabel(label)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
     if held:
         _scale(panels[-1], "x", [row["value"] for row in held])
     panels[-1].set_xlabel(AXIS_SHOWN[document["axis"]["name"]])
-    panels[0].set_title(_wrapped(axis_takeaway(document)), loc="left", fontsize=10.5)
+    say(figure, _wrapped(axis_takeaway(document)))
     return figure

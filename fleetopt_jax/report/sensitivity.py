@@ -8,10 +8,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
-from fleetopt_jax.report.figures import COLOURS
+from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
 
-UP, DOWN = COLOURS["h100"], COLOURS["b200"]
 METRICS = {  # name: what it is called, its unit, the unit in SI
     "tok_per_j": ("tokens per joule", "tok/J", 1.0),
     "power_w": ("power", "kW", KW),
@@ -183,16 +182,17 @@ def _thresholds(values: list[dict[str, Any]]) -> RenderableType:
     return table
 
 
+@styled
 def tornado_figure(document: dict[str, Any]) -> Figure:
     """The largest elasticities of the metric shown, as bars either side of nought."""
     name, top = document["shown"]["metric"], document["shown"]["top"]
     title, _, _ = METRICS[name]
     ranked = document["elasticities"][name][:top]
-    figure = Figure(figsize=(8.4, 1.6 + 0.34 * max(len(ranked), 3)), layout="constrained")
+    figure = new_figure(9.2, 1.9 + 0.38 * max(len(ranked), 3))
     axes = figure.subplots()
     for i, e in enumerate(ranked):
         value = e["elasticity"]
-        axes.barh(i, value, height=0.68, color=UP if value > 0 else DOWN, hatch="" if value > 0 else "//", ec="white")
+        axes.barh(i, value, height=0.68, color=MORE if value > 0 else LESS, hatch="" if value > 0 else "///", ec=PAPER)
         side = 1 if value > 0 else -1
         axes.annotate(
             f"{value:+.2f}",
@@ -201,23 +201,22 @@ def tornado_figure(document: dict[str, Any]) -> Figure:
             textcoords="offset points",
             ha="left" if value > 0 else "right",
             va="center",
-            fontsize=9,
+            fontsize=10.5,
         )
     axes.set_yticks(range(len(ranked)), [input_label(e["input"]) for e in ranked])
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(ranked), 1) - 0.4, -0.6)
     reach = 1.25 * max([abs(e["elasticity"]) for e in ranked] or [1.0])
     axes.set_xlim(-reach, reach)
-    axes.axvline(0.0, color=COLOURS["neutral"], linewidth=1.0)
-    axes.set_xlabel(f"change of {title} [%] for 1 % more of the input, the fleet as it is")
+    axes.axvline(0.0, color=MUTED, linewidth=1.0)
+    axes.set_xlabel(f"% more {title} for 1 % more of the input")
     of = document["intervals"]["metrics"][name]
     interval = f"{_number(of['sampled'][0], METRICS[name][2])} to {_number(of['sampled'][1], METRICS[name][2])}"
     first = f"{input_label(ranked[0]['input'])} moves {title} most" if ranked else f"nothing moves {title}"
-    takeaway = f"{first[0].upper()}{first[1:]}\n{document['plan']['workload']['name']}: "
-    takeaway += f"{_number(of['value'], METRICS[name][2])} {METRICS[name][1]}, {interval} with the engines' errors"
-    axes.set_title(takeaway, loc="left", fontsize=11)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    takeaway = f"{document['plan']['workload']['name']}: {first};\n{_number(of['value'], METRICS[name][2])} "
+    takeaway += f"{METRICS[name][1]}, {interval} with the engines' errors"
+    say(figure, takeaway)
+    grid_along(axes, "x")
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
 

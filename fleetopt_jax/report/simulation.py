@@ -1,13 +1,15 @@
-"""Analytic beside simulated: the JSON document and its table."""
+"""Analytic beside simulated: the JSON document, its table and its figure."""
 
 import math
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.report.style import GREEN, INK, MUTED, POOL_COLOURS, POOL_MARKERS, grid_along, new_figure, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
 from fleetopt_jax.simulate import Estimate, Simulation
 
@@ -143,3 +145,79 @@ def _metrics_table(title: str, metrics: dict[str, dict[str, Any]]) -> Table:
             "differs" if each["agrees"] is False else "",
         )
     return table
+
+
+RATIO_LIMITS = (0.5, 1.6)  # of the axis; what lies beyond is marked at its end
+
+
+@styled
+def agreement_figure(document: dict[str, Any]) -> Figure:
+    """Simulated over analytic of every metric, the fleet's and its pools', with 95 % intervals and the tolerance."""
+    parts = [("fleet", INK, "o", document["metrics"])]
+    if len(document["pools"]) > 1:
+        parts += [
+            (f"pool {k + 1}", POOL_COLOURS[k % 6], POOL_MARKERS[k % 6], pool["metrics"])
+            for k, pool in enumerate(document["pools"])
+        ]
+    names = [name for name in SHOWN if any(_ratio(metrics.get(name)) for *_, metrics in parts)]
+    figure = new_figure(9.2, 1.9 + (0.2 + 0.13 * len(parts)) * max(len(names), 2))
+    axes = figure.subplots()
+    for row, name in enumerate(names):
+        tolerance = TOLERANCE.get(name, TOLERANCE_ELSE)
+        low, high = 1 / (1 + tolerance), 1 / (1 - tolerance)
+        label = "tolerance" if row == 0 else None
+        axes.barh(row, high - low, left=low, height=0.92, color=GREEN, alpha=0.22, linewidth=0, label=label)
+    beyond = [_points(axes, names, i, parts) for i in range(len(parts))]
+    axes.axvline(1.0, color=MUTED, linewidth=1.0, zorder=0.9)
+    reach = [ratio for ratios in beyond for ratio in ratios]
+    low, high = max(min([0.87, *reach]) - 0.03, RATIO_LIMITS[0]), min(max([1.18, *reach]) + 0.03, RATIO_LIMITS[1])
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.set_yticks(range(len(names)), [SHOWN[name][0].split(",")[0] for name in names])
+    axes.set_xlabel("simulated over analytic, 95 % interval")
+    grid_along(axes, "x")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower left", ncols=4)
+    say(figure, f"{document['workload']['name']}: {agreement_takeaway(document)}")
+    return figure
+
+
+def agreement_takeaway(document: dict[str, Any]) -> str:
+    """How many of the fleet's metrics the laws get, and which they do not."""
+    compared = [name for name in SHOWN if document["metrics"].get(name, {}).get("agrees") is not None]
+    off = [name for name in compared if not document["metrics"][name]["agrees"]]
+    said = f"{len(compared) - len(off)} of {len(compared)} metrics of the fleet agree with the simulation"
+    return f"{said}, not {' and '.join(SHOWN[name][0].split(',')[0] for name in off)}" if off else said
+
+
+def _ratio(each: dict[str, Any] | None) -> float | None:
+    """Simulated over analytic; None where one of them says nothing."""
+    if each is None or each["agrees"] is None or each["analytic"] in (None, 0) or each["simulated"] is None:
+        return None
+    return each["simulated"] / each["analytic"]
+
+
+def _points(axes, names: list[str], i: int, parts: list[tuple[str, str, str, dict[str, Any]]]) -> list[float]:
+    """The ratios of one part with their intervals; returns what the axis should reach."""
+    title, colour, marker, metrics = parts[i]
+    reach: list[float] = []
+    label: str | None = title
+    for row, name in enumerate(names):
+        ratio = _ratio(metrics.get(name))
+        if ratio is None:
+            continue
+        at = row + (i - (len(parts) - 1) / 2) * 0.8 / len(parts)
+        ends = [end / metrics[name]["analytic"] for end in metrics[name]["ci95"] if end is not None]
+        seen = min(max(ratio, RATIO_LIMITS[0]), RATIO_LIMITS[1])
+        if len(ends) == 2:
+            axes.plot(ends, [at, at], "-", color=colour, linewidth=1.6)
+        look = {"color": colour, "markeredgecolor": INK, "markeredgewidth": 0.8, "linestyle": "none"}
+        if seen == ratio:
+            axes.plot([ratio], [at], marker, label=label, **look)
+        else:
+            axes.plot([seen], [at], "<" if ratio < seen else ">", label=label, clip_on=False, **look)
+            axes.text(seen, at, f"  {ratio:.2g}  ", ha="left" if ratio < seen else "right", va="center", fontsize=10)
+        reach += [seen, *(min(max(end, 0.7 * seen), 1.3 * seen) for end in ends)]
+        label = None
+    return reach

@@ -1,0 +1,647 @@
+"""A plan as one self-contained page: the decision first, then what it rests on. No scripts, nothing from the network.
+
+Built of the JSON documents that `--json` prints. Whatever a user typed is escaped, in the figures too.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+from typing import Any
+from xml.etree import ElementTree
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from fleetopt_jax import __version__
+from fleetopt_jax.calibrate.measurements import Measurements
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.report import style
+from fleetopt_jax.report.figures import ledger_figure
+from fleetopt_jax.report.pareto import front_figure
+from fleetopt_jax.report.pool_map import pool_edges, pool_map_figure
+from fleetopt_jax.report.power import Curve, power_figure
+from fleetopt_jax.report.sensitivity import LIMITS, METRICS, OBJECTIVES, tornado_figure
+from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
+from fleetopt_jax.report.tables import (
+    CHOICES_SAID,
+    HARDLY,
+    _certificate,
+    _edge,
+    _limit,
+    _ms,
+    _percent,
+    _site,
+)
+
+DOCUMENTS = {  # what each optional document must hold
+    "sensitivity": ("elasticities", "intervals", "shadow_prices", "thresholds", "plan", "shown", "objective"),
+    "simulate": ("metrics", "pools", "workload", "n_arrivals", "slo_held"),
+    "ledger": ("rows", "workload", "gpu"),
+    "pareto": ("points", "objectives", "hypervolume"),
+}
+BINDING = {  # limits a plan may break, where they are called otherwise than their shadow prices
+    "max_gpus": ("number of GPUs", "", 1.0),
+    "utilization": ("load of the busiest pool", "%", 0.01),
+    "unserved_frac": ("share of requests that no pool accepts", "%", 0.01),
+    "window_tokens": ("window that fits into an engine's KV cache", "tokens", 1.0),
+}
+NOTHING = 0.005  # of an elasticity: not worth a word
+NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
+COLOURS = {  # of the figures: variable, in the light, in the dark
+    style.INK: ("ink", "#1a1a1a", "#ececec"),
+    style.MUTED: ("muted", "#555555", "#b3b9c0"),
+    style.GRID: ("grid", "#dddddd", "#3a4048"),
+    style.PAPER: ("paper", "#ffffff", "#14171b"),
+    style.BLUE: ("blue", "#0072b2", "#4aa8e0"),
+    style.VERMILLION: ("vermillion", "#d55e00", "#f2813d"),
+    style.GREEN: ("green", "#009e73", "#2cc397"),
+    style.ORANGE: ("orange", "#e69f00", "#f0b429"),
+    style.SKY: ("sky", "#56b4e9", "#8ccff5"),
+    style.PURPLE: ("purple", "#cc79a7", "#dd94bb"),
+}
+PX_PER_PT = 4 / 3
+REFERENCE = re.compile(r"#([\w-]+)")  # to an id; a colour looks the same
+LONG_CELL = 30  # letters from which a cell of a table may wrap
+NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
+DISPATCH_SAID = {
+    "jsq": "a pool sends each request to its instance with the fewest in flight",
+    "round_robin": "a pool sends requests to its instances in turn",
+    "random": "a pool sends requests to its instances at random",
+}
+QUALITY_SAID = {
+    "measured": "fitted to measurements of this very configuration",
+    "law": "from the law fitted to measurements on this GPU",
+    "projected": "from another GPU's law, carried over by data-sheet figures",
+    "calibrated": "the paper's, calibrated by hand",
+    "scaled": "the paper's, scaled from another GPU",
+    "roofline": "the paper's roofline law on data-sheet figures",
+    "given": "as given",
+}
+
+
+def report_page(
+    plan: Mapping[str, Any],
+    total_tokens: ArrayLike,
+    weight: ArrayLike,
+    *,
+    curves: Sequence[Curve] | None = None,
+    measured: Measurements | None = None,
+    sensitivity: Mapping[str, Any] | None = None,
+    simulation: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Any] | None = None,
+    front: Mapping[str, Any] | None = None,
+    commands: Sequence[str] = (),
+) -> str:
+    """The page as HTML. `plan` is the document of `optimize` or `evaluate`, lengths [tokens] and weights those of its
+    workload, `curves` from `pool_curves`, the others the documents of `sensitivity`, `simulate`, `ledger` and
+    `pareto`; `commands` are the lines that made them."""
+    _require(plan, sensitivity=sensitivity, simulate=simulation, ledger=ledger, pareto=front)
+    if plan["metrics"] is None:
+        return _page(f"No fleet holds the limits of {plan['workload']['name']}", _no_fleet(plan), plan, commands)
+    figures: list[tuple[str, str, Figure]] = [
+        (
+            "map",
+            "Which requests go to which pool, and what each pool takes",
+            pool_map_figure(plan, total_tokens, weight),
+        )
+    ]
+    if curves is not None:
+        figures.append(("power", "Where each pool runs on its engine", power_figure(plan, curves, measured)))
+    if sensitivity:
+        figures.append(("tornado", "What moves the answer", tornado_figure(sensitivity)))
+    if simulation:
+        figures.append(("agreement", "The laws against a simulation", agreement_figure(simulation)))
+    if ledger:
+        figures.append(("ledger", "From the published system to the physical one", ledger_figure(ledger)))
+    if front and front["points"]:
+        figures.append(("front", "What can be had together", front_figure(front)))
+    body = [
+        _decision(plan, sensitivity, simulation),
+        _section("The pools", _pools(plan)),
+        _section("Figures", *(_figure(*each) for each in figures)),
+        _section("How sure", *_how_sure(plan, sensitivity, simulation)),
+        _section("What is assumed", *_assumed(plan)),
+        _section("What this does not say", *_limits(plan, sensitivity, simulation)),
+    ]
+    return _page(_headline(plan), body, plan, commands)
+
+
+def _require(plan: Mapping[str, Any], **documents: Mapping[str, Any] | None) -> None:
+    """Refuse a document of another command or of another fleet."""
+    for name, document in documents.items():
+        if document is None:
+            continue
+        missing = [key for key in DOCUMENTS[name] if key not in document]
+        if missing:
+            raise BadInput(f"{name} document", f"has no {missing[0]}", f"need what fleetopt {name} --json prints")
+    fleets = {
+        "sensitivity": documents["sensitivity"] and documents["sensitivity"]["plan"]["pools"],
+        "simulate": documents["simulate"] and documents["simulate"]["pools"],
+    }
+    for name, pools in fleets.items():
+        if pools and _fleet(pools) != _fleet(plan["pools"]):
+            raise BadInput(f"{name} document", "is of another fleet", "need the one of this plan")
+
+
+def _fleet(pools: Sequence[Mapping[str, Any]]) -> list[tuple]:
+    return [tuple(pool[name] for name in ("window_tokens", "gpu", "llm", "tp", "n_instances")) for pool in pools]
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def _gpus(plan: Mapping[str, Any]) -> str:
+    counts: dict[str, int] = {}
+    for pool in plan["pools"]:
+        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
+    return " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
+
+
+def _headline(plan: Mapping[str, Any]) -> str:
+    n = len(plan["pools"])
+    return f"{_gpus(plan)} in {n} pool{'s' if n > 1 else ''}: {plan['metrics']['tok_per_j']:.3g} tokens per joule"
+
+
+def _decision(plan: Mapping[str, Any], sensitivity, simulation) -> str:
+    rows = {
+        "Buy": _buy(plan),
+        "Split": _split(plan),
+        "It saves": _saves(plan),
+        "What limits it": _limiting(plan, sensitivity),
+        "How sure": _sure(plan, sensitivity, simulation),
+    }
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{_text(said)}</dd></div>" for name, said in rows.items())
+    return f'<section id="decision"><h2>The decision</h2><dl class="decision">{items}</dl></section>'
+
+
+def _buy(plan: Mapping[str, Any]) -> str:
+    parts = [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in plan["pools"]]
+    llms = ", ".join(dict.fromkeys(f"{pool['llm']} in {pool['precision']}" for pool in plan["pools"]))
+    metrics = plan["metrics"]
+    return (
+        f"{_gpus(plan)}: {_and(parts)}, each instance running {llms}; "
+        f"{metrics['power_w'] / KW:,.4g} kW, ${metrics['usd_per_h']:,.0f} an hour."
+    )
+
+
+def _split(plan: Mapping[str, Any]) -> str:
+    pools, edges = plan["pools"], pool_edges(plan)
+    if len(pools) == 1:
+        return f"Do not: one pool takes every request, up to {edges[0]:,.0f} tokens."
+    said = f"By total length, prompt and output, at {_and([f'{edge:,.0f}' for edge in edges[:-1]])} tokens"
+    shrunk = [f"{pool['window_tokens']:,}" for pool in pools if pool["gamma"] > 1]
+    return f"{said}; prompts above {_and(shrunk)} tokens are shrunk to fit." if shrunk else f"{said}."
+
+
+def _saves(plan: Mapping[str, Any]) -> str:
+    metrics = plan["metrics"]
+    scope = ", counting the power of one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
+    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:.3g} output tokens per joule{scope}"
+    if gain is None:
+        return f"{said}; there is no one-pool fleet within the limits to compare with."
+    if len(plan["pools"]) == 1:
+        return f"{said}, {gain:.3f} times the best one-pool fleet."
+    if gain < 1.0 / HARDLY:
+        worth = ". One pool would do better"
+    elif gain < HARDLY:
+        worth = ". Splitting by length hardly pays here: whole instances decide as much"
+    else:
+        worth = f" ({1.0 - 1.0 / gain:.0%} less energy a token)"
+    return f"{said}, {gain:.3f} times the best one-pool fleet{worth}."
+
+
+def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
+    broken = plan.get("binding")
+    if broken:
+        return f"This fleet breaks a limit: {_broken(broken)}."
+    near = _near(plan)
+    said = f"{_sentence(_and(near))}." if near else "No limit is near: whole instances decide."
+    if sensitivity:
+        priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
+        said += "".join(f" {_sentence(text)}." for text in priced if text)
+    return said
+
+
+def _broken(binding: Mapping[str, Any]) -> str:
+    """Which limit is broken or out of reach, and by how much."""
+    name = binding["limit"]
+    if name == "budget":
+        return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
+    scarce = (f"the number of {name.removeprefix('gpus_of.').upper()}", "", 1.0)
+    label, unit, size = BINDING.get(name) or LIMITS.get(name, scarce)
+    had = "is" if "value" in binding else "can at the nearest be"
+    reached, asked = (
+        f"{_number(value, size)} {unit}".strip()
+        for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
+    )
+    return f"{label} {had} {reached}; asked is {asked}"
+
+
+def _priced_limit(name: str) -> tuple[str, str, float]:
+    """(what it is called, its unit, the unit in SI) of a limit with a shadow price."""
+    return LIMITS.get(name, (f"{name.removeprefix('gpus_of.').upper()} there are", "GPU", 1.0))
+
+
+def _near(plan: Mapping[str, Any]) -> list[str]:
+    """Limits the fleet is close to, in words."""
+    slo, pools, metrics = plan["slo"], plan["pools"], plan["metrics"]
+    found = []
+    loads = [(pool["utilization"], k) for k, pool in enumerate(pools, 1) if pool["utilization"] is not None]
+    full = [str(k) for load, k in loads if load >= NEAR * slo["max_utilization"]]
+    if full:
+        who = f"pool {full[0]} carries all the load it" if len(full) == 1 else f"pools {_and(full)} carry all they"
+        found.append(f"{who} may ({slo['max_utilization']:.0%})")
+    if not slo["ttft_s_per_token"] and (metrics["ttft_p99_s"] or 0.0) >= NEAR * slo["ttft_p99_s"]:
+        found.append(f"the P99 TTFT is {_ms(metrics['ttft_p99_s'])} of {_ms(slo['ttft_p99_s'])} allowed")
+    if slo["itl_s"] is not None and (metrics["itl_s"] or 0.0) >= NEAR * slo["itl_s"]:
+        found.append(f"the mean ITL is {_ms(metrics['itl_s'])} of {_ms(slo['itl_s'])} allowed")
+    used = {"max_gpus": metrics["n_gpus"], "max_power_w": metrics["power_w"], "max_usd_per_h": metrics["usd_per_h"]}
+    for name, cap in plan["budget"].items():
+        if name in used and used[name] >= NEAR * cap:
+            label, unit, size = LIMITS[name]
+            found.append(f"the budget of {cap / size:,.4g} {unit} is used ({label})")
+    return found
+
+
+def _priced(price: Mapping[str, Any], objective: str) -> str:
+    """What one more unit of a limit is worth."""
+    if price["per_unit"] is None or abs(price["elasticity"] or 0.0) < NOTHING:
+        return ""
+    label, unit, scale = _priced_limit(price["limit"])
+    shown, size = OBJECTIVES[objective]
+    return f"one more {unit} of {label} is worth {price['per_unit'] * scale / size:+.3g} {shown}"
+
+
+def _sure(plan: Mapping[str, Any], sensitivity, simulation) -> str:
+    said = {
+        "optimal": "No candidate is better (certified)",
+        "feasible": "The best found, without a certificate of the best",
+        "infeasible": "As given; it breaks a limit",
+    }[plan["status"]]
+    parts = [f"{said}."]
+    if sensitivity:
+        intervals = sensitivity["intervals"]
+        low, high = (_number(end) for end in intervals["metrics"]["tok_per_j"]["sampled"])
+        parts.append(
+            f"With the engines' errors tokens per joule lie between {low} and {high} "
+            f"({intervals['level']:.0%}), and all limits hold with {intervals['hold_probability']:.0%} probability."
+        )
+    else:
+        errors = [pool[key] for pool in plan["pools"] for key in ("engine_step_error", "engine_power_error")]
+        known = [error for error in errors if error is not None]
+        parts.append(f"The engines' laws are off by up to {max(known):.0%} on average." if known else "")
+    if simulation:
+        held = "The limits hold in simulation" if simulation["slo_held"] else "The limits do not hold in simulation"
+        parts.append(f"{held}; {agreement_takeaway(simulation)}.")
+    return " ".join(filter(None, parts))
+
+
+def _pools(plan: Mapping[str, Any]) -> str:
+    pools = plan["pools"]
+    rows: list[tuple[str, list[str]]] = [
+        ("requests up to", [_edge(pool) for pool in pools]),
+        ("window", [f"{pool['window_tokens']:,} tokens" for pool in pools]),
+        ("instances", [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools]),
+        ("GPUs", [f"{pool['n_gpus']:,}" for pool in pools]),
+        ("max_num_seqs", [f"{pool['max_num_seqs']:,}" for pool in pools]),
+        ("share of requests", [f"{pool['traffic_frac']:.2%}" for pool in pools]),
+        ("load", [_percent(pool["utilization"]) for pool in pools]),
+        ("time in prefill", [_percent(pool["prefill_frac"]) for pool in pools]),
+        ("in flight per instance", [f"{pool['n_active']:,.0f}" for pool in pools]),
+        ("power", [f"{pool['power_w'] / KW:,.4g} kW" for pool in pools]),
+        ("tokens per joule", [f"{pool['tok_per_j']:.3g}" for pool in pools]),
+        ("P99 TTFT", [_ms(pool["ttft_p99_s"]) for pool in pools]),
+        ("mean ITL", [_ms(pool["itl_s"]) for pool in pools]),
+        ("P99 ITL", [_ms(pool["itl_p99_s"]) for pool in pools]),
+    ]
+    if any(pool["clock_frac"] < 1 for pool in pools):
+        rows.insert(5, ("clock", [f"{pool['clock_frac']:.0%} of the top" for pool in pools]))
+    head = ["", *(f"pool {k}" for k in range(1, len(pools) + 1))]
+    return _table("What each pool is", head, [[name, *cells] for name, cells in rows])
+
+
+def _how_sure(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
+    found = [f"<p>{_text(' '.join(_certificate(plan)))}</p>", _engines(plan)]
+    if sensitivity:
+        found += [_intervals(sensitivity), _prices(sensitivity)]
+        if sensitivity["thresholds"]:
+            found.append(_thresholds(sensitivity))
+    if simulation:
+        found.append(_simulated(simulation))
+    return found
+
+
+def _engines(plan: Mapping[str, Any]) -> str:
+    rows = []
+    for k, pool in enumerate(plan["pools"], 1):
+        name = f"{pool['tp']} x {pool['gpu'].upper()}, {pool['llm']}, {pool['precision']}, KV {pool['kv_precision']}"
+        file = f" ({pool['engine_file']})" if pool["engine_file"] else ""
+        errors = [_error(pool[key]) for key in ("engine_step_error", "engine_power_error")]
+        quality = pool["engine_quality"]
+        rows.append([f"pool {k}", f"{name}{file}", f"{quality}: {QUALITY_SAID.get(quality, 'as given')}", *errors])
+    return _table(
+        "How well the engines are known", ["", "engine", "its coefficients", "error of the step", "of the power"], rows
+    )
+
+
+def _error(error: float | None) -> str:
+    return "nobody knows" if error is None else f"{error:.0%} on average"
+
+
+def _intervals(sensitivity: Mapping[str, Any]) -> str:
+    intervals = sensitivity["intervals"]
+    rows = []
+    for name, of in intervals["metrics"].items():
+        label, unit, size = METRICS[name]
+        ends = [" to ".join(_number(end, size) for end in of[how]) for how in ("sampled", "linear")]
+        rows.append([f"{label} [{unit}]", _number(of["value"], size), *ends])
+    title = f"{intervals['level']:.0%} intervals, from {intervals['n_samples']:,} draws of the engines' errors"
+    return _table(title, ["metric", "value", "sampled", "linear"], rows)
+
+
+def _prices(sensitivity: Mapping[str, Any]) -> str:
+    objective, size = OBJECTIVES[sensitivity["objective"]]
+    rows = []
+    for price in sensitivity["shadow_prices"]:
+        label, unit, scale = _priced_limit(price["limit"])
+        known = price["per_unit"] is not None
+        worth = f"{price['per_unit'] * scale / size:+.3g} per {unit}" if known else "not held"
+        worth = worth if price["per_unit"] != 0 else "0"
+        elasticity = "-" if price["elasticity"] is None else f"{price['elasticity']:+.3f}"
+        binds = "yes" if price["binds"] else "no"
+        asked = f"{price['asked'] / scale:,.4g} {unit}{'s' if unit in ('point', 'GPU') else ''}"
+        rows.append([label, asked, binds, worth, elasticity])
+    head = ["limit", "asked", "binds", f"one more unit [{objective}]", "% per %"]
+    return _table("What the limits cost (shadow prices)", head, rows)
+
+
+def _thresholds(sensitivity: Mapping[str, Any]) -> str:
+    rows = []
+    for of in sensitivity["thresholds"]:
+        moves = [
+            f"{move['window_tokens']:,.0f}: {'not held' if move['change'] is None else format(move['change'], '+.2%')}"
+            for move in of["moves"]
+        ]
+        rows.append([f"{of['window_tokens']:,.0f} tokens", ", ".join(moves)])
+    return _table("What another threshold costs, the fleet sized anew", ["threshold", "tokens per joule"], rows)
+
+
+def _simulated(simulation: Mapping[str, Any]) -> str:
+    rows = []
+    for name, (label, pattern, unit) in SHOWN.items():
+        each = simulation["metrics"].get(name)
+        if each is None or each["simulated"] is None:
+            continue
+        shown = [None if x is None else pattern.format(x / unit) for x in (each["analytic"], *each["ci95"])]
+        agrees = {None: "", True: "agrees", False: "differs"}[each["agrees"]]
+        interval = "-" if shown[1] is None or shown[2] is None else f"{shown[1]} to {shown[2]}"
+        analytic = shown[0] if shown[0] and each["agrees"] is not None else "-"
+        rows.append([label, analytic, pattern.format(each["simulated"] / unit), interval, agrees])
+    title = f"Every iteration of {simulation['n_arrivals']:,} requests simulated, beside the laws"
+    return _table(title, ["metric", "laws", "simulated", "95% interval", ""], rows)
+
+
+def _assumed(plan: Mapping[str, Any]) -> list[str]:
+    said = [
+        CHOICES_SAID[name][value].format(share=plan["output_share"])
+        for name, value in plan["assumptions"].items()
+        if name in CHOICES_SAID
+    ]
+    workload = plan["workload"]
+    said = [
+        f"requests: {workload['name']} at {workload['arrival_rate_per_s']:,.6g} a second, on average "
+        f"{workload['mean_prompt_tokens']:,.4g} tokens in and {workload['mean_output_tokens']:,.4g} out",
+        f"limits: P99 TTFT {_limit(plan['slo'])}, load at most {plan['slo']['max_utilization']:.0%}",
+        INTEGRATION_SAID,
+        *said,
+        DISPATCH_SAID[plan["dispatch"]],
+        _compressed(plan),
+        _site(plan) or "only GPU boards are counted: no host, no cooling, no price of electricity",
+    ]
+    items = "".join(f"<li>{_text(_sentence(text.rstrip('.')))}.</li>" for text in said if text)
+    return [f"<p>Preset <code>{_text(plan['assume'])}</code>. In words:</p>", f"<ul>{items}</ul>"]
+
+
+def _compressed(plan: Mapping[str, Any]) -> str:
+    if all(pool["gamma"] <= 1 for pool in plan["pools"]):
+        return "no prompt is compressed"
+    of = plan["compressor"]
+    return (
+        f"compression succeeds with {of['success_frac']:.0%} of the prompts and takes "
+        f"{of['s_per_token'] * 1000 / MS:,.4g} ms and {of['j_per_token'] * 1000:,.4g} J per 1,000 tokens"
+    )
+
+
+def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
+    said = [
+        "The arrival rate and the lengths are taken to stay as they are: no daily swing, no growth, no spare for "
+        "failures.",
+        "Every request is known by its total length when it is routed; a router that must guess the output does worse.",
+        "Networks, disks and schedulers other than continuous batching are left out.",
+        "The best of the candidates named above, under these laws: another law may have another best.",
+    ]
+    if any(pool["engine_quality"] in ("projected", "roofline", "scaled") for pool in plan["pools"]):
+        said.append("At least one engine is projected, not measured on its GPU: measure it before you buy.")
+    if plan["power_scope"] == "one_gpu_per_instance":
+        said.append("Power counts one GPU of each instance, as the paper does: it is not what a meter reads.")
+    if not sensitivity:
+        said.append("No intervals: run fleetopt sensitivity for what the engines' errors do to the answer.")
+    if not simulation:
+        said.append("Not simulated: run fleetopt simulate to check the laws against every iteration.")
+    elif not simulation["slo_held"]:
+        said.append("In simulation this fleet does not hold its limits: add instances (fleetopt optimize --verify).")
+    return [f"<ul>{''.join(f'<li>{_text(text)}</li>' for text in said)}</ul>"]
+
+
+def _no_fleet(plan: Mapping[str, Any]) -> list[str]:
+    binding = plan.get("binding")
+    why = f" {_sentence(_broken(binding))}." if binding else ""
+    said = f"Of {plan['search']['n_evaluated']:,} candidates none holds the limits.{why}"
+    return [
+        f'<section id="decision"><h2>The decision</h2><p>{_text(said)}</p></section>',
+        _section("What is assumed", *_assumed(plan)),
+    ]
+
+
+def _repeat(plan: Mapping[str, Any], commands: Sequence[str]) -> str:
+    lines = [*commands] or ["fleetopt evaluate PLAN.json"]
+    search, workload = plan["search"], plan["workload"]
+    facts = [f"fleetopt_jax {__version__}", f"method {plan['method']}"]
+    facts.append(f"{search['n_evaluated']:,} candidates evaluated in {search['wall_s']:.1f} s")
+    digest = next((workload[name] for name in ("sha256", "digest") if workload.get(name)), None)
+    if digest:
+        facts.append(f"workload digest {digest}")
+    code = "".join(f"<pre><code>{_text(line)}</code></pre>" for line in lines)
+    return _section("How to repeat it", code, f"<p>{_text('; '.join(facts))}.</p>")
+
+
+# --- how it is said ---------------------------------------------------------------------------------------------------
+
+
+def _text(text: str) -> str:
+    return escape(style.printable(text))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _and(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def _number(value: float | None, size: float = 1.0) -> str:
+    return (
+        "unbounded" if value is None else f"{value / size:,.3g}" if abs(value / size) < 1e3 else f"{value / size:,.0f}"
+    )
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column heads the rows; it scrolls in its own box where the screen is narrow."""
+    columns = "".join(f'<th scope="col">{_text(name)}</th>' if name else "<td></td>" for name in head)
+    lines = "".join(
+        f'<tr><th scope="row">{_text(first)}</th>{"".join(map(_cell, cells))}</tr>' for first, *cells in rows
+    )
+    return (
+        f'<h3>{_text(title)}</h3><div class="scroll" tabindex="0" role="region" aria-label="{_text(title)}">'
+        f'<table aria-label="{_text(title)}"><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>'
+    )
+
+
+def _cell(text: str) -> str:
+    return f'<td class="long">{_text(text)}</td>' if len(text) > LONG_CELL else f"<td>{_text(text)}</td>"
+
+
+def _figure(key: str, title: str, figure: Figure) -> str:
+    """The takeaway becomes the caption, which wraps, and with the title the text for who cannot see it."""
+    takeaway = " ".join(figure.get_suptitle().split("\n"))
+    figure.suptitle("")
+    said = f"{title}. {takeaway.rstrip('.')}."
+    return (
+        f'<figure id="figure-{key}"><h3>{escape(title)}</h3><figcaption>{_text(takeaway)}</figcaption>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
+        f"{inline_svg(figure, key, said)}</div></figure>"
+    )
+
+
+def inline_svg(figure: Figure, key: str, said: str) -> str:
+    """The figure as SVG for a page: text as text, the page's colours, ids of its own, `said` for who cannot see it."""
+    buffer = BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context(style.STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts write the text
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    root = ElementTree.fromstring(buffer.getvalue())
+    _drop(root, {"metadata", "style"})
+    elements = list(root.iter())
+    values = " ".join(value for element in elements for value in element.attrib.values())
+    ids = {element.get("id") for element in elements} & set(REFERENCE.findall(values))
+    for element in elements:
+        element.tag = element.tag.split("}")[-1]
+        element.attrib = {
+            name.split("}")[-1]: REFERENCE.sub(lambda at: f"#{key}-{at[1]}" if at[1] in ids else at[0], value)
+            for name, value in element.attrib.items()
+            if name != "id" or value in ids
+        }
+        if "id" in element.attrib:
+            element.set("id", f"{key}-{element.get('id')}")
+        painted = "; ".join(
+            f"{name}: {element.attrib.pop(name)}" for name in ("fill", "stroke") if name in element.attrib
+        )
+        said_already = element.attrib.pop("style", "")
+        if painted or said_already:
+            element.set("style", _page_style("; ".join(filter(None, (painted, said_already)))))
+    width = float(root.get("viewBox").split()[2])
+    root.attrib = {"viewBox": root.get("viewBox"), "style": f"max-width: {width * PX_PER_PT:.0f}px"}
+    root.attrib |= {"role": "img", "aria-label": style.printable(said)}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _drop(element: ElementTree.Element, tags: set[str]) -> None:
+    for child in list(element):
+        if child.tag.split("}")[-1] in tags:
+            element.remove(child)
+        else:
+            _drop(child, tags)
+
+
+def _page_style(text: str) -> str:
+    """Colours as the page's variables, letters in the page's font."""
+    for colour, (name, *_) in COLOURS.items():
+        text = re.sub(re.escape(colour), f"var(--{name})", text, flags=re.IGNORECASE)
+    return re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", text)
+
+
+def _page(title: str, body: Sequence[str], plan: Mapping[str, Any], commands: Sequence[str]) -> str:
+    workload = plan["workload"]
+    about = (
+        f"{workload['name']} at {workload['arrival_rate_per_s']:,.6g} requests a second, P99 TTFT {_limit(plan['slo'])}"
+    )
+    light, dark = ("".join(f"--{name}: {pair[i]}; " for name, *pair in COLOURS.values()) for i in (0, 1))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_FROM_OUTSIDE}">\n'
+        f"<title>{_text(title)} ({_text(workload['name'])})</title>\n"
+        f"<style>\n:root {{ color-scheme: light dark; {light}}}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n{CSS}</style>\n</head>\n<body>\n"
+        f'<a class="skip" href="#decision">To the decision</a>\n'
+        f"<header><h1>{_text(title)}</h1><p>{_text(about)}</p></header>\n<main>\n"
+        f"{chr(10).join([*body, _repeat(plan, commands)])}\n</main>\n</body>\n</html>\n"
+    )
+
+
+CSS = """\
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
+header, main { max-width: 62rem; margin: 0 auto; padding: 0 1rem; }
+header { padding-top: 1.5rem; }
+header p { margin-top: 0; color: var(--muted); }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.3rem; margin: 2rem 0 .6rem; padding-bottom: .2rem; border-bottom: 1px solid var(--grid); }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .2rem; }
+h1, h3, p, li, dd, dt, figcaption, code, .long { overflow-wrap: anywhere; }
+.decision { margin: 0; }
+.decision div { display: grid; grid-template-columns: 8.5rem 1fr; gap: .3rem 1rem; padding: .5rem 0;
+  border-bottom: 1px solid var(--grid); }
+dt { font-weight: 600; }
+dd { margin: 0; }
+.scroll { overflow-x: auto; margin: .6rem 0 1.2rem; }
+.scroll:focus-visible, a:focus-visible { outline: 3px solid var(--blue); outline-offset: 2px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem 1rem .25rem 0; text-align: left; vertical-align: top; white-space: nowrap;
+  border-bottom: 1px solid var(--grid); }
+.long { white-space: normal; min-width: 15rem; }
+th[scope=row] { font-weight: 400; color: var(--muted); }
+figure { margin: 0 0 1.5rem; }
+figure svg { display: block; width: 100%; min-width: 36rem; height: auto; font-family: system-ui, sans-serif; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
+pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--grid); white-space: pre-wrap; }
+.skip { position: absolute; left: -100rem; }
+.skip:focus { left: 1rem; top: .5rem; }
+@media (max-width: 40rem) {
+  .decision div { grid-template-columns: 1fr; gap: 0; }
+  h1 { font-size: 1.35rem; }
+}
+@media print {
+  body { font-size: 10pt; }
+  header, main { max-width: none; padding: 0; }
+  .scroll { overflow: visible; }
+  figure svg { min-width: 0; max-width: 16cm !important; }
+  figure, tr, .decision div { break-inside: avoid; }
+  h2, h3, figcaption { break-after: avoid; }
+  td, th { white-space: normal; }
+  .long { min-width: 0; }
+  .skip { display: none; }
+}
+"""

@@ -1,0 +1,160 @@
+"""Which requests go to which pool, and what each pool takes of the fleet."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from fleetopt_jax.core.units import KW
+from fleetopt_jax.report.style import (
+    INK,
+    MUTED,
+    PAPER,
+    POOL_COLOURS,
+    POOL_HATCHES,
+    log_values,
+    new_figure,
+    say,
+    styled,
+    ticks_at,
+)
+
+N_BINS = 72
+LETTER_FRAC = 0.0125  # width of a letter of the labels over the width of the map
+
+
+def pool_edges(plan: dict[str, Any]) -> list[float]:
+    """The longest total length each pool accepts: gamma times its window [tokens]."""
+    return [pool["gamma"] * pool["window_tokens"] for pool in plan["pools"]]
+
+
+@styled
+def pool_map_figure(plan: dict[str, Any], total_tokens: ArrayLike, weight: ArrayLike) -> Figure:
+    """Requests by total length [tokens], coloured by pool, and each pool's share of requests, GPUs and power.
+
+    `plan` is the document of `fleetopt optimize` or `evaluate`; lengths and weights are those of its workload.
+    """
+    pools, edges = plan["pools"], pool_edges(plan)
+    total, share = np.asarray(total_tokens, dtype=float), np.asarray(weight, dtype=float)
+    total, share = total[share > 0], share[share > 0] / share.sum()
+    figure = new_figure(9.2, 4.6 + 0.36 * len(pools))
+    panels = figure.subplot_mosaic(
+        [["map"] * 3, ["requests", "gpus", "power"]], height_ratios=(3.2, 0.5 + 0.36 * len(pools))
+    )
+    _map(panels["map"], pools, edges, total, share)
+    rows = _label_edges(panels["map"], pools, edges)
+    figure.set_figheight(figure.get_figheight() + 0.27 * (rows - 1))
+    for name, title, parts, texts in _shares(plan):
+        _bars(panels[name], title, parts, texts, label_pools=name == "requests")
+    say(figure, map_takeaway(plan))
+    return figure
+
+
+def map_takeaway(plan: dict[str, Any]) -> str:
+    """What the longest requests take."""
+    name, pools = plan["workload"]["name"], plan["pools"]
+    if len(pools) == 1:
+        return f"{name}: one pool serves all requests, up to {pool_edges(plan)[0]:,.0f} tokens"
+    first, power_w = pools[0], plan["metrics"]["power_w"]
+    return (
+        f"{name}: pool 1, with the shortest {_percent(first['traffic_frac'])} of the requests, takes "
+        f"{_percent(first['power_w'] / power_w)} of the power"
+    )
+
+
+def _map(axes, pools: Sequence[dict[str, Any]], edges: Sequence[float], total: np.ndarray, share: np.ndarray) -> None:
+    low, high = min(total.min(), edges[0]), max(total.max(), edges[-1])
+    spread = max((high / low) ** 0.02, 1.05)
+    low, high = low / spread, high * spread
+    width = np.log(high / low) / N_BINS
+    first = edges[0] * (1 + 1e-9)  # an end of a bin, so that the first two pools share none
+    bins = first * np.exp(width * np.arange(np.floor(np.log(low / first) / width), np.log(high / first) / width + 1))
+    of_pool = np.minimum(np.searchsorted(edges, total, side="left"), len(pools) - 1)
+    base = np.zeros(len(bins) - 1)
+    for k in range(len(pools)):
+        height = 100 * np.histogram(total, bins, weights=share * (of_pool == k))[0]
+        look = {"facecolor": POOL_COLOURS[k % 6], "edgecolor": PAPER, "hatch": POOL_HATCHES[k % 6], "linewidth": 0}
+        axes.stairs(base + height, bins, baseline=base, fill=True, **look)
+        base = base + height
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, 1.12 * base.max())
+    ticks_at(axes.xaxis, log_values(low, high), "{:,.0f}".format)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    shaded = "; shaded: prompts are shrunk to the window" if any(pool["gamma"] > 1 for pool in pools) else ""
+    axes.set_xlabel(f"total length of a request, prompt and output [tokens]{shaded}")
+    axes.set_ylabel("requests [%]")
+
+
+def _label_edges(axes, pools: Sequence[dict[str, Any]], edges: Sequence[float]) -> int:
+    """A line at the end of each pool, its label to the left above the map; returns the rows the labels take."""
+    low, high = np.log(axes.get_xlim())
+    lines: list[tuple[float, int]] = []  # (place as a share of the width, row of the label)
+    for k, (pool, edge) in enumerate(zip(pools, edges)):
+        at = (np.log(edge) - low) / (high - low)
+        compressed = f" ({pool['gamma']:g} x {pool['window_tokens']:,})" if pool["gamma"] > 1 else ""
+        text = f"{'all' if len(pools) == 1 else f'pool {k + 1}:'} up to {edge:,.0f}{compressed}"
+        width = LETTER_FRAC * len(text)
+        row = max((below + 1 for line, below in lines if line > at - width), default=0)  # no line through a label
+        lines.append((at, row))
+        top = 1.09 + 0.085 * row
+        axes.plot(
+            [edge, edge], [0, top], "--", color=INK, linewidth=1.1, transform=axes.get_xaxis_transform(), clip_on=False
+        )
+        axes.text(at - 0.005, top, text, transform=axes.transAxes, ha="right", va="top", fontsize=10.5)
+        if pool["gamma"] > 1:
+            axes.axvspan(pool["window_tokens"], edge, color=MUTED, alpha=0.2, linewidth=0, zorder=0)
+    return 1 + max(row for _, row in lines)
+
+
+def _shares(plan: dict[str, Any]) -> list[tuple[str, str, list[float], list[str]]]:
+    """(panel, title, shares, labels) of what the pools share."""
+    pools, metrics = plan["pools"], plan["metrics"]
+    scope = ", one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
+    return [
+        ("requests", "Share of requests", [pool["traffic_frac"] for pool in pools], [""] * len(pools)),
+        (
+            "gpus",
+            f"of {metrics['n_gpus']:,} GPUs",
+            [pool["n_gpus"] / metrics["n_gpus"] for pool in pools],
+            [f"{pool['n_gpus']:,} {pool['gpu'].upper()}" for pool in pools],
+        ),
+        (
+            "power",
+            f"of {_kw(metrics['power_w'])}{scope}",
+            [pool["power_w"] / metrics["power_w"] for pool in pools],
+            [_kw(pool["power_w"]) for pool in pools],
+        ),
+    ]
+
+
+def _bars(axes, title: str, shares: Sequence[float], texts: Sequence[str], *, label_pools: bool) -> None:
+    for k, (part, text) in enumerate(zip(shares, texts)):
+        look = {"color": POOL_COLOURS[k % 6], "hatch": POOL_HATCHES[k % 6], "edgecolor": PAPER}
+        axes.barh(k, part, height=0.72, linewidth=0, **look)
+        said = f"{_percent(part)}{f', {text}' if text else ''}"
+        axes.annotate(said, (part, k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10.5)
+    axes.set_title(title)
+    axes.set_xlim(0, 2.1 * max(shares))
+    axes.set_ylim(len(shares) - 0.45, -0.55)
+    axes.set_yticks(
+        range(len(shares)), [f"pool {k + 1}" for k in range(len(shares))] if label_pools else [""] * len(shares)
+    )
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(False)
+
+
+def _kw(power_w: float) -> str:
+    power_kw = power_w / KW
+    return f"{power_kw:,.0f} kW" if power_kw >= 100 else f"{power_kw:.3g} kW"
+
+
+def _percent(share: float) -> str:
+    if 0.995 <= share < 1.0:
+        return f"{share:.1%}" if share < 0.9995 else "almost all"
+    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}" if share >= 0.00095 else f"{share:.2%}"

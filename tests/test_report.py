@@ -1,0 +1,615 @@
+"""Figures and the page: they build for one to six pools, say nothing they should not, and need nothing from outside."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html import escape
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from fleetopt_jax.calibrate.measurements import Measurements
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL
+from fleetopt_jax.optimize.plan import make_problem, plan_to_json
+from fleetopt_jax.optimize.search import evaluate_given
+from fleetopt_jax.report import style
+from fleetopt_jax.report.figures import ledger_figure, write_figure
+from fleetopt_jax.report.page import report_page
+from fleetopt_jax.report.pareto import front_figure
+from fleetopt_jax.report.pool_map import pool_map_figure
+from fleetopt_jax.report.power import engine_figure, pool_curves, power_figure
+from fleetopt_jax.report.sensitivity import tornado_figure
+from fleetopt_jax.report.simulation import TOLERANCE, agreement_figure
+
+HOSTILE = "<script>alert(1)</script>\"'$x$&\n\x01 onload=x.csv"
+LENGTHS = np.array([12.0, 90.0, 500.0, 500.0, 1499.0, 1500.0, 4000.0, 14000.0])
+WEIGHTS = np.array([0.02, 0.1, 0.2, 0.1, 0.3, 0.18, 0.06, 0.04])
+WINDOWS = {1: [14096], 2: [1499, 14096], 6: [400, 1499, 1520, 3000, 5000, 14096]}
+
+
+def plan_of(n_pools: int, name: str = "requests.csv", gamma: float = 1.0, llm: str = "llama-3.1-70b") -> dict:
+    pools = [
+        {
+            "window_tokens": window,
+            "gpu": "b200" if k == 2 else "h100",
+            "llm": llm,
+            "tp": 8,
+            "precision": "bf16",
+            "kv_precision": "bf16",
+            "engine_file": f"{llm}.json" if k else None,
+            "engine_quality": "law",
+            "engine_step_error": 0.16,
+            "engine_power_error": 0.13 if k else None,
+            "n_instances": 30 + k,
+            "n_gpus": 8 * (30 + k),
+            "max_num_seqs": 700 - 90 * k,
+            "max_num_seqs_asked": None,
+            "clock_frac": 1.0,
+            "gamma": 1.0 if window == 14096 else gamma,
+            "traffic_frac": 1.0 / n_pools,
+            "utilization": 0.849,
+            "n_active": 277.1 - 20 * k,
+            "prefill_frac": 0.4,
+            "gpu_power_w": 590.0,
+            "power_w": 136_919.0,
+            "tok_per_j": 0.92 - 0.1 * k,
+            "ttft_p99_s": 0.177,
+            "itl_s": 0.063,
+            "itl_p99_s": 0.127,
+        }
+        for k, window in enumerate(WINDOWS[n_pools])
+    ]
+    return {
+        "schema": "fleetopt-plan/1",
+        "status": "optimal",
+        "assume": "physical",
+        "power_scope": "instance",
+        "output_share": 0.2,
+        "assumptions": {choice: getattr(PHYSICAL, choice) for choice in CHOICES},
+        "dispatch": "jsq",
+        "method": "exact",
+        "workload": {
+            "name": name,
+            "arrival_rate_per_s": 1000.0,
+            "mean_prompt_tokens": 1154.7,
+            "mean_output_tokens": 211.1,
+        },
+        "slo": {"ttft_p99_s": 0.5, "ttft_s_per_token": 0.0, "itl_s": None, "max_utilization": 0.85, "scope": "pool"},
+        "budget": {},
+        "objective": "tok_per_j",
+        "max_num_seqs": None,
+        "site": {"host_w_per_gpu": 0.0, "pue": 1.0, "usd_per_kwh": 0.0, "kg_co2_per_kwh": 0.0},
+        "compressor": {"success_frac": 1.0, "s_per_token": 0.0, "j_per_token": 0.0},
+        "pools": pools,
+        "metrics": {
+            "tok_per_j": 0.656,
+            "output_tok_per_s": 211_126.0,
+            "power_w": sum(pool["power_w"] for pool in pools),
+            "n_instances": sum(pool["n_instances"] for pool in pools),
+            "n_gpus": sum(pool["n_gpus"] for pool in pools),
+            "usd_per_h": 2157.4,
+            "ttft_p99_s": 0.177,
+            "ttft_p99_worst_pool_s": 0.177,
+            "ttft_p99_of_all_s": 0.15,
+            "itl_s": 0.0659,
+            "itl_p99_s": 0.127,
+            "kg_co2_per_h": 0.0,
+            "unserved_frac": 0.0,
+            "gain_vs_homogeneous": 1.3,
+        },
+        "search": {
+            "n_evaluated": 31_920,
+            "wall_s": 7.6,
+            "candidates": "14,095 windows",
+            "lower_bound": 0.656,
+            "gap": 0.0,
+            "by_pools": [0.5, 0.656],
+        },
+    }
+
+
+def curves_of(plan: dict) -> list[dict]:
+    batches = np.geomspace(1.0, 512.0, 10)
+    points = [
+        {"batch": n, "power_w_per_gpu": 400 + 25 * np.log2(n), "tok_per_j": 1.2 * n / (n + 90)}
+        for n in batches.tolist()
+    ]
+    return [
+        {
+            "context_tokens": 900.0,
+            "step_error": pool["engine_step_error"],
+            "power_error": pool["engine_power_error"],
+            "points": points,
+        }
+        for pool in plan["pools"]
+    ]
+
+
+def sensitivity_of(plan: dict) -> dict:
+    ranked = [
+        {"input": "workload.output_scale", "value": 1.0, "elasticity": 0.91},
+        {"input": "pools.0.engine.power.idle_w", "value": 300.0, "elasticity": -0.43},
+    ]
+    metrics = {
+        name: {"value": value, "sampled": [0.8 * value, None], "linear": [0.7 * value, 1.3 * value], "log_sigma": 0.1}
+        for name, value in (("tok_per_j", 0.656), ("ttft_p99_s", 0.177))
+    }
+    return {
+        "elasticities": {"tok_per_j": ranked},
+        "skipped": [],
+        "intervals": {"level": 0.9, "n_samples": 1000, "hold_probability": 0.425, "metrics": metrics},
+        "shadow_prices": [
+            {
+                "limit": "ttft_p99_s",
+                "asked": 0.5,
+                "binds": False,
+                "elasticity": 0.0,
+                "per_unit": 0.0,
+                "reoptimized": None,
+            },
+            {
+                "limit": "max_utilization",
+                "asked": 0.85,
+                "binds": True,
+                "elasticity": 0.77,
+                "per_unit": 0.6,
+                "reoptimized": None,
+            },
+            {"limit": "itl_s", "asked": 0.1, "binds": True, "elasticity": None, "per_unit": None, "reoptimized": None},
+        ],
+        "thresholds": [
+            {
+                "window_tokens": 1499.0,
+                "as_sized": 0.1,
+                "resized": 0.1,
+                "moves": [{"window_tokens": 1349.0, "change": -0.01}, {"window_tokens": 1649.0, "change": None}],
+            }
+        ],
+        "plan": plan,
+        "objective": "tok_per_j",
+        "shown": {"metric": "tok_per_j", "top": 15},
+    }
+
+
+def simulation_of(plan: dict) -> dict:
+    def beside(ratio: float) -> dict:
+        return {
+            "tok_per_j": {"analytic": 0.6, "simulated": 0.6 * ratio, "ci95": [0.58, 0.63], "agrees": True},
+            "ttft_p99_s": {"analytic": 0.2, "simulated": 0.9, "ci95": [0.5, 1.3], "agrees": False},
+            "itl_p99_s": {"analytic": None, "simulated": 0.2, "ci95": [0.1, 0.3], "agrees": None},
+            "itl_s": {"analytic": 0.06, "simulated": 0.062, "ci95": [None, None], "agrees": True},
+            "slo_attainment": {"analytic": 0.0, "simulated": 0.99, "ci95": [0.98, 1.0], "agrees": False},
+        }
+
+    return {
+        "workload": plan["workload"],
+        "metrics": beside(1.01),
+        "pools": [pool | {"metrics": beside(0.98 + 0.02 * k)} for k, pool in enumerate(plan["pools"])],
+        "n_arrivals": 500_000,
+        "slo_held": False,
+    }
+
+
+def ledger_of(name: str) -> dict:
+    def row(choice: str, gain: float | None) -> dict:
+        pools = {"tok_per_j_homogeneous": 0.5, "tok_per_j_two_pool": gain and 0.6, "tok_per_j_fleetopt": 0.8}
+        return {"choice": choice, "gain": gain, **pools}
+
+    rows = [row("published", 2.4), row("integration", 2.0), row("lengths", None), row("tail", 1.14)]
+    return {"workload": {"name": name}, "gpu": "h100", "rows": rows}
+
+
+def front_of(plan: dict) -> dict:
+    def point(tok_per_j: float, usd: float) -> dict:
+        return {"objectives": {"tok_per_j": tok_per_j, "usd_per_h": usd}, "plan": plan, "knee": tok_per_j == 0.5}
+
+    return {
+        "points": [point(0.1, 900.0), point(0.5, 1500.0), point(0.6, 4000.0)],
+        "objectives": [{"name": "tok_per_j", "better": "high"}, {"name": "usd_per_h", "better": "low"}],
+        "workload": plan["workload"],
+        "homogeneous": None,
+        "fleetopt": None,
+        "gamma": 1.0,
+        "reference_ttft_limit_s": 0.5,
+        "ttft_is": "P99 TTFT of the worst pool",
+        "hypervolume": {},
+    }
+
+
+def everything(n_pools: int, name: str = "requests.csv", llm: str = "llama-3.1-70b") -> tuple[dict, dict]:
+    """A plan and every other document of it, as `report_page` takes them."""
+    plan = plan_of(n_pools, name, gamma=1.5 if n_pools == 2 else 1.0, llm=llm)
+    return plan, {
+        "curves": curves_of(plan),
+        "sensitivity": sensitivity_of(plan),
+        "simulation": simulation_of(plan),
+        "ledger": ledger_of(name),
+        "front": front_of(plan),
+        "commands": [f"fleetopt optimize --workload {name!r} --json --out plan.json"],
+    }
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    plan, others = everything(2)
+    return report_page(plan, LENGTHS, WEIGHTS, **others)
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> str:
+    plan, others = everything(2, HOSTILE, HOSTILE)
+    return report_page(plan, LENGTHS, WEIGHTS, **others)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_pools", [1, 2, 6])
+def test_the_pool_map_shows_every_request_and_every_pool(n_pools):
+    plan = plan_of(n_pools)
+    figure = pool_map_figure(plan, LENGTHS, 3.0 * WEIGHTS)  # shares, whatever the weights sum to
+    panels = {axes.get_label(): axes for axes in figure.axes}
+    steps = [patch.get_data() for patch in panels["map"].patches if hasattr(patch, "get_data")]
+    shown = sum(float(np.sum(values - base)) for values, _, base in steps)
+    assert shown == pytest.approx(100.0)
+    of_pool = [float(np.sum(values - base)) for values, _, base in steps]
+    edges = [pool["window_tokens"] for pool in plan["pools"]]
+    below = np.diff([0.0, *(100 * WEIGHTS[edge >= LENGTHS].sum() for edge in edges)])
+    np.testing.assert_allclose(of_pool, below, atol=1e-9)
+    labels = [text.get_text() for text in panels["map"].texts]
+    assert [f"{edge:,}" in label for edge, label in zip(edges, labels, strict=True)] == [True] * n_pools
+    for name in ("requests", "gpus", "power"):
+        assert sum(bar.get_width() for bar in panels[name].patches) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("n_pools", [2, 6])
+def test_no_threshold_runs_through_the_label_of_another(n_pools):
+    figure = pool_map_figure(plan_of(n_pools), LENGTHS, WEIGHTS)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for i, box in enumerate(boxes):
+        for j, line in enumerate(axes.lines):
+            (x, _), (_, top) = line.get_transform().transform(line.get_xydata())
+            assert not (box.x0 < x < box.x1 and top > box.y0), (i, j)
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_one_length_alone_and_a_compressed_pool_are_drawn():
+    plan = plan_of(2, gamma=1.5)
+    figure = pool_map_figure(plan, [700.0], [1.0])
+    figure.draw_without_rendering()
+    assert "1.5 x 1,499" in figure.axes[0].texts[0].get_text()
+    assert "shrunk" in figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("n_pools", [1, 2, 6])
+def test_every_pool_is_marked_where_it_runs(n_pools):
+    plan = plan_of(n_pools)
+    measured = Measurements(np.array([8.0, 64.0]), np.array([0.02, 0.03]), power_w_per_gpu=np.array([430.0, 500.0]))
+    left, right = power_figure(plan, curves_of(plan), measured).axes
+    for axes, name in ((left, "gpu_power_w"), (right, "tok_per_j")):
+        marked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
+        assert marked == [(pool["n_active"], pool[name]) for pool in plan["pools"]]
+    dots = next(line for line in right.lines if line.get_label() == "measured")
+    np.testing.assert_allclose(dots.get_ydata(), [8 / 0.02 / (430 * 8), 64 / 0.03 / (500 * 8)])
+    looks = {(line.get_color(), line.get_marker()) for line in left.lines if len(line.get_xdata()) == 1}
+    assert len(looks) == n_pools
+
+
+def test_an_engine_is_drawn_at_its_points():
+    points = curves_of(plan_of(1))[0]["points"]
+    document = {
+        "gpu": "h100",
+        "llm": HOSTILE,
+        "tp": 8,
+        "quality": "law",
+        "relative_error": 0.16,
+        "power_relative_error": None,
+        "points": [point | {"context_tokens": 600.0} for point in reversed(points)],
+    }
+    figure = engine_figure(document)
+    figure.draw_without_rendering()
+    assert list(figure.axes[0].lines[0].get_xdata()) == [point["batch"] for point in points]
+
+
+@pytest.mark.parametrize("n_pools", [1, 2, 6])
+def test_the_simulation_is_shown_with_its_tolerance(n_pools):
+    figure = agreement_figure(simulation_of(plan_of(n_pools)))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["tokens per joule", "P99 TTFT", "mean ITL"]
+    band = axes.patches[1]  # of the P99 TTFT: |analytic - simulated| <= tolerance * simulated
+    assert band.get_x() == pytest.approx(1 / (1 + TOLERANCE["ttft_p99_s"]))
+    assert band.get_x() + band.get_width() == pytest.approx(1 / (1 - TOLERANCE["ttft_p99_s"]))
+    assert any("4.5" in text.get_text() for text in axes.texts)  # 0.9 over 0.2, beyond the axis
+    assert "not P99 TTFT" in figure.get_suptitle()
+
+
+def test_figures_are_in_one_style_and_repeat(tmp_path):
+    plan, others = everything(2, HOSTILE)
+    figures = {
+        "map": lambda: pool_map_figure(plan, LENGTHS, WEIGHTS),
+        "power": lambda: power_figure(plan, others["curves"]),
+        "tornado": lambda: tornado_figure(others["sensitivity"]),
+        "agreement": lambda: agreement_figure(others["simulation"]),
+        "ledger": lambda: ledger_figure(others["ledger"]),
+        "front": lambda: front_figure(others["front"]),
+    }
+    for name, draw in figures.items():
+        figure = draw()
+        assert figure.get_suptitle(), name
+        for axes in figure.axes:
+            assert not (axes.spines["top"].get_visible() or axes.spines["right"].get_visible()), name
+            assert axes.xaxis.label.get_size() == style.STYLE["axes.labelsize"], name
+        path = tmp_path / f"{name}.svg"
+        write_figure(figure, path)
+        first = path.read_bytes()
+        write_figure(draw(), path)
+        assert path.read_bytes() == first, name
+
+
+def test_dollars_are_not_mathematics():
+    figure = front_figure(front_of(plan_of(1)))
+    figure.draw_without_rendering()
+    assert figure.get_suptitle().count("$") >= 2
+
+
+@pytest.mark.slow
+def test_a_pool_runs_on_its_curve(h100, small_workload):
+    problem = make_problem(small_workload, [h100], n_pools=2)
+    windows = [1500.0, problem.window_tokens]
+    plan = evaluate_given(problem, [h100, h100], window_tokens=windows, gamma=[1.0, 1.0], n_instances=[9, 12])
+    document = plan_to_json(plan)
+    for pool, curve in zip(document["pools"], pool_curves(plan), strict=True):
+        batch, power_w, tok_per_j = (
+            [point[name] for point in curve["points"]] for name in ("batch", "power_w_per_gpu", "tok_per_j")
+        )
+        # Crowding, and sequences in prefill that the curve does not count.
+        assert np.interp(pool["n_active"], batch, power_w) == pytest.approx(pool["gpu_power_w"], rel=0.03)
+        assert np.interp(pool["n_active"], batch, tok_per_j) == pytest.approx(pool["tok_per_j"], rel=0.1)
+    made = plan_of(2)
+    assert set(made) == set(document) - {"binding"}
+    for part in ("metrics", "search", "slo", "assumptions", "workload"):
+        assert set(made[part]) == set(document[part])
+    assert set(made["pools"][0]) == set(document["pools"][0])
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """The tags with their attributes, and the text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.lasttag != "style":
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.mark.parametrize("n_pools", [1, 2, 6])
+def test_the_page_is_accessible(n_pools):
+    plan, others = everything(n_pools)
+    read = Reader(report_page(plan, LENGTHS, WEIGHTS, **others))
+    assert read.all("html") == [{"lang": "en"}]
+    figures = read.all("svg")
+    assert len(figures) == len(read.all("figure")) == len(read.all("figcaption")) == 6
+    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 40 for svg in figures)
+    assert read.all("th") and all(th["scope"] in ("col", "row") for th in read.all("th"))
+    levels = [int(tag[1]) for tag, _ in read.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = {name for _, attributes in read.tags for value in attributes.values() for name in _references(value)}
+    assert used <= set(ids)
+    assert all(attributes.get("tabindex") == "0" for _, attributes in read.tags if attributes.get("class") == "scroll")
+
+
+def _references(value: str | None) -> list[str]:
+    return re.findall(r"(?:^|url\()#([\w-]+)", value or "")
+
+
+def test_the_page_takes_nothing_from_the_network(page, hostile_page):
+    for each in (page, hostile_page):
+        read = Reader(each)
+        names = {tag for tag, _ in read.tags}
+        assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+        for _, attributes in read.tags:
+            for name in ("src", "href", "action", "data", "poster", "srcset"):
+                assert attributes.get(name, "#").startswith(("#", "data:image/"))
+            assert not any(name.startswith("on") for name in attributes)
+        assert "@import" not in each
+        assert re.findall(r"url\((?!#)", each) == []
+        assert "default-src 'none'" in each
+
+
+def test_what_a_user_typed_is_text(hostile_page):
+    assert "<script" not in hostile_page.lower()
+    assert "\x01" not in hostile_page
+    text = "".join(Reader(hostile_page).text)
+    assert text.count("<script>alert(1)</script>") > 6  # in the tables, the captions and the title
+
+
+def test_names_in_any_script_are_shown():
+    plan = plan_of(1, "对话 🙂.csv")
+    assert "对话 🙂.csv" in "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
+
+
+def test_a_third_objective_is_shown_in_colour_without_the_network():
+    plan, others = everything(1)
+    front = others["front"]
+    for point in front["points"]:
+        point["objectives"]["ttft_p99_s"] = point["objectives"]["tok_per_j"] / 2
+    front["objectives"].append({"name": "ttft_p99_s", "better": "low"})
+    read = Reader(report_page(plan, LENGTHS, WEIGHTS, front=front))
+    assert all(image["href"].startswith("data:image/png") for image in read.all("image"))
+    assert len(read.all("image")) == 1
+
+
+def test_the_page_holds_numbers_only(page):
+    text = " ".join(Reader(page).text)
+    assert not re.search(r"\b(nan|inf|None|null)\b", text)
+    for said in ("30 x 8 H100", "1.300 times", "1.3", "certified", "fleetopt optimize", "physical"):
+        assert said in text
+
+
+def test_the_decision_comes_first(page):
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings[0] == "The decision"
+    assert headings[-1] == "How to repeat it"
+
+
+def test_a_plan_alone_makes_a_page_that_says_what_is_missing():
+    plan = plan_of(1)
+    read = Reader(report_page(plan, LENGTHS, WEIGHTS))
+    assert len(read.all("svg")) == 1
+    text = "".join(read.text)
+    assert "fleetopt sensitivity" in text and "fleetopt simulate" in text
+
+
+@pytest.mark.parametrize(
+    ("binding", "said"),
+    [
+        (
+            {"limit": "ttft_p99_s", "asked": 0.001, "nearest_feasible": 0.156},
+            "P99 TTFT can at the nearest be 156 ms; asked is 1 ms",
+        ),
+        (
+            {"limit": "budget", "asked": {"max_gpus": 8.0, "max_power_w": 1e4}, "nearest_feasible": None},
+            "kept alone",
+        ),
+        ({"limit": "max_gpus", "asked": 8.0, "nearest_feasible": 536.0}, "GPUs can at the nearest be 536; asked is 8"),
+        ({"limit": "window_tokens", "asked": 1e6, "nearest_feasible": 65536.0}, "65,536 tokens"),
+    ],
+)
+def test_no_fleet_makes_a_page_that_says_why(binding, said):
+    plan = plan_of(2) | {"status": "infeasible", "metrics": None, "pools": [], "binding": binding}
+    assert said in "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
+
+
+def test_an_overloaded_plan_is_shown_as_such():
+    plan = plan_of(2) | {"status": "infeasible", "binding": {"limit": "utilization", "asked": 0.85, "value": 1.2}}
+    plan["pools"][0] |= {"utilization": None, "ttft_p99_s": None}
+    plan["metrics"] |= {"ttft_p99_s": None, "gain_vs_homogeneous": None}
+    text = "".join(Reader(report_page(plan, LENGTHS, WEIGHTS, curves=curves_of(plan))).text)
+    assert "load of the busiest pool is 120 %; asked is 85 %" in text and "never (overload)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("sensitivity", lambda document: document["plan"]["pools"][0].update(n_instances=7), "another fleet"),
+        ("simulation", lambda document: document["pools"].pop(), "another fleet"),
+        ("simulation", lambda document: document.pop("metrics"), "fleetopt simulate --json"),
+        ("ledger", lambda document: document.pop("rows"), "fleetopt ledger --json"),
+    ],
+)
+def test_a_document_of_something_else_is_refused(name, change, why):
+    plan, others = everything(2)
+    document = copy.deepcopy(others[name])
+    change(document)
+    with pytest.raises(BadInput, match=why):
+        report_page(plan, LENGTHS, WEIGHTS, **(others | {name: document}))
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours (WCAG 2)."""
+
+    def luminance(colour: str) -> float:
+        channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        return float(
+            np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+            @ [0.2126, 0.7152, 0.0722]
+        )
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_and_marks_stand_out_in_the_light_and_in_the_dark(page):
+    schemes = re.findall(r":root \{([^}]*)\}", page)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
+        for name in ("ink", "muted"):
+            assert contrast(colours[name], colours["paper"]) > 4.5
+        for name in ("blue", "vermillion", "green"):
+            assert contrast(colours[name], colours["paper"]) > 3.0
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)
+FRAME = """<!doctype html><meta name="color-scheme" content="light dark"><title>not loaded</title>
+<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<script>addEventListener("load", () => {{ const view = document.querySelector("iframe").contentWindow;
+    document.title = JSON.stringify({{
+        width: view.innerWidth, needed: view.document.documentElement.scrollWidth,
+        dark: view.matchMedia("(prefers-color-scheme: dark)").matches,
+        loads: view.performance.getEntriesByType("resource").length }}); }});</script>"""
+
+
+def browse(tmp_path, page: str, *options: str) -> tuple[str, str]:
+    """(DOM, what the browser logged) of a page in a file, in a browser of its own."""
+    path, profile = tmp_path / "report.html", tmp_path / "profile"
+    path.write_text(page, encoding="utf-8")
+    shutil.rmtree(profile, ignore_errors=True)
+    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", *options, path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser, google-chrome or chrome is installed")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_the_page(page, hostile_page, tmp_path, width, dark):
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    window = f"--window-size={width},1600"
+    for each in (page, hostile_page):
+        shot = tmp_path / "shot.png"
+        _, log = browse(tmp_path, each, scheme, window, f"--screenshot={shot}")
+        assert "CONSOLE" not in log
+        pixels = matplotlib.image.imread(shot)[..., :3]
+        assert pixels.shape[:2] == (1600, width)
+        assert len(np.unique((255 * pixels).astype(int).reshape(-1, 3), axis=0)) > 100  # letters and figures
+        assert (np.median(pixels) < 0.2) if dark else (np.median(pixels) > 0.9)
+        # A browser's own window is not as narrow as a phone: a frame of another page is, and can be measured.
+        framed = FRAME.format(width=width, page=escape(each))
+        dom, log = browse(tmp_path, framed, scheme, "--window-size=1400,1000", "--dump-dom")
+        assert "CONSOLE" not in log
+        facts = json.loads(re.search(r"<title>(\{.*?\})</title>", dom).group(1))
+        assert facts == {"width": width, "needed": width, "dark": dark, "loads": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser, google-chrome or chrome is installed")
+def test_a_browser_prints_the_page(page, tmp_path):
+    pdf = tmp_path / "report.pdf"
+    browse(tmp_path, page, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 20
