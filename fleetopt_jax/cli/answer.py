@@ -73,5 +73,7 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
         print(text)
     elif not as_text:
         show(answer.shown(answer.document))
-    elif not options.out:
+    elif options.out:
+        print(f"Wrote {options.out}")
+    else:
         sys.stdout.write(answer.shown)  # as it is: a table's width would break its lines

@@ -4,9 +4,9 @@ import argparse
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,8 +35,11 @@ from fleetopt_jax.optimize.plan import (
 )
 from fleetopt_jax.optimize.search import evaluate_given
 from fleetopt_jax.simulate import replay_requests
-from fleetopt_jax.workload.atoms import digest, share_above
+from fleetopt_jax.workload.atoms import digest, share_above, total_tokens
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def asked_layout(options: argparse.Namespace) -> Layout | None:
@@ -221,6 +224,18 @@ def plan_document(plan: Plan, layout: Layout | None) -> dict[str, Any]:
     if layout:
         document["workload"]["columns"] = dataclasses.asdict(layout)
     return document
+
+
+def pool_map_of(plan: Plan) -> "Callable[[dict[str, Any]], Figure]":
+    """What draws the plan's pools over the lengths of its requests; matplotlib is imported where it draws."""
+
+    def draw(document: dict[str, Any]) -> "Figure":
+        from fleetopt_jax.report.pool_map import pool_map_figure
+
+        workload = plan.problem.workload
+        return pool_map_figure(document, np.asarray(total_tokens(workload)), np.asarray(workload.weight))
+
+    return draw
 
 
 def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layout | None) -> dict[str, Any]:

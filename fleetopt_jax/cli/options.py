@@ -162,9 +162,8 @@ def _add_report(commands) -> None:
     report.add_argument("plan", metavar="PLAN.json")
     _add_workload(report, default=None)
     _add_dispatch(report, None)
-    report.add_argument("--title", help="of the page (default: the workload and its GPUs)")
     report.add_argument("--simulate", action="store_true", help="with a simulation of the plan (a minute)")
-    report.add_argument("--ledger", action="store_true", help="with the walk from published to physical (a minute)")
+    _add_simulation(report.add_argument_group("simulation", "with --simulate"))
 
 
 def _add_export(commands) -> None:
@@ -217,6 +216,7 @@ def _add_engine_command(commands) -> None:
         help="prompt tokens prefilled for each output token (default: the benchmark's own mix)",
     )
     engine.add_argument("--law", action="store_true", help="the law, even where this configuration was measured")
+    _add_figure(engine, "power and tokens per joule over the batch")
 
 
 def _add_calibrate(commands) -> None:

@@ -6,7 +6,7 @@ from importlib import import_module
 from fleetopt_jax.cli.answer import Answer
 
 COMMANDS = (
-    *("reproduce", "optimize", "evaluate", "pareto", "sensitivity", "levers", "ledger", "simulate", "engine"),
+    *("reproduce", "optimize", "evaluate", "pareto", "sensitivity", "levers", "ledger", "simulate", "engine", "report"),
     *("calibrate", "trace", "catalog", "export"),
 )
 

@@ -12,6 +12,7 @@ from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.report import tables
+from fleetopt_jax.report.power import engine_figure
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -42,4 +43,4 @@ def run(options: argparse.Namespace) -> Answer:
         "prefill_power_w_per_gpu": float(engine.prefill.gpu_w),
         "points": [dataclasses.asdict(point) for point in points],
     }
-    return Answer(document, tables.engine_table, OK)
+    return Answer(document, tables.engine_table, OK, engine_figure)

@@ -15,6 +15,7 @@ from fleetopt_jax.cli.asked import (
     asked_workload,
     how_to_simulate,
     plan_document,
+    pool_map_of,
     why,
 )
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
@@ -48,17 +49,18 @@ def run(options: argparse.Namespace) -> Answer:
     if plan.binding:
         say(options, f"infeasible: {why(plan.binding)}")
         return Answer(plan_document(plan, layout), tables.plan_table, INFEASIBLE)
-    extras, table = {}, tables.plan_table
+    extras, table = {"seed": options.seed} if options.robust or options.verify else {}, tables.plan_table
     if options.robust:
-        plan, extras = _robust(options, problem, plan, tomorrow)
+        plan, found = _robust(options, problem, plan, tomorrow)
+        extras |= found
         table = robust_plan_table
     if not options.verify:
-        return Answer(plan_document(plan, layout) | extras, table, OK)
+        return Answer(plan_document(plan, layout) | extras, table, OK, pool_map_of(plan))
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         say(options, "infeasible: no fleet that was simulated holds the limits")
     document = plan_document(plan, layout) | extras | {"verified": verified}
-    return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE)
+    return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
 
 
 def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, Workload]]:

@@ -1,25 +1,34 @@
 """`fleetopt simulate`: every iteration, beside the laws."""
 
 import argparse
+from typing import Any
 
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.asked import given_plan, how_to_simulate, plan_document
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.terminal import say, simulation_progress, warn_of_warm_up
-from fleetopt_jax.report.simulation import simulation_json, simulation_table
+from fleetopt_jax.optimize.plan import Plan
+from fleetopt_jax.report.simulation import agreement_figure, simulation_json, simulation_table
 from fleetopt_jax.simulate import simulate
+from fleetopt_jax.workload.readers import Layout
 
 
 def run(options: argparse.Namespace) -> Answer:
     plan, layout = given_plan(options)
+    document, held = simulated(options, plan, layout)
+    if not held:
+        say(options, "infeasible: the simulated fleet does not hold the limits")
+    return Answer(document, simulation_table, OK if held else INFEASIBLE, agreement_figure)
+
+
+def simulated(options: argparse.Namespace, plan: Plan, layout: Layout | None) -> tuple[dict[str, Any], bool]:
+    """The plan beside its simulation, and whether that holds the limits."""
     how = how_to_simulate(options, plan.problem, layout)
     with simulation_progress(options) as step:
         result = simulate(
             plan.fleet, plan.problem.workload, plan.problem.assumptions, plan.problem.slo, progress=step, **how
         )
     warn_of_warm_up(options, result)
-    if not result.slo_held:
-        say(options, "infeasible: the simulated fleet does not hold the limits")
     document = plan_document(plan, layout)
     document = {
         "workload": document["workload"],
@@ -31,4 +40,4 @@ def run(options: argparse.Namespace) -> Answer:
         "n_replications": options.replications,
         **simulation_json(result, document["pools"]),
     }
-    return Answer(document, simulation_table, OK if result.slo_held else INFEASIBLE)
+    return document, result.slo_held

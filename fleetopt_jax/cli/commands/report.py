@@ -1,0 +1,41 @@
+"""`fleetopt report`: one page that holds what a plan says and rests on."""
+
+import argparse
+import shlex
+
+import numpy as np
+
+from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.asked import given_plan, plan_document
+from fleetopt_jax.cli.codes import OK
+from fleetopt_jax.cli.commands.simulate import simulated
+from fleetopt_jax.cli.terminal import progress
+from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json
+from fleetopt_jax.report.page import report_page
+from fleetopt_jax.report.power import pool_curves
+from fleetopt_jax.workload.atoms import total_tokens
+
+
+def run(options: argparse.Namespace) -> Answer:
+    """The page; --json shows what it was written from."""
+    plan, layout = given_plan(options)
+    document = {"plan": plan_document(plan, layout), "curves": pool_curves(plan)}
+    with progress(options, "Differentiating"):
+        document["sensitivity"] = sensitivity_to_json(sensitivity(plan)) | {
+            "plan": document["plan"],
+            "objective": plan.problem.objective,
+            "shown": {"metric": "tok_per_j", "top": 15},
+        }
+    if options.simulate:
+        document["simulation"], _ = simulated(options, plan, layout)
+    workload = plan.problem.workload
+    page = report_page(
+        document["plan"],
+        np.asarray(total_tokens(workload)),
+        np.asarray(workload.weight),
+        curves=document["curves"],
+        sensitivity=document["sensitivity"],
+        simulation=document.get("simulation"),
+        commands=[f"fleetopt report {shlex.quote(options.plan)}", f"fleetopt evaluate {shlex.quote(options.plan)}"],
+    )
+    return Answer(document, page, OK)
