@@ -312,11 +312,13 @@ def test_an_engine_is_drawn_at_its_points():
         "quality": "law",
         "relative_error": 0.16,
         "power_relative_error": None,
-        "points": [point | {"context_tokens": 600.0} for point in reversed(points)],
+        "points": [point | {"context_tokens": 600.0} for point in reversed(points[::4])],
     }
-    figure = engine_figure(document)
+    figure = engine_figure(document, between=points[1::4])
     figure.draw_without_rendering()
-    assert list(figure.axes[0].lines[0].get_xdata()) == [point["batch"] for point in points]
+    line, dots = figure.axes[1].lines
+    assert list(dots.get_xdata()) == [point["batch"] for point in points[::4]]
+    assert list(line.get_xdata()) == sorted(point["batch"] for point in [*points[::4], *points[1::4]])
 
 
 @pytest.mark.parametrize("n_pools", [1, 2, 6])
