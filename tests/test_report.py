@@ -297,7 +297,7 @@ def test_every_pool_is_marked_where_it_runs(n_pools):
     for axes, name in ((left, "gpu_power_w"), (right, "tok_per_j")):
         marked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
         assert marked == [(pool["n_active"], pool[name]) for pool in plan["pools"]]
-    dots = next(line for line in right.lines if line.get_label() == "measured")
+    dots = next(line for line in right.lines if line.get_label() == "measured decode steps")
     np.testing.assert_allclose(dots.get_ydata(), [8 / 0.02 / (430 * 8), 64 / 0.03 / (500 * 8)])
     looks = {(line.get_color(), line.get_marker()) for line in left.lines if len(line.get_xdata()) == 1}
     assert len(looks) == n_pools
