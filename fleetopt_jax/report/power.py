@@ -166,7 +166,13 @@ def _measured(left, right, measured: Measurements | None, tp: int) -> None:
     power_w = measured.power_w_per_gpu
     known = measured.context_tokens is not None
     context = f", {np.mean(measured.context_tokens):,.0f} tokens in context" if known else ""
-    look = {"color": INK, "markerfacecolor": PAPER, "linestyle": "none", "zorder": 5, "label": f"measured decode steps{context}"}
+    look = {
+        "color": INK,
+        "markerfacecolor": PAPER,
+        "linestyle": "none",
+        "zorder": 5,
+        "label": f"measured decode steps{context}",
+    }
     left.plot(measured.batch, power_w, "h", **look)
     right.plot(measured.batch, measured.batch / measured.step_s / (power_w * (measured.tp or tp)), "h", **look)
 
