@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fleetopt_jax.report.files import write_whole
+from fleetopt_jax.report.style import BLUE, GREEN, GRID, MUTED, PURPLE, ticks_at, tokens_k
 
 RESULTS = Path(__file__).parent / "results"
-GREY = "#555555"
-MEASURED, LAW, OWN_FIT, PAPER = "black", "#0072B2", "#009E73", "#CC79A7"  # Okabe and Ito; GPUs keep report's colours
+GREY = MUTED
+MEASURED, LAW, OWN_FIT, PAPER = "black", BLUE, GREEN, PURPLE  # GPUs keep report's colours
 
 
 def write_table(name: str, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
@@ -35,13 +35,11 @@ def finish(axes, *, x: str, y: str, title: str = "") -> None:
     axes.set_ylabel(y)
     if title:
         axes.set_title(title, loc="left", fontsize=11)
-    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def log_ticks(axis, values: Sequence[float], *, kilo: bool = False) -> None:
     """Label a logarithmic axis at these values only; `kilo`: in 1024s, as context windows are named."""
-    axis.set_major_locator(FixedLocator(list(values)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1024:g}K" if kilo else f"{value:g}"))
+    ticks_at(axis, values, tokens_k if kilo else "{:g}".format)

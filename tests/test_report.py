@@ -297,7 +297,7 @@ def test_every_pool_is_marked_where_it_runs(n_pools):
     for axes, name in ((left, "gpu_power_w"), (right, "tok_per_j")):
         marked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
         assert marked == [(pool["n_active"], pool[name]) for pool in plan["pools"]]
-    dots = next(line for line in right.lines if line.get_label() == "measured")
+    dots = next(line for line in right.lines if line.get_label() == "measured decode steps")
     np.testing.assert_allclose(dots.get_ydata(), [8 / 0.02 / (430 * 8), 64 / 0.03 / (500 * 8)])
     looks = {(line.get_color(), line.get_marker()) for line in left.lines if len(line.get_xdata()) == 1}
     assert len(looks) == n_pools
@@ -312,11 +312,13 @@ def test_an_engine_is_drawn_at_its_points():
         "quality": "law",
         "relative_error": 0.16,
         "power_relative_error": None,
-        "points": [point | {"context_tokens": 600.0} for point in reversed(points)],
+        "points": [point | {"context_tokens": 600.0} for point in reversed(points[::4])],
     }
-    figure = engine_figure(document)
+    figure = engine_figure(document, between=points[1::4])
     figure.draw_without_rendering()
-    assert list(figure.axes[0].lines[0].get_xdata()) == [point["batch"] for point in points]
+    line, dots = figure.axes[1].lines
+    assert list(dots.get_xdata()) == [point["batch"] for point in points[::4]]
+    assert list(line.get_xdata()) == sorted(point["batch"] for point in [*points[::4], *points[1::4]])
 
 
 @pytest.mark.parametrize("n_pools", [1, 2, 6])

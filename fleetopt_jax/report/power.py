@@ -118,21 +118,28 @@ def power_takeaway(plan: Mapping[str, Any]) -> str:
 
 
 @styled
-def engine_figure(document: Mapping[str, Any], measured: Measurements | None = None) -> Figure:
-    """The same of one engine: the document of `fleetopt engine`, its points as given, and measured points."""
+def engine_figure(
+    document: Mapping[str, Any], between: Sequence[Mapping[str, Any]] = (), measured: Measurements | None = None
+) -> Figure:
+    """The same of one engine: the points of the document of `fleetopt engine`, measured points, and a line through
+    points `between` them of the same kind (where there are none, straight from one to the next)."""
     figure = new_figure(10.4, 5.0)
     left, right = figure.subplots(1, 2)
+    points = sorted(document["points"], key=lambda point: point["batch"])
     curve = {
-        "points": sorted(document["points"], key=lambda point: point["batch"]),
+        "points": sorted([*points, *between], key=lambda point: point["batch"]),
         "step_error": document["relative_error"],
         "power_error": document["power_relative_error"],
     }
     label = f"engine ({document['quality']}), {document['points'][0]['context_tokens']:,.0f} tokens in context"
-    _curve(left, right, curve, BLUE, "-", filled=True, label=label, marker="o")
+    _curve(left, right, curve, BLUE, "-", filled=True, label=label)
+    for axes, name in ((left, "power_w_per_gpu"), (right, "tok_per_j")):
+        asked = [point["batch"] for point in points], [point[name] for point in points]
+        axes.plot(*asked, "o", color=BLUE, label="at the batches asked for")
     _measured(left, right, measured, document["tp"])
     batches = [point["batch"] for point in curve["points"]]
     _finish(figure, left, right, [*batches, *(measured.batch if measured else [])])
-    last = curve["points"][-1]
+    last = points[-1]
     say(
         figure,
         f"{document['llm']} on {document['tp']} {document['gpu'].upper()}: {last['tok_per_j']:.3g} tokens per joule at "
@@ -141,16 +148,14 @@ def engine_figure(document: Mapping[str, Any], measured: Measurements | None = N
     return figure
 
 
-def _curve(
-    left, right, curve: Curve, colour: str, line, *, filled: bool, label: str | None = None, marker: str = ""
-) -> None:
+def _curve(left, right, curve: Curve, colour: str, line, *, filled: bool, label: str | None = None) -> None:
     batch, power_w, tok_per_j = (
         np.array([point[name] for point in curve["points"]]) for name in ("batch", "power_w_per_gpu", "tok_per_j")
     )
     power_error, step_error = curve["power_error"] or 0.0, curve["step_error"] or 0.0
     both = float(np.hypot(power_error, step_error))
     for axes, values, error in ((left, power_w, power_error), (right, tok_per_j, both)):
-        axes.plot(batch, values, color=colour, linestyle=line, marker=marker, label=label)
+        axes.plot(batch, values, color=colour, linestyle=line, label=label)
         if error and filled:
             axes.fill_between(batch, values * (1 - error), values * (1 + error), color=colour, alpha=0.12, linewidth=0)
 
@@ -161,7 +166,13 @@ def _measured(left, right, measured: Measurements | None, tp: int) -> None:
     power_w = measured.power_w_per_gpu
     known = measured.context_tokens is not None
     context = f", {np.mean(measured.context_tokens):,.0f} tokens in context" if known else ""
-    look = {"color": INK, "markerfacecolor": PAPER, "linestyle": "none", "zorder": 5, "label": f"measured{context}"}
+    look = {
+        "color": INK,
+        "markerfacecolor": PAPER,
+        "linestyle": "none",
+        "zorder": 5,
+        "label": f"measured decode steps{context}",
+    }
     left.plot(measured.batch, power_w, "h", **look)
     right.plot(measured.batch, measured.batch / measured.step_s / (power_w * (measured.tp or tp)), "h", **look)
 

@@ -217,7 +217,9 @@ def _points(axes, names: list[str], i: int, parts: list[tuple[str, str, str, dic
             axes.plot([ratio], [at], marker, label=label, **look)
         else:
             axes.plot([seen], [at], "<" if ratio < seen else ">", label=label, clip_on=False, **look)
-            axes.text(seen, at, f"  {ratio:.2g}  ", ha="left" if ratio < seen else "right", va="center", fontsize=10)
+            side = 1 if ratio < seen else -1
+            look = {"ha": "left" if side == 1 else "right", "va": "center", "fontsize": 10}
+            axes.annotate(f"{ratio:.2g}", (seen, at), xytext=(9 * side, 0), textcoords="offset points", **look)
         reach += [seen, *(min(max(end, 0.7 * seen), 1.3 * seen) for end in ends)]
         label = None
     return reach
