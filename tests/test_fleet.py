@@ -509,3 +509,22 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs():
     # 140 GB are 130.4 GiB; 3 GiB of workspace come on top.
     with pytest.raises(ValueError, match=r"70b: does not fit: needs 133\.4 GiB .* has 72\.0 GiB"):
         require_fit("70b", gpu, llm, 1)
+
+
+def test_a_soft_router_sizes_like_a_narrow_one_and_its_gradient_is_a_difference(h100, small_workload):
+    windows, gamma, slo = jnp.array([700.5, 60_000.0]), jnp.ones(2), make_slo()
+    real = replace(PUBLISHED, rounding="real")
+
+    @partial(jax.jit, static_argnames="soft")
+    def n_instances(window, width, soft=True):
+        at = jnp.stack([window, windows[1]])
+        width = width if soft else None
+        return jnp.sum(
+            size_fleet((h100.engine,) * 2, at, gamma, small_workload, slo, real, router_width=width).n_instances
+        )
+
+    np.testing.assert_allclose(n_instances(700.5, 1e-6), n_instances(700.5, 1e-6, soft=False), rtol=1e-9)
+    slope = jax.grad(n_instances)(700.5, 0.2)
+    difference = (n_instances(700.6, 0.2) - n_instances(700.4, 0.2)) / 0.2
+    assert slope != 0
+    np.testing.assert_allclose(slope, difference, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -26,7 +27,7 @@ from fleetopt_jax.laws.kv_cache import (
 )
 from fleetopt_jax.laws.llm import Llm, weight_bytes
 from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
-from fleetopt_jax.laws.power import ActivityPower, LogisticPower, RooflinePower, roofline_power
+from fleetopt_jax.laws.power import roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
 
@@ -63,7 +64,7 @@ class Engine:
 
     decode: DecodeStep
     kv: KvCapacity
-    power: LogisticPower | RooflinePower | ActivityPower
+    power: Any  # `LogisticPower`, `RooflinePower`, `ActivityPower` or a record of your own that `gpu_power_w` knows
     prefill: Prefill
     idle_w: Array  # board power of one GPU of an instance without a request [W]
     gpus_per_instance: Array  # tensor parallelism [-]
@@ -75,7 +76,7 @@ class Engine:
 def make_engine(
     decode: DecodeStep,
     kv: KvCapacity,
-    power: LogisticPower | RooflinePower | ActivityPower,
+    power: Any,
     prefill: Prefill,
     *,
     gpus_per_instance: float,

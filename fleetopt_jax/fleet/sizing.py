@@ -85,14 +85,16 @@ def size_fleet(
     workload: Workload,
     slo: Slo,
     assumptions: Assumptions = PHYSICAL,
+    *,
+    router_width: ArrayLike | None = None,
 ) -> Fleet:
-    """The fleet with the least instances that hold `slo` (inf where none do).
+    """The fleet with the least instances that hold `slo` (inf where none do); `router_width` as in `evaluate`.
 
     Where the latencies are held by the fleet as a whole, all pools grow by one factor until they are, then each shrinks
     while they are, in both orders; the smaller fleet is kept. None of its pools can be smaller, which is not a proof
     that no other fleet is.
     """
-    traffic = route(engines, window_tokens, gamma, workload, assumptions)
+    traffic = route(engines, window_tokens, gamma, workload, assumptions, router_width=router_width)
     n_instances = instances_for(engines, traffic, window_tokens, workload, slo, assumptions)
     return Fleet(engines=engines, window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
 

@@ -1,11 +1,14 @@
 """Board power of one GPU while decoding.
 
 The published logistic (1/W Law, eq. 1), its roofline variant, and the activity law fitted to measurements. Three laws,
-one question `gpu_power_w(power, n_active, context_tokens)`: the record's type is the choice.
+one question `gpu_power_w(power, n_active, context_tokens)`: the record's type is the choice. A law of your own is a
+`@pytree` record with a function registered by `gpu_power_w.register`; searches rely on watts that do not fall with
+`n_active`, and watts per sequence that do not rise.
 """
 
 import math
 from functools import singledispatch
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +61,14 @@ class ActivityPower:
     ideal_flops: DecodeStep  # time its FLOPs take at the peak FLOP/s
 
 
+@pytree
+class ScaledPower:
+    """Another law's watts, times a factor: what any law is when it is off by that."""
+
+    power: Any  # the other law's record
+    factor: Array  # [-]
+
+
 def make_logistic_power(
     *, idle_w: float, nominal_w: float, log2_half_batch: float, steepness: float = 1.0
 ) -> LogisticPower:
@@ -105,6 +116,11 @@ def _(power: ActivityPower, n_active: ArrayLike, context_tokens: ArrayLike) -> A
     memory_share = decode_step_s(power.ideal_bytes, n_active, context_tokens) / step_s
     flop_share = decode_step_s(power.ideal_flops, n_active, context_tokens) / step_s
     return activity_power_w(power, memory_share, flop_share)
+
+
+@gpu_power_w.register
+def _(power: ScaledPower, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+    return power.factor * gpu_power_w(power.power, n_active, context_tokens)
 
 
 def activity_power_w(power: ActivityPower, memory_share: ArrayLike, flop_share: ArrayLike) -> Array:

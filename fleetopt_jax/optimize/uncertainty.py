@@ -35,7 +35,7 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.laws.decode import DecodeStep
-from fleetopt_jax.laws.power import CAP_SOFTNESS_W, ActivityPower, LogisticPower, RooflinePower
+from fleetopt_jax.laws.power import CAP_SOFTNESS_W, ActivityPower, LogisticPower, RooflinePower, ScaledPower
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
 from fleetopt_jax.optimize.plan import EngineChoice, Plan
 from fleetopt_jax.workload.atoms import Workload
@@ -121,7 +121,8 @@ def _slower(step: DecodeStep, factor: Array) -> DecodeStep:
     return replace(step, **{name: getattr(step, name) * factor for name in times})
 
 
-def _hungrier(power: LogisticPower | RooflinePower | ActivityPower, factor: Array):
+def _hungrier(power: Any, factor: Array) -> Any:
+    """The power law with its watts, below any limit it knows, off by a factor."""
     match power:
         case LogisticPower():
             names = ("idle_w", "nominal_w")
@@ -129,10 +130,12 @@ def _hungrier(power: LogisticPower | RooflinePower | ActivityPower, factor: Arra
             names = ("tdp_w",)
         case ActivityPower():
             names = ("floor_w", "memory_w", "sqrt_flop_w")
+        case _:  # a law of the user's own
+            return ScaledPower(power, factor)
     return replace(power, **{name: getattr(power, name) * factor for name in names})
 
 
-def _capped(power: LogisticPower | RooflinePower | ActivityPower, watts: Array, factor: Array) -> Array:
+def _capped(power: Any, watts: Array, factor: Array) -> Array:
     """`watts` off by a factor; where the law knows the power limit, bent below it as the law bends them."""
     if not isinstance(power, ActivityPower):
         return watts * factor
