@@ -13,7 +13,7 @@ import numpy as np
 from fleetopt_jax.catalog.engines import engine_choice
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
-from fleetopt_jax.cli.door import read_plan
+from fleetopt_jax.cli.door import PlanFile, read_plan
 from fleetopt_jax.cli.terminal import detail, say, warn
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import KW, MS, US
@@ -27,6 +27,7 @@ from fleetopt_jax.optimize.plan import (
     EngineChoice,
     Plan,
     Problem,
+    Search,
     Tunable,
     make_budget,
     make_problem,
@@ -40,6 +41,8 @@ from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SAME = 1e-9  # relative, between two evaluations of one fleet: compilations round differently
 
 
 def asked_layout(options: argparse.Namespace) -> Layout | None:
@@ -215,7 +218,18 @@ def given_plan(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         gamma=[pool.gamma for pool in given.pools],
         n_instances=[pool.n_instances for pool in given.pools],
     )
-    return plan, layout
+    return _as_found(plan, given), layout
+
+
+def _as_found(plan: Plan, given: PlanFile) -> Plan:
+    """With the search that found it, where the plan still is what the file promises."""
+    if plan.binding or given.search is None or given.metrics is None or given.status == "infeasible":
+        return plan
+    of_the_same = given.search.asked == plan_to_json(plan)["search"]["asked"]
+    if not (of_the_same and math.isclose(float(plan.metrics.tok_per_j), given.metrics.tok_per_j, rel_tol=SAME)):
+        return plan
+    search = Search(**given.search.model_dump(exclude={"asked"}))
+    return dataclasses.replace(plan, status=given.status, method=given.method, search=search)
 
 
 def plan_document(plan: Plan, layout: Layout | None) -> dict[str, Any]:

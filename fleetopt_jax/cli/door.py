@@ -74,6 +74,24 @@ class PoolPart(_Part):
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
 
 
+class SearchPart(_Part):
+    """How a plan was found."""
+
+    n_evaluated: Annotated[int, Field(ge=0)]
+    wall_s: NotNegative
+    candidates: str
+    asked: str
+    lower_bound: float | None = None
+    gap: float | None = None
+    by_pools: tuple[float | None, ...] = ()
+
+
+class MetricsPart(_Part):
+    """What a plan promises, to tell whether it still does."""
+
+    tok_per_j: Positive
+
+
 class BudgetPart(BaseModel):
     model_config = ConfigDict(extra="allow")  # gpus_of.NAME
     max_gpus: Positive = math.inf
@@ -95,6 +113,10 @@ class PlanFile(_Part):
     workload: WorkloadPart
     slo: SloPart = SloPart()
     budget: BudgetPart = BudgetPart()
+    status: Literal["optimal", "feasible", "infeasible"] = "feasible"
+    method: Literal["exact", "grid", "gradient", "given"] = "given"
+    search: SearchPart | None = None
+    metrics: MetricsPart | None = None
     objective: Literal["tok_per_j", "usd", "power", "gpus"] = "tok_per_j"
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()

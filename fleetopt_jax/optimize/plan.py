@@ -1,7 +1,9 @@
 """What is asked (`Problem`) and what is answered (`Plan`). Host-side records: they carry the catalog's names."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -296,11 +298,18 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "compressor": _numbers(problem.choices[0].engine.compressor),
         "pools": _pools_json(plan),
         "metrics": _metrics_json(plan),
-        "search": dataclasses.asdict(plan.search),
     }
+    document["search"] = dataclasses.asdict(plan.search) | {"asked": _asked(document)}
     if plan.binding is not None:
         document["binding"] = plan.binding
     return document
+
+
+def _asked(document: Mapping[str, Any]) -> str:
+    """A name of what was asked, but for the engines to choose from: a certificate is worth nothing under another."""
+    parts = ("workload", "slo", "budget", "objective", "site", "compressor", "assumptions", "dispatch", "output_share")
+    content = json.dumps([document[part] for part in parts], sort_keys=True)
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def _slo_json(slo: Slo) -> dict[str, Any]:

@@ -20,21 +20,24 @@ from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report import style
+from fleetopt_jax.report.decision import broken, decision, gpus_said, number, priced_limit
 from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
-from fleetopt_jax.report.pool_map import pool_edges, pool_map_figure
+from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
-from fleetopt_jax.report.sensitivity import LIMITS, METRICS, OBJECTIVES, tornado_figure
+from fleetopt_jax.report.sensitivity import tornado_figure
 from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
-from fleetopt_jax.report.tables import (
+from fleetopt_jax.report.words import (
     CHOICES_SAID,
-    HARDLY,
-    _certificate,
-    _edge,
-    _limit,
-    _ms,
-    _percent,
-    _site,
+    METRICS,
+    OBJECTIVES,
+    certificate,
+    edge,
+    limits_said,
+    ms,
+    percent,
+    sentence,
+    site_said,
 )
 
 DOCUMENTS = {  # what each optional document must hold
@@ -43,14 +46,6 @@ DOCUMENTS = {  # what each optional document must hold
     "ledger": ("rows", "workload", "gpu"),
     "pareto": ("points", "objectives", "hypervolume"),
 }
-BINDING = {  # limits a plan may break, where they are called otherwise than their shadow prices
-    "max_gpus": ("number of GPUs", "", 1.0),
-    "utilization": ("load of the busiest pool", "%", 0.01),
-    "unserved_frac": ("share of requests that no pool accepts", "%", 0.01),
-    "window_tokens": ("window that fits into an engine's KV cache", "tokens", 1.0),
-}
-NOTHING = 0.005  # of an elasticity: not worth a word
-NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
 COLOURS = {  # of the figures: variable, in the light, in the dark
     style.INK: ("ink", "#1a1a1a", "#ececec"),
     style.MUTED: ("muted", "#555555", "#b3b9c0"),
@@ -155,169 +150,37 @@ def _fleet(pools: Sequence[Mapping[str, Any]]) -> list[tuple]:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def _gpus(plan: Mapping[str, Any]) -> str:
-    counts: dict[str, int] = {}
-    for pool in plan["pools"]:
-        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
-    return " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
-
-
 def _headline(plan: Mapping[str, Any]) -> str:
     n = len(plan["pools"])
-    return f"{_gpus(plan)} in {n} pool{'s' if n > 1 else ''}: {plan['metrics']['tok_per_j']:.3g} tokens per joule"
+    return f"{gpus_said(plan)} in {n} pool{'s' if n > 1 else ''}: {plan['metrics']['tok_per_j']:.3g} tokens per joule"
 
 
 def _decision(plan: Mapping[str, Any], sensitivity, simulation) -> str:
-    rows = {
-        "Buy": _buy(plan),
-        "Split": _split(plan),
-        "It saves": _saves(plan),
-        "What limits it": _limiting(plan, sensitivity),
-        "How sure": _sure(plan, sensitivity, simulation),
-    }
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{_text(said)}</dd></div>" for name, said in rows.items())
-    return f'<section id="decision"><h2>The decision</h2><dl class="decision">{items}</dl></section>'
-
-
-def _buy(plan: Mapping[str, Any]) -> str:
-    parts = [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in plan["pools"]]
-    llms = ", ".join(dict.fromkeys(f"{pool['llm']} in {pool['precision']}" for pool in plan["pools"]))
-    metrics = plan["metrics"]
-    return (
-        f"{_gpus(plan)}: {_and(parts)}, each instance running {llms}; "
-        f"{metrics['power_w'] / KW:,.4g} kW, ${metrics['usd_per_h']:,.0f} an hour."
-    )
-
-
-def _split(plan: Mapping[str, Any]) -> str:
-    pools, edges = plan["pools"], pool_edges(plan)
-    if len(pools) == 1:
-        return f"Do not: one pool takes every request, up to {edges[0]:,.0f} tokens."
-    said = f"By total length, prompt and output, at {_and([f'{edge:,.0f}' for edge in edges[:-1]])} tokens"
-    shrunk = [f"{pool['window_tokens']:,}" for pool in pools if pool["gamma"] > 1]
-    return f"{said}; prompts above {_and(shrunk)} tokens are shrunk to fit." if shrunk else f"{said}."
-
-
-def _saves(plan: Mapping[str, Any]) -> str:
-    metrics = plan["metrics"]
-    scope = ", counting the power of one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
-    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:.3g} output tokens per joule{scope}"
-    if gain is None:
-        return f"{said}; there is no one-pool fleet within the limits to compare with."
-    if len(plan["pools"]) == 1:
-        return f"{said}, {gain:.3f} times the best one-pool fleet."
-    if gain < 1.0 / HARDLY:
-        worth = ". One pool would do better"
-    elif gain < HARDLY:
-        worth = ". Splitting by length hardly pays here: whole instances decide as much"
-    else:
-        worth = f" ({1.0 - 1.0 / gain:.0%} less energy a token)"
-    return f"{said}, {gain:.3f} times the best one-pool fleet{worth}."
-
-
-def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
-    broken = plan.get("binding")
-    if broken:
-        return f"This fleet breaks a limit: {_broken(broken)}."
-    near = _near(plan)
-    said = f"{_sentence(_and(near))}." if near else "No limit is near: whole instances decide."
-    if sensitivity:
-        priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
-        said += "".join(f" {_sentence(text)}." for text in priced if text)
-    return said
-
-
-def _broken(binding: Mapping[str, Any]) -> str:
-    """Which limit is broken or out of reach, and by how much."""
-    name = binding["limit"]
-    if name == "budget":
-        return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
-    scarce = (f"the number of {name.removeprefix('gpus_of.').upper()}", "", 1.0)
-    label, unit, size = BINDING.get(name) or LIMITS.get(name, scarce)
-    had = "is" if "value" in binding else "can at the nearest be"
-    reached, asked = (
-        f"{_number(value, size)} {unit}".strip()
-        for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
-    )
-    return f"{label} {had} {reached}; asked is {asked}"
-
-
-def _priced_limit(name: str) -> tuple[str, str, float]:
-    """(what it is called, its unit, the unit in SI) of a limit with a shadow price."""
-    return LIMITS.get(name, (f"{name.removeprefix('gpus_of.').upper()} there are", "GPU", 1.0))
-
-
-def _near(plan: Mapping[str, Any]) -> list[str]:
-    """Limits the fleet is close to, in words."""
-    slo, pools, metrics = plan["slo"], plan["pools"], plan["metrics"]
-    found = []
-    loads = [(pool["utilization"], k) for k, pool in enumerate(pools, 1) if pool["utilization"] is not None]
-    full = [str(k) for load, k in loads if load >= NEAR * slo["max_utilization"]]
-    if full:
-        who = f"pool {full[0]} carries all the load it" if len(full) == 1 else f"pools {_and(full)} carry all they"
-        found.append(f"{who} may ({slo['max_utilization']:.0%})")
-    if not slo["ttft_s_per_token"] and (metrics["ttft_p99_s"] or 0.0) >= NEAR * slo["ttft_p99_s"]:
-        found.append(f"the P99 TTFT is {_ms(metrics['ttft_p99_s'])} of {_ms(slo['ttft_p99_s'])} allowed")
-    if slo["itl_s"] is not None and (metrics["itl_s"] or 0.0) >= NEAR * slo["itl_s"]:
-        found.append(f"the mean ITL is {_ms(metrics['itl_s'])} of {_ms(slo['itl_s'])} allowed")
-    used = {"max_gpus": metrics["n_gpus"], "max_power_w": metrics["power_w"], "max_usd_per_h": metrics["usd_per_h"]}
-    for name, cap in plan["budget"].items():
-        if name in used and used[name] >= NEAR * cap:
-            label, unit, size = LIMITS[name]
-            found.append(f"the budget of {cap / size:,.4g} {unit} is used ({label})")
-    return found
-
-
-def _priced(price: Mapping[str, Any], objective: str) -> str:
-    """What one more unit of a limit is worth."""
-    if price["per_unit"] is None or abs(price["elasticity"] or 0.0) < NOTHING:
-        return ""
-    label, unit, scale = _priced_limit(price["limit"])
-    shown, size = OBJECTIVES[objective]
-    return f"one more {unit} of {label} is worth {price['per_unit'] * scale / size:+.3g} {shown}"
-
-
-def _sure(plan: Mapping[str, Any], sensitivity, simulation) -> str:
-    said = {
-        "optimal": "No candidate is better (certified)",
-        "feasible": "The best found, without a certificate of the best",
-        "infeasible": "As given; it breaks a limit",
-    }[plan["status"]]
-    parts = [f"{said}."]
-    if sensitivity:
-        intervals = sensitivity["intervals"]
-        low, high = (_number(end) for end in intervals["metrics"]["tok_per_j"]["sampled"])
-        parts.append(
-            f"With the engines' errors tokens per joule lie between {low} and {high} "
-            f"({intervals['level']:.0%}), and all limits hold with {intervals['hold_probability']:.0%} probability."
-        )
-    else:
-        errors = [pool[key] for pool in plan["pools"] for key in ("engine_step_error", "engine_power_error")]
-        known = [error for error in errors if error is not None]
-        parts.append(f"The engines' laws are off by up to {max(known):.0%} on average." if known else "")
+    rows = decision(plan, sensitivity)
     if simulation:
         held = "The limits hold in simulation" if simulation["slo_held"] else "The limits do not hold in simulation"
-        parts.append(f"{held}; {agreement_takeaway(simulation)}.")
-    return " ".join(filter(None, parts))
+        rows["How sure"] += f" {held}; {agreement_takeaway(simulation)}."
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{_text(said)}</dd></div>" for name, said in rows.items())
+    return f'<section id="decision"><h2>The decision</h2><dl class="decision">{items}</dl></section>'
 
 
 def _pools(plan: Mapping[str, Any]) -> str:
     pools = plan["pools"]
     rows: list[tuple[str, list[str]]] = [
-        ("requests up to", [_edge(pool) for pool in pools]),
+        ("requests up to", [edge(pool) for pool in pools]),
         ("window", [f"{pool['window_tokens']:,} tokens" for pool in pools]),
         ("instances", [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools]),
         ("GPUs", [f"{pool['n_gpus']:,}" for pool in pools]),
         ("max_num_seqs", [f"{pool['max_num_seqs']:,}" for pool in pools]),
         ("share of requests", [f"{pool['traffic_frac']:.2%}" for pool in pools]),
-        ("load", [_percent(pool["utilization"]) for pool in pools]),
-        ("time in prefill", [_percent(pool["prefill_frac"]) for pool in pools]),
+        ("load", [percent(pool["utilization"]) for pool in pools]),
+        ("time in prefill", [percent(pool["prefill_frac"]) for pool in pools]),
         ("in flight per instance", [f"{pool['n_active']:,.0f}" for pool in pools]),
         ("power", [f"{pool['power_w'] / KW:,.4g} kW" for pool in pools]),
         ("tokens per joule", [f"{pool['tok_per_j']:.3g}" for pool in pools]),
-        ("P99 TTFT", [_ms(pool["ttft_p99_s"]) for pool in pools]),
-        ("mean ITL", [_ms(pool["itl_s"]) for pool in pools]),
-        ("P99 ITL", [_ms(pool["itl_p99_s"]) for pool in pools]),
+        ("P99 TTFT", [ms(pool["ttft_p99_s"]) for pool in pools]),
+        ("mean ITL", [ms(pool["itl_s"]) for pool in pools]),
+        ("P99 ITL", [ms(pool["itl_p99_s"]) for pool in pools]),
     ]
     if any(pool["clock_frac"] < 1 for pool in pools):
         rows.insert(5, ("clock", [f"{pool['clock_frac']:.0%} of the top" for pool in pools]))
@@ -326,7 +189,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
 
 
 def _how_sure(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
-    found = [f"<p>{_text(' '.join(_certificate(plan)))}</p>", _engines(plan)]
+    found = [f"<p>{_text(' '.join(certificate(plan)))}</p>", _engines(plan)]
     if sensitivity:
         found += [_intervals(sensitivity), _prices(sensitivity)]
         if sensitivity["thresholds"]:
@@ -358,8 +221,8 @@ def _intervals(sensitivity: Mapping[str, Any]) -> str:
     rows = []
     for name, of in intervals["metrics"].items():
         label, unit, size = METRICS[name]
-        ends = [" to ".join(_number(end, size) for end in of[how]) for how in ("sampled", "linear")]
-        rows.append([f"{label} [{unit}]", _number(of["value"], size), *ends])
+        ends = [" to ".join(number(end, size) for end in of[how]) for how in ("sampled", "linear")]
+        rows.append([f"{label} [{unit}]", number(of["value"], size), *ends])
     title = f"{intervals['level']:.0%} intervals, from {intervals['n_samples']:,} draws of the engines' errors"
     return _table(title, ["metric", "value", "sampled", "linear"], rows)
 
@@ -368,7 +231,7 @@ def _prices(sensitivity: Mapping[str, Any]) -> str:
     objective, size = OBJECTIVES[sensitivity["objective"]]
     rows = []
     for price in sensitivity["shadow_prices"]:
-        label, unit, scale = _priced_limit(price["limit"])
+        label, unit, scale = priced_limit(price["limit"])
         known = price["per_unit"] is not None
         worth = f"{price['per_unit'] * scale / size:+.3g} per {unit}" if known else "not held"
         worth = worth if price["per_unit"] != 0 else "0"
@@ -416,14 +279,14 @@ def _assumed(plan: Mapping[str, Any]) -> list[str]:
     said = [
         f"requests: {workload['name']} at {workload['arrival_rate_per_s']:,.6g} a second, on average "
         f"{workload['mean_prompt_tokens']:,.4g} tokens in and {workload['mean_output_tokens']:,.4g} out",
-        f"limits: P99 TTFT {_limit(plan['slo'])}, load at most {plan['slo']['max_utilization']:.0%}",
+        f"limits: P99 TTFT {limits_said(plan['slo'])}, load at most {plan['slo']['max_utilization']:.0%}",
         INTEGRATION_SAID,
         *said,
         DISPATCH_SAID[plan["dispatch"]],
         _compressed(plan),
-        _site(plan) or "only GPU boards are counted: no host, no cooling, no price of electricity",
+        site_said(plan) or "only GPU boards are counted: no host, no cooling, no price of electricity",
     ]
-    items = "".join(f"<li>{_text(_sentence(text.rstrip('.')))}.</li>" for text in said if text)
+    items = "".join(f"<li>{_text(sentence(text.rstrip('.')))}.</li>" for text in said if text)
     return [f"<p>Preset <code>{_text(plan['assume'])}</code>. In words:</p>", f"<ul>{items}</ul>"]
 
 
@@ -460,7 +323,7 @@ def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
 
 def _no_fleet(plan: Mapping[str, Any]) -> list[str]:
     binding = plan.get("binding")
-    why = f" {_sentence(_broken(binding))}." if binding else ""
+    why = f" {sentence(broken(binding))}." if binding else ""
     said = f"Of {plan['search']['n_evaluated']:,} candidates none holds the limits.{why}"
     return [
         f'<section id="decision"><h2>The decision</h2><p>{_text(said)}</p></section>',
@@ -485,20 +348,6 @@ def _repeat(plan: Mapping[str, Any], commands: Sequence[str]) -> str:
 
 def _text(text: str) -> str:
     return escape(style.printable(text))
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _and(parts: Sequence[str]) -> str:
-    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
-
-
-def _number(value: float | None, size: float = 1.0) -> str:
-    return (
-        "unbounded" if value is None else f"{value / size:,.3g}" if abs(value / size) < 1e3 else f"{value / size:,.0f}"
-    )
 
 
 def _section(title: str, *parts: str) -> str:
@@ -583,9 +432,8 @@ def _page_style(text: str) -> str:
 
 def _page(title: str, body: Sequence[str], plan: Mapping[str, Any], commands: Sequence[str]) -> str:
     workload = plan["workload"]
-    about = (
-        f"{workload['name']} at {workload['arrival_rate_per_s']:,.6g} requests a second, P99 TTFT {_limit(plan['slo'])}"
-    )
+    rate = f"{workload['arrival_rate_per_s']:,.6g} requests a second"
+    about = f"{workload['name']} at {rate}, P99 TTFT {limits_said(plan['slo'])}"
     light, dark = ("".join(f"--{name}: {pair[i]}; " for name, *pair in COLOURS.values()) for i in (0, 1))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -21,14 +21,10 @@ from fleetopt_jax.report.style import (
     styled,
     ticks_at,
 )
+from fleetopt_jax.report.words import pool_edges
 
 N_BINS = 72
 LETTER_FRAC = 0.0125  # width of a letter of the labels over the width of the map
-
-
-def pool_edges(plan: dict[str, Any]) -> list[float]:
-    """The longest total length each pool accepts: gamma times its window [tokens]."""
-    return [pool["gamma"] * pool["window_tokens"] for pool in plan["pools"]]
 
 
 @styled

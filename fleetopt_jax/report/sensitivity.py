@@ -7,26 +7,10 @@ from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
+from fleetopt_jax.report.words import LIMITS, METRICS, OBJECTIVES
 
-METRICS = {  # name: what it is called, its unit, the unit in SI
-    "tok_per_j": ("tokens per joule", "tok/J", 1.0),
-    "power_w": ("power", "kW", KW),
-    "usd_per_h": ("cost", "USD/h", 1.0),
-    "ttft_p99_s": ("P99 TTFT", "ms", MS),
-    "itl_s": ("mean ITL", "ms", MS),
-}
-LIMITS = {  # name: what it is called, its unit, the unit in SI
-    "ttft_p99_s": ("P99 TTFT", "ms", MS),
-    "itl_s": ("mean ITL", "ms", MS),
-    "max_utilization": ("load an instance may take", "point", 0.01),
-    "max_gpus": ("GPUs", "GPU", 1.0),
-    "max_power_w": ("power", "kW", KW),
-    "max_usd_per_h": ("cost", "USD/h", 1.0),
-}
-OBJECTIVES = {"tok_per_j": ("tok/J", 1.0), "usd": ("USD/h", 1.0), "power": ("kW", KW), "gpus": ("GPUs", 1.0)}
 INPUTS = {  # the last part of a path: in the field's words
     "n_instances": "instances",
     "window_tokens": "window",

@@ -8,6 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import GIB, KW, MS, TB, TFLOP
+from fleetopt_jax.report.decision import decision
+from fleetopt_jax.report.words import CHOICES_SAID, certificate, edge, limits_said, ms, or_dash, percent, site_said
 
 PIPED_WIDTH = 120  # columns, where there is no terminal to ask
 
@@ -27,27 +29,27 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
     metrics = plan["metrics"]
     pools = plan["pools"]
     table = new_table("Pool", *(str(number) for number in range(1, len(pools) + 1)))
-    table.add_row("requests up to", *(_edge(pool) for pool in pools))
+    table.add_row("requests up to", *(edge(pool) for pool in pools))
     table.add_row("window", *(f"{pool['window_tokens']:,} tokens" for pool in pools))
     table.add_row("instances", *(f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools))
     table.add_row("max_num_seqs", *(f"{pool['max_num_seqs']:,}" for pool in pools))
     if any(pool["clock_frac"] < 1 for pool in pools):
         table.add_row("clock", *(f"{pool['clock_frac']:.0%} of the top" for pool in pools))
     table.add_row("share of requests", *(f"{pool['traffic_frac']:.2%}" for pool in pools))
-    table.add_row("load", *(_percent(pool["utilization"]) for pool in pools))
+    table.add_row("load", *(percent(pool["utilization"]) for pool in pools))
     if plan["assumptions"]["prefill"] == "compute":
-        table.add_row("time in prefill", *(_percent(pool["prefill_frac"]) for pool in pools))
+        table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(f"{pool['n_active']:,.0f}" for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
     table.add_row("tokens per joule", *(f"{pool['tok_per_j']:.3g}" for pool in pools))
-    table.add_row("P99 TTFT", *(_ms(pool["ttft_p99_s"]) for pool in pools))
-    table.add_row("mean ITL", *(_ms(pool["itl_s"]) for pool in pools))
+    table.add_row("P99 TTFT", *(ms(pool["ttft_p99_s"]) for pool in pools))
+    table.add_row("mean ITL", *(ms(pool["itl_s"]) for pool in pools))
     if plan["assumptions"]["tail"] == "quantile":
-        table.add_row("P99 ITL", *(_ms(pool["itl_p99_s"]) for pool in pools))
+        table.add_row("P99 ITL", *(ms(pool["itl_p99_s"]) for pool in pools))
     facts = (
         f"{metrics['output_tok_per_s']:,.0f} output tok/s, {metrics['power_w'] / KW:,.1f} kW, "
-        f"${metrics['usd_per_h']:,.0f}/h, P99 TTFT {_ms(metrics['ttft_p99_s'])} "
-        f"(limit {_limit(plan['slo'])})."
+        f"${metrics['usd_per_h']:,.0f}/h, P99 TTFT {ms(metrics['ttft_p99_s'])} "
+        f"(limit {limits_said(plan['slo'])})."
     )
     return Group(_answer(plan), table, facts, Text(_how(plan), style="dim"))
 
@@ -62,86 +64,6 @@ def _answer(plan: dict[str, Any]) -> RenderableType:
     return lines
 
 
-def decision(plan: dict[str, Any]) -> dict[str, str]:
-    """What a plan with metrics says, in the order a planner asks."""
-    metrics, workload, pools = plan["metrics"], plan["workload"], plan["pools"]
-    gain = metrics["gain_vs_homogeneous"]
-    counts: dict[str, int] = {}
-    for pool in pools:
-        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
-    gpus = " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
-    edges = ", ".join(_edge(pool) for pool in pools[:-1])
-    saves = "no one-pool fleet holds the limits" if gain is None else _saved(gain, plan)
-    return {
-        "Buy": f"{gpus} in {len(pools)} pool{'s' if len(pools) > 1 else ''}, for {workload['name']} at "
-        f"{workload['arrival_rate_per_s']:,.6g} requests/s",
-        "Split": f"at {edges} of prompt and output together" if edges else "nowhere: one pool takes all requests",
-        "Gain": f"{metrics['tok_per_j']:.3g} tokens per joule, {saves}",
-        "Limited by": _tightest(plan),
-        "Sure": _sure(plan),
-    }
-
-
-def _tightest(plan: dict[str, Any]) -> str:
-    """The limit that is used up most, and by which pool."""
-    slo, pools = plan["slo"], plan["pools"]
-    used: list[tuple[float, str]] = []
-    for number, pool in enumerate(pools, 1):
-        of = f" of pool {number}" if len(pools) > 1 else ""
-        asked = [("utilization", "load", "max_utilization", _percent), ("itl_s", "mean ITL", "itl_s", _ms)]
-        if not slo["ttft_s_per_token"] and slo["scope"] == "pool":
-            asked.append(("ttft_p99_s", "P99 TTFT", "ttft_p99_s", _ms))
-        for key, name, limit, said in asked:
-            if slo[limit] is not None and pool[key] is not None:
-                used.append((pool[key] / slo[limit], f"{name}{of}: {said(pool[key])} of at most {said(slo[limit])}"))
-    if not used:
-        return "nothing: it is overloaded"
-    share, text = max(used)
-    return text if share > 0.5 else f"whole instances ({text})"
-
-
-def _sure(plan: dict[str, Any]) -> str:
-    """How it was found, and how far the engines can be trusted."""
-    found = {
-        "optimal": "proved the best of all candidates",
-        "feasible": "the best found",
-        "infeasible": "breaks its limits",
-    }[plan["status"]]
-    errors = [pool["engine_step_error"] for pool in plan["pools"]]
-    trust = "engines of unknown error" if None in errors else f"engines +-{max(errors):.0%} in the step"
-    return f"{found}; {trust}"
-
-
-def _saved(gain: float, plan: dict[str, Any]) -> str:
-    """The gain over one pool, and a plain word where splitting is not worth its trouble."""
-    times = f"{gain:.{3 if gain < 1.1 else 2}f}x the best one-pool fleet"
-    if gain < 0.9995:
-        why = "which the budget rules out" if plan["budget"] else f"for what is sought is {SOUGHT[plan['objective']]}"
-        return f"{times}, {why}"
-    return times + (": splitting by length hardly pays here" if len(plan["pools"]) > 1 and gain < HARDLY else "")
-
-
-SOUGHT = {
-    "tok_per_j": "tokens per joule",
-    "usd": "the lowest cost",
-    "power": "the lowest power",
-    "gpus": "the fewest GPUs",
-}
-HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
-
-
-def _limit(slo: dict[str, Any]) -> str:
-    grows = f" + {slo['ttft_s_per_token'] * 1000 / MS:g} ms per 1,000 prompt tokens" if slo["ttft_s_per_token"] else ""
-    itl = f", mean ITL {_ms(slo['itl_s'])}" if slo["itl_s"] is not None else ""
-    held = ", of all requests together" if slo["scope"] == "fleet" else ""
-    return f"{_ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
-
-
-def _edge(pool: dict[str, Any]) -> str:
-    compressed = f" (gamma {pool['gamma']:g})" if pool["gamma"] > 1 else ""
-    return f"{pool['gamma'] * pool['window_tokens']:,.0f} tokens{compressed}"
-
-
 def _how(plan: dict[str, Any]) -> str:
     found = {
         "optimal": "the best of all candidates",
@@ -153,51 +75,10 @@ def _how(plan: dict[str, Any]) -> str:
     said = "; ".join(text.format(share=plan["output_share"]) for text in choices)
     lines = [
         f"Method {plan['method']}: {found}{tried}.",
-        *_certificate(plan),
+        *certificate(plan),
         f"Assumptions '{plan['assume']}': {said}.",
     ]
-    return "\n".join([*lines, *filter(None, (_trust(plan), _site(plan)))])
-
-
-def _certificate(plan: dict[str, Any]) -> list[str]:
-    """What the answer is the best of, how far the best could be, and what fewer pools reach."""
-    search = plan["search"]
-    parts = [f"Candidates: {search['candidates']}"]
-    if search["gap"]:
-        parts.append(f"at most {search['gap']:.2%} from the best of them")
-    reached = [value for value in search["by_pools"] if value is not None]
-    if len(reached) > 1:
-        unit = {"tok_per_j": "tokens per joule", "usd": "USD/h", "power": "W", "gpus": "GPUs"}[plan["objective"]]
-        values = ", ".join(_or_dash(value, "{:,.4g}") for value in search["by_pools"])
-        parts.append(f"with at most 1 to {len(search['by_pools'])} pools {values} {unit}")
-    return ["; ".join(parts) + "."]
-
-
-CHOICES_SAID = {
-    "power_scope": {
-        "one_gpu_per_instance": "power counts one GPU of each instance",
-        "instance": "power counts all GPUs",
-    },
-    "lengths": {
-        "output_share": "every request is {share:.0%} output of its total length",
-        "trace": "prompts and outputs are the workload's own",
-    },
-    "compression": {
-        "free": "compressing is free and always works",
-        "prompt_only": "only prompts can be compressed",
-    },
-    "occupancy": {
-        "full_batch": "steps take as long as with all slots full",
-        "fixed_point": "steps take as long as the load makes them",
-    },
-    "prefill": {"free_chunks": "prefill rides along free", "compute": "prefill takes engine time and power"},
-    "kv_cache": {"reserved": "a slot reserves its whole window", "paged": "the KV cache is paged"},
-    "engine": {"projected": "engines are the paper's projections", "measured": "engines go by measurements"},
-    "tail": {
-        "mean_prefill": "TTFT is the P99 wait and a mean prefill",
-        "quantile": "TTFT is the P99 of wait, prefill queue and own prefill",
-    },
-}
+    return "\n".join([*lines, *filter(None, (_trust(plan), site_said(plan)))])
 
 
 def _trust(plan: dict[str, Any]) -> str:
@@ -215,21 +96,6 @@ def _trust(plan: dict[str, Any]) -> str:
     return f"Engines: {'; '.join(parts)}." if parts else ""
 
 
-def _site(plan: dict[str, Any]) -> str:
-    """What is counted besides GPU boards, where anything is."""
-    site, metrics = plan["site"], plan["metrics"]
-    parts = []
-    if site["host_w_per_gpu"]:
-        parts.append(f"{site['host_w_per_gpu']:g} W of host a GPU")
-    if site["pue"] > 1:
-        parts.append(f"PUE {site['pue']:g}")
-    if site["usd_per_kwh"]:
-        parts.append(f"electricity at ${site['usd_per_kwh']:g}/kWh in the cost")
-    if site["kg_co2_per_kwh"]:
-        parts.append(f"{metrics['kg_co2_per_h']:,.0f} kg CO2/h")
-    return f"Counted besides the boards: {', '.join(parts)}." if parts else ""
-
-
 def ledger_table(document: dict[str, Any]) -> RenderableType:
     """Row by row from the published system to the physical one."""
     title = f"{document['workload']['name']} at {document['workload']['arrival_rate_per_s']:,.6g} requests/s, "
@@ -243,10 +109,10 @@ def ledger_table(document: dict[str, Any]) -> RenderableType:
             row["from"] or "",
             row["to"] or "",
             *(
-                _or_dash(row[name], "{:.4g}")
+                or_dash(row[name], "{:.4g}")
                 for name in ("tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt")
             ),
-            _or_dash(row["gain"], "{:.3f}x"),
+            or_dash(row["gain"], "{:.3f}x"),
             split,
         )
     first, last = document["rows"][0], document["rows"][-1]
@@ -272,8 +138,8 @@ def engine_table(document: dict[str, Any]) -> RenderableType:
         table.add_row(
             f"{point['batch']:g}",
             f"{point['context_tokens']:,.0f}",
-            _ms(point["decode_step_s"]),
-            _ms(point["step_s"]),
+            ms(point["decode_step_s"]),
+            ms(point["step_s"]),
             f"{point['tok_per_s']:,.0f} tok/s",
             f"{point['power_w_per_gpu']:,.0f} W",
             f"{point['tok_per_j']:.3f}",
@@ -284,7 +150,7 @@ def engine_table(document: dict[str, Any]) -> RenderableType:
         if document[key] is not None
     ]
     facts = (
-        f"KV cache {document['kv_capacity_tokens']:,.0f} tokens; prefill {_ms(document['prefill_s_per_1k_tokens'])} "
+        f"KV cache {document['kv_capacity_tokens']:,.0f} tokens; prefill {ms(document['prefill_s_per_1k_tokens'])} "
         f"per 1,000 tokens at {document['prefill_power_w_per_gpu']:,.0f} W a GPU. 'Step' holds the prefill of "
         f"{document['prompt_per_output']:.2g} prompt tokens for each output token."
     )
@@ -340,9 +206,9 @@ def trace_table(document: dict[str, Any]) -> RenderableType:
             for q, x in document["quantiles"]["total_tokens"].items()
         ),
         ("longest", f"{document['longest_tokens']:,} tokens"),
-        ("planned rate", _or_dash(document["arrival_rate_per_s"], "{:,.6g} requests/s")),
-        ("recorded rate", _or_dash(document["recorded_rate_per_s"], "{:,.6g} requests/s")),
-        ("arrival SCV (1 = Poisson)", _or_dash(document["arrival_scv"], "{:.3g}")),
+        ("planned rate", or_dash(document["arrival_rate_per_s"], "{:,.6g} requests/s")),
+        ("recorded rate", or_dash(document["recorded_rate_per_s"], "{:,.6g} requests/s")),
+        ("arrival SCV (1 = Poisson)", or_dash(document["arrival_scv"], "{:.3g}")),
         ("atoms", f"{document['n_atoms']:,}"),
     ]
     for row in rows:
@@ -415,7 +281,7 @@ def _engines(entries: dict[str, Any]) -> Table:
         table.add_row(
             name,
             engine["quality"],
-            _or_dash(engine["base_s"] and engine["base_s"] / MS, "{:.2f} ms"),
+            or_dash(engine["base_s"] and engine["base_s"] / MS, "{:.2f} ms"),
             f"{engine['step_error']:.1%}",
             f"{engine['power_error']:.1%}",
         )
@@ -441,17 +307,3 @@ def new_table(*columns: str, title: str | None = None) -> Table:
 
 def _mark(ok: bool) -> Text:
     return Text("ok", style="green") if ok else Text("MISS", style="bold red")
-
-
-def _ms(seconds: float | None) -> str:
-    if seconds is None:
-        return "never (overload)"
-    return f"{seconds:,.4g} s" if seconds >= 10.0 else f"{seconds / MS:,.4g} ms"
-
-
-def _percent(share: float | None) -> str:
-    return "overload" if share is None else f"{share:.0%}"
-
-
-def _or_dash(value: float | None, template: str) -> str:
-    return "-" if value is None else template.format(value)

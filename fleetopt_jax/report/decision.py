@@ -1,0 +1,172 @@
+"""What a plan says: what to buy, where to split, what it saves, what limits it, how sure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fleetopt_jax.core.units import KW
+from fleetopt_jax.report.words import HARDLY, LIMITS, OBJECTIVES, listed, ms, pool_edges, sentence
+
+BINDING = {  # limits a plan may break, where they are called otherwise than their shadow prices
+    "max_gpus": ("number of GPUs", "", 1.0),
+    "utilization": ("load of the busiest pool", "%", 0.01),
+    "unserved_frac": ("share of requests that no pool accepts", "%", 0.01),
+    "window_tokens": ("window that fits into an engine's KV cache", "tokens", 1.0),
+}
+NOTHING = 0.005  # of an elasticity: not worth a word
+SOUGHT = {
+    "usd": "the least cost",
+    "power": "the least power",
+    "gpus": "the fewest GPUs",
+}
+NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
+
+
+def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Question and answer, of a plan document with metrics; sharper with its sensitivity document."""
+    return {
+        "Buy": _buy(plan),
+        "Split": _split(plan),
+        "It saves": _saves(plan),
+        "What limits it": _limiting(plan, sensitivity),
+        "How sure": _sure(plan, sensitivity),
+    }
+
+
+def _buy(plan: Mapping[str, Any]) -> str:
+    parts = [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in plan["pools"]]
+    llms = ", ".join(dict.fromkeys(f"{pool['llm']} in {pool['precision']}" for pool in plan["pools"]))
+    metrics = plan["metrics"]
+    return (
+        f"{gpus_said(plan)}: {listed(parts)}, each instance running {llms}; "
+        f"{metrics['power_w'] / KW:,.4g} kW, ${metrics['usd_per_h']:,.0f} an hour."
+    )
+
+
+def _split(plan: Mapping[str, Any]) -> str:
+    pools, edges = plan["pools"], pool_edges(plan)
+    if len(pools) == 1:
+        return f"Do not: one pool takes every request, up to {edges[0]:,.0f} tokens."
+    said = f"By total length, prompt and output, at {listed([f'{edge:,.0f}' for edge in edges[:-1]])} tokens"
+    shrunk = [f"{pool['window_tokens']:,}" for pool in pools if pool["gamma"] > 1]
+    return f"{said}; prompts above {listed(shrunk)} tokens are shrunk to fit." if shrunk else f"{said}."
+
+
+def _saves(plan: Mapping[str, Any]) -> str:
+    metrics = plan["metrics"]
+    scope = ", counting the power of one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
+    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:.3g} output tokens per joule{scope}"
+    if gain is None:
+        return f"{said}; there is no one-pool fleet within the limits to compare with."
+    if len(plan["pools"]) == 1:
+        return f"{said}, {gain:.3f} times the best one-pool fleet."
+    if gain < 1.0 / HARDLY:
+        worth = _why_worse(plan)
+    elif gain < HARDLY:
+        worth = ". Splitting by length hardly pays here: whole instances decide as much"
+    else:
+        worth = f" ({1.0 - 1.0 / gain:.0%} less energy a token)"
+    return f"{said}, {gain:.3f} times the best one-pool fleet{worth}."
+
+
+def _why_worse(plan: Mapping[str, Any]) -> str:
+    """Than one pool: what else the plan was made for, if anything."""
+    if plan["method"] == "given" or not (plan["budget"] or plan["objective"] in SOUGHT):
+        return ". One pool would do better"
+    return ", which the budget rules out" if plan["budget"] else f", for this seeks {SOUGHT[plan['objective']]}"
+
+
+def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
+    binding = plan.get("binding")
+    if binding:
+        return f"This fleet breaks a limit: {broken(binding)}."
+    near = _near(plan)
+    said = f"{sentence(listed(near))}." if near else "No limit is near: whole instances decide."
+    if sensitivity:
+        priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
+        said += "".join(f" {sentence(text)}." for text in priced if text)
+    return said
+
+
+def broken(binding: Mapping[str, Any]) -> str:
+    """Which limit is broken or out of reach, and by how much."""
+    name = binding["limit"]
+    if name == "budget":
+        return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
+    scarce = (f"the number of {name.removeprefix('gpus_of.').upper()}", "", 1.0)
+    label, unit, size = BINDING.get(name) or LIMITS.get(name, scarce)
+    had = "is" if "value" in binding else "can at the nearest be"
+    reached, asked = (
+        f"{number(value, size)} {unit}".strip()
+        for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
+    )
+    return f"{label} {had} {reached}; asked is {asked}"
+
+
+def priced_limit(name: str) -> tuple[str, str, float]:
+    """(what it is called, its unit, the unit in SI) of a limit with a shadow price."""
+    return LIMITS.get(name, (f"{name.removeprefix('gpus_of.').upper()} there are", "GPU", 1.0))
+
+
+def _near(plan: Mapping[str, Any]) -> list[str]:
+    """Limits the fleet is close to, in words."""
+    slo, pools, metrics = plan["slo"], plan["pools"], plan["metrics"]
+    found = []
+    loads = [(pool["utilization"], k) for k, pool in enumerate(pools, 1) if pool["utilization"] is not None]
+    full = [str(k) for load, k in loads if load >= NEAR * slo["max_utilization"]]
+    if full:
+        who = f"pool {full[0]} carries all the load it" if len(full) == 1 else f"pools {listed(full)} carry all they"
+        found.append(f"{who} may ({slo['max_utilization']:.0%})")
+    if not slo["ttft_s_per_token"] and (metrics["ttft_p99_s"] or 0.0) >= NEAR * slo["ttft_p99_s"]:
+        found.append(f"the P99 TTFT is {ms(metrics['ttft_p99_s'])} of {ms(slo['ttft_p99_s'])} allowed")
+    if slo["itl_s"] is not None and (metrics["itl_s"] or 0.0) >= NEAR * slo["itl_s"]:
+        found.append(f"the mean ITL is {ms(metrics['itl_s'])} of {ms(slo['itl_s'])} allowed")
+    used = {"max_gpus": metrics["n_gpus"], "max_power_w": metrics["power_w"], "max_usd_per_h": metrics["usd_per_h"]}
+    for name, cap in plan["budget"].items():
+        if name in used and used[name] >= NEAR * cap:
+            label, unit, size = LIMITS[name]
+            found.append(f"the budget of {cap / size:,.4g} {unit} is used ({label})")
+    return found
+
+
+def _priced(price: Mapping[str, Any], objective: str) -> str:
+    """What one more unit of a limit is worth."""
+    if price["per_unit"] is None or abs(price["elasticity"] or 0.0) < NOTHING:
+        return ""
+    label, unit, scale = priced_limit(price["limit"])
+    shown, size = OBJECTIVES[objective]
+    return f"one more {unit} of {label} is worth {price['per_unit'] * scale / size:+.3g} {shown}"
+
+
+def _sure(plan: Mapping[str, Any], sensitivity) -> str:
+    given = plan["method"] == "given" and plan["status"] == "feasible"
+    said = {
+        "optimal": "No candidate is better (certified)",
+        "feasible": "The best found, without a certificate of the best",
+        "infeasible": "As given; it breaks a limit",
+    }[plan["status"]]
+    parts = ["As given; it holds its limits." if given else f"{said}."]
+    if sensitivity:
+        intervals = sensitivity["intervals"]
+        low, high = (number(end) for end in intervals["metrics"]["tok_per_j"]["sampled"])
+        parts.append(
+            f"With the engines' errors tokens per joule lie between {low} and {high} "
+            f"({intervals['level']:.0%}), and all limits hold with {intervals['hold_probability']:.0%} probability."
+        )
+    else:
+        errors = [pool[key] for pool in plan["pools"] for key in ("engine_step_error", "engine_power_error")]
+        known = [error for error in errors if error is not None]
+        parts.append(f"The engines' laws are off by up to {max(known):.0%} on average." if known else "")
+    return " ".join(filter(None, parts))
+
+
+def gpus_said(plan: Mapping[str, Any]) -> str:
+    counts: dict[str, int] = {}
+    for pool in plan["pools"]:
+        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
+    return " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
+
+
+def number(value: float | None, size: float = 1.0) -> str:
+    return (
+        "unbounded" if value is None else f"{value / size:,.3g}" if abs(value / size) < 1e3 else f"{value / size:,.0f}"
+    )
