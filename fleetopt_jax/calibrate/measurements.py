@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fleetopt_jax.core.documents import read_bytes
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import MS
-from fleetopt_jax.workload.readers import read_bytes
 
 BATCH = ("batch", "avg_batch_size", "n_sequences")
 STEP = {"step_s": 1.0, "step_ms": MS, "median_itl_ms": MS}  # column: its unit [s]
