@@ -252,7 +252,7 @@ def parse_config(where: str, data: bytes) -> Architecture:
 
 
 def _decoder_of(path: str, document: Any) -> tuple[str, str | None, dict[str, Any]]:
-    """(family, key that holds it, fields) of the text decoder: the file over the family's defaults; null says nothing."""
+    """(family, key that holds it, fields) of the text decoder: the file over the family's defaults; null is unsaid."""
     if not isinstance(document, dict):
         raise BadInput(path, "holds no JSON object", "need a Hugging Face config.json")
     key = next((key for key in ("text_config", "llm_config") if isinstance(document.get(key), dict)), None)

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, Protocol
 from fleetopt_jax.core.errors import BadInput
 
 MIB = 2**20
-MAX_DOCUMENT_BYTES = 64 * MIB  # a CDF with a knot for each of a million lengths is half of it; a plan is kilobytes
+MAX_DOCUMENT_BYTES = 8 * MIB  # plans, engines, configurations and tables of measurements are kilobytes
+MAX_KEYS = 100_000  # of a JSON object
 MAX_DEPTH = 100  # of nested JSON; ours is 5 deep
 MAX_DIGITS = 300  # of a JSON integer: one that a double can hold
 MAX_SEARCHED_CHARS = 4 * MIB  # of a text whose wrong line is looked for
@@ -185,7 +186,7 @@ def first_line(error: BaseException) -> str:
 
 
 class _Refused(Exception):
-    """JSON that Python reads and we do not. `token` is None for a key that is there twice."""
+    """JSON that Python reads and we do not: a number, or the keys of an object, for which `token` is None."""
 
     def __init__(self, problem: str, token: str | None = None):
         self.problem, self.token = problem, token
@@ -199,17 +200,17 @@ class _Refused(Exception):
                     return BadInput(f"{where}, line {line}", f"key {name!r} is there more than once", "need it once")
                 return BadInput(f"{where}, line {line}", f"{name} = {shown(token)}".removeprefix(" = "), self.problem)
             seen.add(path)
-        if self.token is None:
-            return BadInput(where, self.problem, "need it once")
-        return BadInput(where, shown(self.token), self.problem)
+        return BadInput(where, self.problem) if self.token is None else BadInput(where, shown(self.token), self.problem)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    if len(pairs) > MAX_KEYS:
+        raise _Refused(f"an object has {len(pairs)} keys; need at most {MAX_KEYS}")
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _Refused(f"key {shown(twice)!r} is there more than once")
+        raise _Refused(f"key {shown(twice)!r} is there more than once; need it once")
     return found
 
 

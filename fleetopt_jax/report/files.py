@@ -32,7 +32,8 @@ def check_writable(path: str, option: str = "--out") -> None:
             try:
                 temporary.touch(exist_ok=False)
             finally:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
     except (OSError, ValueError) as error:
         raise _unwritable(path, option, error) from None
 
@@ -63,7 +64,8 @@ def write_whole(path: str | os.PathLike, content: str | bytes, option: str = "--
         raise _unwritable(os.fspath(path), option, error) from None
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or not even its directory
+                temporary.unlink()
 
 
 def same_file(first: str | os.PathLike, second: str | os.PathLike) -> bool:

@@ -11,7 +11,10 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,9 +39,12 @@ MAX_TOKENS = 1e9
 MAX_REQUESTS = 100_000_000  # 2.4 GB of lengths and times
 MAX_TRACE_BYTES = 4096 * MIB  # unpacked; MAX_REQUESTS lines of 40 characters
 MAX_WHOLE_BYTES = 1024 * MIB  # of a Parquet file that cannot be read in pieces: packed, or from a pipe
+MAX_CDF_BYTES = 64 * MIB  # a knot for each of a million lengths is half of it
 MAX_TIME_S = 1e20
 PIECE_BYTES = 8 * MIB  # of text, read at once; also the longest line
 PIECE_ROWS = 2**20  # of Parquet
+RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")  # Arrow counts the header
+BOM = b"\xef\xbb\xbf"
 FIRST_LINES = 100  # of a jsonl file: those that tell its columns
 NEED_STAMPS = "need seconds or ISO 8601 time stamps, of 1678 to 2261, one kind in all rows"
 
@@ -88,6 +94,7 @@ Knots = Annotated[
     list[Knot],
     Field(
         title="CDF",
+        fail_fast=True,
         description=f"[[tokens, fraction], ...], the last fraction 1; at most {MAX_KNOTS} knots. "
         "Linear in between, from [0, 0], which may be left out.",
     ),
@@ -115,7 +122,7 @@ def read_workload_file(path: str | os.PathLike, layout: Layout | None = None) ->
     where = os.fspath(path)
     ending = Path(where.lower().removesuffix(".gz")).suffix
     if ending == ".json":
-        return parse_cdf(where, read_bytes(where))
+        return parse_cdf(where, read_bytes(where, MAX_CDF_BYTES))
     with opened(where, MAX_TRACE_BYTES) as stream:
         if ending not in _BATCHES:
             raise BadInput(
@@ -183,12 +190,6 @@ def _csv_batches(where: str, stream: BinaryIO, layout: Layout | None) -> Batches
     if any("\ufffd" in name for name in names):
         raise BadInput(where, "cannot be read as csv: the header is not UTF-8 text", "save the file as UTF-8")
     layout = _complete(where, names, layout)
-    ragged: list[pyarrow.csv.InvalidRow] = []
-
-    def refuse(row: pyarrow.csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "error"
-
     columns = _columns(layout)
     try:
         yield from (
@@ -196,21 +197,18 @@ def _csv_batches(where: str, stream: BinaryIO, layout: Layout | None) -> Batches
             for batch in pyarrow.csv.open_csv(
                 stream,
                 pyarrow.csv.ReadOptions(block_size=PIECE_BYTES, use_threads=False),  # threads do not count rows
-                pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+                pyarrow.csv.ParseOptions(newlines_in_values=True),
                 pyarrow.csv.ConvertOptions(
                     include_columns=columns, column_types={name: pa.string() for name in columns}
                 ),
             )
         )
-    except pa.ArrowInvalid:
+    except pa.ArrowInvalid as error:
+        ragged = RAGGED.search(str(error))
         if not ragged:
             raise
-        row = ragged[0]
-        raise BadInput(
-            f"{where}, row {row.number - 1}",
-            f"{row.actual_columns} cells",
-            f"need {row.expected_columns} as in the header",
-        ) from None
+        row, expected, found = map(int, ragged.groups())
+        raise BadInput(f"{where}, row {row - 1}", f"{found} cells", f"need {expected} as in the header") from None
 
 
 def _jsonl_batches(where: str, stream: BinaryIO, layout: Layout | None) -> Batches:
@@ -264,14 +262,14 @@ _BATCHES: dict[str, Callable[[str, BinaryIO, Layout | None], Batches]] = {
 def _head(where: str, stream: BinaryIO) -> bytes:
     """The first bytes, which stay to be read."""
     head = stream.peek(1) if isinstance(stream, io.BufferedReader) else stream.getvalue()[:MIB]
-    if not head or head.isspace():
+    if head.removeprefix(BOM).strip() == b"":
         raise BadInput(where, "the file is empty")
     return head
 
 
 def _whole_lines(where: str, stream: BinaryIO) -> Iterator[bytes]:
     """The text in pieces that end where a line ends, blank ones left out."""
-    rest = stream.read(PIECE_BYTES).removeprefix(b"\xef\xbb\xbf")
+    rest = stream.read(PIECE_BYTES).removeprefix(BOM)
     while rest:
         end = rest.rfind(b"\n") + 1
         data = stream.read(PIECE_BYTES)
@@ -310,11 +308,18 @@ def _json_row(where: str, row: int, line: bytes) -> dict[str, Any]:
 def _check_row(where: str, row: int, found: dict[str, Any], schema: pa.Schema) -> None:
     """Refuse a value that is not of its column's type."""
     for field in schema:
-        value = found.get(field.name)
-        text = field.type == pa.string()
-        if value is not None and (isinstance(value, bool) or not isinstance(value, str if text else int | float)):
-            kind = "a text, as in the rows before" if text else "a number"
-            raise BadInput(f"{where}, row {row}", f"{field.name} = {shown(value)}", f"need {kind}")
+        value, text = found.get(field.name), field.type == pa.string()
+        if value is None or (isinstance(value, str) if text else _is_number(value)):
+            continue
+        kind = "a text, as in the rows before" if text else "a number"
+        raise BadInput(f"{where}, row {row}", f"{field.name} = {shown(value)}", f"need {kind}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a JSON value is one that a double holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max and not math.isnan(value)
 
 
 def _complete(where: str, names: list[str], layout: Layout | None) -> Layout:
