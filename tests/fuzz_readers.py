@@ -12,7 +12,6 @@ import gzip
 import importlib.util
 import json
 import math
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 
 HANG_S = 20
 MEMORY_MIB = 4096
+MEMORY = Path("/dev/shm")  # where there is one
 NO_ATHERIS = 0  # of what cannot be run: there are no wheels for every Python and platform
 
 if __name__ == "__main__" and importlib.util.find_spec("atheris") is None:
@@ -224,8 +224,8 @@ def check_one(run: Callable[[bytes], object], data: bytes) -> None:
         assert 0 < len(said) < 3000
 
 
-def fuzz(target: str, arguments: list[str]) -> None:
-    """This process becomes libFuzzer."""
+def fuzz(target: str, folder: Path, arguments: list[str]) -> None:
+    """This process becomes libFuzzer, which never returns; every input is a file in `folder`."""
     import atheris
     import jax  # noqa: F401 — before the hook: only our own code is to be instrumented
     import pydantic  # noqa: F401
@@ -233,9 +233,7 @@ def fuzz(target: str, arguments: list[str]) -> None:
     with atheris.instrument_imports(include=["fleetopt_jax"]):
         import fleetopt_jax.workload.readers  # noqa: F401
 
-        # A folder in memory where there is one: every input is written as a file.
-        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        run = targets(Path(tempfile.mkdtemp(prefix="fleetopt-fuzz-", dir=memory)))[target]
+        run = targets(folder)[target]
     atheris.Setup([sys.argv[0], *arguments], lambda data: check_one(run, data))
     atheris.Fuzz()
 
@@ -245,33 +243,34 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="in total, shared out among the targets")
     parser.add_argument("--target", choices=SEEDS, help="one target only")
     parser.add_argument("--keep", default="fuzz_found", help="folder for inputs that break a reader")
-    parser.add_argument("--inside", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options, libfuzzer = parser.parse_known_args()
     if options.inside is not None:
-        fuzz(options.target, libfuzzer)
+        fuzz(options.target, options.inside, libfuzzer)
         return 0
     names = [options.target] if options.target else list(SEEDS)
     keep = Path(options.keep)
     broken = []
     for name in names:
-        corpus = Path(tempfile.mkdtemp(prefix=f"fleetopt-{name}-"))
-        for number, seed in enumerate(SEEDS[name]):
-            (corpus / str(number)).write_bytes(seed)
-        keep.mkdir(parents=True, exist_ok=True)
-        command = [
-            *(sys.executable, __file__, "--inside", "--target", name, str(corpus)),
-            f"-max_total_time={max(1, round(options.seconds / len(names)))}",
-            *(f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MIB}", "-max_len=8192", "-print_final_stats=1"),
-            f"-artifact_prefix={keep}/{name}-",
-        ]
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        with tempfile.TemporaryDirectory(prefix="fleetopt-fuzz-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
+            corpus = Path(folder) / "corpus"
+            corpus.mkdir()
+            for number, seed in enumerate(SEEDS[name]):
+                (corpus / str(number)).write_bytes(seed)
+            keep.mkdir(parents=True, exist_ok=True)
+            command = [
+                *(sys.executable, __file__, "--inside", folder, "--target", name, str(corpus)),
+                f"-max_total_time={max(1, round(options.seconds / len(names)))}",
+                *(f"-timeout={HANG_S}", f"-rss_limit_mb={MEMORY_MIB}", "-max_len=8192", "-print_final_stats=1"),
+                f"-artifact_prefix={keep}/{name}-",
+            ]
+            ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
         runs = [line.split()[-1] for line in ended.stderr.splitlines() if "number_of_executed_units" in line]
         print(f"fuzz: {name}: {runs[0] if runs else 'no count of'} inputs, {'broken' if ended.returncode else 'ok'}")
         sys.stdout.flush()
         if ended.returncode:
             broken.append(name)
             print(ended.stdout[-3000:], ended.stderr[-6000:], sep="\n", file=sys.stderr)
-        shutil.rmtree(corpus)
     if not any(keep.iterdir()):
         keep.rmdir()
     if broken:
