@@ -325,9 +325,9 @@ REFUSED = [
     ({"hidden_size": "4096"}, "hidden_size = 4096: .*valid integer"),
     ({"hidden_size": True}, "hidden_size = True: .*valid integer"),
     ({"hidden_size": None}, "hidden_size: field required"),
-    ({"hidden_size": 10**400}, "hidden_size = 1000.*less than or equal"),
-    ({"hidden_size": float("nan")}, "hidden_size = nan: .*valid integer"),
-    ({"vocab_size": float("inf")}, "vocab_size = inf: .*valid integer"),
+    ({"hidden_size": 10**400}, "hidden_size = 1000.*; need a number of at most 300 digits"),
+    ({"hidden_size": float("nan")}, "hidden_size = NaN; need a finite number"),
+    ({"vocab_size": float("inf")}, "vocab_size = Infinity; need a finite number"),
     ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: .*less than or equal to 10000"),
     ({"num_attention_heads": 30}, "hidden_size = 4096; need head_dim, or a multiple of 30 heads"),
     ({"num_key_value_heads": 5}, "num_key_value_heads = 5; need a divisor of 32 heads"),
@@ -345,7 +345,7 @@ REFUSED = [
     ({"architectures": "LlamaForCausalLM"}, "architectures = LlamaForCausalLM"),
     ({"architectures": None, "model_type": "bert"}, "architectures = None, model_type = bert; supported"),
     ({"text_config": {"model_type": "mllama_text_model"}}, "text_config.model_type = mllama_text_model; supported"),
-    ({"text_config": LLAMA_8B | {"vocab_size": 0}}, ", text_config: vocab_size = 0"),
+    ({"text_config": LLAMA_8B | {"vocab_size": 0}}, ", text_config, line 1: vocab_size = 0"),
 ]
 REFUSED_MOE = [
     ({"n_routed_experts": 0}, "n_routed_experts = 0: "),
@@ -362,7 +362,7 @@ ALL_REFUSED += [
     ("[]", "holds no JSON object"),
     ("", "the file is empty"),
     ("{", "is not JSON"),
-    ("[" * 9999, "not JSON"),
+    ("[" * 9999, "is nested more than 100 deep"),
 ]
 
 

@@ -3,22 +3,33 @@
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleetopt_jax.calibrate.fit import DecodeFit, Form, PowerFit
+from fleetopt_jax.core.documents import invalid, parse_json, read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
 from fleetopt_jax.laws.power import LogisticPower, make_logistic_power
-from fleetopt_jax.workload.readers import first_problem, parse_json, read_bytes
 
 SCHEMA = "fleetopt-engine/1"
 MAX_TP = 64
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+MAX_FIELDS = 100  # of a fit, or its notes
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a name has no control characters")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 Positive = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
+Value = TypeVar("Value")
+Parameters = Annotated[dict[str, Value], Field(max_length=MAX_FIELDS)]
 
 
 @dataclass(frozen=True)
@@ -70,16 +81,23 @@ def to_document(
 def read_document(path: str | os.PathLike) -> EngineDocument:
     """The engine in a JSON file, every number of it checked."""
     where = os.fspath(path)
-    content = parse_json(where, read_bytes(where))
+    return parse_document(where, read_bytes(where))
+
+
+def parse_document(where: str, data: bytes) -> EngineDocument:
+    """The engine in the bytes of a JSON file."""
+    content = parse_json(where, data)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
-        raise BadInput(where, f"schema = {found!r}", f"need {SCHEMA!r}: a file that `fleetopt calibrate` writes")
+        raise BadInput(where, f"schema = {shown(found)!r}", f"need {SCHEMA!r}: a file that `fleetopt calibrate` writes")
+    if len(content) > MAX_FIELDS:
+        raise BadInput(where, f"{len(content)} fields", f"need those of {SCHEMA}")
     try:
-        read = _Document.model_validate(content)
+        read = EngineFile.model_validate(content)
         decode = make_decode_step(**read.decode.model_dump())
         power = read.power and make_logistic_power(**read.power.model_dump())
     except ValidationError as error:
-        raise BadInput(where, first_problem(error)) from None
+        raise invalid(where, data, error) from None
     except ValueError as error:
         raise BadInput(where, str(error)) from None
     errors = read.relative_error
@@ -110,39 +128,47 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
-class _Decode(_Strict):
-    base_s: Positive
-    expert_s: AtLeast0
-    expert_share: AtLeast0
-    per_seq_s: AtLeast0
-    per_token_s: AtLeast0
-    windowed_token_s: AtLeast0
-    window_tokens: AtLeast0
+class DecodePart(_Strict):
+    """Time of a decode iteration; see `laws.decode.DecodeStep`."""
+
+    base_s: Positive = Field(description="An iteration's time without sequences [s].")
+    expert_s: AtLeast0 = Field(description="Time to read all routed experts [s].")
+    expert_share: AtLeast0 = Field(description="Share of the experts that one sequence reads [-], below 1.")
+    per_seq_s: AtLeast0 = Field(description="Time of each sequence in flight [s].")
+    per_token_s: AtLeast0 = Field(description="Time of each token of context in flight [s].")
+    windowed_token_s: AtLeast0 = Field(description="The same in layers with a sliding window [s].")
+    window_tokens: AtLeast0 = Field(description="Length of the sliding window [tokens]; 0: none.")
 
 
-class _Power(_Strict):
-    idle_w: AtLeast0
-    nominal_w: Positive
-    steepness: Positive
-    log2_half_batch: float
+class PowerPart(_Strict):
+    """Power of one GPU; see `laws.power.LogisticPower`."""
+
+    idle_w: AtLeast0 = Field(description="Power at batch -> 0 [W].")
+    nominal_w: Positive = Field(description="Power at batch -> infinity [W].")
+    steepness: Positive = Field(description="Slope over log2 of the batch [-].")
+    log2_half_batch: float = Field(description="log2 of the batch at the midpoint [-].")
 
 
-class _Errors(_Strict):
-    step: AtLeast0
-    power: AtLeast0 | None
+class ErrorsPart(_Strict):
+    """Mean relative errors, each point left out in turn [-]."""
+
+    step: AtLeast0 = Field(description="Of the iteration time [-].")
+    power: AtLeast0 | None = Field(description="Of the power [-]; null: no power was measured.")
 
 
 class _Fit(_Strict):
-    estimates: dict[str, float]
-    standard_errors: dict[str, AtLeast0]
-    covariance: list[list[float]]
-    fit_mape: AtLeast0
-    max_ape: AtLeast0
-    leave_one_out_mape: AtLeast0
-    n_points: Annotated[int, Field(ge=1)]
-    batch_min: Positive
-    batch_max: Positive
-    notes: list[str]
+    estimates: Parameters[float] = Field(description="Fitted parameters by name.")
+    standard_errors: Parameters[AtLeast0] = Field(description="Of the estimates.")
+    covariance: Annotated[list[Annotated[list[float], Field(max_length=MAX_FIELDS)]], Field(max_length=MAX_FIELDS)] = (
+        Field(description="Of the estimates, in their order.")
+    )
+    fit_mape: AtLeast0 = Field(description="Mean relative error of the fit [-].")
+    max_ape: AtLeast0 = Field(description="Largest relative error of the fit [-].")
+    leave_one_out_mape: AtLeast0 = Field(description="Mean relative error, each point left out in turn [-].")
+    n_points: Annotated[int, Field(ge=1)] = Field(description="Points it is fitted to.")
+    batch_min: Positive = Field(description="Smallest batch measured [sequences].")
+    batch_max: Positive = Field(description="Largest batch measured [sequences].")
+    notes: Annotated[list[str], Field(max_length=MAX_FIELDS)] = Field(description="What to know about the fit.")
 
     @model_validator(mode="after")
     def _sizes_agree(self):
@@ -152,29 +178,39 @@ class _Fit(_Strict):
         return self
 
 
-class _DecodeFit(_Fit):
-    form: Form
-    context_tokens: Positive | None
+class DecodeFitPart(_Fit):
+    """How the iteration time was fitted."""
+
+    form: Form = Field(description="Which parameters are fitted.")
+    context_tokens: Positive | None = Field(description="Mean context of the points [tokens]; null: not said.")
 
 
-class _PowerFit(_Fit):
-    identified: bool
+class PowerFitPart(_Fit):
+    """How the power was fitted."""
+
+    identified: bool = Field(description="Whether the points tell all four parameters.")
 
 
-class _Fits(_Strict):
-    decode: _DecodeFit
-    power: _PowerFit | None
+class FitsPart(_Strict):
+    """How the laws were fitted."""
+
+    decode: DecodeFitPart
+    power: PowerFitPart | None
 
 
-class _Document(_Strict):
+class EngineFile(_Strict):
+    """A measured engine, as `fleetopt calibrate` writes it."""
+
+    model_config = ConfigDict(title=SCHEMA)
+
     format: Literal["fleetopt-engine/1"] = Field(alias="schema")
-    gpu: Name
-    llm: Name
-    tp: Annotated[int, Field(ge=1, le=MAX_TP)]
-    precision: Name | None
+    gpu: Name = Field(description="GPU, of `fleetopt catalog gpus`.")
+    llm: Name = Field(description="LLM, of `fleetopt catalog llms`.")
+    tp: Annotated[int, Field(ge=1, le=MAX_TP)] = Field(description="GPUs of an instance (tensor parallel).")
+    precision: Name | None = Field(description="Precision of the weights; null: not said.")
     quality: Literal["measured"]
-    relative_error: _Errors
-    source: str
-    decode: _Decode
-    power: _Power | None
-    fit: _Fits
+    relative_error: ErrorsPart
+    source: str = Field(description="Where the measurements are from.")
+    decode: DecodePart
+    power: PowerPart | None = Field(description="null: no power was measured.")
+    fit: FitsPart

@@ -4,13 +4,16 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from fleetopt_jax.core.documents import read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import MS
-from fleetopt_jax.workload.readers import read_bytes
 
 BATCH = ("batch", "avg_batch_size", "n_sequences")
 STEP = {"step_s": 1.0, "step_ms": MS, "median_itl_ms": MS}  # column: its unit [s]
@@ -31,6 +34,40 @@ NEED = (
     f"optional: {' | '.join(CONTEXT)}; {' | '.join(POWER)} | power_w with n_gpus"
 )
 LISTED = 8  # groups a refusal names
+LEAST = 1e-12  # of any number: smaller ones underflow in the fit
+
+
+def _column(description: str, *names: str, **rules: float) -> Any:
+    also = f" Also called {', '.join(names[1:])}." if names[1:] else ""
+    return Field(None, description=description + also, validation_alias=AliasChoices(*names), **rules)
+
+
+class MeasurementsRow(BaseModel):
+    """A row of a csv file of measurements: the batch, and its step or its rate. The first of several names is shown."""
+
+    model_config = ConfigDict(title="Measured operating point")
+    batch: float = Field(
+        description=f"Sequences in flight in the instance. Also called {', '.join(BATCH[1:])}.",
+        validation_alias=AliasChoices(*BATCH),
+        ge=LEAST,
+        le=1e6,
+    )
+    step_s: float | None = _column("Decode iteration [s].", "step_s", ge=LEAST, le=1e6)
+    step_ms: float | None = _column("Decode iteration [ms].", "step_ms", "median_itl_ms", ge=LEAST, le=1e6)
+    tok_per_s: float | None = _column("Output of the instance [tokens/s].", *RATE, ge=LEAST, le=1e9)
+    context_tokens: float | None = _column(
+        "Mean context of a sequence in flight [tokens]; the second name is without the prompt, the third the window.",
+        *CONTEXT,
+        ge=LEAST,
+        le=1e9,
+    )
+    power_w_per_gpu: float | None = _column("Power of a GPU [W].", *POWER, ge=LEAST, le=1e5)
+    power_w: float | None = _column("Power of all n_gpus GPUs [W].", "power_w", ge=LEAST, le=1e8)
+    n_gpus: int | None = _column("GPUs of the instance; or tp.", *GPUS, "tp", ge=1, le=1024)
+    llm: str | None = _column("LLM.", *NAMES["model"])
+    gpu: str | None = _column("GPU.", *NAMES["gpu"])
+    task: str | None = _column("What was asked.", *NAMES["task"])
+    precision: str | None = _column("Precision of the weights.", *NAMES["precision"])
 
 
 @dataclass(frozen=True)
@@ -57,17 +94,20 @@ class _Row:
     def number(self, column: str, most: float) -> float:
         text = self.cells[column]
         try:
-            value = float(text)
+            value = float(text) if text.isascii() and "_" not in text else math.nan  # Python takes 1_0 and ١ too
         except ValueError:
             value = math.nan
-        if not 0 < value <= most:  # also NaN
-            raise BadInput(self.place, f"{column} = {text!r}", f"need a number, more than 0 and at most {most:g}")
+        if not LEAST <= value <= most:  # also NaN
+            allowed = f"need a number, more than 0 (at least {LEAST:g}) and at most {most:g}"
+            raise BadInput(self.place, f"{column} = {shown(text)!r}", allowed)
         return value
 
     def count(self, column: str) -> int:
         value = self.number(column, 1024)
         if value != int(value):
-            raise BadInput(self.place, f"{column} = {self.cells[column]!r}", "need a whole number from 1 to 1024")
+            raise BadInput(
+                self.place, f"{column} = {shown(self.cells[column])!r}", "need a whole number from 1 to 1024"
+            )
         return int(value)
 
 
@@ -96,6 +136,9 @@ def read_measurements(
     else:
         step_s = batch / np.array([row.number(step_column, 1e9) for row in rows])
     said = {name: rows[0].cells[column] for name, column in names.items() if column}
+    for name, text in said.items():
+        if not text.isprintable():
+            raise BadInput(rows[0].place, f"{names[name]} = {shown(text)!r}", "need a name without control characters")
     return Measurements(
         batch,
         step_s,
@@ -115,12 +158,12 @@ def _table(where: str) -> tuple[list[str], list[_Row]]:
         lines = list(csv.reader(io.StringIO(read_bytes(where).decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(where, f"cannot be read as csv: {error}") from error
-    columns, rows = [name.strip() for name in lines[0]], []
-    for name in columns:
-        if columns.count(name) > 1:
-            raise BadInput(where, f"column {name!r} is there more than once", "need it once")
+    columns, rows = [name.strip() for name in (lines or [[]])[0]], []  # no line: a byte-order mark alone
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise BadInput(where, f"column {shown(name)!r} is there more than once", "need it once")
     if not (_first(columns, BATCH) and _first(columns, (*STEP, *RATE))):
-        raise BadInput(where, f"columns are {', '.join(columns[:12])}", NEED)
+        raise BadInput(where, f"columns are {', '.join(map(shown, columns[:12]))}", NEED)
     for number, line in enumerate((line for line in lines[1:] if any(cell.strip() for cell in line)), start=1):
         place = f"{where}, row {number}"
         if len(line) != len(columns):
@@ -162,7 +205,7 @@ def _one_group(where: str, rows: list[_Row], names: dict[str, str], asked: dict[
 
 def _listed(texts) -> str:
     texts = sorted(texts)
-    return ", ".join(texts[:LISTED]) + (f" and {len(texts) - LISTED} more" if len(texts) > LISTED else "")
+    return ", ".join(map(shown, texts[:LISTED])) + (f" and {len(texts) - LISTED} more" if len(texts) > LISTED else "")
 
 
 def _context_tokens(columns: list[str], rows: list[_Row]) -> np.ndarray | None:

@@ -7,10 +7,10 @@ layers and the encoders of multimodal models are left out. Llama 4's chunked att
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, ValidationError
 
+from fleetopt_jax.core.documents import invalid, parse_json, read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.workload.readers import first_problem, parse_json, read_bytes
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,15 @@ Few = Annotated[int, Field(ge=1, le=10_000)]
 Many = Annotated[int, Field(ge=1, le=10_000_000)]
 FewOrNone = Annotated[int, Field(ge=0, le=10_000)]
 ManyOrNone = Annotated[int, Field(ge=0, le=10_000_000)]
+MAX_LISTED = 10_000  # layers
+
+
+def _said(description: str, *names: str, default: Any = ...) -> Any:
+    """A field with its description, read under the first of these names that is there."""
+    if len(names) < 2:
+        return Field(default, description=description)
+    also = f" Also called {', '.join(names[1:])}."
+    return Field(default, description=description + also, validation_alias=AliasChoices(*names))
 
 
 class _Part(BaseModel):
@@ -75,64 +84,120 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class _Weights(_Part):
+class HfWeights(_Part):
     type: Literal["float", "int"]
-    num_bits: int
+    num_bits: int = _said("Bits of a weight.")
 
 
-class _Group(_Part):
-    weights: _Weights
+class HfGroup(_Part):
+    weights: HfWeights
 
 
-class _Quantization(_Part):
-    quant_method: str
-    bits: int | None = Field(None, validation_alias=AliasChoices("bits", "w_bit"))
-    config_groups: dict[str, _Group] = {}
+class HfQuantization(_Part):
+    """How the checkpoint's weights are quantized."""
 
-
-class _Decoder(_Part):
-    num_hidden_layers: Few
-    hidden_size: Many
-    intermediate_size: Many
-    intermediate_size_mlp: Many | None = None  # of Llama 4's dense layers
-    vocab_size: Many
-    num_attention_heads: Few
-    num_key_value_heads: Few | None = None
-    head_dim: Few | None = None
-    tie_word_embeddings: bool = False
-    use_sliding_window: bool = True
-    sliding_window: Annotated[int, Field(ge=1, le=10**9)] | None = None
-    sliding_window_pattern: Few | None = Field(
-        None, validation_alias=AliasChoices("_sliding_window_pattern", "sliding_window_pattern")
+    quant_method: str = _said("fp8, fbgemm_fp8, mxfp4, gptq, awq or compressed-tensors.")
+    bits: int | None = _said("Bits of a weight, of gptq and awq.", "bits", "w_bit", default=None)
+    config_groups: Annotated[dict[str, HfGroup], Field(max_length=MAX_LISTED)] = _said(
+        "Formats of compressed-tensors.", default={}
     )
-    max_window_layers: FewOrNone = 0  # Qwen: the first layers without a window
-    layer_types: list[Literal["full_attention", "sliding_attention", "chunked_attention"]] | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", validation_alias=AliasChoices("dtype", "torch_dtype")
+
+
+class HfDecoder(_Part):
+    """The decoder of any family. null says nothing, and a family's own defaults stand for what is not said."""
+
+    num_hidden_layers: Few = _said("Layers.")
+    hidden_size: Many = _said("Width of the model.")
+    intermediate_size: Many = _said("Width of a dense layer's MLP; of an expert in Mixtral, GPT-OSS and Llama 4.")
+    intermediate_size_mlp: Many | None = _said("Width of Llama 4's dense layers.", default=None)
+    vocab_size: Many = _said("Tokens of the vocabulary.")
+    num_attention_heads: Few = _said("Query heads.")
+    num_key_value_heads: Few | None = _said("Key and value heads; as many as query heads if not said.", default=None)
+    head_dim: Few | None = _said("Width of a head; hidden_size / num_attention_heads if not said.", default=None)
+    tie_word_embeddings: bool = _said("Whether the output layer is the input embedding.", default=False)
+    use_sliding_window: bool = _said("Whether sliding_window applies.", default=True)
+    sliding_window: Annotated[int, Field(ge=1, le=10**9)] | None = _said("Attention window [tokens].", default=None)
+    sliding_window_pattern: Few | None = _said(
+        "One layer in so many has full attention.",
+        "_sliding_window_pattern",
+        "sliding_window_pattern",
+        default=None,
     )
-    quantization_config: _Quantization | None = None
-
-
-class _Latent(_Part):
-    q_lora_rank: Many | None = None
-    kv_lora_rank: Many
-    qk_rope_head_dim: Few
-    qk_nope_head_dim: Few
-    v_head_dim: Few
-
-
-class _Experts(_Part):
-    n_experts: Few = Field(
-        validation_alias=AliasChoices("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    max_window_layers: FewOrNone = _said("Qwen: the first layers without a window.", default=0)
+    layer_types: (
+        Annotated[
+            list[Literal["full_attention", "sliding_attention", "chunked_attention"]], Field(max_length=MAX_LISTED)
+        ]
+        | None
+    ) = _said("Attention of each layer.", default=None)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _said(
+        "Type of the weights that are not quantized.", "dtype", "torch_dtype", default="auto"
     )
-    per_token: Few = Field(validation_alias=AliasChoices("num_experts_per_tok", "moe_top_k", "experts_per_token"))
-    moe_intermediate_size: Many
-    n_shared_experts: FewOrNone = 0
-    shared_expert_intermediate_size: ManyOrNone = 0
-    first_k_dense_replace: FewOrNone = 0
-    moe_layer_freq: Few = 1
-    sparse_step: Few = Field(1, validation_alias=AliasChoices("decoder_sparse_step", "interleave_moe_layer_step"))
-    mlp_only_layers: list[FewOrNone] = []
+    quantization_config: HfQuantization | None = None
+
+
+class HfLatent(_Part):
+    """What multi-head latent attention (DeepSeek) adds."""
+
+    q_lora_rank: Many | None = _said("Width of the queries' latent; none: they have none.", default=None)
+    kv_lora_rank: Many = _said("Width of the cached latent.")
+    qk_rope_head_dim: Few = _said("Rotary part of a head.")
+    qk_nope_head_dim: Few = _said("Part of a query's head without position.")
+    v_head_dim: Few = _said("Width of a value's head.")
+
+
+class HfExperts(_Part):
+    """What a mixture of experts adds."""
+
+    n_experts: Few = _said(
+        "Routed experts of a layer.", "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"
+    )
+    per_token: Few = _said("Experts that a token is sent to.", "num_experts_per_tok", "moe_top_k", "experts_per_token")
+    moe_intermediate_size: Many = _said("Width of an expert; intermediate_size in Mixtral, GPT-OSS and Llama 4.")
+    n_shared_experts: FewOrNone = _said("Experts that every token is sent to.", default=0)
+    shared_expert_intermediate_size: ManyOrNone = _said("Width of Qwen 2's shared expert.", default=0)
+    first_k_dense_replace: FewOrNone = _said("The first layers, which have no experts.", default=0)
+    moe_layer_freq: Few = _said("One layer in so many has experts.", default=1)
+    sparse_step: Few = _said(
+        "One layer in so many has experts.", "decoder_sparse_step", "interleave_moe_layer_step", default=1
+    )
+    mlp_only_layers: Annotated[list[FewOrNone], Field(max_length=MAX_LISTED)] = _said(
+        "Layers without experts.", default=[]
+    )
+
+
+class HfNamed(_Part):
+    """Which family it is."""
+
+    architectures: list[str] | None = _said(f"One of {', '.join(SUPPORTED)}; or none, with model_type.", default=None)
+    model_type: str | None = _said(f"One of {', '.join(kind for kind, _ in SUPPORTED.values())}.", default=None)
+
+
+class HfDense(HfNamed, HfDecoder):
+    """A dense decoder."""
+
+
+class HfMixture(HfNamed, HfDecoder, HfExperts):
+    """A mixture of experts."""
+
+
+class HfLatentMixture(HfNamed, HfDecoder, HfLatent, HfExperts):
+    """A mixture of experts with latent attention."""
+
+
+HfText = HfLatentMixture | HfMixture | HfDense
+
+
+class HfMultimodal(_Part):
+    """A multimodal model, of which the text decoder is read."""
+
+    text_config: HfText | None = _said("The text decoder.", "text_config", "llm_config", default=None)
+
+
+class HfConfig(RootModel[HfLatentMixture | HfMixture | HfDense | HfMultimodal]):
+    """A Hugging Face `config.json` as far as it is read. More fields are ignored."""
+
+    model_config = ConfigDict(title="Hugging Face config.json")
 
 
 Checked = TypeVar("Checked", bound=_Part)
@@ -140,11 +205,24 @@ Checked = TypeVar("Checked", bound=_Part)
 
 def read_config(path: str) -> Architecture:
     """The architecture in a Hugging Face `config.json`, or `BadInput` naming the first field that is wrong."""
-    family, where, document = _decoder_of(path, parse_json(path, read_bytes(path)))
-    config = _check(_Decoder, where, document)
+    return parse_config(path, read_bytes(path))
+
+
+def parse_config(where: str, data: bytes) -> Architecture:
+    """The architecture in the bytes of a `config.json`."""
+    family, key, document = _decoder_of(where, parse_json(where, data))
+    where = f"{where}, {key}" if key else where
+
+    def check(part: type[Checked]) -> Checked:
+        try:
+            return part.model_validate(document)
+        except ValidationError as error:
+            raise invalid(where, data, error, under=(key,) if key else ()) from None
+
+    config = check(HfDecoder)
     layers, hidden, q_heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     if family in LATENT:
-        mla = _check(_Latent, where, document)
+        mla = check(HfLatent)
         kv_heads, head_dim = 1, mla.kv_lora_rank + mla.qk_rope_head_dim
         attention_params = layers * _latent_attention(mla, hidden, q_heads)
         latent = dict(latent_dim=mla.kv_lora_rank, rope_dim=mla.qk_rope_head_dim)
@@ -167,14 +245,14 @@ def read_config(path: str) -> Architecture:
         lm_head_params=vocabulary,
         embedding_params=0 if config.tie_word_embeddings else vocabulary,
         native_precision=_native_precision(where, config.quantization_config),
-        **_feed_forward(where, config, _check(_Experts, where, document) if family in MOE else None),
+        **_feed_forward(where, config, check(HfExperts) if family in MOE else None),
         **_windows(where, config),
         **latent,
     )
 
 
-def _decoder_of(path: str, document: Any) -> tuple[str, str, dict[str, Any]]:
-    """(family, place, fields) of the text decoder: what the file says over the family's defaults; null says nothing."""
+def _decoder_of(path: str, document: Any) -> tuple[str, str | None, dict[str, Any]]:
+    """(family, key that holds it, fields) of the text decoder: the file over the family's defaults; null is unsaid."""
     if not isinstance(document, dict):
         raise BadInput(path, "holds no JSON object", "need a Hugging Face config.json")
     key = next((key for key in ("text_config", "llm_config") if isinstance(document.get(key), dict)), None)
@@ -187,25 +265,18 @@ def _decoder_of(path: str, document: Any) -> tuple[str, str, dict[str, Any]]:
         case _:
             name = None
     if name is None:
-        said = f"architectures = {str(document.get('architectures'))[:60]}"
-        said += f", {key + '.' if key else ''}model_type = {str(inner.get('model_type'))[:40]}"
+        said = f"architectures = {shown(document.get('architectures'))}"
+        said += f", {key + '.' if key else ''}model_type = {shown(inner.get('model_type'))}"
         raise BadInput(path, said, f"supported: {', '.join(SUPPORTED)}")
     family, defaults = SUPPORTED[name]
     outer = {field: document.get(field) for field in OUTER}
     fields = defaults | {k: v for part in (outer, inner) for k, v in part.items() if v is not None}
     if family in EXPERT_IS_MLP and "intermediate_size" in fields:
         fields["moe_intermediate_size"] = fields["intermediate_size"]
-    return family, f"{path}, {key}" if key else path, fields
+    return family, key, fields
 
 
-def _check(part: type[Checked], where: str, document: dict[str, Any]) -> Checked:
-    try:
-        return part.model_validate(document)
-    except ValidationError as error:
-        raise BadInput(where, first_problem(error)) from None
-
-
-def _latent_attention(mla: _Latent, hidden: int, heads: int) -> int:
+def _latent_attention(mla: HfLatent, hidden: int, heads: int) -> int:
     """Parameters of one layer: queries (by way of their own latent, if any), compressed and expanded KV, output."""
     query_dim = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     query = mla.q_lora_rank * (hidden + query_dim) if mla.q_lora_rank else hidden * query_dim
@@ -214,7 +285,7 @@ def _latent_attention(mla: _Latent, hidden: int, heads: int) -> int:
     return query + compress + expand + heads * mla.v_head_dim * hidden
 
 
-def _feed_forward(where: str, config: _Decoder, moe: _Experts | None) -> dict[str, int]:
+def _feed_forward(where: str, config: HfDecoder, moe: HfExperts | None) -> dict[str, int]:
     """Parameters of MLPs and experts: gated, three matrices each, in every supported family."""
     layers, hidden = config.num_hidden_layers, config.hidden_size
     if moe is None:
@@ -241,7 +312,7 @@ def _feed_forward(where: str, config: _Decoder, moe: _Experts | None) -> dict[st
     )
 
 
-def _windows(where: str, config: _Decoder) -> dict[str, int]:
+def _windows(where: str, config: HfDecoder) -> dict[str, int]:
     """Sliding windows, by the list of layers, by the period of full attention, or after the first layers."""
     layers, kinds = config.num_hidden_layers, config.layer_types
     if kinds is not None and len(kinds) != layers:
@@ -259,7 +330,7 @@ def _windows(where: str, config: _Decoder) -> dict[str, int]:
     return dict(window_tokens=config.sliding_window, windowed_layers=windowed) if windowed else {}
 
 
-def _native_precision(where: str, quantization: _Quantization | None) -> str:
+def _native_precision(where: str, quantization: HfQuantization | None) -> str:
     """The checkpoint's precision. 32-bit checkpoints are served in 16 bits."""
     if quantization is None:
         return "bf16"
@@ -274,6 +345,6 @@ def _native_precision(where: str, quantization: _Quantization | None) -> str:
     bits = " and ".join(f"{kind} {bits}" for kind, bits in formats if bits)
     raise BadInput(
         where,
-        f"quantization_config.quant_method = {method[:40]}" + (f" ({bits} bits)" if bits else ""),
+        f"quantization_config.quant_method = {shown(method)}" + (f" ({bits} bits)" if bits else ""),
         "need fp8, fbgemm_fp8, mxfp4, or gptq, awq, compressed-tensors of 4-bit integers or 8-bit floats",
     )

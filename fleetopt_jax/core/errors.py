@@ -3,18 +3,31 @@
 import difflib
 from collections.abc import Iterable
 
+MOST_CHARS = 800  # of each part of a message: a user's own text may be megabytes
+
 
 class BadInput(ValueError):
-    """Input refused at the door: the message names the place, the value and what is allowed."""
+    """Input refused at the door: the message names the place, the value and what is allowed.
+
+    One line of bounded length without control characters, whatever a file or an option held.
+    """
 
     def __init__(self, where: str, problem: str, allowed: str = ""):
-        line = f"{where}: {problem}" + (f"; {allowed}" if allowed else "")
+        line = f"{_short(where)}: {_short(problem)}" + (f"; {_short(allowed)}" if allowed else "")
         super().__init__("".join(c if c.isprintable() else " " for c in line))
 
 
 def unknown_name(where: str, name: str, known: Iterable[str]) -> BadInput:
     """The refusal of a name that is not in a catalog, with the nearest ones that are."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name[:MOST_CHARS].lower(), names, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     return BadInput(where, f"unknown name {name!r}", f"{hint}known: {', '.join(names)}")
+
+
+def _short(text: str) -> str:
+    """Both ends of a long text: a path has its name, and a message its end, on the right."""
+    if len(text) <= MOST_CHARS:
+        return text
+    half = MOST_CHARS // 2 - 2
+    return f"{text[:half]} … {text[-half:]}"

@@ -7,6 +7,7 @@ from fleetopt_jax.workload.atoms import OUTPUT_SHARE, Workload, make_workload, s
 
 MAX_CDF_ATOMS = 65_536
 MAX_CDF_TOKENS = 16_777_216
+MAX_KNOTS = 1_048_576  # one for each length up to a million tokens
 
 
 def check_cdf(where: str, knots: list[tuple[float, float]]) -> None:
@@ -14,25 +15,30 @@ def check_cdf(where: str, knots: list[tuple[float, float]]) -> None:
     if len(knots) == 0:
         raise BadInput(where, "the CDF is empty", "need at least one [tokens, fraction] pair, the last at fraction 1")
     tokens, fractions = np.asarray(knots, dtype=float).T
-    for i, (length, fraction) in enumerate(knots):
-        if not (np.isfinite(length) and length >= 1 and length == int(length) and length <= MAX_CDF_TOKENS):
-            raise BadInput(f"{where}, knot {i + 1}", f"tokens = {length}", f"need a whole number 1..{MAX_CDF_TOKENS}")
-        if not np.isfinite(fraction) or fraction < 0:
-            raise BadInput(f"{where}, knot {i + 1}", f"fraction = {fraction}", "need 0..1")
+    with np.errstate(invalid="ignore"):
+        whole = (tokens >= 1) & (tokens <= MAX_CDF_TOKENS) & (tokens == np.floor(tokens))
+        sensible = np.isfinite(fractions) & (fractions >= 0)
+        rising, falling = np.diff(tokens) > 0, np.diff(fractions) < 0
+    if not (whole & sensible).all():
+        i = int(np.argmin(whole & sensible))
+        if whole[i]:
+            raise BadInput(f"{where}, knot {i + 1}", f"fraction = {knots[i][1]}", "need 0..1")
+        raise BadInput(f"{where}, knot {i + 1}", f"tokens = {knots[i][0]}", f"need a whole number 1..{MAX_CDF_TOKENS}")
     if fractions.max() > 1 + 1e-9:
         hint = "; it looks like percent: divide by 100" if 50 <= fractions.max() <= 100 else ""
         raise BadInput(where, f"fraction = {fractions.max():g} is above 1", f"need 0..1{hint}")
-    for i in range(1, len(knots)):
-        if tokens[i] <= tokens[i - 1]:
-            raise BadInput(
-                f"{where}, knot {i + 1}", f"tokens fall from {tokens[i - 1]:g} to {tokens[i]:g}", "need rising tokens"
-            )
-        if fractions[i] < fractions[i - 1]:
-            raise BadInput(
-                f"{where}, knot {i + 1}",
-                f"fraction falls from {fractions[i - 1]:g} to {fractions[i]:g}",
-                "a CDF never falls",
-            )
+    if not rising.all():
+        i = int(np.argmin(rising))
+        raise BadInput(
+            f"{where}, knot {i + 2}", f"tokens fall from {tokens[i]:g} to {tokens[i + 1]:g}", "need rising tokens"
+        )
+    if falling.any():
+        i = int(np.argmax(falling))
+        raise BadInput(
+            f"{where}, knot {i + 2}",
+            f"fraction falls from {fractions[i]:g} to {fractions[i + 1]:g}",
+            "a CDF never falls",
+        )
     if abs(fractions[-1] - 1) > 1e-9:
         raise BadInput(where, f"the CDF ends at fraction {fractions[-1]:g}", "need 1")
 

@@ -1,0 +1,285 @@
+"""Files at the door: opened without waiting, read within bounds, and JSON that says one thing only.
+
+A file never decides how much memory or time it takes: sizes are checked before reading where the system knows them, and
+while reading where it does not (pipes, packed files, files that grow).
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import reprlib
+import stat
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol
+
+from fleetopt_jax.core.errors import BadInput
+
+MIB = 2**20
+MAX_DOCUMENT_BYTES = 8 * MIB  # plans, engines, configurations and tables of measurements are kilobytes
+MAX_KEYS = 100_000  # of a JSON object
+MAX_DEPTH = 100  # of nested JSON; ours is 5 deep
+MAX_DIGITS = 300  # of a JSON integer: one that a double can hold
+MAX_SEARCHED_CHARS = 4 * MIB  # of a text whose wrong line is looked for
+BUFFER_BYTES = MIB
+SHOWN_CHARS = 60  # of a wrong value
+
+Path = tuple[str | int, ...]  # keys and indices that lead to a value of a document
+
+_TOKEN = re.compile(
+    r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|-?Infinity|NaN|true|false|null'
+    r"|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|[^ \t\r\n]",
+    re.DOTALL,
+)
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Invalid(Protocol):
+    """A pydantic `ValidationError`, which this room does not import."""
+
+    def errors(self, *, include_url: bool) -> list[dict[str, Any]]: ...
+
+
+class _Bounded(io.RawIOBase):
+    """The bytes of `source` up to a limit, then `BadInput`; also where the source cannot be read on."""
+
+    def __init__(self, where: str, source: BinaryIO, most_bytes: int, seekable: bool):
+        self._where, self._source, self._most_bytes, self._seekable = where, source, most_bytes, seekable
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._seekable
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if not self._seekable:
+            raise io.UnsupportedOperation("seek")
+        self._position = self._source.seek(offset, whence)
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        try:
+            data = self._source.read(len(buffer))
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadInput(self._where, f"cannot be read: {first_line(error)}") from error
+        self._position += len(data)
+        if self._position > self._most_bytes:
+            raise _too_large(self._where, "it holds more", self._most_bytes)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@contextlib.contextmanager
+def opened(where: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[BinaryIO]:
+    """A file's bytes as a stream, unpacked if its name ends in .gz; `BadInput` beyond `most_bytes`.
+
+    Regular files and pipes only. A pipe that nobody writes to is empty: to open one never waits.
+    """
+    try:
+        descriptor = os.open(where, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise BadInput(where, "no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise BadInput(where, f"cannot be read: {first_line(error)}") from None
+    try:
+        status = os.fstat(descriptor)
+        regular = stat.S_ISREG(status.st_mode)
+        if not regular and not stat.S_ISFIFO(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device"
+            raise BadInput(where, f"cannot be read: is {kind}", "need a file")
+        if status.st_size > most_bytes:
+            raise _too_large(where, f"it is {status.st_size / MIB:,.0f} MiB", most_bytes)
+        if not regular:
+            os.set_blocking(descriptor, True)
+        with open(descriptor, "rb", closefd=False) as raw:
+            packed = where.lower().endswith(".gz")
+            source = gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw
+            yield io.BufferedReader(_Bounded(where, source, most_bytes, regular and not packed), BUFFER_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _too_large(where: str, problem: str, most_bytes: int) -> BadInput:
+    return BadInput(where, f"too large: {problem}", f"need at most {most_bytes // MIB:,} MiB")
+
+
+def read_bytes(where: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """A file's bytes, unpacked if its name ends in .gz; `BadInput` where it is missing, unreadable, large or empty."""
+    with opened(where, most_bytes) as stream:
+        data = stream.read()
+    if not data or data.isspace():
+        raise BadInput(where, "the file is empty")
+    return data
+
+
+def parse_json(where: str, data: bytes) -> Any:
+    """The document in a JSON file, or `BadInput` with the line.
+
+    Stricter than the standard library: no key twice in an object, no NaN or infinity in any spelling, no integer that a
+    double cannot hold, no half of a surrogate pair, and at most 100 levels.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{where}, line {line}", "is not JSON: not UTF-8 text", "save it as UTF-8") from None
+    too_deep = BadInput(where, f"is nested more than {MAX_DEPTH} deep", "need a flatter document")
+    try:
+        document = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_refuse_number, parse_float=_finite, parse_int=_bounded_int
+        )
+    except _Refused as refused:
+        raise refused.at(where, text) from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{where}, line {error.lineno}", f"is not JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise too_deep from None
+    if _depth(document) > MAX_DEPTH:
+        raise too_deep
+    if _HALF_PAIR.search(text):
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadInput(where, "has a text with half of a surrogate pair", "need UTF-8 text") from None
+    return document
+
+
+def invalid(
+    where: str, data: bytes, error: Invalid, allowed: str = "", *, under: Path = (), within: int = 0
+) -> BadInput:
+    """The refusal of a JSON file by the first thing pydantic found wrong, with its line.
+
+    `under` leads from the whole document to the part that was validated; where more was validated than the document,
+    it is what the first `within` steps lead to.
+    """
+    line = _line(data.decode("utf-8-sig"), (*under, *error.errors(include_url=False)[0]["loc"][within:]))
+    return BadInput(f"{where}, line {line}" if line else where, first_problem(error), allowed)
+
+
+def first_problem(error: Invalid) -> str:
+    """The first thing pydantic found wrong: field, value and rule."""
+    problem = error.errors(include_url=False)[0]
+    field = dotted(problem["loc"])
+    value = "" if problem["type"] == "missing" else f" = {shown(problem['input'])}"
+    return f"{field}{value}: {problem['msg'][0].lower()}{problem['msg'][1:]}".removeprefix(": ")
+
+
+def shown(value: Any) -> str:
+    """A wrong value in a message: a text without quotes, the start of anything large."""
+    return (value if isinstance(value, str) else reprlib.repr(value))[:SHOWN_CHARS]
+
+
+def dotted(path: Path) -> str:
+    """`cdf.3.0`."""
+    return ".".join(str(part) for part in path)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line and without the file's name."""
+    said = str(getattr(error, "strerror", None) or error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+class _Refused(Exception):
+    """JSON that Python reads and we do not: a number, or the keys of an object, for which `token` is None."""
+
+    def __init__(self, problem: str, token: str | None = None):
+        self.problem, self.token = problem, token
+
+    def at(self, where: str, text: str) -> BadInput:
+        seen: set[Path] = set()
+        for path, offset, token in _values(text):
+            if path in seen if self.token is None else token == self.token:
+                line, name = text.count("\n", 0, offset) + 1, dotted(path)
+                if self.token is None:
+                    return BadInput(f"{where}, line {line}", f"key {name!r} is there more than once", "need it once")
+                return BadInput(f"{where}, line {line}", f"{name} = {shown(token)}".removeprefix(" = "), self.problem)
+            seen.add(path)
+        return BadInput(where, self.problem) if self.token is None else BadInput(where, shown(self.token), self.problem)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(pairs) > MAX_KEYS:
+        raise _Refused(f"an object has {len(pairs)} keys; need at most {MAX_KEYS}")
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise _Refused(f"key {shown(twice)!r} is there more than once; need it once")
+    return found
+
+
+def _refuse_number(token: str) -> None:
+    raise _Refused("need a finite number", token)
+
+
+def _finite(token: str) -> float:
+    value = float(token)
+    if value in (float("inf"), float("-inf")):
+        _refuse_number(token)
+    return value
+
+
+def _bounded_int(token: str) -> int:
+    if len(token) > MAX_DIGITS:
+        raise _Refused(f"need a number of at most {MAX_DIGITS} digits", token)
+    return int(token)
+
+
+def _depth(document: Any) -> int:
+    level, depth = [document], 0
+    while level:
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent if isinstance(parent, list) else ())
+            if isinstance(child, (dict, list))
+        ]
+        depth += 1
+    return depth
+
+
+def _line(text: str, path: Path) -> int | None:
+    """The line of the value at `path`, or of the innermost that is there on the way to it."""
+    nearest, depth = None, -1
+    for found, offset, _ in _values(text):
+        if depth < len(found) <= len(path) and found == path[: len(found)]:
+            nearest, depth = offset, len(found)
+            if depth == len(path):
+                break
+    return None if nearest is None else text.count("\n", 0, nearest) + 1
+
+
+def _values(text: str) -> Iterator[tuple[Path, int, str]]:
+    """(path, where it starts, first token) of each value of a JSON text, from the key on where it has one.
+
+    Nothing of a text that is too long to search. The text may end to be JSON after the value that is looked for.
+    """
+    if len(text) > MAX_SEARCHED_CHARS:
+        return
+    path: list[str | int | None] = []  # for each open list the index, for each open object the key or None before it
+    start = 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token == ":":
+            continue
+        if token in "]},":
+            if not path:
+                return  # not JSON from here on
+            if token != ",":
+                path.pop()
+            else:
+                path[-1] = path[-1] + 1 if isinstance(path[-1], int) else None
+        elif path and path[-1] is None:
+            if len(token) < 2 or token[0] != '"':
+                return
+            path[-1], start = json.loads(token, strict=False), match.start()
+        else:
+            yield tuple(path), start if path and isinstance(path[-1], str) else match.start(), token
+            if token in "[{":
+                path.append(0 if token == "[" else None)
