@@ -1,15 +1,15 @@
 """What a command answers, and its delivery: a table or JSON on stdout, and the files that were asked for."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import RenderableType
 
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.report.files import check_writable, to_json, write_whole
+from fleetopt_jax.report.files import check_writable, same_file, to_json, write_whole
 from fleetopt_jax.report.tables import show
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 OUTPUTS = ("out", "figure", "csv", "router", "save_scenario")  # options that name a file to write
-INPUTS = ("plan", "workload", "measurements", "scenario", "gpu", "llm")  # options that may name one to read
+INPUTS = ("plan", "workload", "measurements", "scenario", "llm")  # options that may name one to read
 
 
 class Answer(NamedTuple):
@@ -32,15 +32,16 @@ class Answer(NamedTuple):
 
 def check_outputs(options: argparse.Namespace) -> None:
     """Refuse, before the work is done, a file that cannot be written, is read as well, or is asked for twice."""
-    named = {name: getattr(options, name) for name in OUTPUTS if getattr(options, name, None)}
-    taken = {
-        _place(path): f"read: {path}" for name in INPUTS if (path := getattr(options, name, None)) and name != "plan"
-    }
-    for name, path in named.items():
+    taken = [(path, "read") for name in INPUTS if (path := getattr(options, name, None))]
+    for name in OUTPUTS:
+        path = getattr(options, name, None)
+        if not path:
+            continue
         option = f"--{name.replace('_', '-')}"
-        if _place(path) in taken:
-            raise BadInput(f"{option} {path}", f"the file is also {taken[_place(path)]}", "need another name")
-        taken[_place(path)] = f"written by {option}"
+        use = next((use for other, use in taken if same_file(path, other) or _place(path) == _place(other)), None)
+        if use:
+            raise BadInput(f"{option} {path}", f"the file is also {use}", "need another name")
+        taken.append((path, f"written by {option}"))
         if name == "figure":
             from fleetopt_jax.report.figures import check_figure
 
@@ -50,10 +51,8 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 
 def _place(path: str) -> str:
-    try:
-        return str(Path(path).resolve())
-    except (OSError, ValueError, RuntimeError):  # a name no file can have
-        return path
+    """A name in full, links followed; devices and pipes may be written to twice."""
+    return os.path.realpath(path) if not os.path.exists(path) or os.path.isfile(path) else path
 
 
 def deliver(options: argparse.Namespace, answer: Answer) -> None:

@@ -5,13 +5,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleetopt_jax.calibrate.document import EngineFile
+from fleetopt_jax.calibrate.measurements import MeasurementsRow
+from fleetopt_jax.catalog.hf_config import HfConfig
 from fleetopt_jax.cli.scenario import Scenario
+from fleetopt_jax.core.documents import invalid, parse_json, read_bytes
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.optimize.plan import SCHEMA
-from fleetopt_jax.workload.readers import first_problem, parse_json, read_bytes
+from fleetopt_jax.workload.readers import CdfDocument
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -22,16 +27,16 @@ class _Part(BaseModel):
 
 
 class ColumnsPart(_Part):
-    prompt: str
-    output: str
-    time: str | None = None
+    prompt: Name
+    output: Name
+    time: Name | None = None
     time_unit_s: Positive = 1.0
 
 
 class WorkloadPart(_Part):
-    name: str
+    name: Name
     arrival_rate_per_s: Positive
-    digest: str | None = None
+    digest: Name | None = None
     columns: ColumnsPart | None = None
 
 
@@ -62,14 +67,14 @@ class CompressorPart(_Part):
 
 class PoolPart(_Part):
     window_tokens: Annotated[int, Field(ge=1, le=10**9)]
-    gpu: str
-    llm: str
+    gpu: Name
+    llm: Name
     tp: Annotated[int, Field(ge=1)]
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
-    precision: str | None = None
+    precision: Name | None = None
     kv_precision: str = "bf16"
-    engine_file: str | None = None
+    engine_file: Name | None = None
     max_num_seqs_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of this pool alone
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
 
@@ -127,12 +132,11 @@ class PlanFile(_Part):
 
 def read_plan(path: str) -> PlanFile:
     """A plan file, or `BadInput` naming the first field that is wrong."""
+    data = read_bytes(path)
     try:
-        plan = PlanFile.model_validate(parse_json(path, read_bytes(path)))
+        plan = PlanFile.model_validate(parse_json(path, data))
     except ValidationError as error:
-        raise BadInput(
-            path, first_problem(error), f"need a {SCHEMA} file as fleetopt optimize --json prints it"
-        ) from None
+        raise invalid(path, data, error, f"need a {SCHEMA} file as fleetopt optimize --json prints it") from None
     windows = [pool.window_tokens for pool in plan.pools]
     if windows != sorted(set(windows)):
         raise BadInput(path, f"pools.window_tokens = {windows}", "need rising windows")
@@ -141,5 +145,12 @@ def read_plan(path: str) -> PlanFile:
 
 def schemas() -> dict[str, Any]:
     """The JSON Schema of every file that is read, by what it is."""
-    models = {"scenario": Scenario, "plan": PlanFile}
+    models = {
+        "scenario": Scenario,
+        "plan": PlanFile,
+        "engine": EngineFile,
+        "CDF": CdfDocument,
+        "Hugging Face config": HfConfig,
+        "row of measurements": MeasurementsRow,
+    }
     return {name: model.model_json_schema() for name, model in models.items()}

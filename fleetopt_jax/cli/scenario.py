@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleetopt_jax import __version__
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.cli.values import MAX_GAMMA, MAX_TP, MAX_WINDOW_TOKENS, RATES_PER_S
+from fleetopt_jax.core.documents import first_problem, read_bytes
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.report.files import write_whole
-from fleetopt_jax.workload.readers import first_problem, read_bytes
 
 SCHEMA = "fleetopt-scenario/1"
 MAX_BYTES = 2**20  # a scenario is a page of text
@@ -156,7 +156,7 @@ def option_of(section: str, key: str) -> str:
 
 def read_scenario(path: str) -> Scenario:
     """A scenario file, or `BadInput` naming the first thing that is wrong and its line."""
-    data = read_bytes(path)
+    data = read_bytes(path, MAX_BYTES)
     try:
         text = data.decode("utf-8-sig")
         return Scenario.model_validate(tomllib.loads(text))

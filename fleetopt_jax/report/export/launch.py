@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, llm_entry
+from fleetopt_jax.core.documents import first_problem
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.fleet.assumptions import Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
 from fleetopt_jax.optimize.plan import SCHEMA
 from fleetopt_jax.report.export.router import router_document
-from fleetopt_jax.workload.readers import first_problem
 
 VLLM_RELEASE = "0.33.0"
 PORT = 8000
