@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 OUTPUTS = ("out", "figure", "csv", "router", "save_scenario")  # options that name a file to write
-INPUTS = ("plan", "workload", "measurements", "scenario", "llm")  # options that may name one to read
+INPUTS = ("plan", "workload", "measurements", "measured", "scenario", "llm")  # options that may name one to read
 
 
 class Answer(NamedTuple):
@@ -65,14 +65,14 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
     for name, content in answer.files.items():
         if getattr(options, name, None):
             write_whole(getattr(options, name), content, f"--{name}")
-    as_text = isinstance(answer.shown, str) and not options.json
+    written = answer.shown if isinstance(answer.shown, str) else text + "\n"
     if options.out:
-        write_whole(options.out, answer.shown if as_text else text + "\n")
+        write_whole(options.out, written)
     if options.json:
         print(text)
-    elif not as_text:
+    elif not isinstance(answer.shown, str):
         show(answer.shown(answer.document))
     elif options.out:
         print(f"Wrote {options.out}")
     else:
-        sys.stdout.write(answer.shown)  # as it is: a table's width would break its lines
+        sys.stdout.write(written)  # as it is: a table's width would break its lines

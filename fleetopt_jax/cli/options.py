@@ -216,6 +216,9 @@ def _add_engine_command(commands) -> None:
         help="prompt tokens prefilled for each output token (default: the benchmark's own mix)",
     )
     engine.add_argument("--law", action="store_true", help="the law, even where this configuration was measured")
+    engine.add_argument(
+        "--measured", metavar="FILE.csv", help="measurements to draw beside it, as calibrate reads them"
+    )
     _add_figure(engine, "power and tokens per joule over the batch")
 
 

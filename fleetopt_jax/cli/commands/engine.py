@@ -2,17 +2,21 @@
 
 import argparse
 import dataclasses
+from typing import Any
 
-from fleetopt_jax.catalog.engines import (
-    engine_entry,
-    engine_points,
-)
+import numpy as np
+from matplotlib.figure import Figure
+
+from fleetopt_jax.calibrate.measurements import read_measurements
+from fleetopt_jax.catalog.engines import engine_entry, engine_points
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.report import tables
 from fleetopt_jax.report.power import engine_figure
+
+N_DRAWN = 48  # points of the line
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -24,6 +28,7 @@ def run(options: argparse.Namespace) -> Answer:
         kv_precision=options.kv_precision,
         own_fit=not options.law,
     )
+    measured = read_measurements(options.measured, tp=options.tp) if options.measured else None
     engine, points = entry.engine, engine_points(entry, options.batch, options.context, options.prompt_per_output)
     mix = entry.prompt_per_output if options.prompt_per_output is None else options.prompt_per_output
     document = {
@@ -43,4 +48,10 @@ def run(options: argparse.Namespace) -> Answer:
         "prefill_power_w_per_gpu": float(engine.prefill.gpu_w),
         "points": [dataclasses.asdict(point) for point in points],
     }
-    return Answer(document, tables.engine_table, OK, engine_figure)
+
+    def draw(shown: dict[str, Any]) -> Figure:
+        ends = min(options.batch), max(options.batch)
+        line = engine_points(entry, np.geomspace(*ends, N_DRAWN).tolist(), options.context, options.prompt_per_output)
+        return engine_figure(shown, [dataclasses.asdict(point) for point in line], measured)
+
+    return Answer(document, tables.engine_table, OK, draw)
