@@ -240,6 +240,13 @@ def plan_document(plan: Plan, layout: Layout | None) -> dict[str, Any]:
     return document
 
 
+def say_broken(options: argparse.Namespace, plan: Plan) -> None:
+    """Which limit a given plan breaks, if any."""
+    if plan.binding:
+        limit, value, asked = (plan.binding[key] for key in ("limit", "value", "asked"))
+        say(options, f"infeasible: {limit} is {value:.6g}, the limit is {asked:.6g}")
+
+
 def pool_map_of(plan: Plan) -> "Callable[[dict[str, Any]], Figure]":
     """What draws the plan's pools over the lengths of its requests; matplotlib is imported where it draws."""
 

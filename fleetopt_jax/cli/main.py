@@ -37,14 +37,17 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
     backend.configure()  # before JAX is imported
     from fleetopt_jax.cli.answer import check_outputs, deliver
     from fleetopt_jax.cli.commands import run
-    from fleetopt_jax.cli.scenario import save_scenario, with_scenario
 
     if getattr(options, "scenario", None):
+        from fleetopt_jax.cli.scenario import with_scenario
+
         options = with_scenario(parser, options, arguments)
     check_outputs(options)
     answer = run(argparse.Namespace(**vars(options)))
     deliver(options, answer)
     if getattr(options, "save_scenario", None):
+        from fleetopt_jax.cli.scenario import save_scenario
+
         save_scenario(options)
     return answer.code
 

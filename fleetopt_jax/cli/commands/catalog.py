@@ -15,7 +15,6 @@ from fleetopt_jax.catalog.llms import LLMS, LlmEntry, at_precision
 from fleetopt_jax.catalog.workloads import bundled
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.cli.door import schemas
 from fleetopt_jax.laws.llm import n_active_params, n_params, weight_bytes
 from fleetopt_jax.report import tables
 
@@ -49,6 +48,8 @@ def run(options: argparse.Namespace) -> Answer:
         "workloads": bundled,
     }
     if options.part == "schemas":
+        from fleetopt_jax.cli.door import schemas  # models of every file, which nothing else here needs
+
         return Answer({"schemas": schemas()}, tables.schemas_table, OK)
     asked = [options.part] if options.part else list(parts)
     return Answer({part: parts[part]() for part in asked}, tables.catalog_tables, OK)

@@ -3,9 +3,9 @@
 import argparse
 
 from fleetopt_jax.cli.answer import Answer
-from fleetopt_jax.cli.asked import given_plan, plan_document
+from fleetopt_jax.cli.asked import given_plan, plan_document, say_broken
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
-from fleetopt_jax.cli.terminal import progress, say
+from fleetopt_jax.cli.terminal import progress
 from fleetopt_jax.optimize.search import optimize
 from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json
 from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
@@ -13,12 +13,7 @@ from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
 
 def run(options: argparse.Namespace) -> Answer:
     plan, layout = given_plan(options)
-    if plan.binding:
-        say(
-            options,
-            f"infeasible: {plan.binding['limit']} is {plan.binding['value']:.6g}, "
-            f"the limit is {plan.binding['asked']:.6g}",
-        )
+    say_broken(options, plan)
     with progress(options, "Differentiating"):
         found = sensitivity(plan, reoptimize=optimize if options.reoptimize else None)
     document = sensitivity_to_json(found) | {
