@@ -24,10 +24,11 @@ def compress(
     output of every cell are exact, a spike in the data is a cell of its own with no error, and the variance lost is the
     sum of the squared errors the splitting has made small. The order of the input does not matter.
     """
-    pairs = np.stack([np.asarray(prompt_tokens, dtype=float), np.asarray(output_tokens, dtype=float)], axis=1)
+    pairs = np.asarray(prompt_tokens, dtype=float) + 1j * np.asarray(output_tokens, dtype=float)  # sorts in one pass
     weights = np.ones(len(pairs)) if weight is None else np.asarray(weight, dtype=float)
-    points, where = np.unique(pairs, axis=0, return_inverse=True)
-    mass = np.bincount(where.ravel(), weights=weights, minlength=len(points))
+    points, where = np.unique(pairs, return_inverse=True)
+    mass = np.bincount(where, weights=weights, minlength=len(points))
+    points = np.stack([points.real, points.imag], axis=1)
     points, mass = points[mass > 0], mass[mass > 0]
     if len(points) <= max_atoms:
         return points[:, 0], points[:, 1], mass
