@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -12,14 +13,27 @@ from fleetopt_jax.report.decision import decision
 from fleetopt_jax.report.words import CHOICES_SAID, certificate, edge, limits_said, ms, or_dash, percent, site_said
 
 PIPED_WIDTH = 120  # columns, where there is no terminal to ask
+WIDEST = 1000  # columns a table may ask for
+GAP = 3  # columns between two cells
 
 
 def show(renderable: RenderableType) -> None:
-    """Print to stdout; plain text when it is not a terminal."""
+    """Print to stdout; plain text when it is not a terminal. No number is cut to fit: rather are lines too long."""
     console = Console()
     if not console.is_terminal:
         console.width = PIPED_WIDTH
+    wide = console.options.update(max_width=WIDEST)
+    for table in _tables(renderable):
+        for column in table.columns:
+            cells = [column.header, *column.cells]
+            column.min_width = max(Measurement.get(console, wide, cell).minimum for cell in cells)
+        console.width = max(console.width, sum(column.min_width + GAP for column in table.columns) + GAP)
     console.print(renderable)
+
+
+def _tables(renderable: RenderableType) -> list[Table]:
+    parts = renderable.renderables if isinstance(renderable, Group) else [renderable]
+    return [part for part in parts if isinstance(part, Table)]
 
 
 def plan_table(plan: dict[str, Any]) -> RenderableType:
