@@ -25,8 +25,8 @@ def show(renderable: RenderableType) -> None:
     wide = console.options.update(max_width=WIDEST)
     for table in _tables(renderable):
         for column in table.columns:
-            cells = [column.header, *column.cells]
-            column.min_width = max(Measurement.get(console, wide, cell).minimum for cell in cells)
+            sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
+            column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
         console.width = max(console.width, sum(column.min_width + GAP for column in table.columns) + GAP)
     console.print(renderable)
 
