@@ -235,7 +235,9 @@ def test_evaluate_says_which_limit_a_fleet_breaks(fleetopt, plan_file):
     """An overloaded fleet waits for ever: null in JSON, which has no infinity."""
     answer = fleetopt("evaluate", plan_file(put("pools", -1, "n_instances", 1)), "--json")
     assert answer.code == INFEASIBLE
-    assert re.fullmatch(r"fleetopt evaluate: infeasible: utilization is \S+, the limit is 0\.85\n", answer.err)
+    assert re.fullmatch(
+        r"fleetopt evaluate: infeasible: the load of the busiest pool is \S+ %; asked is 85 %\n", answer.err
+    )
     document = answer.document
     assert document["status"] == "infeasible"
     assert document["binding"]["limit"] == "utilization"
@@ -448,7 +450,7 @@ def test_the_table_says_what_the_json_says(fleetopt, default_plan):
     assert (shown.code, shown.err) == (OK, "")
     with pytest.raises(json.JSONDecodeError):
         json.loads(shown.out)
-    assert f"{plan['metrics']['tok_per_j']:.3g} tokens per joule" in shown.out
+    assert f"{plan['metrics']['tok_per_j']:#.3g} output tokens per joule" in shown.out
     for pool in plan["pools"]:
         assert f"{pool['window_tokens']:,}" in shown.out
     assert "azure-conv" in fleetopt("trace", "azure-conv").out
@@ -526,7 +528,7 @@ def test_every_number_of_pools_gets_an_answer(fleetopt, trace_file, options):
         (("--window", "1000"), ("--window", "1000", "58.4220%", "14089")),
         (("--gpu", "h10"), ("--gpu", "h10", "h100")),
         (("--gpu", "h100,b20"), ("--gpu", "'b20'", "b200")),
-        (("--gpu", ""), ("--gpu", "h100")),
+        (("--gpu", ""), ("--gpu", "is empty")),
         (("--llm", "llama-70b"), ("--llm", "llama-70b", "llama-3.1-70b")),
         (("--workload", "azure-conversation"), ("--workload", "azure-conversation", "azure-conv")),
         (("--workload", "トレース"), ("--workload", "トレース", "azure-conv")),
@@ -630,7 +632,7 @@ def test_a_plan_that_lacks_a_field_is_refused_by_its_name(fleetopt, plan_file, k
         (put("site", "pue", 0.5), ("site.pue = 0.5",)),
         (put("slo", "scope", "world"), ("slo.scope = world",)),
         (put("pools", 0, "precision", "fp3"), ("precision", "'fp3'", "fp8")),
-        (put("pools", []), ("pools = []",)),
+        (put("pools", []), ("has no pools",)),
         (put("pools", 0, "n_instances", -3), ("pools.0.n_instances = -3",)),
         (put("pools", 0, "n_instances", 0), ("pools.0.n_instances = 0",)),
         (put("pools", 0, "n_instances", 2.5), ("pools.0.n_instances = 2.5",)),
@@ -770,3 +772,74 @@ def test_an_infeasible_process_exits_3(trace_file):
     assert answer.document["status"] == "infeasible"
     assert answer.err.startswith("fleetopt optimize: infeasible: ")
     assert answer.err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------- what once went wrong
+
+
+def test_names_are_shown_as_they_are_and_never_read_as_markup(fleetopt, tmp_path):
+    path = tmp_path / "[bold]q[" / "z].csv"
+    path.parent.mkdir()
+    path.write_text("prompt_tokens,output_tokens\n10,5\n")
+    shown = fleetopt("trace", path)
+    assert shown.code == OK
+    assert "[bold]q[" in shown.out
+
+
+def test_a_control_character_is_refused_wherever_it_is_typed(fleetopt):
+    assert_refused(fleetopt("trace", "e\x1b[31mz.csv"), "workload", "control characters")
+
+
+@pytest.mark.parametrize("option", ["--scenario", "--out", "--figure", "--save-scenario", "--workload"])
+def test_an_empty_text_is_not_taken_for_none(fleetopt, option):
+    assert_refused(fleetopt("optimize", option, ""), option, "is empty")
+
+
+def test_no_input_is_written_over(fleetopt, trace_file, tmp_path):
+    mine, plan = tmp_path / "mine.csv", tmp_path / "plan.json"
+    mine.write_bytes(trace_file.read_bytes())
+    made = fleetopt("optimize", "--workload", mine, "--assume", "published", "--pools", "1", "--out", plan)
+    assert made.code == OK
+    before = mine.read_bytes(), plan.read_bytes()
+    assert_refused(fleetopt("evaluate", plan, "--out", mine), "--out", "read as well")
+    assert_refused(fleetopt("evaluate", plan, "--out", plan), "--out", "read as well")
+    engine = tmp_path / "engine.json"
+    engine.write_text("{}")
+    assert_refused(fleetopt("optimize", "--gpu", f"h100,{engine}", "--out", engine), "--out", "read as well")
+    assert (mine.read_bytes(), plan.read_bytes()) == before
+    assert engine.read_text() == "{}"
+
+
+def test_what_is_not_drawn_is_said(fleetopt, trace_file, tmp_path):
+    ask = ("--workload", trace_file, "--assume", "published", "--pools", "1", "--gpus-of", "h100=8")
+    answer = fleetopt("optimize", *ask, "--figure", tmp_path / "none.svg")
+    assert answer.code == INFEASIBLE
+    assert "no fleet holds its latencies with 8 H100; the smallest reachable is " in answer.err
+    assert "none.svg: nothing to draw, not written" in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fleetopt_jax.cli.main", "catalog", "gpus", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (BAD_INPUT, 1)
+    assert "stdout: cannot be written" in done.stderr
+
+
+def test_a_name_no_terminal_can_show_is_still_shown(tmp_path):
+    path = tmp_path / "caf\u00e9\u6f22.csv"
+    path.write_text("prompt_tokens,output_tokens\n10,5\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "fleetopt_jax.cli.main", "trace", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (OK, "")

@@ -16,7 +16,9 @@ from fleetopt_jax.cli.options import make_parser
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-IN_TABLES = re.findall(r"\| `(fleetopt [^`]*)`", README)  # the first command of a row
+IN_TABLES = [
+    each for row in README.splitlines() if row.startswith("|") for each in re.findall(r"`(fleetopt [^`]*)`", row)
+]
 COMMANDS = [line.split("   #")[0] for line in [*BLOCKS.splitlines(), *IN_TABLES] if line.startswith("fleetopt ")]
 
 

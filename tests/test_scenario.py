@@ -19,11 +19,19 @@ from hypothesis import strategies as st
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.cli.options import make_parser
-from fleetopt_jax.cli.scenario import FILE_OPTIONS, SCHEMA, SECTIONS, Scenario, option_of, save_scenario, with_scenario
+from fleetopt_jax.cli.scenario import (
+    COMMANDS_WITH_SCENARIO,
+    FILE_OPTIONS,
+    SCHEMA,
+    SECTIONS,
+    Scenario,
+    option_of,
+    scenario_text,
+    with_scenario,
+)
 
 N_GENERATED = int(os.environ.get("FLEETOPT_SCENARIOS", "400"))  # of the long property test
-TAKES_ONE = ("levers", "ledger")  # commands of one engine: a single GPU count, no search of their own
-EXAMPLE = Path(__file__).parents[1] / "experiments" / "scenarios" / "chat.toml"
+EXAMPLES = sorted((Path(__file__).parents[1] / "experiments" / "scenarios").glob("*.toml"))
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -62,15 +70,18 @@ def options_of(*arguments: object) -> Any:
 def test_every_option_of_a_search_is_in_the_scenario_and_the_other_way_round():
     parser = make_parser()
     known = {option_of(section, key) for section, model in SECTIONS.items() for key in model.model_fields}
-    options = vars(parser.parse_args(["optimize"]))
-    of_the_run = {"command", "json", "out", "quiet", "verbose", "scenario", "save_scenario", "figure"}
-    assert known == options.keys() - of_the_run
+    options = {name for command in COMMANDS_WITH_SCENARIO for name in vars(parser.parse_args([command]))}
+    of_the_run = {"command", "json", "out", "quiet", "verbose", "scenario", "save_scenario", "figure", "csv"}
+    of_a_plan = {"plan", "plan_says"}
+    assert known == options - of_the_run - of_a_plan
 
 
 def test_the_options_and_the_scenario_have_the_same_ranges(tmp_path):
     """A value is taken by the option if and only if the scenario takes it."""
+    of = {"front": "pareto", "levers": "levers"}
     values = [-1, 0, 1e-7, 0.5, 1, 1.5, 7, 65, 2.0**31, 1e10]
     skipped = {"name", "prompt_column", "output_column", "time_column", "time_unit", "gpus_of", "verify", "free"}
+    skipped |= {"all_pairs"}
     for section, model in SECTIONS.items():
         for key, field in model.model_fields.items():
             if key in skipped or "Literal" in str(field.annotation) or "str" in str(field.annotation):
@@ -87,11 +98,45 @@ def test_the_options_and_the_scenario_have_the_same_ranges(tmp_path):
                     in_file = False
                 with contextlib.redirect_stderr(io.StringIO()):
                     try:
-                        make_parser().parse_args(["optimize", f"--{option_of(section, key).replace('_', '-')}={value}"])
+                        make_parser().parse_args(
+                            [of.get(section, "optimize"), f"--{option_of(section, key).replace('_', '-')}={value}"]
+                        )
                         in_option = True
                     except SystemExit:
                         in_option = False
                 assert in_file == in_option, (section, key, value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pareto", "--axis", "workload-rate=1,2.5", "--workload", "azure-code", "--objectives", "usd_per_h,ttft_p99_s"),
+        ("pareto", "--points", "7", "--ttft-p99-ms", "900"),
+        ("levers", "--next-gpu", "b200", "--other-llm", "qwen3-32b", "--all-pairs", "--objective", "usd"),
+        ("ledger", "--workload", "lmsys-cdf", "--gpu", "b200", "--window", "65536"),
+    ],
+)
+def test_every_command_saves_what_it_was_asked(tmp_path, arguments):
+    saved = tmp_path / "saved.toml"
+    asked = make_parser().parse_args([*arguments, "--save-scenario", str(saved)])
+    saved.write_text(scenario_text(asked))
+    again = options_of(arguments[0], "--scenario", saved)
+    differ = {key for key, value in vars(asked).items() if value != getattr(again, key)}
+    assert differ == {"scenario", "save_scenario"}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_are_understood(example):
+    assert options_of("optimize", "--scenario", example).ttft_p99_ms > 0
+
+
+def test_only_what_is_lost_is_warned_of(tmp_path, capsys):
+    full = tmp_path / "full.toml"
+    full.write_text(scenario_text(make_parser().parse_args(["optimize", "--save-scenario", str(full)])))
+    options_of("pareto", "--scenario", full)
+    assert capsys.readouterr().err == ""
+    options_of("pareto", "--scenario", write(tmp_path, f'schema = "{SCHEMA}"\n[search]\nobjective = "usd"\n'))
+    assert "not an option of pareto: objective" in capsys.readouterr().err
 
 
 def test_what_is_saved_is_what_was_asked(tmp_path):
@@ -103,7 +148,7 @@ def test_what_is_saved_is_what_was_asked(tmp_path):
     ]
     saved = tmp_path / "saved.toml"
     asked = make_parser().parse_args([*arguments, "--save-scenario", str(saved)])
-    save_scenario(asked)
+    saved.write_text(scenario_text(asked))
     again = options_of("optimize", "--scenario", saved)
     differ = {key for key, value in vars(asked).items() if value != getattr(again, key)}
     assert differ == {"scenario", "save_scenario"}
@@ -121,7 +166,7 @@ def test_files_are_found_from_where_the_scenario_lies(tmp_path):
     options = options_of("optimize", "--scenario", path)
     assert options.workload == str(tmp_path / "deep" / "mine.csv")
     options.save_scenario = str(tmp_path / "copy.toml")
-    save_scenario(options)
+    (tmp_path / "copy.toml").write_text(scenario_text(options))
     saved = tomllib.loads((tmp_path / "copy.toml").read_text())
     assert saved["workload"]["name"] == str(tmp_path / "deep" / "mine.csv")  # absolute stays absolute
 
@@ -145,6 +190,7 @@ def test_files_are_found_from_where_the_scenario_lies(tmp_path):
         (f'schema = "{SCHEMA}"\n[workload]\nrate = 5\nrate = 6\n', ["is not TOML", "line 4"]),
         (f'schema = "{SCHEMA}"\n[workload\n', ["is not TOML", "line 2"]),
         ("a = " + "[" * 20000, ["is not TOML"]),
+        (f'schema = "{SCHEMA}"\nworkload.rate = -1\n', ["line 2", "workload.rate = -1"]),
     ],
 )
 def test_one_line_says_what_is_wrong_and_where(tmp_path, content, says):
@@ -161,7 +207,7 @@ def test_a_scenario_that_is_not_text_is_refused(tmp_path):
 
 def test_a_file_is_not_asked_for_twice(tmp_path):
     path = tmp_path / "x.toml"
-    assert_refused(run("optimize", "--out", path, "--save-scenario", path), "--save-scenario", "also written by --out")
+    assert_refused(run("optimize", "--out", path, "--save-scenario", path), "--save-scenario", "--out writes it")
     assert not path.exists()
 
 
@@ -254,9 +300,11 @@ def test_generated_scenarios_end_in_0_2_or_3(text):
     drop_compiled()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "s.toml")
-        path.write_bytes(text.replace(b"TRACE", b"trace.csv"))
-        Path(folder, "trace.csv").write_text(TRACE)
+        path.write_bytes(text.replace(b"TRACE", b"[b][trace.csv"))
+        Path(folder, "[b][trace.csv").write_text(TRACE)
         code, out, err = run("optimize", "--scenario", path, "--json", "--method", "exact", "--no-verify")
+        if code == OK and counts["all"] % 7 == 0:
+            assert "[b][trace.csv" in run("trace", Path(folder, "[b][trace.csv"))[1]
         assert code in (OK, BAD_INPUT, INFEASIBLE), err
         assert "Traceback" not in err
         counts[code] = counts.get(code, 0) + 1
@@ -267,7 +315,7 @@ def test_generated_scenarios_end_in_0_2_or_3(text):
             assert plan["status"] in ("optimal", "feasible", "infeasible")
             if code == OK:
                 assert math.isfinite(plan["metrics"]["tok_per_j"])
-        assert sorted(os.listdir(folder)) == ["s.toml", "trace.csv"]
+        assert sorted(os.listdir(folder)) == ["[b][trace.csv", "s.toml"]
 
 
 counts: dict[Any, int] = {"all": 0}
@@ -282,4 +330,5 @@ def test_generated_scenarios_reach_every_exit_code():
 
 
 def test_files_of_a_scenario_are_options_of_the_parser():
-    assert set(FILE_OPTIONS) <= set(vars(make_parser().parse_args(["optimize"])))
+    known = {option_of(section, key) for section, model in SECTIONS.items() for key in model.model_fields}
+    assert set(FILE_OPTIONS) <= known

@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import RenderableType
 
+from fleetopt_jax.cli.terminal import say
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.report.files import check_writable, same_file, to_json, write_whole
 from fleetopt_jax.report.tables import show
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 OUTPUTS = ("out", "figure", "csv", "router", "save_scenario")  # options that name a file to write
-INPUTS = ("plan", "workload", "measurements", "measured", "scenario", "llm")  # options that may name one to read
+INPUTS = (  # options that may name files to read
+    *("plan", "workload", "robust_workloads", "measurements", "measured", "scenario", "gpu", "llm", "other_llm"),
+)
 
 
 class Answer(NamedTuple):
@@ -32,22 +35,35 @@ class Answer(NamedTuple):
 
 def check_outputs(options: argparse.Namespace) -> None:
     """Refuse, before the work is done, a file that cannot be written, is read as well, or is asked for twice."""
-    taken = [(path, "read") for name in INPUTS if (path := getattr(options, name, None))]
+    named = [getattr(options, name, None) or "" for name in INPUTS]
+    listed = [part.strip() for text in named for part in (text if isinstance(text, list) else text.split(","))]
+    refuse_outputs(options, [*(text for text in named if isinstance(text, str)), *listed])
+    written: dict[str, str] = {}
     for name in OUTPUTS:
         path = getattr(options, name, None)
-        if not path:
+        if path is None:
             continue
-        option = f"--{name.replace('_', '-')}"
-        use = next((use for other, use in taken if same_file(path, other) or _place(path) == _place(other)), None)
-        if use:
-            raise BadInput(f"{option} {path}", f"the file is also {use}", "need another name")
-        taken.append((path, f"written by {option}"))
+        if _place(path) in written:
+            raise BadInput(f"{_option(name)} {path}", f"{written[_place(path)]} writes it", "need another name")
+        written[_place(path)] = _option(name)
         if name == "figure":
             from fleetopt_jax.report.figures import check_figure
 
             check_figure(path)
         else:
-            check_writable(path, option)
+            check_writable(path, _option(name))
+
+
+def refuse_outputs(options: argparse.Namespace, inputs: Iterable[str | None]) -> None:
+    """Refuse to write over a file that is read."""
+    for name in OUTPUTS:
+        path = getattr(options, name, None)
+        if path is not None and any(source and same_file(path, source) for source in inputs):
+            raise BadInput(f"{_option(name)} {path}", "the file is read as well", "need another name")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _place(path: str) -> str:
@@ -58,16 +74,31 @@ def _place(path: str) -> str:
 def deliver(options: argparse.Namespace, answer: Answer) -> None:
     """Files first, each whole; then stdout, as --json or as the table."""
     text = to_json(answer.document)
+    written = answer.shown if isinstance(answer.shown, str) else text + "\n"
     if getattr(options, "figure", None) and answer.figure:
         from fleetopt_jax.report.figures import write_figure
 
         write_figure(answer.figure(answer.document), options.figure)
-    for name, content in answer.files.items():
-        if getattr(options, name, None):
-            write_whole(getattr(options, name), content, f"--{name}")
-    written = answer.shown if isinstance(answer.shown, str) else text + "\n"
+    elif getattr(options, "figure", None):
+        say(options, f"--figure {options.figure}: nothing to draw, not written")
+    for name in ("csv", "router"):
+        path = getattr(options, name, None)
+        if path and name in answer.files:
+            write_whole(path, answer.files[name], _option(name))
+        elif path:
+            say(options, f"{_option(name)} {path}: nothing to write, not written")
     if options.out:
         write_whole(options.out, written)
+    try:
+        _print(options, answer, text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise BadInput("stdout", f"cannot be written: {error.strerror or error}") from None
+
+
+def _print(options: argparse.Namespace, answer: Answer, text: str) -> None:
     if options.json:
         print(text)
     elif not isinstance(answer.shown, str):
@@ -75,4 +106,4 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
     elif options.out:
         print(f"Wrote {options.out}")
     else:
-        sys.stdout.write(written)  # as it is: a table's width would break its lines
+        sys.stdout.write(answer.shown)  # as it is: a table's width would break its lines

@@ -13,6 +13,7 @@ import numpy as np
 from fleetopt_jax.catalog.engines import engine_choice
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
+from fleetopt_jax.cli.answer import refuse_outputs
 from fleetopt_jax.cli.door import PlanFile, read_plan
 from fleetopt_jax.cli.terminal import detail, say, warn
 from fleetopt_jax.core.errors import BadInput
@@ -35,6 +36,7 @@ from fleetopt_jax.optimize.plan import (
     tuned_choice,
 )
 from fleetopt_jax.optimize.search import evaluate_given
+from fleetopt_jax.report.decision import broken
 from fleetopt_jax.simulate import replay_requests
 from fleetopt_jax.workload.atoms import digest, share_above, total_tokens
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
@@ -108,7 +110,10 @@ def asked_engines(options: argparse.Namespace, assumptions: Assumptions) -> list
         j_per_token=options.compress_j_per_1k / 1000.0,
     )
     tps = options.tp if isinstance(options.tp, list) else [options.tp]
-    asked = list(itertools.product(options.gpu.split(","), tps, (options.precision or "").split(",")))
+    precisions = [part.strip() for part in options.precision.split(",")] if options.precision else [None]
+    if "" in precisions:
+        raise BadInput("--precision", repr(options.precision), "need bf16,fp8,...")
+    asked = list(itertools.product(options.gpu.split(","), tps, precisions))
     choices, refusals = [], []
     for gpu, tp, precision in asked:
         try:
@@ -116,7 +121,7 @@ def asked_engines(options: argparse.Namespace, assumptions: Assumptions) -> list
                 gpu.strip(),
                 options.llm,
                 tp,
-                precision=precision.strip() or None,
+                precision=precision,
                 kv_precision=options.kv_precision,
                 engine=assumptions.engine,
                 site=site,
@@ -124,7 +129,7 @@ def asked_engines(options: argparse.Namespace, assumptions: Assumptions) -> list
                 max_num_seqs=options.max_num_seqs,
             )
         except DoesNotFit:
-            refusals.append(f"{tp} x {gpu.strip()} {precision.strip()}".strip())
+            refusals.append(f"{tp} x {gpu.strip()} {precision or ''}".strip())
             if len(refusals) == len(asked):
                 raise
             continue
@@ -163,6 +168,8 @@ def asked_problem(
 def given_plan(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
     """The plan in a file, evaluated under its own workload or the one the options name."""
     given = read_plan(options.plan)
+    files = [name for pool in given.pools for name in (pool.engine_file, pool.llm)]
+    refuse_outputs(options, [given.workload.name, *files])
     name = options.workload or given.workload.name
     rate = options.rate or given.workload.arrival_rate_per_s
     columns = given.workload.columns
@@ -243,8 +250,10 @@ def plan_document(plan: Plan, layout: Layout | None) -> dict[str, Any]:
 def say_broken(options: argparse.Namespace, plan: Plan) -> None:
     """Which limit a given plan breaks, if any."""
     if plan.binding:
-        limit, value, asked = (plan.binding[key] for key in ("limit", "value", "asked"))
-        say(options, f"infeasible: {limit} is {value:.6g}, the limit is {asked:.6g}")
+        slope = float(plan.problem.slo.ttft_s_per_token)
+        of_ttft = slope and plan.binding["limit"] == "ttft_p99_s"
+        grows = f" + {slope * 1000 / MS:g} ms per 1,000 prompt tokens" if of_ttft else ""
+        say(options, f"infeasible: the {broken(plan.binding)}{grows}")
 
 
 def pool_map_of(plan: Plan) -> "Callable[[dict[str, Any]], Figure]":
@@ -319,13 +328,17 @@ def why(binding: dict[str, Any]) -> str:
         )
     if limit == "budget":
         return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
+    scarce = ("its latencies with", limit.removeprefix("gpus_of.").upper(), 1.0)
     what, unit, size = {
-        "itl_s": ("a mean ITL", "ms", MS),
-        "ttft_p99_s": ("a P99 TTFT", "ms", MS),
+        "itl_s": ("a mean ITL of", "ms", MS),
+        "ttft_p99_s": ("a P99 TTFT of", "ms", MS),
         "max_gpus": ("its latencies with", "GPUs", 1.0),
         "max_power_w": ("its latencies within", "kW", KW),
         "max_usd_per_h": ("its latencies for", "USD/h", 1.0),
-    }[limit]
-    of = " of" if limit in ("itl_s", "ttft_p99_s") else ""
-    reachable = np.ceil(nearest / size * 10) / 10
-    return f"no fleet holds {what}{of} {asked / size:g} {unit}; the smallest reachable is {reachable:.1f} {unit}"
+    }.get(limit, scarce)
+    said = f"no fleet holds {what} {asked / size:g} {unit}"
+    if nearest is None:
+        return said
+    whole = limit == "max_gpus" or limit.startswith("gpus_of.")
+    reachable = f"{nearest:,.0f}" if whole else f"{np.ceil(nearest / size * 10) / 10:.1f}"
+    return f"{said}; the smallest reachable is {reachable} {unit}"

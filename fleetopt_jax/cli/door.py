@@ -84,8 +84,8 @@ class SearchPart(_Part):
 
     n_evaluated: Annotated[int, Field(ge=0)]
     wall_s: NotNegative
-    candidates: str
-    asked: str
+    candidates: Name
+    asked: Name
     lower_bound: float | None = None
     gap: float | None = None
     by_pools: tuple[float | None, ...] = ()
@@ -133,8 +133,11 @@ class PlanFile(_Part):
 def read_plan(path: str) -> PlanFile:
     """A plan file, or `BadInput` naming the first field that is wrong."""
     data = read_bytes(path)
+    document = parse_json(path, data)
+    if isinstance(document, dict) and document.get("schema") == SCHEMA and document.get("pools") == []:
+        raise BadInput(path, "the plan has no pools, for no fleet held its limits", "need a plan that was found")
     try:
-        plan = PlanFile.model_validate(parse_json(path, data))
+        plan = PlanFile.model_validate(document)
     except ValidationError as error:
         raise invalid(path, data, error, f"need a {SCHEMA} file as fleetopt optimize --json prints it") from None
     windows = [pool.window_tokens for pool in plan.pools]

@@ -2,23 +2,31 @@
 
 import argparse
 import os
+import shlex
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 from fleetopt_jax.cli.codes import BAD_INPUT, INTERRUPTED, OK
 from fleetopt_jax.cli.options import make_parser
 from fleetopt_jax.core.errors import BadInput
 
+POSITIONAL = ("plan", "workload", "measurements")  # of some commands
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 a bug of ours (with its traceback), 2 bad input, 3 infeasible."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser, name = make_parser(), "fleetopt"
+    if sys.stdout is None:  # closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = parser.parse_args(arguments)
         name = f"fleetopt {options.command}"
+        options.line = shlex.join(["fleetopt", *arguments])
         code = _run(parser, options, arguments)
-        sys.stdout.flush()
     except BadInput as error:
         print(f"{name}: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -37,19 +45,36 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
     backend.configure()  # before JAX is imported
     from fleetopt_jax.cli.answer import check_outputs, deliver
     from fleetopt_jax.cli.commands import run
+    from fleetopt_jax.report.files import write_whole
 
     if getattr(options, "scenario", None):
         from fleetopt_jax.cli.scenario import with_scenario
 
         options = with_scenario(parser, options, arguments)
+    options.line = shlex.join(["fleetopt", *arguments])  # to say how to repeat it
+    _check_texts(options)
     check_outputs(options)
+    if getattr(options, "save_scenario", None):
+        from fleetopt_jax.cli.scenario import scenario_text
+
+        scenario = scenario_text(options)
     answer = run(argparse.Namespace(**vars(options)))
     deliver(options, answer)
     if getattr(options, "save_scenario", None):
-        from fleetopt_jax.cli.scenario import save_scenario
-
-        save_scenario(options)
+        write_whole(options.save_scenario, scenario, "--save-scenario")
     return answer.code
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Refuse what is empty, as an unset variable of a shell is, or would not come back from a file as it is."""
+    for name, value in vars(options).items():
+        if not isinstance(value, str) or name == "line":
+            continue
+        where = name if name in POSITIONAL else f"--{name.replace('_', '-')}"
+        if not value.strip():
+            raise BadInput(where, "is empty", "need a value")
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+            raise BadInput(where, repr(value)[:60], "need text without control characters, in UTF-8")
 
 
 def entry() -> None:

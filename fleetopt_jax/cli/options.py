@@ -16,6 +16,7 @@ from fleetopt_jax.cli.values import (
     free,
     gamma,
     not_negative,
+    one_name,
     open_share,
     positive,
     rate,
@@ -376,7 +377,10 @@ def _add_budget(command: argparse.ArgumentParser) -> None:
 def _add_engine(command: argparse.ArgumentParser, several: bool = False) -> None:
     more = "; several a pool may choose from: h100,b200" if several else ""
     command.add_argument(
-        "--gpu", default="h100", help=f"GPU, or a file that fleetopt calibrate wrote{more} (default h100)"
+        "--gpu",
+        type=str if several else one_name,
+        default="h100",
+        help=f"GPU, or a file that fleetopt calibrate wrote{more} (default h100)",
     )
     command.add_argument(
         "--llm", default="llama-3.1-70b", help="LLM, or a Hugging Face config.json (default llama-3.1-70b)"
@@ -531,7 +535,12 @@ def _add_levers(commands) -> None:
         metavar="LLM",
         help="model to change to, with answers of its own (default qwen3-235b-a22b)",
     )
-    levers.add_argument("--all-pairs", action="store_true", help="every pair that combines, not of the best five only")
+    levers.add_argument(
+        "--all-pairs",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="every pair that combines, not of the best five only",
+    )
     _add_figure(levers, "bars and pairs")
 
 

@@ -11,25 +11,25 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fleetopt_jax import __version__
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.cli.values import MAX_GAMMA, MAX_TP, MAX_WINDOW_TOKENS, RATES_PER_S
 from fleetopt_jax.core.documents import first_problem, read_bytes
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.report.files import write_whole
 
 SCHEMA = "fleetopt-scenario/1"
 MAX_BYTES = 2**20  # a scenario is a page of text
 FILE_ENDINGS = (".json", ".csv", ".jsonl", ".parquet", ".gz")
 
+OneOrMore = BeforeValidator(lambda value: value if isinstance(value, list) else [value])  # gpu = "h100" will do
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Listed = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^,\x00-\x1f\x7f]+$")]  # options part at commas
-Names = Annotated[list[Listed], Field(min_length=1, max_length=64)]
-Tp = Annotated[int, Field(ge=1, le=MAX_TP)]
+Names = Annotated[list[Listed], OneOrMore, Field(min_length=1, max_length=64)]
+Tps = Annotated[list[Annotated[int, Field(ge=1, le=MAX_TP)]], OneOrMore, Field(min_length=1, max_length=64)]
 
 
 class _Section(BaseModel):
@@ -52,7 +52,7 @@ class EnginesSection(_Section):
 
     gpu: Annotated[Names, Field(description="GPUs, or files that fleetopt calibrate wrote")] | None = None
     llm: Annotated[Name, Field(description="LLM, or a Hugging Face config.json")] | None = None
-    tp: Annotated[list[Tp], Field(min_length=1, max_length=64, description="GPUs per instance")] | None = None
+    tp: Annotated[Tps, Field(description="GPUs per instance")] | None = None
     precision: Annotated[Names, Field(description="of the weights: bf16, fp8, int4, mxfp4")] | None = None
     kv_precision: Annotated[Name, Field(description="of the KV cache: bf16 or fp8")] | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6, description="sequences an instance runs")] | None = None
@@ -130,6 +130,22 @@ class SimulationSection(_Section):
     router_width: NotNegative | None = None
 
 
+class FrontSection(_Section):
+    """What `fleetopt pareto` draws."""
+
+    objectives: Annotated[list[Literal["tok_per_j", "ttft_p99_s", "usd_per_h"]], Field(min_length=2)] | None = None
+    points: Annotated[int, Field(ge=3, le=1000, description="searches to make")] | None = None
+    axis: Annotated[Name, Field(description="NAME=V1,V2,... instead of a front")] | None = None
+
+
+class LeversSection(_Section):
+    """What `fleetopt levers` changes to."""
+
+    next_gpu: Name | None = None
+    other_llm: Name | None = None
+    all_pairs: bool | None = None
+
+
 class Scenario(_Section):
     """Every option of a search. What is left out keeps its default."""
 
@@ -143,10 +159,13 @@ class Scenario(_Section):
     search: SearchSection = SearchSection()
     robust: RobustSection = RobustSection()
     simulation: SimulationSection = SimulationSection()
+    front: FrontSection = FrontSection()
+    levers: LeversSection = LeversSection()
 
 
 SECTIONS = {name: field.annotation for name, field in Scenario.model_fields.items() if name != "format"}
-FILE_OPTIONS = ("workload", "gpu", "llm", "robust_workloads")  # whose values may be files
+COMMANDS_WITH_SCENARIO = ("optimize", "pareto", "levers", "ledger")
+FILE_OPTIONS = ("workload", "gpu", "llm", "robust_workloads", "other_llm")  # whose values may be files
 
 
 def option_of(section: str, key: str) -> str:
@@ -186,9 +205,9 @@ def _line_of(text: str, location: Sequence[str]) -> int | None:
     for number, line in enumerate(text.splitlines(), 1):
         header = re.match(r"\s*\[\s*([^\]]*?)\s*\]", line)
         if header:
-            table = header[1].replace('"', "")
-        key = re.match(r"""\s*["']?([^\s=."']+)["']?\s*=""", line)
-        here = [*filter(None, table.split(".")), *([key[1]] if key else [])]
+            table = header[1]
+        key = re.match(r"""\s*([^\s=]+)\s*=""", line)
+        here = [part.strip(" \"'") for part in (*table.split("."), *(key[1].split(".") if key else ())) if part]
         if here and here == list(location[: len(here)]) and (key or header):
             found = number
     return found
@@ -201,13 +220,22 @@ def with_scenario(
     scenario = read_scenario(given.scenario)
     folder = os.path.dirname(given.scenario)
     values = {option: value for option, value in _values(scenario).items() if hasattr(given, option)}
-    left_out = sorted(set(_values(scenario)) - set(values))
+    left_out = _lost(parser, given, scenario)
     first = list(arguments).index(given.command)
     tokens = [token for option, value in values.items() for token in _tokens(option, _at(folder, option, value))]
     options = parser.parse_args([*arguments[: first + 1], *tokens, *arguments[first + 1 :]])
     if left_out:
         warn(options, f"{given.scenario}: not an option of {given.command}: {', '.join(left_out)}")
     return options
+
+
+def _lost(parser: argparse.ArgumentParser, given: argparse.Namespace, scenario: Scenario) -> list[str]:
+    """Options of other commands that the scenario changes from what they are by default."""
+    usual = argparse.Namespace()
+    for command in COMMANDS_WITH_SCENARIO:
+        usual.__dict__.update(vars(parser.parse_args([command])))
+    kept = {option: _saved(usual, "", option) for option in _values(scenario) if not hasattr(given, option)}
+    return sorted(option for option, value in _values(scenario).items() if option in kept and value != kept[option])
 
 
 def _values(scenario: Scenario) -> dict[str, Any]:
@@ -241,9 +269,10 @@ def _is_file(name: str) -> bool:
     return "/" in name or name.lower().endswith(FILE_ENDINGS)
 
 
-def save_scenario(options: argparse.Namespace) -> None:
-    """Write what was run, so that `--scenario` runs it again."""
-
+def scenario_text(options: argparse.Namespace) -> str:
+    """What is run, as a file that `--scenario` runs again."""
+    if getattr(options, "command", None) == "levers" and options.plan:
+        raise BadInput("--save-scenario", f"the present fleet is that of {options.plan}", "leave one of them out")
     folder = os.path.dirname(os.path.abspath(options.save_scenario))
     document: dict[str, Any] = {"schema": SCHEMA}
     for section, model in SECTIONS.items():
@@ -258,7 +287,7 @@ def save_scenario(options: argparse.Namespace) -> None:
     title = (
         f"# fleetopt {__version__}: fleetopt {options.command} --scenario {os.path.basename(options.save_scenario)}\n"
     )
-    write_whole(options.save_scenario, title + tomli_w.dumps(document), "--save-scenario")
+    return title + tomli_w.dumps(document)
 
 
 def _saved(options: argparse.Namespace, folder: str, option: str) -> Any:
@@ -268,6 +297,8 @@ def _saved(options: argparse.Namespace, folder: str, option: str) -> Any:
         return "auto"
     if option in ("gpu", "precision") and value is not None:
         value = [part.strip() for part in value.split(",")]
+    if option == "axis" and value is not None:
+        return f"{value[0]}={','.join(map(str, value[1]))}"
     if option == "tp" and isinstance(value, int):
         value = [value]
     if isinstance(value, tuple):

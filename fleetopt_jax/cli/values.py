@@ -52,6 +52,12 @@ def open_share(text: str) -> float:
     return value
 
 
+def one_name(text: str) -> str:
+    if "," in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need one name")
+    return text
+
+
 def batches(text: str) -> list[float]:
     values = [positive(part) for part in text.split(",")]
     if not all(1 <= value <= MAX_BATCH for value in values):

@@ -356,6 +356,9 @@ class _Sweep:
             self.binding = plan.binding
             return None
         self.certified &= plan.status == "optimal"
+        if 0.0 not in weights or plan.problem.budget != self.problem.budget:  # proved for the front, not for the plan
+            search = replace(plan.search, lower_bound=None, gap=None, by_pools=())
+            plan = replace(plan, status="feasible", search=search)
         point = self.point(replace(plan, problem=replace(plan.problem, budget=self.problem.budget)))
         self.found.append(point)
         return point

@@ -195,7 +195,11 @@ def _unaffordable(problem: Problem, method: Method) -> dict[str, Any] | None:
     free = dataclasses.replace(problem, budget=Budget())
     resources = {"max_gpus": "gpus", "max_power_w": "power", "max_usd_per_h": "usd"}
     for name, cap in problem.budget.caps.items():
-        if name not in resources:
+        if name.startswith("gpus_of."):
+            gpu = name.removeprefix("gpus_of.")
+            scarce = dataclasses.replace(free, budget=Budget(gpus_of=((gpu, cap),)))
+            if optimize(scarce, method).metrics is None and optimize(free, method).metrics is not None:
+                return {"limit": name, "asked": cap, "nearest_feasible": _fewest(free, gpu, method)}
             continue
         plan = optimize(dataclasses.replace(free, objective=resources[name]), method)
         if plan.metrics is None:
@@ -204,6 +208,13 @@ def _unaffordable(problem: Problem, method: Method) -> dict[str, Any] | None:
         if least > cap:
             return {"limit": name, "asked": cap, "nearest_feasible": least}
     return {"limit": "budget", "asked": dict(problem.budget.caps), "nearest_feasible": None}
+
+
+def _fewest(free: Problem, gpu: str, method: Method) -> float | None:
+    """GPUs of the smallest fleet, where there is no other kind; None where nobody knows how few of them would do."""
+    if any(choice.gpu != gpu for choice in free.choices):
+        return None
+    return float(optimize(dataclasses.replace(free, objective="gpus"), method).metrics.n_gpus)
 
 
 def _unreachable(problem: Problem) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _split(plan: Mapping[str, Any]) -> str:
 def _saves(plan: Mapping[str, Any]) -> str:
     metrics = plan["metrics"]
     scope = ", counting the power of one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
-    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:.3g} output tokens per joule{scope}"
+    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:#.3g} output tokens per joule{scope}"
     if gain is None:
         return f"{said}; there is no one-pool fleet within the limits to compare with."
     if len(plan["pools"]) == 1:
@@ -72,7 +72,8 @@ def _why_worse(plan: Mapping[str, Any]) -> str:
     """Than one pool: what else the plan was made for, if anything."""
     if plan["method"] == "given" or not (plan["budget"] or plan["objective"] in SOUGHT):
         return ". One pool would do better"
-    return ", which the budget rules out" if plan["budget"] else f", for this seeks {SOUGHT[plan['objective']]}"
+    seeks = SOUGHT.get(plan["objective"])
+    return f", for this seeks {seeks}" if seeks else ", for this must keep its budget as well"
 
 
 def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
@@ -80,7 +81,10 @@ def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
     if binding:
         return f"This fleet breaks a limit: {broken(binding)}."
     near = _near(plan)
-    said = f"{sentence(listed(near))}." if near else "No limit is near: whole instances decide."
+    none_near = "No limit is near: whole instances decide."
+    if plan["slo"]["ttft_s_per_token"]:  # every prompt has a limit of its own, and the plan does not say how near
+        none_near = "The TTFT limit, which grows with the prompt, or whole instances decide."
+    said = f"{sentence(listed(near))}." if near else none_near
     if sensitivity:
         priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
         said += "".join(f" {sentence(text)}." for text in priced if text)

@@ -152,7 +152,7 @@ def _fleet(pools: Sequence[Mapping[str, Any]]) -> list[tuple]:
 
 def _headline(plan: Mapping[str, Any]) -> str:
     n = len(plan["pools"])
-    return f"{gpus_said(plan)} in {n} pool{'s' if n > 1 else ''}: {plan['metrics']['tok_per_j']:.3g} tokens per joule"
+    return f"{gpus_said(plan)} in {n} pool{'s' if n > 1 else ''}: {plan['metrics']['tok_per_j']:#.3g} tokens per joule"
 
 
 def _decision(plan: Mapping[str, Any], sensitivity, simulation) -> str:
@@ -177,7 +177,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
         ("time in prefill", [percent(pool["prefill_frac"]) for pool in pools]),
         ("in flight per instance", [f"{pool['n_active']:,.0f}" for pool in pools]),
         ("power", [f"{pool['power_w'] / KW:,.4g} kW" for pool in pools]),
-        ("tokens per joule", [f"{pool['tok_per_j']:.3g}" for pool in pools]),
+        ("tokens per joule", [f"{pool['tok_per_j']:#.3g}" for pool in pools]),
         ("P99 TTFT", [ms(pool["ttft_p99_s"]) for pool in pools]),
         ("mean ITL", [ms(pool["itl_s"]) for pool in pools]),
         ("P99 ITL", [ms(pool["itl_p99_s"]) for pool in pools]),

@@ -19,7 +19,7 @@ GAP = 3  # columns between two cells
 
 def show(renderable: RenderableType) -> None:
     """Print to stdout; plain text when it is not a terminal. No number is cut to fit: rather are lines too long."""
-    console = Console()
+    console = Console(markup=False, highlight=False, emoji=False)  # names are the user's
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     wide = console.options.update(max_width=WIDEST)
@@ -55,7 +55,7 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
         table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(f"{pool['n_active']:,.0f}" for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
-    table.add_row("tokens per joule", *(f"{pool['tok_per_j']:.3g}" for pool in pools))
+    table.add_row("tokens per joule", *(f"{pool['tok_per_j']:#.3g}" for pool in pools))
     table.add_row("P99 TTFT", *(ms(pool["ttft_p99_s"]) for pool in pools))
     table.add_row("mean ITL", *(ms(pool["itl_s"]) for pool in pools))
     if plan["assumptions"]["tail"] == "quantile":

@@ -21,7 +21,7 @@ from fleetopt_jax.cli.asked import (
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.optimize.plan import Plan, Problem, plan_to_json
+from fleetopt_jax.optimize.plan import Plan, Problem, Search, plan_to_json
 from fleetopt_jax.optimize.robust import require_window, robust, robust_to_json
 from fleetopt_jax.optimize.search import default_method, evaluate_given, optimize
 from fleetopt_jax.report import tables
@@ -63,6 +63,11 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
 
 
+def without_proof(search: Search) -> Search:
+    """The search, less what it proved of the fleet it found: another one is taken."""
+    return dataclasses.replace(search, lower_bound=None, gap=None)
+
+
 def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, Workload]]:
     """The workloads a robust plan must live with besides its own."""
     if options.robust_workloads and not options.robust:
@@ -97,7 +102,7 @@ def _robust(
             f"no candidate holds the limits in {1.0 - found.level:.0%} of the scenarios; "
             f"the chosen one does in {found.chosen.hold_share:.0%}",
         )
-    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=nominal.search)
+    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=without_proof(nominal.search))
     return chosen, {"robust": robust_to_json(found)}
 
 
@@ -117,6 +122,6 @@ def _verified(options: argparse.Namespace, plan: Plan, layout: Layout | None) ->
             gamma=np.asarray(found.fleet.gamma).tolist(),
             n_instances=np.asarray(found.fleet.n_instances).tolist(),
         )
-        plan = dataclasses.replace(given, method=plan.method, search=plan.search)
+        plan = dataclasses.replace(given, method=plan.method, search=without_proof(plan.search))
     document = simulation_json(found.simulation, plan_to_json(plan)["pools"])
     return plan, {"held": found.held, "rounds": found.rounds, "instances_added": int(raised.sum()), **document}

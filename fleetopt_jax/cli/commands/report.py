@@ -1,13 +1,12 @@
 """`fleetopt report`: one page that holds what a plan says and rests on."""
 
 import argparse
-import shlex
 
 import numpy as np
 
 from fleetopt_jax.cli.answer import Answer
-from fleetopt_jax.cli.asked import given_plan, plan_document
-from fleetopt_jax.cli.codes import OK
+from fleetopt_jax.cli.asked import given_plan, plan_document, say_broken
+from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.commands.simulate import simulated
 from fleetopt_jax.cli.terminal import progress
 from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json
@@ -19,6 +18,7 @@ from fleetopt_jax.workload.atoms import total_tokens
 def run(options: argparse.Namespace) -> Answer:
     """The page; --json shows what it was written from."""
     plan, layout = given_plan(options)
+    say_broken(options, plan)
     document = {"plan": plan_document(plan, layout), "curves": pool_curves(plan)}
     with progress(options, "Differentiating"):
         document["sensitivity"] = sensitivity_to_json(sensitivity(plan)) | {
@@ -36,6 +36,6 @@ def run(options: argparse.Namespace) -> Answer:
         curves=document["curves"],
         sensitivity=document["sensitivity"],
         simulation=document.get("simulation"),
-        commands=[f"fleetopt report {shlex.quote(options.plan)}", f"fleetopt evaluate {shlex.quote(options.plan)}"],
+        commands=[options.line],
     )
-    return Answer(document, page, OK)
+    return Answer(document, page, INFEASIBLE if plan.binding else OK)
