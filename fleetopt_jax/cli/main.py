@@ -11,7 +11,7 @@ from fleetopt_jax.cli.codes import BAD_INPUT, INTERRUPTED, OK
 from fleetopt_jax.cli.options import make_parser
 from fleetopt_jax.core.errors import BadInput
 
-POSITIONAL = ("plan", "workload", "measurements")  # of some commands
+POSITIONAL = ("plan", "measurements")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +70,8 @@ def _check_texts(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         if not isinstance(value, str) or name == "line":
             continue
-        where = name if name in POSITIONAL else f"--{name.replace('_', '-')}"
+        positional = name in POSITIONAL or (name, options.command) == ("workload", "trace")
+        where = name if positional else f"--{name.replace('_', '-')}"
         if not value.strip():
             raise BadInput(where, "is empty", "need a value")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):

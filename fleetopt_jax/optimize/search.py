@@ -198,7 +198,7 @@ def _unaffordable(problem: Problem, method: Method) -> dict[str, Any] | None:
         if name.startswith("gpus_of."):
             gpu = name.removeprefix("gpus_of.")
             scarce = dataclasses.replace(free, budget=Budget(gpus_of=((gpu, cap),)))
-            if optimize(scarce, method).metrics is None and optimize(free, method).metrics is not None:
+            if not math.isfinite(METHODS[method](scarce, None).cost) and optimize(free, method).metrics is not None:
                 return {"limit": name, "asked": cap, "nearest_feasible": _fewest(free, gpu, method)}
             continue
         plan = optimize(dataclasses.replace(free, objective=resources[name]), method)
