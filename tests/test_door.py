@@ -263,8 +263,11 @@ def test_times_at_the_ends_of_their_types_stay_finite(tmp_path):
     assert refusal(read_workload_file, path).startswith(", row 1: timestamp_s = -1e308; need a finite time")
 
 
+SAID = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4
+)  # a NUL is no text in a csv
 TABLES = st.lists(
-    st.tuples(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(-(10**6), 10**9), st.text(max_size=4)),
+    st.tuples(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(-(10**6), 10**9), SAID),
     min_size=1,
     max_size=20,
 )

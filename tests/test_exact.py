@@ -147,6 +147,7 @@ def test_equals_brute_force_on_random_workloads(engines, data):
     assert found.certified
 
 
+@pytest.mark.slow
 def test_equals_brute_force_where_two_engines_and_a_compressor_meet(engines):
     for rate, gamma in ((300.0, 1.0), (3e4, 1.5)):
         workload = replace(shrunk("azure-conv"), arrival_rate_per_s=jnp.asarray(rate))
@@ -158,6 +159,7 @@ def test_equals_brute_force_where_two_engines_and_a_compressor_meet(engines):
         assert found.cost > 0.8 * brute  # not far: the thresholds left out are near
 
 
+@pytest.mark.slow
 def test_more_of_anything_is_never_worse(engines):
     workload = shrunk("azure-conv")
     h100, b200 = engines["published"]

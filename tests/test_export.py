@@ -173,6 +173,7 @@ def test_the_release_is_the_one_whose_flags_are_tested():
     assert set(GPU_PRODUCTS) == set(GPUS)
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_library_is_exported_as_it_is(h100, b200):
     """The document itself, not a hand-made one: fields, types and the number of sequences the law found."""
     workload = make_workload([100.0, 3000.0, 20_000.0], [50.0, 100.0, 100.0], arrival_rate_per_s=10.0)
