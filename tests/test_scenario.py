@@ -198,6 +198,11 @@ def test_one_line_says_what_is_wrong_and_where(tmp_path, content, says):
     assert_refused(run("optimize", "--scenario", path), str(path), *says)
 
 
+def test_a_value_that_another_command_does_not_take_is_blamed_on_the_file(tmp_path):
+    path = write(tmp_path, f'schema = "{SCHEMA}"\n[engines]\ntp = [4, 8]\n')
+    assert_refused(run("ledger", "--scenario", path), str(path), "--tp: '4,8'", "as ledger takes it")
+
+
 def test_a_scenario_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "s.toml"
     path.write_bytes('schema = "\xe9"'.encode("latin-1"))

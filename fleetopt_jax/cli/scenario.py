@@ -4,6 +4,8 @@ A scenario is read, checked whole, and put before the options of the command lin
 """
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import tomllib
@@ -223,6 +225,13 @@ def with_scenario(
     left_out = _lost(parser, given, scenario)
     first = list(arguments).index(given.command)
     tokens = [token for option, value in values.items() for token in _tokens(option, _at(folder, option, value))]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parser.parse_args([given.command, *tokens])
+    except SystemExit:  # a value of another command's: several engines, where this one takes one
+        problem = said.getvalue().partition("argument ")[2].partition(" (see")[0]
+        raise BadInput(given.scenario, problem, f"as {given.command} takes it") from None
     options = parser.parse_args([*arguments[: first + 1], *tokens, *arguments[first + 1 :]])
     if left_out:
         warn(options, f"{given.scenario}: not an option of {given.command}: {', '.join(left_out)}")
