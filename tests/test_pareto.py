@@ -222,6 +222,9 @@ def test_power_and_cost_trade_between_gpus(problem, h100, b200):
         swept.append([-float(plan.metrics.tok_per_j), float(plan.metrics.usd_per_h)])
     every = hypervolume(np.concatenate([costs(flat), swept]), [-flat.reference[0], flat.reference[1]])
     assert every <= flat.hypervolume + flat.hypervolume_missing + 1e-9
+    for point in flat.points:  # proved for its own question, or not called optimal
+        beaten = max(float(other.plan.metrics.tok_per_j) for other in flat.points)
+        assert point.plan.status == "feasible" or point.plan.metrics.tok_per_j == pytest.approx(beaten, rel=1e-9)
     deep = pareto(both, ("tok_per_j", "ttft_p99_s", "usd_per_h"), n_points=10)
     assert_sound(deep)
     assert len(deep.points) > len(flat.points)
