@@ -67,6 +67,7 @@ def plan_of(n_pools: int, name: str = "requests.csv", gamma: float = 1.0, llm: s
     ]
     return {
         "schema": "fleetopt-plan/1",
+        "version": "0.1.0",
         "status": "optimal",
         "assume": "physical",
         "power_scope": "instance",
@@ -79,6 +80,7 @@ def plan_of(n_pools: int, name: str = "requests.csv", gamma: float = 1.0, llm: s
             "arrival_rate_per_s": 1000.0,
             "mean_prompt_tokens": 1154.7,
             "mean_output_tokens": 211.1,
+            "digest": "sha256:0",
         },
         "slo": {"ttft_p99_s": 0.5, "ttft_s_per_token": 0.0, "itl_s": None, "max_utilization": 0.85, "scope": "pool"},
         "budget": {},
@@ -110,6 +112,7 @@ def plan_of(n_pools: int, name: str = "requests.csv", gamma: float = 1.0, llm: s
             "lower_bound": 0.656,
             "gap": 0.0,
             "by_pools": [0.5, 0.656],
+            "asked": "sha256:0",
         },
     }
 
