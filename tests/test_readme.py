@@ -64,7 +64,8 @@ def test_every_command_shown_runs(tmp_path):
         done = subprocess.run(
             [*start, *arguments], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=900
         )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        says_no = command.startswith("fleetopt simulate") and done.returncode == 3  # the laws and the simulator differ
+        assert done.returncode == 0 or says_no, f"{command}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         assert not re.search(r"\bnan\b", done.stdout), command
         for written in re.findall(r"(?:--out|--figure|--csv|--router|--save-scenario) (\S+)", command):
