@@ -323,6 +323,7 @@ def test_a_batch_of_thresholds_equals_a_loop(h100, b200, small_workload):
     assert np.all(np.isfinite(batched.tok_per_j))
 
 
+@pytest.mark.slow
 def test_the_whole_relaxation_is_differentiable(b200, roofline, small_workload):
     """Soft routing and real rounding, in logs of every number of the fleet, the engines and the workload."""
     workload = with_rate(small_workload, 20.0)

@@ -49,6 +49,7 @@ def plans(h100, twin, small_workload):
     return [fo.optimize(fo.make_problem(small_workload, [choice], **about)) for choice in (h100, twin)]
 
 
+@pytest.mark.slow
 def test_the_same_formula_gives_the_same_plan(plans):
     for name in ("window_tokens", "n_instances"):
         assert np.array_equal(*(getattr(plan.fleet, name) for plan in plans))

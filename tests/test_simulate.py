@@ -217,6 +217,7 @@ def check_queue(c: int, groups: list[tuple], mean: int, n_rows: int, n: int) -> 
 UTILIZATIONS = (0.5, 0.8, 0.95)
 
 
+@pytest.mark.slow
 def test_one_slot_is_an_m_g_1_queue():
     """M/M/1, M/D/1 and M/G/1 (Pollaczek-Khinchine), all in one run; outputs are whole, so is their variance."""
     check_queue(1, [(draw, u) for draw in SERVICE_SCV for u in UTILIZATIONS], mean=20, n_rows=12, n=600)
