@@ -15,7 +15,6 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from fleetopt_jax.calibrate.document import read_document
 from fleetopt_jax.catalog.gpus import GpuEntry, gpu_entry
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry
 from fleetopt_jax.core.errors import BadInput
@@ -299,6 +298,8 @@ def _of_fit(law: EngineEntry, fit: OwnFit) -> EngineEntry:
 
 def _of_file(path: str, kv_precision: str, where: Callable[[str], str]) -> EngineEntry:
     """A calibrated engine: its own step and power on the memory, prefill and price of the GPU and LLM it names."""
+    from fleetopt_jax.calibrate.document import read_document  # which names do without
+
     document = read_document(path)
     law = engine_entry(
         document.gpu,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.workload.atoms import OUTPUT_SHARE, Workload, make_workload, mean_tokens, total_tokens
 from fleetopt_jax.workload.cdf import cdf_workload
 from fleetopt_jax.workload.compress import compress
-from fleetopt_jax.workload.readers import CdfFile, Layout, Trace, read_workload_file
 from fleetopt_jax.workload.summary import TraceSummary, summarize, weighted_quantiles
+
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.readers import Layout, Trace
 
 PAPER_RATE_PER_S = 1000.0
 DATA = files("fleetopt_jax.catalog") / "data"
@@ -40,7 +42,7 @@ def bundled() -> dict[str, dict[str, Any]]:
 
 
 def load(
-    name_or_file: str, *, rate_per_s: float | None = None, layout: Layout | None = None, need_rate: bool = True
+    name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None, need_rate: bool = True
 ) -> LoadedWorkload:
     """A bundled workload (1,000 requests/s unless `rate_per_s`) or a file's (its own mean rate unless `rate_per_s`).
 
@@ -54,9 +56,11 @@ def load(
         return _load_bundled(name_or_file, rate_per_s or PAPER_RATE_PER_S)
     if not _looks_like_file(name_or_file):
         raise unknown_name("--workload", name_or_file, bundled())
+    from fleetopt_jax.workload.readers import CdfFile, read_workload_file  # and pyarrow, which bundled ones do without
+
     found = read_workload_file(name_or_file, layout)
     if isinstance(found, CdfFile):
-        loaded = _of_cdf(name_or_file, found, rate_per_s or 1.0)
+        loaded = _of_cdf(name_or_file, found.knots, found.output_share, rate_per_s or 1.0)
     else:
         loaded = _of_trace(name_or_file, found, rate_per_s)
     known = rate_per_s is not None or loaded.summary.arrival_rate_per_s is not None
@@ -65,7 +69,7 @@ def load(
     return replace(loaded, rate_known=known)
 
 
-def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout: Layout | None = None) -> Workload:
+def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None) -> Workload:
     """The atoms of a bundled workload or a file; see `load`. A CDF with an output share of its own needs `load`."""
     loaded = load(name_or_file, rate_per_s=rate_per_s, layout=layout)
     if loaded.output_share != OUTPUT_SHARE:
@@ -79,18 +83,14 @@ def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout:
 
 def cdf_knots(name: str) -> list[tuple[float, float]]:
     """The knots of a bundled CDF."""
-    return _read_cdf(name).knots
-
-
-def _read_cdf(name: str) -> CdfFile:
     document = json.loads((DATA / f"{name}.json").read_text())
-    return CdfFile([(tokens, fraction) for tokens, fraction in document["cdf"]], OUTPUT_SHARE)
+    return [(tokens, fraction) for tokens, fraction in document["cdf"]]
 
 
 def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
     about = bundled()[name]
     if about["kind"] == "cdf":
-        return _of_cdf(name, _read_cdf(name), rate_per_s)
+        return _of_cdf(name, cdf_knots(name), OUTPUT_SHARE, rate_per_s)
     with np.load(str(DATA / f"{name}.npz"), allow_pickle=False) as arrays:
         prompt, output, count = arrays["prompt_tokens"], arrays["output_tokens"], arrays["count"]
     summary = TraceSummary(**about["summary"])
@@ -105,8 +105,8 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
     return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
 
 
-def _of_cdf(name: str, cdf: CdfFile, rate_per_s: float) -> LoadedWorkload:
-    workload = cdf_workload(cdf.knots, arrival_rate_per_s=rate_per_s, output_share=cdf.output_share)
+def _of_cdf(name: str, knots: list[tuple[float, float]], output_share: float, rate_per_s: float) -> LoadedWorkload:
+    workload = cdf_workload(knots, arrival_rate_per_s=rate_per_s, output_share=output_share)
     prompt, output = (float(mean) for mean in mean_tokens(workload))
     summary = TraceSummary(
         n_requests=None,
@@ -117,10 +117,10 @@ def _of_cdf(name: str, cdf: CdfFile, rate_per_s: float) -> LoadedWorkload:
         arrival_scv=None,
         total_token_quantiles=weighted_quantiles(np.asarray(total_tokens(workload)), np.asarray(workload.weight)),
     )
-    return LoadedWorkload(name, workload, summary, cdf.output_share, cdf.knots)
+    return LoadedWorkload(name, workload, summary, output_share, knots)
 
 
-def _of_trace(name: str, trace: Trace, rate_per_s: float | None) -> LoadedWorkload:
+def _of_trace(name: str, trace: "Trace", rate_per_s: float | None) -> LoadedWorkload:
     summary = summarize(trace)
     workload = make_workload(
         *compress(trace.prompt_tokens, trace.output_tokens),

@@ -1,10 +1,12 @@
 """What is in a workload, in the numbers a planner asks for first."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fleetopt_jax.workload.readers import Trace
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.readers import Trace
 
 QUANTILES = (0.5, 0.9, 0.99)
 
@@ -22,7 +24,7 @@ class TraceSummary:
     total_token_quantiles: dict[str, float]
 
 
-def summarize(trace: Trace) -> TraceSummary:
+def summarize(trace: "Trace") -> TraceSummary:
     """Means, quantiles (linear interpolation), rate = n / (last - first) and squared CV of the gaps."""
     total = trace.prompt_tokens + trace.output_tokens
     rate = scv = None
