@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, gpu_entry
-from fleetopt_jax.catalog.hf_config import SUPPORTED, Architecture, read_config
+from fleetopt_jax.catalog.hf_config import SUPPORTED, read_config
 from fleetopt_jax.catalog.llms import BYTES_4_BIT, KV_BYTES, LLMS, PRECISIONS, at_precision, llm_entry
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import GIB

@@ -4,37 +4,13 @@ Parameters are those of the matrices. Norms, biases and gates of shared experts 
 layers and the encoders of multimodal models are left out. Llama 4's chunked attention counts as full attention.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, ValidationError
 
+from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.core.documents import invalid, parse_json, read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One LLM as its configuration describes it, whatever the precision. A dense model has no experts."""
-
-    layers: int
-    hidden: int
-    q_heads: int
-    kv_heads: int  # 1 for a latent (MLA) cache: it is on every GPU whole
-    head_dim: int  # latent + rotary for MLA
-    attention_params: int
-    dense_params: int  # MLP, shared experts and routers
-    lm_head_params: int
-    embedding_params: int = 0  # of the input, where it is not the output layer
-    expert_params: int = 0  # all routed experts
-    n_experts: int = 0  # per layer that has them
-    experts_per_token: int = 0
-    latent_dim: int = 0  # of MLA's compressed cache
-    rope_dim: int = 0  # its rotary part
-    window_tokens: int = 0  # length of the sliding window
-    windowed_layers: int = 0  # layers that have it
-    native_precision: str = "bf16"  # of the checkpoint's weights
-
 
 QWEN = {"use_sliding_window": False}
 GEMMA = {"head_dim": 256, "tie_word_embeddings": True}

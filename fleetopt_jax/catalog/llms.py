@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fleetopt_jax.catalog.hf_config import Architecture, read_config
+from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm, mla_kv_bytes_per_token
 
@@ -100,6 +100,8 @@ def llm_entry(name_or_file: str, where: str = "--llm") -> LlmEntry:
     is_file = name_or_file.lower().endswith(".json") or ("/" in name_or_file and os.path.exists(name_or_file))
     if not is_file:  # a repository's name as well: nothing is downloaded
         raise unknown_name(where, name_or_file, LLMS)
+    from fleetopt_jax.catalog.hf_config import read_config  # and pydantic, which names do without
+
     return LlmEntry(name_or_file, read_config(name_or_file), f"Hugging Face config {name_or_file}")
 
 
