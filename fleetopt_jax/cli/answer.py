@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import RenderableType
 
 from fleetopt_jax.cli.terminal import say
+from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.report.files import check_writable, same_file, to_json, write_whole
 from fleetopt_jax.report.tables import show
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 OUTPUTS = ("out", "figure", "csv", "router", "save_scenario")  # options that name a file to write
-INPUTS = (  # options that may name files to read
-    *("plan", "workload", "robust_workloads", "measurements", "measured", "scenario", "gpu", "llm", "other_llm"),
-)
+# Options that may name files to read.
+INPUTS = ("plan", "workload", "robust_workloads", "measurements", "measured", "scenario", "gpu", "llm", "other_llm")
 
 
 class Answer(NamedTuple):
@@ -44,14 +44,14 @@ def check_outputs(options: argparse.Namespace) -> None:
         if path is None:
             continue
         if _place(path) in written:
-            raise BadInput(f"{_option(name)} {path}", f"{written[_place(path)]} writes it", "need another name")
-        written[_place(path)] = _option(name)
+            raise BadInput(f"{flag(name)} {path}", f"{written[_place(path)]} writes it", "need another name")
+        written[_place(path)] = flag(name)
         if name == "figure":
             from fleetopt_jax.report.figures import check_figure
 
             check_figure(path)
         else:
-            check_writable(path, _option(name))
+            check_writable(path, flag(name))
 
 
 def refuse_outputs(options: argparse.Namespace, inputs: Iterable[str | None]) -> None:
@@ -59,11 +59,7 @@ def refuse_outputs(options: argparse.Namespace, inputs: Iterable[str | None]) ->
     for name in OUTPUTS:
         path = getattr(options, name, None)
         if path is not None and any(source and same_file(path, source) for source in inputs):
-            raise BadInput(f"{_option(name)} {path}", "the file is read as well", "need another name")
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+            raise BadInput(f"{flag(name)} {path}", "the file is read as well", "need another name")
 
 
 def _place(path: str) -> str:
@@ -84,9 +80,9 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
     for name in ("csv", "router"):
         path = getattr(options, name, None)
         if path and name in answer.files:
-            write_whole(path, answer.files[name], _option(name))
+            write_whole(path, answer.files[name], flag(name))
         elif path:
-            say(options, f"{_option(name)} {path}: nothing to write, not written")
+            say(options, f"{flag(name)} {path}: nothing to write, not written")
     if options.out:
         write_whole(options.out, written)
     try:

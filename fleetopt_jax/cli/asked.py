@@ -37,6 +37,7 @@ from fleetopt_jax.optimize.plan import (
 )
 from fleetopt_jax.optimize.search import evaluate_given
 from fleetopt_jax.report.decision import broken
+from fleetopt_jax.report.words import NOT_TOGETHER, slope_said
 from fleetopt_jax.simulate import replay_requests
 from fleetopt_jax.workload.atoms import digest, share_above, total_tokens
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
@@ -250,9 +251,8 @@ def plan_document(plan: Plan, layout: Layout | None) -> dict[str, Any]:
 def say_broken(options: argparse.Namespace, plan: Plan) -> None:
     """Which limit a given plan breaks, if any."""
     if plan.binding:
-        slope = float(plan.problem.slo.ttft_s_per_token)
-        of_ttft = slope and plan.binding["limit"] == "ttft_p99_s"
-        grows = f" + {slope * 1000 / MS:g} ms per 1,000 prompt tokens" if of_ttft else ""
+        of_ttft = plan.binding["limit"] == "ttft_p99_s"
+        grows = slope_said(float(plan.problem.slo.ttft_s_per_token)) if of_ttft else ""
         say(options, f"infeasible: the {broken(plan.binding)}{grows}")
 
 
@@ -327,7 +327,7 @@ def why(binding: dict[str, Any]) -> str:
             f"no engine holds a sequence of the {asked:.0f}-token window; the largest one holds is {nearest:.0f} tokens"
         )
     if limit == "budget":
-        return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
+        return NOT_TOGETHER
     scarce = ("its latencies with", limit.removeprefix("gpus_of.").upper(), 1.0)
     what, unit, size = {
         "itl_s": ("a mean ITL of", "ms", MS),

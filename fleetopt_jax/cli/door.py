@@ -8,16 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleetopt_jax.calibrate.document import EngineFile
 from fleetopt_jax.calibrate.measurements import MeasurementsRow
 from fleetopt_jax.catalog.hf_config import HfConfig
-from fleetopt_jax.cli.scenario import Scenario
+from fleetopt_jax.cli.scenario import Name, NotNegative, Positive, Scenario
 from fleetopt_jax.core.documents import invalid, parse_json, read_bytes
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.optimize.plan import SCHEMA
 from fleetopt_jax.workload.readers import CdfDocument
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from fleetopt_jax.cli.codes import BAD_INPUT, INTERRUPTED, OK
 from fleetopt_jax.cli.options import make_parser
+from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadInput
 
 POSITIONAL = ("plan", "measurements")
@@ -25,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
         name = f"fleetopt {options.command}"
-        options.line = shlex.join(["fleetopt", *arguments])
         code = _run(parser, options, arguments)
     except BadInput as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -71,7 +71,7 @@ def _check_texts(options: argparse.Namespace) -> None:
         if not isinstance(value, str) or name == "line":
             continue
         positional = name in POSITIONAL or (name, options.command) == ("workload", "trace")
-        where = name if positional else f"--{name.replace('_', '-')}"
+        where = name if positional else flag(name)
         if not value.strip():
             raise BadInput(where, "is empty", "need a value")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):

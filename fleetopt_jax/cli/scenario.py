@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fleetopt_jax import __version__
 from fleetopt_jax.cli.terminal import warn
-from fleetopt_jax.cli.values import MAX_GAMMA, MAX_TP, MAX_WINDOW_TOKENS, RATES_PER_S
+from fleetopt_jax.cli.values import MAX_GAMMA, MAX_TP, MAX_WINDOW_TOKENS, RATES_PER_S, flag
 from fleetopt_jax.core.documents import first_problem, read_bytes
 from fleetopt_jax.core.errors import BadInput
 
@@ -257,12 +257,11 @@ def _values(scenario: Scenario) -> dict[str, Any]:
 
 
 def _tokens(option: str, value: Any) -> list[str]:
-    flag = f"--{option.replace('_', '-')}"
     if isinstance(value, bool):
-        return [flag if value else f"--no-{flag[2:]}"]
+        return [flag(option if value else f"no_{option}")]
     if isinstance(value, dict):
-        return [f"{flag}={','.join(f'{name}={count!r}' for name, count in value.items())}"] if value else []
-    return [f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"]
+        return [f"{flag(option)}={','.join(f'{name}={count!r}' for name, count in value.items())}"] if value else []
+    return [f"{flag(option)}={','.join(map(str, value)) if isinstance(value, list) else value}"]
 
 
 def _at(folder: str, option: str, value: Any) -> Any:

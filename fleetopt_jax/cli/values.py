@@ -10,6 +10,11 @@ MAX_TP = 64
 RATES_PER_S = (1e-6, 1e9)
 
 
+def flag(name: str) -> str:
+    """An option as it is typed, by the name argparse keeps it under."""
+    return f"--{name.replace('_', '-')}"
+
+
 def number(text: str) -> float:
     try:
         return float(text)

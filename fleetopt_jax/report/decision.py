@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fleetopt_jax.core.units import KW
-from fleetopt_jax.report.words import HARDLY, LIMITS, OBJECTIVES, listed, ms, pool_edges, sentence
+from fleetopt_jax.report.words import HARDLY, LIMITS, NOT_TOGETHER, OBJECTIVES, listed, ms, pool_edges, sentence
 
 BINDING = {  # limits a plan may break, where they are called otherwise than their shadow prices
     "max_gpus": ("number of GPUs", "", 1.0),
@@ -95,7 +95,7 @@ def broken(binding: Mapping[str, Any]) -> str:
     """Which limit is broken or out of reach, and by how much."""
     name = binding["limit"]
     if name == "budget":
-        return "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
+        return NOT_TOGETHER
     scarce = (f"the number of {name.removeprefix('gpus_of.').upper()}", "", 1.0)
     label, unit, size = BINDING.get(name) or LIMITS.get(name, scarce)
     had = "is" if "value" in binding else "can at the nearest be"

@@ -189,7 +189,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
 
 
 def _how_sure(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
-    found = [f"<p>{_text(' '.join(certificate(plan)))}</p>", _engines(plan)]
+    found = [f"<p>{_text(certificate(plan))}</p>", _engines(plan)]
     if sensitivity:
         found += [_intervals(sensitivity), _prices(sensitivity)]
         if sensitivity["thresholds"]:

@@ -89,7 +89,7 @@ def _how(plan: dict[str, Any]) -> str:
     said = "; ".join(text.format(share=plan["output_share"]) for text in choices)
     lines = [
         f"Method {plan['method']}: {found}{tried}.",
-        *certificate(plan),
+        certificate(plan),
         f"Assumptions '{plan['assume']}': {said}.",
     ]
     return "\n".join([*lines, *filter(None, (_trust(plan), site_said(plan)))])

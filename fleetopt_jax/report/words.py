@@ -24,6 +24,7 @@ LIMITS = {  # name: what it is called, its unit, the unit in SI
 
 OBJECTIVES = {"tok_per_j": ("tok/J", 1.0), "usd": ("USD/h", 1.0), "power": ("kW", KW), "gpus": ("GPUs", 1.0)}
 
+NOT_TOGETHER = "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
 HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
 CHOICES_SAID = {
     "power_scope": {
@@ -52,8 +53,13 @@ CHOICES_SAID = {
 }
 
 
+def slope_said(ttft_s_per_token: float) -> str:
+    """What a limit of the TTFT grows by, after its value."""
+    return f" + {ttft_s_per_token * 1000 / MS:g} ms per 1,000 prompt tokens" if ttft_s_per_token else ""
+
+
 def limits_said(slo: dict[str, Any]) -> str:
-    grows = f" + {slo['ttft_s_per_token'] * 1000 / MS:g} ms per 1,000 prompt tokens" if slo["ttft_s_per_token"] else ""
+    grows = slope_said(slo["ttft_s_per_token"])
     itl = f", mean ITL {ms(slo['itl_s'])}" if slo["itl_s"] is not None else ""
     held = ", of all requests together" if slo["scope"] == "fleet" else ""
     return f"{ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
@@ -64,7 +70,7 @@ def edge(pool: dict[str, Any]) -> str:
     return f"{pool['gamma'] * pool['window_tokens']:,.0f} tokens{compressed}"
 
 
-def certificate(plan: dict[str, Any]) -> list[str]:
+def certificate(plan: dict[str, Any]) -> str:
     """What the answer is the best of, how far the best could be, and what fewer pools reach."""
     search = plan["search"]
     parts = [f"Candidates: {search['candidates']}"]
@@ -75,7 +81,7 @@ def certificate(plan: dict[str, Any]) -> list[str]:
         unit = {"tok_per_j": "tokens per joule", "usd": "USD/h", "power": "W", "gpus": "GPUs"}[plan["objective"]]
         values = ", ".join(or_dash(value, "{:,.4g}") for value in search["by_pools"])
         parts.append(f"with at most 1 to {len(search['by_pools'])} pools {values} {unit}")
-    return ["; ".join(parts) + "."]
+    return "; ".join(parts) + "."
 
 
 def site_said(plan: dict[str, Any]) -> str:

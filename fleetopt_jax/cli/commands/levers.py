@@ -12,6 +12,7 @@ from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.asked import asked_layout, asked_problem, asked_workload, given_plan, why
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.terminal import progress, say
+from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.optimize.levers import Spec, levers_to_json, pull_levers
 from fleetopt_jax.optimize.plan import (
@@ -75,7 +76,7 @@ def _present_fleet(options: argparse.Namespace) -> tuple[Problem, Plan | None, L
         return dataclasses.replace(asked_problem(options, loaded), objective=options.objective), None, layout
     for name, default in options.plan_says.items():
         if getattr(options, name) != default:
-            raise BadInput(f"--{name.replace('_', '-')}", f"{options.plan} says it itself", "give one of the two")
+            raise BadInput(flag(name), f"{options.plan} says it itself", "give one of the two")
     plan, layout = given_plan(argparse.Namespace(**{**vars(options), "dispatch": None}))
     gammas = {float(gamma) for gamma in plan.fleet.gamma[:-1]} or {1.0}
     gamma = gammas.pop() if len(gammas) == 1 else None  # several: searched

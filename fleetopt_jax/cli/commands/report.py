@@ -7,9 +7,8 @@ import numpy as np
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.asked import given_plan, plan_document, say_broken
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.commands.sensitivity import differentiated
 from fleetopt_jax.cli.commands.simulate import simulated
-from fleetopt_jax.cli.terminal import progress
-from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json
 from fleetopt_jax.report.page import report_page
 from fleetopt_jax.report.power import pool_curves
 from fleetopt_jax.workload.atoms import total_tokens
@@ -20,12 +19,7 @@ def run(options: argparse.Namespace) -> Answer:
     plan, layout = given_plan(options)
     say_broken(options, plan)
     document = {"plan": plan_document(plan, layout), "curves": pool_curves(plan)}
-    with progress(options, "Differentiating"):
-        document["sensitivity"] = sensitivity_to_json(sensitivity(plan)) | {
-            "plan": document["plan"],
-            "objective": plan.problem.objective,
-            "shown": {"metric": "tok_per_j", "top": 15},
-        }
+    document["sensitivity"] = differentiated(options, plan, document["plan"], {"metric": "tok_per_j", "top": 15})
     if options.simulate:
         document["simulation"], _ = simulated(options, plan, layout)
     workload = plan.problem.workload

@@ -1,11 +1,13 @@
 """`fleetopt sensitivity`: what a plan rests on."""
 
 import argparse
+from typing import Any
 
-from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.answer import Answer, Document
 from fleetopt_jax.cli.asked import given_plan, plan_document, say_broken
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.terminal import progress
+from fleetopt_jax.optimize.plan import Plan
 from fleetopt_jax.optimize.search import optimize
 from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json
 from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
@@ -14,11 +16,15 @@ from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
 def run(options: argparse.Namespace) -> Answer:
     plan, layout = given_plan(options)
     say_broken(options, plan)
-    with progress(options, "Differentiating"):
-        found = sensitivity(plan, reoptimize=optimize if options.reoptimize else None)
-    document = sensitivity_to_json(found) | {
-        "plan": plan_document(plan, layout),
-        "objective": plan.problem.objective,
-        "shown": {"metric": options.metric, "top": options.top},
-    }
+    shown = {"metric": options.metric, "top": options.top}
+    document = differentiated(options, plan, plan_document(plan, layout), shown, reoptimize=options.reoptimize)
     return Answer(document, sensitivity_table, INFEASIBLE if plan.binding else OK, tornado_figure)
+
+
+def differentiated(
+    options: argparse.Namespace, plan: Plan, document: Document, shown: dict[str, Any], *, reoptimize: bool = False
+) -> Document:
+    """What the plan of `document` rests on, and what of it is `shown`."""
+    with progress(options, "Differentiating"):
+        found = sensitivity(plan, reoptimize=optimize if reoptimize else None)
+    return sensitivity_to_json(found) | {"plan": document, "objective": plan.problem.objective, "shown": shown}
