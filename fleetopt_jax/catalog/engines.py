@@ -9,51 +9,44 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Literal
 
-import jax.numpy as jnp
+import numpy as np
 
 from fleetopt_jax.catalog.gpus import GpuEntry, gpu_entry
-from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.catalog.llms import at_precision, llm_entry
+from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec, OwnLaws, Quality
+from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.core.units import MS
 from fleetopt_jax.fleet.engine import (
     Engine,
-    Site,
+    at_clock,
     law_prefill,
     make_engine,
     measured_engine,
     require_fit,
     roofline_engine,
 )
-from fleetopt_jax.laws.compression import Compressor
-from fleetopt_jax.laws.decode import DecodeStep, decode_step_s, make_decode_step
+from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
-from fleetopt_jax.laws.power import gpu_power_w, make_logistic_power
+from fleetopt_jax.laws.power import make_logistic_power
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
-from fleetopt_jax.optimize.plan import EngineChoice
 
 CALIBRATION_TOKENS = 8192
-DEFAULT_LLM, DEFAULT_TP = "llama-3.1-70b", 8
 MAX_TP = 64
-
-Quality = Literal["measured", "law", "projected", "calibrated", "scaled", "roofline"]
+SERVING = ("vllm",)  # serving engines whose coefficients are known
 
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """One engine, with how far to trust it. Errors are mean absolute relative ones; None where nobody knows."""
+    """A built spec, with how far to trust it. Errors are mean absolute relative ones; None where nobody knows."""
 
-    gpu: str
-    llm: str
-    tp: int
-    precision: str
-    kv_precision: str
+    spec: EngineSpec  # its precision said
     engine: Engine
     quality: Quality
     step_error: float | None
@@ -81,90 +74,88 @@ _B200 = _LawOf(b200_law, "law", 0.22, 0.117, f"B200 law {_FIT}")
 _OVER = "carried over by data-sheet figures; error on the other measured GPU and architectures left out"
 _FROM_H100 = replace(_H100, quality="projected", step_error=0.21, power_error=0.14, source=f"H100 law {_OVER}")
 _FROM_B200 = replace(_B200, quality="projected", step_error=0.22, power_error=0.19, source=f"B200 law {_OVER}")
-LAWS = {
-    "h100": _H100,
-    "b200": _B200,
-    "a100": _FROM_H100,
-    "h200": _FROM_H100,
-    "l40s": _FROM_H100,
-    "gb200": _FROM_B200,
-}
+_OWN = {"h100": _H100, "b200": _B200}
+_CARRIED = {"h100": _FROM_H100, "b200": _FROM_B200}
 
 
-def option(field: str) -> str:
-    """A field as the command line names it."""
-    return "--" + field.replace("_", "-")
+def law_of(gpu: GpuEntry) -> _LawOf:
+    """The law a GPU goes by: its own, or that of the generation its data sheet names."""
+    return (_OWN if gpu.name == gpu.law else _CARRIED)[gpu.law]
 
 
-def engine_entry(
-    gpu: str,
-    llm: str = DEFAULT_LLM,
-    tp: int = DEFAULT_TP,
-    *,
-    precision: str | None = None,
-    kv_precision: str = "bf16",
-    engine: Literal["measured", "projected"] = "measured",
-    own_fit: bool = True,
-    where: Callable[[str], str] = option,
-) -> EngineEntry:
-    """The engine of these names, or of a file `fleetopt calibrate` wrote (`gpu` then names the file).
+def build(spec: EngineSpec) -> Engine:
+    """The engine of a spec. The same spec gives the same record; `BadField` names the field there is no engine for."""
+    return engine_entry(spec).engine
 
-    `engine` is the choice of `Assumptions.engine`; `own_fit=False` takes the law even where a configuration has its own
-    fit. `where` names the place of a field ("gpu", "llm", "tp", "precision") in what the user wrote.
-    """
-    if gpu.lower().endswith(".json"):
-        return _of_file(gpu, kv_precision, where)
-    if tp < 1 or tp > MAX_TP:
-        raise BadInput(where("tp"), f"{tp}", f"need 1 to {MAX_TP} GPUs per instance")
-    gpu_found, llm_found = gpu_entry(gpu, where("gpu")), llm_entry(llm, where("llm"))
-    numbers = at_precision(llm_found.architecture, precision, kv_precision, where=where)
-    llm_name, weights = llm if _is_file(llm) else llm.lower(), (precision or _native(llm_found)).lower()
-    names = _Names(gpu.lower(), llm_name, tp, weights, kv_precision.lower())
-    if engine == "projected" and names in PUBLISHED_FLEETS:
-        return _published(names, gpu_found, numbers)
-    require_fit(f"{where('llm')}: {llm} on {tp} x {gpu}", gpu_found.gpu, numbers, tp)
-    if engine == "projected":
-        return _roofline(names, gpu_found, numbers)
-    law = _of_law(names, gpu_found, numbers)
-    fit = own_fits().get((names.gpu, names.llm, names.tp, names.precision)) if own_fit else None
+
+def resolved(spec: EngineSpec) -> EngineSpec:
+    """The spec with everything said that it leaves to the catalog, so that two ways to ask for an engine are equal."""
+    return engine_entry(spec).spec
+
+
+@lru_cache(maxsize=4096)
+def engine_entry(spec: EngineSpec) -> EngineEntry:
+    """`build`, with how far to trust it."""
+    if not 1 <= spec.tp <= MAX_TP:
+        raise BadField("tp", f"{spec.tp}", f"need 1 to {MAX_TP} GPUs per instance")
+    if spec.serving not in SERVING:
+        raise unknown_name("serving", spec.serving, SERVING)
+    if spec.max_num_seqs is not None and spec.max_num_seqs < 1:
+        raise BadField("max_num_seqs", f"{spec.max_num_seqs}", "need at least 1")
+    if not MIN_CLOCK_FRAC <= spec.clock_frac <= 1:
+        raise BadField("clock_frac", f"{spec.clock_frac:g}", f"need {MIN_CLOCK_FRAC:g} to 1")
+    gpu, llm = gpu_entry(spec.gpu), llm_entry(spec.llm)
+    said = replace(spec, precision=spec.precision or llm.architecture.native_precision)
+    numbers = at_precision(llm.architecture, said.precision, said.kv_precision)
+    return _as_run(_with_laws(_of_catalog(said, gpu, numbers), spec.laws))
+
+
+def _of_catalog(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
+    """The engine at its top clock, by the catalog's coefficients."""
+    published = PUBLISHED_FLEETS.get(_names(spec)) if spec.source == "projected" else None
+    if published:
+        return _published(spec, gpu, llm, published)
+    require_fit(f"{spec.llm_name} on {spec.tp} x {gpu.name}", gpu.gpu, llm, spec.tp)
+    if spec.source == "projected":
+        return _roofline(spec, gpu, llm)
+    law = _of_law(spec, gpu, llm)
+    fit = own_fits().get(_names(spec)[:4]) if spec.own_fit and not spec.laws else None
     return _of_fit(law, fit) if fit else law
 
 
-def engine_choice(
-    gpu: str,
-    llm: str = DEFAULT_LLM,
-    tp: int = DEFAULT_TP,
-    *,
-    precision: str | None = None,
-    kv_precision: str = "bf16",
-    engine: Literal["measured", "projected"] = "measured",
-    site: Site | None = None,
-    compressor: Compressor | None = None,
-    max_num_seqs: int | None = None,
-    where: Callable[[str], str] = option,
-) -> EngineChoice:
-    """`engine_entry` under its names, as the optimizers take it, where it stands and with a limit on its batch."""
-    entry = engine_entry(gpu, llm, tp, precision=precision, kv_precision=kv_precision, engine=engine, where=where)
-    made = entry.engine
-    if site is not None:
-        made = replace(made, site=site)
-    if compressor is not None:
-        made = replace(made, compressor=compressor)
-    if max_num_seqs is not None:
-        made = replace(made, kv=replace(made.kv, max_num_seqs=jnp.asarray(max_num_seqs, dtype=float)))
-    return EngineChoice(
-        gpu=entry.gpu,
-        llm=entry.llm,
-        tp=entry.tp,
-        engine=made,
-        quality=entry.quality,
-        precision=entry.precision,
-        kv_precision=entry.kv_precision,
-        step_error=entry.step_error,
-        power_error=entry.power_error,
-        max_num_seqs=max_num_seqs,
-        file=gpu if gpu.lower().endswith(".json") else None,
+def _names(spec: EngineSpec) -> tuple[str, str, int, str | None, str]:
+    return spec.gpu_name, spec.llm_name, spec.tp, spec.precision, spec.kv_precision
+
+
+def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:
+    """The entry with laws of one's own where they are given: whatever is kept is still as good as it was."""
+    if laws is None:
+        return entry
+    engine = entry.engine
+    own = {name: value for name in ("decode", "power", "prefill", "kv") if (value := getattr(laws, name)) is not None}
+    if laws.idle_w is not None:
+        own |= as_floats(idle_w=laws.idle_w)
+    return replace(
+        entry,
+        engine=replace(engine, **own),
+        quality=laws.quality,
+        step_error=laws.step_error if laws.decode is not None else entry.step_error,
+        power_error=laws.power_error if laws.power is not None else entry.power_error,
+        source=laws.source,
+        prompt_per_output=0.0 if laws.decode is not None else entry.prompt_per_output,
     )
+
+
+def _as_run(entry: EngineEntry) -> EngineEntry:
+    """At the spec's clock, with its limit on the batch."""
+    spec, engine = entry.spec, entry.engine
+    if spec.max_num_seqs is not None:
+        engine = replace(engine, kv=replace(engine.kv, **as_floats(max_num_seqs=spec.max_num_seqs)))
+    if spec.clock_frac != 1.0:
+        if not engine.power.has_clock_law:
+            raise BadField("clock_frac", f"{spec.clock_frac:g}", f"the {entry.quality} engine has no clock law: need 1")
+        engine = at_clock(engine, np.asarray(spec.clock_frac))
+    return replace(entry, engine=engine)
 
 
 @dataclass(frozen=True)
@@ -192,9 +183,9 @@ def engine_points(
     mix = entry.prompt_per_output if prompt_per_output is None else prompt_per_output
     points = []
     for batch in batches:
-        decode_s = float(decode_step_s(engine.decode, batch, context_tokens))
+        decode_s = float(engine.decode.step_s(batch, context_tokens))
         step_s = decode_s + batch * mix * float(engine.prefill.per_token_s)
-        power_w = float(gpu_power_w(engine.power, float(batch), context_tokens))
+        power_w = float(engine.power.gpu_w(float(batch), context_tokens))
         tok_per_s = batch / step_s
         points.append(
             EnginePoint(
@@ -204,7 +195,7 @@ def engine_points(
                 decode_step_s=decode_s,
                 tok_per_s=tok_per_s,
                 power_w_per_gpu=power_w,
-                tok_per_j=tok_per_s / (power_w * entry.tp),
+                tok_per_j=tok_per_s / (power_w * entry.spec.tp),
             )
         )
     return points
@@ -239,36 +230,19 @@ def own_fits() -> dict[tuple[str, str, int, str], OwnFit]:
     }
 
 
-@dataclass(frozen=True)
-class _Names:
-    gpu: str
-    llm: str
-    tp: int
-    precision: str
-    kv_precision: str
-
-
-def _is_file(llm: str) -> bool:
-    return "/" in llm or llm.lower().endswith(".json")
-
-
-def _native(found: LlmEntry) -> str:
-    return found.architecture.native_precision
-
-
-def _of_law(names: _Names, gpu: GpuEntry, llm: Llm) -> EngineEntry:
-    law = LAWS[names.gpu]
+def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
+    law = law_of(gpu)
     engine = measured_engine(
         law.law(),
         gpu.gpu,
         llm,
-        names.tp,
+        spec.tp,
         chunk_tokens=gpu.chunk_tokens,
         budget_tokens=gpu.batched_tokens,
         max_num_seqs=gpu.max_num_seqs,
     )
     return EngineEntry(
-        **vars(names),
+        spec=spec,
         engine=engine,
         quality=law.quality,
         step_error=law.step_error,
@@ -296,34 +270,11 @@ def _of_fit(law: EngineEntry, fit: OwnFit) -> EngineEntry:
     )
 
 
-def _of_file(path: str, kv_precision: str, where: Callable[[str], str]) -> EngineEntry:
-    """A calibrated engine: its own step and power on the memory, prefill and price of the GPU and LLM it names."""
-    from fleetopt_jax.calibrate.document import read_document  # which names do without
-
-    document = read_document(path)
-    law = engine_entry(
-        document.gpu,
-        document.llm,
-        document.tp,
-        precision=document.precision,
-        kv_precision=kv_precision,
-        own_fit=False,
-        where=lambda field: f"{path}, {field}",
-    )
-    return replace(
-        law,
-        engine=replace(law.engine, decode=document.decode, power=document.power or law.engine.power),
-        quality="measured",
-        step_error=document.step_error,
-        power_error=document.power_error if document.power else law.power_error,
-        source=f"{path}: {document.source}",
-    )
-
-
 # The paper's own engines: Llama-3.1-70B in 16 bits on eight GPUs.
 # (W [s], H at 8,192 tokens [s], 16-token blocks, slots at 8,192 tokens, idle and nominal W, x0), quality, source.
 _B200_W_S, _B200_H_S = 2.95491 * MS, 0.134 * MS
-_PAPER = {
+_Paper = tuple[tuple[float, ...], Quality, str]
+_PAPER: dict[str, _Paper] = {
     "a100": (
         (8.0 * MS, 0.65 * MS, 65_536, 128, 175, 385, 2.5),
         "calibrated",
@@ -340,44 +291,44 @@ _PAPER = {
         "arXiv 2603.17280v1; scaled from H100 by bandwidth, memory and TDP (+-20 %)",
     ),
 }
-PUBLISHED_FLEETS = {_Names(gpu, DEFAULT_LLM, DEFAULT_TP, "bf16", "bf16"): paper for gpu, paper in _PAPER.items()}
+PUBLISHED_FLEETS = {(gpu, DEFAULT_LLM, DEFAULT_TP, "bf16", "bf16"): paper for gpu, paper in _PAPER.items()}
 
 
-def _published(names: _Names, gpu: GpuEntry, llm: Llm) -> EngineEntry:
-    (base_s, per_seq_s, blocks, slots, idle_w, nominal_w, x0), quality, source = PUBLISHED_FLEETS[names]
+def _published(spec: EngineSpec, gpu: GpuEntry, llm: Llm, paper: "_Paper") -> EngineEntry:
+    (base_s, per_seq_s, blocks, slots, idle_w, nominal_w, x0), quality, source = paper
     engine = make_engine(
         make_decode_step(base_s=base_s, per_token_s=per_seq_s / CALIBRATION_TOKENS),
         make_kv_capacity(n_blocks=blocks, slot_tokens=slots * CALIBRATION_TOKENS, max_num_seqs=gpu.max_num_seqs),
         make_logistic_power(idle_w=idle_w, nominal_w=nominal_w, log2_half_batch=x0),
         law_prefill(
-            LAWS[names.gpu].law(),
+            law_of(gpu).law(),
             gpu.gpu,
             llm,
-            names.tp,
+            spec.tp,
             chunk_tokens=gpu.chunk_tokens,
             calibration_tokens=CALIBRATION_TOKENS,
             budget_tokens=gpu.batched_tokens,
         ),
-        gpus_per_instance=names.tp,
+        gpus_per_instance=spec.tp,
         usd_per_gpu_h=float(gpu.gpu.usd_per_h),
         idle_w=float(gpu.gpu.idle_w),
     )
-    return EngineEntry(**vars(names), engine=engine, quality=quality, step_error=None, power_error=None, source=source)
+    return EngineEntry(spec=spec, engine=engine, quality=quality, step_error=None, power_error=None, source=source)
 
 
-def _roofline(names: _Names, gpu: GpuEntry, llm: Llm) -> EngineEntry:
+def _roofline(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
     prefill = law_prefill(
-        LAWS[names.gpu].law(),
+        law_of(gpu).law(),
         gpu.gpu,
         llm,
-        names.tp,
+        spec.tp,
         chunk_tokens=gpu.chunk_tokens,
         calibration_tokens=ROOFLINE_CONTEXT_TOKENS,
         budget_tokens=gpu.batched_tokens,
     )
     return EngineEntry(
-        **vars(names),
-        engine=roofline_engine(gpu.gpu, llm, names.tp, prefill),
+        spec=spec,
+        engine=roofline_engine(gpu.gpu, llm, spec.tp, prefill),
         quality="roofline",
         step_error=0.5,
         power_error=None,

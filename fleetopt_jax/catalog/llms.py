@@ -1,11 +1,10 @@
 """LLMs by name or by Hugging Face config file, and the precisions to serve them at."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleetopt_jax.catalog.architecture import Architecture
-from fleetopt_jax.core.errors import BadInput, unknown_name
+from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm, mla_kv_bytes_per_token
 
 BYTES_16_BIT = 2.0
@@ -45,24 +44,22 @@ def at_precision(
     architecture: Architecture,
     precision: str | None = None,
     kv_precision: str = "bf16",
-    *,
-    where: Callable[[str], str] = lambda field: "--" + field.replace("_", "-"),
 ) -> Llm:
     """The LLM with weights at `precision` (None: the checkpoint's own) and a KV cache at `kv_precision`.
 
     Attention costs 4 * layers * heads * head_dim FLOPs per pair of tokens (scores and values, a multiply-add is two).
     A latent cache is attended to in the absorbed form, 2 * layers * heads * (2 * latent + rotary); in prefill, engines
-    expand the latent instead, which is up to 3.4 times cheaper (DeepSeek-V3). `where` names the place of a field.
+    expand the latent instead, which is up to 3.4 times cheaper (DeepSeek-V3).
     """
     a = architecture
     name = a.native_precision if precision is None else precision.lower()
     if name not in PRECISIONS:
-        raise unknown_name(where("precision"), name, PRECISIONS)
+        raise unknown_name("precision", name, PRECISIONS)
     if kv_precision.lower() not in KV_BYTES:
-        raise unknown_name(where("kv_precision"), kv_precision, KV_BYTES)
+        raise unknown_name("kv_precision", kv_precision, KV_BYTES)
     if name == "mxfp4" and not a.expert_params:
         others = ", ".join(known for known in PRECISIONS if known != name)
-        raise BadInput(where("precision"), "mxfp4 is for routed experts and this LLM has none", f"need one of {others}")
+        raise BadField("precision", "mxfp4 is for routed experts and this LLM has none", f"need one of {others}")
     weights, value_bytes = PRECISIONS[name], KV_BYTES[kv_precision.lower()]
     inner = a.attention_params + a.dense_params
     n_dense = inner + a.lm_head_params
@@ -93,8 +90,11 @@ def at_precision(
     )
 
 
-def llm_entry(name_or_file: str, where: str = "--llm") -> LlmEntry:
-    """The catalog's LLM of that name (case does not matter), or the one a Hugging Face config.json describes."""
+def llm_entry(name_or_file: "str | LlmEntry", where: str = "llm") -> LlmEntry:
+    """The catalog's LLM of that name (case does not matter), the one a Hugging Face config.json describes, or the one
+    that is given."""
+    if isinstance(name_or_file, LlmEntry):
+        return name_or_file
     if name_or_file.lower() in LLMS:
         return LLMS[name_or_file.lower()]
     is_file = name_or_file.lower().endswith(".json") or ("/" in name_or_file and os.path.exists(name_or_file))

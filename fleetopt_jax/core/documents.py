@@ -13,7 +13,7 @@ import re
 import reprlib
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from fleetopt_jax.core.errors import BadInput
@@ -40,7 +40,7 @@ _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 class Invalid(Protocol):
     """A pydantic `ValidationError`, which this room does not import."""
 
-    def errors(self, *, include_url: bool) -> list[dict[str, Any]]: ...
+    def errors(self, *, include_url: bool) -> Sequence[Mapping[str, Any]]: ...
 
 
 class _Bounded(io.RawIOBase):

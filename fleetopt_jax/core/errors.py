@@ -1,7 +1,7 @@
 """What the user did wrong, said in one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 MOST_CHARS = 800  # of each part of a message: a user's own text may be megabytes
 
@@ -17,12 +17,25 @@ class BadInput(ValueError):
         super().__init__("".join(c if c.isprintable() else " " for c in line))
 
 
-def unknown_name(where: str, name: str, known: Iterable[str]) -> BadInput:
+class BadField(BadInput):
+    """A record refused for one of its fields. Whoever knows where the field came from, an option or a file, says it `at`
+    that place."""
+
+    def __init__(self, field: str, problem: str, allowed: str = "", *, of: str = ""):
+        super().__init__(f"{field}: {of}" if of else field, problem, allowed)
+        self.field, self.problem, self.allowed, self.of = field, problem, allowed, of
+
+    def at(self, where: Callable[[str], str]) -> "BadField":
+        """The same refusal, the field called as `where` has it."""
+        return type(self)(where(self.field), self.problem, self.allowed, of=self.of)
+
+
+def unknown_name(where: str, name: str, known: Iterable[str]) -> BadField:
     """The refusal of a name that is not in a catalog, with the nearest ones that are."""
     names = sorted(known)
     near = difflib.get_close_matches(name[:MOST_CHARS].lower(), names, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}? " if near else ""
-    return BadInput(where, f"unknown name {name!r}", f"{hint}known: {', '.join(names)}")
+    return BadField(where, f"unknown name {name!r}", f"{hint}known: {', '.join(names)}")
 
 
 def _short(text: str) -> str:

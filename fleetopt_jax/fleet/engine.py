@@ -2,18 +2,14 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.core.units import GIB
-from fleetopt_jax.laws.clocks import clocked_power, clocked_prefill, clocked_step
-from fleetopt_jax.laws.compression import Compressor, make_compressor
-from fleetopt_jax.laws.decode import DecodeStep
+from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.kv_cache import (
     BLOCK_TOKENS,
@@ -27,63 +23,38 @@ from fleetopt_jax.laws.kv_cache import (
 )
 from fleetopt_jax.laws.llm import Llm, weight_bytes
 from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
-from fleetopt_jax.laws.power import roofline_power
+from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
 
 
-class DoesNotFit(BadInput):
+class DoesNotFit(BadField):
     """A model whose weights leave no room on its GPUs."""
 
 
 @pytree
-class Site:
-    """What surrounds the GPUs. Off by default: boards only, electricity not priced. Leaves traced, shape ()."""
-
-    host_w_per_gpu: Array  # CPUs, memory, network and fans, shared out to the GPUs [W]
-    pue: Array  # power usage effectiveness: power of the site over that of its machines [-]
-    usd_per_kwh: Array  # price of electricity [USD/kWh]
-    kg_co2_per_kwh: Array  # carbon intensity of electricity [kg/kWh]
-
-
-def make_site(
-    *, host_w_per_gpu: float = 0.0, pue: float = 1.0, usd_per_kwh: float = 0.0, kg_co2_per_kwh: float = 0.0
-) -> Site:
-    """A checked `Site`; the default counts GPU boards and nothing else."""
-    values = dict(locals())
-    for name, value in values.items():
-        least = 1.0 if name == "pue" else 0.0
-        if not least <= value < math.inf:
-            raise ValueError(f"need a finite {name} >= {least:g}, got {value}")
-    return Site(**as_floats(**values))
-
-
-@pytree
 class Engine:
-    """Every number is traced; the type of `power` is the choice of the power law."""
+    """What one instance can do. Every number is traced; the types of `decode` and `power` choose their laws, which may
+    be records of your own. Leaves shape () or with a leading vmap axis."""
 
-    decode: DecodeStep
+    decode: DecodeLaw
     kv: KvCapacity
-    power: Any  # `LogisticPower`, `RooflinePower`, `ActivityPower` or a record of your own that `gpu_power_w` knows
+    power: PowerLaw
     prefill: Prefill
     idle_w: Array  # board power of one GPU of an instance without a request [W]
     gpus_per_instance: Array  # tensor parallelism [-]
     usd_per_gpu_h: Array  # price [USD/h]
-    site: Site
-    compressor: Compressor
 
 
 def make_engine(
-    decode: DecodeStep,
+    decode: DecodeLaw,
     kv: KvCapacity,
-    power: Any,
+    power: PowerLaw,
     prefill: Prefill,
     *,
     gpus_per_instance: float,
     usd_per_gpu_h: float,
     idle_w: float = 0.0,
-    site: Site | None = None,
-    compressor: Compressor | None = None,
 ) -> Engine:
     """A checked `Engine`."""
     if not (1 <= gpus_per_instance < math.inf and 0 <= usd_per_gpu_h < math.inf and 0 <= idle_w < math.inf):
@@ -96,8 +67,6 @@ def make_engine(
         kv=kv,
         power=power,
         prefill=prefill,
-        site=site or make_site(),
-        compressor=compressor or make_compressor(),
         **as_floats(idle_w=idle_w, gpus_per_instance=gpus_per_instance, usd_per_gpu_h=usd_per_gpu_h),
     )
 
@@ -150,8 +119,6 @@ def measured_engine(
         ),
         idle_w=gpu.idle_w,
         usd_per_gpu_h=gpu.usd_per_h,
-        site=make_site(),
-        compressor=make_compressor(),
         **as_floats(gpus_per_instance=tp),
     )
 
@@ -160,18 +127,16 @@ def roofline_engine(gpu: Gpu, llm: Llm, tp: float, prefill: Prefill) -> Engine:
     """The published roofline engine of any GPU, LLM and tensor parallelism. Pure: no check that the model fits."""
     decode = roofline_decode_step(gpu, llm, tp)
     blocks = roofline_kv_blocks(gpu, llm, tp)
-    zero = jnp.zeros_like(blocks)
+    zero = blocks * 0.0
     return Engine(
         decode=decode,
         kv=KvCapacity(
-            n_blocks=blocks, slot_tokens=zero + jnp.inf, fixed_tokens=zero, max_num_seqs=zero + DEFAULT_MAX_NUM_SEQS
+            n_blocks=blocks, slot_tokens=zero + math.inf, fixed_tokens=zero, max_num_seqs=zero + DEFAULT_MAX_NUM_SEQS
         ),
         power=roofline_power(gpu, llm, tp, decode),
         prefill=prefill,
         idle_w=gpu.idle_w,
         usd_per_gpu_h=gpu.usd_per_h,
-        site=make_site(),
-        compressor=make_compressor(),
         **as_floats(gpus_per_instance=tp),
     )
 
@@ -183,20 +148,21 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
     """
     return replace(
         engine,
-        decode=clocked_step(engine.decode, engine.prefill, clock_frac),
-        power=clocked_power(engine.power, engine.prefill, engine.idle_w, clock_frac),
-        prefill=clocked_prefill(engine.prefill, engine.idle_w, clock_frac),
+        decode=engine.decode.at_clock(engine.prefill, clock_frac),
+        power=engine.power.at_clock(engine.prefill, engine.idle_w, clock_frac),
+        prefill=engine.prefill.at_clock(engine.idle_w, clock_frac),
     )
 
 
-def require_fit(where: str, gpu: Gpu, llm: Llm, tp: int) -> None:
-    """Refuse, at the door, a model whose weights leave no room for a single KV block."""
+def require_fit(of: str, gpu: Gpu, llm: Llm, tp: int) -> None:
+    """Refuse a model whose weights leave no room for a single KV block; `of` says in words which on which."""
     if float(kv_capacity_tokens(gpu, llm, tp)) < BLOCK_TOKENS:
         needs = (float(weight_bytes(llm)) / tp + WORKSPACE_BYTES + float(gpu.nccl_bytes) * (tp > 1)) / GIB
         has = MEMORY_UTILIZATION * float(gpu.memory_bytes) / GIB
         raise DoesNotFit(
-            where,
+            "llm",
             f"does not fit: needs {needs:.1f} GiB per GPU at TP {tp} for weights and workspace, before any KV cache, "
             f"has {has:.1f} GiB ({MEMORY_UTILIZATION:.0%} of the memory)",
             "use more GPUs per instance, a larger GPU or fewer bytes per weight",
+            of=of,
         )

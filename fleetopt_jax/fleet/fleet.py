@@ -1,24 +1,120 @@
-"""What is deployed: pools of equal instances behind a length router, and the limits they must hold."""
+"""What is deployed: lanes behind a length router, each of one stage of equal instances; and the limits they must hold."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree, static
+from fleetopt_jax.core.struct import as_floats, namespace, pytree, static
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
+
+Role = Literal["mixed"]  # of a stage: "mixed" prefills and decodes; a prefill or a decode stage is not modelled yet
+
+
+@pytree
+class Stage:
+    """Equal instances of one engine that do one part of the work. Leaves traced, shape ()."""
+
+    engine: Engine
+    n_instances: Array
+    role: Role = static(default="mixed")
+
+
+@pytree
+class Lane:
+    """A slice of the traffic, the requests up to its window that no earlier lane takes, and the stages that serve it."""
+
+    window_tokens: Array  # context window (max-model-len) [tokens]
+    gamma: Array  # requests up to gamma * window are compressed into the lane; 1 for none [-]
+    stages: tuple[Stage, ...]
+
+    @property
+    def stage(self) -> Stage:
+        """The only stage of a lane that has one."""
+        (stage,) = self.stages
+        return stage
 
 
 @pytree
 class Fleet:
-    """K pools in order of their windows. Engines may differ in kind, so they are a tuple; numbers have shape [K]."""
+    """K lanes in order of their windows, and what surrounds them."""
 
-    engines: tuple[Engine, ...]
-    window_tokens: Array  # context window (max-model-len) of each pool [tokens]
-    gamma: Array  # requests up to gamma * window are compressed into the pool; 1 for none [-]
-    n_instances: Array  # instances of each pool [-]
+    lanes: tuple[Lane, ...]
+    surroundings: Surroundings
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Of the lanes; they may differ in kind."""
+        return tuple(lane.stage.engine for lane in self.lanes)
+
+    @property
+    def window_tokens(self) -> Array:
+        """[K]"""
+        return _stacked([lane.window_tokens for lane in self.lanes])
+
+    @property
+    def gamma(self) -> Array:
+        """[K]"""
+        return _stacked([lane.gamma for lane in self.lanes])
+
+    @property
+    def n_instances(self) -> Array:
+        """[K]"""
+        return _stacked([lane.stage.n_instances for lane in self.lanes])
+
+    def with_instances(self, n_instances: ArrayLike) -> "Fleet":
+        """The same with other numbers of instances [K]."""
+        return fleet_of(self.engines, self.window_tokens, self.gamma, n_instances, self.surroundings)
+
+    def with_engines(self, engines: Sequence[Engine]) -> "Fleet":
+        """The same with other engines."""
+        return fleet_of(engines, self.window_tokens, self.gamma, self.n_instances, self.surroundings)
+
+
+def _stacked(values: Sequence[Array]) -> Array:
+    return namespace(values).stack(values)
+
+
+def fleet_of(
+    engines: Sequence[Engine],
+    window_tokens: ArrayLike,
+    gamma: ArrayLike,
+    n_instances: ArrayLike,
+    surroundings: Surroundings | None = None,
+) -> Fleet:
+    """A fleet of one-stage lanes from its engines and its numbers [K], unchecked: traced numbers will do."""
+    xp = namespace(window_tokens, gamma, n_instances)
+    windows, gammas, n = (xp.asarray(x, dtype=float) for x in (window_tokens, gamma, n_instances))
+    lanes = tuple(
+        Lane(window_tokens=windows[k], gamma=gammas[k], stages=(Stage(engine, n[k]),))
+        for k, engine in enumerate(engines)
+    )
+    return Fleet(lanes, surroundings or make_surroundings())
+
+
+def make_fleet(
+    engines: Sequence[Engine],
+    *,
+    window_tokens: Sequence[float],
+    n_instances: Sequence[float],
+    gamma: Sequence[float] | None = None,
+    surroundings: Surroundings | None = None,
+) -> Fleet:
+    """A checked `Fleet` of one-stage lanes; without `gamma` nothing is compressed."""
+    gamma = [1.0] * len(engines) if gamma is None else gamma
+    if not (len(engines) == len(window_tokens) == len(n_instances) == len(gamma) > 0):
+        raise ValueError("need as many engines, windows, instance counts and gammas, at least one of each")
+    if not all(a < b < math.inf for a, b in zip([0.0, *window_tokens], window_tokens)):
+        raise ValueError(f"need positive, finite, rising window_tokens, got {list(window_tokens)}")
+    if not all(1 <= g < math.inf for g in gamma):
+        raise ValueError(f"need finite gamma >= 1, got {list(gamma)}")
+    if not all(0 <= n < math.inf for n in n_instances):
+        raise ValueError(f"need finite n_instances >= 0, got {list(n_instances)}")
+    return fleet_of(engines, *as_floats(w=window_tokens, g=gamma, n=n_instances).values(), surroundings)
 
 
 @pytree
@@ -53,22 +149,6 @@ def make_slo(
     return Slo(**numbers, scope=scope)
 
 
-def make_fleet(
-    engines: Sequence[Engine],
-    *,
-    window_tokens: Sequence[float],
-    n_instances: Sequence[float],
-    gamma: Sequence[float] | None = None,
-) -> Fleet:
-    """A checked `Fleet`; without `gamma` nothing is compressed."""
-    gamma = [1.0] * len(engines) if gamma is None else gamma
-    if not (len(engines) == len(window_tokens) == len(n_instances) == len(gamma) > 0):
-        raise ValueError("need as many engines, windows, instance counts and gammas, at least one of each")
-    if not all(a < b < math.inf for a, b in zip([0.0, *window_tokens], window_tokens)):
-        raise ValueError(f"need positive, finite, rising window_tokens, got {list(window_tokens)}")
-    if not all(1 <= g < math.inf for g in gamma):
-        raise ValueError(f"need finite gamma >= 1, got {list(gamma)}")
-    if not all(0 <= n < math.inf for n in n_instances):
-        raise ValueError(f"need finite n_instances >= 0, got {list(n_instances)}")
-    numbers = as_floats(window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
-    return Fleet(engines=tuple(engines), **{name: jnp.atleast_1d(x) for name, x in numbers.items()})
+def with_limits(slo: Slo, **limits: float) -> Slo:
+    """The limits with some numbers changed, unchecked."""
+    return replace(slo, **as_floats(**limits))

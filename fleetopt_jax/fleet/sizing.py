@@ -9,12 +9,11 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import whole_up
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.choices import SPARE_INSTANCES
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import PoolMetrics, for_each_pool, pool_metrics
+from fleetopt_jax.fleet.evaluate import PoolMetrics, for_each_lane, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import held
-from fleetopt_jax.fleet.operation import pool_load
+from fleetopt_jax.fleet.stage import Setting, setting_of, stage_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.workload.atoms import Workload
 
@@ -26,18 +25,18 @@ def least_instances(
     engine: Engine,
     traffic: PoolTraffic,
     window_tokens: ArrayLike,
-    workload: Workload,
     slo: Slo,
-    assumptions: Assumptions = PHYSICAL,
+    setting: Setting,
 ) -> Array:
     """N the load alone needs: ceil(lambda / (0.85 mu)) and, as published, ceil(lambda / mu) + 1.
 
     0 without traffic; inf where an instance cannot run one sequence of the window.
     """
-    load = pool_load(engine, traffic, window_tokens, workload, assumptions)
+    assumptions = setting.assumptions
+    load = stage_load(engine, traffic, window_tokens, setting)
     fits = load.n_max >= (1.0 if assumptions.whole else 1e-6)
     asked = load.rate_per_s * load.service_s / jnp.where(fits, load.n_max, 1.0)
-    spare = SPARE_INSTANCES[assumptions.occupancy]
+    spare = assumptions.occupancy.spare_instances
     least = jnp.maximum(
         whole_up(asked / slo.max_utilization * (1.0 - 1e-12), whole=assumptions.whole),
         whole_up(asked, whole=assumptions.whole) + spare,
@@ -54,23 +53,22 @@ def required_instances(
     engine: Engine,
     traffic: PoolTraffic,
     window_tokens: ArrayLike,
-    workload: Workload,
     slo: Slo,
-    assumptions: Assumptions = PHYSICAL,
+    setting: Setting,
 ) -> Array:
     """Least N of one pool that holds every limit by itself; 0 without traffic, inf where no N does.
 
     With real rounding the latencies are left to the caller as constraints. The published rule bounds the slot wait
     alone; here the P99 TTFT the plan reports is bounded.
     """
-    least = least_instances(engine, traffic, window_tokens, workload, slo, assumptions)
-    if not assumptions.whole:
+    least = least_instances(engine, traffic, window_tokens, slo, setting)
+    if not setting.assumptions.whole:
         return least
     usable = jnp.isfinite(least) & (least > 0)
 
     def holds(n_instances: Array) -> Array:
         return ~usable | _pool_held(
-            pool_metrics(engine, traffic, window_tokens, n_instances, workload, assumptions, quantiles=False), slo
+            pool_metrics(engine, traffic, window_tokens, n_instances, setting, quantiles=False), slo
         )
 
     start = jnp.where(usable, least, 1.0)
@@ -79,44 +77,37 @@ def required_instances(
 
 
 def size_fleet(
-    engines: tuple[Engine, ...],
-    window_tokens: Array,
-    gamma: Array,
+    fleet: Fleet,
     workload: Workload,
     slo: Slo,
     assumptions: Assumptions = PHYSICAL,
     *,
     router_width: ArrayLike | None = None,
 ) -> Fleet:
-    """The fleet with the least instances that hold `slo` (inf where none do); `router_width` as in `evaluate`.
+    """`fleet` with the least instances that hold `slo` (inf where none do); `router_width` as in `evaluate`.
 
-    Where the latencies are held by the fleet as a whole, all pools grow by one factor until they are, then each shrinks
-    while they are, in both orders; the smaller fleet is kept. None of its pools can be smaller, which is not a proof
-    that no other fleet is.
+    The instances that `fleet` has are not read. Where the latencies are held by the fleet as a whole, all pools grow by
+    one factor until they are, then each shrinks while they are, in both orders; the smaller fleet is kept. None of its
+    pools can be smaller, which is not a proof that no other fleet is.
     """
-    traffic = route(engines, window_tokens, gamma, workload, assumptions, router_width=router_width)
-    n_instances = instances_for(engines, traffic, window_tokens, workload, slo, assumptions)
-    return Fleet(engines=engines, window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
+    traffic = route(fleet, workload, assumptions, router_width=router_width)
+    return fleet.with_instances(instances_for(fleet, traffic, workload, slo, assumptions))
 
 
 def instances_for(
-    engines: tuple[Engine, ...],
-    traffic: tuple[PoolTraffic, ...],
-    window_tokens: Array,
-    workload: Workload,
-    slo: Slo,
-    assumptions: Assumptions = PHYSICAL,
+    fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, assumptions: Assumptions = PHYSICAL
 ) -> Array:
-    """The instances [K] of `size_fleet` for pools that get `traffic`."""
+    """The instances [K] of `size_fleet` for lanes that get `traffic` [K]."""
+    setting = setting_of(workload, fleet.surroundings, assumptions)
     rule = required_instances if slo.scope == "pool" else least_instances
-    n_instances = for_each_pool(
-        lambda engine, pool, window: rule(engine, pool, window, workload, slo, assumptions),
-        engines,
+    n_instances = for_each_lane(
+        lambda engine, pool, window: rule(engine, pool, window, slo, setting),
+        fleet.engines,
         traffic,
-        window_tokens,
+        fleet.window_tokens,
     )
     if slo.scope == "fleet" and assumptions.whole:
-        return _share_out(engines, traffic, window_tokens, n_instances, workload, slo, assumptions)
+        return _share_out(fleet, traffic, n_instances, slo, setting)
     return n_instances
 
 
@@ -125,28 +116,19 @@ def _pool_held(metrics: PoolMetrics, slo: Slo) -> Array:
     return held(alone, dataclasses.replace(slo, scope="pool"))
 
 
-def _share_out(
-    engines: tuple[Engine, ...],
-    traffic: tuple[PoolTraffic, ...],
-    windows: Array,
-    least: Array,
-    workload: Workload,
-    slo: Slo,
-    assumptions: Assumptions,
-) -> Array:
+def _share_out(fleet: Fleet, traffic: PoolTraffic, least: Array, slo: Slo, setting: Setting) -> Array:
     """Instances [K] of the pools that together hold latencies of the whole fleet."""
+    engines = fleet.engines
     usable = jnp.all(jnp.isfinite(least)) & jnp.any(least > 0)
     start = jnp.where(usable, least, 1.0)
     most = jnp.where(start > 0, most_instances(start), 0.0)
 
     def holds(n: Array) -> Array:
-        pools = for_each_pool(
-            lambda engine, pool, window, count: pool_metrics(
-                engine, pool, window, count, workload, assumptions, quantiles=False
-            ),
+        pools = for_each_lane(
+            lambda engine, pool, window, count: pool_metrics(engine, pool, window, count, setting, quantiles=False),
             engines,
             traffic,
-            windows,
+            fleet.window_tokens,
             n,
         )
         return held(pools, slo)

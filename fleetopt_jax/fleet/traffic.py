@@ -1,11 +1,16 @@
 """What each pool has to serve: the workload's atoms, routed and summed.
 
-The hard router needs no loop over atoms: with prefix sums over the sorted lengths, a pool's traffic is a difference of
-two of them. Under `vmap` over thresholds the sums are computed once and a candidate costs two binary searches a pool,
-of its window and of its edge. Every feature has a sum of its own: the compiler leaves out what the assumptions leave
+Everything a lane's laws read of its requests is one record of weighted sums, `ServedSums`, and one of what its
+compressor is asked to squeeze, `TriedSums`; both are sums of the same features of atoms, whatever the weights: a range
+of atoms (hard routing), shares of each (soft routing), or smoothed rows of running sums (the relaxation).
+
+The hard router needs no loop over atoms: with running sums over the sorted lengths, a pool's traffic is a difference of
+two rows. Under `vmap` over thresholds the sums are computed once and a candidate costs two binary searches a pool, of
+its window and of its edge. Every feature has a sum of its own: the compiler leaves out what the assumptions leave
 unread, which it cannot do with the columns of a matrix.
 """
 
+from dataclasses import replace
 from typing import TypeVar
 
 import jax
@@ -13,20 +18,25 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import pytree
-from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.choices import CHUNKS, CHUNKS_PER_TOKEN, COMPRESSIBLE, LENGTHS, REACH, SUCCESS, WHOLE_SHARE
-from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.laws.demand import Demand, demand, squeezed_demand
+from fleetopt_jax.core.struct import pytree, stack
+from fleetopt_jax.fleet.assumptions import EXACT, Assumptions
+from fleetopt_jax.fleet.fleet import Fleet
+from fleetopt_jax.laws.compression import Compressor
+from fleetopt_jax.laws.demand import Demand, demand
+from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.routing import router_edges, soft_share
 from fleetopt_jax.laws.service import StepMoments, step_moments
-from fleetopt_jax.workload.atoms import Workload, split_total, total_tokens
+from fleetopt_jax.workload.atoms import Workload, total_tokens
+from fleetopt_jax.workload.columns import Columns, columns_of
 
 T = TypeVar("T")
 
 N_CELLS = 160  # of the histogram of prompts
 NOBODY = 1e-12  # shares below are the rounding of running sums
 OUTPUT_POWERS = 5  # sums of o^0 ... o^4 over compressible requests
+
+
+# --- what a pool gets -------------------------------------------------------------------------------------------------
 
 
 @pytree
@@ -41,7 +51,7 @@ class PromptHistogram:
 
 @pytree
 class PoolTraffic:
-    """One pool's traffic; the mean features are 0 where the pool gets nothing."""
+    """One pool's traffic, or that of K with a leading axis; the mean features are 0 where a pool gets nothing."""
 
     traffic_frac: Array  # share of all requests [-]
     output_tokens: Array  # mean output a request of the pool is credited with [tokens]
@@ -51,142 +61,128 @@ class PoolTraffic:
     prompts: PromptHistogram | None  # where the assumptions need it
 
 
-def route(
-    engines: tuple[Engine, ...],
-    window_tokens: Array,
-    gamma: Array,
-    workload: Workload,
-    assumptions: Assumptions,
-    *,
-    router_width: ArrayLike | None = None,
-) -> tuple[PoolTraffic, ...]:
-    """The traffic of each pool; hard, or with a router of log-width `router_width` > 0.
+@pytree
+class ServedSums:
+    """Sums over the requests a lane serves as they come; or one request's features. Leaves of any common shape."""
 
-    A request goes to the first pool whose edge gamma B it does not exceed. Longer than B, it is compressed to B; where
-    that fails it goes to the first pool whose window holds it as it is. Requests beyond the last edge are served by
-    nobody.
+    requests: Array  # share of all requests [-]
+    output_tokens: Array  # credited
+    steps: StepMoments
+    demand: Demand
+    in_cells: Array | None  # prompts by cell of the histogram, a last axis of C; None where no law reads them
+
+
+@pytree
+class TriedSums:
+    """Sums over the requests a lane tries to compress; or one request's features. Leaves of any common shape."""
+
+    output_powers: tuple[Array, ...]  # o^0 ... o^4 of the output that is kept
+    output_tokens: Array  # credited
+    prompt_tokens: Array
+
+
+# --- atoms and their features -----------------------------------------------------------------------------------------
+
+
+@pytree
+class PromptCells:
+    """Cells of the histogram of prompts."""
+
+    cell: Array  # of each atom [J]
+    shortest: Array  # prompt of each cell [tokens] [C]
+    longest: Array  # [tokens] [C]
+
+
+@pytree
+class Atoms:
+    """The workload under the assumptions, in order of what the router sees: what all pools share."""
+
+    weight: Array  # [J]
+    columns: Columns  # [J]
+    compressible: Array  # 1 for requests that can give way to a shorter window [J]
+    whole_share: Array  # output share of a request compressed as a whole [-]
+    cells: PromptCells | None
+
+
+def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
+    """The atoms as the assumptions have them, sorted by the length that is routed.
+
+    A workload is sorted by total length when it is made; only a router that sees something else sorts again.
     """
-    if assumptions.integration != "exact":
-        raise ValueError("need exact integration: the sampled procedure is `published.procedure`'s alone")
-    edges = router_edges(window_tokens, REACH[assumptions.compression](gamma))
-    if router_width is None:
-        atoms = _Atoms(workload, assumptions)
-        lengths = jnp.concatenate([window_tokens, edges])
-        ends = jnp.split(jnp.searchsorted(atoms.total, lengths, side="right"), 2)
-        return tuple(_hard_traffic(atoms, engines, k, window_tokens, *ends, assumptions) for k in range(len(engines)))
-    return _soft_traffic(engines, window_tokens, edges, workload, assumptions, router_width)
+    prompt, output = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
+    columns = replace(columns_of(prompt, output), route_tokens=jnp.asarray(total_tokens(workload)))
+    weight = jnp.asarray(workload.weight)
+    by_prompt = workload.by_prompt
+    key = assumptions.route_by
+    if not key.sorts_like_total:
+        route_tokens = key.route_tokens(columns)
+        order = jnp.argsort(route_tokens)
+        columns = jax.tree.map(lambda x: jnp.asarray(x)[order], replace(columns, route_tokens=route_tokens))
+        weight, by_prompt = weight[order], jnp.argsort(order)[by_prompt]
+    return Atoms(
+        weight=weight,
+        columns=columns,
+        compressible=assumptions.compression.compressible(columns.held_tokens, columns.output_tokens),
+        whole_share=jnp.asarray(assumptions.lengths.whole_share(workload, assumptions.output_share)),
+        cells=_prompt_cells(weight, columns.prefill_tokens, by_prompt) if assumptions.tail.has_distribution else None,
+    )
 
 
-class _Atoms:
-    """The workload under the assumptions, with what all pools share."""
-
-    def __init__(self, workload: Workload, assumptions: Assumptions):
-        self.workload, self.total = workload, total_tokens(workload)
-        self.prompt, self.output = LENGTHS[assumptions.lengths](workload, assumptions)
-        self.compressible = COMPRESSIBLE[assumptions.compression](self.prompt, self.output)
-        self.whole_share = WHOLE_SHARE[assumptions.lengths](workload, assumptions)
-        self.cells = _prompt_cells(workload.weight, self.prompt) if assumptions.tail == "quantile" else None
-
-
-def _features(engine: Engine, prompt: Array, output: Array, assumptions: Assumptions) -> tuple[StepMoments, Demand]:
-    chunks = CHUNKS[assumptions.prefill](engine, prompt, assumptions.whole)
-    return step_moments(chunks, output, prompt + output), demand(prompt, output)
+def served_features(prefill: Prefill, atoms: Atoms, assumptions: Assumptions) -> ServedSums:
+    """What is summed over requests that are served as they are, of each atom [J]."""
+    columns = atoms.columns
+    chunks = assumptions.prefill.chunks(prefill, columns.prefill_tokens, whole=assumptions.whole)
+    return ServedSums(
+        requests=jnp.ones_like(atoms.weight),
+        output_tokens=columns.output_tokens,
+        steps=step_moments(chunks, columns.steps, columns.held_tokens + columns.output_tokens),
+        demand=demand(columns.prefill_tokens, columns.held_tokens, columns.steps, columns.output_tokens),
+        in_cells=None if atoms.cells is None else jax.nn.one_hot(atoms.cells.cell, N_CELLS),
+    )
 
 
-def _hard_traffic(
-    atoms: _Atoms,
-    engines: tuple[Engine, ...],
-    k: int,
-    windows: Array,
-    window_ends: Array,
-    edge_ends: Array,
-    assumptions: Assumptions,
-) -> PoolTraffic:
-    """As they are: the requests in (B_{k-1}, B_k], less those an earlier pool j compressed, which are some of
-    (max(B_j, e_{j-1}), e_j]. Compressed: those in (max(B_k, e_{k-1}), e_k] that can be and are."""
-    engine, window = engines[k], windows[k]
-    weight, eligible = atoms.workload.weight, atoms.workload.weight * atoms.compressible
-    success = [SUCCESS[assumptions.compression](each) for each in engines[:k]]
-
-    def band(j: int) -> tuple[Array, Array]:
-        return jnp.maximum(window_ends[j], edge_ends[j - 1] if j else 0), edge_ends[j]
-
-    start, end = window_ends[k - 1] if k else jnp.zeros_like(window_ends[k]), window_ends[k]
-    earlier = [tuple(jnp.clip(bound, start, end) for bound in band(j)) for j in range(k)]
-    band_start, band_end = band(k)
-
-    def as_they_are(x: Array) -> Array:
-        """Sum of a feature [J] or [J, C] over the requests served as they are."""
-        of_all, of_eligible = _running(weight, x), _running(eligible, x)
-        kept = of_all[end] - of_all[start]
-        for done, (first, last) in zip(success, earlier):
-            kept -= done * (of_eligible[last] - of_eligible[first])
-        return kept
-
-    def tried(x: Array) -> Array:
-        """Sum of a feature [J] over the requests this pool tries to compress."""
-        sums = _running(eligible, x)
-        return sums[band_end] - sums[band_start]
-
-    own = jax.tree.map(as_they_are, _own_features(engine, atoms, assumptions))
-    sums = jax.tree.map(tried, _tried_features(atoms))
-    cells = None
-    if atoms.cells is not None:
-        cell, shortest, longest = atoms.cells
-        cells = as_they_are(jax.nn.one_hot(cell, N_CELLS)), shortest, longest
-    return served_traffic(engine, window, own, sums, cells, atoms.whole_share, assumptions)
+def tried_features(atoms: Atoms, kept_output: ArrayLike) -> TriedSums:
+    """What is summed over requests that a pool tries to compress, of each atom [J]."""
+    kept = jnp.asarray(kept_output)
+    return TriedSums(
+        output_powers=tuple(kept**j for j in range(OUTPUT_POWERS)),
+        output_tokens=atoms.columns.output_tokens,
+        prompt_tokens=atoms.columns.held_tokens,
+    )
 
 
-def _own_features(engine: Engine, atoms: _Atoms, assumptions: Assumptions) -> tuple[Array, Array, StepMoments, Demand]:
-    """What is summed over the requests served as they are: one, output, steps and demand, each [J]."""
-    ones = jnp.ones_like(atoms.workload.weight)
-    return ones, atoms.output, *_features(engine, atoms.prompt, atoms.output, assumptions)
+def _prompt_cells(weight: Array, prompt: Array, order: Array) -> PromptCells:
+    """Cells even in a mean of three measures, requests, tokens and log-length, so that tails are resolved as finely as
+    bulk and a spike in the data is a cell of its own. `order` sorts the prompts."""
+    w, p = weight[order], prompt[order]
+    requests, tokens = jnp.cumsum(w), jnp.cumsum(w * p)
+    span = jnp.log(p[-1] / p[0])
+    logs = jnp.where(span > 0, jnp.log(p / p[0]) / jnp.where(span > 0, span, 1.0), 0.0)
+    rank = (requests / requests[-1] + tokens / tokens[-1] + logs) / 3.0
+    cell = jnp.clip(jnp.floor(N_CELLS * rank).astype(int), 0, N_CELLS - 1)
+    shortest = jnp.minimum(jax.ops.segment_min(p, cell, N_CELLS, indices_are_sorted=True), p[-1])
+    longest = jnp.maximum(jax.ops.segment_max(p, cell, N_CELLS, indices_are_sorted=True), p[0])
+    return PromptCells(jnp.zeros_like(cell).at[order].set(cell), shortest, jnp.maximum(longest, shortest))
 
 
-def _tried_features(atoms: _Atoms) -> tuple[tuple[Array, ...], Array]:
-    """What is summed over the requests a pool tries to compress: (o^0 ... o^4, prompt), each [J]."""
-    return tuple(atoms.output**j for j in range(OUTPUT_POWERS)), atoms.prompt
-
-
-def served_traffic(
-    engine: Engine,
-    window: Array,
-    own: tuple[Array, Array, StepMoments, Demand],
-    tried: tuple[tuple[Array, ...], Array],
-    cells: tuple[Array, Array, Array] | None,
-    whole_share: ArrayLike,
-    assumptions: Assumptions,
-) -> PoolTraffic:
-    """One pool's traffic from its sums: of the requests as they are, and of those it tries to compress.
-
-    `cells` are the prompts of the first: (mass, shortest, longest) [C].
-    """
-    tried_powers, tried_prompt = tried
-    output_powers = SUCCESS[assumptions.compression](engine) * jnp.stack(tried_powers)
-    squeezed = _SQUEEZED[assumptions.compression](engine, window, output_powers, whole_share, assumptions)
-    frac, credited = own[0] + output_powers[0], own[1] + output_powers[1]
-    steps, asked = jax.tree.map(jnp.add, own[2:], squeezed)
-    histogram = None
-    if cells is not None:
-        mean_tried = mean_over(tried_prompt, tried_powers[0])
-        histogram = _histogram(engine, *cells, window, output_powers, mean_tried)
-    return _traffic(frac, credited, steps, asked, tried_prompt, histogram)
+# --- hard routing: differences of running sums ------------------------------------------------------------------------
 
 
 @pytree
 class RunningSums:
     """Sums of a workload's features over its first 0 ... J atoms: any pool's traffic is a difference of two rows."""
 
-    own: tuple[Array, Array, StepMoments, Demand]  # over all requests, leaves [J + 1]
-    own_eligible: tuple[Array, Array, StepMoments, Demand] | None  # over those that can be compressed, if any are
-    tried: tuple[tuple[Array, ...], Array] | None
-    cells: tuple[Array, Array | None, Array, Array] | None  # prompts [J + 1, C], of the eligible, shortest, longest [C]
+    own: ServedSums  # over all requests, leaves [J + 1, ...]
+    own_eligible: ServedSums | None  # over those that can be compressed, if any are
+    tried: TriedSums | None
+    cells: PromptCells | None
     whole_share: Array
+    route_tokens: Array  # of the atoms, rising [J]
 
 
 @pytree
-class Interval:
-    """What a pool between two boundaries serves. A boundary is a window and its router edge, gamma times as far; rows
+class Slice:
+    """The requests between two boundaries that a lane serves. A boundary is a window and its router edge, gamma times as far; rows
     count the atoms up to them. Shape () or [M]."""
 
     window_tokens: Array  # of the pool: its upper boundary's
@@ -196,60 +192,58 @@ class Interval:
     upper_edge: Array  # row of the upper edge
 
 
-def running_sums(engine: Engine, workload: Workload, assumptions: Assumptions, *, compresses: bool) -> RunningSums:
-    """The sums for `interval_traffic`. Of the engine only its published prefill chunk counts, where that is assumed."""
-    atoms = _Atoms(workload, assumptions)
-    weight, eligible = workload.weight, workload.weight * atoms.compressible
+def running_sums(prefill: Prefill, atoms: Atoms, assumptions: Assumptions, *, compresses: bool) -> RunningSums:
+    """The sums for `slice_traffic`. Of the engine only its published prefill chunk counts, where that is assumed."""
+    eligible = atoms.weight * atoms.compressible
 
     def running(mass: Array, features: T) -> T:
         return jax.tree.map(lambda x: _running(mass, x), features)
 
-    own, cells = _own_features(engine, atoms, assumptions), None
-    if atoms.cells is not None:
-        cell, shortest, longest = atoms.cells
-        one_hot = jax.nn.one_hot(cell, N_CELLS)
-        cells = running(weight, one_hot), running(eligible, one_hot) if compresses else None, shortest, longest
+    own = served_features(prefill, atoms, assumptions)
+    tried = tried_features(atoms, atoms.columns.output_tokens)
     return RunningSums(
-        own=running(weight, own),
+        own=running(atoms.weight, own),
         own_eligible=running(eligible, own) if compresses else None,
-        tried=running(eligible, _tried_features(atoms)) if compresses else None,
-        cells=cells,
-        whole_share=jnp.asarray(atoms.whole_share),
+        tried=running(eligible, tried) if compresses else None,
+        cells=atoms.cells,
+        whole_share=atoms.whole_share,
+        route_tokens=atoms.columns.route_tokens,
     )
 
 
-def interval_traffic(sums: RunningSums, engine: Engine, interval: Interval, assumptions: Assumptions) -> PoolTraffic:
+def slice_traffic(
+    sums: RunningSums, prefill: Prefill, compressor: Compressor, requests: Slice, assumptions: Assumptions
+) -> PoolTraffic:
     """The traffic of the pool between two boundaries: the requests longer than the lower window up to the upper one,
     less those the pool below compresses, and those up to the upper edge that this pool compresses.
 
-    Equal to `route` of any fleet with these two boundaries next to each other, whose engines compress alike: what is
-    compressed up to the lower edge does not depend on which of the pools below did it.
+    What is compressed up to the lower edge does not depend on which of the pools below did it.
     """
-    start, end = interval.start, interval.end
+    start, end = requests.start, requests.end
 
     def as_they_are(of_all: Array, of_eligible: Array | None) -> Array:
         kept = of_all[end] - of_all[start]
         if of_eligible is None:
             return kept
-        taken = of_eligible[jnp.clip(interval.lower_edge, start, end)] - of_eligible[start]
-        return kept - SUCCESS[assumptions.compression](engine) * taken
+        taken = of_eligible[jnp.clip(requests.lower_edge, start, end)] - of_eligible[start]
+        return kept - assumptions.compression.success_frac(compressor) * taken
 
     def tried(of_eligible: Array) -> Array:
-        first = jnp.maximum(end, interval.lower_edge)
-        return of_eligible[jnp.maximum(interval.upper_edge, first)] - of_eligible[first]
+        first = jnp.maximum(end, requests.lower_edge)
+        return of_eligible[jnp.maximum(requests.upper_edge, first)] - of_eligible[first]
 
     if sums.tried is None:
-        own = jax.tree.map(lambda x: as_they_are(x, None), sums.own)
-        nothing = jnp.zeros(())
-        compressed = (nothing,) * OUTPUT_POWERS, nothing
+        own, squeezed = jax.tree.map(lambda x: as_they_are(x, None), sums.own), nothing_tried()
     else:
-        own = jax.tree.map(as_they_are, sums.own, sums.own_eligible)
-        compressed = jax.tree.map(tried, sums.tried)
-    cells = None
-    if sums.cells is not None:
-        of_all, of_eligible, shortest, longest = sums.cells
-        cells = as_they_are(of_all, of_eligible), shortest, longest
-    return served_traffic(engine, interval.window_tokens, own, compressed, cells, sums.whole_share, assumptions)
+        own, squeezed = jax.tree.map(as_they_are, sums.own, sums.own_eligible), jax.tree.map(tried, sums.tried)
+    about = sums.cells, sums.whole_share
+    return served_traffic(prefill, compressor, requests.window_tokens, own, squeezed, about, assumptions)
+
+
+def nothing_tried() -> TriedSums:
+    """The sums of nobody."""
+    nothing = jnp.zeros(())
+    return TriedSums((nothing,) * OUTPUT_POWERS, nothing, nothing)
 
 
 def _running(weight: Array, x: Array) -> Array:
@@ -257,146 +251,139 @@ def _running(weight: Array, x: Array) -> Array:
     return jnp.concatenate([jnp.zeros_like(x[:1]), jnp.cumsum((weight * x.T).T, axis=0)])
 
 
+# --- the router -------------------------------------------------------------------------------------------------------
+
+
+def route(
+    fleet: Fleet, workload: Workload, assumptions: Assumptions, *, router_width: ArrayLike | None = None
+) -> PoolTraffic:
+    """The traffic of each lane, a leading axis of K; hard, or with a router of log-width `router_width` > 0.
+
+    A request goes to the first pool whose edge gamma B it does not exceed. Longer than B, it is compressed to B; where
+    that fails it goes to the first pool whose window holds it as it is. Requests beyond the last edge are served by
+    nobody.
+    """
+    if assumptions.integration != EXACT:
+        raise ValueError("need exact integration: the sampled procedure is `published.procedure`'s alone")
+    windows = fleet.window_tokens
+    edges = router_edges(windows, assumptions.compression.effective_gamma(fleet.gamma))
+    atoms = atoms_of(workload, assumptions)
+    prefills = stack([engine.prefill for engine in fleet.engines])
+    compressor = fleet.surroundings.compressor
+    if router_width is not None:
+        return _soft_traffic(atoms, prefills, compressor, windows, edges, assumptions, router_width)
+    lengths = jnp.concatenate([windows, edges])
+    window_rows, edge_rows = jnp.split(jnp.searchsorted(atoms.columns.route_tokens, lengths, side="right"), 2)
+    none = jnp.zeros_like(window_rows[:1])
+    slices = Slice(
+        window_tokens=windows,
+        start=jnp.concatenate([none, window_rows[:-1]]),
+        end=window_rows,
+        lower_edge=jnp.concatenate([none, edge_rows[:-1]]),
+        upper_edge=edge_rows,
+    )
+
+    def one(prefill: Prefill, requests: Slice) -> PoolTraffic:
+        sums = running_sums(prefill, atoms, assumptions, compresses=True)
+        return slice_traffic(sums, prefill, compressor, requests, assumptions)
+
+    return jax.vmap(one)(prefills, slices)
+
+
 def _soft_traffic(
-    engines: tuple[Engine, ...],
+    atoms: Atoms,
+    prefills: Prefill,
+    compressor: Compressor,
     windows: Array,
     edges: Array,
-    workload: Workload,
     assumptions: Assumptions,
     width: ArrayLike,
-) -> tuple[PoolTraffic, ...]:
+) -> PoolTraffic:
     """Every atom in shares. What is longer than its pool's window is compressed, if it can be, or goes on to the next
     pool whose window holds it. The last edge stays hard: what is longer than every window is rejected."""
-    atoms = _Atoms(workload, assumptions)
-    failed = jnp.zeros_like(workload.weight)  # share that could not be compressed and waits for a window that holds it
-    traffic = []
-    for k, engine in enumerate(engines):
-        last = k == len(engines) - 1
+    columns, compression = atoms.columns, assumptions.compression
+    as_they_are, tried = _soft_shares(atoms, windows, edges, compression.success_frac(compressor), width)
+
+    def one(prefill: Prefill, window: Array, as_is: Array, tries: Array) -> PoolTraffic:
+        kept = compression.kept_output(columns.output_tokens, window)
+        own = _sums(atoms.weight * as_is, served_features(prefill, atoms, assumptions))
+        squeezed = _sums(atoms.weight * tries, tried_features(atoms, kept))
+        about = atoms.cells, atoms.whole_share
+        return served_traffic(prefill, compressor, window, own, squeezed, about, assumptions)
+
+    return jax.vmap(one)(prefills, windows, as_they_are, tried)
+
+
+def _soft_shares(
+    atoms: Atoms, windows: Array, edges: Array, success_frac: ArrayLike, width: ArrayLike
+) -> tuple[Array, Array]:
+    """Shares of every atom that each pool serves as it is, and tries to compress [K, J]."""
+    length = atoms.columns.route_tokens
+    failed = jnp.zeros_like(atoms.weight)  # could not be compressed, and waits for a window that holds it
+    as_they_are, tried = [], []
+    for k in range(len(windows)):
+        last = k == len(windows) - 1
         lower, upper = edges[k - 1] if k else jnp.zeros(()), edges[k]
-        accepted = soft_share(atoms.total, lower, jnp.inf if last else upper, width)
-        accepted = accepted * (atoms.total <= upper if last else 1.0)
-        too_long = atoms.total > windows[k]
+        accepted = soft_share(length, lower, jnp.inf if last else upper, width)
+        accepted = accepted * (length <= upper if last else 1.0)
+        too_long = length > windows[k]
         tries = accepted * too_long * atoms.compressible
-        served = tries * SUCCESS[assumptions.compression](engine) + jnp.where(too_long, 0.0, accepted + failed)
-        failed = accepted + failed - served
-        mass = workload.weight * served
-        prompt, output = _SHRUNK[assumptions.compression](atoms, windows[k], assumptions)
-        steps, asked = _features(
-            engine, jnp.where(too_long, prompt, atoms.prompt), jnp.where(too_long, output, atoms.output), assumptions
-        )
-        tried = jnp.sum(workload.weight * tries * atoms.prompt)
-        sums = jax.tree.map(lambda x: jnp.sum(mass * x), (steps, asked))  # noqa: B023
-        histogram = None
-        if atoms.cells is not None:
-            cell, shortest, longest = atoms.cells
-            as_is = jax.ops.segment_sum(jnp.where(too_long, 0.0, mass), cell, N_CELLS)
-            powers = jnp.stack([jnp.sum(jnp.where(too_long, mass * output**j, 0.0)) for j in range(OUTPUT_POWERS)])
-            tried_mean = mean_over(jnp.sum(jnp.where(too_long, mass * atoms.prompt, 0.0)), powers[0])
-            histogram = _histogram(engine, as_is, shortest, longest, windows[k], powers, tried_mean)
-        traffic.append(_traffic(jnp.sum(mass), jnp.sum(mass * atoms.output), *sums, tried, histogram))
-    return tuple(traffic)
+        kept = jnp.where(too_long, 0.0, accepted + failed)
+        failed = accepted + failed - tries * success_frac - kept
+        as_they_are.append(kept)
+        tried.append(tries)
+    return jnp.stack(as_they_are), jnp.stack(tried)
 
 
-# compression of many requests at once (sums over them), and of each
+def _sums(mass: Array, features: T) -> T:
+    """Weighted sums of features [J, ...]."""
+    return jax.tree.map(lambda x: mass @ x, features)
 
 
-def _squeeze_whole(
-    engine: Engine, window: Array, output_powers: Array, whole_share: ArrayLike, assumptions: Assumptions
-) -> tuple[StepMoments, Demand]:
-    """As if each were a request of the window's length."""
-    prompt, output = split_total(window, whole_share, whole=assumptions.whole)
-    return jax.tree.map(lambda x: output_powers[0] * x, _features(engine, prompt, output, assumptions))
+# --- from sums to traffic ---------------------------------------------------------------------------------------------
 
 
-def _squeeze_prompts(
-    engine: Engine, window: Array, output_powers: Array, whole_share: ArrayLike, assumptions: Assumptions
-) -> tuple[StepMoments, Demand]:
-    """Each keeps its output and fills the window. Whole chunks are counted half a chunk up, their mean."""
-    per_token = CHUNKS_PER_TOKEN[assumptions.prefill](engine)
-    s0, s1, s2 = output_powers[:3]
-    a = per_token * window + (0.5 * jnp.sign(per_token) if assumptions.whole else 0.0)
-    b = 1.0 - per_token  # steps = a + b o
-    steps, steps2 = a * s0 + b * s1, a**2 * s0 + 2 * a * b * s1 + b**2 * s2
-    moments = StepMoments(
-        chunks=a * s0 - per_token * s1,
-        steps=steps,
-        steps_len=steps * window,
-        steps2=steps2,
-        steps2_len=steps2 * window,
-        steps2_len2=steps2 * window**2,
-    )
-    return moments, squeezed_demand(window, output_powers)
-
-
-_SQUEEZED = {"free": _squeeze_whole, "prompt_only": _squeeze_prompts}
-
-
-def _shrink_whole(atoms: _Atoms, window: Array, assumptions: Assumptions) -> tuple[Array, Array]:
-    prompt, output = split_total(window, atoms.whole_share, whole=assumptions.whole)
-    return jnp.broadcast_to(prompt, atoms.total.shape), jnp.broadcast_to(output, atoms.total.shape)
-
-
-def _shrink_prompt(atoms: _Atoms, window: Array, assumptions: Assumptions) -> tuple[Array, Array]:
-    output = jnp.minimum(atoms.output, window / 2.0)
-    return window - output, output
-
-
-_SHRUNK = {"free": _shrink_whole, "prompt_only": _shrink_prompt}
-
-
-def _prompt_cells(weight: Array, prompt: Array) -> tuple[Array, Array, Array]:
-    """(cell of each atom [J], shortest and longest prompt of each cell [C]).
-
-    Cells are even in a mean of three measures, requests, tokens and log-length, so that tails are resolved as finely as
-    bulk and a spike in the data is a cell of its own.
-    """
-    order = jnp.argsort(prompt)
-    w, p = weight[order], prompt[order]
-    requests, tokens = jnp.cumsum(w), jnp.cumsum(w * p)
-    span = jnp.log(p[-1] / p[0])
-    logs = jnp.where(span > 0, jnp.log(p / p[0]) / jnp.where(span > 0, span, 1.0), 0.0)
-    rank = (requests / requests[-1] + tokens / tokens[-1] + logs) / 3.0
-    cell = jnp.clip(jnp.floor(N_CELLS * rank).astype(int), 0, N_CELLS - 1)
-    shortest = jnp.minimum(jax.ops.segment_min(p, cell, N_CELLS, indices_are_sorted=True), p[-1])
-    longest = jnp.maximum(jax.ops.segment_max(p, cell, N_CELLS, indices_are_sorted=True), p[0])
-    return jnp.zeros_like(cell).at[order].set(cell), shortest, jnp.maximum(longest, shortest)
-
-
-def _histogram(
-    engine: Engine,
-    mass: Array,
-    shortest: Array,
-    longest: Array,
+def served_traffic(
+    prefill: Prefill,
+    compressor: Compressor,
     window: Array,
-    output_powers: Array,
-    tried_prompt: Array,
-) -> PromptHistogram:
-    """The as-is cells and one for the compressed prompts, at their mean."""
+    own: ServedSums,
+    tried: TriedSums,
+    about: tuple[PromptCells | None, ArrayLike],
+    assumptions: Assumptions,
+) -> PoolTraffic:
+    """One pool's traffic from its sums. `about`: the cells of `own.in_cells`, and the output share of a request
+    compressed as a whole."""
+    cells, whole_share = about
+    compression = assumptions.compression
+    success = compression.success_frac(compressor)
+    powers = success * jnp.stack(tried.output_powers)
+    squeezed = compression.squeezed(assumptions.prefill, prefill, window, powers, whole_share, whole=assumptions.whole)
+    frac = own.requests + powers[0]
+    steps, asked = jax.tree.map(jnp.add, (own.steps, own.demand), squeezed)
+    prompts = None
+    if own.in_cells is not None and cells is not None:
+        tried_s = compressor.s_per_token * mean_over(tried.prompt_tokens, tried.output_powers[0])
+        prompts = _histogram(own.in_cells, cells, window, powers, tried_s)
+    return PoolTraffic(
+        traffic_frac=jnp.where(frac > NOBODY, frac, 0.0),
+        output_tokens=mean_over(own.output_tokens + success * tried.output_tokens, frac),
+        steps=jax.tree.map(lambda total: mean_over(total, frac), steps),
+        demand=jax.tree.map(lambda total: mean_over(total, frac), asked),
+        tried_prompt_tokens=tried.prompt_tokens,
+        prompts=prompts,
+    )
+
+
+def _histogram(mass: Array, cells: PromptCells, window: Array, output_powers: Array, tried_s: Array) -> PromptHistogram:
+    """The as-is cells and one for the compressed prompts, at their mean, later by `tried_s`."""
     compressed = window - mean_over(output_powers[1], output_powers[0])
     total = jnp.append(jnp.maximum(mass, 0.0), output_powers[0])
     return PromptHistogram(
         mass=mean_over(total, jnp.sum(total)),
-        shortest=jnp.append(jnp.minimum(shortest, window), compressed),
-        longest=jnp.append(jnp.minimum(longest, window), compressed),
-        extra_s=jnp.append(jnp.zeros_like(mass), engine.compressor.s_per_token * tried_prompt),
-    )
-
-
-def _traffic(
-    frac: Array,
-    output_sum: Array,
-    steps: StepMoments,
-    asked: Demand,
-    tried_prompt: Array,
-    prompts: PromptHistogram | None,
-) -> PoolTraffic:
-    return PoolTraffic(
-        traffic_frac=jnp.where(frac > NOBODY, frac, 0.0),
-        output_tokens=mean_over(output_sum, frac),
-        steps=jax.tree.map(lambda total: mean_over(total, frac), steps),
-        demand=jax.tree.map(lambda total: mean_over(total, frac), asked),
-        tried_prompt_tokens=tried_prompt,
-        prompts=prompts,
+        shortest=jnp.append(jnp.minimum(cells.shortest, window), compressed),
+        longest=jnp.append(jnp.minimum(cells.longest, window), compressed),
+        extra_s=jnp.append(jnp.zeros_like(mass), tried_s),
     )
 
 

@@ -12,19 +12,13 @@ crossbar slow down too, which is left out: there the law is too kind to low cloc
 
 Energy is least inside the range where there is compute: at f = 0.7 in prefill (7 % less, H100 and B200), at 0.5 to 0.6
 when decoding 100 to 300 sequences (15 to 20 % less); few sequences, bound by memory, want the lowest clock. A power
-limit in watts acts as the clock that `clock_at_power_w` gives.
+limit in watts acts as the clock that `clock_at_power_w` gives. The records of step, power and prefill have an
+`at_clock` of their own, made of these functions.
 """
-
-from dataclasses import replace
-from functools import singledispatch
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-
-from fleetopt_jax.laws.decode import DecodeStep
-from fleetopt_jax.laws.power import ActivityPower, LogisticPower
-from fleetopt_jax.laws.prefill import Prefill
 
 MIN_CLOCK_FRAC = 0.4  # the law holds down to here, and loses its good faith below 0.5
 VOLTAGE_FLOOR = 0.4  # v0; +-0.2
@@ -62,58 +56,3 @@ def clock_at_power_w(power_w: ArrayLike, idle_w: ArrayLike, core_share: ArrayLik
         slope = voltage * (voltage + 2.0 * (1.0 - VOLTAGE_FLOOR) * clock)
         clock = clock - (core_power_frac(clock) - core) / slope
     return clock
-
-
-def clocked_step(step: DecodeStep, prefill: Prefill, clock_frac: ArrayLike) -> DecodeStep:
-    """The step at `clock_frac`: the FLOPs of its tokens, no faster than `prefill` does them, take 1 / f as long."""
-    longer = 1.0 / clock_frac - 1.0
-    flops_s = jnp.minimum(step.per_seq_s, prefill.per_token_s)
-    attention_s = jnp.minimum(step.per_token_s, 2.0 * prefill.per_token2_s)  # a prompt's token attends to half of it
-    return replace(
-        step, per_seq_s=step.per_seq_s + longer * flops_s, per_token_s=step.per_token_s + longer * attention_s
-    )
-
-
-def clocked_prefill(prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> Prefill:
-    """Prefill at `clock_frac`: bound by compute, so 1 / f as long."""
-    return replace(
-        prefill,
-        per_token_s=prefill.per_token_s / clock_frac,
-        per_token2_s=prefill.per_token2_s / clock_frac,
-        gpu_w=clocked_w(prefill.gpu_w, idle_w, PREFILL_CORE_SHARE, clock_frac),
-    )
-
-
-@singledispatch
-def clocked_power(power, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike):
-    """The power law at `clock_frac`, of the same kind; `prefill` is that at the top clock."""
-    raise TypeError(f"no clock law for {type(power).__name__}: it knows no idle power")
-
-
-@clocked_power.register
-def _(power: LogisticPower, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> LogisticPower:
-    return replace(
-        power,
-        idle_w=clocked_w(power.idle_w, idle_w, DECODE_CORE_SHARE, clock_frac),
-        nominal_w=clocked_w(power.nominal_w, idle_w, DECODE_CORE_SHARE, clock_frac),
-    )
-
-
-@clocked_power.register
-def _(power: ActivityPower, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> ActivityPower:
-    """What a step asks for falls; the board's power limit stays. The shares are of the peaks at this clock."""
-    frac = dynamic_frac(DECODE_CORE_SHARE, clock_frac)
-    flops = power.ideal_flops
-    return replace(
-        power,
-        floor_w=clocked_w(power.floor_w, idle_w, DECODE_CORE_SHARE, clock_frac),
-        memory_w=power.memory_w * frac,
-        sqrt_flop_w=power.sqrt_flop_w * frac,
-        step=clocked_step(power.step, prefill, clock_frac),
-        ideal_flops=replace(
-            flops,
-            per_seq_s=flops.per_seq_s / clock_frac,
-            per_token_s=flops.per_token_s / clock_frac,
-            windowed_token_s=flops.windowed_token_s / clock_frac,
-        ),
-    )

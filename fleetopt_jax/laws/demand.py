@@ -1,8 +1,8 @@
 """What requests ask of an engine, as features whose weighted means are all that a pool's laws need.
 
-A request of p prompt and o output tokens makes o decode steps, over which it holds p, p + 1, ..., p + o tokens of KV
-cache. Means over a pool are decode-time weighted where they are of active sequences: the mean context of a decoding
-sequence is E[o (p + o / 2)] / E[o].
+A request that prefills p tokens holds h tokens of KV cache when it begins to decode, h + o after its d decode steps, as
+many more each step. Means over a pool are decode-time weighted where they are of active sequences: the mean context of a
+decoding sequence is E[d (h + o / 2)] / E[d]. Without a cache or drafts h = p and d = o.
 """
 
 import jax.numpy as jnp
@@ -18,45 +18,45 @@ from fleetopt_jax.laws.prefill import Prefill
 class Demand:
     """Features of one request, or their weighted sums over many. Fields traced, any common shape."""
 
-    prompt: Array  # p
-    prompt2: Array  # p^2
-    prompt3: Array  # p^3
-    prompt4: Array  # p^4
-    output: Array  # o
-    output2: Array  # o^2
-    held: Array  # integral of the tokens held over the o steps: o (p + o / 2)
-    held2: Array  # of their square: o (p^2 + p o + o^2 / 3)
+    prefill: Array  # p
+    prefill2: Array  # p^2
+    prefill3: Array  # p^3
+    prefill4: Array  # p^4
+    steps: Array  # d
+    steps2: Array  # d^2
+    held: Array  # integral of the tokens held over the d steps: d (h + o / 2)
+    held2: Array  # of their square: d (h^2 + h o + o^2 / 3)
 
 
-def demand(prompt_tokens: ArrayLike, output_tokens: ArrayLike) -> Demand:
-    """The features of requests with the given lengths [tokens], elementwise."""
-    p, o = jnp.asarray(prompt_tokens), jnp.asarray(output_tokens)
+def demand(prefill_tokens: ArrayLike, held_tokens: ArrayLike, steps: ArrayLike, output_tokens: ArrayLike) -> Demand:
+    """The features of requests with the given columns [tokens], elementwise."""
+    p, h, d, o = (jnp.asarray(x) for x in (prefill_tokens, held_tokens, steps, output_tokens))
     return Demand(
-        prompt=p,
-        prompt2=p**2,
-        prompt3=p**3,
-        prompt4=p**4,
-        output=o,
-        output2=o**2,
-        held=o * (p + o / 2.0),
-        held2=o * (p**2 + p * o + o**2 / 3.0),
+        prefill=p,
+        prefill2=p**2,
+        prefill3=p**3,
+        prefill4=p**4,
+        steps=d,
+        steps2=d**2,
+        held=d * (h + o / 2.0),
+        held2=d * (h**2 + h * o + o**2 / 3.0),
     )
 
 
 def squeezed_demand(window_tokens: ArrayLike, output_powers: Array) -> Demand:
-    """Sum of the features of requests whose prompts shrink until they fill the window: p = B - o.
+    """Sum of the features of requests whose prompts shrink until they fill the window: p = h = B - o, d = o.
 
     `output_powers` [5] are the sums of o^0 ... o^4 over them: each feature is a polynomial in B and o.
     """
     b = jnp.asarray(window_tokens)
     s0, s1, s2, s3, s4 = output_powers
     return Demand(
-        prompt=b * s0 - s1,
-        prompt2=b**2 * s0 - 2 * b * s1 + s2,
-        prompt3=b**3 * s0 - 3 * b**2 * s1 + 3 * b * s2 - s3,
-        prompt4=b**4 * s0 - 4 * b**3 * s1 + 6 * b**2 * s2 - 4 * b * s3 + s4,
-        output=s1,
-        output2=s2,
+        prefill=b * s0 - s1,
+        prefill2=b**2 * s0 - 2 * b * s1 + s2,
+        prefill3=b**3 * s0 - 3 * b**2 * s1 + 3 * b * s2 - s3,
+        prefill4=b**4 * s0 - 4 * b**3 * s1 + 6 * b**2 * s2 - 4 * b * s3 + s4,
+        steps=s1,
+        steps2=s2,
         held=b * s1 - s2 / 2.0,
         held2=b**2 * s1 - b * s2 + s3 / 3.0,
     )
@@ -64,14 +64,14 @@ def squeezed_demand(window_tokens: ArrayLike, output_powers: Array) -> Demand:
 
 def held_tokens(mean: Demand) -> tuple[Array, Array]:
     """(mean [tokens], variance [tokens^2]) of the KV tokens an active sequence holds, weighted by decode time."""
-    m = safe_div(mean.held, mean.output)
-    return m, jnp.maximum(safe_div(mean.held2, mean.output) - m**2, 0.0)
+    m = safe_div(mean.held, mean.steps)
+    return m, jnp.maximum(safe_div(mean.held2, mean.steps) - m**2, 0.0)
 
 
 def prefill_moments_s(prefill: Prefill, mean: Demand) -> tuple[Array, Array]:
     """(E[s_p] [s], E[s_p^2] [s^2]) of s_p = tau1 p + tau2 p^2."""
     t1, t2 = prefill.per_token_s, prefill.per_token2_s
     return (
-        t1 * mean.prompt + t2 * mean.prompt2,
-        t1**2 * mean.prompt2 + 2.0 * t1 * t2 * mean.prompt3 + t2**2 * mean.prompt4,
+        t1 * mean.prefill + t2 * mean.prefill2,
+        t1**2 * mean.prefill2 + 2.0 * t1 * t2 * mean.prefill3 + t2**2 * mean.prefill4,
     )

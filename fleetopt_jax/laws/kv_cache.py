@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import whole_down, whole_up
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.llm import Llm, kv_split, weight_bytes
 
@@ -95,21 +95,23 @@ def kv_capacity_tokens(gpu: Gpu, llm: Llm, tp: ArrayLike) -> Array:
     (0.90 memory - weights / TP - NCCL - workspace) / (KV bytes of a token on one GPU), the cache divided over
     min(TP, KV heads) GPUs. 1 to 6 % above the 3.53 to 3.68 million tokens vLLM logged for Llama-3.1-70B on 8 B200.
     """
-    nccl_bytes = jnp.where(jnp.greater(tp, 1), gpu.nccl_bytes, 0.0)
+    xp = namespace(gpu, llm, tp)
+    nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
     free_bytes = MEMORY_UTILIZATION * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes - WORKSPACE_BYTES
-    full_frac = jnp.maximum(1.0 - llm.windowed_frac, 1e-9)
+    full_frac = xp.maximum(1.0 - llm.windowed_frac, 1e-9)
     return free_bytes / (full_frac * llm.kv_bytes_per_token / kv_split(llm, tp))
 
 
 def physical_kv(gpu: Gpu, llm: Llm, tp: ArrayLike, max_num_seqs: ArrayLike) -> KvCapacity:
     """`KvCapacity` of any GPU, LLM and tensor parallelism, from memory alone."""
-    blocks = jnp.floor(jnp.maximum(kv_capacity_tokens(gpu, llm, tp), 0.0) / BLOCK_TOKENS)
-    full_frac = jnp.maximum(1.0 - llm.windowed_frac, 1e-9)
+    xp = namespace(gpu, llm, tp, max_num_seqs)
+    blocks = xp.floor(xp.maximum(kv_capacity_tokens(gpu, llm, tp), 0.0) / BLOCK_TOKENS)
+    full_frac = xp.maximum(1.0 - llm.windowed_frac, 1e-9)
     return KvCapacity(
         n_blocks=blocks,
-        slot_tokens=jnp.full_like(blocks, jnp.inf),
+        slot_tokens=xp.full_like(blocks, xp.inf),
         fixed_tokens=llm.window_tokens * llm.windowed_frac / full_frac,
-        max_num_seqs=jnp.asarray(max_num_seqs, dtype=float),
+        max_num_seqs=xp.asarray(max_num_seqs, dtype=float),
     )
 
 
@@ -118,6 +120,7 @@ def roofline_kv_blocks(gpu: Gpu, llm: Llm, tp: ArrayLike) -> Array:
 
     As published: the KV cache is *not* divided by TP, which understates capacity by up to TP.
     """
-    nccl_bytes = jnp.where(jnp.greater(tp, 1), gpu.nccl_bytes, 0.0)
+    xp = namespace(gpu, llm, tp)
+    nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
     free_bytes = MEMORY_UTILIZATION * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes
-    return jnp.maximum(0.0, jnp.floor(free_bytes / (BLOCK_TOKENS * llm.kv_bytes_per_token)))
+    return xp.maximum(0.0, xp.floor(free_bytes / (BLOCK_TOKENS * llm.kv_bytes_per_token)))

@@ -2,11 +2,10 @@
 
 import math
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
 
 
 @pytree
@@ -108,9 +107,11 @@ def expert_coverage(expert_share: ArrayLike, n_tokens: ArrayLike) -> Array:
 
     One token touches k / E; at 24 tokens Qwen3-235B (8 of 128) already touches 79 %.
     """
-    return -jnp.expm1(n_tokens * jnp.log1p(-jnp.asarray(expert_share)))
+    xp = namespace(expert_share, n_tokens)
+    return -xp.expm1(n_tokens * xp.log1p(-xp.asarray(expert_share)))
 
 
 def kv_split(llm: Llm, tp: ArrayLike) -> Array:
     """Over how many GPUs the KV cache divides [-]: min(TP, KV heads); a latent cache is whole on every one."""
-    return jnp.minimum(jnp.asarray(tp, dtype=float), llm.n_kv_heads)
+    xp = namespace(llm, tp)
+    return xp.minimum(xp.asarray(tp, dtype=float), llm.n_kv_heads)

@@ -12,16 +12,15 @@ come out 18 to 30 % too fast, gpt-oss on B200 37 % too slow; and a newer engine 
 2.5 times as efficient as the law says.
 """
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.core.units import US
 from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.llm import Llm, dense_bytes, expert_bytes, kv_split, n_active_params
-from fleetopt_jax.laws.power import ActivityPower, activity_power_w
+from fleetopt_jax.laws.power import ActivityPower
 from fleetopt_jax.laws.prefill import peak_flop_per_s, prefill_efficiency
 
 POWER_LIMIT_FRAC = 0.975  # of the TDP: the highest mean power seen
@@ -76,7 +75,8 @@ def b200_law() -> EngineLaw:
 def measured_decode_step(law: EngineLaw, gpu: Gpu, llm: Llm, tp: ArrayLike) -> DecodeStep:
     """The law's `DecodeStep`, pure decode: no prefill in it."""
     bytes_s, flops_s = ideal_bytes(gpu, llm, tp), ideal_flops(gpu, llm, tp)
-    parallel, experts = jnp.greater(tp, 1), jnp.greater(llm.n_expert_params, 0)
+    xp = namespace(law, gpu, llm, tp)
+    parallel, experts = xp.greater(tp, 1), xp.greater(llm.n_expert_params, 0)
     layer_s = law.layer_s + parallel * law.layer_parallel_s + experts * law.layer_expert_s
 
     def summed(of_bytes: Array, of_flops: Array, inverse_efficiency: Array) -> Array:
@@ -96,7 +96,7 @@ def measured_decode_step(law: EngineLaw, gpu: Gpu, llm: Llm, tp: ArrayLike) -> D
 def measured_power(law: EngineLaw, gpu: Gpu, llm: Llm, tp: ArrayLike, step: DecodeStep) -> ActivityPower:
     """The law's power of one GPU whose steps take `step`."""
     return ActivityPower(
-        floor_w=gpu.tdp_w * (law.floor_frac + jnp.greater(tp, 1) * law.parallel_frac),
+        floor_w=gpu.tdp_w * (law.floor_frac + namespace(tp).greater(tp, 1) * law.parallel_frac),
         memory_w=gpu.tdp_w * law.memory_frac,
         sqrt_flop_w=gpu.tdp_w * law.sqrt_flop_frac,
         cap_w=POWER_LIMIT_FRAC * gpu.tdp_w,
@@ -108,7 +108,7 @@ def measured_power(law: EngineLaw, gpu: Gpu, llm: Llm, tp: ArrayLike, step: Deco
 
 def prefill_gpu_w(power: ActivityPower, llm: Llm) -> Array:
     """Board power while prefilling [W]: the sustained share of the peak FLOP/s, next to no memory traffic a FLOP."""
-    return activity_power_w(power, 0.0, prefill_efficiency(llm))
+    return power.at_shares_w(0.0, prefill_efficiency(llm))
 
 
 def ideal_bytes(gpu: Gpu, llm: Llm, tp: ArrayLike) -> DecodeStep:
@@ -119,7 +119,7 @@ def ideal_bytes(gpu: Gpu, llm: Llm, tp: ArrayLike) -> DecodeStep:
         base_s=dense_bytes(llm) / tp / bandwidth,
         expert_s=expert_bytes(llm) / tp / bandwidth,
         expert_share=llm.expert_share,
-        per_seq_s=jnp.zeros_like(kv_s),
+        per_seq_s=namespace(kv_s).zeros_like(kv_s),
         per_token_s=(1.0 - llm.windowed_frac) * kv_s,
         windowed_token_s=llm.windowed_frac * kv_s,
         window_tokens=llm.window_tokens,
@@ -130,7 +130,7 @@ def ideal_flops(gpu: Gpu, llm: Llm, tp: ArrayLike) -> DecodeStep:
     """Time the FLOPs of one GPU take at its peak FLOP/s [s]."""
     peak = tp * peak_flop_per_s(gpu, llm)
     attention_s = llm.attention_flop_per_token2 / peak
-    zero = jnp.zeros_like(attention_s)
+    zero = namespace(attention_s).zeros_like(attention_s)
     return DecodeStep(
         base_s=zero,
         expert_s=zero,

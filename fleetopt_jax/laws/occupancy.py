@@ -5,7 +5,7 @@
 lambda requests per second and instance of D decode steps each, mean context m, f the share of the time that prefill
 takes, C the mean iteration. The + 1: a sequence in a Poisson-filled batch shares its steps with n others, itself comes
 on top. The covariance: prompts that come together are prefilled together and decode together, so crowded iterations are
-the long ones, and a token sees longer iterations than the average; cov(n, C) = u C with `crowding` u. Solved for n, n =
+the long ones, and a token sees longer iterations than the average; cov(n, C) = u C with `shared_prefill` u. Solved for n, n =
 (a + sqrt(a^2 + 4 a u)) / 2 with a = lambda D C(n): the right side is concave in n, so there is one root, and Newton's
 method from the right of it converges monotonically (without prefill, for a dense model, in one step). Gradients go
 through the fixed point implicitly.
@@ -20,59 +20,65 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.laws.decode import DecodeStep, decode_step_s
+from fleetopt_jax.laws.decode import DecodeLaw
 
 NEWTON_STEPS = 10  # quadratic convergence: 6 reach 1e-12 for the sparsest catalog model
 
 
 def instance_capacity_per_s(
-    step: DecodeStep, n_max: ArrayLike, n_steps: ArrayLike, context_tokens: ArrayLike, prefill_s: ArrayLike
+    step: DecodeLaw, n_max: ArrayLike, n_steps: ArrayLike, context_tokens: ArrayLike, prefill_s: ArrayLike
 ) -> Array:
     """Requests per second one instance gets through with `n_max` in flight [1/s]: n / (D t(n, m) + n E[s_p]).
 
     The lambda at which n (1 - lambda E[s_p]) = lambda D t(n, m).
     """
-    return n_max / (n_steps * decode_step_s(step, n_max, context_tokens) + n_max * prefill_s)
+    return n_max / (n_steps * step.step_s(n_max, context_tokens) + n_max * prefill_s)
 
 
-def crowding(prefill_frac: ArrayLike, n_steps: ArrayLike, prefill_scv: ArrayLike, companions: ArrayLike = 1.0) -> Array:
+def shared_prefill(
+    prefill_frac: ArrayLike, n_steps: ArrayLike, prefill_scv: ArrayLike, co_arrivals: ArrayLike = 1.0
+) -> Array:
     """u = cov(n, C) / C [sequences]: g f^2 / (1 - f (1 - 1 / D)) (1 + f^2 (1 + cs2) / (1 - f^2)).
 
     Arrivals N during one iteration lengthen the next by E[s] N, and that one the next again: iterations are a
     first-order autoregression with coefficient f and variance lambda C E[s^2] / (1 - f^2). A sequence decodes for D
-    iterations after its own prefill, taken as geometric; u sums what its companions still add. g, `companions`, counts
-    them against those of a Poisson stream: 0 where requests come in turn; negative where they avoid each other, and
+    iterations after its own prefill, taken as geometric; u sums what those who came with it still add. g, `co_arrivals`,
+    counts them against those of a Poisson stream: 0 where requests come in turn; negative where they avoid each other, and
     then only the first factor counts. 0 without prefill.
     """
     f = prefill_frac
-    together = 1.0 + jnp.where(jnp.greater(companions, 0), f**2 * (1.0 + prefill_scv) / (1.0 - f**2), 0.0)
-    return companions * f**2 / (1.0 - f * (1.0 - 1.0 / jnp.maximum(n_steps, 1.0))) * together
+    together = 1.0 + jnp.where(jnp.greater(co_arrivals, 0), f**2 * (1.0 + prefill_scv) / (1.0 - f**2), 0.0)
+    return co_arrivals * f**2 / (1.0 - f * (1.0 - 1.0 / jnp.maximum(n_steps, 1.0))) * together
 
 
 def sequences_in_flight(
-    step: DecodeStep,
+    step: DecodeLaw,
     n_max: ArrayLike,
     rate_per_s: ArrayLike,
     n_steps: ArrayLike,
     context_tokens: ArrayLike,
     prefill_frac: ArrayLike,
-    crowd: ArrayLike = 0.0,
+    covariance: ArrayLike = 0.0,
 ) -> Array:
     """Mean number of decoding sequences of one instance [-]: the fixed point, at most `n_max`; `n_max` in overload.
 
-    `crowd` is the `crowding` u, not negative.
+    `covariance` is the `shared_prefill` u, not negative.
     """
     n_max = jnp.asarray(n_max, dtype=float)
 
     def excess_at(n: ArrayLike, rate: ArrayLike, frac: ArrayLike, u: ArrayLike) -> Array:
-        a = rate * n_steps * decode_step_s(step, n + 1.0, context_tokens) / (1.0 - frac)
+        a = rate * n_steps * step.step_s(n + 1.0, context_tokens) / (1.0 - frac)
         # (a + sqrt(a^2 + 4 a u)) / 2, whose gradient at a = 0 needs a guard
         some = a > 0
         safe = jnp.where(some, a, 1.0)
         return jnp.where(some, safe * (1.0 + jnp.sqrt(1.0 + 4.0 * u / safe)) / 2.0, 0.0) - n
 
-    holds = excess_at(n_max, rate_per_s, jnp.minimum(prefill_frac, 0.999), crowd) < 0.0  # the root lies below n_max
-    target, frac, u = (jnp.where(holds, value, 0.0) for value in (rate_per_s, prefill_frac, crowd))  # guarded: root 0
+    holds = (
+        excess_at(n_max, rate_per_s, jnp.minimum(prefill_frac, 0.999), covariance) < 0.0
+    )  # the root lies below n_max
+    target, frac, u = (
+        jnp.where(holds, value, 0.0) for value in (rate_per_s, prefill_frac, covariance)
+    )  # guarded: root 0
 
     def excess(n: Array) -> Array:
         return excess_at(n, target, frac, u)

@@ -1,32 +1,61 @@
 """Board power of one GPU while decoding.
 
-The published logistic (1/W Law, eq. 1), its roofline variant, and the activity law fitted to measurements. Three laws,
-one question `gpu_power_w(power, n_active, context_tokens)`: the record's type is the choice. A law of your own is a
-`@pytree` record with a function registered by `gpu_power_w.register`; searches rely on watts that do not fall with
-`n_active`, and watts per sequence that do not rise.
+The published logistic (1/W Law, eq. 1), its roofline variant, and the activity law fitted to measurements: records of
+one kind, of which each says `gpu_w(n_active, context_tokens)`. A law of your own is a `@pytree` record that derives
+from `PowerLaw` and says the same; searches rely on watts that do not fall with `n_active`, and watts per sequence that
+do not rise.
 """
 
 import math
-from functools import singledispatch
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree
-from fleetopt_jax.laws.decode import DecodeStep, decode_step_s
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
+from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, clocked_w, dynamic_frac
+from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.llm import Llm, n_active_params
+
+if TYPE_CHECKING:
+    from fleetopt_jax.laws.prefill import Prefill
 
 IDLE_FRAC = 0.43  # P / TDP as the batch goes to 0 (published)
 ACTIVITY_FRAC = 0.43  # further P / TDP at full memory and compute activity (published)
 CAP_SOFTNESS_W = 25.0  # width of the bend below the power limit, as fitted [W]
 
 
+class PowerLaw:
+    """What the other laws ask of a GPU's power; a record of your own derives from this and says `gpu_w`."""
+
+    def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        """Board power of one GPU [W] with `n_active` sequences of mean context `context_tokens` in flight."""
+        raise NotImplementedError
+
+    def hungrier(self, factor: ArrayLike) -> "PowerLaw":
+        """The law with its watts, below any limit it knows, off by a factor."""
+        return ScaledPower(self, jnp.asarray(factor, dtype=float))
+
+    def bent_w(self, watts: ArrayLike, factor: ArrayLike) -> Array:
+        """`watts` that this GPU draws, off by a factor; below the power limit where the law knows it."""
+        return watts * factor
+
+    @property
+    def has_clock_law(self) -> bool:
+        """Whether `at_clock` gives a law: searches over clocks ask before they start."""
+        return type(self).at_clock is not PowerLaw.at_clock
+
+    def at_clock(self, prefill: "Prefill", idle_w: ArrayLike, clock_frac: ArrayLike) -> "PowerLaw":
+        """The law on cores at `clock_frac` of their top clock; `prefill` is that at the top clock. See `clocks.py`."""
+        raise ValueError(f"{type(self).__name__} has no clock law: it knows no idle power")
+
+
 @pytree
-class LogisticPower:
+class LogisticPower(PowerLaw):
     """P(n) = P_idle + (P_nom - P_idle) / (1 + exp(-k (log2 max(1, n) - x0))). Fields traced, shape () or batched."""
 
     idle_w: Array  # P_idle [W]
@@ -34,18 +63,41 @@ class LogisticPower:
     steepness: Array  # k, per doubling of the batch [-]
     log2_half_batch: Array  # x0, log2 of the batch at the midpoint [-]
 
+    def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        x = self.steepness * (jnp.log2(jnp.maximum(1.0, n_active)) - self.log2_half_batch)
+        return self.idle_w + (self.nominal_w - self.idle_w) * jax.nn.sigmoid(x)
+
+    def hungrier(self, factor: ArrayLike) -> "LogisticPower":
+        return replace(self, idle_w=self.idle_w * factor, nominal_w=self.nominal_w * factor)
+
+    def at_clock(self, prefill: "Prefill", idle_w: ArrayLike, clock_frac: ArrayLike) -> "LogisticPower":
+        return replace(
+            self,
+            idle_w=clocked_w(self.idle_w, idle_w, DECODE_CORE_SHARE, clock_frac),
+            nominal_w=clocked_w(self.nominal_w, idle_w, DECODE_CORE_SHARE, clock_frac),
+        )
+
 
 @pytree
-class RooflinePower:
+class RooflinePower(PowerLaw):
     """P(n) = TDP (0.43 + 0.43 min(1, kv + mac)). Fields traced, shape () or a leading vmap axis."""
 
     tdp_w: Array  # thermal design power [W]
     step: DecodeStep  # the step the activity shares are taken of
     compute_s_per_seq: Array  # 2 active_params / TP / peak FLOP/s: compute time of one sequence's token [s]
 
+    def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        step_s = self.step.step_s(n_active, context_tokens)
+        kv_share = (step_s - self.step.base_s) / step_s
+        mac_share = self.compute_s_per_seq * n_active / step_s
+        return self.tdp_w * (IDLE_FRAC + ACTIVITY_FRAC * jnp.minimum(1.0, kv_share + mac_share))
+
+    def hungrier(self, factor: ArrayLike) -> "RooflinePower":
+        return replace(self, tdp_w=self.tdp_w * factor)
+
 
 @pytree
-class ActivityPower:
+class ActivityPower(PowerLaw):
     """P = softmin(cap, floor + a u_mem + b sqrt(u_flop)), u the shares of the data-sheet peaks a step keeps busy.
 
     Fitted to ML.ENERGY's measurements (`laws/measured.py`): mean error on architectures it has not seen 13 % (H100) and
@@ -60,13 +112,62 @@ class ActivityPower:
     ideal_bytes: DecodeStep  # time its bytes take at the peak bandwidth
     ideal_flops: DecodeStep  # time its FLOPs take at the peak FLOP/s
 
+    def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        step_s = self.step.step_s(n_active, context_tokens)
+        memory_share = self.ideal_bytes.step_s(n_active, context_tokens) / step_s
+        flop_share = self.ideal_flops.step_s(n_active, context_tokens) / step_s
+        return self.at_shares_w(memory_share, flop_share)
+
+    def at_shares_w(self, memory_share: ArrayLike, flop_share: ArrayLike) -> Array:
+        """Board power [W] at given shares of the peak bandwidth and the peak FLOP/s [-]."""
+        xp = namespace(self, memory_share, flop_share)
+        asked_w = self.floor_w + self.memory_w * memory_share + self.sqrt_flop_w * xp.sqrt(flop_share)
+        return self.cap_w - CAP_SOFTNESS_W * xp.logaddexp((self.cap_w - asked_w) / CAP_SOFTNESS_W, 0.0)
+
+    def hungrier(self, factor: ArrayLike) -> "ActivityPower":
+        names = ("floor_w", "memory_w", "sqrt_flop_w")
+        return replace(self, **{name: getattr(self, name) * factor for name in names})
+
+    def bent_w(self, watts: ArrayLike, factor: ArrayLike) -> Array:
+        below = jnp.maximum(self.cap_w - watts, 1e-3 * CAP_SOFTNESS_W) / CAP_SOFTNESS_W
+        asked_w = self.cap_w - CAP_SOFTNESS_W * jnp.log(jnp.expm1(below))
+        return self.cap_w - CAP_SOFTNESS_W * jax.nn.softplus((self.cap_w - factor * asked_w) / CAP_SOFTNESS_W)
+
+    def at_clock(self, prefill: "Prefill", idle_w: ArrayLike, clock_frac: ArrayLike) -> "ActivityPower":
+        """What a step asks for falls; the board's power limit stays. The shares are of the peaks at this clock."""
+        frac = dynamic_frac(DECODE_CORE_SHARE, clock_frac)
+        flops = self.ideal_flops
+        return replace(
+            self,
+            floor_w=clocked_w(self.floor_w, idle_w, DECODE_CORE_SHARE, clock_frac),
+            memory_w=self.memory_w * frac,
+            sqrt_flop_w=self.sqrt_flop_w * frac,
+            step=self.step.at_clock(prefill, clock_frac),
+            ideal_flops=replace(
+                flops,
+                per_seq_s=flops.per_seq_s / clock_frac,
+                per_token_s=flops.per_token_s / clock_frac,
+                windowed_token_s=flops.windowed_token_s / clock_frac,
+            ),
+        )
+
 
 @pytree
-class ScaledPower:
+class ScaledPower(PowerLaw):
     """Another law's watts, times a factor: what any law is when it is off by that."""
 
     power: Any  # the other law's record
     factor: Array  # [-]
+
+    def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        return self.factor * self.power.gpu_w(n_active, context_tokens)
+
+    @property
+    def has_clock_law(self) -> bool:
+        return self.power.has_clock_law
+
+    def at_clock(self, prefill: "Prefill", idle_w: ArrayLike, clock_frac: ArrayLike) -> "ScaledPower":
+        return replace(self, power=self.power.at_clock(prefill, idle_w / self.factor, clock_frac))
 
 
 def make_logistic_power(
@@ -88,42 +189,3 @@ def roofline_power(gpu: Gpu, llm: Llm, tp: ArrayLike, step: DecodeStep) -> Roofl
     return RooflinePower(
         tdp_w=gpu.tdp_w, step=step, compute_s_per_seq=2 * n_active_params(llm) / tp / gpu.peak_flop_per_s
     )
-
-
-@singledispatch
-def gpu_power_w(power, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
-    """Board power of one GPU [W] with `n_active` sequences of mean context `context_tokens` in flight."""
-    raise TypeError(f"no power law for {type(power).__name__}")
-
-
-@gpu_power_w.register
-def _(power: LogisticPower, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
-    x = power.steepness * (jnp.log2(jnp.maximum(1.0, n_active)) - power.log2_half_batch)
-    return power.idle_w + (power.nominal_w - power.idle_w) * jax.nn.sigmoid(x)
-
-
-@gpu_power_w.register
-def _(power: RooflinePower, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
-    step_s = decode_step_s(power.step, n_active, context_tokens)
-    kv_share = (step_s - power.step.base_s) / step_s
-    mac_share = power.compute_s_per_seq * n_active / step_s
-    return power.tdp_w * (IDLE_FRAC + ACTIVITY_FRAC * jnp.minimum(1.0, kv_share + mac_share))
-
-
-@gpu_power_w.register
-def _(power: ActivityPower, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
-    step_s = decode_step_s(power.step, n_active, context_tokens)
-    memory_share = decode_step_s(power.ideal_bytes, n_active, context_tokens) / step_s
-    flop_share = decode_step_s(power.ideal_flops, n_active, context_tokens) / step_s
-    return activity_power_w(power, memory_share, flop_share)
-
-
-@gpu_power_w.register
-def _(power: ScaledPower, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
-    return power.factor * gpu_power_w(power.power, n_active, context_tokens)
-
-
-def activity_power_w(power: ActivityPower, memory_share: ArrayLike, flop_share: ArrayLike) -> Array:
-    """Board power [W] at given shares of the peak bandwidth and the peak FLOP/s [-]."""
-    asked_w = power.floor_w + power.memory_w * memory_share + power.sqrt_flop_w * jnp.sqrt(flop_share)
-    return power.cap_w - CAP_SOFTNESS_W * jax.nn.softplus((power.cap_w - asked_w) / CAP_SOFTNESS_W)

@@ -5,13 +5,15 @@ compute: 2 active_params FLOPs a token and attention over the prompt so far, s_p
 the peak that prefill sustains. It takes that time from decoding and draws its own power.
 """
 
-import jax.numpy as jnp
+from dataclasses import replace
+
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import whole_up
-from fleetopt_jax.core.struct import as_floats, pytree
-from fleetopt_jax.laws.decode import DecodeStep, decode_step_s
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
+from fleetopt_jax.laws.clocks import PREFILL_CORE_SHARE, clocked_w
+from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.llm import Llm, n_active_params
 
@@ -33,6 +35,19 @@ class Prefill:
     per_token2_s: Array  # tau2: attention [s/token^2]
     budget_tokens: Array  # tokens of one iteration (vLLM's max_num_batched_tokens) [tokens]
     gpu_w: Array  # board power while prefilling [W]
+
+    def at_clock(self, idle_w: ArrayLike, clock_frac: ArrayLike) -> "Prefill":
+        """On cores at `clock_frac` of their top clock (`laws/clocks.py`): bound by compute, so 1 / f as long."""
+        return replace(
+            self,
+            per_token_s=self.per_token_s / clock_frac,
+            per_token2_s=self.per_token2_s / clock_frac,
+            gpu_w=clocked_w(self.gpu_w, idle_w, PREFILL_CORE_SHARE, clock_frac),
+        )
+
+    def slower(self, factor: ArrayLike) -> "Prefill":
+        """Every prompt takes `factor` times as long."""
+        return replace(self, per_token_s=self.per_token_s * factor, per_token2_s=self.per_token2_s * factor)
 
 
 def make_prefill(
@@ -59,9 +74,9 @@ def prefill_chunks(prompt_tokens: ArrayLike, chunk_tokens: ArrayLike, *, whole: 
     return whole_up(prompt_tokens / chunk_tokens, whole=whole)
 
 
-def lone_iteration_s(step: DecodeStep, prefill: Prefill) -> Array:
+def lone_iteration_s(step: DecodeLaw, prefill: Prefill) -> Array:
     """t(1, L_cal) [s]: the time the published TTFT counts for a chunk, as if the instance were empty."""
-    return decode_step_s(step, 1.0, prefill.calibration_tokens)
+    return step.step_s(1.0, prefill.calibration_tokens)
 
 
 def prefill_s(prefill: Prefill, prompt_tokens: ArrayLike) -> Array:
@@ -72,7 +87,7 @@ def prefill_s(prefill: Prefill, prompt_tokens: ArrayLike) -> Array:
 def prefill_efficiency(llm: Llm) -> Array:
     """Share of the peak FLOP/s that prefill sustains [-]. Error +-40 %: see `EFFICIENCY_ERROR`."""
     dense = DENSE_EFFICIENCY + (EIGHT_BIT_EFFICIENCY - DENSE_EFFICIENCY) * llm.eight_bit_frac
-    return jnp.where(jnp.greater(llm.n_expert_params, 0), EXPERT_EFFICIENCY, dense)
+    return namespace(llm).where(llm.n_expert_params > 0, EXPERT_EFFICIENCY, dense)
 
 
 def peak_flop_per_s(gpu: Gpu, llm: Llm) -> Array:

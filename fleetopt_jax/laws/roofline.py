@@ -4,10 +4,10 @@ Symbols: W = `base_s`, H / L_cal = `per_token_s` of the `DecodeStep`. Error of t
 measurements: 49 % (H100) and 51 % (B200) leave-one-architecture-out: read it as the paper's model, not as a forecast.
 """
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.struct import namespace
 from fleetopt_jax.core.units import US
 from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.laws.hardware import Gpu
@@ -40,10 +40,10 @@ def kv_scan_s(gpu: Gpu, llm: Llm, tp: ArrayLike) -> Array:
 
 def roofline_decode_step(gpu: Gpu, llm: Llm, tp: ArrayLike) -> DecodeStep:
     """The published roofline engine's `DecodeStep` for any GPU, LLM and tensor parallelism."""
-    dense = jnp.equal(llm.n_expert_params, 0)
-    zero = jnp.zeros_like(llm.n_layers)
+    xp = namespace(gpu, llm, tp)
+    zero = xp.zeros_like(llm.n_layers)
     return DecodeStep(
-        base_s=jnp.where(dense, weight_stream_s(gpu, llm, tp), active_weight_stream_s(gpu, llm, tp)),
+        base_s=xp.where(llm.n_expert_params == 0, weight_stream_s(gpu, llm, tp), active_weight_stream_s(gpu, llm, tp)),
         expert_s=zero,
         expert_share=zero,
         per_seq_s=zero,

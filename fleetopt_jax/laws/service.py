@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
-from fleetopt_jax.laws.decode import DecodeStep, decode_line
+from fleetopt_jax.laws.decode import DecodeLaw
 
 MIN_SCV = 0.01  # floor of the service time's squared coefficient of variation (published)
 
@@ -44,9 +44,9 @@ def step_moments(chunks: ArrayLike, output_tokens: ArrayLike, length_tokens: Arr
     )
 
 
-def service_moments_s(step: DecodeStep, mean: StepMoments, n_active: ArrayLike) -> tuple[Array, Array]:
+def service_moments_s(step: DecodeLaw, mean: StepMoments, n_active: ArrayLike) -> tuple[Array, Array]:
     """(E[s] [s], cs2 [-]) of requests with mean features `mean` on an instance running `n_active` sequences."""
-    base_s, per_token_s = decode_line(step, n_active, safe_div(mean.steps_len, mean.steps))
+    base_s, per_token_s = step.line(n_active, safe_div(mean.steps_len, mean.steps))
     mean_s = base_s * mean.steps + per_token_s * mean.steps_len
     square_s2 = (
         base_s**2 * mean.steps2 + 2.0 * base_s * per_token_s * mean.steps2_len + per_token_s**2 * mean.steps2_len2

@@ -9,25 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, evaluate, fleet_metrics
-from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics, for_each_lane
+from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import ROUNDING, reached
+from fleetopt_jax.fleet.resources import Resources, Weights
 from fleetopt_jax.fleet.sizing import instances_for, least_instances, most_instances
+from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.routing import router_edges
-from fleetopt_jax.optimize.plan import (
-    GAMMA_MAX,
-    Budget,
-    EngineChoice,
-    Found,
-    Problem,
-    assignments,
-    nothing,
-    thresholds,
-)
+from fleetopt_jax.optimize.plan import Found, nothing
+from fleetopt_jax.optimize.problem import GAMMA_MAX, Problem, assignments, thresholds
 from fleetopt_jax.workload.atoms import Workload
 
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once
@@ -36,79 +31,84 @@ GAMMA_STEP = 0.05
 NEAREST = 8  # thresholds on either side that are tried however far they are
 MAX_NEIGHBOURS = 16_384  # candidates of one move of the coordinate search
 
-Progress = Callable[[int, int], None]  # (done, total)
-
 
 @pytree
 class Caps:
-    """A `Budget` as numbers: of all pools, and of the G kinds of GPU that are scarce."""
+    """A `Budget` as numbers that a compiled search holds: Q limits, of a fleet with K engines."""
 
-    n_gpus: Array
-    power_w: Array
-    usd_per_h: Array
-    gpus_of: Array  # [G]
-    is_of: Array  # whether a pool's GPUs are of the kind [G, K]
+    most: Array  # [Q]
+    of_totals: Array  # weights over watts, USD/h, kg CO2/h and GPUs of all pools [Q, 4]
+    of_gpus: Array  # further weights of the GPUs of each engine [Q, K]
 
 
-def make_caps(budget: Budget, choices: Sequence[EngineChoice]) -> Caps:
+def make_caps(problem: Problem, specs: Sequence[EngineSpec]) -> Caps:
     """The caps of a fleet whose pools have these engines."""
-    is_of = [[choice.gpu == gpu for choice in choices] for gpu, _ in budget.gpus_of]
+    weights = problem.limit_weights.values()
+    of_totals = [[each.power_w, each.usd_per_h, each.kg_co2_per_h, each.n_gpus] for each in weights]
+    of_gpus = [[each.gpus_of.get(spec.gpu_name, 0.0) for spec in specs] for each in weights]
     return Caps(
         **as_floats(
-            n_gpus=budget.max_gpus,
-            power_w=budget.max_power_w,
-            usd_per_h=budget.max_usd_per_h,
-            gpus_of=[count for _, count in budget.gpus_of],
-            is_of=np.reshape(is_of, (len(budget.gpus_of), len(choices))),
+            most=list(problem.budget.caps.values()),
+            of_totals=np.reshape(of_totals, (-1, 4)),
+            of_gpus=np.reshape(of_gpus, (-1, len(specs))),
         )
     )
 
 
+def cap_usage(caps: Caps, totals: Resources, gpus: Array) -> Array:
+    """What a fleet uses of every cap [Q]: its totals, and the GPUs of each engine [K]."""
+    plain = jnp.stack([totals.power_w, totals.usd_per_h, totals.kg_co2_per_h, totals.n_gpus])
+    return caps.of_totals @ plain + caps.of_gpus @ gpus
+
+
 def cap_excesses(metrics: FleetMetrics, caps: Caps) -> Array:
-    """Use of every cap over it, less one [3 + G]: not positive where it holds."""
-    totals = jnp.stack(
-        [metrics.n_gpus / caps.n_gpus, metrics.power_w / caps.power_w, metrics.usd_per_h / caps.usd_per_h]
-    )
-    scarce = caps.is_of @ metrics.pools.n_gpus / jnp.maximum(caps.gpus_of, 1e-9)
-    return jnp.concatenate([totals, scarce]) - 1.0
+    """Use of every cap over it, less one [Q]: not positive where it holds."""
+    return cap_usage(caps, metrics.resources, metrics.pools.n_gpus) / jnp.maximum(caps.most, 1e-9) - 1.0
 
 
 @partial(jax.jit, static_argnames=("assumptions", "objective"))
 def score_batch(
-    engines: tuple[Engine, ...],
+    fleet: Fleet,
     window_tokens: Array,
     gamma: Array,
     workload: Workload,
     slo: Slo,
     *,
     assumptions: Assumptions,
-    objective: Objective,
-    caps: Caps | None = None,
+    objective: Weights,
+    caps: Caps,
 ) -> tuple[Array, Array]:
-    """(costs [M], instances [M, K]) of M candidates, windows and gammas [M, K], each sized to hold `slo`.
+    """(costs [M], instances [M, K]) of M candidates, `fleet` with windows and gammas [M, K], each sized to hold `slo`.
 
     The cost is inf where the limits cannot be held or a cap is exceeded, and where the longest request the last window
     promises is accepted by no pool with traffic.
     """
 
-    def score(windows: Array, gammas: Array, traffic: tuple[PoolTraffic, ...]) -> tuple[Array, Array]:
-        n_instances = instances_for(engines, traffic, windows, workload, slo, assumptions)
-        fleet = Fleet(engines, windows, gammas, n_instances)
-        metrics = fleet_metrics(fleet, traffic, workload, assumptions, quantiles=False)
+    def score(windows: Array, gammas: Array, traffic: PoolTraffic) -> tuple[Array, Array]:
+        there = _with_boundaries(fleet, windows, gammas)
+        sized = there.with_instances(instances_for(there, traffic, workload, slo, assumptions))
+        metrics = fleet_metrics(sized, traffic, workload, assumptions, quantiles=False)
         feasible = _promised(metrics, windows, gammas) & jnp.isfinite(metrics.n_instances)
-        if caps is not None:
-            feasible &= jnp.all(cap_excesses(metrics, caps) <= ROUNDING)
-        return jnp.where(feasible, cost(metrics, objective), jnp.inf), n_instances
+        feasible &= jnp.all(cap_excesses(metrics, caps) <= ROUNDING)
+        # Every fleet that holds its limits has the same output, so its weighted resources are what is compared.
+        return jnp.where(feasible, objective.of(metrics.resources), jnp.inf), sized.n_instances
 
     # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
     # slowest of its candidates needs, and its numbers stay in the cache.
-    traffic = jax.vmap(lambda *candidate: route(engines, *candidate, workload, assumptions))(window_tokens, gamma)
+    def routed(windows: Array, gammas: Array) -> PoolTraffic:
+        return route(_with_boundaries(fleet, windows, gammas), workload, assumptions)
+
+    traffic = jax.vmap(routed)(window_tokens, gamma)
     return jax.lax.map(lambda candidate: score(*candidate), (window_tokens, gamma, traffic), batch_size=CHUNK)
 
 
+def _with_boundaries(fleet: Fleet, windows: Array, gammas: Array) -> Fleet:
+    return fleet_of(fleet.engines, windows, gammas, fleet.n_instances, fleet.surroundings)
+
+
 @partial(jax.jit, static_argnames="assumptions")
-def reach_batch(
-    engines: tuple[Engine, ...],
+def best_latencies_batch(
+    fleet: Fleet,
     window_tokens: Array,
     gamma: Array,
     workload: Workload,
@@ -121,48 +121,30 @@ def reach_batch(
     In the scope of `slo`; inf where a pool's instance cannot run a sequence of its window.
     """
 
-    def reach(windows: Array, gammas: Array) -> tuple[Array, Array]:
-        traffic = route(engines, windows, gammas, workload, assumptions)
-        pools = list(zip(engines, traffic, windows, strict=True))
-        least = jnp.stack([least_instances(*pool, workload, slo, assumptions) for pool in pools])
+    setting = setting_of(workload, fleet.surroundings, assumptions)
+
+    def best(windows: Array, gammas: Array) -> tuple[Array, Array]:
+        there = _with_boundaries(fleet, windows, gammas)
+        traffic = route(there, workload, assumptions)
+        least = for_each_lane(
+            lambda engine, pool, window: least_instances(engine, pool, window, slo, setting),
+            there.engines,
+            traffic,
+            windows,
+        )
         most = jnp.where(least > 0, most_instances(jnp.where(jnp.isfinite(least), least, 1.0)), 0.0)
-        fleet = Fleet(engines, windows, gammas, most)
-        metrics = fleet_metrics(fleet, traffic, workload, assumptions, quantiles=False)
+        metrics = fleet_metrics(there.with_instances(most), traffic, workload, assumptions, quantiles=False)
         serves = _promised(metrics, windows, gammas) & jnp.all(jnp.isfinite(least))
         ttft_s, itl_s = reached(metrics, slo)
         return jnp.where(serves, ttft_s, jnp.inf), jnp.where(serves, itl_s, jnp.inf)
 
-    return jax.vmap(reach)(window_tokens, gamma)
+    return jax.vmap(best)(window_tokens, gamma)
 
 
 def _promised(metrics: FleetMetrics, windows: Array, gammas: Array) -> Array:
     """Whether a pool with traffic accepts the longest request the last window promises."""
     busy = metrics.pools.traffic_frac > 0
     return jnp.max(jnp.where(busy, router_edges(windows, gammas), 0.0)) >= windows[-1]
-
-
-_evaluate = jax.jit(evaluate, static_argnames="assumptions")
-
-
-def detail(
-    engines: tuple[Engine, ...],
-    window_tokens: np.ndarray,
-    gamma: np.ndarray,
-    workload: Workload,
-    slo: Slo,
-    *,
-    assumptions: Assumptions,
-    objective: Objective = "tok_per_j",
-) -> tuple[Fleet, FleetMetrics]:
-    """One candidate [K], sized and evaluated in full. Sized in a batch of itself, as a search has compiled it."""
-    rows = (BATCH, len(engines))
-    windows, gammas = np.broadcast_to(window_tokens, rows), np.broadcast_to(gamma, rows)
-    # Arguments by the same names as the search passes: the cache of compilations tells names from positions.
-    _, n_instances = score_batch(
-        engines, windows, gammas, workload=workload, slo=slo, assumptions=assumptions, objective=objective
-    )
-    fleet = Fleet(engines, jnp.asarray(window_tokens, dtype=float), jnp.asarray(gamma, dtype=float), n_instances[0])
-    return fleet, _evaluate(fleet, workload, assumptions=assumptions)
 
 
 Candidate = tuple[float, np.ndarray, np.ndarray]  # (cost, windows [K], gammas [K])
@@ -172,51 +154,55 @@ def over_assignments(
     problem: Problem,
     search: Callable[["Scorer", Progress | None], tuple[Candidate, bool]],
     progress: Progress | None,
-    said: str,
+    candidates: str,
 ) -> Found:
-    """The best of what `search` finds for every assignment of engines to pools; certified where each of them is."""
-    scorers = [Scorer(problem, choices) for choices in assignments(problem)]
+    """The best of what `search` finds for every assignment of engines to pools; certified where each of them is.
+    `candidates` says in words what it was searched over."""
+    scorers = [Scorer(problem, specs) for specs in assignments(problem)]
     found = [search(scorer, progress) for scorer in scorers]
     certified = all(exhaustive for _, exhaustive in found)
-    candidates = [(scorer, candidate) for scorer, (candidate, _) in zip(scorers, found)]
-    return best_found(problem, candidates, said, certified=certified)
+    scored = [(scorer, candidate) for scorer, (candidate, _) in zip(scorers, found)]
+    return best_found(scored, candidates, certified=certified)
 
 
-def best_found(problem: Problem, found: Sequence[tuple["Scorer", Candidate]], said: str, *, certified: bool) -> Found:
+def best_found(found: Sequence[tuple["Scorer", Candidate]], candidates: str, *, certified: bool) -> Found:
     """The best of candidates, each with the scorer that knows its engines."""
-    scorer, (cost_, windows, gammas) = min(found, key=lambda each: each[1][0])
+    scorer, (cost, windows, gammas) = min(found, key=lambda each: each[1][0])
     n_evaluated = sum(each.n_evaluated for each in {id(each): each for each, _ in found}.values())
-    if not math.isfinite(cost_):
-        return nothing(n_evaluated, said, certified=certified)
-    choices = scorer.choices
-    engines = tuple(choice.engine for choice in choices)
-    fleet, _ = detail(
-        engines,
-        windows,
-        gammas,
-        problem.workload,
-        problem.slo,
-        assumptions=problem.assumptions,
-        objective=problem.objective,
-    )
-    return Found(cost_, choices, windows, gammas, np.asarray(fleet.n_instances), certified, n_evaluated, said)
+    if not math.isfinite(cost):
+        return nothing(n_evaluated, candidates, certified=certified)
+    n_instances = scorer.instances(windows, gammas)
+    return Found(cost, scorer.specs, windows, gammas, n_instances, certified, n_evaluated, candidates)
 
 
 class Scorer:
     """Scores candidates of one problem and engine assignment, counting them."""
 
-    def __init__(self, problem: Problem, choices: tuple[EngineChoice, ...]):
-        self.problem, self.choices, self.n_evaluated = problem, choices, 0
+    def __init__(self, problem: Problem, specs: tuple[EngineSpec, ...]):
+        self.problem, self.specs, self.n_evaluated = problem, specs, 0
         self.thresholds = thresholds(problem)
-        self._score = partial(
-            score_batch,
-            tuple(choice.engine for choice in choices),
-            workload=problem.workload,
-            slo=problem.slo,
+        none = np.ones(len(specs))
+        self._fleet = problem.fleet(specs, none, none, none)
+        self._caps = make_caps(problem, specs)
+
+    def _score(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        problem = self.problem
+        found = score_batch(
+            self._fleet,
+            windows,
+            gammas,
+            problem.workload,
+            problem.slo,
             assumptions=problem.assumptions,
-            objective=problem.objective,
-            caps=make_caps(problem.budget, choices) if problem.budget.caps else None,
+            objective=problem.objective_weights,
+            caps=self._caps,
         )
+        return np.asarray(found[0]), np.asarray(found[1])
+
+    def instances(self, windows: np.ndarray, gammas: np.ndarray) -> np.ndarray:
+        """The instances [K] of one candidate [K]; in a batch of itself, as a search has compiled it."""
+        rows = (BATCH, len(self.specs))
+        return self._score(np.broadcast_to(windows, rows), np.broadcast_to(gammas, rows))[1][0]
 
     def __call__(self, windows: np.ndarray, gammas: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Costs [M] of candidates [M, K]."""
@@ -224,17 +210,16 @@ class Scorer:
         for start in range(0, len(windows), BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(windows) - 1)  # the last batch repeats its last row
             kept = min(BATCH, len(windows) - start)
-            costs[start : start + kept] = np.asarray(self._score(windows[rows], gammas[rows])[0])[:kept]
+            costs[start : start + kept] = self._score(windows[rows], gammas[rows])[0][:kept]
             if progress:
                 progress(start + kept, len(windows))
         self.n_evaluated += len(windows)
         return costs
 
-    def reach(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(TTFT, ITL) [M] that candidates [M, K] reach with the most instances worth having; see `reach_batch`."""
-        problem = self.problem
-        engines = tuple(choice.engine for choice in self.choices)
-        found = reach_batch(engines, windows, gammas, problem.workload, problem.slo, assumptions=problem.assumptions)
+    def best_latencies(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(TTFT, ITL) [M] of candidates [M, K] with the most instances worth having; see `best_latencies_batch`."""
+        problem, of = self.problem, {"assumptions": self.problem.assumptions}
+        found = best_latencies_batch(self._fleet, windows, gammas, problem.workload, problem.slo, **of)
         return np.asarray(found[0]), np.asarray(found[1])
 
     def descend(self, windows: np.ndarray, gammas: np.ndarray, *, radius: float = math.inf) -> Candidate:

@@ -15,21 +15,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.limits import ROUNDING
-from fleetopt_jax.optimize.exact import Answer, Fleets, Layout, Path, Settled, Star, Step, Web, as_found
-from fleetopt_jax.optimize.graph import Progress, Weights, objective_weights, usd_weights
-from fleetopt_jax.optimize.plan import Found, Problem, nothing
+from fleetopt_jax.fleet.resources import PoolPrices
+from fleetopt_jax.optimize.exact import Cheapest, Fleets, Settled, as_found
+from fleetopt_jax.optimize.layouts import Layout, Path, Table
+from fleetopt_jax.optimize.plan import Found, nothing
+from fleetopt_jax.optimize.problem import Problem
 
 DUAL_STEPS = 60
 MAX_POOLS = 3_000_000  # of three pools and more: each step searches the table again
 MAX_EXACT = 100_000  # pools whose exact cost is computed for a list
-MAX_LISTED = 300_000  # fleets, finished or not, on it; beyond it the cheapest so many
 
 
 class _Priced(NamedTuple):
     """A fleet, its cost and what it uses of every limit [Q]."""
 
-    answer: Answer
+    answer: Cheapest
     cost: float
     used: np.ndarray
 
@@ -38,16 +40,16 @@ class _Priced(NamedTuple):
 class _Prices:
     """The objective and the limits, each as prices of an engine's instances and watts."""
 
-    objective: Weights
-    limits: tuple[Weights, ...]
+    objective: PoolPrices
+    limits: tuple[PoolPrices, ...]
     caps: np.ndarray  # [Q]
 
-    def at(self, mu: np.ndarray) -> Weights:
+    def at(self, mu: np.ndarray) -> PoolPrices:
         """The objective and the limits at prices mu [Q]."""
-        weights = self.objective
+        total = self.objective
         for price, limit in zip(mu, self.limits):
-            weights = weights.plus(price, limit)
-        return weights
+            total = total.plus(price, limit)
+        return total
 
 
 def search(problem: Problem, progress: Progress | None = None) -> Found:
@@ -65,7 +67,7 @@ def within_budget(fleets: Fleets) -> Found:
         # Of any fleet within the budget, the limits' shares, weighted to sum to 1, sum to no more than 1.
         best, complete = _best_of_list(fleets, prices, dual.share / prices.caps, 0.0)
     if best is None:
-        return nothing(fleets.boundaries.n_evaluated, fleets.said(), certified=complete and fleets.certified)
+        return nothing(fleets.boundaries.n_evaluated, fleets.description(), certified=complete and fleets.certified)
     if not complete and dual.bound < best.cost * (1.0 - ROUNDING):
         best, complete = _best_of_list(fleets, prices, dual.mu, 1.0, best)
     else:
@@ -91,11 +93,11 @@ def dual_bound_of(fleets: Fleets) -> float:
 def with_stock(problem: Problem) -> Problem:
     """Without the engines whose GPUs are out of stock, unless nothing would be left."""
     gone = {gpu for gpu, count in problem.budget.gpus_of if count < 1}
-    kept = tuple(choice for choice in problem.choices if choice.gpu not in gone)
-    return replace(problem, choices=kept or problem.choices)
+    kept = tuple(spec for spec in problem.specs if spec.gpu_name not in gone)
+    return problem.serving(specs=kept or problem.specs)
 
 
-def frugal_weights(problem: Problem) -> list[Weights]:
+def frugal_prices(problem: Problem) -> list[PoolPrices]:
     """What a fleet uses of the limits as costs: of all, each as a share of its cap, and of each by itself."""
     prices = _prices(problem)
     none = prices.objective.plus(-1.0, prices.objective)
@@ -107,14 +109,8 @@ def frugal_weights(problem: Problem) -> list[Weights]:
 
 
 def _prices(problem: Problem) -> _Prices:
-    choices = problem.choices
-    gpus = np.array([float(choice.engine.gpus_per_instance) for choice in choices])
-    zero, one = np.zeros(len(choices)), np.ones(len(choices))
-    known = {"max_gpus": Weights(gpus, zero), "max_power_w": Weights(zero, one), "max_usd_per_h": usd_weights(problem)}
-    for gpu, _ in problem.budget.gpus_of:
-        known[f"gpus_of.{gpu}"] = Weights(gpus * [choice.gpu == gpu for choice in choices], zero)
-    caps = problem.budget.caps
-    return _Prices(objective_weights(problem), tuple(known[name] for name in caps), np.array([*caps.values()]))
+    limits = tuple(problem.prices(weights) for weights in problem.limit_weights.values())
+    return _Prices(problem.prices(problem.objective_weights), limits, np.array([*problem.budget.caps.values()]))
 
 
 class _Dual:
@@ -135,9 +131,9 @@ class _Dual:
         elif self.best is None:
             (self._bisect if len(self.mu) == 1 else self._ascend)(free)
 
-    def _ask(self, mu: np.ndarray, weights: Weights | None = None) -> _Priced | None:
-        """The cheapest fleet at prices mu; or under other weights, which bound nothing."""
-        answer = self.fleets.cheapest_of_all(weights or self.prices.at(mu))
+    def _ask(self, mu: np.ndarray, prices: PoolPrices | None = None) -> _Priced | None:
+        """The cheapest fleet at prices mu; or under other prices, which bound nothing."""
+        answer = self.fleets.cheapest_of_all(prices or self.prices.at(mu))
         if not answer.settled.path.steps:
             return None
         priced = _priced(answer, self.prices)
@@ -145,7 +141,7 @@ class _Dual:
             self.best is None or priced.cost < self.best.cost
         ):
             self.best = priced
-        if weights is None:
+        if prices is None:
             bound = answer.cost - float(mu @ self.prices.caps)
             if bound > self.bound:
                 self.bound, self.mu = bound, mu
@@ -201,16 +197,16 @@ class _Dual:
             share = share * np.exp(2.0 * (met.used / caps - 1.0))
 
 
-def _priced(answer: Answer, prices: _Prices) -> _Priced:
+def _priced(answer: Cheapest, by: _Prices) -> _Priced:
     pools, steps = answer.layout.pools, answer.settled.path.steps
     n = np.array([pools.instances[step.engine, step.pool] for step in steps], float)
     watts = np.array([pools.watts[step.engine, step.pool] for step in steps])
     engines = [step.engine for step in steps]
 
-    def total(weights: Weights) -> float:
-        return float(np.sum(weights.per_instance[engines] * n + weights.per_watt[engines] * watts))
+    def total(prices: PoolPrices) -> float:
+        return float(np.sum(prices.per_instance[engines] * n + prices.per_watt[engines] * watts))
 
-    return _Priced(answer, total(prices.objective), np.array([total(limit) for limit in prices.limits]))
+    return _Priced(answer, total(by.objective), np.array([total(limit) for limit in by.limits]))
 
 
 def _best_of_list(
@@ -221,29 +217,26 @@ def _best_of_list(
     `best`."""
     complete = True
     none = prices.objective.plus(objective - 1.0, prices.objective)
-    weights = replace(prices, objective=none).at(mu)
+    priced = replace(prices, objective=none).at(mu)
     for layout in fleets.layouts:
         ceiling = float(mu @ prices.caps) + (objective * best.cost if objective else 0.0)
         ceiling *= 1.0 + (-ROUNDING if objective else ROUNDING)
-        k = fleets.problem.n_pools if isinstance(layout, Web) else 2
-        complete &= _make_exact_below(layout, weights, k, ceiling)
-        tables = [_exact_costs(layout, each) for each in (weights, prices.objective, *prices.limits)]
+        k = layout.most_pools or fleets.problem.n_pools
+        complete &= _make_exact_below(layout, priced, k, ceiling)
+        tables = [_exact_costs(layout, each) for each in (priced, prices.objective, *prices.limits)]
         most = np.concatenate([[ceiling, best.cost if best else np.inf], prices.caps * (1.0 + ROUNDING)])
-        if isinstance(layout, Web):
-            steps, all_listed = _listed_in_web(layout, tables, most, k)
-            complete &= all_listed
-        else:
-            steps = _listed_in_star(layout, tables, most) if isinstance(layout, Star) else _listed_alone(tables, most)
+        steps, all_listed = layout.listed(tables, most, k)
+        complete &= all_listed
         if steps:
-            best = _priced(Answer(layout, Settled(Path(0.0, steps), 0.0)), prices)
+            best = _priced(Cheapest(layout, Settled(Path(0.0, steps), 0.0)), prices)
     return best, complete
 
 
-def _make_exact_below(layout: Layout, weights: Weights, k: int, ceiling: float) -> bool:
+def _make_exact_below(layout: Layout, prices: PoolPrices, k: int, ceiling: float) -> bool:
     """Make exact every pool through which a path could cost less than the ceiling, or the likeliest; whether all."""
     pools = layout.pools
     while True:
-        costs = [pools.costs(weights, e) for e in range(pools.n_engines)]
+        costs = [pools.costs(prices, e) for e in range(pools.n_engines)]
         cheapest = np.min(costs, axis=0)
         found = [
             layout.undecided(cheapest, np.where(pools.is_exact[e], np.inf, cost), k, ceiling)
@@ -258,69 +251,7 @@ def _make_exact_below(layout: Layout, weights: Weights, k: int, ceiling: float) 
             return total == 0
 
 
-Table = list[np.ndarray]  # costs [P] of each engine
-
-
-def _exact_costs(layout: Layout, weights: Weights) -> Table:
+def _exact_costs(layout: Layout, prices: PoolPrices) -> Table:
     """The exact costs; inf where only a bound is known."""
     pools = layout.pools
-    return [np.where(pools.is_exact[e], pools.costs(weights, e), np.inf) for e in range(pools.n_engines)]
-
-
-# The lists: the path of the least second cost of all whose costs by each of the tables are within `most` [2 + Q].
-
-
-def _listed_alone(tables: list[Table], most: np.ndarray) -> tuple[Step, ...]:
-    totals = np.array([[costs[0] for costs in table] for table in tables])
-    allowed = np.where(np.all(totals <= most[:, None], axis=0), totals[1], np.inf)
-    e = int(np.argmin(allowed))
-    return (Step(0, e),) if np.isfinite(allowed[e]) else ()
-
-
-def _listed_in_star(layout: Star, tables: list[Table], most: np.ndarray) -> tuple[Step, ...]:
-    s, best, steps = layout.size, math.inf, ()
-    for first in range(len(tables[0])):
-        for second in range(len(tables[0])):
-            totals = np.array([table[first][:s] + table[second][s:] for table in tables])
-            allowed = np.where(np.all(totals <= most[:, None], axis=0), totals[1], np.inf)
-            i = int(np.argmin(allowed))
-            if allowed[i] < best:
-                best, steps = float(allowed[i]), (Step(i, first), Step(i + s, second))
-    return steps
-
-
-def _listed_in_web(layout: Web, tables: list[Table], most: np.ndarray, k: int) -> tuple[tuple[Step, ...], bool]:
-    """Paths grow pool by pool, each kept while the cheapest way to the end by each table leaves it within `most`; and
-    whether all were kept that could be."""
-    d, n_engines = layout.size, len(tables[0])
-    to_go = [layout.onwards(np.min(table, axis=0).reshape(d, d), k) for table in tables]  # [2 + Q][k + 1][D]
-    node, spent, trail = np.zeros(1, int), np.zeros((1, len(tables))), np.zeros((1, 0), int)
-    best, steps, complete = math.inf, (), True
-    for level in range(k):
-        grown: list[tuple[np.ndarray, ...]] = []
-        for i in np.unique(node):
-            upper = np.arange(d - 1 if level == k - 1 else i + 1, d)
-            least = np.stack([each[k - 1 - level][upper] for each in to_go], axis=1)
-            rows = np.flatnonzero(node == i)
-            for e in range(n_engines):
-                own = np.stack([table[e][i * d + upper] for table in tables], axis=1)
-                for part in np.array_split(rows, 1 + len(rows) * len(upper) // MAX_LISTED):
-                    totals = spent[part][:, None, :] + own[None]
-                    r, m = np.nonzero(np.all(totals + least[None] <= most, axis=2))
-                    code = (i * d + upper[m]) * n_engines + e
-                    grown.append((upper[m], totals[r, m], np.column_stack([trail[part[r]], code])))
-        node, spent, trail = (np.concatenate(each) for each in zip(*grown))
-        done = np.flatnonzero(node == d - 1)
-        if len(done) and spent[done, 1].min() < best:
-            i = done[np.argmin(spent[done, 1])]
-            best, steps = float(spent[i, 1]), tuple(Step(int(c) // n_engines, int(c) % n_engines) for c in trail[i])
-            most = most.copy()
-            most[1] = best
-        on = np.flatnonzero(node != d - 1)
-        if len(on) > MAX_LISTED:
-            promise = spent[on, 0] + to_go[0][k - 1 - level][node[on]]
-            on, complete = on[np.argsort(promise)[:MAX_LISTED]], False
-        node, spent, trail = node[on], spent[on], trail[on]
-        if not len(on):
-            break
-    return steps, complete
+    return [np.where(pools.is_exact[e], pools.costs(prices, e), np.inf) for e in range(pools.n_engines)]

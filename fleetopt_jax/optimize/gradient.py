@@ -15,14 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import stack
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.optimize import coupled, exact
-from fleetopt_jax.optimize.candidates import Candidate, Progress, Scorer, best_found, gamma_grid, make_caps
-from fleetopt_jax.optimize.graph import Boundaries, objective_weights
-from fleetopt_jax.optimize.plan import EngineChoice, Found, Problem, nothing, thresholds, tuned_choice
-from fleetopt_jax.optimize.relaxed import N_STEPS, Optimum, Relaxed, Start, arrivals_of, smoothed, solve
+from fleetopt_jax.optimize.candidates import Candidate, Scorer, best_found, gamma_grid, make_caps
+from fleetopt_jax.optimize.graph import Boundaries
+from fleetopt_jax.optimize.layouts import ManyPools, OnePool, TwoPools
+from fleetopt_jax.optimize.plan import Found, nothing
+from fleetopt_jax.optimize.problem import Problem, thresholds
+from fleetopt_jax.optimize.relaxed import N_STEPS, Optimum, Relaxed, Start, smoothed, solve
 from fleetopt_jax.workload.atoms import total_tokens
 
 N_STARTS = 16
@@ -40,7 +45,7 @@ TUNED = 3  # relaxed optima whose caps and clocks are tried
 CLOCK_STEP = 0.02
 ROUNDING_RADIUS = 0.12  # windows within this factor of a relaxed optimum are tried for limits of the whole fleet
 N_ROUNDED = 4  # relaxed optima that are rounded there
-SAID = "windows near relaxed optima"
+CANDIDATES = "windows near relaxed optima"
 
 
 def search(problem: Problem, progress: Progress | None = None, *, warm: bool = True) -> Found:
@@ -60,15 +65,16 @@ def search(problem: Problem, progress: Progress | None = None, *, warm: bool = T
     known: list[Found] = []
     bound = None
     if fleets:
-        weights = [objective_weights(problem), *(coupled.frugal_weights(problem) if problem.budget.caps else [])]
+        own = problem.prices(problem.objective_weights)
+        weights = [own, *(coupled.frugal_prices(problem) if problem.budget.caps else [])]
         known = [exact.as_found(fleets, fleets.cheapest_of_all(each), []) for each in weights]
         bound = known[0].cost
         if problem.budget.caps:
             bound = max(bound, coupled.dual_bound_of(fleets))
         if not math.isfinite(bound):
-            return nothing(boundaries.n_evaluated, SAID, certified=True)
+            return nothing(boundaries.n_evaluated, CANDIDATES, certified=True)
     starts = known if warm and problem.budget.caps else []
-    grid = _Grid(problem, boundaries, fleets.web_nodes() if fleets and problem.n_pools > 2 else None)
+    grid = _Grid(problem, boundaries, fleets.many_pool_nodes() if fleets and problem.n_pools > 2 else None)
     optimum = relaxed_optima(problem, boundaries, starts)
     found = _rounded(problem, boundaries, grid, optimum, starts, progress)
     n_evaluated = found.n_evaluated + N_STEPS * len(optimum.merit)
@@ -77,46 +83,48 @@ def search(problem: Problem, progress: Progress | None = None, *, warm: bool = T
 
 def _grouped(problem: Problem) -> Problem:
     """Engines of one kind next to each other."""
-    kinds = [jax.tree.structure(choice.engine) for choice in problem.choices]
+    kinds = [jax.tree.structure(engine) for engine in problem.engines]
     order = sorted(range(len(kinds)), key=lambda i: kinds.index(kinds[i]))
-    return replace(problem, choices=tuple(problem.choices[i] for i in order))
+    return problem.serving(specs=tuple(problem.specs[i] for i in order))
 
 
 def relaxed_optima(problem: Problem, boundaries: Boundaries, known: Sequence[Found] = ()) -> Optimum:
     """The relaxed optima [S] of `N_STARTS` starts, the best first; some of these from plans that are known."""
-    choices, total = problem.choices, total_tokens(problem.workload)
-    ends = jnp.log(jnp.stack([total[0], jnp.maximum(problem.window_tokens, total[0] + 1.0)]))
-    groups, tables, first = [], [], 0
-    while first < len(choices):
-        kind = jax.tree.structure(choices[first].engine)
-        last = first
-        while last < len(choices) and jax.tree.structure(choices[last].engine) == kind:
-            last += 1
-        groups.append(stack([choice.engine for choice in choices[first:last]]))
-        by_sums = {id(sums): smoothed(sums, total, ends) for sums in boundaries.sums[first:last]}
+    engines, shortest = problem.engines, boundaries.sums[0].route_tokens[0]
+    ends = jnp.log(jnp.stack([shortest, jnp.maximum(problem.window_tokens, shortest + 1.0)]))
+    groups, tables = [], []
+    by_sums = {id(sums): smoothed(sums, ends) for sums in boundaries.sums}
+    for first, last in _runs([jax.tree.structure(engine) for engine in engines]):
+        groups.append(jax.tree.map(jnp.asarray, stack(engines[first:last])))
         of_engines = [by_sums[id(sums)] for sums in boundaries.sums[first:last]]
         tables.append(jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *of_engines))
-        first = last
+    setting = replace(boundaries.setting, assumptions=replace(problem.assumptions, rounding="real"))
     relaxed = Relaxed(
         groups=tuple(groups),
         tables=tuple(tables),
-        arrivals=arrivals_of(problem.workload),
+        setting=setting,
         slo=problem.slo,
-        caps=make_caps(problem.budget, choices),
+        caps=make_caps(problem, problem.specs),
         log_ends=ends,
         gamma=jnp.asarray(problem.gamma or 1.0, dtype=float),
-        objective="power" if problem.objective == "tok_per_j" else problem.objective,
+        objective=problem.objective_weights,
         free=(*(["gamma"] if problem.gamma is None else []), *problem.free),
     )
-    optimum = solve(relaxed, _starts(problem, boundaries, known), assumptions=problem.assumptions)
+    optimum = solve(relaxed, _starts(problem, boundaries, known))
     merit = np.where(np.isfinite(optimum.merit), optimum.merit, np.inf)
     order = np.argsort(merit, kind="stable")
     return jax.tree.map(lambda x: np.asarray(x)[order], optimum._replace(merit=merit))
 
 
+def _runs(kinds: Sequence[object]) -> list[tuple[int, int]]:
+    """Where equal neighbours begin and end."""
+    first = [i for i in range(len(kinds)) if i == 0 or kinds[i] != kinds[i - 1]]
+    return list(zip(first, [*first[1:], len(kinds)], strict=True))
+
+
 def _starts(problem: Problem, boundaries: Boundaries, known: Sequence[Found]) -> Start:
     """Windows spread over the tokens (not the requests) and over log-length, evenly in K - 1 dimensions."""
-    k, choices = problem.n_pools, problem.choices
+    k, specs = problem.n_pools, problem.specs
     total, weight = (np.asarray(x) for x in (total_tokens(problem.workload), problem.workload.weight))
     served = np.cumsum(weight * total)
     low, high = np.log(total[0]), np.log(max(problem.window_tokens, total[0] + 1.0))
@@ -130,14 +138,14 @@ def _starts(problem: Problem, boundaries: Boundaries, known: Sequence[Found]) ->
     windows = np.maximum(total[np.minimum(np.searchsorted(rank, spread), len(total) - 1)], total[0] + 1.0)
     rng = np.random.default_rng(0)
     gammas = np.tile(np.linspace(-2.0, 2.0, N_STARTS)[:, None], (1, k - 1))
-    likes = rng.normal(size=(N_STARTS, k, len(choices))) * (np.arange(N_STARTS) > 0)[:, None, None]
+    likes = rng.normal(size=(N_STARTS, k, len(specs))) * (np.arange(N_STARTS) > 0)[:, None, None]
     for row, found in enumerate(known):
-        pools = np.minimum(np.arange(k), len(found.choices) - 1)
+        pools = np.minimum(np.arange(k), len(found.specs) - 1)
         inner = found.window_tokens[:-1]
         padded = np.concatenate([np.repeat(inner[:1] if len(inner) else total[:1], k - 1 - len(inner)), inner])
         windows[row] = np.minimum(padded, problem.window_tokens * 0.999)
-        chosen = [problem.choices.index(found.choices[i]) for i in pools]
-        likes[row] = 2.0 * (np.arange(len(choices)) == np.array(chosen)[:, None])
+        chosen = [specs.index(found.specs[i]) for i in pools]
+        likes[row] = 2.0 * (np.arange(len(specs)) == np.array(chosen)[:, None])
     return Start(
         log_windows=jnp.log(jnp.asarray(windows)),
         gamma=jnp.asarray(gammas),
@@ -152,8 +160,8 @@ def _needed(problem: Problem, boundaries: Boundaries, windows: np.ndarray) -> np
     n = len(windows)
     lower = np.concatenate([np.zeros((n, 1), int), inner], axis=1).ravel()
     upper = np.concatenate([inner, np.full((n, 1), boundaries.last)], axis=1).ravel()
-    needed = [boundaries.bounds(e, lower, upper)[0] for e in range(len(problem.choices))]
-    needed = np.stack(needed, axis=-1).reshape(n, -1, len(problem.choices))
+    needed = [boundaries.bounds(e, lower, upper)[0] for e in range(len(problem.specs))]
+    needed = np.stack(needed, axis=-1).reshape(n, -1, len(problem.specs))
     return np.maximum(np.where(np.isfinite(needed), 1.1 * needed, 1.0), 1.0)
 
 
@@ -169,22 +177,22 @@ class Near(exact.Fleets):
 
     def __init__(self, problem: Problem, boundaries: Boundaries, nodes: Sequence[np.ndarray]):
         self.problem, self.boundaries, self._progress = problem, boundaries, None
-        self.layouts = [exact.seeded(exact.Alone(boundaries))]
+        self.layouts = [OnePool(boundaries).seeded()]
         inner = np.sort(_first(nodes, max_nodes(problem)))
         if problem.n_pools == 2 and len(inner):
-            self.layouts.append(exact.seeded(exact.Star(boundaries, inner)))
+            self.layouts.append(TwoPools(boundaries, inner).seeded())
         elif problem.n_pools > 2 and len(inner):
-            web = exact.Web(boundaries, np.concatenate([[0], inner, [boundaries.last]]), None)
-            self.layouts.append(exact.seeded(web))
+            nodes_ = np.concatenate([[0], inner, [boundaries.last]])
+            self.layouts.append(ManyPools(boundaries, nodes_, None).seeded())
 
-    def said(self) -> str:
-        return SAID
+    def description(self) -> str:
+        return CANDIDATES
 
     def best(self) -> Found:
         """The cheapest of them that keeps the budget."""
         if self.problem.budget.caps:
             return coupled.within_budget(self)
-        return exact.as_found(self, self.cheapest_of_all(objective_weights(self.problem)), [])
+        return exact.as_found(self, self.cheapest_of_all(self.problem.prices(self.problem.objective_weights)), [])
 
 
 def _rounded(
@@ -196,8 +204,7 @@ def _rounded(
     progress: Progress | None,
 ) -> Found:
     """The best whole fleet near the relaxed optima and the plans that are known, and then near that."""
-    choices = _tuned(problem, optimum)
-    problem = replace(problem, choices=choices)
+    problem = problem.serving(specs=_tuned(problem, optimum))
     if problem.free:
         boundaries = Boundaries(problem, *exact.candidates(problem))
     windows, gammas = optimum.window_tokens[:, :-1], optimum.gamma[:, :-1]
@@ -225,7 +232,7 @@ def _rounded(
 def _frugal(near: Near, grid: "_Grid", nodes: list[np.ndarray]) -> Found:
     """The cheapest fleet within the budget after more nodes were added, next to the fleets that use least."""
     problem, boundaries = near.problem, near.boundaries
-    for weights in coupled.frugal_weights(problem):
+    for weights in coupled.frugal_prices(problem):
         least = math.inf
         for _ in range(MAX_ROUNDS):
             answer = near.cheapest_of_all(weights)
@@ -289,19 +296,23 @@ class _Grid:
 # caps and clocks
 
 
-def _tuned(problem: Problem, optimum: Optimum) -> tuple[EngineChoice, ...]:
-    """The engines as they are and, where caps and clocks are free, as the best relaxed optima have them."""
-    found = dict.fromkeys((choice, None, 1.0) for choice in range(len(problem.choices)))
+def _tuned(problem: Problem, optimum: Optimum) -> tuple[EngineSpec, ...]:
+    """The specs as they are and, where caps and clocks are free, as the best relaxed optima have them: a clock is a
+    share of the one a spec has."""
+    found = dict.fromkeys(problem.specs)
     for s in range(min(TUNED, len(optimum.merit)) if problem.free else 0):
         for k, e in zip(*np.nonzero(optimum.weight[s] > 0.3)):
-            own = float(problem.choices[e].engine.kv.max_num_seqs)
+            spec = problem.specs[e]
             cap = max(1, round(float(optimum.max_num_seqs[s, k, e])))
-            caps = [None] if "max_num_seqs" not in problem.free or cap > 0.9 * own else [None, cap]
-            clock = round(float(optimum.clock_frac[s, k, e]) / CLOCK_STEP) * CLOCK_STEP
-            clocks = [1.0] if "clock" not in problem.free else [clock - CLOCK_STEP, clock, clock + CLOCK_STEP]
+            capped = "max_num_seqs" in problem.free and cap <= 0.9 * float(build(spec).kv.max_num_seqs)
+            clocks = [spec.clock_frac]
+            if "clock" in problem.free:
+                clock = round(spec.clock_frac * float(optimum.clock_frac[s, k, e]) / CLOCK_STEP) * CLOCK_STEP
+                clocks = [clock - CLOCK_STEP, clock, clock + CLOCK_STEP]
             for each in clocks:
-                found |= dict.fromkeys((e, c, round(min(max(each, MIN_CLOCK_FRAC), 1.0), 2)) for c in caps)
-    return tuple(tuned_choice(problem.choices[e], max_num_seqs=cap, clock_frac=clock) for e, cap, clock in found)
+                at = replace(spec, clock_frac=round(min(max(each, MIN_CLOCK_FRAC), spec.clock_frac), 2))
+                found |= dict.fromkeys([at, *([replace(at, max_num_seqs=cap)] if capped else [])])
+    return tuple(found)
 
 
 # limits of the whole fleet
@@ -316,9 +327,9 @@ def _search_whole(problem: Problem, progress: Progress | None) -> Found:
     found: list[tuple[Scorer, Candidate]] = []
 
     def scorer(chosen: tuple[int, ...]) -> Scorer:
-        return scorers.setdefault(chosen, Scorer(problem, tuple(problem.choices[e] for e in chosen)))
+        return scorers.setdefault(chosen, Scorer(problem, tuple(problem.specs[e] for e in chosen)))
 
-    for e in range(len(problem.choices)):
+    for e in range(len(problem.specs)):
         alone = np.full(k, window), np.ones(k)
         one = scorer((e,) * k)
         found.append((one, (one(alone[0][None], alone[1][None])[0], *alone)))
@@ -334,7 +345,7 @@ def _search_whole(problem: Problem, progress: Progress | None) -> Found:
         found.append((one, one.descend(windows, gammas, radius=ROUNDING_RADIUS)))
         if progress:
             progress(done + 1, N_ROUNDED)
-    return best_found(problem, found, SAID, certified=False)
+    return best_found(found, CANDIDATES, certified=False)
 
 
 def _distinct(near: list[tuple[Scorer, Candidate]]) -> list[tuple[Scorer, Candidate]]:

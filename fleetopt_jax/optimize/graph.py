@@ -10,7 +10,6 @@ batched and compiled once:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -18,39 +17,41 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.choices import REACH
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import PoolMetrics, pool_metrics
 from fleetopt_jax.fleet.fleet import Slo
+from fleetopt_jax.fleet.resources import PoolPrices
 from fleetopt_jax.fleet.sizing import least_instances, required_instances
-from fleetopt_jax.fleet.traffic import Interval, PoolTraffic, RunningSums, interval_traffic, running_sums
-from fleetopt_jax.optimize.plan import Problem
-from fleetopt_jax.workload.atoms import Workload, total_tokens
+from fleetopt_jax.fleet.stage import Setting, setting_of
+from fleetopt_jax.fleet.traffic import PoolTraffic, RunningSums, Slice, atoms_of, running_sums, slice_traffic
+from fleetopt_jax.laws.prefill import Prefill
+from fleetopt_jax.optimize.problem import Problem
+from fleetopt_jax.workload.atoms import Workload
 
 BOUND_BATCH = 65_536  # pools of one compiled call: fixed, so that a search compiles once
 EXACT_BATCH = 1024
 CHUNK = 1024  # of them whose numbers stay in the cache together
 
-Progress = Callable[[int, int], None]  # (done, total)
 
-_running_sums = jax.jit(running_sums, static_argnames=("assumptions", "compresses"))
+@partial(jax.jit, static_argnames=("assumptions", "compresses"))
+def _running_sums(prefill: Prefill, workload: Workload, *, assumptions: Assumptions, compresses: bool) -> RunningSums:
+    return running_sums(prefill, atoms_of(workload, assumptions), assumptions, compresses=compresses)
 
 
-@partial(jax.jit, static_argnames="assumptions")
-def bound_batch(
-    sums: RunningSums, engine: Engine, pools: Interval, workload: Workload, slo: Slo, *, assumptions: Assumptions
-) -> tuple[Array, Array]:
+@jax.jit
+def bound_batch(sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setting: Setting) -> tuple[Array, Array]:
     """(instances, watts) [M] that pools need at least; inf where no instance runs a sequence of the window."""
 
-    def bound(pool: Interval) -> tuple[Array, Array]:
-        traffic = interval_traffic(sums, engine, pool, assumptions)
-        least = least_instances(engine, traffic, pool.window_tokens, workload, slo, assumptions)
-        watts = partial(_watts, engine, traffic, pool.window_tokens, workload=workload, assumptions=assumptions)
+    assumptions = setting.assumptions
+
+    def bound(pool: Slice) -> tuple[Array, Array]:
+        traffic = _traffic(sums, engine, pool, setting)
+        least = least_instances(engine, traffic, pool.window_tokens, slo, setting)
+        watts = partial(_watts, engine, traffic, pool.window_tokens, setting=setting)
         metrics = watts(least)
         power_w = metrics.power_w
-        if assumptions.whole and assumptions.occupancy == "full_batch":
+        if assumptions.whole and assumptions.occupancy.floors_in_flight:
             # n = floor(rho n_max): the only way to fewer watts is to add instances until one sequence fewer is counted.
             fewer = jnp.floor(metrics.utilization * metrics.n_max * least / jnp.maximum(metrics.n_active, 1.0)) + 1.0
             power_w = jnp.minimum(power_w, watts(jnp.where(jnp.isfinite(fewer), fewer, least)).power_w)
@@ -59,43 +60,31 @@ def bound_batch(
     return _chunked(bound, pools)
 
 
-@partial(jax.jit, static_argnames="assumptions")
-def exact_batch(
-    sums: RunningSums, engine: Engine, pools: Interval, workload: Workload, slo: Slo, *, assumptions: Assumptions
-) -> tuple[Array, Array]:
+@jax.jit
+def exact_batch(sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setting: Setting) -> tuple[Array, Array]:
     """(instances, watts) [M] with which pools hold every limit; inf where none do."""
 
-    def exact(pool: Interval) -> tuple[Array, Array]:
-        traffic = interval_traffic(sums, engine, pool, assumptions)
-        n = required_instances(engine, traffic, pool.window_tokens, workload, slo, assumptions)
-        metrics = _watts(engine, traffic, pool.window_tokens, n, workload=workload, assumptions=assumptions)
+    def exact(pool: Slice) -> tuple[Array, Array]:
+        traffic = _traffic(sums, engine, pool, setting)
+        n = required_instances(engine, traffic, pool.window_tokens, slo, setting)
+        metrics = _watts(engine, traffic, pool.window_tokens, n, setting=setting)
         return n, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
 
     return _chunked(exact, pools)
 
 
-def _watts(
-    engine: Engine, traffic: PoolTraffic, window: Array, n: Array, *, workload: Workload, assumptions: Assumptions
-) -> PoolMetrics:
+def _traffic(sums: RunningSums, engine: Engine, pool: Slice, setting: Setting) -> PoolTraffic:
+    return slice_traffic(sums, engine.prefill, setting.surroundings.compressor, pool, setting.assumptions)
+
+
+def _watts(engine: Engine, traffic: PoolTraffic, window: Array, n: Array, *, setting: Setting) -> PoolMetrics:
     finite = jnp.where(jnp.isfinite(n), n, 1.0)
-    return pool_metrics(engine, traffic, window, finite, workload, assumptions, quantiles=False)
+    return pool_metrics(engine, traffic, window, finite, setting, quantiles=False)
 
 
-def _chunked(law: Callable[[Interval], tuple[Array, Array]], pools: Interval) -> tuple[Array, Array]:
+def _chunked(law: Callable[[Slice], tuple[Array, Array]], pools: Slice) -> tuple[Array, Array]:
     rows = jax.lax.map(jax.vmap(law), jax.tree.map(lambda x: x.reshape(-1, CHUNK), pools))
     return jax.tree.map(jnp.ravel, rows)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Cost of a pool = per_instance[e] N + per_watt[e] P, of each engine e: objectives and priced limits alike."""
-
-    per_instance: np.ndarray  # [E]
-    per_watt: np.ndarray  # [E]
-
-    def plus(self, price: float, other: "Weights") -> "Weights":
-        """These, and others at a price."""
-        return Weights(self.per_instance + price * other.per_instance, self.per_watt + price * other.per_watt)
 
 
 class Boundaries:
@@ -108,25 +97,23 @@ class Boundaries:
         self.problem, self.n_evaluated = problem, 0
         self.window_tokens = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
         self.gamma = np.concatenate([[1.0], gamma, [1.0]])
-        self.edge_tokens = np.asarray(self.window_tokens * REACH[problem.assumptions.compression](self.gamma))
-        total = np.asarray(total_tokens(problem.workload))
-        self._window_row, self._edge_row = (
-            np.searchsorted(total, ends, side="right").astype(np.int32)
-            for ends in (self.window_tokens, self.edge_tokens)
-        )
+        assumptions = problem.assumptions
+        self.edge_tokens = np.asarray(self.window_tokens * assumptions.compression.effective_gamma(self.gamma))
+        self.setting = setting_of(problem.workload, problem.around, assumptions)
         by_chunk: dict[float, RunningSums] = {}
-        self.sums = []
-        for choice in problem.choices:
-            published = problem.assumptions.prefill == "free_chunks"
-            chunk = float(choice.engine.prefill.chunk_tokens) if published else 0.0
+        self.sums: list[RunningSums] = []
+        for engine in problem.engines:
+            chunk = float(engine.prefill.chunk_tokens) if assumptions.prefill.reads_chunk else 0.0
             if chunk not in by_chunk:
                 by_chunk[chunk] = _running_sums(
-                    choice.engine,
-                    problem.workload,
-                    assumptions=problem.assumptions,
-                    compresses=problem.gamma != 1.0,
+                    engine.prefill, problem.workload, assumptions=assumptions, compresses=problem.gamma != 1.0
                 )
             self.sums.append(by_chunk[chunk])
+        route_tokens = np.asarray(self.sums[0].route_tokens)
+        self._window_row, self._edge_row = (
+            np.searchsorted(route_tokens, ends, side="right").astype(np.int32)
+            for ends in (self.window_tokens, self.edge_tokens)
+        )
 
     @property
     def last(self) -> int:
@@ -148,15 +135,14 @@ class Boundaries:
         problem, n, found = self.problem, len(lower), []
         for start in range(0, n, batch):
             rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last pool
-            pools = Interval(
+            pools = Slice(
                 window_tokens=self.window_tokens[upper[rows]],
                 start=self._window_row[lower[rows]],
                 end=self._window_row[upper[rows]],
                 lower_edge=self._edge_row[lower[rows]],
                 upper_edge=self._edge_row[upper[rows]],
             )
-            engine = problem.choices[e].engine
-            values = kernel(self.sums[e], engine, pools, problem.workload, problem.slo, assumptions=problem.assumptions)
+            values = kernel(self.sums[e], problem.engines[e], pools, problem.slo, self.setting)
             found.append([np.asarray(each)[: n - start] for each in values])
         self.n_evaluated += n
         instances, watts = (np.concatenate(each) for each in zip(*found))
@@ -197,9 +183,9 @@ class Pools:
             self.instances[e, index], self.watts[e, index] = self.boundaries.exact(e, *self.ends(index))
             self.is_exact[e, index] = True
 
-    def costs(self, weights: Weights, e: int) -> np.ndarray:
+    def costs(self, prices: PoolPrices, e: int) -> np.ndarray:
         """Of every pool with engine e [P]."""
-        per_instance, per_watt = weights.per_instance[e], weights.per_watt[e]
+        per_instance, per_watt = prices.per_instance[e], prices.per_watt[e]
         if per_instance == 0.0 and per_watt == 1.0:
             return self.watts[e]
         total = np.where(np.isfinite(self.watts[e]), 0.0, np.inf)  # 0 times inf is not 0
@@ -208,25 +194,3 @@ class Pools:
         if per_watt:
             total += per_watt * self.watts[e]
         return total
-
-
-def objective_weights(problem: Problem) -> Weights:
-    """The objective as a price of instances and watts. All fleets that hold the limits have the same output: most
-    tokens per joule is least power."""
-    engines = [choice.engine for choice in problem.choices]
-    gpus = np.array([float(engine.gpus_per_instance) for engine in engines])
-    zero, one = np.zeros(len(engines)), np.ones(len(engines))
-    match problem.objective:
-        case "tok_per_j" | "power":
-            return Weights(zero, one)
-        case "gpus":
-            return Weights(gpus, zero)
-        case "usd":
-            return usd_weights(problem)
-
-
-def usd_weights(problem: Problem) -> Weights:
-    """USD per hour: rent of the GPUs and, where it has a price, electricity."""
-    engines = [choice.engine for choice in problem.choices]
-    rent = np.array([float(engine.gpus_per_instance * engine.usd_per_gpu_h) for engine in engines])
-    return Weights(rent, np.array([float(engine.site.usd_per_kwh) / KW for engine in engines]))

@@ -13,23 +13,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
 from fleetopt_jax.core.struct import pytree, static
-from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.choices import SPARE_INSTANCES, SUCCESS
 from fleetopt_jax.fleet.engine import Engine, at_clock
-from fleetopt_jax.fleet.evaluate import Objective, pool_metrics
+from fleetopt_jax.fleet.evaluate import pool_metrics
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.limits import itl_excess, ttft_excess
-from fleetopt_jax.fleet.traffic import OUTPUT_POWERS, PoolTraffic, RunningSums, served_traffic
+from fleetopt_jax.fleet.resources import Resources, Weights
+from fleetopt_jax.fleet.stage import Setting
+from fleetopt_jax.fleet.traffic import (
+    PoolTraffic,
+    PromptCells,
+    RunningSums,
+    ServedSums,
+    TriedSums,
+    nothing_tried,
+    served_traffic,
+)
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
-from fleetopt_jax.optimize.candidates import Caps
-from fleetopt_jax.optimize.plan import GAMMA_MAX
-from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.optimize.candidates import Caps, cap_usage
+from fleetopt_jax.optimize.problem import GAMMA_MAX
 
 N_STEPS = 800
 WIDTHS = (0.2, 0.06, 0.02)  # log-widths of the router, each for a third of the steps
@@ -80,9 +86,10 @@ class Table:
 
     of_all: Array  # requests as they are [GRID + 1, F]
     of_eligible: Array | None  # those that can be compressed, where some are
-    tried: Array | None  # what a pool tries to compress [GRID + 1, 6]
-    like: tuple  # one row of `of_all` as (one, output, steps, demand), prompts
-    ends: tuple[Array, Array] | None  # (shortest, longest) prompt of each cell
+    tried: Array | None  # what a pool tries to compress [GRID + 1, 7]
+    served_like: ServedSums  # one row of `of_all` as a record
+    tried_like: TriedSums
+    cells: PromptCells | None
     whole_share: Array
 
 
@@ -92,12 +99,12 @@ class Relaxed:
 
     groups: tuple[Engine, ...]
     tables: tuple[Table, ...]  # of each group, at each width, of each of its engines [W, E of the group, ...]
-    arrivals: Workload  # of which only rate and burstiness are read
+    setting: Setting  # with real rounding
     slo: Slo
-    caps: Caps  # `is_of` [G, E]
+    caps: Caps  # of all engines: `of_gpus` [Q, E]
     log_ends: Array  # shortest request and last window, as logs [2]
     gamma: Array  # of the boundaries where it is not searched [-]
-    objective: Objective = static()
+    objective: Weights = static()
     free: tuple[str, ...] = static()  # of "gamma", "max_num_seqs" and "clock"
 
     @property
@@ -106,26 +113,28 @@ class Relaxed:
 
 
 @jax.jit
-def smoothed(sums: RunningSums, total_tokens: Array, log_ends: Array) -> Table:
+def smoothed(sums: RunningSums, log_ends: Array) -> Table:
     """Running sums over soft shares sigmoid((ln B - ln L) / width) at the lengths B of the grid, for each width [W].
 
-    The first row is nothing and the last everything, whatever the width: the last edge is hard.
+    The first row is nothing and the last everything, whatever the width: the last edge is hard. A few cells of the
+    prompt histogram side by side count as one.
     """
     grid = jnp.linspace(log_ends[0], log_ends[1], GRID + 1)[:, None]
-    cells = ends = None
-    eligible_cells = None
-    if sums.cells is not None:
-        of_all, of_eligible, shortest, longest = sums.cells
-        some = of_all[-1] > 0
-        ends = (
-            _merged(jnp.where(some, shortest, shortest[-1])).min(-1),
-            _merged(jnp.where(some, longest, shortest[0])).max(-1),
+    cells, own = sums.cells, sums.own
+    eligible = sums.own_eligible
+    if cells is not None and own.in_cells is not None:
+        some = own.in_cells[-1] > 0
+        cells = PromptCells(
+            cell=cells.cell,
+            shortest=_merged(jnp.where(some, cells.shortest, cells.shortest[-1])).min(-1),
+            longest=_merged(jnp.where(some, cells.longest, cells.shortest[0])).max(-1),
         )
-        cells = _merged(of_all).sum(-1)
-        eligible_cells = None if of_eligible is None else _merged(of_eligible).sum(-1)
+        own = replace(own, in_cells=_merged(own.in_cells).sum(-1))
+        if eligible is not None:
+            eligible = replace(eligible, in_cells=_merged(eligible.in_cells).sum(-1))
 
     def at(width: Array) -> Table:
-        share = jax.nn.sigmoid((grid - jnp.log(total_tokens)) / width).at[0].set(0.0).at[-1].set(1.0)
+        share = jax.nn.sigmoid((grid - jnp.log(sums.route_tokens)) / width).at[0].set(0.0).at[-1].set(1.0)
 
         def smooth(tree) -> Array | None:
             leaves = jax.tree.leaves(tree)
@@ -133,11 +142,12 @@ def smoothed(sums: RunningSums, total_tokens: Array, log_ends: Array) -> Table:
             return None if columns is None else share @ jnp.diff(columns, axis=0)
 
         return Table(
-            of_all=smooth((sums.own, cells)),
-            of_eligible=smooth((sums.own_eligible, eligible_cells)),
+            of_all=smooth(own),
+            of_eligible=smooth(eligible),
             tried=smooth(sums.tried),
-            like=jax.tree.map(lambda x: x[0], (sums.own, cells)),
-            ends=ends,
+            served_like=jax.tree.map(lambda x: x[0], own),
+            tried_like=nothing_tried(),
+            cells=cells,
             whole_share=sums.whole_share,
         )
 
@@ -153,30 +163,24 @@ def _row(table: Array, log_tokens: Array, log_ends: Array) -> Array:
 
 
 def _traffic(
-    table: Table,
-    engine: Engine,
-    ends: tuple[Array, Array],
-    edges: tuple[Array, Array],
-    log_ends: Array,
-    real: Assumptions,
+    table: Table, engine: Engine, ends: tuple[Array, Array], edges: tuple[Array, Array], relaxed: Relaxed
 ) -> PoolTraffic:
-    """What `interval_traffic` gives for whole rows, between two log-windows and two log-edges."""
+    """What `slice_traffic` gives for whole rows, between two log-windows and two log-edges."""
     (start, end), (lower_edge, upper_edge) = ends, edges
+    assumptions, compressor = relaxed.setting.assumptions, relaxed.setting.surroundings.compressor
 
     def between(rows: Array, first: Array, last: Array) -> Array:
-        return _row(rows, last, log_ends) - _row(rows, first, log_ends)
+        return _row(rows, last, relaxed.log_ends) - _row(rows, first, relaxed.log_ends)
 
-    served = between(table.of_all, start, end)
-    tried = jnp.zeros(OUTPUT_POWERS + 1)
+    served, tried = between(table.of_all, start, end), table.tried_like
     if table.tried is not None:
         taken = between(table.of_eligible, start, jnp.clip(lower_edge, start, end))
-        served -= SUCCESS[real.compression](engine) * taken
+        served -= assumptions.compression.success_frac(compressor) * taken
         first = jnp.maximum(end, lower_edge)
-        tried = between(table.tried, first, jnp.maximum(upper_edge, first))
-    own, cells = ravel_pytree(table.like)[1](served)
-    cells = None if table.ends is None else (cells, *table.ends)
-    powers = tuple(tried[j] for j in range(OUTPUT_POWERS)), tried[OUTPUT_POWERS]
-    return served_traffic(engine, jnp.exp(end), own, powers, cells, table.whole_share, real)
+        tried = ravel_pytree(table.tried_like)[1](between(table.tried, first, jnp.maximum(upper_edge, first)))
+    own = ravel_pytree(table.served_like)[1](served)
+    about = table.cells, table.whole_share
+    return served_traffic(engine.prefill, compressor, jnp.exp(end), own, tried, about, assumptions)
 
 
 def _merged(cells: Array) -> Array:
@@ -184,10 +188,9 @@ def _merged(cells: Array) -> Array:
     return cells.reshape(*cells.shape[:-1], -1, CELLS_TOGETHER)
 
 
-@partial(jax.jit, static_argnames="assumptions", compiler_options=COMPILER_OPTIONS)
-def solve(relaxed: Relaxed, starts: Start, *, assumptions: Assumptions) -> Optimum:
+@partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+def solve(relaxed: Relaxed, starts: Start) -> Optimum:
     """The relaxed optima [S] after N_STEPS from each start [S]."""
-    real = replace(assumptions, rounding="real")
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, N_STEPS, alpha=0.02))
     stages = jnp.arange(N_STEPS) * len(WIDTHS) // N_STEPS
     temperatures = COLD ** (jnp.arange(N_STEPS) / (N_STEPS - 1.0))
@@ -198,13 +201,13 @@ def solve(relaxed: Relaxed, starts: Start, *, assumptions: Assumptions) -> Optim
         index, stage, temperature = inputs
         tables = jax.tree.map(lambda x: x[stage], relaxed.tables)
         asked = jax.vmap(partial(_asked, relaxed=relaxed))(unknowns)
-        values, slopes = _pools(asked, relaxed, tables, real)
+        values, slopes = _pools(asked, relaxed, tables)
 
         def merit_of(unknowns: Unknowns, multipliers: Array, values: Array, slopes: Array) -> tuple[Array, Array]:
             # Pools by their tangents: of each, outputs and few inputs, so that forward mode is cheaper than reverse.
             asked = _asked(unknowns, relaxed)
             pools = values + jnp.einsum("kemd,ked->kem", slopes, asked - jax.lax.stop_gradient(asked))
-            return _lagrangian(unknowns, pools, multipliers, relaxed, temperature, real)
+            return _lagrangian(unknowns, pools, multipliers, relaxed, temperature)
 
         found = jax.vmap(jax.value_and_grad(merit_of, has_aux=True))(unknowns, multipliers, values, slopes)
         (merit, hinge), gradient = found
@@ -213,7 +216,7 @@ def solve(relaxed: Relaxed, starts: Start, *, assumptions: Assumptions) -> Optim
         return (optax.apply_updates(unknowns, updates), multipliers, momentum, merit), None
 
     n_starts, k, e = starts.choice.shape
-    n_limits = 3 * k * e + 3 + len(relaxed.caps.gpus_of) + 2 * (k * e if relaxed.slo.scope == "pool" else 1)
+    n_limits = 3 * k * e + len(relaxed.caps.most) + 2 * (k * e if relaxed.slo.scope == "pool" else 1)
     state = (first, jnp.zeros((n_starts, n_limits)), optimizer.init(first), jnp.zeros(n_starts))
     (unknowns, _, _, merit), _ = jax.lax.scan(step, state, (jnp.arange(N_STEPS), stages, temperatures))
     log_windows, gamma = jax.vmap(partial(_boundaries, relaxed=relaxed))(unknowns)
@@ -258,11 +261,11 @@ def _asked(unknowns: Unknowns, relaxed: Relaxed) -> Array:
     return jnp.stack(asked, axis=-1)
 
 
-def _pools(asked: Array, relaxed: Relaxed, tables: tuple[Table, ...], real: Assumptions) -> tuple[Array, Array]:
+def _pools(asked: Array, relaxed: Relaxed, tables: tuple[Table, ...]) -> tuple[Array, Array]:
     """Numbers of all pools [S, K, E, M], and their slopes [S, K, E, M, D]; see `_numbers`."""
 
     def one(asked: Array, engine: Engine, table: Table) -> tuple[Array, Array]:
-        numbers = lambda x: (lambda y: (y, y))(_numbers(x, engine, table, relaxed, real))  # noqa: E731
+        numbers = lambda x: (lambda y: (y, y))(_numbers(x, engine, table, relaxed))  # noqa: E731
         slopes, values = jax.jacfwd(numbers, has_aux=True)(asked)
         return values, slopes
 
@@ -281,23 +284,24 @@ def _pools(asked: Array, relaxed: Relaxed, tables: tuple[Table, ...], real: Assu
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *found)
 
 
-def _numbers(asked: Array, engine: Engine, table: Table, relaxed: Relaxed, real: Assumptions) -> Array:
-    """(watts, USD/h, GPUs, utilisation, n_max, excess TTFT, excess ITL, traffic, tokens/s) of one pool."""
+def _numbers(asked: Array, engine: Engine, table: Table, relaxed: Relaxed) -> Array:
+    """(watts, USD/h, kg CO2/h, GPUs, utilisation, n_max, excess TTFT, excess ITL, traffic, tokens/s) of one pool."""
     lower, upper, log_instances, *more = asked
     lower_edge, upper_edge = (more.pop(0), more.pop(0)) if relaxed.compresses else (lower, upper)
     if "max_num_seqs" in relaxed.free:
         engine = replace(engine, kv=replace(engine.kv, max_num_seqs=more.pop(0)))
     if "clock" in relaxed.free:
         engine = at_clock(engine, more.pop(0))
-    traffic = _traffic(table, engine, (lower, upper), (lower_edge, upper_edge), relaxed.log_ends, real)
+    traffic = _traffic(table, engine, (lower, upper), (lower_edge, upper_edge), relaxed)
     n_instances = jnp.exp(log_instances)
-    pool = pool_metrics(engine, traffic, jnp.exp(upper), n_instances, relaxed.arrivals, real, quantiles=False)
+    pool = pool_metrics(engine, traffic, jnp.exp(upper), n_instances, relaxed.setting, quantiles=False)
     # Infinite latencies would make the slope of their ratio to the limit 0 * inf.
     pool = replace(pool, ttft_p99_s=jnp.minimum(pool.ttft_p99_s, 1e6), itl_s=jnp.minimum(pool.itl_s, 1e6))
     return jnp.stack(
         [
             pool.power_w,
             pool.usd_per_h,
+            pool.kg_co2_per_h,
             pool.n_gpus,
             jnp.minimum(pool.utilization, MAX_EXCESS),
             jnp.minimum(pool.n_max, 2.0),
@@ -310,17 +314,17 @@ def _numbers(asked: Array, engine: Engine, table: Table, relaxed: Relaxed, real:
 
 
 def _lagrangian(
-    unknowns: Unknowns, pools: Array, multipliers: Array, relaxed: Relaxed, temperature: Array, real: Assumptions
+    unknowns: Unknowns, pools: Array, multipliers: Array, relaxed: Relaxed, temperature: Array
 ) -> tuple[Array, Array]:
     """(ln(cost) + penalty, multipliers to come) of a fleet whose pools' numbers are [K, E, M]."""
     weight = jax.nn.softmax(unknowns.choice / temperature, axis=1)
-    power_w, usd_per_h, n_gpus, utilization, n_max, ttft, itl, requests, tokens = jnp.moveaxis(pools, -1, 0)
-    totals = jnp.stack([jnp.sum(weight * each) for each in (n_gpus, power_w, usd_per_h)])
-    cost = totals[{"gpus": 0, "tok_per_j": 1, "power": 1, "usd": 2}[relaxed.objective]]
+    *takes, utilization, n_max, ttft, itl, requests, tokens = jnp.moveaxis(pools, -1, 0)
+    totals = Resources(*(jnp.sum(weight * each) for each in takes))
+    cost = relaxed.objective.of(totals)
     # An engine that is not chosen holds its limits, and counts in those of the whole fleet by its weight.
     limits = [
         utilization / relaxed.slo.max_utilization - 1.0,
-        utilization + SPARE_INSTANCES[real.occupancy] * jnp.exp(-unknowns.log_instances) - 1.0,
+        utilization + relaxed.setting.assumptions.occupancy.spare_instances * jnp.exp(-unknowns.log_instances) - 1.0,
         1.0 - n_max,
     ]
     late = jnp.stack([ttft, itl])
@@ -330,14 +334,12 @@ def _lagrangian(
     late = jnp.log(1e-3 + late + 1.0)  # ratios as logarithms: a tail probability runs over decades
     late = weight * late if relaxed.slo.scope == "pool" else late
     caps = relaxed.caps
-    scarce = caps.is_of @ jnp.sum(weight * n_gpus, axis=0)
-    most = jnp.minimum(jnp.stack([caps.n_gpus, caps.power_w, caps.usd_per_h]), 1e30)
+    used = cap_usage(caps, totals, jnp.sum(weight * takes[-1], axis=0))
     excess = jnp.concatenate(
         [
             (weight * jnp.stack(limits)).ravel(),
             late.ravel(),
-            jnp.log(totals / most + 1e-30),
-            jnp.log(scarce + 1e-6) - jnp.log(caps.gpus_of + 1e-6),
+            jnp.log(used + 1e-6) - jnp.log(caps.most + 1e-6),
         ]
     )
     hinge = jnp.maximum(0.0, multipliers + PENALTY * excess)
@@ -356,8 +358,3 @@ def _first(start: Start, relaxed: Relaxed) -> Unknowns:
         max_num_seqs=jnp.full_like(start.choice, 3.0),
         clock=jnp.full_like(start.choice, 2.0),
     )
-
-
-def arrivals_of(workload: Workload) -> Workload:
-    """The workload without its atoms, so that the relaxation compiles once for all."""
-    return replace(workload, prompt_tokens=np.ones(1), output_tokens=np.ones(1), weight=np.ones(1))

@@ -4,33 +4,26 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.fleet.choices import LENGTHS
+from fleetopt_jax.core.numerics import require_float64
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
-from fleetopt_jax.fleet.fleet import Fleet, Slo, make_fleet
+from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
+from fleetopt_jax.fleet.resources import Budget, limit_weights
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.optimize import coupled, exact, gradient, grid
-from fleetopt_jax.optimize.candidates import BATCH, Progress, Scorer, gamma_grid, spread
-from fleetopt_jax.optimize.plan import (
-    Budget,
-    EngineChoice,
-    Found,
-    Method,
-    Plan,
-    Problem,
-    Search,
-    Status,
-    usage,
-)
+from fleetopt_jax.optimize.candidates import BATCH, Scorer, gamma_grid, spread
+from fleetopt_jax.optimize.plan import BrokenLimit, Found, Infeasible, Plan, Search, Status, Unreachable
+from fleetopt_jax.optimize.problem import Method, Problem, as_objective, demanded_tok_per_s
 
-METHODS: dict[str, Callable[[Problem, Progress | None], Found]] = {
+METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
     "exact": lambda problem, progress: (coupled if problem.budget.caps else exact).search(problem, progress),
     "grid": grid.search,
     "gradient": gradient.search,
@@ -39,13 +32,15 @@ METHODS: dict[str, Callable[[Problem, Progress | None], Found]] = {
 _evaluate = jax.jit(evaluate, static_argnames="assumptions")
 
 
-def optimize(problem: Problem, method: Method | None = None, progress: Progress | None = None) -> Plan:
-    """The best plan `method` finds over the engines each pool may have, re-evaluated hard in whole instances.
+def optimize(problem: Problem, method: Method | None = None, progress: Progress | None = None) -> Plan | Infeasible:
+    """The best plan `method` finds over the engines each pool may have, re-evaluated hard in whole instances; or the
+    limit that no fleet holds.
 
     `exact` proves its answer, but cannot share latencies out over a whole fleet (`Slo.scope`); `gradient` scales where
     limits couple the pools; `grid` tries every candidate there is and serves as reference. Without a method, exact
-    where it can, else grid.
+    where it can, else grid. Refuses float32, and more than one service or period.
     """
+    require_float64("optimize")
     method = method or default_method(problem.slo)
     if problem.free and method != "gradient":
         names = " and ".join(problem.free)
@@ -54,15 +49,12 @@ def optimize(problem: Problem, method: Method | None = None, progress: Progress 
     found = METHODS[method](problem, progress)
     if not math.isfinite(found.cost):
         return _infeasible(problem, method, found, started)
-    engines = tuple(choice.engine for choice in found.choices)
-    fleet = Fleet(
-        engines, *(jnp.asarray(x, dtype=float) for x in (found.window_tokens, found.gamma, found.n_instances))
-    )
-    metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
-    if broken := broken_limit(problem, found.choices, metrics):
-        raise AssertionError(f"the {method} search returned a plan that breaks a limit: {broken}")
+    fleet = problem.fleet(found.specs, found.window_tokens, found.gamma, found.n_instances)
     status: Status = "optimal" if found.certified else "feasible"
-    return make_plan(problem, method, status, found.choices, fleet, metrics, _search(problem, found, started), found)
+    plan = _plan(problem, method, status, found.specs, fleet, _search(problem, found, started), found)
+    if plan.binding:
+        raise AssertionError(f"the {method} search returned a plan that breaks a limit: {plan.binding}")
+    return plan
 
 
 def default_method(slo: Slo) -> Method:
@@ -82,84 +74,85 @@ def _search(problem: Problem, found: Found, started: float) -> Search:
     )
 
 
-def as_objective(problem: Problem, cost: float) -> float:
-    """A cost that a method minimises, as the objective's own number: tokens per joule are output over watts."""
-    return demanded_tok_per_s(problem) / cost if problem.objective == "tok_per_j" else cost
-
-
 def evaluate_given(
     problem: Problem,
-    choices: tuple[EngineChoice, ...],
+    specs: Sequence[EngineSpec],
     *,
     window_tokens: Sequence[float],
     gamma: Sequence[float],
     n_instances: Sequence[float],
 ) -> Plan:
     """The plan of a fleet somebody else chose; `infeasible`, with the limit it breaks, where it breaks one."""
+    require_float64("evaluate_given")
     started = time.perf_counter()
-    fleet = make_fleet(
-        [choice.engine for choice in choices], window_tokens=window_tokens, gamma=gamma, n_instances=n_instances
-    )
-    metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
-    binding = broken_limit(problem, choices, metrics)
+    engines = problem.fleet(specs, window_tokens, gamma, n_instances).engines
+    numbers = {"window_tokens": window_tokens, "gamma": gamma, "n_instances": n_instances}
+    fleet = make_fleet(engines, **numbers, surroundings=problem.around)
     search = Search(1, time.perf_counter() - started, "the given fleet")
-    status: Status = "infeasible" if binding else "feasible"
-    return dataclasses.replace(make_plan(problem, "given", status, choices, fleet, metrics, search), binding=binding)
+    return _plan(problem, "given", "feasible", tuple(specs), fleet, search)
 
 
-def broken_limit(problem: Problem, choices: Sequence[EngineChoice], metrics: FleetMetrics) -> dict[str, Any] | None:
-    """The first limit the metrics break: its name, its value and what was asked."""
+def with_fleet(plan: Plan, fleet: Fleet) -> Plan:
+    """The plan of the same specs with other numbers, as `evaluate_given` has it."""
+    numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in ("window_tokens", "gamma", "n_instances")}
+    return evaluate_given(plan.problem, plan.specs, **numbers)
+
+
+def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float], itl_s: float) -> BrokenLimit | None:
+    """The first limit that metrics, or what a fleet uses of the budget, break; `itl_s` is that of the worst pool."""
     if not float(metrics.unserved_frac) <= ROUNDING:
-        return {"limit": "unserved_frac", "value": float(metrics.unserved_frac), "asked": 0.0}
+        return BrokenLimit("unserved_frac", float(metrics.unserved_frac), 0.0)
     slo = problem.slo
     of_all = slo.scope == "fleet"
     values = {
         "utilization": (metrics.utilization, slo.max_utilization),
         "ttft_p99_s": (metrics.ttft_p99_of_all_s if of_all else metrics.ttft_p99_s, slo.ttft_p99_s),
-        "itl_s": (metrics.itl_s if of_all else np.max(metrics.pools.itl_s), slo.itl_s),
+        "itl_s": (metrics.itl_s if of_all else itl_s, slo.itl_s),
     }
-    for name, excess in excesses(metrics.pools, slo).items():
+    for name, excess in _excesses(metrics.pools, slo).items():
         if not bool(np.all(np.asarray(excess) <= 2.0 * ROUNDING)):
             value, limit = values[name]
-            return {"limit": name, "value": float(value), "asked": float(limit)}
-    for name, used in usage(problem.budget, choices, metrics).items():
-        cap = problem.budget.caps[name]
-        if not used <= cap * (1.0 + 2.0 * ROUNDING):
-            return {"limit": name, "value": used, "asked": cap}
+            return BrokenLimit(name, float(value), float(limit))
+    for name, cap in problem.budget.caps.items():
+        if not used[name] <= cap * (1.0 + 2.0 * ROUNDING):
+            return BrokenLimit(name, used[name], cap)
     return None
 
 
-def make_plan(
+_excesses = jax.jit(excesses)
+
+
+def _plan(
     problem: Problem,
-    method: str,
+    method: Method | Literal["given"],
     status: Status,
-    choices: tuple[EngineChoice, ...],
+    specs: tuple[EngineSpec, ...],
     fleet: Fleet,
-    metrics: FleetMetrics,
     search: Search,
     found: Found | None = None,
 ) -> Plan:
     """A plan of the pools that have traffic, beside the best homogeneous fleet (the one `found` along, if any)."""
+    metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
     used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
-    kept_fleet = Fleet(
-        engines=tuple(fleet.engines[k] for k in used),
-        window_tokens=fleet.window_tokens[used],
-        gamma=fleet.gamma[used],
-        n_instances=fleet.n_instances[used],
-    )
-    kept_metrics = FleetMetrics(**{**vars(metrics), "pools": jax.tree.map(lambda x: x[used], metrics.pools)})
-    known = found is not None and found.homogeneous_w is not None
-    reference = demanded_tok_per_s(problem) / found.homogeneous_w if known else homogeneous_tok_per_j(problem)
-    return Plan(
+    pools = jax.tree.map(lambda x: np.asarray(x)[used], metrics.pools)
+    numbers = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))
+    kept = fleet_of([fleet.engines[k] for k in used], *numbers, fleet.surroundings)
+    if found is not None and found.homogeneous_w is not None:
+        reference = demanded_tok_per_s(problem) / found.homogeneous_w
+    else:
+        reference = homogeneous_tok_per_j(problem)
+    plan = Plan(
         status=status,
         method=method,
         problem=problem,
-        choices=tuple(choices[k] for k in used),
-        fleet=kept_fleet,
-        metrics=kept_metrics,
+        specs=tuple(specs[k] for k in used),
+        fleet=kept,
+        metrics=dataclasses.replace(metrics, pools=pools),
         gain_vs_homogeneous=float(metrics.tok_per_j) / reference if reference else None,
         search=search,
     )
+    binding = broken_limit(problem, metrics, plan.used, float(np.max(pools.itl_s)))
+    return dataclasses.replace(plan, status="infeasible", binding=binding) if binding else plan
 
 
 def homogeneous_tok_per_j(problem: Problem) -> float:
@@ -167,60 +160,45 @@ def homogeneous_tok_per_j(problem: Problem) -> float:
     return demanded_tok_per_s(problem) / exact.homogeneous_w(problem)
 
 
-def demanded_tok_per_s(problem: Problem) -> float:
-    """Output tokens per second of every fleet that holds the limits."""
-    _, output = LENGTHS[problem.assumptions.lengths](problem.workload, problem.assumptions)
-    return float(problem.workload.arrival_rate_per_s * jnp.sum(problem.workload.weight * output))
-
-
-def _infeasible(problem: Problem, method: Method, found: Found, started: float) -> Plan:
+def _infeasible(problem: Problem, method: Method, found: Found, started: float) -> Infeasible:
     binding = _unaffordable(problem, method) or _unreachable(problem)
-    return Plan(
-        status="infeasible",
-        method=method,
-        problem=problem,
-        choices=(),
-        fleet=None,
-        metrics=None,
-        gain_vs_homogeneous=None,
-        search=_search(problem, found, started),
-        binding=binding,
-    )
+    return Infeasible(method, problem, _search(problem, found, started), binding)
 
 
-def _unaffordable(problem: Problem, method: Method) -> dict[str, Any] | None:
+def _unaffordable(problem: Problem, method: Method) -> Unreachable | None:
     """The first limit of the budget that no fleet keeps which holds the latencies; None if there is no such fleet."""
-    if not problem.budget.caps:
+    caps = problem.budget.caps
+    if not caps:
         return None
     free = dataclasses.replace(problem, budget=Budget())
-    resources = {"max_gpus": "gpus", "max_power_w": "power", "max_usd_per_h": "usd"}
-    for name, cap in problem.budget.caps.items():
-        if name.startswith("gpus_of."):
-            gpu = name.removeprefix("gpus_of.")
-            scarce = dataclasses.replace(free, budget=Budget(gpus_of=((gpu, cap),)))
-            if not math.isfinite(METHODS[method](scarce, None).cost) and optimize(free, method).metrics is not None:
-                return {"limit": name, "asked": cap, "nearest_feasible": _fewest(free, gpu, method)}
+    for name, cap in caps.items():
+        if limit_weights(name).gpus_of:  # another kind may serve instead: ask whether any fleet does with so few
+            scarce = dataclasses.replace(free, budget=Budget().with_cap(name, cap))
+            if not math.isfinite(METHODS[method](scarce, None).cost) and isinstance(optimize(free, method), Plan):
+                return Unreachable(name, cap, _fewest(free, name, method))
             continue
-        plan = optimize(dataclasses.replace(free, objective=resources[name]), method)
-        if plan.metrics is None:
+        plan = optimize(dataclasses.replace(free, objective=limit_weights(name)), method)
+        if isinstance(plan, Infeasible):
             return None
-        least = usage(problem.budget, plan.choices, plan.metrics)[name]
-        if least > cap:
-            return {"limit": name, "asked": cap, "nearest_feasible": least}
-    return {"limit": "budget", "asked": dict(problem.budget.caps), "nearest_feasible": None}
+        if plan.cost > cap:
+            return Unreachable(name, cap, plan.cost)
+    return Unreachable("budget", dict(caps), None)
 
 
-def _fewest(free: Problem, gpu: str, method: Method) -> float | None:
+def _fewest(free: Problem, limit: str, method: Method) -> float | None:
     """GPUs of the smallest fleet, where there is no other kind; None where nobody knows how few of them would do."""
-    if any(choice.gpu != gpu for choice in free.choices):
+    if any(kind not in limit_weights(limit).gpus_of for kind in free.kinds):
         return None
-    return float(optimize(dataclasses.replace(free, objective="gpus"), method).metrics.n_gpus)
+    plan = optimize(dataclasses.replace(free, objective="gpus"), method)
+    return plan.cost if isinstance(plan, Plan) else None
 
 
-def _unreachable(problem: Problem) -> dict[str, Any]:
+def _unreachable(problem: Problem) -> Unreachable:
     """The latency or window that no fleet reaches, and what is reachable with one kind of engine in all pools."""
-    scorers = [Scorer(problem, (choice,) * problem.n_pools) for choice in problem.choices]
-    ttft_s, itl_s = (np.concatenate(each) for each in zip(*(_reach(scorer) for scorer in scorers), strict=True))
+    scorers = [Scorer(problem, (spec,) * problem.n_pools) for spec in problem.specs]
+    ttft_s, itl_s = (
+        np.concatenate(each) for each in zip(*(_best_latencies(scorer) for scorer in scorers), strict=True)
+    )
     itl_held = itl_s <= float(problem.slo.itl_s)
     if not np.isfinite(ttft_s).any():
         limit, asked, nearest = "window_tokens", problem.window_tokens, _largest_window(problem)
@@ -228,10 +206,10 @@ def _unreachable(problem: Problem) -> dict[str, Any]:
         limit, asked, nearest = "itl_s", float(problem.slo.itl_s), float(itl_s.min())
     else:
         limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), float(ttft_s[itl_held].min())
-    return {"limit": limit, "asked": asked, "nearest_feasible": nearest}
+    return Unreachable(limit, asked, nearest)
 
 
-def _reach(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
+def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     """What the best latencies are: of one pool, and of a spread of fleets with one boundary (the rest left empty)."""
     problem = scorer.problem
     options = scorer.thresholds[spread(len(scorer.thresholds), BATCH)]
@@ -240,11 +218,13 @@ def _reach(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     compressed = np.ones_like(windows)
     windows[:, :-1] = np.tile(options, 2)[:, None]
     compressed[:, :-1] = np.repeat(gammas, len(options))[:, None]
-    found = [scorer.reach(windows[i : i + BATCH], compressed[i : i + BATCH]) for i in range(0, len(windows), BATCH)]
+    found = [
+        scorer.best_latencies(windows[i : i + BATCH], compressed[i : i + BATCH]) for i in range(0, len(windows), BATCH)
+    ]
     return tuple(np.concatenate(each) for each in zip(*found, strict=True))
 
 
 def _largest_window(problem: Problem) -> float:
     """The largest window of which some engine's KV cache holds one sequence [tokens]."""
-    caches = [choice.engine.kv for choice in problem.choices]
+    caches = [engine.kv for engine in problem.engines]
     return max(float(min(kv.n_blocks * BLOCK_TOKENS, kv.slot_tokens)) for kv in caches)

@@ -4,13 +4,12 @@ import dataclasses
 import hashlib
 import math
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import whole_down
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
 
 OUTPUT_SHARE = 0.2  # the published 80 / 20 split of a request's total length
 
@@ -25,6 +24,7 @@ class Workload:
     arrival_rate_per_s: Array  # mean arrival rate [1/s]
     arrival_scv: Array  # squared CV of inter-arrival times; no published law reads it (all are Poisson) [-]
     longest_tokens: Array  # the longest total length the fleet must serve (declared or seen) [tokens]
+    by_prompt: Array  # the atoms in order of their prompts, made once: whole numbers [J]
 
 
 def make_workload(
@@ -62,6 +62,7 @@ def make_workload(
         )
     order = np.lexsort((output, total))
     return Workload(
+        by_prompt=np.argsort(prompt[order], kind="stable"),
         **as_floats(
             prompt_tokens=prompt[order],
             output_tokens=output[order],
@@ -69,7 +70,7 @@ def make_workload(
             arrival_rate_per_s=arrival_rate_per_s,
             arrival_scv=arrival_scv,
             longest_tokens=longest,
-        )
+        ),
     )
 
 
@@ -80,9 +81,10 @@ def total_tokens(workload: Workload) -> Array:
 
 def mean_tokens(workload: Workload) -> tuple[Array, Array]:
     """(mean prompt, mean output) [tokens]."""
+    xp = namespace(workload)
     return (
-        jnp.sum(workload.weight * workload.prompt_tokens),
-        jnp.sum(workload.weight * workload.output_tokens),
+        xp.sum(workload.weight * workload.prompt_tokens),
+        xp.sum(workload.weight * workload.output_tokens),
     )
 
 
@@ -98,15 +100,17 @@ def digest(workload: Workload) -> str:
 
 def share_above(workload: Workload, tokens: ArrayLike) -> Array:
     """Share of the requests whose total length exceeds `tokens` [-]."""
-    return jnp.sum(jnp.where(total_tokens(workload) > tokens, workload.weight, 0.0))
+    xp = namespace(workload, tokens)
+    return xp.sum(xp.where(total_tokens(workload) > tokens, workload.weight, 0.0))
 
 
-def split_total(total: ArrayLike, output_share: float = OUTPUT_SHARE, *, whole: bool = True) -> tuple[Array, Array]:
+def split_total(total: ArrayLike, output_share: ArrayLike = OUTPUT_SHARE, *, whole: bool = True) -> tuple[Array, Array]:
     """(prompt, output) of requests of total length L: prompt = max(1, floor((1 - share) L)), output the rest."""
-    prompt = jnp.maximum(1.0, whole_down((1.0 - output_share) * jnp.asarray(total), whole=whole))
+    xp = namespace(total, output_share)
+    prompt = xp.maximum(1.0, whole_down((1.0 - output_share) * xp.asarray(total), whole=whole))
     return prompt, total - prompt
 
 
 def with_rate(workload: Workload, arrival_rate_per_s: ArrayLike) -> Workload:
     """The same requests arriving at another rate [1/s]."""
-    return dataclasses.replace(workload, arrival_rate_per_s=jnp.asarray(arrival_rate_per_s, dtype=float))
+    return dataclasses.replace(workload, **as_floats(arrival_rate_per_s=arrival_rate_per_s))

@@ -1,0 +1,93 @@
+"""An engine by what it is made of: the one thing that is kept, compared and changed. The engine itself is built of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import numpy as np
+
+from fleetopt_jax.catalog.gpus import GpuEntry
+from fleetopt_jax.catalog.llms import LlmEntry
+from fleetopt_jax.laws.decode import DecodeLaw
+from fleetopt_jax.laws.kv_cache import KvCapacity
+from fleetopt_jax.laws.power import PowerLaw
+from fleetopt_jax.laws.prefill import Prefill
+
+Quality = Literal["measured", "law", "projected", "calibrated", "scaled", "roofline", "given"]
+
+DEFAULT_LLM, DEFAULT_TP = "llama-3.1-70b", 8
+
+
+@dataclass(frozen=True, eq=False)
+class OwnLaws:
+    """Laws in place of the catalog's, at the top clock: of an engine that was calibrated, or of one of your own. What is
+    None stays the catalog's. Equal where all numbers are."""
+
+    decode: DecodeLaw | None = None
+    power: PowerLaw | None = None
+    prefill: Prefill | None = None
+    kv: KvCapacity | None = None
+    idle_w: float | None = None  # board power of one GPU without a request [W]
+    quality: Quality = "given"
+    step_error: float | None = None  # mean relative error of the decode step; None where nobody knows [-]
+    power_error: float | None = None  # and of the power [-]
+    source: str = "given"
+    file: str | None = None  # where they were read from
+
+    def _content(self) -> tuple:
+        leaves, structure = jax.tree.flatten((self.decode, self.power, self.prefill, self.kv, self.idle_w))
+        numbers = tuple((np.shape(leaf), np.asarray(leaf).tobytes()) for leaf in leaves)
+        return structure, numbers, self.quality, self.step_error, self.power_error, self.source, self.file
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnLaws) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An LLM on TP GPUs, and how it is run. Hashable; equal specs are equal engines: `catalog.engines.build`.
+
+    GPUs and LLMs are names of the catalog (case does not matter), records of your own, or, of LLMs, a Hugging Face
+    config.json. To run it otherwise, change the spec: `replace(spec, clock_frac=0.8)`.
+    """
+
+    gpu: str | GpuEntry
+    llm: str | LlmEntry = DEFAULT_LLM
+    tp: int = DEFAULT_TP  # GPUs of an instance
+    precision: str | None = None  # of the weights; None: the checkpoint's own
+    kv_precision: str = "bf16"
+    serving: str = "vllm"  # the engine that serves it
+    max_num_seqs: int | None = None  # sequences an instance runs; None: the serving engine's default on this GPU
+    clock_frac: float = 1.0  # of its GPUs' cores, of their top clock [-]
+    source: Literal["measured", "projected"] = "measured"  # of its coefficients: the choice `engine` of `Assumptions`
+    own_fit: bool = True  # a configuration's own fit where there is one; else the law, even there
+    laws: OwnLaws | None = None
+    speculation: None = None  # room for drafts: no engine has one yet
+
+    def __post_init__(self) -> None:
+        for name in ("gpu", "llm", "precision", "kv_precision", "serving"):
+            value = getattr(self, name)
+            if isinstance(value, str) and not (name == "llm" and _is_file(value)):
+                object.__setattr__(self, name, value.lower())
+
+    @property
+    def gpu_name(self) -> str:
+        """The kind of GPU, as budgets and plans name it."""
+        return self.gpu if isinstance(self.gpu, str) else self.gpu.name
+
+    @property
+    def llm_name(self) -> str:
+        """The LLM, as plans name it."""
+        return self.llm if isinstance(self.llm, str) else self.llm.title
+
+    @property
+    def file(self) -> str | None:
+        """The file its laws were read from, if any."""
+        return self.laws.file if self.laws else None
+
+
+def _is_file(llm: str) -> bool:
+    return "/" in llm or llm.lower().endswith(".json")

@@ -1,0 +1,86 @@
+"""The choice `dispatch`: which of a pool's instances gets a request; to the laws, what that leaves of burstiness.
+
+Of a Poisson stream over very many instances each policy states the squared CV of one instance's arrivals
+(`arrival_scv`), and how many come together with a request in its iterations, against a Poisson stream's
+(`co_arrivals`). In turn and at random exactly; the shortest queue, which sends requests where few are, from simulation
+(`experiments/agreement.py`). The simulator asks the same record to `choose`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fleetopt_jax.core.struct import pytree
+
+
+@pytree
+class Queues:
+    """What a router knows when it sends A requests of each of G replications to their N instances."""
+
+    lengths: Array  # requests an instance has [G, N]
+    rank: Array  # requests sent before [G]
+    keys: Array  # of random numbers [G]
+    n_instances: Array  # in service; those behind are not
+
+
+class Dispatch:
+    """Who gets a request."""
+
+    name: ClassVar[str]
+    arrival_scv: ClassVar[float]
+    co_arrivals: ClassVar[float]
+    looks_at_queues: ClassVar[bool] = False  # where not, the simulator sends everything beforehand
+
+    def choose(self, queues: Queues, n_sent: int) -> Array:
+        """The instances of the next `n_sent` requests, in order of arrival [G, n_sent]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ShortestQueue(Dispatch):
+    """The instance with the fewest, what is sent in the same call with them; ties at random."""
+
+    name: ClassVar[str] = "jsq"
+    arrival_scv: ClassVar[float] = 0.25
+    co_arrivals: ClassVar[float] = -0.6
+    looks_at_queues: ClassVar[bool] = True
+
+    def choose(self, queues: Queues, n_sent: int) -> Array:
+        width = queues.lengths.shape[1]
+        known = jnp.where(jnp.arange(width) < queues.n_instances, queues.lengths, jnp.iinfo(jnp.int32).max // 4)
+        ties = jax.vmap(lambda key: jax.random.uniform(key, known.shape[1:]))(queues.keys)
+        order = jnp.argsort(known + ties, axis=1)
+        lengths = jnp.take_along_axis(known, order, axis=1).astype(int)
+        # Before the k-th queue is as long as the others, k l_k - (l_0 + ... + l_{k - 1}) requests go to the shorter.
+        filled = jnp.arange(width) * lengths - (jnp.cumsum(lengths, axis=1) - lengths)
+        sent = jnp.arange(n_sent)
+        level = jax.vmap(lambda row: jnp.searchsorted(row, sent, side="right") - 1)(filled)
+        place = (sent - jnp.take_along_axis(filled, level, axis=1)) % (level + 1)
+        return jnp.take_along_axis(order, place, axis=1)
+
+
+@dataclass(frozen=True)
+class RoundRobin(Dispatch):
+    """In turn."""
+
+    name: ClassVar[str] = "round_robin"
+    arrival_scv: ClassVar[float] = 0.0
+    co_arrivals: ClassVar[float] = 0.0
+
+    def choose(self, queues: Queues, n_sent: int) -> Array:
+        return (queues.rank[:, None] + jnp.arange(n_sent)) % queues.n_instances
+
+
+@dataclass(frozen=True)
+class AtRandom(Dispatch):
+    """Any, whatever is there."""
+
+    name: ClassVar[str] = "random"
+    arrival_scv: ClassVar[float] = 1.0
+    co_arrivals: ClassVar[float] = 1.0
+
+    def choose(self, queues: Queues, n_sent: int) -> Array:
+        return jax.vmap(lambda key: jax.random.randint(key, (n_sent,), 0, queues.n_instances))(queues.keys)

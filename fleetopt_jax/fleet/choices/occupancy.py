@@ -1,0 +1,120 @@
+"""The choice `occupancy`: sequences in flight, time of a step, power of a GPU."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.laws.demand import Demand, held_tokens
+from fleetopt_jax.laws.occupancy import sequences_in_flight, shared_prefill
+from fleetopt_jax.laws.service import MIN_SCV, StepMoments, service_moments_s
+
+if TYPE_CHECKING:
+    from fleetopt_jax.fleet.stage import StageState
+
+
+@pytree
+class Operation:
+    """How one instance runs: means over time, shape ()."""
+
+    n_decoding: Array  # decoding sequences [-]
+    step_s: Array  # a decode step by itself [s]
+    itl_s: Array  # between two tokens of a sequence, with the prefill of others in it [s]
+    prefill_frac: Array  # share of the time that prefill takes; 0 in overload [-]
+    gpu_w: Array  # one GPU [W]
+
+
+class Occupancy:
+    """How many sequences run at once."""
+
+    name: ClassVar[str]
+    spare_instances: ClassVar[float]  # of the sizing rule, beyond the offered load
+    floors_in_flight: ClassVar[bool]  # whether sequences are counted whole, so that watts fall in steps of instances
+
+    def service(self, engine: Engine, steps: StepMoments, mean: Demand, n_max: ArrayLike) -> tuple[Array, Array, Array]:
+        """(mean context of an active sequence [tokens], E[s] [s], cs2 [-]) of the decode time a slot is held with all
+        slots full."""
+        raise NotImplementedError
+
+    def operate(self, state: "StageState") -> Operation:
+        """How an instance of the stage runs."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FullBatch(Occupancy):
+    """In flight n = rho n_max, with steps as long as with all slots full."""
+
+    name: ClassVar[str] = "full_batch"
+    spare_instances: ClassVar[float] = 1.0  # the published rule adds one to the offered load
+    floors_in_flight: ClassVar[bool] = True
+
+    def service(self, engine: Engine, steps: StepMoments, mean: Demand, n_max: ArrayLike) -> tuple[Array, Array, Array]:
+        service_s, scv = service_moments_s(engine.decode, steps, n_max)
+        return safe_div(steps.steps_len, steps.steps, otherwise=1.0), service_s, scv
+
+    def operate(self, state: "StageState") -> Operation:
+        engine, load = state.engine, state.load
+        in_flight = jnp.minimum(state.utilization, 1.0) * load.n_max
+        n_active = jnp.maximum(1.0, jnp.floor(in_flight)) if state.assumptions.whole else in_flight
+        prefill_frac = jnp.where(state.stable, state.instance_per_s * load.prefill_s, 0.0)
+        decode_w = engine.power.gpu_w(n_active, load.context_tokens)
+        return Operation(
+            n_decoding=n_active,
+            step_s=safe_div(load.service_s - load.n_max * load.prefill_s, load.steps),
+            itl_s=safe_div(load.service_s, load.steps),
+            prefill_frac=prefill_frac,
+            gpu_w=decode_w + prefill_frac * (engine.prefill.gpu_w - decode_w),
+        )
+
+
+@dataclass(frozen=True)
+class FixedPoint(Occupancy):
+    """Little's law at the real step time. A GPU prefills, decodes, or idles while no sequence is there (with Poisson
+    numbers in flight, exp(-n) of the time that prefill leaves)."""
+
+    name: ClassVar[str] = "fixed_point"
+    spare_instances: ClassVar[float] = 0.0
+    floors_in_flight: ClassVar[bool] = False
+
+    def service(self, engine: Engine, steps: StepMoments, mean: Demand, n_max: ArrayLike) -> tuple[Array, Array, Array]:
+        context, _ = held_tokens(mean)
+        scv = jnp.maximum(MIN_SCV, safe_div(steps.steps2, steps.steps**2, otherwise=1.0) - 1.0)
+        return context, steps.steps * engine.decode.step_s(n_max, context), scv
+
+    def operate(self, state: "StageState") -> Operation:
+        engine, load, stable = state.engine, state.load, state.stable
+        prefill_frac = jnp.where(stable, state.instance_per_s * load.prefill_s, 0.0)
+        n_max = jnp.maximum(load.n_max, 1e-3)
+        prefill_scv = safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0
+        shared = shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals)
+        rate = jnp.where(stable, state.instance_per_s, 0.0)
+        n = sequences_in_flight(
+            engine.decode, n_max, rate, load.steps, load.context_tokens, prefill_frac, jnp.maximum(shared, 0.0)
+        )
+        # Iterations as a token sees them: longer than the mean one where prompts come together, which n contains; where
+        # requests avoid each other shorter, to first order, but no shorter than without prefill.
+        lengthening = jnp.maximum(1.0 + shared / jnp.maximum(n, 1e-9), 1.0 - jnp.minimum(prefill_frac, 0.5))
+        lengthening = jnp.where(shared == 0, 1.0, lengthening)
+        n = jnp.where(stable, n * jnp.minimum(lengthening, 1.0), n_max)
+        # In overload the slots are full and prefill takes what it takes of an instance at its capacity.
+        overload_frac = jnp.minimum(load.prefill_s * load.instance_per_s, 1.0)
+        prefilling = jnp.where(stable, prefill_frac, overload_frac)
+        working = -jnp.expm1(-jnp.maximum(n, 1e-9))
+        decode_w = engine.power.gpu_w(jnp.maximum(n, 1e-9) / working, load.context_tokens)
+        decoding_w = engine.idle_w + working * (decode_w - engine.idle_w)
+        beside = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
+        return Operation(
+            n_decoding=n,
+            step_s=engine.decode.step_s(jnp.minimum(n, n_max), load.context_tokens),
+            itl_s=engine.decode.step_s(beside, load.context_tokens)
+            / (1.0 - jnp.minimum(prefilling, 0.999))
+            * lengthening,
+            prefill_frac=prefill_frac,
+            gpu_w=decoding_w + prefilling * (engine.prefill.gpu_w - decoding_w),
+        )

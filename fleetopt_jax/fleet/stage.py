@@ -1,0 +1,115 @@
+"""A stage at work: what is asked of it, its state with so many instances, how it runs, how long requests wait.
+
+Four records, each made from the one before: load, state, operation (`choices/occupancy.py`), delay (`choices/tail.py`).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.struct import pytree, static
+from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.surroundings import Surroundings
+from fleetopt_jax.fleet.traffic import PoolTraffic
+from fleetopt_jax.laws.queueing import dispatched_scv, thinned_scv
+from fleetopt_jax.workload.atoms import Workload
+
+
+@pytree
+class Setting:
+    """What a stage serves in, but for its own traffic: how requests come to the fleet, what surrounds it, and by which
+    assumptions it is judged. Leaves traced, shape ()."""
+
+    arrival_rate_per_s: Array  # of the whole fleet [1/s]
+    arrival_scv: Array  # squared CV of its gaps [-]
+    surroundings: Surroundings
+    assumptions: Assumptions = static()
+
+
+def setting_of(workload: Workload, surroundings: Surroundings, assumptions: Assumptions) -> Setting:
+    """The setting of a fleet that serves `workload`."""
+    return Setting(workload.arrival_rate_per_s, workload.arrival_scv, surroundings, assumptions)
+
+
+@pytree
+class StageLoad:
+    """What a stage asks of its instances, however many they are. Harmless positive numbers without traffic."""
+
+    rate_per_s: Array  # requests [1/s]
+    n_max: Array  # sequences one instance can run [-]
+    steps: Array  # decode steps (and published prefill iterations) of a request [-]
+    context_tokens: Array  # mean context of a decoding sequence [tokens]
+    service_s: Array  # time a request holds its slot while all are full [s]
+    service_scv: Array  # its squared CV [-]
+    prefill_s: Array  # engine time prefill takes, mean [s]
+    prefill_square_s2: Array  # and mean square [s^2]
+
+    @property
+    def instance_per_s(self) -> Array:
+        """Requests one instance gets through [1/s]."""
+        return safe_div(self.n_max, self.service_s)
+
+
+def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, setting: Setting) -> StageLoad:
+    """The load of one stage."""
+    assumptions = setting.assumptions
+    busy = traffic.traffic_frac > 0
+    steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
+    n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
+    context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
+    prefill_s, square = assumptions.prefill.moments_s(engine.prefill, demand)
+    return StageLoad(
+        rate_per_s=setting.arrival_rate_per_s * traffic.traffic_frac,
+        n_max=n_max,
+        steps=steps.steps,
+        context_tokens=context,
+        service_s=decode_s + n_max * prefill_s,
+        service_scv=scv,
+        prefill_s=prefill_s,
+        prefill_square_s2=square,
+    )
+
+
+@pytree
+class StageState:
+    """One stage with so many instances: what the laws of operation and delay read. Leaves traced, shape ()."""
+
+    engine: Engine
+    traffic: PoolTraffic
+    load: StageLoad
+    n_instances: Array
+    used: Array  # whether there is traffic, and somebody to serve it
+    utilization: Array  # load over what the instances can take; > 1 is overload [-]
+    stable: Array
+    instance_per_s: Array  # requests to one instance [1/s]
+    pool_scv: Array  # squared CV of the stage's arrivals [-]
+    instance_scv: Array  # of one instance's [-]
+    co_arrivals: Array  # who come with a request in its iterations, against a Poisson stream's [-]
+    assumptions: Assumptions = static()
+
+
+def stage_state(
+    engine: Engine, traffic: PoolTraffic, load: StageLoad, n_instances: ArrayLike, setting: Setting
+) -> StageState:
+    """The state of a stage of `n_instances` equal instances."""
+    used = (traffic.traffic_frac > 0) & (jnp.asarray(n_instances) > 0) & (load.n_max > 0)
+    utilization = load.rate_per_s * load.service_s / jnp.where(used, n_instances * load.n_max, 1.0)
+    pool_scv = thinned_scv(jnp.maximum(setting.arrival_scv, 1.0), traffic.traffic_frac)
+    dispatch = setting.assumptions.dispatch
+    return StageState(
+        engine=engine,
+        traffic=traffic,
+        load=load,
+        n_instances=jnp.asarray(n_instances, dtype=float),
+        used=used,
+        utilization=utilization,
+        stable=used & (utilization < 1.0),
+        instance_per_s=load.rate_per_s / jnp.where(used, n_instances, 1.0),
+        pool_scv=pool_scv,
+        instance_scv=dispatched_scv(pool_scv, n_instances, dispatch.arrival_scv),
+        co_arrivals=dispatched_scv(pool_scv, n_instances, dispatch.co_arrivals),
+        assumptions=setting.assumptions,
+    )

@@ -1,0 +1,268 @@
+"""What is asked: services, periods and a budget. Host-side records: they carry names and specs, never built engines."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from fleetopt_jax.catalog.engines import build, resolved
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.core.struct import as_floats
+from fleetopt_jax.fleet.assumptions import EXACT, PHYSICAL, Assumptions
+from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_slo
+from fleetopt_jax.fleet.resources import (
+    Budget,
+    Objective,
+    PoolPrices,
+    Weights,
+    limit_weights,
+    pool_prices,
+    weights_of,
+)
+from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
+from fleetopt_jax.laws.compression import MAX_SHRINK
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
+from fleetopt_jax.workload.atoms import Workload, share_above, total_tokens, with_rate
+
+MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
+GAMMA_MAX = 2.0  # the largest compression the paper uses
+
+Method = Literal["exact", "grid", "gradient"]
+Tunable = Literal["max_num_seqs", "clock"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """One kind of traffic, what it is promised, and the engines that may serve it."""
+
+    name: str
+    workload: Workload
+    slo: Slo
+    specs: tuple[EngineSpec, ...]  # everything said (`catalog.engines.resolved`)
+    window_tokens: float  # window of the last pool: the longest request the fleet promises to serve
+
+
+@dataclass(frozen=True)
+class Period:
+    """A stretch of time in which rate, price and carbon are so many times what services and site say [-]."""
+
+    rate: float = 1.0
+    usd_per_kwh: float = 1.0
+    kg_co2_per_kwh: float = 1.0
+
+
+ALWAYS = Period()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Find at most `n_pools` pools, each with one of its service's specs, that hold its limits at least cost.
+
+    The searches of this room take one service in one period; its parts have names of their own here.
+    """
+
+    services: tuple[Service, ...]
+    n_pools: int
+    gamma: float | None  # of every boundary; None: searched in [1, GAMMA_MAX]
+    objective: Objective | Weights
+    assume: str  # name of the preset the assumptions come from
+    assumptions: Assumptions
+    surroundings: Surroundings
+    periods: tuple[Period, ...] = (ALWAYS,)
+    budget: Budget = Budget()
+    free: tuple[Tunable, ...] = ()  # what each pool may have of its own; only the gradient search reads it
+
+    @property
+    def service(self) -> Service:
+        """The only service."""
+        if len(self.services) * len(self.periods) != 1:
+            asked = f"{len(self.services)} services in {len(self.periods)} periods"
+            raise BadField("services", asked, "need one service in one period: ask for each by itself")
+        return self.services[0]
+
+    @cached_property
+    def workload(self) -> Workload:
+        """Of the service, at the period's rate."""
+        workload, period = self.service.workload, self.periods[0]
+        return workload if period.rate == 1 else with_rate(workload, workload.arrival_rate_per_s * period.rate)
+
+    @cached_property
+    def around(self) -> Surroundings:
+        """The surroundings at the period's prices."""
+        site, period = self.surroundings.site, self.periods[0]
+        priced = as_floats(
+            usd_per_kwh=site.usd_per_kwh * period.usd_per_kwh,
+            kg_co2_per_kwh=site.kg_co2_per_kwh * period.kg_co2_per_kwh,
+        )
+        return replace(self.surroundings, site=replace(site, **priced))
+
+    @property
+    def slo(self) -> Slo:
+        return self.service.slo
+
+    @property
+    def specs(self) -> tuple[EngineSpec, ...]:
+        return self.service.specs
+
+    @property
+    def window_tokens(self) -> float:
+        return self.service.window_tokens
+
+    @cached_property
+    def engines(self) -> tuple[Engine, ...]:
+        """Of the specs."""
+        return tuple(build(spec) for spec in self.specs)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """GPUs of the specs, by name."""
+        return tuple(spec.gpu_name for spec in self.specs)
+
+    def serving(self, **changes: Any) -> "Problem":
+        """The problem with its only service changed."""
+        return replace(self, services=(replace(self.service, **changes),))
+
+    def prices(self, weights: Weights) -> PoolPrices:
+        """Weights as prices of an instance and a watt of each spec."""
+        return pool_prices(weights, self.kinds, self.engines, self.around.site)
+
+    @property
+    def objective_weights(self) -> Weights:
+        return weights_of(self.objective)
+
+    @property
+    def limit_weights(self) -> dict[str, Weights]:
+        """What every finite limit of the budget is of."""
+        return {name: limit_weights(name) for name in self.budget.caps}
+
+    def fleet(self, specs: Sequence[EngineSpec], window_tokens: Any, gamma: Any, n_instances: Any) -> Fleet:
+        """A fleet in these surroundings."""
+        return fleet_of([build(spec) for spec in specs], window_tokens, gamma, n_instances, self.around)
+
+
+def make_problem(
+    workload: Workload,
+    specs: Sequence[EngineSpec],
+    *,
+    slo: Slo | None = None,
+    workload_name: str = "workload",
+    n_pools: int = 2,
+    window_tokens: float | None = None,
+    gamma: float | None = 1.0,
+    objective: Objective | Weights = "tok_per_j",
+    assume: str = "physical",
+    assumptions: Assumptions = PHYSICAL,
+    surroundings: Surroundings | None = None,
+    budget: Budget | None = None,
+    free: Sequence[Tunable] = (),
+) -> Problem:
+    """A checked `Problem` of one service. The default window is the longest request, rounded up to a whole block of 16
+    tokens.
+
+    Raises ValueError that names the field and what is allowed; `BadField` for a spec there is no engine for.
+    """
+    longest = float(workload.longest_tokens)
+    window = BLOCK_TOKENS * math.ceil(longest / BLOCK_TOKENS) if window_tokens is None else float(window_tokens)
+    service = Service(
+        name=workload_name,
+        workload=workload,
+        slo=slo or make_slo(),
+        specs=tuple(dict.fromkeys(resolved(spec) for spec in specs)),
+        window_tokens=window,
+    )
+    problem = Problem(
+        services=(service,),
+        n_pools=n_pools,
+        gamma=gamma,
+        objective=objective,
+        assume=assume,
+        assumptions=assumptions,
+        surroundings=surroundings or make_surroundings(),
+        budget=budget or Budget(),
+        free=tuple(free),
+    )
+    _check_service(problem)
+    _check_assumptions(problem)
+    return problem
+
+
+def _check_service(problem: Problem) -> None:
+    workload, window = problem.workload, problem.window_tokens
+    longest = float(workload.longest_tokens)
+    if not problem.specs:
+        raise ValueError("need at least one engine spec")
+    if not math.isfinite(window):
+        raise ValueError(f"need a finite window, got {window}")
+    if window < longest:
+        raise ValueError(
+            f"need a window >= the longest request of {longest:.0f} tokens, got {window:.0f}: "
+            f"{float(share_above(workload, window)):.4%} of the requests would not fit"
+        )
+    if not demanded_tok_per_s(problem) > 0:
+        raise ValueError("need requests with output tokens, got a mean output of 0")
+    if problem.n_pools < 1:
+        raise ValueError(f"need n_pools >= 1, got {problem.n_pools}")
+    gamma = problem.gamma
+    if gamma is not None and not (math.isfinite(gamma) and gamma >= 1):
+        raise ValueError(f"need gamma >= 1, got {gamma}")
+
+
+def _check_assumptions(problem: Problem) -> None:
+    assumptions, gamma = problem.assumptions, problem.gamma
+    if gamma is not None and float(assumptions.compression.effective_gamma(gamma)) < gamma:
+        raise ValueError(f"need gamma <= {MAX_SHRINK:g} where only prompts shrink, got {gamma}")
+    if assumptions.integration != EXACT:
+        raise ValueError("need exact integration: nobody should search over a noisy sampler")
+    if problem.slo.scope == "fleet" and not assumptions.tail.has_distribution:
+        raise ValueError("need the tail 'quantile' for limits of the whole fleet: a mean prefill has no distribution")
+    if not assumptions.whole:
+        raise ValueError("need whole rounding: plans are made of whole instances (gradients relax it themselves)")
+    if "max_num_seqs" in problem.free and not assumptions.kv_cache.caps_sequences:
+        raise ValueError("need a paged KV cache for a free max_num_seqs: reserved slots are capped by the window")
+    if "clock" in problem.free and not all(engine.power.has_clock_law for engine in problem.engines):
+        raise ValueError("need power laws with an idle power for a free clock, not the published roofline's")
+    weights = [problem.objective_weights, *problem.limit_weights.values()]
+    if any(each.kg_co2_per_h for each in weights) and not float(problem.around.site.kg_co2_per_kwh) > 0:
+        raise ValueError("need kg_co2_per_kwh > 0 to count carbon, got 0")
+
+
+def demanded_tok_per_s(problem: Problem) -> float:
+    """Output tokens per second of every fleet that holds the limits."""
+    workload, assumptions = problem.workload, problem.assumptions
+    _, output = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
+    return float(np.asarray(workload.arrival_rate_per_s) * np.sum(np.asarray(workload.weight) * np.asarray(output)))
+
+
+def as_objective(problem: Problem, cost: float) -> float:
+    """A cost that a search minimises, as the objective's own number: tokens per joule are output over watts."""
+    return demanded_tok_per_s(problem) / cost if problem.objective == "tok_per_j" else cost
+
+
+def assignments(problem: Problem) -> list[tuple[EngineSpec, ...]]:
+    """Every way to give the pools an engine, refused where a search of each would take too long."""
+    if len(problem.specs) ** problem.n_pools > MAX_ASSIGNMENTS:
+        raise BadInput(
+            "engines and pools",
+            f"{len(problem.specs)} engines for {problem.n_pools} pools",
+            f"need at most {MAX_ASSIGNMENTS} ways to assign them: name fewer GPUs or fewer pools",
+        )
+    return list(itertools.product(problem.specs, repeat=problem.n_pools))
+
+
+def thresholds(problem: Problem) -> np.ndarray:
+    """Candidate windows of the pools [tokens]: what the certificate of an exhaustive search is over.
+
+    Every distinct request length and, with a given gamma > 1, every length divided by it: only there does the traffic
+    of a pool change. Between two of them a window reserves more without serving more; that is not a proof that none
+    could score better by a rounding. The last window as a lower pool's leaves the pools above it empty: that is how
+    fewer pools than asked are among the candidates.
+    """
+    lengths = np.unique(np.ceil(np.asarray(total_tokens(problem.workload))))
+    lengths = np.append(lengths, np.ceil(lengths / (problem.gamma or 1.0)))
+    return np.unique(np.append(lengths[lengths < problem.window_tokens], problem.window_tokens))
