@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 import fleetopt_jax as fo
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.main import main
-from fleetopt_jax.cli.values import AXES
+from fleetopt_jax.cli.table import AXES
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo

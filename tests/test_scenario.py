@@ -18,17 +18,13 @@ from hypothesis import strategies as st
 
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.main import main
-from fleetopt_jax.cli.options import make_parser
-from fleetopt_jax.cli.scenario import (
-    COMMANDS_WITH_SCENARIO,
-    FILE_OPTIONS,
-    SCHEMA,
-    SECTIONS,
-    Scenario,
-    option_of,
-    scenario_text,
-    with_scenario,
-)
+from fleetopt_jax.cli.option import Option
+from fleetopt_jax.cli.parser import make_parser
+from fleetopt_jax.cli.scenario import SCHEMA, SECTIONS, Scenario, scenario_text, with_scenario
+from fleetopt_jax.cli.synopsis import SEARCHES
+from fleetopt_jax.cli.table import SECTIONS as TABLES
+from fleetopt_jax.cli.table import TABLE, keys_of
+from fleetopt_jax.cli.values import Number
 
 N_GENERATED = int(os.environ.get("FLEETOPT_SCENARIOS", "400"))  # of the long property test
 EXAMPLES = sorted((Path(__file__).parents[1] / "experiments" / "scenarios").glob("*.toml"))
@@ -67,44 +63,64 @@ def options_of(*arguments: object) -> Any:
 # ------------------------------------------------------------------------------------------------------- every option
 
 
+KEYS: list[tuple[str, str, Option]] = [
+    (section.name, key, option) for section in TABLES for key, option in keys_of(section).items()
+]
+
+
 def test_every_option_of_a_search_is_in_the_scenario_and_the_other_way_round():
     parser = make_parser()
-    known = {option_of(section, key) for section, model in SECTIONS.items() for key in model.model_fields}
-    options = {name for command in COMMANDS_WITH_SCENARIO for name in vars(parser.parse_args([command]))}
+    assert {name: list(model.model_fields) for name, model in SECTIONS.items()} == {
+        section.name: list(keys_of(section)) for section in TABLES
+    }
+    options = {name for command in SEARCHES for name in vars(parser.parse_args([command]))}
     of_the_run = {"command", "json", "out", "quiet", "verbose", "scenario", "save_scenario", "figure", "csv"}
     of_a_plan = {"plan", "plan_says"}
-    assert known == options - of_the_run - of_a_plan
+    assert {option.name for _, _, option in KEYS} == options - of_the_run - of_a_plan
 
 
-def test_the_options_and_the_scenario_have_the_same_ranges(tmp_path):
+def taken_by_file(section: str, key: str, value: Any) -> bool:
+    try:
+        Scenario.model_validate(tomllib.loads(tomli_w.dumps({"schema": SCHEMA, section: {key: value}})))
+    except ValueError:
+        return False
+    return True
+
+
+def taken_by_option(option: Option, value: Any) -> bool:
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            make_parser().parse_args([option.commands[0], f"{option.where}={value}"])
+        except SystemExit:
+            return False
+    return True
+
+
+def test_the_options_and_the_scenario_have_the_same_ranges():
     """A value is taken by the option if and only if the scenario takes it."""
-    of = {"front": "pareto", "levers": "levers"}
     values = [-1, 0, 1e-7, 0.5, 1, 1.5, 7, 65, 2.0**31, 1e10]
-    skipped = {"name", "prompt_column", "output_column", "time_column", "time_unit", "gpus_of", "verify", "free"}
-    skipped |= {"all_pairs"}
-    for section, model in SECTIONS.items():
-        for key, field in model.model_fields.items():
-            if key in skipped or "Literal" in str(field.annotation) or "str" in str(field.annotation):
-                continue
-            whole = "int" in str(field.annotation) and "float" not in str(field.annotation)
-            for value in values:
-                value = int(value) if whole and value == int(value) else value
-                listed = [value] if key == "tp" else value
-                text = tomli_w.dumps({"schema": SCHEMA, section: {key: listed}})
-                try:
-                    Scenario.model_validate(tomllib.loads(text))
-                    in_file = True
-                except ValueError:
-                    in_file = False
-                with contextlib.redirect_stderr(io.StringIO()):
-                    try:
-                        make_parser().parse_args(
-                            [of.get(section, "optimize"), f"--{option_of(section, key).replace('_', '-')}={value}"]
-                        )
-                        in_option = True
-                    except SystemExit:
-                        in_option = False
-                assert in_file == in_option, (section, key, value)
+    checked = set()
+    for section, key, option in KEYS:
+        number = getattr(option.kind, "of", option.kind)
+        if not isinstance(number, Number):
+            continue
+        for value in values:
+            typed = int(value) if number.whole and value == int(value) else value
+            assert taken_by_file(section, key, typed) == taken_by_option(option, typed), (key, value)
+        checked.add(option.name)
+    assert checked >= {"rate", "tp", "gamma", "pue", "robust_level", "max_kg_co2_per_h", "window", "seed"}
+
+
+def test_the_options_and_the_scenario_know_the_same_choices():
+    schema = Scenario.model_json_schema()["$defs"]
+    for command in SEARCHES:
+        for name, said in vars(make_parser().parse_args([command])).items():
+            for section, key, option in KEYS:
+                if option.name == name and isinstance(said, str):
+                    listed = [said] if "array" in str(schema[f"{section.title()}Section"]["properties"][key]) else said
+                    assert taken_by_file(section, key, listed), (name, said)
+    assert taken_by_file("search", "objective", "co2")
+    assert not taken_by_file("search", "objective", "joy")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +159,19 @@ def test_what_is_saved_is_what_was_asked(tmp_path):
     arguments = [
         *("optimize", "--workload", "azure-code", "--rate", "12.5", "--gpu", "h100,b200", "--tp", "2,8"),
         *("--precision", "bf16,fp8", "--gamma", "auto", "--pools", "3", "--ttft-p99-ms", "750", "--itl-ms", "60"),
-        *("--gpus-of", "b200=64", "--max-power-kw", "300.5", "--free", "clock", "--method", "gradient", "--verify"),
+        *(
+            "--gpus-of",
+            "b200=64",
+            "--max-power-kw",
+            "300.5",
+            "--max-kg-co2-per-h",
+            "40",
+            "--free",
+            "clock",
+            "--method",
+            "gradient",
+            "--verify",
+        ),
         *("--robust", "cvar", "--robust-workloads", "azure-conv,lmsys-cdf", "--seed", "7"),
     ]
     saved = tmp_path / "saved.toml"
@@ -335,6 +363,6 @@ def test_generated_scenarios_reach_every_exit_code():
     assert counts.get(OK, 0) > 10 and counts.get(BAD_INPUT, 0) > 10 and counts.get(INFEASIBLE, 0) > 10
 
 
-def test_files_of_a_scenario_are_options_of_the_parser():
-    known = {option_of(section, key) for section, model in SECTIONS.items() for key in model.model_fields}
-    assert set(FILE_OPTIONS) <= known
+def test_files_of_a_scenario_are_relative_to_it():
+    found = {option.name for option in TABLE if option.file == "named" and option.section}
+    assert found == {"workload", "gpu", "llm", "robust_workloads", "other_llm"}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import RenderableType
 
+from fleetopt_jax.cli.table import INPUTS, OUTPUTS
 from fleetopt_jax.cli.terminal import say
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadInput
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Document = dict[str, Any]
-OUTPUTS = ("out", "figure", "csv", "router", "save_scenario")  # options that name a file to write
-# Options that may name files to read.
-INPUTS = ("plan", "workload", "robust_workloads", "measurements", "measured", "scenario", "gpu", "llm", "other_llm")
 
 
 class Answer(NamedTuple):

@@ -15,6 +15,7 @@ from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
 from fleetopt_jax.cli.answer import refuse_outputs
 from fleetopt_jax.cli.door import PlanFile, read_plan
+from fleetopt_jax.cli.fields import said_as_options
 from fleetopt_jax.cli.terminal import detail, say, warn
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import KW, MS, US
@@ -309,14 +310,14 @@ def distinct(choices: Iterable[EngineChoice]) -> list[EngineChoice]:
 
 
 @contextmanager
-def at_door(where: str):
-    """Refusals of the library's own checks, said with the option they came from."""
+def at_door(where: str, said: Callable[[str], str] = said_as_options):
+    """Refusals of the library's own checks, said with the options they came from; with `said=str` as they are."""
     try:
         yield
     except BadInput:
         raise
     except ValueError as error:
-        raise BadInput(where, str(error)) from None
+        raise BadInput(where, said(str(error))) from None
 
 
 def why(binding: dict[str, Any]) -> str:

@@ -8,11 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 
 from fleetopt_jax.cli.codes import BAD_INPUT, INTERRUPTED, OK
-from fleetopt_jax.cli.options import make_parser
-from fleetopt_jax.cli.values import flag
+from fleetopt_jax.cli.parser import make_parser
+from fleetopt_jax.cli.table import options_of
 from fleetopt_jax.core.errors import BadInput
-
-POSITIONAL = ("plan", "measurements")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, name = make_parser(), "fleetopt"
     if sys.stdout is None:  # closed
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")
     try:
         options = parser.parse_args(arguments)
         name = f"fleetopt {options.command}"
@@ -54,28 +52,28 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
     options.line = shlex.join(["fleetopt", *arguments])  # to say how to repeat it
     _check_texts(options)
     check_outputs(options)
+    scenario = None
     if getattr(options, "save_scenario", None):
         from fleetopt_jax.cli.scenario import scenario_text
 
         scenario = scenario_text(options)
     answer = run(argparse.Namespace(**vars(options)))
     deliver(options, answer)
-    if getattr(options, "save_scenario", None):
+    if scenario is not None:
         write_whole(options.save_scenario, scenario, "--save-scenario")
     return answer.code
 
 
 def _check_texts(options: argparse.Namespace) -> None:
     """Refuse what is empty, as an unset variable of a shell is, or would not come back from a file as it is."""
-    for name, value in vars(options).items():
-        if not isinstance(value, str) or name == "line":
+    for option in options_of(options.command):
+        value = getattr(options, option.name)
+        if not isinstance(value, str):
             continue
-        positional = name in POSITIONAL or (name, options.command) == ("workload", "trace")
-        where = name if positional else flag(name)
         if not value.strip():
-            raise BadInput(where, "is empty", "need a value")
+            raise BadInput(option.where, "is empty", "need a value")
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
-            raise BadInput(where, repr(value)[:60], "need text without control characters, in UTF-8")
+            raise BadInput(option.where, repr(value)[:60], "need text without control characters, in UTF-8")
 
 
 def entry() -> None:

@@ -1,23 +1,30 @@
 """Scenario files (TOML): what a search is about, with the options' own names, so that it can be kept and run again.
 
-A scenario is read, checked whole, and put before the options of the command line, which override it.
+A scenario is read, checked whole, and put before the options of the command line, which override it. Its model is made
+from the table of options.
 """
 
 import argparse
 import contextlib
 import io
+import math
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import singledispatch
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from fleetopt_jax import __version__
+from fleetopt_jax.cli import table
+from fleetopt_jax.cli.option import Option, Section
+from fleetopt_jax.cli.synopsis import SEARCHES
+from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
-from fleetopt_jax.cli.values import MAX_GAMMA, MAX_TP, MAX_WINDOW_TOKENS, RATES_PER_S, flag
+from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Several, Stock, Sweep, Text
 from fleetopt_jax.core.documents import first_problem, read_bytes
 from fleetopt_jax.core.errors import BadInput
 
@@ -26,169 +33,121 @@ MAX_BYTES = 2**20  # a scenario is a page of text
 FILE_ENDINGS = (".json", ".csv", ".jsonl", ".parquet", ".gz")
 
 OneOrMore = BeforeValidator(lambda value: value if isinstance(value, list) else [value])  # gpu = "h100" will do
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Listed = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^,\x00-\x1f\x7f]+$")]  # options part at commas
-Names = Annotated[list[Listed], OneOrMore, Field(min_length=1, max_length=64)]
-Tps = Annotated[list[Annotated[int, Field(ge=1, le=MAX_TP)]], OneOrMore, Field(min_length=1, max_length=64)]
+
+
+def within(number: Number) -> Any:
+    """The range of a number, as a field of a file has it."""
+    bounds: dict[str, Any] = {}
+    if number.least > -math.inf:
+        bounds["gt" if number.open else "ge"] = number.least
+    if number.most < math.inf:
+        bounds["lt" if number.open else "le"] = number.most
+    return Field(**bounds) if number.most < math.inf else Field(**bounds, allow_inf_nan=False)
+
+
+def spelt(text: Text) -> Any:
+    """The letters and the length of a text, as a field of a file has them."""
+    return Field(min_length=1, max_length=text.most, pattern=f"^{text.letters}+$")
+
+
+Positive = Annotated[float, within(table.POSITIVE)]
+NotNegative = Annotated[float, within(table.NOT_NEGATIVE)]
+Name = Annotated[str, spelt(Text())]
+
+
+@singledispatch
+def annotation(kind: Kind) -> Any:
+    """The type that a key of a kind has."""
+    raise TypeError(f"a scenario cannot hold {kind.allowed}")
+
+
+@annotation.register
+def _(kind: Number) -> Any:
+    return Annotated[int if kind.whole else float, within(kind)]
+
+
+@annotation.register
+def _(kind: NumberOrAuto) -> Any:
+    return annotation(kind.of) | Literal["auto"]
+
+
+@annotation.register
+def _(kind: Text) -> Any:
+    return Annotated[str, spelt(kind)]
+
+
+@annotation.register
+def _(kind: Choice) -> Any:
+    return Literal[kind.names]
+
+
+@annotation.register
+def _(kind: Flag) -> Any:
+    return bool
+
+
+@annotation.register
+def _(kind: Several) -> Any:
+    listed = Annotated[list[annotation(kind.of)], Field(min_length=kind.least, max_length=kind.most)]
+    return Annotated[listed, OneOrMore] if kind.bare else listed
+
+
+@annotation.register
+def _(kind: Stock) -> Any:
+    return dict[annotation(kind.gpu), annotation(kind.count)]
+
+
+@annotation.register
+def _(kind: Sweep) -> Any:
+    return Name  # as it is typed
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class WorkloadSection(_Section):
-    """What is asked of the fleet."""
-
-    name: Annotated[Name, Field(description="bundled workload, or a file (relative to the scenario)")] | None = None
-    rate: Annotated[float, Field(ge=RATES_PER_S[0], le=RATES_PER_S[1], description="requests per second")] | None = None
-    prompt_column: Name | None = None
-    output_column: Name | None = None
-    time_column: Name | None = None
-    time_unit: Literal["s", "ms", "us"] | None = None
+def _model(name: str, about: str, fields: dict[str, Any]) -> type[BaseModel]:
+    return create_model(name, __base__=_Section, __doc__=about, **fields)
 
 
-class EnginesSection(_Section):
-    """What the pools may be made of."""
-
-    gpu: Annotated[Names, Field(description="GPUs, or files that fleetopt calibrate wrote")] | None = None
-    llm: Annotated[Name, Field(description="LLM, or a Hugging Face config.json")] | None = None
-    tp: Annotated[Tps, Field(description="GPUs per instance")] | None = None
-    precision: Annotated[Names, Field(description="of the weights: bf16, fp8, int4, mxfp4")] | None = None
-    kv_precision: Annotated[Name, Field(description="of the KV cache: bf16 or fp8")] | None = None
-    max_num_seqs: Annotated[int, Field(ge=1, le=10**6, description="sequences an instance runs")] | None = None
+def _model_of(section: Section) -> type[BaseModel]:
+    keys = {
+        key: (annotation(option.kind) | None, Field(None, description=option.described or None))
+        for key, option in keys_of(section).items()
+    }
+    return _model(f"{section.name.title()}Section", section.about, keys)
 
 
-class LimitsSection(_Section):
-    """What every pool, or the fleet, must hold."""
-
-    ttft_p99_ms: Annotated[Positive, Field(description="P99 time to first token [ms]")] | None = None
-    ttft_ms_per_1k: (
-        Annotated[NotNegative, Field(description="and so much more per 1,000 prompt tokens [ms]")] | None
-    ) = None
-    itl_ms: Annotated[Positive, Field(description="mean inter-token latency [ms]")] | None = None
-    slo_scope: Literal["pool", "fleet"] | None = None
-    window: Annotated[int, Field(ge=1, le=MAX_WINDOW_TOKENS, description="window of the last pool [tokens]")] | None = (
-        None
-    )
+SECTIONS = {section.name: _model_of(section) for section in table.SECTIONS}
+Scenario = _model(
+    "Scenario",
+    "Every option of a search. What is left out keeps its default.",
+    {"format": (Annotated[Literal["fleetopt-scenario/1"], Field(alias="schema")], ...)}
+    | {name: (model, model()) for name, model in SECTIONS.items()},
+)
 
 
-class BudgetSection(_Section):
-    """What all pools may use together."""
-
-    max_gpus: Positive | None = None
-    max_power_kw: Annotated[Positive, Field(description="[kW]")] | None = None
-    max_usd_per_h: Annotated[Positive, Field(description="[USD/h]")] | None = None
-    gpus_of: Annotated[dict[Listed, NotNegative], Field(description="how many there are of a kind")] | None = None
-
-
-class SiteSection(_Section):
-    """What is counted besides GPU boards."""
-
-    host_w_per_gpu: Annotated[NotNegative, Field(description="watts of the host a GPU [W]")] | None = None
-    pue: Annotated[float, Field(ge=1, allow_inf_nan=False, description="power usage effectiveness")] | None = None
-    usd_per_kwh: Annotated[NotNegative, Field(description="price of electricity [USD/kWh]")] | None = None
-    kg_co2_per_kwh: Annotated[NotNegative, Field(description="carbon intensity [kg/kWh]")] | None = None
-
-
-class CompressionSection(_Section):
-    """Of prompts, where gamma exceeds 1."""
-
-    compress_success: Annotated[float, Field(ge=0, le=1, description="share of the tries that do")] | None = None
-    compress_ms_per_1k: Annotated[NotNegative, Field(description="latency, 1,000 prompt tokens [ms]")] | None = None
-    compress_j_per_1k: Annotated[NotNegative, Field(description="energy, 1,000 prompt tokens [J]")] | None = None
-
-
-class SearchSection(_Section):
-    """How the plan is searched."""
-
-    pools: Annotated[int, Field(ge=1, le=6, description="most pools")] | None = None
-    gamma: Annotated[float, Field(ge=1, le=MAX_GAMMA)] | Literal["auto"] | None = None
-    method: Literal["exact", "grid", "gradient"] | None = None
-    free: Annotated[list[Literal["max_num_seqs", "clock"]], Field(min_length=1, max_length=2)] | None = None
-    assume: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[\w,= ]+$")] | None = None
-    dispatch: Literal["jsq", "round_robin", "random"] | None = None
-    objective: Literal["tok_per_j", "usd", "power", "gpus"] | None = None
-    verify: bool | None = None
-
-
-class RobustSection(_Section):
-    """A plan for engines and traffic that are not what they seem."""
-
-    robust: Literal["quantile", "cvar"] | None = None
-    robust_level: Annotated[float, Field(gt=0, lt=1)] | None = None
-    robust_workloads: Names | None = None
-
-
-class SimulationSection(_Section):
-    """With verify."""
-
-    requests: Annotated[int, Field(ge=100, le=10**7)] | None = None
-    replications: Annotated[int, Field(ge=1, le=64)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    staleness_ms: NotNegative | None = None
-    arrivals: Literal["renewal", "poisson", "trace"] | None = None
-    router_width: NotNegative | None = None
-
-
-class FrontSection(_Section):
-    """What `fleetopt pareto` draws."""
-
-    objectives: Annotated[list[Literal["tok_per_j", "ttft_p99_s", "usd_per_h"]], Field(min_length=2)] | None = None
-    points: Annotated[int, Field(ge=3, le=1000, description="searches to make")] | None = None
-    axis: Annotated[Name, Field(description="NAME=V1,V2,... instead of a front")] | None = None
-
-
-class LeversSection(_Section):
-    """What `fleetopt levers` changes to."""
-
-    next_gpu: Name | None = None
-    other_llm: Name | None = None
-    all_pairs: bool | None = None
-
-
-class Scenario(_Section):
-    """Every option of a search. What is left out keeps its default."""
-
-    format: Annotated[Literal["fleetopt-scenario/1"], Field(alias="schema")]
-    workload: WorkloadSection = WorkloadSection()
-    engines: EnginesSection = EnginesSection()
-    limits: LimitsSection = LimitsSection()
-    budget: BudgetSection = BudgetSection()
-    site: SiteSection = SiteSection()
-    compression: CompressionSection = CompressionSection()
-    search: SearchSection = SearchSection()
-    robust: RobustSection = RobustSection()
-    simulation: SimulationSection = SimulationSection()
-    front: FrontSection = FrontSection()
-    levers: LeversSection = LeversSection()
-
-
-SECTIONS = {name: field.annotation for name, field in Scenario.model_fields.items() if name != "format"}
-COMMANDS_WITH_SCENARIO = ("optimize", "pareto", "levers", "ledger")
-FILE_OPTIONS = ("workload", "gpu", "llm", "robust_workloads", "other_llm")  # whose values may be files
-
-
-def option_of(section: str, key: str) -> str:
-    """The option that a key stands for, as argparse names it."""
-    return "workload" if (section, key) == ("workload", "name") else key
-
-
-def read_scenario(path: str) -> Scenario:
-    """A scenario file, or `BadInput` naming the first thing that is wrong and its line."""
+def read_scenario(path: str) -> dict[str, Any]:
+    """What a scenario file says of each option, or `BadInput` naming the first thing that is wrong and its line."""
     data = read_bytes(path, MAX_BYTES)
     try:
         text = data.decode("utf-8-sig")
-        return Scenario.model_validate(tomllib.loads(text))
+    except UnicodeDecodeError as error:
+        raise BadInput(path, f"is not UTF-8 text: byte {error.start + 1}") from None
+    try:
+        said = Scenario.model_validate(tomllib.loads(text)).model_dump(exclude_none=True)
     except ValidationError as error:
         line = _line_of(text, [str(part) for part in error.errors()[0]["loc"]])
         where = f"{path}, line {line}" if line else path
         raise BadInput(where, first_problem(error), _allowed(error)) from None
-    except UnicodeDecodeError as error:
-        raise BadInput(path, f"is not UTF-8 text: byte {error.start + 1}") from None
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise BadInput(path, f"is not TOML: {error}") from None
+    return {
+        option.name: said[section.name][key]
+        for section in table.SECTIONS
+        for key, option in keys_of(section).items()
+        if key in said[section.name]
+    }
 
 
 def _allowed(error: ValidationError) -> str:
@@ -196,20 +155,19 @@ def _allowed(error: ValidationError) -> str:
     problem = error.errors()[0]
     if problem["type"] != "extra_forbidden":
         return ""
-    section = SECTIONS.get(str(problem["loc"][0])) if len(problem["loc"]) > 1 else Scenario
-    known = ["schema", *SECTIONS] if section is Scenario else list(section.model_fields)
+    known = SECTIONS[str(problem["loc"][0])].model_fields if len(problem["loc"]) > 1 else ("schema", *SECTIONS)
     return f"known: {', '.join(known)}"
 
 
 def _line_of(text: str, location: Sequence[str]) -> int | None:
     """The line of a key, by its table; of the table where the key is not found."""
-    found, table = None, ""
+    found, inside = None, ""
     for number, line in enumerate(text.splitlines(), 1):
         header = re.match(r"\s*\[\s*([^\]]*?)\s*\]", line)
         if header:
-            table = header[1]
+            inside = header[1]
         key = re.match(r"""\s*([^\s=]+)\s*=""", line)
-        here = [part.strip(" \"'") for part in (*table.split("."), *(key[1].split(".") if key else ())) if part]
+        here = [part.strip(" \"'") for part in (*inside.split("."), *(key[1].split(".") if key else ())) if part]
         if here and here == list(location[: len(here)]) and (key or header):
             found = number
     return found
@@ -219,18 +177,18 @@ def with_scenario(
     parser: argparse.ArgumentParser, given: argparse.Namespace, arguments: Sequence[str]
 ) -> argparse.Namespace:
     """The options once more, with the scenario's before those of the command line."""
-    scenario = read_scenario(given.scenario)
-    folder = os.path.dirname(given.scenario)
-    values = {option: value for option, value in _values(scenario).items() if hasattr(given, option)}
-    left_out = _lost(parser, given, scenario)
+    said, folder = read_scenario(given.scenario), os.path.dirname(given.scenario)
+    taken = {option.name: option for option in options_of(given.command)}
+    left_out = _lost(parser, {name: value for name, value in said.items() if name not in taken})
+    here = [(taken[name], value) for name, value in said.items() if name in taken]
+    tokens = [token for option, value in here for token in _tokens(option, value, folder)]
     first = list(arguments).index(given.command)
-    tokens = [token for option, value in values.items() for token in _tokens(option, _at(folder, option, value))]
-    said = io.StringIO()
+    refusal = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(refusal):
             parser.parse_args([given.command, *tokens])
     except SystemExit:  # a value of another command's: several engines, where this one takes one
-        problem = said.getvalue().partition("argument ")[2].partition(" (see")[0]
+        problem = refusal.getvalue().partition("argument ")[2].partition(" (see")[0]
         raise BadInput(given.scenario, problem, f"as {given.command} takes it") from None
     options = parser.parse_args([*arguments[: first + 1], *tokens, *arguments[first + 1 :]])
     if left_out:
@@ -238,39 +196,24 @@ def with_scenario(
     return options
 
 
-def _lost(parser: argparse.ArgumentParser, given: argparse.Namespace, scenario: Scenario) -> list[str]:
-    """Options of other commands that the scenario changes from what they are by default."""
-    usual = argparse.Namespace()
-    for command in COMMANDS_WITH_SCENARIO:
-        usual.__dict__.update(vars(parser.parse_args([command])))
-    kept = {option: _saved(usual, "", option) for option in _values(scenario) if not hasattr(given, option)}
-    return sorted(option for option, value in _values(scenario).items() if option in kept and value != kept[option])
+def _lost(parser: argparse.ArgumentParser, said: dict[str, Any]) -> list[str]:
+    """Options of other commands that a scenario changes from what they are by default."""
+    usual: dict[str, Any] = {}
+    for command in SEARCHES:
+        options = vars(parser.parse_args([command]))
+        usual |= {option.name: option.kind.kept(options[option.name]) for option in options_of(command)}
+    return sorted(name for name, value in said.items() if value != usual[name])
 
 
-def _values(scenario: Scenario) -> dict[str, Any]:
-    """The value of every option that the scenario says."""
-    return {
-        option_of(section, key): value
-        for section in SECTIONS
-        for key, value in getattr(scenario, section).model_dump(exclude_none=True).items()
-    }
+def _tokens(option: Option, value: Any, folder: str) -> list[str]:
+    return option.kind.words(option.name, _seen_from(option, value, lambda name: os.path.join(folder, name)))
 
 
-def _tokens(option: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag(option if value else f"no_{option}")]
-    if isinstance(value, dict):
-        return [f"{flag(option)}={','.join(f'{name}={count!r}' for name, count in value.items())}"] if value else []
-    return [f"{flag(option)}={','.join(map(str, value)) if isinstance(value, list) else value}"]
-
-
-def _at(folder: str, option: str, value: Any) -> Any:
-    """Names of files as seen from here; in the scenario they are relative to itself."""
-    if option not in FILE_OPTIONS or not folder:
-        return value
-    if isinstance(value, list):
-        return [_at(folder, option, each) for each in value]
-    return os.path.join(folder, value) if _is_file(value) else value
+def _seen_from(option: Option, kept: Any, place: Callable[[str], str]) -> Any:
+    """The names of files in a value as `place` has them: a scenario's are relative to itself."""
+    if option.file != "named":
+        return kept
+    return option.kind.each(kept, lambda name: place(name) if _is_file(name) else name)
 
 
 def _is_file(name: str) -> bool:
@@ -279,15 +222,9 @@ def _is_file(name: str) -> bool:
 
 def scenario_text(options: argparse.Namespace) -> str:
     """What is run, as a file that `--scenario` runs again."""
-    if getattr(options, "command", None) == "levers" and options.plan:
+    if options.command == "levers" and options.plan:
         raise BadInput("--save-scenario", f"the present fleet is that of {options.plan}", "leave one of them out")
-    folder = os.path.dirname(os.path.abspath(options.save_scenario))
-    document: dict[str, Any] = {"schema": SCHEMA}
-    for section, model in SECTIONS.items():
-        keys = {key: _saved(options, folder, option_of(section, key)) for key in model.model_fields}
-        kept = {key: value for key, value in keys.items() if value is not None}
-        if kept:
-            document[section] = kept
+    document = {"schema": SCHEMA, **_kept(options, os.path.dirname(os.path.abspath(options.save_scenario)))}
     try:
         Scenario.model_validate(document)
     except ValidationError as error:
@@ -298,23 +235,15 @@ def scenario_text(options: argparse.Namespace) -> str:
     return title + tomli_w.dumps(document)
 
 
-def _saved(options: argparse.Namespace, folder: str, option: str) -> Any:
-    """An option's value as the file has it; None where there is nothing to say."""
-    value = getattr(options, option, None)
-    if option == "gamma" and hasattr(options, "gamma") and value is None:
-        return "auto"
-    if option in ("gpu", "precision") and value is not None:
-        value = [part.strip() for part in value.split(",")]
-    if option == "axis" and value is not None:
-        return f"{value[0]}={','.join(map(str, value[1]))}"
-    if option == "tp" and isinstance(value, int):
-        value = [value]
-    if isinstance(value, tuple):
-        value = list(value)
-    if value is None or value in ([], {}):
-        return None
-    if option in FILE_OPTIONS:
-        names = value if isinstance(value, list) else [value]
-        seen = [os.path.relpath(name, folder) if _is_file(name) and not os.path.isabs(name) else name for name in names]
-        return seen if isinstance(value, list) else seen[0]
-    return value
+def _kept(options: argparse.Namespace, folder: str) -> dict[str, dict[str, Any]]:
+    """What the options say, by section and key, as a scenario in `folder` has it."""
+
+    def place(name: str) -> str:
+        return name if os.path.isabs(name) else os.path.relpath(name, folder)
+
+    found: dict[str, dict[str, Any]] = {}
+    for option in options_of(options.command):
+        kept = option.kind.kept(getattr(options, option.name))
+        if option.section and kept is not None:
+            found.setdefault(option.section.name, {})[option.key or option.name] = _seen_from(option, kept, place)
+    return found

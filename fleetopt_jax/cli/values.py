@@ -1,13 +1,17 @@
-"""What the text of an option may be. Each refuses with what is allowed."""
+"""Kinds of values an option may have: each parses what is typed, and refuses the rest by saying what is allowed.
+
+A value is known in three forms: as typed (`--tp 4,8`), as the commands have it (`[4, 8]`), and as a scenario file keeps
+it. Nothing here needs JAX or pydantic, so that `--help` is immediate.
+"""
 
 import argparse
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-MAX_WINDOW_TOKENS = 10**9
-MAX_GAMMA = 10  # nobody compresses a prompt further
-MAX_BATCH = 100_000
-MAX_TP = 64
-RATES_PER_S = (1e-6, 1e9)
+MAX_CHARS = 4096  # of a name in a scenario
+MAX_NAMES = 64
 
 
 def flag(name: str) -> str:
@@ -15,142 +19,310 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+def refused(text: str, allowed: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text} is not allowed: need {allowed}")
 
 
-def positive(text: str) -> float:
-    value = number(text)
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a positive, finite number")
-    return value
+class Kind:
+    """What most kinds do: a scenario has the value as it is, and `str` types it."""
 
+    unit = ""  # of a number
 
-def not_negative(text: str) -> float:
-    value = number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a finite number >= 0")
-    return value
+    @property
+    def allowed(self) -> str:
+        """What may be typed, in words."""
+        raise NotImplementedError
 
+    @property
+    def argument(self) -> dict[str, Any]:
+        """What argparse is told."""
+        return {"type": self.parse}
 
-def at_least_one(text: str) -> float:
-    value = number(text)
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a finite number >= 1")
-    return value
+    def parse(self, text: str) -> Any:
+        """The value as the commands have it."""
+        return text
 
-
-def share(text: str) -> float:
-    value = number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number from 0 to 1")
-    return value
-
-
-def open_share(text: str) -> float:
-    value = number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number between 0 and 1")
-    return value
-
-
-def one_name(text: str) -> str:
-    if "," in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need one name")
-    return text
-
-
-def batches(text: str) -> list[float]:
-    values = [positive(part) for part in text.split(",")]
-    if not all(1 <= value <= MAX_BATCH for value in values):
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need numbers from 1 to {MAX_BATCH}")
-    return values
-
-
-def rate(text: str) -> float:
-    value = positive(text)
-    if not RATES_PER_S[0] <= value <= RATES_PER_S[1]:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not allowed: need a number from {RATES_PER_S[0]:g} to {RATES_PER_S[1]:g} requests per second"
-        )
-    return value
-
-
-def free(text: str) -> tuple[str, ...]:
-    asked = tuple(part.strip() for part in text.split(","))
-    if not set(asked) <= {"max_num_seqs", "clock"}:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need max_num_seqs, clock or both")
-    return asked
-
-
-def stock(text: str) -> dict[str, float]:
-    found = {}
-    for part in text.split(","):
-        gpu, equals, count = part.partition("=")
-        if not equals:
-            raise argparse.ArgumentTypeError(f"{part!r} is not allowed: need GPU=N,GPU=N,...")
-        found[gpu.strip().lower()] = not_negative(count)
-    return found
-
-
-def checkpoint(text: str) -> tuple[str, str]:
-    llm, _, name = text.partition("=")
-    if not (llm.strip() and name.strip()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need LLM=CHECKPOINT or LLM:PRECISION=CHECKPOINT")
-    return llm.strip(), name.strip()
-
-
-def gamma(text: str) -> float | None:
-    if text == "auto":
-        return None
-    value = number(text)
-    if not 1 <= value <= MAX_GAMMA:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: need a number from 1 to {MAX_GAMMA}, or 'auto'")
-    return value
-
-
-def axis(text: str) -> tuple[str, list[float]]:
-    """(name, values) of an input that is swept, each value as its own option would take it."""
-    name, equals, values = text.partition("=")
-    name = {"rate": "workload-rate"}.get(name.strip(), name.strip())
-    if not equals or name not in AXES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need NAME=V1,V2,... of {', '.join(AXES)}")
-    found = []
-    for value in values.split(","):
-        try:
-            found.append(AXES[name][1](value.strip()))
-        except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"{name}: {error}") from None
-    if len(set(found)) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need at least two different values")
-    return name, sorted(set(found))
-
-
-def whole(least: int, most: int):
-    def parse(text: str) -> int:
-        limits = f"from {least} to {most}"
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: need a whole number {limits}") from None
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not allowed: need a whole number {limits}")
+    def kept(self, value: Any) -> Any:
+        """The value as a scenario has it; None where there is nothing to say."""
         return value
 
-    return parse
+    def typed(self, kept: Any) -> str:
+        """What a scenario has, as it is typed."""
+        return str(kept)
+
+    def words(self, name: str, kept: Any) -> list[str]:
+        """What a scenario has, as the words of a command line."""
+        return [f"{flag(name)}={self.typed(kept)}"]
+
+    def each(self, kept: Any, change: Callable[[str], str]) -> Any:
+        """What a scenario has, with `change` of every name in it."""
+        return kept
 
 
-AXES = {  # inputs that pareto sweeps: the option each is, and what checks a value
-    "workload-rate": ("rate", rate),
-    "ttft-p99-ms": ("ttft_p99_ms", positive),
-    "itl-ms": ("itl_ms", positive),
-    "pue": ("pue", at_least_one),
-    "usd-per-kwh": ("usd_per_kwh", not_negative),
-    "host-w-per-gpu": ("host_w_per_gpu", not_negative),
-    "max-num-seqs": ("max_num_seqs", whole(1, 10**6)),
-    "tp": ("tp", whole(1, MAX_TP)),
-    "pools": ("pools", whole(1, 6)),
-}
+@dataclass(frozen=True)
+class Number(Kind):
+    """From `least` to `most`, both included unless `open`; never NaN, never infinite."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    open: bool = False
+    whole: bool = False
+    unit: str = ""
+
+    @property
+    def allowed(self) -> str:
+        if self.whole:
+            return f"a whole number from {self.least} to {self.most}"
+        if self.most == math.inf:
+            return "a positive, finite number" if self.open else f"a finite number >= {self.least:g}"
+        ends = "between {:g} and {:g}" if self.open else "from {:g} to {:g}"
+        return f"a number {ends.format(self.least, self.most)} {self.unit}".rstrip()
+
+    def parse(self, text: str, otherwise: str = "") -> float:
+        """The number in `text`; `otherwise` ends the refusal of one that is out of range."""
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            if self.whole:
+                raise refused(repr(text), self.allowed) from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        above = self.least < value if self.open else self.least <= value
+        below = value < self.most if self.open or self.most == math.inf else value <= self.most
+        if not (above and below):
+            raise refused(text, self.allowed + otherwise)
+        return value
+
+    def typed(self, kept: Any) -> str:
+        return repr(kept).removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class NumberOrAuto(Kind):
+    """A number, or 'auto', which the commands have as None."""
+
+    of: Number
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.of.allowed}, or 'auto'"
+
+    def parse(self, text: str) -> float | None:
+        return None if text == "auto" else self.of.parse(text, ", or 'auto'")
+
+    def kept(self, value: Any) -> Any:
+        return "auto" if value is None else value
+
+    def typed(self, kept: Any) -> str:
+        return kept if kept == "auto" else self.of.typed(kept)
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A name or another text; a scenario's has 1 to `most` of the `letters`, a regular expression's set."""
+
+    letters: str = r"[^\x00-\x1f\x7f]"
+    most: int = MAX_CHARS
+
+    @property
+    def allowed(self) -> str:
+        return "a text"
+
+    def each(self, kept: Any, change: Callable[[str], str]) -> Any:
+        return change(kept)
+
+
+@dataclass(frozen=True)
+class OneName(Text):
+    """A text without commas, at which lists part."""
+
+    letters: str = r"[^,\x00-\x1f\x7f]"
+
+    @property
+    def allowed(self) -> str:
+        return "one name"
+
+    def parse(self, text: str) -> str:
+        if "," in text:
+            raise refused(repr(text), self.allowed)
+        return text
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few `names`."""
+
+    names: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:
+        *most, last = self.names
+        return f"{', '.join(most)} or {last}"
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        return {"choices": self.names}
+
+    def parse(self, text: str) -> str:
+        """For lists of choices: alone, argparse itself says what is known."""
+        if text not in self.names:
+            raise refused(repr(text), self.allowed)
+        return text
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """Given or not; with `negated`, `--no-...` takes it back."""
+
+    negated: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return "given or not"
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        return {"action": argparse.BooleanOptionalAction if self.negated else "store_true"}
+
+    def typed(self, kept: Any) -> str:
+        return "given" if kept else "not given"
+
+    def words(self, name: str, kept: Any) -> list[str]:
+        return [flag(name if kept else f"no_{name}")] if kept or self.negated else []
+
+
+@dataclass(frozen=True)
+class Several(Kind):
+    """A list, typed with commas; a scenario's has `least` to `most` of them and, where `bare`, may be one value alone.
+
+    With `as_text` the commands have it as it was typed.
+    """
+
+    of: Number | OneName | Choice
+    least: int = 1
+    most: int | None = MAX_NAMES
+    bare: bool = True
+    as_text: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.of.allowed}; several with commas"
+
+    def parse(self, text: str) -> list[Any] | str:
+        return text if self.as_text else [self.of.parse(part.strip()) for part in text.split(",")]
+
+    def kept(self, value: Any) -> Any:
+        if not value:
+            return None
+        return [part.strip() for part in value.split(",")] if self.as_text else list(value)
+
+    def typed(self, kept: Any) -> str:
+        return ",".join(self.of.typed(each) for each in kept)
+
+    def each(self, kept: Any, change: Callable[[str], str]) -> Any:
+        return [self.of.each(value, change) for value in kept]
+
+
+@dataclass(frozen=True)
+class OneOf(Kind):
+    """One of what other commands take several of: the scenario has a list all the same."""
+
+    several: Several
+
+    @property
+    def allowed(self) -> str:
+        return self.several.of.allowed
+
+    def parse(self, text: str) -> Any:
+        return self.several.of.parse(text)
+
+    def kept(self, value: Any) -> Any:
+        return None if value is None else [value]
+
+    def typed(self, kept: Any) -> str:
+        return self.several.typed(kept)
+
+    def each(self, kept: Any, change: Callable[[str], str]) -> Any:
+        return self.several.each(kept, change)
+
+
+@dataclass(frozen=True)
+class Stock(Kind):
+    """How many there are of each GPU that is named."""
+
+    gpu: OneName
+    count: Number
+
+    @property
+    def allowed(self) -> str:
+        return "GPU=N,GPU=N,..."
+
+    def parse(self, text: str) -> dict[str, float]:
+        found = {}
+        for part in text.split(","):
+            gpu, equals, count = part.partition("=")
+            if not equals:
+                raise refused(repr(part), self.allowed)
+            found[gpu.strip().lower()] = self.count.parse(count)
+        return found
+
+    def kept(self, value: Any) -> Any:
+        return value or None
+
+    def typed(self, kept: Any) -> str:
+        return ",".join(f"{gpu}={self.count.typed(count)}" for gpu, count in kept.items())
+
+    def words(self, name: str, kept: Any) -> list[str]:
+        return super().words(name, kept) if kept else []
+
+
+@dataclass(frozen=True)
+class Checkpoint(Kind):
+    """What vLLM loads for an LLM, given as often as there are LLMs."""
+
+    @property
+    def allowed(self) -> str:
+        return "LLM=CHECKPOINT or LLM:PRECISION=CHECKPOINT"
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        return {"type": self.parse, "action": "append"}
+
+    def kept(self, value: Any) -> Any:
+        return value or None
+
+    def parse(self, text: str) -> tuple[str, str]:
+        llm, _, name = text.partition("=")
+        if not (llm.strip() and name.strip()):
+            raise refused(repr(text), self.allowed)
+        return llm.strip(), name.strip()
+
+
+@dataclass(frozen=True)
+class Sweep(Kind):
+    """(name, values) of an input that is swept, each value as its own option takes it."""
+
+    axes: Mapping[str, tuple[str, Kind]]
+
+    @property
+    def allowed(self) -> str:
+        return f"NAME=V1,V2,... of {', '.join(self.axes)}"
+
+    def parse(self, text: str) -> tuple[str, list[float]]:
+        name, equals, values = text.partition("=")
+        name = {"rate": "workload-rate"}.get(name.strip(), name.strip())
+        if not equals or name not in self.axes:
+            raise refused(repr(text), self.allowed)
+        _, kind = self.axes[name]
+        try:
+            found = {kind.parse(value.strip()) for value in values.split(",")}
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{name}: {error}") from None
+        if len(found) < 2:
+            raise refused(repr(text), "at least two different values")
+        return name, sorted(found)
+
+    def kept(self, value: Any) -> Any:
+        if value is None:
+            return None
+        name, values = value
+        return f"{name}={','.join(map(str, values))}"

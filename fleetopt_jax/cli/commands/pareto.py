@@ -8,8 +8,8 @@ from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.asked import asked_budget, asked_layout, asked_problem, asked_workload, why
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.table import AXES
 from fleetopt_jax.cli.terminal import progress, say
-from fleetopt_jax.cli.values import AXES
 from fleetopt_jax.core.units import MS
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.optimize.pareto import checked_objectives, front_to_json, pareto

@@ -1,0 +1,90 @@
+"""The commands as `fleetopt --help` shows them, and those that take much the same."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as `fleetopt --help` shows it."""
+
+    name: str
+    summary: str
+    epilog: str
+    plan_or_options: bool = False  # a plan may say what its options say
+
+
+COMMANDS = (
+    Command(
+        "optimize",
+        "find the plan with the most tokens per joule within the limits",
+        "Example: fleetopt optimize --workload mine.csv --gpu h100,b200 --ttft-p99-ms 500 --out plan.json",
+    ),
+    Command(
+        "evaluate", "metrics of a given plan", "Example: fleetopt evaluate plan.json --rate 1500 --figure pools.svg"
+    ),
+    Command(
+        "simulate",
+        "every iteration of every instance of a plan, beside the analytic metrics",
+        "Example: fleetopt optimize --out plan.json && fleetopt simulate plan.json --replications 4",
+    ),
+    Command(
+        "report",
+        "one self-contained page: the decision, figures, assumptions, intervals",
+        "Example: fleetopt report plan.json --out report.html. With --json the page's data go to stdout.",
+    ),
+    Command(
+        "export",
+        "what deploys a plan: vLLM flags or Kubernetes manifests of each pool, and the router's thresholds",
+        "Example: fleetopt export plan.json --to kubernetes --out fleet.yaml --router router.json",
+    ),
+    Command(
+        "pareto",
+        "what tokens per joule, P99 TTFT and cost can be had together",
+        "Where ttft_p99_s is an objective, --ttft-p99-ms caps the front (default: no cap) and is the limit that the "
+        "reference fleets are sized for (default 500). Examples: fleetopt pareto --workload azure-code --figure "
+        "front.svg; fleetopt pareto --axis workload-rate=10,100,1000 --csv rates.csv",
+    ),
+    Command(
+        "sensitivity",
+        "what a plan's answer rests on: elasticities, intervals, prices of its limits",
+        "Example: fleetopt optimize --out plan.json && fleetopt sensitivity plan.json --figure tornado.svg",
+    ),
+    Command(
+        "levers",
+        "what pays: from the present fleet one lever released at a time, and pairs of them",
+        "The present fleet is PLAN.json's, or the best one-pool fleet of the options. Levers: context routing, gamma, "
+        "more pools, tensor parallelism, max_num_seqs, GPU generation, precision of weights and KV cache, another "
+        "model, GPU clock, compressed prompts. Example: fleetopt levers --workload azure-code --figure levers.svg",
+        plan_or_options=True,
+    ),
+    Command(
+        "ledger",
+        "walk from the published system to the physical one, a choice at a time",
+        "Example: fleetopt ledger --workload azure-cdf --gpu b200 --figure ledger.svg",
+    ),
+    Command(
+        "trace",
+        "what is in a workload",
+        "Example: fleetopt trace mine.csv --prompt-column in --output-column out --time-column t",
+    ),
+    Command(
+        "engine",
+        "step time, throughput, power and tokens per joule of one engine",
+        "Example: fleetopt engine --gpu b200 --llm qwen3-235b-a22b --tp 4 --batch 8,32,128 --context 2000",
+    ),
+    Command(
+        "calibrate",
+        "fit an engine to your own measurements",
+        "Columns: batch; step_s, step_ms or tok_per_s; context_tokens and power_w_per_gpu where known. Names of the "
+        "ML.ENERGY files are known too. Example: fleetopt calibrate mine.csv --gpu h100 --llm llama-3.1-70b --tp 4 "
+        "--out mine.json, then fleetopt optimize --gpu mine.json",
+    ),
+    Command("catalog", "what is known by name", "Example: fleetopt catalog llms"),
+    Command("reproduce", "compare with the published tables, cell by cell", "Example: fleetopt reproduce 1 3"),
+)
+
+ALL = tuple(command.name for command in COMMANDS)
+SEARCHES = ("optimize", "pareto", "levers", "ledger")  # what a scenario says all about
+SPLITS = ("optimize", "pareto")  # searches that choose among engines and pools
+ONE_ENGINE = ("levers", "ledger", "engine")
+PLANNED = ("evaluate", "simulate", "report", "sensitivity")  # a plan under a workload

@@ -1,0 +1,862 @@
+"""The table of options: everything that may be given, its range and unit, who takes it, and what files call it.
+
+The parser, the scenario's model and its JSON Schema, completion and the README's table are all made from these records.
+An option that some commands take otherwise (one GPU instead of several) has a record for each way; the widest is first,
+and is what a scenario may hold. Nothing here needs JAX or pydantic.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+from fleetopt_jax.cli.option import Field, Option, Section
+from fleetopt_jax.cli.synopsis import ALL, ONE_ENGINE, PLANNED, SEARCHES, SPLITS
+from fleetopt_jax.cli.values import (
+    Checkpoint,
+    Choice,
+    Flag,
+    Number,
+    NumberOrAuto,
+    OneName,
+    OneOf,
+    Several,
+    Stock,
+    Sweep,
+    Text,
+    flag,
+)
+from fleetopt_jax.core.units import KW, MS
+
+MAX_WINDOW_TOKENS = 10**9
+MAX_GAMMA = 10  # nobody compresses a prompt further
+MAX_BATCH = 100_000
+MAX_TP = 64
+RATES_PER_S = (1e-6, 1e9)
+
+POSITIVE = Number(0, open=True)
+NOT_NEGATIVE = Number(0)
+LIMIT_MS = replace(POSITIVE, unit="ms")
+
+# ------------------------------------------------------------------------------------------- sections of a scenario
+
+WORKLOAD = Section("workload", "What is asked of the fleet.")
+ENGINES = Section("engines", "What the pools may be made of.", of_plan=True)
+LIMITS = Section("limits", "What every pool, or the fleet, must hold.", dict.fromkeys(SEARCHES, ""), of_plan=True)
+BUDGET = Section("budget", "What all pools may use together.", dict.fromkeys(SPLITS, "of all pools together"))
+SITE = Section(
+    "site",
+    "What is counted besides GPU boards.",
+    dict.fromkeys(SEARCHES, "counted only if given; power counts GPU boards otherwise"),
+    of_plan=True,
+)
+COMPRESSION = Section(
+    "compression",
+    "Of prompts, where gamma exceeds 1.",
+    dict.fromkeys(SEARCHES, "of prompts, where gamma exceeds 1"),
+    of_plan=True,
+)
+SEARCH = Section("search", "How the plan is searched.")
+ROBUST = Section(
+    "robust",
+    "A plan for engines and traffic that are not what they seem.",
+    {"optimize": "a plan for engines and traffic that are not what they seem"},
+)
+SIMULATION = Section("simulation", "With verify.", {"optimize": "with --verify", "report": "with --simulate"})
+FRONT = Section("front", "What `fleetopt pareto` draws.")
+LEVERS = Section("levers", "What `fleetopt levers` changes to.")
+SECTIONS = (WORKLOAD, ENGINES, LIMITS, BUDGET, SITE, COMPRESSION, SEARCH, ROBUST, SIMULATION, FRONT, LEVERS)
+
+# ------------------------------------------------------------------------------------- what is run, and what is written
+
+_OUT = Option(
+    name="out",
+    kind=Text(),
+    about="also write the JSON object to FILE",
+    commands=tuple(name for name in ALL if name not in ("report", "export")),
+    metavar="FILE",
+    file="written",
+)
+_PLAN = Option(name="plan", kind=Text(), commands=("export", *PLANNED), metavar="PLAN.json", file="read", nargs="")
+_OF_THE_RUN = (
+    Option(name="json", kind=Flag(), about="print one JSON object and nothing else", default=False, commands=ALL),
+    _OUT,
+    replace(
+        _OUT, about="write the page to FILE.html", default="report.html", otherwise="default {}", commands=("report",)
+    ),
+    replace(_OUT, about="write it to FILE instead of stdout", commands=("export",)),
+    Option(name="quiet", kind=Flag(), about="no progress, no warnings", default=False, commands=ALL, alone=True),
+    Option(
+        name="verbose",
+        kind=Flag(),
+        about="say on stderr what is done and how long it takes",
+        default=False,
+        commands=ALL,
+        alone=True,
+    ),
+    _PLAN,
+    replace(
+        _PLAN, about="the present fleet; --workload and --rate may change its traffic", commands=("levers",), nargs="?"
+    ),
+    Option(name="measurements", kind=Text(), commands=("calibrate",), metavar="FILE.csv", file="read", nargs=""),
+    Option(name="workload", kind=Text(), commands=("trace",), metavar="FILE|NAME", file="named", nargs=""),
+    Option(
+        name="scenario",
+        kind=Text(),
+        about="options from a file; those given here override it",
+        commands=SEARCHES,
+        metavar="FILE.toml",
+        file="read",
+    ),
+    Option(
+        name="save_scenario",
+        kind=Text(),
+        about="write what is run, to repeat it with --scenario",
+        commands=SEARCHES,
+        metavar="FILE.toml",
+        file="written",
+    ),
+)
+
+# --------------------------------------------------------------------------------------------------------- the workload
+
+_WITH_A_WORKLOAD = (*SEARCHES, *PLANNED, "trace")
+_WORKLOAD = Option(
+    name="workload",
+    kind=Text(),
+    about="bundled workload or file",
+    default="azure-conv",
+    otherwise="default azure-conv",
+    commands=("optimize", "pareto", "ledger"),
+    metavar="NAME|FILE",
+    section=WORKLOAD,
+    key="name",
+    file="named",
+)
+_COLUMN = Option(name="", kind=Text(), commands=_WITH_A_WORKLOAD, metavar="C", section=WORKLOAD)
+_OF_THE_WORKLOAD = (
+    _WORKLOAD,
+    replace(_WORKLOAD, default=None, commands=("levers",)),  # where a plan is given, its own
+    replace(_WORKLOAD, default=None, otherwise="default the plan's", commands=PLANNED),
+    Option(
+        name="rate",
+        kind=Number(*RATES_PER_S, unit="requests per second"),
+        about="requests per second",
+        otherwise="default: the workload's own",
+        commands=_WITH_A_WORKLOAD,
+        metavar="R",
+        section=WORKLOAD,
+        field=Field("arrival_rate_per_s"),
+    ),
+    replace(_COLUMN, name="prompt_column", about="column of the prompt tokens, for a file of another layout"),
+    replace(_COLUMN, name="output_column", about="column of the output tokens"),
+    replace(_COLUMN, name="time_column", about="column of the time stamps (seconds or ISO 8601)"),
+    Option(
+        name="time_unit",
+        kind=Choice(("s", "ms", "us")),
+        about="unit of numeric time stamps",
+        otherwise="default s",
+        commands=_WITH_A_WORKLOAD,
+        section=WORKLOAD,
+    ),
+)
+
+# ---------------------------------------------------------------------------------------------------------- the engines
+
+_NAMES = Several(OneName())
+_GPUS_PER_INSTANCE = Several(Number(1, MAX_TP, whole=True))
+_GPU = Option(
+    name="gpu",
+    kind=replace(_NAMES, as_text=True),
+    about="GPU, or a file that fleetopt calibrate wrote",
+    several="; several a pool may choose from: h100,b200",
+    default="h100",
+    otherwise="default {}",
+    commands=SPLITS,
+    section=ENGINES,
+    file="named",
+)
+_TP = Option(
+    name="tp",
+    kind=_GPUS_PER_INSTANCE,
+    about="GPUs per instance",
+    several="; several: 2,4,8",
+    default=[8],
+    otherwise="default {}",
+    commands=SPLITS,
+    section=ENGINES,
+)
+_PRECISION = Option(
+    name="precision",
+    kind=replace(_NAMES, as_text=True),
+    about="of the weights: bf16, fp8, int4, mxfp4",
+    several="; several: bf16,fp8",
+    otherwise="default: the checkpoint's",
+    commands=SPLITS,
+    section=ENGINES,
+)
+_OF_THE_ENGINE = (
+    _GPU,
+    replace(_GPU, kind=OneOf(_NAMES), several="", commands=ONE_ENGINE),
+    Option(
+        name="llm",
+        kind=Text(),
+        about="LLM, or a Hugging Face config.json",
+        default="llama-3.1-70b",
+        otherwise="default {}",
+        commands=(*SEARCHES, "engine"),
+        section=ENGINES,
+        file="named",
+    ),
+    _TP,
+    replace(_TP, kind=OneOf(_GPUS_PER_INSTANCE), several="", default=8, commands=ONE_ENGINE),
+    _PRECISION,
+    replace(_PRECISION, several="", commands=ONE_ENGINE),
+    Option(
+        name="kv_precision",
+        kind=Text(),
+        about="of the KV cache: bf16 or fp8",
+        default="bf16",
+        otherwise="default {}",
+        commands=(*SEARCHES, "engine"),
+        section=ENGINES,
+    ),
+    Option(
+        name="max_num_seqs",
+        kind=Number(1, 10**6, whole=True),
+        about="sequences an instance runs",
+        otherwise="default vLLM's",
+        commands=SEARCHES,
+        section=ENGINES,
+    ),
+)
+
+# -------------------------------------------------------------------------------------- limits, budget and surroundings
+
+_TTFT = Option(
+    name="ttft_p99_ms",
+    kind=LIMIT_MS,
+    about="P99 time to first token",
+    default=500.0,
+    otherwise="default 500",
+    commands=("optimize", "levers", "ledger"),
+    section=LIMITS,
+    field=Field("ttft_p99_s", MS),
+)
+_OF_THE_LIMITS = (
+    Option(
+        name="window",
+        kind=Number(1, MAX_WINDOW_TOKENS, whole=True, unit="tokens"),
+        about="window of the last pool in tokens",
+        otherwise="default: the longest request",
+        commands=SEARCHES,
+        section=LIMITS,
+        grouped=False,
+        field=Field("window_tokens"),
+    ),
+    _TTFT,
+    replace(_TTFT, default=None, commands=("pareto",)),  # no cap of the front, unless given
+    Option(
+        name="ttft_ms_per_1k",
+        kind=replace(NOT_NEGATIVE, unit="ms"),
+        about="and so much more per 1,000 prompt tokens",
+        default=0.0,
+        otherwise="default {}",
+        commands=SEARCHES,
+        section=LIMITS,
+        field=Field("ttft_s_per_token", MS / 1000.0),
+    ),
+    Option(
+        name="itl_ms",
+        kind=LIMIT_MS,
+        about="mean inter-token latency",
+        otherwise="default: no limit",
+        commands=SEARCHES,
+        section=LIMITS,
+        field=Field("itl_s", MS),
+    ),
+    Option(
+        name="slo_scope",
+        kind=Choice(("pool", "fleet")),
+        about="every pool holds the latencies, or all requests together",
+        default="pool",
+        otherwise="default {}",
+        commands=SEARCHES,
+        section=LIMITS,
+        field=Field("scope"),
+    ),
+)
+_OF_THE_SITE = (
+    Option(
+        name="host_w_per_gpu",
+        kind=replace(NOT_NEGATIVE, unit="W"),
+        about="watts of the host a GPU",
+        default=0.0,
+        commands=SEARCHES,
+        section=SITE,
+        field=Field("host_w_per_gpu"),
+    ),
+    Option(
+        name="pue",
+        kind=Number(1),
+        about="power usage effectiveness",
+        default=1.0,
+        commands=SEARCHES,
+        section=SITE,
+        field=Field("pue"),
+    ),
+    Option(
+        name="usd_per_kwh",
+        kind=replace(NOT_NEGATIVE, unit="USD/kWh"),
+        about="price of electricity",
+        default=0.0,
+        commands=SEARCHES,
+        section=SITE,
+        field=Field("usd_per_kwh"),
+    ),
+    Option(
+        name="kg_co2_per_kwh",
+        kind=replace(NOT_NEGATIVE, unit="kg/kWh"),
+        about="carbon intensity of electricity",
+        default=0.0,
+        commands=SEARCHES,
+        section=SITE,
+        field=Field("kg_co2_per_kwh"),
+    ),
+    Option(
+        name="compress_success",
+        kind=Number(0, 1),
+        about="share of the tries that do",
+        default=1.0,
+        commands=SEARCHES,
+        section=COMPRESSION,
+        field=Field("success_frac"),
+    ),
+    Option(
+        name="compress_ms_per_1k",
+        kind=replace(NOT_NEGATIVE, unit="ms"),
+        about="latency, 1,000 prompt tokens",
+        default=0.0,
+        commands=SEARCHES,
+        section=COMPRESSION,
+        field=Field("s_per_token", MS / 1000.0),
+    ),
+    Option(
+        name="compress_j_per_1k",
+        kind=replace(NOT_NEGATIVE, unit="J"),
+        about="energy, 1,000 prompt tokens",
+        default=0.0,
+        commands=SEARCHES,
+        section=COMPRESSION,
+        field=Field("j_per_token", 1.0 / 1000.0),
+    ),
+)
+_OF_THE_BUDGET = (
+    Option(
+        name="max_gpus",
+        kind=POSITIVE,
+        about="most GPUs",
+        commands=SPLITS,
+        metavar="N",
+        section=BUDGET,
+        field=Field("max_gpus"),
+    ),
+    Option(
+        name="max_power_kw",
+        kind=replace(POSITIVE, unit="kW"),
+        about="most power",
+        commands=SPLITS,
+        metavar="P",
+        section=BUDGET,
+        field=Field("max_power_w", KW),
+    ),
+    Option(
+        name="max_usd_per_h",
+        kind=replace(POSITIVE, unit="USD/h"),
+        about="most cost",
+        commands=SPLITS,
+        metavar="C",
+        section=BUDGET,
+        field=Field("max_usd_per_h"),
+    ),
+    Option(
+        name="max_kg_co2_per_h",
+        kind=replace(POSITIVE, unit="kg/h"),
+        about="most CO2",
+        commands=SPLITS,
+        metavar="C",
+        section=BUDGET,
+        field=Field("max_kg_co2_per_h"),
+    ),
+    Option(
+        name="gpus_of",
+        kind=Stock(OneName(), NOT_NEGATIVE),
+        about="how many there are of a kind: h100=64,b200=16",
+        default={},
+        commands=SPLITS,
+        metavar="GPU=N,...",
+        section=BUDGET,
+        field=Field("gpus_of"),
+    ),
+)
+
+# ----------------------------------------------------------------------------------------------------------- the search
+
+_DISPATCH = Option(
+    name="dispatch",
+    kind=Choice(("jsq", "round_robin", "random")),
+    about="requests of a pool go to its shortest queue, in turn or at random",
+    default="jsq",
+    otherwise="default jsq",
+    commands=("optimize", "pareto", "levers"),
+    section=SEARCH,
+    of_plan=True,
+)
+_OF_THE_SEARCH = (
+    Option(
+        name="pools",
+        kind=Number(1, 6, whole=True),
+        about="most pools to split into, 1 to 6",
+        default=2,
+        otherwise="default {}",
+        commands=SPLITS,
+        section=SEARCH,
+        field=Field("n_pools"),
+    ),
+    Option(
+        name="gamma",
+        kind=NumberOrAuto(Number(1, MAX_GAMMA)),
+        about="compress requests up to GAMMA x window; 'auto' searches",
+        default=1.0,
+        otherwise="default {}: none",
+        commands=SPLITS,
+        section=SEARCH,
+        field=Field("gamma"),
+    ),
+    Option(
+        name="assume",
+        kind=Text(letters=r"[\w,= ]", most=1000),
+        about="physical (default) or published, with choices changed: physical,kv_cache=reserved",
+        default="physical",
+        commands=("optimize", "pareto", "levers"),
+        section=SEARCH,
+        of_plan=True,
+    ),
+    Option(
+        name="method",
+        kind=Choice(("exact", "grid", "gradient")),
+        about="search: exact proves its answer, gradient relaxes and rounds, grid tries all there is",
+        otherwise="default exact; grid with --slo-scope fleet",
+        commands=SPLITS,
+        section=SEARCH,
+    ),
+    Option(
+        name="free",
+        kind=Several(Choice(("max_num_seqs", "clock")), most=2, bare=False),
+        about="with --method gradient: what each pool may have of its own: max_num_seqs, clock (a projected law)",
+        default=(),
+        commands=("optimize",),
+        metavar="A,B",
+        section=SEARCH,
+    ),
+    _DISPATCH,
+    replace(_DISPATCH, default=None, otherwise="default as planned", commands=PLANNED),
+    Option(
+        name="objective",
+        kind=Choice(("tok_per_j", "usd", "power", "gpus", "co2")),
+        about="what is best: most tokens per joule, or least cost, power, GPUs or CO2 (with --kg-co2-per-kwh)",
+        default="tok_per_j",
+        otherwise="default {}",
+        commands=("optimize", "levers"),
+        section=SEARCH,
+    ),
+    Option(
+        name="verify",
+        kind=Flag(negated=True),
+        about="simulate the winner and add instances where the limits fail",
+        default=False,
+        commands=("optimize",),
+        section=SEARCH,
+    ),
+)
+
+_BY_NAME = {  # of two ways the later: one value, as a sweep takes it
+    option.name: option
+    for option in (*_OF_THE_WORKLOAD, *_OF_THE_ENGINE, *_OF_THE_LIMITS, *_OF_THE_SITE, *_OF_THE_SEARCH)
+}
+AXES = {  # inputs that pareto sweeps: the option each is, and what checks a value
+    "workload-rate" if name == "rate" else flag(name).removeprefix("--"): (name, _BY_NAME[name].kind)
+    for name in (
+        *("rate", "ttft_p99_ms", "itl_ms", "pue", "usd_per_kwh", "host_w_per_gpu", "max_num_seqs", "tp", "pools"),
+    )
+}
+_OF_THE_FRONT = (
+    Option(
+        name="objectives",
+        kind=Several(Choice(("tok_per_j", "ttft_p99_s", "usd_per_h")), least=2, most=None, bare=False),
+        about="two or three of tok_per_j, ttft_p99_s, usd_per_h",
+        default=["tok_per_j", "ttft_p99_s"],
+        otherwise="default {}",
+        commands=("pareto",),
+        metavar="A,B[,C]",
+        section=FRONT,
+    ),
+    Option(
+        name="points",
+        kind=Number(3, 1000, whole=True),
+        about="searches to make",
+        default=24,
+        otherwise="default {}",
+        commands=("pareto",),
+        metavar="N",
+        section=FRONT,
+        field=Field("n_points"),
+    ),
+    Option(
+        name="axis",
+        kind=Sweep(AXES),
+        about=f"instead of a front, the best plan at each value of one of {', '.join(AXES)}",
+        commands=("pareto",),
+        metavar="NAME=V1,V2,...",
+        section=FRONT,
+    ),
+)
+_OF_THE_LEVERS = (
+    Option(
+        name="next_gpu",
+        kind=Text(),
+        about="generation to change to",
+        otherwise="default: the next, h100 to b200",
+        commands=("levers",),
+        metavar="GPU",
+        section=LEVERS,
+    ),
+    Option(
+        name="other_llm",
+        kind=Text(),
+        about="model to change to, with answers of its own",
+        default="qwen3-235b-a22b",
+        otherwise="default {}",
+        commands=("levers",),
+        metavar="LLM",
+        section=LEVERS,
+        file="named",
+    ),
+    Option(
+        name="all_pairs",
+        kind=Flag(negated=True),
+        about="every pair that combines, not of the best five only",
+        default=False,
+        commands=("levers",),
+        section=LEVERS,
+    ),
+)
+_OF_ROBUSTNESS = (
+    Option(
+        name="robust",
+        kind=Choice(("quantile", "cvar")),
+        about="choose by the lower quantile, or the mean of the worst share, of tok/J over scenarios: engines off by "
+        "their errors, and every workload named",
+        commands=("optimize",),
+        section=ROBUST,
+    ),
+    Option(
+        name="robust_level",
+        kind=Number(0, 1, open=True),
+        about="which quantile, or worst share",
+        default=0.1,
+        otherwise="default {}",
+        commands=("optimize",),
+        metavar="Q",
+        section=ROBUST,
+        field=Field("level"),
+    ),
+    Option(
+        name="robust_workloads",
+        kind=_NAMES,
+        about="tomorrow's traffic, as likely as today's",
+        default=[],
+        commands=("optimize",),
+        metavar="NAME|FILE,...",
+        section=ROBUST,
+        file="named",
+    ),
+)
+
+# ------------------------------------------------------------------------------------------------------- the simulation
+
+_SIMULATING = ("optimize", "simulate", "report")
+_OF_THE_SIMULATION = (
+    Option(
+        name="requests",
+        kind=Number(100, 10**7, whole=True),
+        about="of one replication",
+        otherwise="default: enough for the warm-up and a window twice as long",
+        commands=_SIMULATING,
+        metavar="N",
+        section=SIMULATION,
+        field=Field("n_requests"),
+    ),
+    Option(
+        name="replications",
+        kind=Number(1, 64, whole=True),
+        default=4,
+        otherwise="default {}",
+        commands=_SIMULATING,
+        metavar="R",
+        section=SIMULATION,
+        field=Field("n_replications"),
+    ),
+    Option(
+        name="seed",
+        kind=Number(0, 2**31 - 1, whole=True),
+        about="of what is drawn",
+        default=0,
+        otherwise="default {}",
+        commands=_SIMULATING,
+        metavar="S",
+        section=SIMULATION,
+    ),
+    Option(
+        name="staleness_ms",
+        kind=replace(NOT_NEGATIVE, unit="ms"),
+        about="age of what the router knows",
+        default=50.0,
+        otherwise="default {}",
+        commands=_SIMULATING,
+        section=SIMULATION,
+        field=Field("staleness_s", MS),
+    ),
+    Option(
+        name="arrivals",
+        kind=Choice(("renewal", "poisson", "trace")),
+        about="as bursty as the workload's (default), Poisson, or the file's own time stamps, stretched to the rate",
+        default="renewal",
+        commands=_SIMULATING,
+        section=SIMULATION,
+    ),
+    Option(
+        name="router_width",
+        kind=NOT_NEGATIVE,
+        about="scale of the error in the logarithm of a predicted length",
+        default=0.0,
+        otherwise="default {}: lengths are known",
+        commands=_SIMULATING,
+        metavar="W",
+        section=SIMULATION,
+        field=Field("router_width"),
+    ),
+)
+
+# ------------------------------------------------------------------------------------------------ of one command only
+
+_OF_ONE_COMMAND = (
+    Option(
+        name="batch",
+        kind=Several(Number(1, MAX_BATCH)),
+        about="sequences in flight",
+        default=[8, 32, 128],
+        otherwise="default {}",
+        commands=("engine",),
+    ),
+    Option(
+        name="context",
+        kind=replace(POSITIVE, unit="tokens"),
+        about="mean context in tokens",
+        default=1024.0,
+        otherwise="default {}",
+        commands=("engine",),
+    ),
+    Option(
+        name="prompt_per_output",
+        kind=NOT_NEGATIVE,
+        about="prompt tokens prefilled for each output token",
+        otherwise="default: the benchmark's own mix",
+        commands=("engine",),
+    ),
+    Option(
+        name="law",
+        kind=Flag(),
+        about="the law, even where this configuration was measured",
+        default=False,
+        commands=("engine",),
+    ),
+    Option(
+        name="measured",
+        kind=Text(),
+        about="measurements to draw beside it, as calibrate reads them",
+        commands=("engine",),
+        metavar="FILE.csv",
+        file="read",
+    ),
+    Option(
+        name="gpu",
+        kind=Text(),
+        about="GPU that was measured",
+        otherwise="default: the file's",
+        commands=("calibrate",),
+        file="named",
+    ),
+    Option(
+        name="llm",
+        kind=Text(),
+        about="LLM that was measured, by our name or a config.json",
+        otherwise="default: the file's",
+        commands=("calibrate",),
+        file="named",
+    ),
+    Option(
+        name="tp",
+        kind=_GPUS_PER_INSTANCE.of,
+        about="GPUs per instance",
+        otherwise="default: the file's",
+        commands=("calibrate",),
+    ),
+    Option(
+        name="precision", kind=Text(), about="of the weights", otherwise="default: the file's", commands=("calibrate",)
+    ),
+    Option(name="model", kind=Text(), about="rows of this model only (part of its name)", commands=("calibrate",)),
+    Option(name="task", kind=Text(), about="rows of this task only", commands=("calibrate",)),
+    Option(
+        name="form",
+        kind=Choice(("auto", "dense", "moe")),
+        about="of the step",
+        default="auto",
+        otherwise="default {}",
+        commands=("calibrate",),
+    ),
+    Option(
+        name="to",
+        kind=Choice(("vllm", "kubernetes")),
+        about="what runs the engines",
+        commands=("export",),
+        required=True,
+    ),
+    Option(
+        name="router",
+        kind=Text(),
+        about="also write the router's thresholds to FILE",
+        commands=("export",),
+        metavar="FILE",
+        file="written",
+    ),
+    Option(
+        name="model",
+        kind=Checkpoint(),
+        about="what vLLM loads for an LLM of the plan (default: the catalog's repository); may be given again",
+        default=[],
+        commands=("export",),
+        metavar="LLM[:PRECISION]=CHECKPOINT",
+    ),
+    Option(
+        name="name",
+        kind=Text(),
+        about="of the fleet, before its pools'",
+        default="fleetopt",
+        otherwise="default {}",
+        commands=("export",),
+    ),
+    Option(
+        name="metric",
+        kind=Choice(("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s")),
+        about="to rank inputs for, in the table and the figure",
+        default="tok_per_j",
+        otherwise="default {}",
+        commands=("sensitivity",),
+    ),
+    Option(
+        name="top",
+        kind=Number(1, 1000, whole=True),
+        about="inputs to show",
+        default=15,
+        otherwise="default {}",
+        commands=("sensitivity",),
+        metavar="N",
+    ),
+    Option(
+        name="reoptimize",
+        kind=Flag(),
+        about="check shadow prices: search again at 0.9 and 1.1 times every limit that binds",
+        default=False,
+        commands=("sensitivity",),
+    ),
+    Option(
+        name="simulate",
+        kind=Flag(),
+        about="with a simulation of the plan (a minute)",
+        default=False,
+        commands=("report",),
+    ),
+    Option(
+        name="part",
+        kind=Choice(("gpus", "llms", "engines", "workloads", "schemas")),
+        about="default: all but schemas, the JSON Schemas of the files that are read",
+        commands=("catalog",),
+        nargs="?",
+    ),
+    Option(
+        name="tables",
+        kind=Number(1, 5, whole=True),
+        about="1 to 5; default all",
+        commands=("reproduce",),
+        metavar="TABLE",
+        nargs="*",
+    ),
+)
+
+
+def _figure(what: str, *commands: str) -> Option:
+    about = f"draw {what} as FILE.svg or FILE.png"
+    return Option(name="figure", kind=Text(), about=about, commands=commands, metavar="FILE", file="written")
+
+
+_FIGURES = (
+    _figure("the pools over the lengths of the requests", "optimize", "evaluate"),
+    _figure("the front", "pareto"),
+    _figure("the tornado", "sensitivity"),
+    _figure("bars and pairs", "levers"),
+    _figure("the waterfall", "ledger"),
+    _figure("power and tokens per joule over the batch", "engine"),
+    _figure("fit and residuals", "calibrate"),
+    Option(
+        name="csv",
+        kind=Text(),
+        about="write the plans as FILE, a line each",
+        commands=("pareto",),
+        metavar="FILE",
+        file="written",
+    ),
+)
+
+TABLE: tuple[Option, ...] = (
+    *_OF_THE_RUN,
+    *_OF_THE_WORKLOAD,
+    *_OF_THE_ENGINE,
+    *_OF_THE_LIMITS,
+    *_OF_THE_SITE,
+    *_OF_THE_BUDGET,
+    *_OF_THE_FRONT,
+    *_OF_THE_SEARCH,
+    *_OF_THE_LEVERS,
+    *_OF_ONE_COMMAND,
+    *_FIGURES,
+    *_OF_ROBUSTNESS,
+    *_OF_THE_SIMULATION,
+    _figure("simulated over analytic, metric by metric,", "simulate"),
+)
+# Options that name a file to write, and those that may name files to read.
+OUTPUTS = tuple(dict.fromkeys(option.name for option in TABLE if option.file == "written"))
+INPUTS = tuple(dict.fromkeys(option.name for option in TABLE if option.file in ("read", "named")))
+
+
+@cache
+def options_of(command: str) -> tuple[Option, ...]:
+    """What a command takes, in the order of its help."""
+    return tuple(option for option in TABLE if command in option.commands)
+
+
+def keys_of(section: Section) -> dict[str, Option]:
+    """What a section of a scenario may hold, each option as wide as any command takes it."""
+    found: dict[str, Option] = {}
+    for option in TABLE:
+        if option.section is section:
+            found.setdefault(option.key or option.name, option)
+    return found
