@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from fleetopt_jax.report.files import write_whole
+from fleetopt_jax.core.files import write_whole
 from fleetopt_jax.report.style import BLUE, GREEN, GRID, MUTED, PURPLE, ticks_at, tokens_k
 
 RESULTS = Path(__file__).parent / "results"

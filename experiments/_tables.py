@@ -9,8 +9,8 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
+from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.published.tables import Cell, reproduce  # noqa: E402
-from fleetopt_jax.report.files import write_whole  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -30,9 +30,9 @@ from fleetopt_jax.calibrate.measurements import Measurements  # noqa: E402
 from fleetopt_jax.catalog.engines import engine_entry  # noqa: E402
 from fleetopt_jax.catalog.gpus import gpu_entry  # noqa: E402
 from fleetopt_jax.core.errors import BadInput  # noqa: E402
+from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.engine import Engine  # noqa: E402
 from fleetopt_jax.laws.power import gpu_power_w  # noqa: E402
-from fleetopt_jax.report.files import write_whole  # noqa: E402
 
 OUT = Path(__file__).parents[1] / "fleetopt_jax" / "catalog" / "data" / "engines.json"
 STEP_LIMIT, POWER_LIMIT = 0.10, 0.06

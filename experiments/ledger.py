@@ -21,10 +21,10 @@ from _tables import RESULTS  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.catalog.workloads import load  # noqa: E402
+from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.published.ledger import ledger  # noqa: E402
 from fleetopt_jax.report.figures import ledger_figure, save_figure  # noqa: E402
-from fleetopt_jax.report.files import write_whole  # noqa: E402
 
 WORKLOADS = ("azure-cdf", "azure-conv", "azure-code", "lmsys-cdf", "agent-cdf", "mooncake-conv")
 GPUS = ("h100", "b200")

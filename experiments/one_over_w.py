@@ -5,9 +5,9 @@ import io
 
 from _tables import RESULTS
 
+from fleetopt_jax.core.files import write_whole
 from fleetopt_jax.published.tables import reproduce
 from fleetopt_jax.report.figures import one_over_w_figure, save_figure
-from fleetopt_jax.report.files import write_whole
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: 
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
+from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.optimize.plan import make_problem  # noqa: E402
 from fleetopt_jax.optimize.search import optimize  # noqa: E402
 from fleetopt_jax.report.figures import COLOURS, save_figure  # noqa: E402
-from fleetopt_jax.report.files import write_whole  # noqa: E402
 
 CASES = {  # title: workload, growth of the limit with the prompt [s/token]
     "azure-code, one limit": ("azure-code", 0.0),

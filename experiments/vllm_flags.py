@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from fleetopt_jax.report.files import write_whole
+from fleetopt_jax.core.files import write_whole
 
 TARGET = Path(__file__).parents[1] / "tests" / "vllm_flags.json"
 MODEL, CACHE, PARALLEL, SCHEDULER, SERVER, QUANTIZATION = (

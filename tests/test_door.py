@@ -25,11 +25,9 @@ from fleetopt_jax.calibrate.document import EngineFile, read_document
 from fleetopt_jax.calibrate.measurements import MeasurementsRow, read_measurements
 from fleetopt_jax.catalog.hf_config import HfConfig, read_config
 from fleetopt_jax.cli.door import PlanFile, read_plan
-from fleetopt_jax.core import documents
-from fleetopt_jax.core.documents import MIB, parse_json, read_bytes
+from fleetopt_jax.core import files
 from fleetopt_jax.core.errors import BadInput, unknown_name
-from fleetopt_jax.report import files
-from fleetopt_jax.report.files import check_writable, same_file, write_whole
+from fleetopt_jax.core.files import MIB, check_writable, parse_json, read_bytes, same_file, write_whole
 from fleetopt_jax.workload import readers
 from fleetopt_jax.workload.readers import CdfDocument, Layout, read_workload_file
 

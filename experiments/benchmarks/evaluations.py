@@ -26,12 +26,12 @@ import numpy as np  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
+from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.engine import Engine  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
 from fleetopt_jax.optimize.candidates import BATCH, score_batch  # noqa: E402
-from fleetopt_jax.report.files import write_whole  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 from fleetopt_jax.workload.compress import compressed  # noqa: E402
 

@@ -34,7 +34,7 @@ def main() -> None:
     if options.case:
         print(json.dumps(_case(*options.case)))
         return
-    from fleetopt_jax.report.files import write_whole
+    from fleetopt_jax.core.files import write_whole
 
     result: dict = {"cases": []}
     for method, assume in CASES:

@@ -27,11 +27,11 @@ import numpy as np  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
+from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
 from fleetopt_jax.optimize.plan import make_problem  # noqa: E402
 from fleetopt_jax.optimize.search import optimize  # noqa: E402
-from fleetopt_jax.report.files import write_whole  # noqa: E402
 from fleetopt_jax.simulate import Simulation, simulate  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 

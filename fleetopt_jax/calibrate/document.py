@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleetopt_jax.calibrate.fit import DecodeFit, Form, PowerFit
-from fleetopt_jax.core.documents import invalid, parse_json, read_bytes, shown
+from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
 from fleetopt_jax.laws.power import LogisticPower, make_logistic_power

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from fleetopt_jax.catalog.architecture import Architecture
-from fleetopt_jax.core.documents import invalid, parse_json, read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown
 
 QWEN = {"use_sliding_window": False}
 GEMMA = {"head_dim": 256, "tie_word_embeddings": True}

@@ -12,7 +12,7 @@ from fleetopt_jax.cli.table import INPUTS, OUTPUTS
 from fleetopt_jax.cli.terminal import say
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.report.files import check_writable, same_file, to_json, write_whole
+from fleetopt_jax.core.files import check_writable, same_file, to_json, write_whole
 from fleetopt_jax.report.tables import show
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
         elif path:
             say(options, f"{flag(name)} {path}: nothing to write, not written")
     if options.out:
-        write_whole(options.out, written)
+        write_whole(options.out, written, "--out")
     try:
         _print(options, answer, text)
         sys.stdout.flush()

@@ -43,7 +43,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
     backend.configure()  # before JAX is imported
     from fleetopt_jax.cli.answer import check_outputs, deliver
     from fleetopt_jax.cli.commands import run
-    from fleetopt_jax.report.files import write_whole
+    from fleetopt_jax.core.files import write_whole
 
     if getattr(options, "scenario", None):
         from fleetopt_jax.cli.scenario import with_scenario

@@ -25,7 +25,7 @@ from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Several, Stock, Sweep, Text
-from fleetopt_jax.core.documents import first_problem, read_bytes
+from fleetopt_jax.core.files import first_problem, read_bytes
 from fleetopt_jax.core.errors import BadInput
 
 SCHEMA = "fleetopt-scenario/1"

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.report.files import check_writable, write_whole
+from fleetopt_jax.core.files import check_writable, write_whole
 from fleetopt_jax.report.style import (
     COLOURS,
     INK,

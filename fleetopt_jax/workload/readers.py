@@ -28,7 +28,7 @@ import pyarrow.json
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
-from fleetopt_jax.core.documents import MIB, first_line, invalid, opened, parse_json, read_bytes, shown
+from fleetopt_jax.core.files import MIB, first_line, invalid, opened, parse_json, read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import MS
 from fleetopt_jax.workload.atoms import OUTPUT_SHARE

@@ -4,11 +4,10 @@ import argparse
 
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.core.documents import parse_json, read_bytes
+from fleetopt_jax.core.files import parse_json, read_bytes, to_json
 from fleetopt_jax.report.export.kubernetes import kubernetes_document, kubernetes_yaml
 from fleetopt_jax.report.export.launch import fleet_launch
 from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
-from fleetopt_jax.report.files import to_json
 
 TARGETS = {"vllm": (vllm_document, vllm_script), "kubernetes": (kubernetes_document, kubernetes_yaml)}
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
+from fleetopt_jax.core.files import to_json
 from fleetopt_jax.report.export.launch import PORT, VLLM_RELEASE, FleetLaunch, PoolLaunch
 from fleetopt_jax.report.export.vllm import SCHEMA
-from fleetopt_jax.report.files import to_json
 
 IMAGE = f"vllm/vllm-openai:v{VLLM_RELEASE}"
 # The label nvidia.com/gpu.product as GPU feature discovery writes it: the driver's name of the whole, unshared board.

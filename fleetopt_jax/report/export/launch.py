@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, llm_entry
-from fleetopt_jax.core.documents import first_problem
 from fleetopt_jax.core.errors import BadInput, unknown_name
+from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.fleet.assumptions import Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION

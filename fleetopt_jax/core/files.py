@@ -1,19 +1,23 @@
-"""Files at the door: opened without waiting, read within bounds, and JSON that says one thing only.
+"""Files: opened without waiting, read within bounds, JSON that says one thing only; and written whole or not at all.
 
 A file never decides how much memory or time it takes: sizes are checked before reading where the system knows them, and
 while reading where it does not (pipes, packed files, files that grow).
 """
 
 import contextlib
+import errno
 import gzip
 import io
 import json
+import math
 import os
 import re
 import reprlib
+import secrets
 import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from fleetopt_jax.core.errors import BadInput
@@ -27,7 +31,7 @@ MAX_SEARCHED_CHARS = 4 * MIB  # of a text whose wrong line is looked for
 BUFFER_BYTES = MIB
 SHOWN_CHARS = 60  # of a wrong value
 
-Path = tuple[str | int, ...]  # keys and indices that lead to a value of a document
+KeyPath = tuple[str | int, ...]  # keys and indices that lead to a value of a document
 
 _TOKEN = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|-?Infinity|NaN|true|false|null'
@@ -150,7 +154,7 @@ def parse_json(where: str, data: bytes) -> Any:
 
 
 def invalid(
-    where: str, data: bytes, error: Invalid, allowed: str = "", *, under: Path = (), within: int = 0
+    where: str, data: bytes, error: Invalid, allowed: str = "", *, under: KeyPath = (), within: int = 0
 ) -> BadInput:
     """The refusal of a JSON file by the first thing pydantic found wrong, with its line.
 
@@ -174,7 +178,7 @@ def shown(value: Any) -> str:
     return (value if isinstance(value, str) else reprlib.repr(value))[:SHOWN_CHARS]
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """`cdf.3.0`."""
     return ".".join(str(part) for part in path)
 
@@ -192,7 +196,7 @@ class _Refused(Exception):
         self.problem, self.token = problem, token
 
     def at(self, where: str, text: str) -> BadInput:
-        seen: set[Path] = set()
+        seen: set[KeyPath] = set()
         for path, offset, token in _values(text):
             if path in seen if self.token is None else token == self.token:
                 line, name = text.count("\n", 0, offset) + 1, dotted(path)
@@ -244,7 +248,7 @@ def _depth(document: Any) -> int:
     return depth
 
 
-def _line(text: str, path: Path) -> int | None:
+def _line(text: str, path: KeyPath) -> int | None:
     """The line of the value at `path`, or of the innermost that is there on the way to it."""
     nearest, depth = None, -1
     for found, offset, _ in _values(text):
@@ -255,7 +259,7 @@ def _line(text: str, path: Path) -> int | None:
     return None if nearest is None else text.count("\n", 0, nearest) + 1
 
 
-def _values(text: str) -> Iterator[tuple[Path, int, str]]:
+def _values(text: str) -> Iterator[tuple[KeyPath, int, str]]:
     """(path, where it starts, first token) of each value of a JSON text, from the key on where it has one.
 
     Nothing of a text that is too long to search. The text may end to be JSON after the value that is looked for.
@@ -283,3 +287,130 @@ def _values(text: str) -> Iterator[tuple[Path, int, str]]:
             yield tuple(path), start if path and isinstance(path[-1], str) else match.start(), token
             if token in "[{":
                 path.append(0 if token == "[" else None)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def to_json(document: Any) -> str:
+    """Standard JSON; a number that is not finite becomes null."""
+    return json.dumps(_or_null(document), indent=2, allow_nan=False)
+
+
+def check_writable(path: str, option: str = "") -> None:
+    """Refuse, before the work is done, a place where no file can be written; `option` is what named it, if anything."""
+    try:
+        target = _target(path)
+        if target.is_dir():
+            raise BadInput(_place(option, path), "is a directory", "need a file name")
+        if not target.parent.is_dir():
+            raise BadInput(_place(option, path), f"no such directory: {Path(path).parent}", "create it first")
+        if _replaceable(target):
+            _refuse_protected(target)
+            temporary = _sibling(target)
+            try:
+                temporary.touch(exist_ok=False)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, option, error) from None
+
+
+def write_whole(path: str | os.PathLike, content: str | bytes, option: str = "") -> None:
+    """Write beside the target, then rename: the file is the old one or the new one, never half of it.
+
+    A link keeps pointing to its file, which is replaced and keeps its permissions; a read-only file is refused. A
+    device is written to, and a pipe that somebody reads.
+    """
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    temporary = None
+    try:
+        target = _target(path)
+        if not _replaceable(target):
+            _write_through(target, data)
+            return
+        _refuse_protected(target)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+        temporary = _sibling(target)  # named before it is there: an interrupt in between leaves nothing
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+    except (OSError, ValueError) as error:
+        raise _unwritable(os.fspath(path), option, error) from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # not there, or not even its directory
+                temporary.unlink()
+
+
+def same_file(first: str | os.PathLike, second: str | os.PathLike) -> bool:
+    """Whether both names lead to one file, by any links. Not if either is not there."""
+    try:
+        return os.path.samefile(first, second)
+    except (OSError, ValueError):
+        return False
+
+
+def _target(path: str | os.PathLike) -> Path:
+    """The file itself, behind any link. A name too long for a file is an error here, not after the work."""
+    target = Path(os.path.realpath(path))
+    if target.parent.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            target.stat()
+    return target
+
+
+def _replaceable(target: Path) -> bool:
+    return target.is_file() or not target.exists()
+
+
+def _refuse_protected(target: Path) -> None:
+    """A rename would replace a file that its owner made read-only."""
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "is read-only")
+
+
+def _write_through(target: Path, data: bytes) -> None:
+    """To a device or a pipe, without waiting for one to read the pipe."""
+    descriptor = os.open(target, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "wb") as file:
+        os.set_blocking(descriptor, True)
+        file.write(data)
+
+
+def _sibling(target: Path) -> Path:
+    """The name of a new hidden file in the target's directory."""
+    return target.parent / f".fleetopt-{secrets.token_hex(8)}"
+
+
+def _place(option: str, path: str) -> str:
+    """The place of a refusal: the file, after the option that named it, if any."""
+    return f"{option} {path}" if option else path
+
+
+def _unwritable(path: str, option: str, error: OSError | ValueError) -> BadInput:
+    if isinstance(error, BadInput):
+        return error
+    if getattr(error, "errno", None) == errno.ENXIO:
+        return BadInput(_place(option, path), "cannot be written: nobody reads the pipe")
+    return BadInput(_place(option, path), f"cannot be written: {getattr(error, 'strerror', None) or error}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _or_null(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _or_null(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_or_null(item) for item in value]
+    return value
