@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from fleetopt_jax.catalog.engines import engine_choice, engine_entry
+from fleetopt_jax.catalog.engines import build, engine_entry
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import stack
 from fleetopt_jax.fleet.engine import Engine, at_clock
 from fleetopt_jax.laws.clocks import (
@@ -19,8 +21,6 @@ from fleetopt_jax.laws.clocks import (
     core_power_frac,
     dynamic_frac,
 )
-from fleetopt_jax.laws.decode import decode_step_s
-from fleetopt_jax.laws.power import gpu_power_w
 from fleetopt_jax.laws.prefill import prefill_s
 
 CLOCKS = np.linspace(MIN_CLOCK_FRAC, 1.0, 25)
@@ -31,8 +31,8 @@ BATCHES = np.array([1.0, 8.0, 32.0, 128.0, 512.0])
 def engines() -> dict[str, list[Engine]]:
     """By kind of power: the laws of both generations, and configurations with a fit of their own."""
     names = [("h100", "llama-3.1-70b", 8), ("b200", "llama-3.1-70b", 8), ("h100", "qwen3-235b-a22b", 8)]
-    laws = [engine_entry(*name, own_fit=False).engine for name in names]
-    fitted = [engine_choice("h100", tp=4).engine, engine_choice("h100", engine="projected").engine]
+    laws = [build(EngineSpec(*name, own_fit=False)) for name in names]
+    fitted = [build(EngineSpec("h100", tp=4)), build(EngineSpec("h100", source="projected"))]
     return {"activity": laws, "logistic": fitted}
 
 
@@ -42,8 +42,8 @@ def curves(engines: Engine, clocks, batches, context=1500.0, prompt=2000.0):
 
     def one(engine, clock):
         slow = at_clock(engine, clock)
-        step_s = jax.vmap(lambda n: decode_step_s(slow.decode, n, context))(batches)
-        power_w = jax.vmap(lambda n: gpu_power_w(slow.power, n, context))(batches)
+        step_s = jax.vmap(lambda n: slow.decode.step_s(n, context))(batches)
+        power_w = jax.vmap(lambda n: slow.power.gpu_w(n, context))(batches)
         return step_s, power_w, prefill_s(slow.prefill, prompt), slow.prefill.gpu_w
 
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(engines, clocks)
@@ -94,7 +94,7 @@ def test_gradients_through_a_clocked_engine(engines):
         leaves, kind = jax.tree.flatten(parts)
         decode, power, prefill, idle_w = jax.tree.unflatten(kind, [leaf * scale for leaf, scale in zip(leaves, scales)])
         slow = at_clock(replace(engine, decode=decode, power=power, prefill=prefill, idle_w=idle_w), clock)
-        token_j = decode_step_s(slow.decode, 40.0, 1500.0) * gpu_power_w(slow.power, 40.0, 1500.0)
+        token_j = slow.decode.step_s(40.0, 1500.0) * slow.power.gpu_w(40.0, 1500.0)
         return token_j + 1e-2 * prefill_s(slow.prefill, 2000.0) * slow.prefill.gpu_w
 
     for kind in engines:
@@ -105,6 +105,9 @@ def test_gradients_through_a_clocked_engine(engines):
 
 
 def test_the_published_roofline_has_no_clock_law():
-    roofline = engine_choice("h100", tp=4, engine="projected").engine
-    with pytest.raises(TypeError, match="no clock law for RooflinePower"):
-        at_clock(roofline, 0.7)
+    roofline = EngineSpec("h100", tp=4, source="projected")
+    assert not build(roofline).power.has_clock_law
+    with pytest.raises(ValueError, match="RooflinePower has no clock law"):
+        at_clock(build(roofline), 0.7)
+    with pytest.raises(BadField, match="clock_frac: 0.7; the roofline engine has no clock law"):
+        engine_entry(replace(roofline, clock_frac=0.7))

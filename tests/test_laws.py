@@ -10,27 +10,35 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.core.struct import stack
-from fleetopt_jax.fleet.engine import Engine, make_engine, make_site, roofline_engine
+from fleetopt_jax.fleet.engine import Engine, make_engine, roofline_engine
+from fleetopt_jax.fleet.surroundings import make_site
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.laws.decode import DecodeStep, decode_step_s, decode_tok_per_s, make_decode_step
+from fleetopt_jax.laws.decode import DecodeStep, decode_tok_per_s, make_decode_step
 from fleetopt_jax.laws.hardware import Gpu, make_gpu
 from fleetopt_jax.laws.kv_cache import KvCapacity, make_kv_capacity, max_sequences, roofline_kv_blocks
 from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm, mla_kv_bytes_per_token, n_active_params
-from fleetopt_jax.laws.power import LogisticPower, gpu_power_w, make_logistic_power, roofline_power
+from fleetopt_jax.laws.power import LogisticPower, PowerLaw, make_logistic_power, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, make_prefill, prefill_chunks
 from fleetopt_jax.laws.roofline import roofline_decode_step
 from fleetopt_jax.laws.routing import router_edges, soft_share
 from fleetopt_jax.laws.service import MIN_SCV, service_moments_s, step_moments
 
 N = 2000
-power_w = jax.jit(jax.vmap(gpu_power_w))
-power_slope = jax.jit(jax.vmap(jax.grad(gpu_power_w, argnums=1)))
 EIGHT_B200 = dict(memory_bytes=180e9, bandwidth_bytes_per_s=8e12, peak_flop_per_s=2.25e15, tdp_w=1000.0, usd_per_h=8.0)
 DENSE_8B = dict(n_dense_params=8e9, n_layers=32, bytes_per_weight=2, kv_bytes_per_token=131_072)
 SPARSE = dict(n_dense_params=1e10, n_expert_params=2e11, expert_share=0.0625, n_layers=90, bytes_per_weight=1)
 SPARSE |= dict(kv_bytes_per_token=7e4, windowed_frac=0.5, window_tokens=1024)
 CHUNKS = dict(chunk_tokens=1024, calibration_tokens=8192, per_token_s=2e-5, gpu_w=650)
+
+
+def gpu_w(power: PowerLaw, n_active, context_tokens):
+    return power.gpu_w(n_active, context_tokens)
+
+
+power_w = jax.jit(jax.vmap(gpu_w))
+power_slope = jax.jit(jax.vmap(jax.grad(gpu_w, argnums=1)))
 
 
 def uniform(*ranges: tuple[float, float], seed: int = 0) -> list[np.ndarray]:
@@ -114,14 +122,9 @@ def test_roofline_power_is_bounded_and_rises_with_batch():
     assert np.all(np.asarray(power_slope(power, batch, context)) >= 0)
 
 
-def test_a_record_that_is_no_power_law_is_refused():
-    with pytest.raises(TypeError, match="float"):
-        gpu_power_w(300.0, 1.0, 1.0)
-
-
 def test_decode_step_is_weights_plus_a_scan_of_every_cache():
     step, (batch, context) = random_steps(), uniform((1, 1024), (1, 131_072))
-    seconds = jax.jit(jax.vmap(decode_step_s))(step, batch, context)
+    seconds = jax.jit(jax.vmap(DecodeStep.step_s))(step, batch, context)
     expected = step.base_s + step.per_token_s * batch * context
     np.testing.assert_allclose(seconds, expected, rtol=1e-14)
     tok_per_s = jax.jit(jax.vmap(decode_tok_per_s))(step, batch, context)
@@ -187,9 +190,9 @@ def test_tokens_per_watt_halve_when_the_window_doubles(h100):
     """The 1/W law with real-valued slots: exactly one half, times how much more a fuller batch draws."""
 
     def tok_per_w(window):
-        engine = h100.engine
+        engine = build(h100)
         n_max = max_sequences(engine.kv, window, whole=False)
-        watts = gpu_power_w(engine.power, n_max, window / 2)
+        watts = engine.power.gpu_w(n_max, window / 2)
         return decode_tok_per_s(engine.decode, n_max, window / 2) / watts, watts
 
     windows = np.geomspace(2048.0, 131_072.0, 601)  # 100 steps to a doubling
@@ -284,7 +287,7 @@ def instance_metrics(engine: Engine, window: jax.Array) -> jax.Array:
     mean = jax.tree.map(jnp.mean, step_moments(chunks, output, prompt + output))
     return jnp.stack(
         [
-            gpu_power_w(engine.power, n_active, window / 2),
+            engine.power.gpu_w(n_active, window / 2),
             decode_tok_per_s(engine.decode, n_active, window / 2),
             mean.chunks * lone_iteration_s(engine.decode, engine.prefill),
             *service_moments_s(engine.decode, mean, n_active),
@@ -311,8 +314,8 @@ def test_gradients_are_finite_on_the_boundaries(kind):
     """One sequence, none at all, one token of context, more than the memory holds."""
     power, kv = engines()[kind].power, engines()[kind].kv
     batch, context = (x.ravel() for x in np.meshgrid([0.0, 1.0, 1e6], [1.0, 1e6]))
-    assert np.all(np.isfinite(jax.vmap(gpu_power_w, (None, 0, 0))(power, batch, context)))
-    slopes = jax.vmap(jax.grad(gpu_power_w, argnums=(0, 1, 2)), (None, 0, 0))(power, batch, context)
+    assert np.all(np.isfinite(jax.vmap(gpu_w, (None, 0, 0))(power, batch, context)))
+    slopes = jax.vmap(jax.grad(gpu_w, argnums=(0, 1, 2)), (None, 0, 0))(power, batch, context)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slopes))
     empty, unlimited = replace(kv, n_blocks=jnp.zeros(())), replace(kv, slot_tokens=jnp.asarray(jnp.inf))
     for capacity, whole in itertools.product((kv, empty, unlimited), (True, False)):

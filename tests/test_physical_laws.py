@@ -10,12 +10,14 @@ from jax.test_util import check_grads
 from scipy import stats
 from scipy.optimize import brentq
 
-from fleetopt_jax.catalog.engines import LAWS, engine_entry, own_fits
+from fleetopt_jax.catalog.engines import build, law_of, own_fits
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS, at_precision, llm_entry
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.struct import stack
-from fleetopt_jax.laws.decode import DecodeStep, decode_line, decode_step_s
-from fleetopt_jax.laws.demand import demand, held_tokens, prefill_moments_s, squeezed_demand
+from fleetopt_jax.laws.decode import DecodeStep
+from fleetopt_jax.laws.demand import Demand, held_tokens, prefill_moments_s, squeezed_demand
+from fleetopt_jax.laws.demand import demand as demand_of_columns
 from fleetopt_jax.laws.kv_cache import KvCapacity, max_sequences, paged_sequences, physical_kv
 from fleetopt_jax.laws.latency import (
     TtftLaw,
@@ -28,15 +30,14 @@ from fleetopt_jax.laws.latency import (
 )
 from fleetopt_jax.laws.llm import Llm, expert_coverage, make_llm
 from fleetopt_jax.laws.measured import ideal_bytes, ideal_flops, measured_decode_step, measured_power, prefill_gpu_w
-from fleetopt_jax.laws.occupancy import crowding, instance_capacity_per_s, sequences_in_flight
-from fleetopt_jax.laws.power import activity_power_w, gpu_power_w
+from fleetopt_jax.laws.occupancy import instance_capacity_per_s, sequences_in_flight, shared_prefill
 from fleetopt_jax.laws.prefill import make_prefill, prefill_coefficients_s, prefill_s
 from fleetopt_jax.laws.queueing import bursty_wait, erlang_c, mean_wait_s, thinned_scv
 
 N = 2000
 in_flight = jax.jit(jax.vmap(sequences_in_flight))
 in_flight_grad = jax.jit(jax.vmap(jax.grad(sequences_in_flight, argnums=tuple(range(6)))))
-step_s = jax.jit(jax.vmap(decode_step_s))
+step_s = jax.jit(jax.vmap(DecodeStep.step_s))
 paged = jax.jit(jax.vmap(paged_sequences))
 tail = jax.jit(jax.vmap(ttft_tail))
 
@@ -45,6 +46,11 @@ def uniform(*ranges: tuple[float, float], seed: int = 0, n: int = N) -> list[np.
     """One array of n numbers for each range."""
     u = np.random.default_rng(seed).random((len(ranges), n))
     return [low + (high - low) * row for (low, high), row in zip(ranges, u, strict=True)]
+
+
+def demand(prompt_tokens, output_tokens) -> Demand:
+    """Of requests with no cache and no draft: what is prefilled is held, each step gives a token."""
+    return demand_of_columns(prompt_tokens, prompt_tokens, output_tokens, output_tokens)
 
 
 def random_steps(seed: int = 1, *, experts: bool = True, windowed: bool = True) -> DecodeStep:
@@ -113,7 +119,7 @@ def test_the_general_decode_step_adds_experts_and_sliding_windows():
     # Concave in n, affine in L on either side of the window: what the fixed point and the service moments rest on.
     middle, low, high = step_s(step, n + 1, context), step_s(step, n, context), step_s(step, n + 2, context)
     assert np.all(np.asarray(2 * middle - low - high) >= -1e-15)
-    intercept, slope = jax.vmap(decode_line)(step, n, context)
+    intercept, slope = jax.vmap(DecodeStep.line)(step, n, context)
     np.testing.assert_allclose(intercept + slope * context, low, rtol=1e-12)
     same_side = np.where(context < step.window_tokens, 0.5 * context, 2 * context)
     np.testing.assert_allclose(intercept + slope * same_side, step_s(step, n, same_side), rtol=1e-12)
@@ -449,10 +455,10 @@ def test_itl_quantile_counts_the_chunk_one_token_in_a_hundred_shares():
     assert quantile(1e-3, variance=1e-3) == pytest.approx(0.02 + 2048e-5)
 
 
-# --- crowding -------------------------------------------------------------------------------------------------------
+# --- prefill shared with others -------------------------------------------------------------------------------------------------------
 
 
-def test_crowding_is_the_covariance_of_a_simulated_batch():
+def test_shared_prefill_is_the_covariance_of_a_simulated_batch():
     """Iterations that prefill what came during the one before; a constant decode step; geometric outputs of mean D.
 
     400,000 iterations leave about 2 % of noise; the law takes arrivals during an iteration as Poisson given its length,
@@ -469,8 +475,8 @@ def test_crowding_is_the_covariance_of_a_simulated_batch():
         arrived = rng.poisson(rate * cycle)
     cycles, counts = cycles[1000:], counts[1000:]
     measured = np.cov(cycles, counts)[0, 1] / cycles.mean()
-    assert float(crowding(rate * prefill_s, n_steps, 0.0)) == pytest.approx(measured, rel=0.08)
-    assert float(crowding(0.0, n_steps, 1.0)) == 0.0
+    assert float(shared_prefill(rate * prefill_s, n_steps, 0.0)) == pytest.approx(measured, rel=0.08)
+    assert float(shared_prefill(0.0, n_steps, 1.0)) == 0.0
 
 
 # --- bursty arrivals ------------------------------------------------------------------------------------------------
@@ -564,7 +570,7 @@ def test_no_measured_step_beats_the_data_sheet_and_no_board_its_limit():
     gpu_names, llms, tps, labels = catalog()
     assert len(labels) > 200
     gpus = stack([GPUS[name].gpu for name in gpu_names])
-    laws = stack([LAWS[name].law() for name in gpu_names])
+    laws = stack([law_of(GPUS[name]).law() for name in gpu_names])
     n, context = (x.ravel() for x in np.meshgrid([0.0, 1, 8, 64, 512, 4096], [1.0, 500, 8192, 131_072]))
 
     @jax.jit
@@ -574,11 +580,11 @@ def test_no_measured_step_beats_the_data_sheet_and_no_board_its_limit():
         power = measured_power(law, gpu, llm, tp, step)
 
         def at(n, context):
-            ideal = [decode_step_s(ideal(gpu, llm, tp), n, context) for ideal in (ideal_bytes, ideal_flops)]
-            return decode_step_s(step, n, context), jnp.stack(ideal), gpu_power_w(power, n, context)
+            ideal = [ideal(gpu, llm, tp).step_s(n, context) for ideal in (ideal_bytes, ideal_flops)]
+            return step.step_s(n, context), jnp.stack(ideal), power.gpu_w(n, context)
 
         t, ideal, watts = jax.vmap(at)(n, context)
-        return t, ideal, watts, activity_power_w(power, 0.0, 0.0), power.cap_w, prefill_gpu_w(power, llm)
+        return t, ideal, watts, power.at_shares_w(0.0, 0.0), power.cap_w, prefill_gpu_w(power, llm)
 
     t, ideal, watts, floor_w, cap_w, prefill_w = (np.asarray(x) for x in check(laws, gpus, llms, tps))
     short = t[..., None] < ideal
@@ -597,16 +603,16 @@ def test_no_own_fit_beats_the_data_sheet_and_no_board_its_limit():
     beaten, hot = {}, {}
     for names in own_fits():
         gpu, llm, tp, precision = names
-        entry = engine_entry(gpu, llm, tp, precision=precision)
+        engine = build(EngineSpec(gpu, llm, tp, precision))
         numbers = at_precision(llm_entry(llm).architecture, precision, "bf16")
         record = GPUS[gpu].gpu
-        t = decode_step_s(entry.engine.decode, n, context)
-        ideal = np.maximum(*(decode_step_s(of(record, numbers, tp), n, context) for of in (ideal_bytes, ideal_flops)))
+        t = engine.decode.step_s(n, context)
+        ideal = np.maximum(*(of(record, numbers, tp).step_s(n, context) for of in (ideal_bytes, ideal_flops)))
         least = float(np.min(t / ideal))
         # A tenth: fits extrapolate, and boards have been seen a little faster than their data sheets.
         if least < 0.9:
             beaten[names] = least
-        if float(np.max(gpu_power_w(entry.engine.power, n, context))) > float(record.tdp_w):
+        if float(np.max(engine.power.gpu_w(n, context))) > float(record.tdp_w):
             hot[names] = True
     assert not hot
     assert not beaten
