@@ -10,7 +10,7 @@ from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, gpu_entry
 from fleetopt_jax.catalog.hf_config import SUPPORTED, read_config
 from fleetopt_jax.catalog.llms import BYTES_4_BIT, KV_BYTES, LLMS, PRECISIONS, at_precision, llm_entry
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.units import GIB
 from fleetopt_jax.laws.hardware import IDLE_FRAC_OF_TDP
 from fleetopt_jax.laws.llm import n_active_params, n_params, weight_bytes
@@ -184,7 +184,7 @@ def test_gpus_are_as_their_data_sheets_and_default_as_vllm():
         assert eight_bit_gain == 1 if name == "a100" else abs(eight_bit_gain - 2) < 0.03
         assert gpu.idle_w == (251.3 if name == "b200" else IDLE_FRAC_OF_TDP * gpu.tdp_w)
     assert gpu_entry("L40S") is GPUS["l40s"]
-    with pytest.raises(BadInput, match="--gpu: unknown name 'h10'; did you mean h100"):
+    with pytest.raises(BadInput, match="^gpu: unknown name 'h10'; did you mean h100"):
         gpu_entry("h10")
 
 
@@ -228,12 +228,13 @@ def test_precision_changes_bytes_and_nothing_else(name):
 
 def test_a_precision_that_makes_no_sense_is_refused():
     llama = LLMS["llama-3.1-8b"].architecture
-    with pytest.raises(BadInput, match=f"--precision: unknown name 'fp9'.*known: {', '.join(sorted(PRECISIONS))}"):
+    with pytest.raises(BadInput, match=f"^precision: unknown name 'fp9'.*known: {', '.join(sorted(PRECISIONS))}"):
         at_precision(llama, "fp9")
-    with pytest.raises(BadInput, match=f"--kv-precision: unknown name 'int4'.*{', '.join(sorted(KV_BYTES))}"):
+    with pytest.raises(BadInput, match=f"^kv_precision: unknown name 'int4'.*{', '.join(sorted(KV_BYTES))}"):
         at_precision(llama, "fp8", "int4")
-    with pytest.raises(BadInput, match=r"^plan, precision: mxfp4 is for routed experts"):
-        at_precision(llama, "MXFP4", where="plan, ".__add__)
+    with pytest.raises(BadField, match=r"^precision: mxfp4 is for routed experts") as refusal:
+        at_precision(llama, "MXFP4")
+    assert str(refusal.value.at("plan, ".__add__)).startswith("plan, precision: mxfp4 is for routed experts")
 
 
 def test_llms_are_found_by_name_or_file(tmp_path):
