@@ -7,13 +7,12 @@ tabulated weight-streaming time for the power of MoE models.
 
 from dataclasses import dataclass, replace
 
-import jax.numpy as jnp
-
 from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.decode import DecodeStep, decode_tok_per_s
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, roofline_kv_blocks
 from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm
-from fleetopt_jax.laws.power import RooflinePower, gpu_power_w, roofline_power
+from fleetopt_jax.laws.power import RooflinePower, roofline_power
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
 
 WINDOW_TOKENS = 8192
@@ -83,7 +82,7 @@ class PublishedEngine:
         return max(1.0, self.n_blocks * BLOCK_TOKENS // WINDOW_TOKENS)
 
     def power_w(self, n_active: float) -> float:
-        return float(gpu_power_w(self.power, n_active, ROOFLINE_CONTEXT_TOKENS))
+        return float(self.power.gpu_w(n_active, ROOFLINE_CONTEXT_TOKENS))
 
     def tok_per_s(self, n_active: float) -> float:
         return float(decode_tok_per_s(self.decode, n_active, ROOFLINE_CONTEXT_TOKENS))
@@ -95,7 +94,7 @@ def published_engine(gpu_name: str, llm_name: str) -> PublishedEngine:
     decode = roofline_decode_step(gpu, entry.llm, entry.tp)
     power_step = decode
     if entry.power_weight_stream_s:
-        power_step = replace(decode, base_s=jnp.asarray(entry.power_weight_stream_s[gpu_name], dtype=float))
+        power_step = replace(decode, **as_floats(base_s=entry.power_weight_stream_s[gpu_name]))
     power = roofline_power(gpu, entry.llm, entry.tp, power_step)
     compute_s_per_seq = 2 * entry.power_active_params / entry.tp / gpu.peak_flop_per_s
     return PublishedEngine(

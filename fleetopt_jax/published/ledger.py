@@ -11,9 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, PUBLISHED, Assumptions
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, PUBLISHED, SAMPLED, Assumptions
+from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.optimize.plan import EngineChoice, Plan, make_problem
+from fleetopt_jax.optimize.plan import Answer, Infeasible
+from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.search import homogeneous_tok_per_j, optimize
 from fleetopt_jax.published.procedure import Knots, SampledFleet, sampled_homogeneous, sampled_two_pool
 from fleetopt_jax.workload.atoms import Workload, total_tokens
@@ -26,7 +31,8 @@ SAMPLED_WINDOWS = tuple(512 * 2**i for i in range(8))  # short windows the sampl
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One choice switched. tok/J is None where no fleet holds the limits; `gain` is FleetOpt over homogeneous."""
+    """One choice switched, from one of its records to another, by their names. tok/J is None where no fleet holds the
+    limits; `gain` is FleetOpt over homogeneous."""
 
     choice: str
     from_: str | None
@@ -43,63 +49,51 @@ class LedgerRow:
         return {"choice": values.pop("choice"), "from": values.pop("from_"), "to": values.pop("to"), **values}
 
 
-Engines = Callable[[Assumptions], Sequence[EngineChoice]]
-
-
 def ledger(
     workload: Workload,
-    engines: Engines,
+    specs: Callable[[Assumptions], Sequence[EngineSpec]],
     *,
     slo: Slo,
     name: str = "workload",
     knots: Knots | None = None,
     output_share: float = PUBLISHED.output_share,
     window_tokens: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[LedgerRow]:
-    """The rows for `workload`; `engines(assumptions)` gives the engine a pool may have under the choice `engine`.
+    """The rows for `workload`; `specs(assumptions)` gives the engines a pool may have under the choice `engine`.
 
     `knots` are a CDF's own; of a trace, the quantiles the sampled procedure sees are taken. The sampled row has the
-    paper's limits whatever `slo` says: they are part of the procedure.
+    paper's limits whatever `slo` says: they are part of the procedure. `window_tokens` as in `make_problem`, which
+    refuses what cannot be asked.
     """
     rate_per_s = float(workload.arrival_rate_per_s)
-    rows = [_sampled_row(engines(PUBLISHED)[0], knots or _quantile_knots(workload), name, rate_per_s)]
-    current = replace(PUBLISHED, integration="sampled", output_share=output_share)
+    rows = [_sampled_row(build(specs(PUBLISHED)[0]), knots or _quantile_knots(workload), name, rate_per_s)]
+    current = replace(PUBLISHED, integration=SAMPLED, output_share=output_share)
     for done, choice in enumerate(CHOICES):
         before, after = getattr(current, choice), getattr(PHYSICAL, choice)
         current = replace(current, **{choice: after})
         if progress:
             progress(done, len(CHOICES))
-        limits = slo if current.tail == "quantile" else replace(slo, scope="pool")
-        rows.append(_row(choice, before, after, workload, engines(current), limits, name, current, window_tokens))
+        problem = make_problem(
+            workload,
+            specs(current),
+            slo=slo if current.tail.has_distribution else replace(slo, scope="pool"),
+            workload_name=name,
+            assume="ledger",
+            assumptions=current,
+            window_tokens=window_tokens,
+        )
+        rows.append(_row(choice, before.name, after.name, problem))
     if progress:
         progress(len(CHOICES), len(CHOICES))
     return rows
 
 
-def _row(
-    choice: str,
-    before: str,
-    after: str,
-    workload: Workload,
-    choices: Sequence[EngineChoice],
-    slo: Slo,
-    name: str,
-    assumptions: Assumptions,
-    window_tokens: float | None,
-) -> LedgerRow:
-    problem = make_problem(
-        workload,
-        choices,
-        slo=slo,
-        workload_name=name,
-        assume="ledger",
-        assumptions=assumptions,
-        window_tokens=window_tokens,
-    )
+def _row(choice: str, before: str, after: str, problem: Problem) -> LedgerRow:
     two_pool = optimize(problem)
     fleetopt = optimize(replace(problem, gamma=None))
-    if _tok_per_j(fleetopt) is None or (_tok_per_j(two_pool) or 0.0) > _tok_per_j(fleetopt):
+    best = _tok_per_j(fleetopt)
+    if best is None or (_tok_per_j(two_pool) or 0.0) > best:
         fleetopt = two_pool  # gamma 1 is among the gammas
     return _make_row(
         choice,
@@ -112,14 +106,15 @@ def _row(
     )
 
 
-def _tok_per_j(plan: Plan) -> float | None:
-    return None if plan.metrics is None else float(plan.metrics.tok_per_j)
+def _tok_per_j(answer: Answer) -> float | None:
+    return None if isinstance(answer, Infeasible) else float(answer.metrics.tok_per_j)
 
 
-def _short_pool(plan: Plan) -> tuple[int | None, float | None]:
-    if plan.fleet is None or float(plan.fleet.window_tokens[0]) >= plan.problem.window_tokens:
+def _short_pool(answer: Answer) -> tuple[int | None, float | None]:
+    """(window, gamma) of the first of two pools."""
+    if isinstance(answer, Infeasible) or float(answer.fleet.window_tokens[0]) >= answer.problem.window_tokens:
         return None, None
-    return int(plan.fleet.window_tokens[0]), float(plan.fleet.gamma[0])
+    return int(answer.fleet.window_tokens[0]), float(answer.fleet.gamma[0])
 
 
 def _make_row(
@@ -136,15 +131,15 @@ def _make_row(
     return LedgerRow(choice, before, after, homogeneous, two_pool, fleetopt, gain, short_window, gamma)
 
 
-def _sampled_row(choice: EngineChoice, knots: Knots, name: str, rate_per_s: float) -> LedgerRow:
+def _sampled_row(engine: Engine, knots: Knots, name: str, rate_per_s: float) -> LedgerRow:
     """The paper's procedure, at its own short window where it names one, else at the best of a few."""
     longest = knots[-1][0]
     shorter = [window for window in SAMPLED_WINDOWS if window < longest / PAPER_GAMMA]
     windows = [PAPER_WINDOWS[name]] if name in PAPER_WINDOWS else shorter
-    homogeneous = sampled_homogeneous(choice.engine, knots, rate_per_s)
+    homogeneous = sampled_homogeneous(engine, knots, rate_per_s)
 
     def best(gamma: float) -> tuple[SampledFleet, int] | None:
-        fleets = [(sampled_two_pool(choice.engine, knots, window, gamma, rate_per_s), window) for window in windows]
+        fleets = [(sampled_two_pool(engine, knots, window, gamma, rate_per_s), window) for window in windows]
         return max(fleets, key=lambda fleet: fleet[0].tok_per_w) if fleets else None
 
     two_pool, fleetopt = best(1.0), best(PAPER_GAMMA)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.laws.decode import decode_step_s
 from fleetopt_jax.laws.kv_cache import max_sequences
-from fleetopt_jax.laws.power import gpu_power_w
 from fleetopt_jax.laws.prefill import prefill_chunks
 from fleetopt_jax.laws.queueing import p99_wait_s
 from fleetopt_jax.laws.service import MIN_SCV
@@ -103,7 +101,7 @@ def _pool(engine: Engine, knots: Knots, rate_per_s: float, window: int) -> Sampl
     lengths = sampled_lengths(knots, window)
     prompt, output = split_total(lengths)
     steps = prefill_chunks(prompt, engine.prefill.chunk_tokens) + np.maximum(1.0, output)
-    service_s = np.asarray(steps * decode_step_s(engine.decode, n_max, lengths))
+    service_s = np.asarray(steps * engine.decode.step_s(n_max, lengths))
     mean_s = float(service_s.mean())
     scv = max(MIN_SCV, float(np.mean(service_s**2)) / mean_s**2 - 1.0)
     busy = rate_per_s * mean_s / n_max
@@ -112,5 +110,5 @@ def _pool(engine: Engine, knots: Knots, rate_per_s: float, window: int) -> Sampl
         n_instances += 1
     n_instances = max(n_instances, math.ceil(busy / MAX_UTILIZATION))
     n_active = max(1, int(busy / n_instances * n_max))
-    board_w = float(gpu_power_w(engine.power, n_active, 0.0))
+    board_w = float(engine.power.gpu_w(n_active, 0.0))
     return SampledFleet(n_instances, n_instances * board_w, rate_per_s * mean_output_tokens(knots))

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
-import numpy as np
+import jax
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload
 from fleetopt_jax.core.units import HOUR_S, KW, MILLION, MS
 from fleetopt_jax.fleet.assumptions import PUBLISHED
-from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
+from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_slo
+from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.laws.decode import decode_tok_per_s
 from fleetopt_jax.laws.kv_cache import max_sequences
-from fleetopt_jax.laws.power import gpu_power_w
-from fleetopt_jax.optimize.candidates import detail
 from fleetopt_jax.published.engines import PublishedEngine, published_engine
 from fleetopt_jax.published.procedure import (
     LONG_WINDOW_TOKENS,
@@ -27,6 +29,7 @@ from fleetopt_jax.published.procedure import (
     sampled_homogeneous,
     sampled_two_pool,
 )
+from fleetopt_jax.workload.atoms import Workload
 
 Key = tuple[str, str]  # (row, column)
 Values = dict[Key, float]
@@ -97,12 +100,17 @@ def _printed(value: float, digits: int) -> float:
     return math.floor(value * 10**digits + 0.5) / 10**digits
 
 
+def paper_engine(gpu: str) -> Engine:
+    """Llama-3.1-70B on eight GPUs by the coefficients of tables 1, 3 and 4."""
+    return build(EngineSpec(gpu, source="projected"))
+
+
 def _table1() -> tuple[Values, Values]:
     """Tokens per watt against the context window: n_max / t(n_max, Wn / 2) / P(n_max)."""
     values: Values = {}
     for gpu in ("h100", "b200"):
         for window in (2048 * 2**i for i in range(7)):
-            n_max = float(max_sequences(engine_choice(gpu, engine="projected").engine.kv, window))
+            n_max = float(max_sequences(paper_engine(gpu).kv, window))
             values |= _at(gpu, str(window), n_max, n_max, window, prefix=f"{gpu}_")
     return values, values
 
@@ -111,8 +119,8 @@ def _at(
     gpu: str, row: str, n_shown: float, n_active: float, window: int, prefix: str = "", count: str = "n_max"
 ) -> Values:
     """Batch, power and tok/W of a calibrated engine at a mean context of half the window."""
-    engine = engine_choice(gpu, engine="projected").engine
-    power_w = float(gpu_power_w(engine.power, n_active, window / 2))
+    engine = paper_engine(gpu)
+    power_w = float(engine.power.gpu_w(n_active, window / 2))
     tok_per_s = float(decode_tok_per_s(engine.decode, n_active, window / 2))
     return {
         (row, f"{prefix}{count}"): n_shown,
@@ -140,7 +148,7 @@ def _table3() -> tuple[Values, Values]:
     for workload, short_window in (("azure", 4096), ("lmsys", 1536)):
         knots = cdf_knots(f"{workload}-cdf")
         for gpu in ("h100", "b200"):
-            engine = engine_choice(gpu, engine="projected").engine
+            engine = paper_engine(gpu)
             fleets = {
                 "homogeneous": sampled_homogeneous(engine, knots),
                 "pool_routing": sampled_two_pool(engine, knots, short_window, 1.0),
@@ -167,9 +175,15 @@ def _topology(topology: str, short_window: int) -> tuple[list[float], list[float
 def _exact_fleet(row: str, gpu: str, workload_name: str, windows: list[float], gamma: list[float]) -> Values:
     workload = load_workload(workload_name, rate_per_s=RATE_PER_S)
     slo = make_slo(ttft_p99_s=TTFT_LIMIT_S, max_utilization=MAX_UTILIZATION)
-    engines = (engine_choice(gpu, engine="projected").engine,) * len(windows)
-    _, metrics = detail(engines, np.array(windows), np.array(gamma), workload, slo, assumptions=PUBLISHED)
+    fleet = fleet_of([paper_engine(gpu)] * len(windows), windows, gamma, [1.0] * len(windows))
+    metrics = _sized(fleet, workload, slo)
     return _fleet_values(row, float(metrics.n_instances), float(metrics.power_w), float(metrics.tok_per_j))
+
+
+@jax.jit
+def _sized(fleet: Fleet, workload: Workload, slo: Slo) -> FleetMetrics:
+    """Metrics of the least instances that hold the paper's limits."""
+    return evaluate(size_fleet(fleet, workload, slo, PUBLISHED), workload, PUBLISHED)
 
 
 def _fleet_values(row: str, n_instances: float, power_w: float, tok_per_w: float) -> Values:
@@ -180,7 +194,7 @@ def _table4() -> tuple[Values, Values]:
     """Context against semantic routing on H100: power and tok/W at floor(0.85 n_max), round(0.85 n_max) printed."""
     values: Values = {}
     for row, window in (("context short", 8192), ("context long", 65_536), ("semantic large", 65_536)):
-        busy = MAX_UTILIZATION * float(max_sequences(engine_choice("h100", engine="projected").engine.kv, window))
+        busy = MAX_UTILIZATION * float(max_sequences(paper_engine("h100").kv, window))
         values |= _at("h100", row, busy, math.floor(busy), window, count="n_active")
     small = published_engine("h100", "llama-3.1-8b")
     busy = MAX_UTILIZATION * small.n_max
