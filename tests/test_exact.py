@@ -12,22 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.catalog.workloads import load_workload
+from fleetopt_jax.core.struct import as_floats, stack
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
-from fleetopt_jax.fleet.choices import REACH
 from fleetopt_jax.fleet.evaluate import pool_metrics
-from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.fleet.fleet import fleet_of, make_slo
+from fleetopt_jax.fleet.resources import make_budget
 from fleetopt_jax.fleet.sizing import least_instances
-from fleetopt_jax.fleet.traffic import Interval, interval_traffic, route, running_sums
+from fleetopt_jax.fleet.stage import setting_of
+from fleetopt_jax.fleet.surroundings import make_surroundings
+from fleetopt_jax.fleet.traffic import Slice, atoms_of, route, running_sums, slice_traffic
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.laws.routing import router_edges
 from fleetopt_jax.optimize import coupled, exact
 from fleetopt_jax.optimize.candidates import make_caps, score_batch
 from fleetopt_jax.optimize.graph import Boundaries
-from fleetopt_jax.optimize.plan import Problem, make_budget, make_problem
+from fleetopt_jax.optimize.plan import Infeasible
+from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.search import optimize
-from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens
+from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
 from fleetopt_jax.workload.compress import compress
 
 WINDOW = 3200  # 200 multiples of 16
@@ -37,10 +42,10 @@ SAME = 1e-9  # running sums against sums over a fleet's own requests, relative
 
 
 @pytest.fixture(scope="module")
-def engines() -> dict[str, list]:
+def specs() -> dict[str, list[EngineSpec]]:
     return {
-        "published": [engine_choice(gpu, engine="projected") for gpu in ("h100", "b200")],
-        "physical": [engine_choice("h100", tp=2), engine_choice("b200", tp=2)],
+        "published": [EngineSpec(gpu, source="projected") for gpu in ("h100", "b200")],
+        "physical": [EngineSpec(gpu, tp=2) for gpu in ("h100", "b200")],
     }
 
 
@@ -56,12 +61,12 @@ def shrunk(name: str) -> Workload:
     return make_workload(prompt, output, weight, arrival_rate_per_s=2000.0, arrival_scv=2.0, longest_tokens=WINDOW)
 
 
-def problem_of(workload: Workload, choices: list, assume: str, n_pools: int, **more) -> Problem:
+def problem_of(workload: Workload, specs: list[EngineSpec], assume: str, n_pools: int, **more) -> Problem:
     assumptions = {"published": PUBLISHED, "physical": PHYSICAL}[assume]
     slo = more.pop("slo", make_slo(ttft_p99_s=0.3))
     return make_problem(
         workload,
-        choices,
+        specs,
         n_pools=n_pools,
         slo=slo,
         assume=assume,
@@ -78,13 +83,12 @@ def cheapest_of_all(problem: Problem, windows: np.ndarray) -> float:
     rows = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % 256, axis=0)])  # few shapes, few compilations
     rows = np.column_stack([rows, np.full(len(rows), problem.window_tokens)])
     gammas = np.column_stack([np.full((len(rows), k - 1), problem.gamma), np.ones(len(rows))])
-    how = dict(assumptions=problem.assumptions, objective=problem.objective)
+    how = dict(assumptions=problem.assumptions, objective=problem.objective_weights)
     best = np.inf
-    for choices in itertools.product(problem.choices, repeat=k):
-        if problem.budget.caps:
-            how["caps"] = make_caps(problem.budget, choices)
-        engines = tuple(choice.engine for choice in choices)
-        best = min(best, float(score_batch(engines, rows, gammas, problem.workload, problem.slo, **how)[0].min()))
+    for chosen in itertools.product(problem.specs, repeat=k):
+        fleet, caps = problem.fleet(chosen, np.ones(k), np.ones(k), np.ones(k)), make_caps(problem, chosen)
+        costs, _ = score_batch(fleet, rows, gammas, problem.workload, problem.slo, caps=caps, **how)
+        best = min(best, float(costs.min()))
     return best
 
 
@@ -98,11 +102,11 @@ def blocks(problem: Problem) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("assume", ["published", "physical"])
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_brute_force_over_all_pairs_of_200_thresholds_and_over_all_whole_windows(engines, name, assume):
+def test_equals_brute_force_over_all_pairs_of_200_thresholds_and_over_all_whole_windows(specs, name, assume):
     workload = shrunk(name)
-    for choice in engines[assume]:
+    for spec in specs[assume]:
         slo = make_slo(ttft_p99_s=0.3, ttft_s_per_token=1e-3)
-        three = problem_of(workload, [choice], assume, 3, objective="power", slo=slo)
+        three = problem_of(workload, [spec], assume, 3, objective="power", slo=slo)
         found = exact.search(three)
         assert found.certified
         assert np.isfinite(found.cost)
@@ -117,7 +121,7 @@ def test_equals_brute_force_over_all_pairs_of_200_thresholds_and_over_all_whole_
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_equals_brute_force_on_random_workloads(engines, data):
+def test_equals_brute_force_on_random_workloads(specs, data):
     """Random CDFs, rates, bursts and limits; two engines to choose from; three pools; compression as published."""
     assume = data.draw(st.sampled_from(["published", "physical"]))
     share = np.array(data.draw(st.lists(st.floats(0.0, 1.0), min_size=12, max_size=12))) + 1e-3
@@ -132,7 +136,7 @@ def test_equals_brute_force_on_random_workloads(engines, data):
     )
     problem = make_problem(
         workload,
-        engines[assume],
+        specs[assume],
         n_pools=3,
         slo=make_slo(ttft_p99_s=data.draw(st.sampled_from([0.03, 0.1, 0.5]))),
         objective="power",
@@ -148,10 +152,10 @@ def test_equals_brute_force_on_random_workloads(engines, data):
 
 
 @pytest.mark.slow
-def test_equals_brute_force_where_two_engines_and_a_compressor_meet(engines):
+def test_equals_brute_force_where_two_engines_and_a_compressor_meet(specs):
     for rate, gamma in ((300.0, 1.0), (3e4, 1.5)):
-        workload = replace(shrunk("azure-conv"), arrival_rate_per_s=jnp.asarray(rate))
-        problem = problem_of(workload, engines["published"], "published", 3, gamma=gamma, objective="power")
+        workload = with_rate(shrunk("azure-conv"), rate)
+        problem = problem_of(workload, specs["published"], "published", 3, gamma=gamma, objective="power")
         every_tenth = blocks(problem)[9::10]
         brute = cheapest_of_all(problem, np.append(every_tenth, WINDOW))
         found = exact.search(problem)
@@ -160,10 +164,10 @@ def test_equals_brute_force_where_two_engines_and_a_compressor_meet(engines):
 
 
 @pytest.mark.slow
-def test_more_of_anything_is_never_worse(engines):
+def test_more_of_anything_is_never_worse(specs):
     workload = shrunk("azure-conv")
-    h100, b200 = engines["published"]
-    alone = [exact.search(problem_of(workload, [choice], "published", 4)) for choice in (h100, b200)]
+    h100, b200 = specs["published"]
+    alone = [exact.search(problem_of(workload, [spec], "published", 4)) for spec in (h100, b200)]
     both = exact.search(problem_of(workload, [h100, b200], "published", 4))
     assert both.cost <= min(found.cost for found in alone)
     for found in (*alone, both):
@@ -186,19 +190,17 @@ def random_pools(problem: Problem, n: int) -> tuple[Boundaries, np.ndarray, np.n
 
 
 @pytest.mark.parametrize("assume", ["published", pytest.param("physical", marks=pytest.mark.slow)])
-def test_a_pool_costs_no_less_than_its_bound(engines, assume):
+def test_a_pool_costs_no_less_than_its_bound(specs, assume):
     """Also where few slots make requests wait, so that the least instances do not hold the limits."""
     bound_somewhere = []
     for name, rate, slots_tokens in (("azure-code", 2e3, np.inf), ("azure-conv", 100.0, 2.0**13)):
-        workload = replace(shrunk(name), arrival_rate_per_s=jnp.asarray(rate), arrival_scv=jnp.asarray(9.0))
-        choices = [
-            replace(
-                each, engine=replace(each.engine, kv=replace(each.engine.kv, slot_tokens=jnp.asarray(slots_tokens)))
-            )
-            for each in engines[assume]
+        workload = replace(with_rate(shrunk(name), rate), **as_floats(arrival_scv=9.0))
+        few_slots = [
+            replace(spec, laws=OwnLaws(kv=replace(build(spec).kv, **as_floats(slot_tokens=slots_tokens))))
+            for spec in specs[assume]
         ]
         slo = make_slo(ttft_p99_s={"published": 0.05, "physical": 0.2}[assume])
-        problem = problem_of(workload, choices, assume, 3, slo=slo)
+        problem = problem_of(workload, few_slots, assume, 3, slo=slo)
         boundaries, lower, upper = random_pools(problem, 2048)
         for e in range(2):
             n, watts = boundaries.exact(e, lower, upper)
@@ -211,75 +213,69 @@ def test_a_pool_costs_no_less_than_its_bound(engines, assume):
 
 
 @pytest.mark.parametrize("assume", ["published", "physical"])
-def test_watts_do_not_fall_as_instances_are_added(engines, assume):
+def test_watts_do_not_fall_as_instances_are_added(specs, assume):
     """But for one quirk of the published law, a whole number in flight, which the bound accounts for."""
     assumptions = {"published": replace(PUBLISHED, rounding="real"), "physical": PHYSICAL}[assume]
     for name, scv in (("azure-conv", 1.0), ("azure-code", 200.0), ("mooncake-conv", 9.0)):
-        workload = replace(shrunk(name), arrival_scv=jnp.asarray(scv))
-        boundaries, lower, upper = random_pools(problem_of(workload, engines[assume], assume, 2), 512)
-        pools = Interval(
+        workload = replace(shrunk(name), **as_floats(arrival_scv=scv))
+        boundaries, lower, upper = random_pools(problem_of(workload, specs[assume], assume, 2), 512)
+        pools = Slice(
             window_tokens=boundaries.window_tokens[upper],
             start=boundaries._window_row[lower],
             end=boundaries._window_row[upper],
             lower_edge=boundaries._edge_row[lower],
             upper_edge=boundaries._edge_row[upper],
         )
-        for choice in engines[assume]:
-            watts = _watts_by_instances(choice.engine, pools, workload, assumptions)
+        for spec in specs[assume]:
+            watts = _watts_by_instances(build(spec), pools, workload, assumptions)
             assert np.all(np.diff(watts, axis=1) >= -1e-9 * watts[:, 1:])
 
 
 @partial(jax.jit, static_argnames="assumptions")
 def _watts_by_instances(engine, pools, workload, assumptions):
     """[M, 12]: watts with 1 to 10 times the least instances."""
-    sums = running_sums(engine, workload, assumptions, compresses=False)
+    setting = setting_of(workload, make_surroundings(), assumptions)
+    sums = running_sums(engine.prefill, atoms_of(workload, assumptions), assumptions, compresses=False)
 
     def watts(pool):
-        traffic = interval_traffic(sums, engine, pool, assumptions)
-        least = least_instances(engine, traffic, pool.window_tokens, workload, make_slo(), assumptions)
+        traffic = slice_traffic(sums, engine.prefill, setting.surroundings.compressor, pool, assumptions)
+        least = least_instances(engine, traffic, pool.window_tokens, make_slo(), setting)
         least = jnp.where(jnp.isfinite(least) & (least > 0), least, 1.0)
         counts = jnp.ceil(least * jnp.array([1, 1, 1, 1, 1.1, 1.3, 1.6, 2, 3, 4, 6, 10.0])) + jnp.array(
             [0, 1, 2, 3] + [3] * 8
         )
-        return jax.vmap(
-            lambda n: (
-                pool_metrics(engine, traffic, pool.window_tokens, n, workload, assumptions, quantiles=False).power_w
-            )
-        )(counts)
+        return jax.vmap(lambda n: pool_metrics(engine, traffic, pool.window_tokens, n, setting).power_w)(counts)
 
     return jax.vmap(watts)(pools)
 
 
 @pytest.mark.parametrize("assume", ["published", "physical"])
-def test_an_interval_is_a_pool_of_any_fleet_with_its_boundaries(engines, assume):
+def test_a_slice_is_a_pool_of_any_fleet_with_its_boundaries(specs, assume):
     """Also where prompts are compressed, sometimes in vain, and edges lie beyond the next windows."""
     assumptions = {"published": PUBLISHED, "physical": PHYSICAL}[assume]
     workload = shrunk("azure-conv")
-    engine = replace(engines[assume][0].engine, compressor=make_compressor(success_frac=0.7))
+    engine, surroundings = build(specs[assume][0]), make_surroundings(compressor=make_compressor(success_frac=0.7))
     rng = np.random.default_rng(1)
     windows = np.sort(rng.integers(20, WINDOW, (64, 3)).astype(float), axis=1)
     windows[:, 2] = WINDOW
     gammas = np.column_stack([rng.choice([1.0, 1.3, 2.0], (64, 2)), np.ones(64)])
-    edges = np.asarray(jax.vmap(router_edges)(windows, REACH[assumptions.compression](gammas)))
+    edges = np.asarray(jax.vmap(router_edges)(windows, assumptions.compression.effective_gamma(gammas)))
     total = np.asarray(total_tokens(workload))
     rows, edge_rows = (np.searchsorted(total, x, side="right") for x in (windows, edges))
 
     @jax.jit
     def both(windows, gammas, rows, edge_rows):
-        sums = running_sums(engine, workload, assumptions, compresses=True)
+        sums = running_sums(engine.prefill, atoms_of(workload, assumptions), assumptions, compresses=True)
 
         def one(window, gamma, row, edge_row):
-            whole = route((engine,) * 3, window, gamma, workload, assumptions)
-            parts = [
-                interval_traffic(
-                    sums,
-                    engine,
-                    Interval(window[k], row[k - 1] if k else 0, row[k], edge_row[k - 1] if k else 0, edge_row[k]),
-                    assumptions,
-                )
+            fleet = fleet_of([engine] * 3, window, gamma, jnp.ones(3), surroundings)
+            slices = [
+                Slice(window[k], row[k - 1] if k else 0, row[k], edge_row[k - 1] if k else 0, edge_row[k])
                 for k in range(3)
             ]
-            return whole, tuple(parts)
+            about = sums, engine.prefill, surroundings.compressor
+            parts = [slice_traffic(*about, requests, assumptions) for requests in slices]
+            return route(fleet, workload, assumptions), stack(parts)
 
         return jax.vmap(one)(windows, gammas, rows, edge_rows)
 
@@ -292,7 +288,7 @@ def test_an_interval_is_a_pool_of_any_fleet_with_its_boundaries(engines, assume)
 
 
 @pytest.mark.slow
-def test_under_a_budget_no_fleet_is_better(engines):
+def test_under_a_budget_no_fleet_is_better(specs):
     """Against every fleet of the windows where requests end: none within the budget costs less, and what is called
     infeasible is."""
     rng = np.random.default_rng(3)
@@ -300,7 +296,7 @@ def test_under_a_budget_no_fleet_is_better(engines):
     output = np.maximum(1.0, np.floor(0.3 * total))
     weight = rng.uniform(0.2, 1.0, 14)
     workload = make_workload(total - output, output, weight, arrival_rate_per_s=3e4, longest_tokens=WINDOW)
-    free = problem_of(workload, engines["published"], "published", 2)
+    free = problem_of(workload, specs["published"], "published", 2)
     base = optimize(free).metrics
     gpus, power_w, usd = float(base.n_gpus), float(base.power_w), float(base.usd_per_h)
     budgets = [
@@ -327,7 +323,7 @@ def test_under_a_budget_no_fleet_is_better(engines):
         assert coupled.dual_bound(problem) <= brute * (1.0 + SAME)
         plan = optimize(problem)
         statuses.add(plan.status)
-        assert (plan.status == "infeasible") == (not np.isfinite(found.cost))
-        if plan.metrics is not None:
+        assert isinstance(plan, Infeasible) == (not np.isfinite(found.cost))
+        if not isinstance(plan, Infeasible):
             assert found.lower_bound == found.cost
     assert statuses == {"optimal", "infeasible"}
