@@ -109,5 +109,5 @@ def test_the_published_roofline_has_no_clock_law():
     assert not build(roofline).power.has_clock_law
     with pytest.raises(ValueError, match="RooflinePower has no clock law"):
         at_clock(build(roofline), 0.7)
-    with pytest.raises(BadField, match="clock_frac: 0.7; the roofline engine has no clock law"):
+    with pytest.raises(BadField, match=r"clock_frac: 0\.7; the roofline engine has no clock law"):
         engine_entry(replace(roofline, clock_frac=0.7))

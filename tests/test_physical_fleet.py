@@ -10,19 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fleetopt_jax.catalog.engines import EngineEntry, engine_entry
+from fleetopt_jax.catalog.engines import EngineEntry, build, engine_entry
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import at_precision, llm_entry
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import bundled, load_workload
 from fleetopt_jax.core.struct import as_floats
-from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions
-from fleetopt_jax.fleet.engine import Engine, make_site
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions, parse_assumptions
+from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, evaluate, pool_metrics
-from fleetopt_jax.fleet.fleet import Fleet, make_fleet, make_slo
+from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_fleet, make_slo
 from fleetopt_jax.fleet.limits import excesses, held
 from fleetopt_jax.fleet.sizing import least_instances, most_instances, required_instances, size_fleet
+from fleetopt_jax.fleet.stage import setting_of
+from fleetopt_jax.fleet.surroundings import Site, Surroundings, make_site, make_surroundings
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.laws.compression import make_compressor
+from fleetopt_jax.laws.compression import Compressor, make_compressor
 from fleetopt_jax.laws.demand import demand
 from fleetopt_jax.laws.llm import expert_coverage, kv_split, n_active_params
 from fleetopt_jax.laws.prefill import prefill_s
@@ -41,10 +44,13 @@ def compiled(
     return evaluate(fleet, workload, assumptions, router_width=router_width)
 
 
+routed = jax.jit(route, static_argnames="assumptions")
+
+
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """Llama-3.1-70B on eight H100 by the measured law."""
-    return engine_entry("h100").engine
+    return build(EngineSpec("h100"))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +67,14 @@ def requests_of(prompts: list[float], outputs: list[float], rate: float) -> Work
     return make_workload(np.resize(prompts, 24), np.resize(outputs, 24), arrival_rate_per_s=rate)
 
 
-def pool(metrics: PoolMetrics, k: int) -> PoolMetrics:
-    return jax.tree.map(lambda x: x[k], metrics)
+def lane(records, k: int):
+    """Of metrics or traffic of all lanes, those of one."""
+    return jax.tree.map(lambda x: x[k], records)
+
+
+def squeezing(**numbers: float) -> Surroundings:
+    """Surroundings with such a compressor."""
+    return make_surroundings(compressor=make_compressor(**numbers))
 
 
 def nan_metrics(metrics: FleetMetrics) -> list[str]:
@@ -76,8 +88,8 @@ def nan_metrics(metrics: FleetMetrics) -> list[str]:
 @pytest.mark.slow
 def test_twice_the_gpus_at_equal_activity_draw_twice_the_power(engine, workload):
     fleet = make_fleet([engine], window_tokens=[20_480], n_instances=[20])
-    doubled = replace(fleet, engines=(replace(engine, gpus_per_instance=2 * engine.gpus_per_instance),))
-    one, two = evaluate(fleet, workload), evaluate(doubled, workload)
+    doubled = fleet.with_engines([replace(engine, gpus_per_instance=2 * engine.gpus_per_instance)])
+    one, two = compiled(fleet, workload), compiled(doubled, workload)
     np.testing.assert_allclose(two.pools.gpu_power_w, one.pools.gpu_power_w, rtol=1e-14)
     np.testing.assert_allclose(two.pools.power_w, 2 * one.pools.power_w, rtol=1e-14)
     assert float(one.power_w) == pytest.approx(20 * 8 * float(one.pools.gpu_power_w[0]), rel=1e-12)
@@ -90,7 +102,8 @@ def padded(workload: Workload) -> Workload:
     filled = {
         name: jnp.pad(getattr(seen, name), (0, missing), mode="edge") for name in ("prompt_tokens", "output_tokens")
     }
-    return replace(seen, **filled, weight=jnp.pad(seen.weight, (0, missing)))
+    by_prompt = np.argsort(filled["prompt_tokens"], kind="stable")
+    return replace(seen, **filled, weight=jnp.pad(seen.weight, (0, missing)), by_prompt=by_prompt)
 
 
 @pytest.mark.slow
@@ -104,9 +117,9 @@ def test_no_plan_computes_or_reads_more_than_its_gpus_can():
         ("h100", "gpt-oss-120b", 2),
         ("a100", "llama-3.1-8b", 1),
     ]
-    entries = [engine_entry(*of, own_fit=False) for of in names]
-    records = [at_precision(llm_entry(e.llm).architecture, e.precision, e.kv_precision) for e in entries]
-    routed = jax.jit(route, static_argnums=4)
+    entries = [engine_entry(EngineSpec(*of, own_fit=False)) for of in names]
+    specs = [entry.spec for entry in entries]
+    records = [at_precision(llm_entry(s.llm).architecture, s.precision, s.kv_precision) for s in specs]
     rng = np.random.default_rng(1)
     workloads = [padded(load_workload(name)) for name in bundled()]
     checked, busiest = 0, []
@@ -117,15 +130,15 @@ def test_no_plan_computes_or_reads_more_than_its_gpus_can():
         workload = with_rate(workload, 10.0 ** rng.uniform(0, 4))
         fleet = make_fleet([entry.engine] * 2, window_tokens=windows, gamma=gamma, n_instances=[1e3, 1e3])
         needed = 1e3 * np.nan_to_num(np.asarray(compiled(fleet, workload).pools.utilization), posinf=1.0)
-        fleet = replace(fleet, n_instances=jnp.ceil(jnp.asarray(needed) / rng.uniform(0.5, 0.999, 2)))
+        fleet = fleet.with_instances(np.ceil(needed / rng.uniform(0.5, 0.999, 2)))
         pools = compiled(fleet, workload).pools
-        traffic = routed(fleet.engines, fleet.window_tokens, fleet.gamma, workload, PHYSICAL)
+        traffic = routed(fleet, workload, assumptions=PHYSICAL)
         for k in range(2):
             if not 0 < float(pools.utilization[k]) < 1:
                 continue
-            shares = busy_shares(entry, llm, traffic[k], pool(pools, k))
+            shares = busy_shares(entry, llm, lane(traffic, k), lane(pools, k))
             # Decode steps and prefill take turns on a GPU, so the sum is bounded too.
-            assert sum(shares) < 1, (entry.llm, entry.gpu, windows, shares)
+            assert sum(shares) < 1, (entry.spec, windows, shares)
             checked += 1
             busiest.append(sum(shares))
     assert checked > 100
@@ -134,12 +147,12 @@ def test_no_plan_computes_or_reads_more_than_its_gpus_can():
 
 def busy_shares(entry: EngineEntry, llm, traffic: PoolTraffic, pools: PoolMetrics) -> tuple[float, float]:
     """Shares of the time in which a pool's GPUs need their full bandwidth for decoding and full FLOP/s for prefill."""
-    gpu, tp, mean = GPUS[entry.gpu].gpu, entry.tp, traffic.demand
+    gpu, tp, mean = GPUS[entry.spec.gpu_name].gpu, entry.spec.tp, traffic.demand
     instance_per_s = float(pools.rate_per_s / pools.n_instances)
     full = 1.0 - float(llm.windowed_frac)  # layers with a window read and compute less than others: left out
-    held_tokens = float(mean.held / mean.output)
+    held_tokens = float(mean.held / mean.steps)
     steps_per_s = 1.0 / float(pools.itl_s)
-    n = instance_per_s * float(mean.output) / steps_per_s
+    n = instance_per_s * float(mean.steps) / steps_per_s
     dense, experts = (float(x) for x in (llm.n_dense_params, llm.n_expert_params))
     weights = dense * float(llm.bytes_per_weight)
     weights += float(expert_coverage(llm.expert_share, n)) * experts * float(llm.bytes_per_expert_weight)
@@ -148,8 +161,8 @@ def busy_shares(entry: EngineEntry, llm, traffic: PoolTraffic, pools: PoolMetric
     decoding = steps_per_s * (weights + kv_bytes) / (tp * float(gpu.bandwidth_bytes_per_s))
     active, attention = float(n_active_params(llm)), full * float(llm.attention_flop_per_token2)
     peak = tp * float(gpu.peak_flop8_per_s if float(llm.eight_bit_frac) else gpu.peak_flop_per_s)
-    prefilling = instance_per_s * (2 * active * float(mean.prompt) + attention * float(mean.prompt2) / 2) / peak
-    decode_flop = instance_per_s * (2 * active * float(mean.output) + attention * float(mean.held))
+    prefilling = instance_per_s * (2 * active * float(mean.prefill) + attention * float(mean.prefill2) / 2) / peak
+    decode_flop = instance_per_s * (2 * active * float(mean.steps) + attention * float(mean.held))
     assert decode_flop / peak + prefilling < 1
     return decoding, prefilling
 
@@ -166,9 +179,10 @@ def test_the_fixed_point_is_the_published_occupancy_where_steps_do_not_depend_on
     )
     even = replace(engine, decode=replace(step, base_s=jnp.asarray(0.02)), prefill=free)
     fleet = make_fleet([even], window_tokens=[20_480], n_instances=[40])
-    published = replace(PUBLISHED, lengths="trace", rounding="real")
-    full_batch = evaluate(fleet, workload, published)
-    fixed_point = evaluate(fleet, workload, replace(published, occupancy="fixed_point", prefill="compute"))
+    published = replace(parse_assumptions("published,lengths=trace"), rounding="real")
+    full_batch = compiled(fleet, workload, assumptions=published)
+    compute = parse_assumptions("published,lengths=trace,occupancy=fixed_point,prefill=compute")
+    fixed_point = compiled(fleet, workload, assumptions=replace(compute, rounding="real"))
     # 1e-8: the 1e-15 s of a prompt's token, and its 1e-12 of a chunk.
     np.testing.assert_allclose(fixed_point.pools.n_active, full_batch.pools.n_active, rtol=1e-8)
     exact = 60.0 * float(mean_tokens(workload)[1]) * 0.02 / 40
@@ -178,9 +192,12 @@ def test_the_fixed_point_is_the_published_occupancy_where_steps_do_not_depend_on
 
 def test_steps_as_long_as_with_full_slots_overstate_what_is_in_flight(engine, workload):
     fleet = make_fleet([engine], window_tokens=[20_480], n_instances=[20])
-    chunks = replace(PHYSICAL, tail="mean_prefill", rounding="real")
-    full_batch = evaluate(fleet, workload, replace(chunks, occupancy="full_batch")).pools
-    fixed_point = evaluate(fleet, workload, chunks).pools
+    chunks, full = (
+        replace(parse_assumptions(f"physical,tail=mean_prefill,occupancy={occupancy}"), rounding="real")
+        for occupancy in ("fixed_point", "full_batch")
+    )
+    full_batch = compiled(fleet, workload, assumptions=full).pools
+    fixed_point = compiled(fleet, workload, assumptions=chunks).pools
     assert np.all((fixed_point.utilization > 0) & (fixed_point.utilization < 0.9))
     assert np.all(fixed_point.n_active < full_batch.n_active)
     assert np.all(fixed_point.itl_s < full_batch.itl_s)
@@ -191,10 +208,12 @@ def test_steps_as_long_as_with_full_slots_overstate_what_is_in_flight(engine, wo
 COMBINATIONS = list(itertools.product(("free", "prompt_only"), ("output_share", "trace")))
 
 
-def reference_traffic(engines, windows, gamma, workload, assumptions) -> tuple[list[dict], float]:
+def reference_traffic(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> tuple[list[dict], float]:
     """(sums over the requests of each pool, unserved share) by a loop over atoms."""
-    edges = np.maximum.accumulate(windows * gamma)
-    only_prompt, traced = assumptions.compression == "prompt_only", assumptions.lengths == "trace"
+    windows, engines = np.asarray(fleet.window_tokens), fleet.engines
+    edges = np.maximum.accumulate(windows * np.asarray(fleet.gamma))
+    only_prompt, traced = assumptions.compression.name == "prompt_only", assumptions.lengths.name == "trace"
+    success = float(fleet.surroundings.compressor.success_frac) if only_prompt else 1.0
     total = np.asarray(total_tokens(workload))
     mean_prompt, mean_output = (float(x) for x in mean_tokens(workload))
     share = mean_output / (mean_prompt + mean_output) if traced else 0.2
@@ -202,10 +221,10 @@ def reference_traffic(engines, windows, gamma, workload, assumptions) -> tuple[l
 
     def add(k: int, weight: float, prompt: float, output: float, credited: float):
         engine = engines[k]
-        chunks = 0.0 if assumptions.prefill == "compute" else prompt / float(engine.prefill.chunk_tokens)
+        chunks = 0.0 if assumptions.prefill.name == "compute" else prompt / float(engine.prefill.chunk_tokens)
         features = [
             *vars(step_moments(chunks, output, prompt + output)).values(),
-            *vars(demand(prompt, output)).values(),
+            *vars(demand(prompt, prompt, output, output)).values(),
         ]
         pools[k]["frac"] += weight
         pools[k]["output"] += weight * credited
@@ -228,7 +247,6 @@ def reference_traffic(engines, windows, gamma, workload, assumptions) -> tuple[l
         as_is = weight
         if length > windows[k]:
             can = not only_prompt or p >= o + 2
-            success = float(engines[k].compressor.success_frac) if only_prompt else 1.0
             pools[k]["tried"] += weight * p * can
             if only_prompt:
                 add(k, weight * success * can, windows[k] - o, o, o)
@@ -252,20 +270,20 @@ def features(traffic: PoolTraffic) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize(("compression", "lengths"), COMBINATIONS)
 def test_traffic_is_conserved_through_compression_and_its_failures(engine, workload, compression, lengths):
-    chosen = replace(REAL, compression=compression, lengths=lengths, prefill="free_chunks", tail="mean_prefill")
-    routed = jax.jit(partial(route, assumptions=chosen))
+    how = f"physical,prefill=free_chunks,tail=mean_prefill,compression={compression},lengths={lengths}"
+    chosen = replace(parse_assumptions(how), rounding="real")
     rng = np.random.default_rng(2)
     options = np.asarray(total_tokens(workload))
-    scale = features(routed((engine,), np.array([1e6]), np.ones(1), workload)[0])
+    scale = features(lane(routed(fleet_of([engine], [1e6], [1.0], [1.0]), workload, assumptions=chosen), 0))
     for success in (0.0, 0.3, 1.0) * 8:
-        engines = (replace(engine, compressor=make_compressor(success_frac=success)),) * 3
         windows = np.sort(np.where(rng.random(3) < 0.5, rng.choice(options, 3), np.exp(rng.uniform(3, 10, 3))))
         windows += np.arange(3) * 1e-3  # apart
         gamma = np.where(rng.random(3) < 0.3, 1.0, rng.uniform(1.0, 2.0, 3))
-        expected, unserved = reference_traffic(engines, windows, gamma, workload, chosen)
-        found = routed(engines, windows, gamma, workload)
-        assert sum(float(t.traffic_frac) for t in found) + unserved == pytest.approx(1.0, abs=1e-11)
-        for traffic, pool in zip(found, expected, strict=True):
+        fleet = fleet_of([engine] * 3, windows, gamma, np.ones(3), squeezing(success_frac=success))
+        expected, unserved = reference_traffic(fleet, workload, chosen)
+        found = routed(fleet, workload, assumptions=chosen)
+        assert float(jnp.sum(found.traffic_frac)) + unserved == pytest.approx(1.0, abs=1e-11)
+        for traffic, pool in zip((lane(found, k) for k in range(3)), expected, strict=True):
             # Of the whole workload's sums: differences of prefix sums lose what is small beside them.
             assert float(traffic.traffic_frac) == pytest.approx(pool["frac"], rel=1e-9, abs=2e-12)
             assert float(traffic.traffic_frac * traffic.output_tokens) == pytest.approx(
@@ -275,20 +293,24 @@ def test_traffic_is_conserved_through_compression_and_its_failures(engine, workl
             np.testing.assert_allclose(features(traffic) / scale, pool["sums"] / scale, rtol=1e-9, atol=1e-11)
 
 
-def test_every_pool_compresses_with_its_own_success(engine, workload):
-    engines = tuple(replace(engine, compressor=make_compressor(success_frac=x)) for x in (1.0, 0.0))
-    windows, gamma = np.array([500.0, 20_480.0]), np.array([2.0, 1.0])
-    expected, unserved = reference_traffic(engines, windows, gamma, workload, REAL)
-    assert unserved == 0
-    found = route(engines, windows, gamma, workload, REAL)
-    np.testing.assert_allclose([t.traffic_frac for t in found], [pool["frac"] for pool in expected], rtol=1e-9)
+def test_all_pools_compress_with_the_success_of_their_surroundings(engine, workload):
+    shares = []
+    for success in (0.0, 0.4, 1.0):
+        fleet = fleet_of([engine] * 2, [500.0, 20_480.0], [2.0, 1.0], [1.0, 1.0], squeezing(success_frac=success))
+        expected, unserved = reference_traffic(fleet, workload, REAL)
+        assert unserved == 0
+        found = routed(fleet, workload, assumptions=REAL).traffic_frac
+        np.testing.assert_allclose(found, [pool["frac"] for pool in expected], rtol=1e-9)
+        shares.append(float(found[0]))
+    assert shares[0] < shares[1] < shares[2]
 
 
 def test_histograms_hold_every_request_of_a_pool(engine, workload):
-    engines = (replace(engine, compressor=make_compressor(success_frac=0.7, s_per_token=1e-5)),) * 2
-    routed = partial(route, assumptions=REAL)
+    around = squeezing(success_frac=0.7, s_per_token=1e-5)
     for window, gamma in ((200.0, 1.0), (700.0, 1.5), (5000.0, 2.0)):
-        for traffic in routed(engines, np.array([window, 20_480.0]), np.array([gamma, 1.0]), workload):
+        fleet = fleet_of([engine] * 2, [window, 20_480.0], [gamma, 1.0], [1.0, 1.0], around)
+        both = routed(fleet, workload, assumptions=REAL)
+        for traffic in (lane(both, k) for k in range(2)):
             cells = traffic.prompts
             assert float(jnp.sum(cells.mass)) == pytest.approx(1.0, abs=1e-12)
             assert np.all(np.asarray(cells.mass) >= 0)
@@ -296,18 +318,14 @@ def test_histograms_hold_every_request_of_a_pool(engine, workload):
             assert np.all((cells.shortest <= cells.longest)[busy])
             # 24 kinds of requests have cells of their own, so the mean prompt is exact.
             middle = (cells.shortest + cells.longest) / 2
-            assert float(jnp.sum(cells.mass * middle)) == pytest.approx(float(traffic.demand.prompt), rel=1e-9)
+            assert float(jnp.sum(cells.mass * middle)) == pytest.approx(float(traffic.demand.prefill), rel=1e-9)
 
 
 def test_the_soft_router_retries_no_compression_that_failed(engine):
     """A request that one pool failed to compress goes to the first window that holds it as it is, sharply or softly."""
-    engines = (replace(engine, compressor=make_compressor(success_frac=0.5)),) * 3
     requests = requests_of([300, 900, 1500, 4000], [50], rate=5.0)
-    windows, gamma = np.array([800.0, 1000, 5000]), np.array([2.0, 2, 1])
-    hard, soft = (
-        [float(t.traffic_frac) for t in route(engines, windows, gamma, requests, REAL, router_width=width)]
-        for width in (None, 1e-4)
-    )
+    fleet = fleet_of([engine] * 3, [800.0, 1000, 5000], [2.0, 2, 1], np.ones(3), squeezing(success_frac=0.5))
+    hard, soft = (routed(fleet, requests, assumptions=REAL, router_width=w).traffic_frac for w in (None, 1e-4))
     np.testing.assert_allclose(hard, [0.5, 0.125, 0.375], rtol=1e-12)
     np.testing.assert_allclose(soft, hard, rtol=1e-9)
 
@@ -317,7 +335,7 @@ def test_no_prompt_shrinks_below_nothing(engine):
     """Whatever gamma a fleet is given: an output that fills the window leaves no room for a prompt."""
     requests = requests_of([2000], [900], rate=5.0)
     fleet = make_fleet([engine] * 2, window_tokens=[800, 3000], gamma=[4, 1], n_instances=[4, 4])
-    metrics = evaluate(fleet, requests)
+    metrics = compiled(fleet, requests)
     assert np.all(metrics.pools.mean_prompt_tokens >= 0)
     assert np.all(metrics.pools.prefill_frac >= 0)
 
@@ -342,7 +360,7 @@ def test_every_mixture_of_choices_is_finite(engine, workload):
     fleet = make_fleet([engine] * 2, window_tokens=[900, 20_480], n_instances=[40, 60], gamma=[1.5, 1.0])
     tok_per_j = set()
     for mixture in mixtures():
-        metrics = evaluate(fleet, workload, mixture)
+        metrics = compiled(fleet, workload, assumptions=mixture)
         assert np.all(np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(metrics)]))), mixture
         assert all(np.all(np.asarray(x) >= 0) for x in jax.tree.leaves(replace(metrics, pools=None))), mixture
         assert 0 < float(metrics.utilization) < 1, mixture
@@ -380,32 +398,36 @@ def softly(fleet: Fleet, workload: Workload, width: float, all_of_it: bool):
 
 
 def rich(engine: Engine) -> Engine:
-    """The same engine with every number in play: experts, sliding windows, a site and a compressor."""
+    """The same engine with every number in play: experts and sliding windows."""
     short = as_floats(expert_s=8e-3, expert_share=1 / 16, windowed_token_s=1e-8, window_tokens=128.0)
     return replace(
         engine,
         decode=replace(engine.decode, **short),
         kv=replace(engine.kv, **as_floats(slot_tokens=1e9, fixed_tokens=64.0)),
-        site=make_site(host_w_per_gpu=150.0, pue=1.2, usd_per_kwh=0.1, kg_co2_per_kwh=0.4),
-        compressor=make_compressor(success_frac=0.8, s_per_token=1e-6, j_per_token=0.2),
     )
+
+
+RICH = make_surroundings(
+    make_site(host_w_per_gpu=150.0, pue=1.2, usd_per_kwh=0.1, kg_co2_per_kwh=0.4),
+    make_compressor(success_frac=0.8, s_per_token=1e-6, j_per_token=0.2),
+)
 
 
 @pytest.mark.slow
 def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
-    engines = (replace(engine, compressor=make_compressor(success_frac=0.6, s_per_token=1e-6, j_per_token=0.1)),) * 2
-    fleet = make_fleet(engines, window_tokens=[900.0, 20_480], gamma=[1.5, 1.0], n_instances=[12, 20])
-    hard = evaluate(fleet, workload, REAL)
+    around = squeezing(success_frac=0.6, s_per_token=1e-6, j_per_token=0.1)
+    fleet = fleet_of([engine] * 2, [900.0, 20_480.0], [1.5, 1.0], [12.0, 20.0], around)
+    hard = compiled(fleet, workload, assumptions=REAL)
     assert np.all(hard.pools.utilization < 1)
     worst = []
     for width in (0.1, 0.03, 1e-3):
         (_, soft), _ = softly(fleet, workload, width, False)
         pairs = zip(
-            jax.tree.leaves(replace(soft.pools, ttft=None)),
-            jax.tree.leaves(replace(hard.pools, ttft=None)),
+            jax.tree.leaves(replace(soft.pools, ttft=None, itl=None)),
+            jax.tree.leaves(replace(hard.pools, ttft=None, itl=None)),
             strict=True,
         )
-        worst.append(max(float(np.max(np.abs(a - b) / (1e-9 + np.abs(b)))) for a, b in pairs))
+        worst.append(max(float(np.max(np.abs(a - 1.0 * b) / (1e-9 + np.abs(b)))) for a, b in pairs))
     assert worst[0] > worst[1] > worst[2]
     assert worst[-1] < 1e-9
 
@@ -413,7 +435,7 @@ def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
 @pytest.mark.slow
 def test_the_whole_relaxation_is_differentiable(engine, workload):
     """Soft routing and real rounding: central differences in every number of the fleet, engines included."""
-    fleet = make_fleet([rich(engine)] * 2, window_tokens=[900, 21_000], gamma=[1.5, 1.0], n_instances=[2.3, 3.3])
+    fleet = fleet_of([rich(engine)] * 2, [900.0, 21_000.0], [1.5, 1.0], [2.3, 3.3], RICH)
     (_, metrics), slopes = softly(fleet, workload, 0.1, False)
     assert np.all((metrics.pools.utilization > 0.3) & (metrics.pools.utilization < 0.95))
     leaves, tree = jax.tree.flatten((fleet, workload.arrival_rate_per_s))
@@ -438,7 +460,7 @@ def test_the_whole_relaxation_is_differentiable(engine, workload):
 @pytest.mark.slow
 def test_metrics_and_gradients_stay_finite_at_the_edges(engine, workload):
     """No traffic, no instances, full to the brim, overload, nobody between short and long requests: never nan."""
-    needed = float(evaluate(make_fleet([engine], window_tokens=[20_480], n_instances=[1.0]), workload).utilization)
+    needed = float(compiled(make_fleet([engine], window_tokens=[20_480], n_instances=[1.0]), workload).utilization)
     gap = jnp.where((workload.prompt_tokens > 100) & (workload.prompt_tokens < 6000), 0.0, workload.weight)
     apart = replace(workload, weight=gap / jnp.sum(gap))
     cases = {
@@ -470,15 +492,20 @@ def test_metrics_and_gradients_stay_finite_at_the_edges(engine, workload):
 
 CASES, ATOMS = 1500, 8
 many = jax.jit(
-    jax.vmap(lambda engine, requests, windows, gamma, n: evaluate(Fleet((engine,) * 2, windows, gamma, n), requests))
+    jax.vmap(
+        lambda engine, around, requests, windows, gamma, n: evaluate(
+            fleet_of((engine,) * 2, windows, gamma, n, around), requests
+        )
+    )
 )
+OddCases = tuple[Engine, Surroundings, Workload, np.ndarray, np.ndarray, np.ndarray]
 
 
 def log_uniform(rng, low: float, high: float, *shape: int) -> np.ndarray:
     return np.exp(rng.uniform(math.log(low), math.log(high), shape or CASES))
 
 
-def odd_cases(engine: Engine, *, some_output: bool) -> tuple[Engine, Workload, np.ndarray, np.ndarray, np.ndarray]:
+def odd_cases(engine: Engine, *, some_output: bool) -> OddCases:
     """Engines from toys to TP 64, one-token prompts, windows from two tokens to a billion, any burstiness and load."""
     rng = np.random.default_rng(4)
 
@@ -503,7 +530,7 @@ def odd_cases(engine: Engine, *, some_output: bool) -> tuple[Engine, Workload, n
         idle_w=rng.uniform(0, 300, CASES),
         **{
             name: replace(getattr(engine, name), **numbers)
-            for name, numbers in dict(decode=decode, kv=kv, prefill=prefill, site=site, compressor=compressor).items()
+            for name, numbers in dict(decode=decode, kv=kv, prefill=prefill).items()
         },
     )
     shape = (CASES, ATOMS)
@@ -515,13 +542,19 @@ def odd_cases(engine: Engine, *, some_output: bool) -> tuple[Engine, Workload, n
     weight[:100] = np.eye(ATOMS)[rng.integers(0, ATOMS, 100)]  # one kind of request
     longest = (prompt + output)[:, -1]
     requests = Workload(
-        prompt, output, weight, log_uniform(rng, 1e-3, 1e6), rng.choice([0.0, 1.0, 5.0, 200.0], CASES), longest
+        prompt_tokens=prompt,
+        output_tokens=output,
+        weight=weight,
+        arrival_rate_per_s=log_uniform(rng, 1e-3, 1e6),
+        arrival_scv=rng.choice([0.0, 1.0, 5.0, 200.0], CASES),
+        longest_tokens=longest,
+        by_prompt=np.argsort(prompt, axis=1, kind="stable"),
     )
     windows = np.stack([log_uniform(rng, 2, 1e6), some(longest + 1, 0.9, 1e9)], axis=1)
     windows = np.sort(windows, axis=1)
     gamma = np.stack([some(rng.uniform(1, 2, CASES), 0.5, 1.0), np.ones(CASES)], axis=1)
     n = some(np.ceil(log_uniform(rng, 0.3, 1e4, CASES, 2)), 0.9)
-    return engine, requests, windows, gamma, n
+    return engine, Surroundings(Site(**site), Compressor(**compressor)), requests, windows, gamma, n
 
 
 @pytest.mark.slow
@@ -557,15 +590,15 @@ def test_a_finite_ttft_means_there_is_room(engine):
 
 def test_money_carbon_and_watts_add_up(engine):
     cases = odd_cases(engine, some_output=True)
-    engine, requests, windows, gamma, n = cases
+    engine, around, requests, windows, gamma, n = cases
     metrics = many(*cases)
-    pools, site = metrics.pools, jax.tree.map(lambda x: x[:, None], engine.site)
+    pools, site = metrics.pools, jax.tree.map(lambda x: x[:, None], around.site)
     gpus = n * engine.gpus_per_instance[:, None]
     np.testing.assert_allclose(pools.n_gpus, gpus, rtol=1e-12)
     total = requests.prompt_tokens + requests.output_tokens
     can = requests.prompt_tokens >= requests.output_tokens + 2
     tried = (total > windows[:, :1]) & (total <= windows[:, :1] * gamma[:, :1]) & can
-    joules = np.sum(requests.weight * requests.prompt_tokens * tried, axis=1) * engine.compressor.j_per_token
+    joules = np.sum(requests.weight * requests.prompt_tokens * tried, axis=1) * around.compressor.j_per_token
     compressor_w = np.stack([requests.arrival_rate_per_s * joules, np.zeros(CASES)], axis=1)  # tries, not successes
     watts = site.pue * (gpus * (pools.gpu_power_w + site.host_w_per_gpu) + compressor_w)
     np.testing.assert_allclose(pools.power_w, watts, rtol=1e-9)
@@ -581,12 +614,12 @@ def test_money_carbon_and_watts_add_up(engine):
 
 
 def test_latencies_fall_with_instances_and_rise_with_bursts(engine):
-    engine, requests, windows, gamma, n = odd_cases(engine, some_output=True)
+    *where, requests, windows, gamma, n = odd_cases(engine, some_output=True)
     n = np.maximum(n, 1.0)
     requests = replace(requests, arrival_scv=np.maximum(requests.arrival_scv, 1.0))
-    metrics = many(engine, requests, windows, gamma, n).pools
-    more = many(engine, requests, windows, gamma, np.ceil(1.2 * n)).pools
-    bursty = many(engine, replace(requests, arrival_scv=3 * requests.arrival_scv), windows, gamma, n).pools
+    metrics = many(*where, requests, windows, gamma, n).pools
+    more = many(*where, requests, windows, gamma, np.ceil(1.2 * n)).pools
+    bursty = many(*where, replace(requests, arrival_scv=3 * requests.arrival_scv), windows, gamma, n).pools
     finite = np.isfinite(metrics.ttft_p99_s) & (np.asarray(metrics.traffic_frac) > 0)
     assert np.sum(finite) > 500
 
@@ -605,9 +638,9 @@ def test_latencies_fall_with_instances_and_rise_with_bursts(engine):
 
 def test_regular_arrivals_wait_no_longer_with_more_instances(engine):
     """Squared CV 0: requests come like clockwork."""
-    engine, requests, windows, gamma, n = odd_cases(engine, some_output=True)
+    *where, requests, windows, gamma, n = odd_cases(engine, some_output=True)
     requests, n = replace(requests, arrival_scv=np.zeros(CASES)), np.maximum(n, 1.0)
-    few, more = (np.asarray(many(engine, requests, windows, gamma, k).pools.ttft_p99_s) for k in (n, np.ceil(1.2 * n)))
+    few, more = (np.asarray(many(*where, requests, windows, gamma, k).pools.ttft_p99_s) for k in (n, np.ceil(1.2 * n)))
     assert np.all((more <= few * 1.01) | ~np.isfinite(few))
 
 
@@ -615,7 +648,7 @@ def test_regular_arrivals_wait_no_longer_with_more_instances(engine):
 def test_a_tail_is_no_shorter_than_the_prefill_in_it(engine, workload):
     """TTFT holds a request's own prefill, so its P99 holds the P99 of that; all requests' lies between the pools'."""
     for windows, n in (([900, 20_480], [9, 14]), ([3000, 20_480], [12, 9]), ([60, 20_480], [2, 20])):
-        metrics = evaluate(make_fleet([engine] * 2, window_tokens=windows, n_instances=n), workload)
+        metrics = compiled(make_fleet([engine] * 2, window_tokens=windows, n_instances=n), workload)
         assert float(metrics.utilization) < 1
         total, prompt = np.asarray(total_tokens(workload)), np.asarray(workload.prompt_tokens)
         for k, (low, high) in enumerate(itertools.pairwise([0, *windows])):
@@ -634,7 +667,7 @@ def test_a_tail_is_no_shorter_than_the_prefill_in_it(engine, workload):
 def test_an_itl_quantile_is_no_shorter_than_the_mean(engine):
     """Short prompts at high load: hardly an iteration without several of them."""
     requests = requests_of([100], [300], rate=60.0)
-    pools = evaluate(make_fleet([engine], window_tokens=[400], n_instances=[2]), requests).pools
+    pools = compiled(make_fleet([engine], window_tokens=[400], n_instances=[2]), requests).pools
     assert 0.8 < float(pools.utilization[0]) < 1
     assert float(pools.itl_p99_s[0]) >= float(pools.itl_s[0])
 
@@ -645,9 +678,8 @@ def test_a_compressor_costs_latency_and_energy(engine):
     requests = requests_of([1500], [100], rate=5.0)
 
     def metrics(**numbers) -> FleetMetrics:
-        engines = [replace(engine, compressor=make_compressor(**numbers))] * 2
-        fleet = make_fleet(engines, window_tokens=[1000, 1600], gamma=[2.0, 1.0], n_instances=[4, 4])
-        return evaluate(fleet, requests)
+        fleet = fleet_of([engine] * 2, [1000.0, 1600.0], [2.0, 1.0], [4.0, 4.0], squeezing(**numbers))
+        return compiled(fleet, requests)
 
     free, dear, vain = metrics(), metrics(s_per_token=1e-4, j_per_token=0.5), metrics(success_frac=0.0, j_per_token=0.5)
     np.testing.assert_allclose(free.pools.traffic_frac, [1, 0])
@@ -674,15 +706,16 @@ def test_a_pool_gets_the_least_instances_that_hold_every_limit(engine, workload)
     @jax.vmap
     def size(rate, scv, slo):
         requests, window = replace(workload, arrival_rate_per_s=rate, arrival_scv=scv), jnp.asarray(20_480.0)
-        (traffic,) = route((engine,), window[None], jnp.ones(1), requests, PHYSICAL)
-        load = least_instances(engine, traffic, window, requests, slo)
+        fleet = fleet_of((engine,), window[None], jnp.ones(1), jnp.ones(1))
+        traffic, setting = lane(route(fleet, requests, PHYSICAL), 0), setting_of(requests, fleet.surroundings, PHYSICAL)
+        load = least_instances(engine, traffic, window, slo, setting)
 
         def holds(n):
-            alone = jax.tree.map(lambda x: x[None], pool_metrics(engine, traffic, window, n, requests, PHYSICAL))
+            alone = jax.tree.map(lambda x: x[None], pool_metrics(engine, traffic, window, n, setting))
             return jnp.stack([jnp.all(excess <= 1e-9) for excess in excesses(alone, slo).values()])
 
         tried = jax.vmap(holds)(jnp.arange(1.0, MOST + 1))
-        return required_instances(engine, traffic, window, requests, slo), load, most_instances(load), tried
+        return required_instances(engine, traffic, window, slo, setting), load, most_instances(load), tried
 
     rng = np.random.default_rng(5)
     n = 400
@@ -709,15 +742,15 @@ def test_a_pool_gets_the_least_instances_that_hold_every_limit(engine, workload)
 
 @pytest.mark.slow
 def test_no_pool_of_a_fleet_can_be_smaller(engine, workload):
-    engines, windows, gamma = (engine,) * 2, jnp.array([900.0, 20_480.0]), jnp.array([1.5, 1.0])
+    fleet = fleet_of([engine] * 2, [900.0, 20_480.0], [1.5, 1.0], [1.0, 1.0])
 
     @jax.jit
     def size(requests, slo):
-        sized = size_fleet(engines, windows, gamma, requests, slo)
+        sized = size_fleet(fleet, requests, slo)
         fewer = sized.n_instances - jnp.concatenate([jnp.zeros((1, 2)), jnp.eye(2)])
 
         def holds(n):
-            return held(evaluate(replace(sized, n_instances=n), requests).pools, slo)
+            return held(evaluate(sized.with_instances(n), requests).pools, slo)
 
         return sized, jax.lax.map(holds, fewer)
 
@@ -729,4 +762,4 @@ def test_no_pool_of_a_fleet_can_be_smaller(engine, workload):
         np.testing.assert_array_equal(holds, [True, False, False])
     unreachable, _ = size(workload, make_slo(scope="fleet", ttft_p99_s=1e-3))
     assert np.all(np.isinf(unreachable.n_instances))
-    assert not nan_metrics(evaluate(unreachable, workload))
+    assert not nan_metrics(compiled(unreachable, workload))

@@ -455,7 +455,7 @@ def test_itl_quantile_counts_the_chunk_one_token_in_a_hundred_shares():
     assert quantile(1e-3, variance=1e-3) == pytest.approx(0.02 + 2048e-5)
 
 
-# --- prefill shared with others -------------------------------------------------------------------------------------------------------
+# --- prefill shared with others --------------------------------------------------------------------------------------
 
 
 def test_shared_prefill_is_the_covariance_of_a_simulated_batch():
