@@ -18,6 +18,6 @@ images or video (`flag_multimodal`) are left out.
 
 `fit_decode` and `fit_power` minimise the relative error, because a step of 10 ms and one of 100 ms matter alike;
 standard errors are those of least squares, from the residuals. The cost of a context token is fitted only where a batch
-was measured at two contexts a factor 1.5 apart; else it is the one given. `to_document` makes the JSON that
-`read_document` checks.
+was measured at two contexts a factor 1.5 apart; else it is the one given. `documents.engine` writes what was fitted to
+a file, and reads it back as an engine.
 """

@@ -19,8 +19,8 @@ from jax import Array
 
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.laws.decode import DecodeStep, decode_step_s, make_decode_step
-from fleetopt_jax.laws.power import LogisticPower, gpu_power_w, make_logistic_power
+from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
+from fleetopt_jax.laws.power import LogisticPower, make_logistic_power
 
 Form = Literal["dense", "moe"]
 Predict = Callable[[Mapping[str, Array], Array, Array], Array]  # (parameters, batch, context) -> what is measured
@@ -101,6 +101,28 @@ def fit_decode(
         "per_token_s": 0.0 if contexts is None else per_token_s or 0.0,
         "proportional": 0.0,
     }
+    solved, notes = _solve_step(measurements, names, known)
+    _refuse_step(where, solved)
+    errors = solved.standard_errors
+    notes += [
+        f"{name} cannot be told from 0"
+        for name, value in solved.estimates.items()
+        if value < SIGNIFICANT * errors[name]
+    ]
+    return DecodeFit(
+        **vars(solved),
+        notes=tuple(notes),
+        form=form,
+        context_tokens=None if contexts is None else known["mean_context"],
+        step=make_decode_step(**_step_fields(solved.parameters)),
+    )
+
+
+def _solve_step(
+    measurements: Measurements, names: tuple[str, ...], known: Mapping[str, float]
+) -> tuple[Fit, list[str]]:
+    """The least squares of the decode step, with the cost of a context token where the points tell it; and notes."""
+    where, batch, contexts = measurements.source, measurements.batch, measurements.context_tokens
     start = {"base_s": measurements.step_s.min(), "per_seq_at_context_s": 0.0, "expert_s": 0.0, "per_token_s": 0.0}
     whole = contexts is not None and not measurements.context_is_partial
     seen = contexts if whole else np.full_like(batch, known["mean_context"])
@@ -117,8 +139,13 @@ def fit_decode(
             notes.append(f"the cost of a context token is {given}: {reason}")
     solved = solved or solve(names, known)
     if _step_fields(solved.parameters)["per_seq_s"] < 0 < solved.parameters["per_seq_at_context_s"]:
-        solved = solve(names, known | {"per_token_s": 0.0, "proportional": 1.0})
+        solved = solve(names, {**known, "per_token_s": 0.0, "proportional": 1.0})
         notes = ["all of the cost of a sequence is put on its context: a share of its own would be negative"]
+    return solved, notes
+
+
+def _refuse_step(where: str, solved: Fit) -> None:
+    """Refuse a decode step that is not physical."""
     at_context_s, base_s = solved.parameters["per_seq_at_context_s"], solved.parameters["base_s"]
     if at_context_s <= 0:
         raise BadInput(where, f"one more sequence costs {at_context_s:.3g} s", "need a step that grows with the batch")
@@ -126,19 +153,6 @@ def fit_decode(
         raise BadInput(where, f"the step at batch 0 comes out as {base_s:.3g} s", "need more points at small batches")
     if solved.parameters["expert_s"] < 0:
         raise BadInput(where, "streaming the experts comes out at a negative time", "fit the dense form")
-    errors = solved.standard_errors
-    notes += [
-        f"{name} cannot be told from 0"
-        for name, value in solved.estimates.items()
-        if value < SIGNIFICANT * errors[name]
-    ]
-    return DecodeFit(
-        **vars(solved),
-        notes=tuple(notes),
-        form=form,
-        context_tokens=None if contexts is None else known["mean_context"],
-        step=make_decode_step(**_step_fields(solved.parameters)),
-    )
 
 
 def fit_power(measurements: Measurements, *, limit_w: float = math.inf) -> PowerFit:
@@ -176,12 +190,12 @@ def fit_power(measurements: Measurements, *, limit_w: float = math.inf) -> Power
 
 def predict_step_s(fit: DecodeFit, batch: np.ndarray, context_tokens: float) -> np.ndarray:
     """The fitted decode step at other batches [s]."""
-    return np.asarray(jax.vmap(decode_step_s, (None, 0, None))(fit.step, jnp.asarray(batch, float), context_tokens))
+    return np.asarray(jax.vmap(fit.step.step_s, (0, None))(jnp.asarray(batch, float), context_tokens))
 
 
 def predict_power_w(fit: PowerFit, batch: np.ndarray) -> np.ndarray:
     """The fitted power of one GPU at other batches [W]."""
-    return np.asarray(jax.vmap(gpu_power_w, (None, 0, None))(fit.power, jnp.asarray(batch, float), 0.0))
+    return np.asarray(jax.vmap(fit.power.gpu_w, (0, None))(jnp.asarray(batch, float), 0.0))
 
 
 def _why_not(solved: Fit | None, low: float, high: float, limit_w: float) -> str:
@@ -230,12 +244,12 @@ def _step_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _predict_step(values: Mapping[str, Array], batch: Array, contexts: Array) -> Array:
     step = DecodeStep(**_step_fields(values), windowed_token_s=jnp.zeros(()), window_tokens=jnp.zeros(()))
-    return jax.vmap(decode_step_s, (None, 0, 0))(step, batch, contexts)
+    return jax.vmap(step.step_s)(batch, contexts)
 
 
 def _predict_power(values: Mapping[str, Array], batch: Array, contexts: Array) -> Array:
     power = LogisticPower(steepness=jnp.ones(()), **values)
-    return jax.vmap(gpu_power_w, (None, 0, 0))(power, batch, contexts)
+    return jax.vmap(power.gpu_w)(batch, contexts)
 
 
 def _solve(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from fleetopt_jax.core.files import read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import read_bytes, shown
 from fleetopt_jax.core.units import MS
 
 BATCH = ("batch", "avg_batch_size", "n_sequences")

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fleetopt_jax.core.errors import BadInput, unknown_name
-from fleetopt_jax.workload.atoms import OUTPUT_SHARE, Workload, make_workload, mean_tokens, total_tokens
+from fleetopt_jax.core.errors import BadField, BadInput, unknown_name
+from fleetopt_jax.workload.atoms import (
+    OUTPUT_SHARE,
+    Workload,
+    make_workload,
+    mean_tokens,
+    share_above,
+    total_tokens,
+)
 from fleetopt_jax.workload.cdf import cdf_workload
 from fleetopt_jax.workload.compress import compress
 from fleetopt_jax.workload.summary import TraceSummary, summarize, weighted_quantiles
@@ -34,6 +41,20 @@ class LoadedWorkload:
     knots: list[tuple[float, float]] | None = None  # of a CDF
     rate_known: bool = True  # False where neither the file nor the caller says how often requests come
 
+    def require_window(self, window_tokens: float) -> None:
+        """Refuse a window that does not hold the longest request, saying how many requests would not fit."""
+        longest = float(self.workload.longest_tokens)
+        if window_tokens >= longest:
+            return
+        share = float(share_above(self.workload, window_tokens))
+        n = self.summary.n_requests
+        would_not_fit = f"{share:.4%} of the requests" + (f", about {share * n:,.0f} of {n:,}," if n else "")
+        raise BadField(
+            "window_tokens",
+            f"{window_tokens:.0f} tokens: {would_not_fit} would not fit",
+            f"need >= {longest:.0f}, the longest of {self.name}",
+        )
+
 
 @cache
 def bundled() -> dict[str, dict[str, Any]]:
@@ -47,15 +68,18 @@ def load(
     """A bundled workload (1,000 requests/s unless `rate_per_s`) or a file's (its own mean rate unless `rate_per_s`).
 
     A file without arrival times is refused where no rate is given, unless `need_rate` is False: then 1 request/s.
+
+    Raises BadField for `workload`, `arrival_rate_per_s` or `columns` (of `layout`), and BadInput for what is wrong in
+    the file, naming it and the line.
     """
     if rate_per_s is not None and not (math.isfinite(rate_per_s) and rate_per_s > 0):
-        raise BadInput("--rate", f"{rate_per_s}", "need a positive, finite number of requests per second")
+        raise BadField("arrival_rate_per_s", f"{rate_per_s}", "need a positive, finite number of requests per second")
     if layout and (name_or_file in bundled() or name_or_file.lower().endswith((".json", ".json.gz"))):
-        raise BadInput("--prompt-column, --output-column", f"{name_or_file} has no columns", "leave them out")
+        raise BadField("columns", f"{name_or_file} has no columns", "leave them out")
     if name_or_file in bundled():
         return _load_bundled(name_or_file, rate_per_s or PAPER_RATE_PER_S)
     if not _looks_like_file(name_or_file):
-        raise unknown_name("--workload", name_or_file, bundled())
+        raise unknown_name("workload", name_or_file, bundled())
     from fleetopt_jax.workload.readers import CdfFile, read_workload_file  # and pyarrow, which bundled ones do without
 
     found = read_workload_file(name_or_file, layout)
@@ -65,8 +89,24 @@ def load(
         loaded = _of_trace(name_or_file, found, rate_per_s)
     known = rate_per_s is not None or loaded.summary.arrival_rate_per_s is not None
     if need_rate and not known:
-        raise BadInput(name_or_file, "there are no arrival times to take a rate from", "give --rate")
+        problem = f"{name_or_file} has no arrival times to take a rate from"
+        raise BadField("arrival_rate_per_s", problem, "need a number of requests per second")
     return replace(loaded, rate_known=known)
+
+
+def made_workload(name: str, workload: Workload, *, output_share: float = OUTPUT_SHARE) -> LoadedWorkload:
+    """A workload made in Python under a name, as `load` has those of files."""
+    prompt, output = (float(mean) for mean in mean_tokens(workload))
+    summary = TraceSummary(
+        n_requests=None,
+        mean_prompt_tokens=prompt,
+        mean_output_tokens=output,
+        longest_tokens=int(workload.longest_tokens),
+        arrival_rate_per_s=None,
+        arrival_scv=None,
+        total_token_quantiles=weighted_quantiles(np.asarray(total_tokens(workload)), np.asarray(workload.weight)),
+    )
+    return LoadedWorkload(name, workload, summary, output_share)
 
 
 def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None) -> Workload:
@@ -94,12 +134,13 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
     with np.load(str(DATA / f"{name}.npz"), allow_pickle=False) as arrays:
         prompt, output, count = arrays["prompt_tokens"], arrays["output_tokens"], arrays["count"]
     summary = TraceSummary(**about["summary"])
+    scv = 1.0 if summary.arrival_scv is None else summary.arrival_scv
     workload = make_workload(
         prompt,
         output,
         count,
         arrival_rate_per_s=rate_per_s,
-        arrival_scv=summary.arrival_scv,
+        arrival_scv=scv,
         longest_tokens=summary.longest_tokens,
     )
     return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
@@ -107,17 +148,7 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
 
 def _of_cdf(name: str, knots: list[tuple[float, float]], output_share: float, rate_per_s: float) -> LoadedWorkload:
     workload = cdf_workload(knots, arrival_rate_per_s=rate_per_s, output_share=output_share)
-    prompt, output = (float(mean) for mean in mean_tokens(workload))
-    summary = TraceSummary(
-        n_requests=None,
-        mean_prompt_tokens=prompt,
-        mean_output_tokens=output,
-        longest_tokens=int(workload.longest_tokens),
-        arrival_rate_per_s=None,
-        arrival_scv=None,
-        total_token_quantiles=weighted_quantiles(np.asarray(total_tokens(workload)), np.asarray(workload.weight)),
-    )
-    return LoadedWorkload(name, workload, summary, output_share, knots)
+    return replace(made_workload(name, workload, output_share=output_share), knots=knots)
 
 
 def _of_trace(name: str, trace: "Trace", rate_per_s: float | None) -> LoadedWorkload:

@@ -1,7 +1,7 @@
 """The choices `integration` and `engine`: read where a workload is made and where an engine is built."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Sampled:
 class Projected:
     """Engines by the paper's coefficients."""
 
-    name: ClassVar[str] = "projected"
+    name: ClassVar[Literal["projected"]] = "projected"
 
 
 @dataclass(frozen=True)
 class Measured:
     """Engines by the law, or the configuration's own fit, from measurements."""
 
-    name: ClassVar[str] = "measured"
+    name: ClassVar[Literal["measured"]] = "measured"
 
 
 Integration = Exact | Sampled

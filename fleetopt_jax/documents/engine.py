@@ -1,21 +1,20 @@
-"""A calibrated engine as JSON (`fleetopt-engine/1`): written here, and checked whole when it is read."""
+"""A calibrated engine as JSON (`fleetopt-engine/1`): written whole, and checked whole when it is read."""
 
 import dataclasses
 import os
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleetopt_jax.calibrate.fit import DecodeFit, Form, PowerFit
-from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown
-from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
-from fleetopt_jax.laws.power import LogisticPower, make_logistic_power
+from fleetopt_jax.catalog.engines import MAX_TP, resolved
+from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
+from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown, to_json, write_whole
+from fleetopt_jax.laws.decode import make_decode_step
+from fleetopt_jax.laws.power import make_logistic_power
 
 SCHEMA = "fleetopt-engine/1"
-MAX_TP = 64
-
 MAX_FIELDS = 100  # of a fit, or its notes
 
 
@@ -32,32 +31,17 @@ Value = TypeVar("Value")
 Parameters = Annotated[dict[str, Value], Field(max_length=MAX_FIELDS)]
 
 
-@dataclass(frozen=True)
-class EngineDocument:
-    """A read document: checked records under their names. `power` is None where no power was measured."""
-
-    gpu: str
-    llm: str
-    tp: int
-    precision: str | None
-    step_error: float  # leave-one-out mean relative error
-    power_error: float | None
-    source: str
-    decode: DecodeStep
-    power: LogisticPower | None
-
-
-def to_document(
+def engine_to_json(
     decode_fit: DecodeFit,
     power_fit: PowerFit | None,
     *,
     gpu: str,
     llm: str,
     tp: int,
-    precision: str | None,
-    source: str,
+    precision: str | None = None,
+    source: str = "measurements",
 ) -> dict[str, Any]:
-    """The engine under its names, with how it was fitted."""
+    """What was fitted to an engine, under the names it is known by; `source` says where its measurements are from."""
     decode = {"form": decode_fit.form, **_fit(decode_fit), "context_tokens": decode_fit.context_tokens}
     power = power_fit and {"identified": power_fit.identified, **_fit(power_fit)}
     return {
@@ -78,31 +62,65 @@ def to_document(
     }
 
 
-def read_document(path: str | os.PathLike) -> EngineDocument:
-    """The engine in a JSON file, every number of it checked."""
+def save_engine(
+    path: str | os.PathLike,
+    decode_fit: DecodeFit,
+    power_fit: PowerFit | None,
+    *,
+    gpu: str,
+    llm: str,
+    tp: int,
+    precision: str | None = None,
+    source: str = "measurements",
+) -> None:
+    """`engine_to_json` as a file, written whole or not at all: `load_engine` reads it back."""
+    document = engine_to_json(decode_fit, power_fit, gpu=gpu, llm=llm, tp=tp, precision=precision, source=source)
+    write_whole(path, to_json(document) + "\n")
+
+
+def load_engine(path: str | os.PathLike) -> EngineSpec:
+    """The engine in a file that `fleetopt calibrate` or `save_engine` wrote: its own step, and its own power where that
+    was measured, on the memory, prefill and price of the GPU and LLM it names.
+
+    Raises BadInput that names the file, the line and the field; BadField for a name that the catalog does not have.
+    """
     where = os.fspath(path)
-    return parse_document(where, read_bytes(where))
+    found = read_engine_file(where)
+    laws = OwnLaws(
+        decode=make_decode_step(**found.decode.model_dump()),
+        power=None if found.power is None else make_logistic_power(**found.power.model_dump()),
+        quality="measured",
+        step_error=found.relative_error.step,
+        power_error=found.relative_error.power,
+        source=f"{where}: {found.source}",
+        file=where,
+    )
+    spec = EngineSpec(found.gpu, found.llm, found.tp, found.precision, own_fit=False, laws=laws)
+    try:
+        return resolved(spec)
+    except BadField as error:
+        raise error.at(lambda field: f"{where}, {field}") from None
 
 
-def parse_document(where: str, data: bytes) -> EngineDocument:
-    """The engine in the bytes of a JSON file."""
-    content = parse_json(where, data)
+def read_engine_file(path: str) -> "EngineFile":
+    """What an engine file holds, every number of it checked."""
+    data = read_bytes(path)
+    content = parse_json(path, data)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != SCHEMA:
-        raise BadInput(where, f"schema = {shown(found)!r}", f"need {SCHEMA!r}: a file that `fleetopt calibrate` writes")
+        raise BadInput(path, f"schema = {shown(found)!r}", f"need {SCHEMA!r}: a file that `fleetopt calibrate` writes")
     if len(content) > MAX_FIELDS:
-        raise BadInput(where, f"{len(content)} fields", f"need those of {SCHEMA}")
+        raise BadInput(path, f"{len(content)} fields", f"need those of {SCHEMA}")
     try:
         read = EngineFile.model_validate(content)
-        decode = make_decode_step(**read.decode.model_dump())
-        power = read.power and make_logistic_power(**read.power.model_dump())
+        make_decode_step(**read.decode.model_dump())
+        if read.power:
+            make_logistic_power(**read.power.model_dump())
     except ValidationError as error:
-        raise invalid(where, data, error) from None
+        raise invalid(path, data, error) from None
     except ValueError as error:
-        raise BadInput(where, str(error)) from None
-    errors = read.relative_error
-    names = (read.gpu, read.llm, read.tp, read.precision)
-    return EngineDocument(*names, errors.step, errors.power, read.source, decode, power)
+        raise BadInput(path, str(error)) from None
+    return read
 
 
 def _numbers(record: Any) -> dict[str, float]:

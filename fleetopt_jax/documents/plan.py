@@ -1,0 +1,354 @@
+"""A plan as JSON (`fleetopt-plan/1`, SI units): written whole, checked when it is read, and evaluated again.
+
+A file names its workload and its engines; `load_plan` finds them again, so that what is loaded is the plan that was
+written. What no file can describe, a workload or an engine made in Python, is handed to `load_plan` once more.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from fleetopt_jax import __version__
+from fleetopt_jax.catalog.engines import engine_entry, resolved
+from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.llms import LLMS
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.workloads import LoadedWorkload, load, made_workload
+from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.documents.engine import load_engine
+from fleetopt_jax.documents.plan_file import SCHEMA, PlanFile, PoolPart, WeightsPart, read_plan_file
+from fleetopt_jax.fleet.assumptions import DISPATCHES, PRESETS, Assumptions, choice_names, parse_assumptions
+from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
+from fleetopt_jax.fleet.fleet import Slo, make_slo
+from fleetopt_jax.fleet.resources import Objective, Weights, make_budget
+from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
+from fleetopt_jax.laws.compression import make_compressor
+from fleetopt_jax.optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax.optimize.problem import Problem, make_problem
+from fleetopt_jax.optimize.search import evaluate_given
+from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens, with_rate
+from fleetopt_jax.workload.readers import Layout
+
+SAME = 1e-9  # relative, between two evaluations of one fleet: compilations round differently
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def plan_to_json(plan: Plan | Infeasible, columns: Layout | None = None) -> dict[str, Any]:
+    """The plan, or what no fleet holds, as the contract's JSON object (SI units).
+
+    `columns` are those that a trace of another layout was read by: with them its plan can be evaluated again.
+    """
+    problem = plan.problem
+    mean_prompt, mean_output = (float(x) for x in mean_tokens(problem.workload))
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "status": plan.status,
+        "assume": _assume(problem),
+        "power_scope": problem.assumptions.power_scope.name,
+        "output_share": problem.assumptions.output_share,
+        "assumptions": choice_names(problem.assumptions),
+        "dispatch": problem.assumptions.dispatch.name,
+        "method": plan.method,
+        "workload": {
+            "name": problem.service.name,
+            "arrival_rate_per_s": float(problem.workload.arrival_rate_per_s),
+            "mean_prompt_tokens": mean_prompt,
+            "mean_output_tokens": mean_output,
+            "digest": digest(problem.workload),
+        },
+        "slo": slo_to_json(problem.slo),
+        "budget": problem.budget.caps,
+        "objective": _objective(problem.objective),
+        "max_num_seqs": problem.specs[0].max_num_seqs,
+        "site": _numbers(problem.around.site),
+        "compressor": _numbers(problem.around.compressor),
+        "pools": _pools(plan) if isinstance(plan, Plan) else [],
+        "metrics": _metrics(plan) if isinstance(plan, Plan) else None,
+    }
+    if problem.assumptions.route_by != TotalTokens():
+        document["route_by"] = {"name": problem.assumptions.route_by.name, **vars(problem.assumptions.route_by)}
+    document["search"] = dataclasses.asdict(plan.search) | {"asked": _question(document)}
+    if plan.binding is not None:
+        document["binding"] = dataclasses.asdict(plan.binding)
+    if columns is not None:
+        document["workload"]["columns"] = dataclasses.asdict(columns)
+    return document
+
+
+def save_plan(plan: Plan | Infeasible, path: str | os.PathLike, columns: Layout | None = None) -> None:
+    """`plan_to_json` as a file, written whole or not at all: `load_plan` reads it back."""
+    write_whole(path, to_json(plan_to_json(plan, columns)) + "\n")
+
+
+def slo_to_json(slo: Slo) -> dict[str, Any]:
+    """The limits (SI units); null is no limit, for JSON has no infinity."""
+    values = {name: value if name == "scope" else float(value) for name, value in vars(slo).items()}
+    return values | {"itl_s": values["itl_s"] if math.isfinite(values["itl_s"]) else None}
+
+
+def _assume(problem: Problem) -> str:
+    """A preset and choices changed in it that are the assumptions: the problem's own words where they are."""
+    names = choice_names(problem.assumptions)
+    try:
+        if choice_names(parse_assumptions(problem.assume)) == names:
+            return problem.assume
+    except BadInput:
+        pass
+    ways = []
+    for preset, assumptions in PRESETS.items():
+        usual = choice_names(assumptions)
+        ways.append([preset, *(f"{choice}={name}" for choice, name in names.items() if name != usual[choice])])
+    return ",".join(min(ways, key=len))
+
+
+def _question(document: Mapping[str, Any]) -> str:
+    """A name of what was asked, but for the engines to choose from: a certificate is worth nothing under another."""
+    parts = ("workload", "slo", "budget", "objective", "site", "compressor", "assumptions", "dispatch", "output_share")
+    asked = [document[part] for part in parts] + [document[part] for part in ("route_by",) if part in document]
+    content = json.dumps(asked, sort_keys=True)
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def _objective(objective: Objective | Weights) -> str | dict[str, Any]:
+    if isinstance(objective, str):
+        return objective
+    prices = {name: value for name, value in vars(objective).items() if name != "gpus_of" and value}
+    return {"weights": prices | ({"gpus_of": dict(objective.gpus_of)} if objective.gpus_of else {})}
+
+
+def _numbers(record: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in vars(record).items()}
+
+
+def _pools(plan: Plan) -> list[dict[str, Any]]:
+    pools = plan.metrics.pools
+    names = ("traffic_frac", "utilization", "n_active", "prefill_frac", "gpu_power_w", "power_w", "tok_per_j")
+    names += ("ttft_p99_s", "itl_s", "itl_p99_s")
+    numbers = {name: np.asarray(getattr(pools, name), dtype=float).tolist() for name in names}
+    return [
+        {
+            "window_tokens": int(plan.fleet.window_tokens[k]),
+            **_engine(spec),
+            "n_instances": int(pools.n_instances[k]),
+            "n_gpus": int(pools.n_gpus[k]),
+            "max_num_seqs": int(pools.n_max[k]),
+            "max_num_seqs_asked": spec.max_num_seqs,
+            "clock_frac": spec.clock_frac,
+            "gamma": float(plan.fleet.gamma[k]),
+            **{name: values[k] for name, values in numbers.items()},
+        }
+        for k, spec in enumerate(plan.specs)
+    ]
+
+
+def _engine(spec: EngineSpec) -> dict[str, Any]:
+    """A pool's engine, but for how it is run."""
+    entry = engine_entry(spec)
+    document = {
+        "gpu": spec.gpu_name,
+        "llm": spec.llm_name,
+        "tp": spec.tp,
+        "precision": entry.spec.precision,
+        "kv_precision": spec.kv_precision,
+        "engine_file": spec.file,
+        "engine_quality": entry.quality,
+        "engine_step_error": entry.step_error,
+        "engine_power_error": entry.power_error,
+    }
+    return document | ({"laws": "own"} if _is_own(spec) else {})
+
+
+def _is_own(spec: EngineSpec) -> bool:
+    """Whether neither names nor a file describe the engine."""
+    laws = spec.laws is not None and spec.file is None
+    gpu = not isinstance(spec.gpu, str) and GPUS.get(spec.gpu.name) != spec.gpu
+    llm = not isinstance(spec.llm, str) and LLMS.get(spec.llm_name) != spec.llm
+    return laws or gpu or llm
+
+
+def _metrics(plan: Plan) -> dict[str, Any]:
+    metrics = plan.metrics
+    return {
+        "tok_per_j": float(metrics.tok_per_j),
+        "output_tok_per_s": float(metrics.output_tok_per_s),
+        "power_w": float(metrics.power_w),
+        "n_instances": int(metrics.n_instances),
+        "n_gpus": int(metrics.n_gpus),
+        "usd_per_h": float(metrics.usd_per_h),
+        "ttft_p99_s": float(metrics.ttft_p99_s if plan.problem.slo.scope == "pool" else metrics.ttft_p99_of_all_s),
+        "ttft_p99_worst_pool_s": float(metrics.ttft_p99_s),
+        "ttft_p99_of_all_s": float(metrics.ttft_p99_of_all_s),
+        "itl_s": float(metrics.itl_s),
+        "itl_p99_s": float(metrics.itl_p99_s),
+        "kg_co2_per_h": float(metrics.kg_co2_per_h),
+        "unserved_frac": float(metrics.unserved_frac),
+        "gain_vs_homogeneous": plan.gain_vs_homogeneous,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def load_plan(
+    path: str | os.PathLike,
+    *,
+    specs: Sequence[EngineSpec] = (),
+    workload: LoadedWorkload | Workload | None = None,
+    rate_per_s: float | None = None,
+) -> Plan:
+    """The plan in a file, evaluated under its own workload, or under another one or another rate.
+
+    `specs` are the engines that a file cannot describe, with a GPU, an LLM or laws of your own: each is found by the
+    names (gpu, llm, tp) that the file has for it. `workload` is needed where the file's is no bundled one and no file.
+    Where nothing has changed, the plan keeps the search that found it, and its certificate; where its fleet now breaks
+    a limit, its status says so. Warns where the file's workload has other requests by now.
+
+    Raises BadInput that names the file, the field and the value; also for a plan without pools, of no fleet at all.
+
+    >>> plan = load_plan("plan.json")  # doctest: +SKIP
+    """
+    where = os.fspath(path)
+    file = read_plan_file(where)
+    return plan_of_file(file, where, _workload_of(file, where, workload, rate_per_s), specs=specs)
+
+
+def plan_of_file(
+    file: PlanFile,
+    where: str,
+    loaded: LoadedWorkload,
+    *,
+    specs: Sequence[EngineSpec] = (),
+    dispatch: Literal["jsq", "round_robin", "random"] | None = None,
+) -> Plan:
+    """What a plan file, read from `where`, says of a workload; `dispatch` in place of its own."""
+    assumptions = dataclasses.replace(
+        parse_assumptions(file.assume, f"{where}, assume"),
+        output_share=loaded.output_share,
+        dispatch=DISPATCHES[dispatch or file.dispatch],
+        route_by=PromptAndLimit(file.route_by.max_tokens) if file.route_by else TotalTokens(),
+    )
+    chosen = [_spec(file, k, where, assumptions, specs) for k in range(len(file.pools))]
+    last = file.pools[-1]
+    try:
+        loaded.require_window(last.gamma * last.window_tokens)
+    except BadField as error:
+        raise error.at(lambda _: f"{where}, pools.{len(chosen) - 1}.window_tokens") from None
+    try:
+        problem = make_problem(
+            loaded.workload,
+            list({_whatever_run(spec): spec for spec in chosen}.values()),
+            slo=make_slo(**file.slo.limits()),
+            window_tokens=max(last.window_tokens, float(loaded.workload.longest_tokens)),
+            workload_name=loaded.name,
+            n_pools=len(chosen),
+            objective=_objective_of(file.objective),
+            budget=make_budget(**file.budget.limits()),
+            assume=file.assume,
+            assumptions=assumptions,
+            surroundings=make_surroundings(
+                make_site(**file.site.model_dump()), make_compressor(**file.compressor.model_dump())
+            ),
+        )
+    except BadInput:
+        raise
+    except ValueError as error:
+        raise BadInput(where, str(error)) from None
+    plan = evaluate_given(
+        problem,
+        chosen,
+        window_tokens=[pool.window_tokens for pool in file.pools],
+        gamma=[pool.gamma for pool in file.pools],
+        n_instances=[pool.n_instances for pool in file.pools],
+    )
+    return _as_found(plan, file)
+
+
+def _workload_of(
+    file: PlanFile, where: str, given: LoadedWorkload | Workload | None, rate_per_s: float | None
+) -> LoadedWorkload:
+    """The workload a plan is evaluated under: its own, at its own rate, unless another one is given."""
+    own = file.workload
+    if given is None:
+        places = {"workload": "workload.name", "columns": "workload.columns"}
+        try:
+            loaded = load(own.name, rate_per_s=rate_per_s or own.arrival_rate_per_s, layout=file.layout)
+        except BadField as error:
+            raise error.at(lambda field: f"{where}, {places[field]}" if field in places else field) from None
+        if is_another(file, loaded.workload):
+            warnings.warn(f"{own.name} has other requests than when {where} was made", stacklevel=3)
+        return loaded
+    share = {} if file.output_share is None else {"output_share": file.output_share}
+    loaded = given if isinstance(given, LoadedWorkload) else made_workload(own.name, given, **share)
+    if rate_per_s is None:
+        return loaded
+    return dataclasses.replace(loaded, workload=with_rate(loaded.workload, rate_per_s))
+
+
+def is_another(file: PlanFile, workload: Workload) -> bool:
+    """Whether a workload has other requests than the one that a plan was made for, if that is known."""
+    return file.workload.digest is not None and digest(workload) != file.workload.digest
+
+
+def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: Sequence[EngineSpec]) -> EngineSpec:
+    """The engine of the k-th pool."""
+    pool = file.pools[k]
+    engine_file = pool.engine_file or (pool.gpu if pool.gpu.lower().endswith(".json") else None)
+    cap = pool.max_num_seqs_asked if "max_num_seqs_asked" in pool.model_fields_set else file.max_num_seqs
+    try:
+        if pool.laws == "own":
+            spec = _handed_over(pool, specs)
+        elif engine_file:
+            spec = load_engine(engine_file)
+        else:
+            spec = EngineSpec(pool.gpu, pool.llm, pool.tp, pool.precision, source=assumptions.engine.name)
+        as_run = {"kv_precision": pool.kv_precision, "max_num_seqs": cap, "clock_frac": pool.clock_frac}
+        return resolved(dataclasses.replace(spec, **as_run))
+    except BadField as error:
+        raise error.at(lambda field: f"{where}, pools.{k}.{field}") from None
+
+
+def _handed_over(pool: PoolPart, specs: Sequence[EngineSpec]) -> EngineSpec:
+    """The first of the specs that has a pool's names; of several, one in its precision."""
+    names = (pool.gpu.lower(), pool.llm.lower(), pool.tp)
+    found = [spec for spec in specs if (spec.gpu_name.lower(), spec.llm_name.lower(), spec.tp) == names]
+    alike = [spec for spec in found if pool.precision in (None, resolved(spec).precision)]
+    if not alike:
+        problem = f"{pool.llm} on {pool.tp} x {pool.gpu} is an engine that no file describes"
+        raise BadField("gpu", problem, "need its EngineSpec among the specs: load_plan(path, specs=[...])")
+    return alike[0]
+
+
+def _whatever_run(spec: EngineSpec) -> EngineSpec:
+    """The engine, however it is run."""
+    return dataclasses.replace(spec, max_num_seqs=None, clock_frac=1.0)
+
+
+def _objective_of(objective: Objective | WeightsPart) -> Objective | Weights:
+    return objective if isinstance(objective, str) else Weights(**objective.weights.model_dump())
+
+
+def _as_found(plan: Plan, file: PlanFile) -> Plan:
+    """With the search that found it, and its gain over what that search had to choose from, where the plan still is
+    what the file promises."""
+    if plan.binding or file.search is None or file.metrics is None or file.status == "infeasible":
+        return plan
+    document = plan_to_json(plan)
+    if not is_another(file, plan.problem.workload):  # of the same requests the means are the same but for rounding
+        document["workload"] |= file.workload.model_dump(include={"mean_prompt_tokens", "mean_output_tokens"})
+    of_the_same = file.search.asked == _question(document)
+    if not (of_the_same and math.isclose(float(plan.metrics.tok_per_j), file.metrics.tok_per_j, rel_tol=SAME)):
+        return plan
+    search = Search(**file.search.model_dump(exclude={"asked"}))
+    told = "gain_vs_homogeneous" in file.metrics.model_fields_set
+    gain = file.metrics.gain_vs_homogeneous if told else plan.gain_vs_homogeneous
+    return dataclasses.replace(plan, status=file.status, method=file.method, search=search, gain_vs_homogeneous=gain)

@@ -1,0 +1,191 @@
+"""What a plan file may hold (`fleetopt-plan/1`): those fields that are read, each with its range."""
+
+import math
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import PydanticCustomError
+
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import invalid, parse_json, read_bytes
+from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
+from fleetopt_jax.fleet.resources import OBJECTIVES, Objective
+from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.workload.readers import Layout
+
+SCHEMA = "fleetopt-plan/1"
+MAX_POOLS = 16
+
+
+class ColumnsPart(Part):
+    prompt: Name
+    output: Name
+    time: Name | None = None
+    time_unit_s: Positive = 1.0
+
+
+class WorkloadPart(Part):
+    name: Name
+    arrival_rate_per_s: Positive
+    mean_prompt_tokens: float | None = None
+    mean_output_tokens: float | None = None
+    digest: Name | None = None
+    columns: ColumnsPart | None = None
+
+
+class SloPart(Part):
+    ttft_p99_s: Positive = 0.5
+    ttft_s_per_token: NotNegative = 0.0
+    itl_s: Positive | None = None  # JSON has no infinity: none is no limit
+    max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    scope: Literal["pool", "fleet"] = "pool"
+
+    def limits(self) -> dict[str, Any]:
+        """As `make_slo` takes them."""
+        return self.model_dump() | {"itl_s": math.inf if self.itl_s is None else self.itl_s}
+
+
+class SitePart(Part):
+    host_w_per_gpu: NotNegative = 0.0
+    pue: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    usd_per_kwh: NotNegative = 0.0
+    kg_co2_per_kwh: NotNegative = 0.0
+
+
+class CompressorPart(Part):
+    success_frac: Annotated[float, Field(ge=0, le=1)] = 1.0
+    s_per_token: NotNegative = 0.0
+    j_per_token: NotNegative = 0.0
+
+
+class PoolPart(Part):
+    window_tokens: Annotated[int, Field(ge=1, le=10**9)]
+    gpu: Name
+    llm: Name
+    tp: Annotated[int, Field(ge=1)]
+    n_instances: Annotated[int, Field(ge=1, le=10**9)]
+    gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    precision: Name | None = None
+    kv_precision: str = "bf16"
+    engine_file: Name | None = None
+    laws: Literal["own"] | None = None  # of an engine that neither names nor a file describe
+    max_num_seqs_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of this pool alone
+    clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
+
+
+class SearchPart(Part):
+    """How a plan was found."""
+
+    n_evaluated: Annotated[int, Field(ge=0)]
+    wall_s: NotNegative
+    candidates: Name
+    asked: Name
+    lower_bound: float | None = None
+    gap: float | None = None
+    by_pools: tuple[float | None, ...] = ()
+
+
+class MetricsPart(Part):
+    """What a plan promises, to tell whether it still does."""
+
+    tok_per_j: Positive
+    gain_vs_homogeneous: float | None = None
+
+
+class BudgetPart(BaseModel):
+    model_config = ConfigDict(extra="allow")  # gpus_of.NAME
+    max_gpus: Positive = math.inf
+    max_power_w: Positive = math.inf
+    max_usd_per_h: Positive = math.inf
+    max_kg_co2_per_h: Positive = math.inf
+    __pydantic_extra__: dict[str, NotNegative] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def limits(self) -> dict[str, Any]:
+        """As `make_budget` takes them."""
+        stock = {name.removeprefix("gpus_of."): count for name, count in (self.model_extra or {}).items()}
+        return {name: getattr(self, name) for name in type(self).model_fields} | {"gpus_of": stock}
+
+
+class RouteByPart(BaseModel):
+    """A routing key other than the total length."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Literal["prompt_and_limit"]
+    max_tokens: Positive
+
+
+class PricesPart(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    power_w: NotNegative = 0.0
+    usd_per_h: NotNegative = 0.0
+    kg_co2_per_h: NotNegative = 0.0
+    n_gpus: NotNegative = 0.0
+    gpus_of: dict[str, NotNegative] = {}
+
+
+class WeightsPart(BaseModel):
+    """An objective that is none of the named ones: prices of a unit of each resource."""
+
+    model_config = ConfigDict(extra="forbid")
+    weights: PricesPart
+
+
+def _named(objective: Any) -> Any:
+    """Refuse what is neither a known name nor prices in one line: a union would say what is wrong with each."""
+    if not isinstance(objective, dict) and objective not in OBJECTIVES:
+        names = ", ".join(map(repr, OBJECTIVES))
+        raise PydanticCustomError("literal_error", "Input should be {names} or weights", {"names": names})
+    return objective
+
+
+ObjectiveField = Annotated[
+    Annotated[Objective, Tag("name")] | Annotated[WeightsPart, Tag("weights")],
+    Discriminator(lambda objective: "name" if isinstance(objective, str) else "weights"),
+    BeforeValidator(_named),
+]
+
+
+class PlanFile(Part):
+    """What is read of a plan; its metrics are computed anew."""
+
+    schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
+    assume: str = "physical"
+    output_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    workload: WorkloadPart
+    slo: SloPart = SloPart()
+    budget: BudgetPart = BudgetPart()
+    status: Literal["optimal", "feasible", "infeasible"] = "feasible"
+    method: Literal["exact", "grid", "gradient", "given"] = "given"
+    search: SearchPart | None = None
+    metrics: MetricsPart | None = None
+    objective: ObjectiveField = "tok_per_j"
+    site: SitePart = SitePart()
+    compressor: CompressorPart = CompressorPart()
+    dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
+    route_by: RouteByPart | None = None
+    max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
+    pools: Annotated[list[PoolPart], Field(min_length=1, max_length=MAX_POOLS)]
+
+    @property
+    def layout(self) -> Layout | None:
+        """The columns its trace was read by, if they were named."""
+        columns = self.workload.columns
+        return Layout(**columns.model_dump()) if columns else None
+
+
+def read_plan_file(path: str | os.PathLike) -> PlanFile:
+    """What a plan file says, or `BadInput` naming the first field that is wrong."""
+    where = os.fspath(path)
+    data = read_bytes(where)
+    document = parse_json(where, data)
+    if isinstance(document, dict) and document.get("schema") == SCHEMA and document.get("pools") == []:
+        raise BadInput(where, "the plan has no pools, for no fleet held its limits", "need a plan that was found")
+    try:
+        plan = PlanFile.model_validate(document)
+    except ValidationError as error:
+        raise invalid(where, data, error, f"need a {SCHEMA} file as fleetopt optimize --json prints it") from None
+    windows = [pool.window_tokens for pool in plan.pools]
+    if windows != sorted(set(windows)):
+        raise BadInput(where, f"pools.window_tokens = {windows}", "need rising windows")
+    return plan
