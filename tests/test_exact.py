@@ -27,7 +27,7 @@ from fleetopt_jax.fleet.traffic import Slice, atoms_of, route, running_sums, sli
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.laws.routing import router_edges
 from fleetopt_jax.optimize import coupled, exact
-from fleetopt_jax.optimize.candidates import make_caps, score_batch
+from fleetopt_jax.optimize.candidates import make_caps, score_batch, weight_rows
 from fleetopt_jax.optimize.graph import Boundaries
 from fleetopt_jax.optimize.plan import Infeasible
 from fleetopt_jax.optimize.problem import Problem, make_problem
@@ -83,11 +83,18 @@ def cheapest_of_all(problem: Problem, windows: np.ndarray) -> float:
     rows = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % 256, axis=0)])  # few shapes, few compilations
     rows = np.column_stack([rows, np.full(len(rows), problem.window_tokens)])
     gammas = np.column_stack([np.full((len(rows), k - 1), problem.gamma), np.ones(len(rows))])
-    how = dict(assumptions=problem.assumptions, objective=problem.objective_weights)
     best = np.inf
     for chosen in itertools.product(problem.specs, repeat=k):
-        fleet, caps = problem.fleet(chosen, np.ones(k), np.ones(k), np.ones(k)), make_caps(problem, chosen)
-        costs, _ = score_batch(fleet, rows, gammas, problem.workload, problem.slo, caps=caps, **how)
+        costs, _ = score_batch(
+            problem.fleet(chosen, np.ones(k), np.ones(k), np.ones(k)),
+            rows,
+            gammas,
+            problem.workload,
+            problem.slo,
+            assumptions=problem.assumptions,
+            objective=weight_rows([problem.objective_weights], chosen),
+            caps=make_caps(problem, chosen),
+        )
         best = min(best, float(costs.min()))
     return best
 

@@ -10,16 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.cli.main import main
+from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.limits import held
-from fleetopt_jax.fleet.traffic import running_sums
-from fleetopt_jax.optimize.plan import Plan, Problem, make_budget, make_problem, plan_to_json, tuned_choice, usage
+from fleetopt_jax.fleet.resources import make_budget
+from fleetopt_jax.fleet.traffic import atoms_of, running_sums
+from fleetopt_jax.optimize.plan import Infeasible, Plan, is_plan
+from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.relaxed import smoothed
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
 
 REACHES = 0.998  # of the certified optimum's tok/J
@@ -33,12 +37,10 @@ def assert_held(plan: Plan) -> None:
     assert plan.status == "feasible"  # never claims what it has not tried
     assert held(plan.metrics.pools, plan.problem.slo)
     assert float(plan.metrics.unserved_frac) < 1e-9
-    for name, used in usage(plan.problem.budget, plan.choices, plan.metrics).items():
+    for name, used in plan.used.items():
         assert used <= plan.problem.budget.caps[name] * (1 + BOUND_HOLDS)
-    fleet = plan.fleet
-    numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in ("window_tokens", "gamma", "n_instances")}
-    assert all(n == int(n) for n in numbers["n_instances"])
-    assert (evaluate_given(plan.problem, plan.choices, **numbers).binding) is None
+    assert all(n == int(n) for n in plan.fleet.n_instances)
+    assert with_fleet(plan, plan.fleet).binding is None
     if plan.search.lower_bound is not None:
         assert plan.search.gap >= -BOUND_HOLDS
 
@@ -62,7 +64,7 @@ def coupled(problem: Problem, rng: np.random.Generator) -> Problem:
     """A random budget that some fleet may keep: a part of the way from what the cheapest fleet uses to the least."""
     best = optimize(problem, "exact")
     used = {name: float(getattr(best.metrics, name)) for name in ("n_gpus", "power_w", "usd_per_h")}
-    n_b200 = sum(float(n) for n, c in zip(best.metrics.pools.n_gpus, best.choices) if c.gpu == "b200")
+    n_b200 = sum(float(n) for n, kind in zip(best.metrics.pools.n_gpus, best.kinds) if kind == "b200")
     caps = dict(gpus_of={"b200": float(np.floor(n_b200 * rng.uniform(0.2, 1.2)))})
     match rng.integers(3):
         case 0:
@@ -74,7 +76,7 @@ def coupled(problem: Problem, rng: np.random.Generator) -> Problem:
 
 def test_the_table_is_the_running_sums_seen_by_a_router_that_errs(h100, small_workload):
     """Nothing at the first row, everything at the last, whatever the width; never falling in between."""
-    sums = running_sums(h100.engine, small_workload, PUBLISHED, compresses=False)
+    sums = running_sums(build(h100).prefill, atoms_of(small_workload, PUBLISHED), PUBLISHED, compresses=False)
     total = total_tokens(small_workload)
     table = smoothed(sums, total, jnp.log(total[jnp.array([0, -1])]))
     everything = jnp.concatenate([jnp.atleast_1d(x[-1]) for x in jax.tree.leaves(sums.own)])
@@ -94,8 +96,8 @@ def test_the_gradient_comes_close_to_the_exact_search_and_keeps_any_budget(h100,
         free = published_problem(workload, [h100, b200], n_pools=3, objective=objective)
         problem = replace(free, budget=make_budget(gpus_of={"b200": 1e6})) if i < 2 else coupled(free, rng)
         best, found = optimize(problem, "exact"), optimize(problem, "gradient")
-        if best.status == "infeasible":
-            assert found.status == "infeasible"
+        if isinstance(best, Infeasible):
+            assert isinstance(found, Infeasible)
             continue
         assert_held(found)
         kept += 1
@@ -108,12 +110,12 @@ def test_the_gradient_comes_close_to_the_exact_search_and_keeps_any_budget(h100,
 @pytest.mark.parametrize("assume", ["published", "physical"])
 def test_the_gradient_comes_close_to_the_exact_search_on_traces(assume):
     assumptions = {"published": PUBLISHED, "physical": PHYSICAL}[assume]
-    engine = {"published": "projected", "physical": "measured"}[assume]
+    source = {"published": "projected", "physical": "measured"}[assume]
     for name in ("azure-conv", "azure-code", "azure-cdf", "lmsys-cdf", "mooncake-conv"):
         workload, slo = load_workload(name), make_slo(ttft_p99_s=20.0 if name == "mooncake-conv" else 3.0)
         for gpu, k in (("h100", 2), ("b200", 3), ("h100", 4)):
-            choice = engine_choice(gpu, engine=engine)
-            problem = make_problem(workload, [choice], n_pools=k, slo=slo, assume=assume, assumptions=assumptions)
+            spec = EngineSpec(gpu, source=source)
+            problem = make_problem(workload, [spec], n_pools=k, slo=slo, assume=assume, assumptions=assumptions)
             best, found = optimize(problem, "exact"), optimize(problem, "gradient")
             assert_held(found)
             assert in_tok_per_j(found) >= REACHES * in_tok_per_j(best), (name, gpu, k)
@@ -128,7 +130,7 @@ def test_the_gradient_comes_close_to_brute_force_within_a_budget(h100, b200):
         workload = lengths(40, rng.uniform(8_000.0, 40_000.0), i, rng.uniform(50.0, 500.0))
         problem = coupled(published_problem(workload, [h100, b200]), rng)
         best, found = optimize(problem, "grid"), optimize(problem, "gradient")
-        if best.status == "infeasible":
+        if isinstance(best, Infeasible):
             continue
         assert best.status == "optimal"
         assert_held(found)
@@ -149,15 +151,15 @@ def test_a_searched_gamma_is_not_worse_than_none(h100, small_workload):
 def test_a_free_clock_saves_energy_and_its_plan_evaluates_to_itself(tmp_path, capsys):
     """Against every clock by itself; and as a file, through the door."""
     workload = with_rate(load_workload("azure-conv"), 200.0)
-    problem = make_problem(workload, [engine_choice("h100")], slo=make_slo(ttft_p99_s=3.0), workload_name="azure-conv")
+    problem = make_problem(workload, [EngineSpec("h100")], slo=make_slo(ttft_p99_s=3.0), workload_name="azure-conv")
     found = optimize(replace(problem, free=("clock", "max_num_seqs")), "gradient")
     assert_held(found)
     by_clock = [
-        optimize(replace(problem, choices=(tuned_choice(problem.choices[0], clock_frac=clock),)), "exact")
+        optimize(problem.serving(specs=(replace(problem.specs[0], clock_frac=clock),)), "exact")
         for clock in (0.5, 0.7, 0.85, 1.0)
     ]
-    assert in_tok_per_j(found) >= REACHES * max(in_tok_per_j(plan) for plan in by_clock if plan.metrics)
-    assert any(choice.clock_frac < 1.0 for choice in found.choices)
+    assert in_tok_per_j(found) >= REACHES * max(in_tok_per_j(plan) for plan in by_clock if is_plan(plan))
+    assert any(spec.clock_frac < 1.0 for spec in found.specs)
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan_to_json(found)))
     assert main(["evaluate", str(path), "--json"]) == 0
@@ -168,8 +170,8 @@ def test_a_free_clock_saves_energy_and_its_plan_evaluates_to_itself(tmp_path, ca
 @pytest.mark.slow
 def test_the_gradient_is_between_brute_force_and_the_exact_search(h100, b200, small_workload):
     """The windows of the exact search are all whole ones; those of the grid are the lengths of the requests."""
-    for choice, rate in ((h100, 200.0), (b200, 1000.0)):
-        problem = published_problem(with_rate(small_workload, rate), [choice])
+    for spec, rate in ((h100, 200.0), (b200, 1000.0)):
+        problem = published_problem(with_rate(small_workload, rate), [spec])
         best, exact, found = (optimize(problem, method) for method in ("grid", "exact", "gradient"))
         assert_held(found)
         assert in_tok_per_j(found) >= REACHES * in_tok_per_j(best)
@@ -180,7 +182,7 @@ def test_the_gradient_is_between_brute_force_and_the_exact_search(h100, b200, sm
 def test_what_cannot_be_tuned_is_refused(h100, small_workload):
     with pytest.raises(ValueError, match="paged"):
         published_problem(small_workload, [h100], free=("max_num_seqs",))
-    roofline = engine_choice("h100", "llama-3.1-8b", 1, engine="projected")
+    roofline = EngineSpec("h100", "llama-3.1-8b", 1, source="projected")
     with pytest.raises(ValueError, match="clock"):
         published_problem(small_workload, [roofline], free=("clock",))
     problem = published_problem(small_workload, [h100], free=("clock",))

@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 
 import fleetopt_jax as fo
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.catalog.workloads import load_workload
+from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.fleet.assumptions import PUBLISHED
+from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.kv_cache import make_kv_capacity, max_sequences
-from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, make_problem, plan_to_json, thresholds
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.optimize.plan import Infeasible, Plan, is_plan, require_plan
+from fleetopt_jax.optimize.problem import Method, Problem, make_problem, thresholds
+from fleetopt_jax.optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, total_tokens, with_rate
 
 GRADIENT_REACHES = 0.998  # of the exhaustive search's tok/J
@@ -41,9 +45,14 @@ def assert_within_limits(plan: Plan) -> None:
 
 def given(plan: Plan) -> Plan:
     """The same fleet, as if a person had typed it in."""
-    fleet = plan.fleet
-    numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in ("window_tokens", "gamma", "n_instances")}
-    return evaluate_given(plan.problem, plan.choices, **numbers)
+    return with_fleet(plan, plan.fleet)
+
+
+def infeasible(problem: Problem, method: Method | None = None) -> Infeasible:
+    """The refusal of a problem that no fleet solves."""
+    answer = optimize(problem, method)
+    assert isinstance(answer, Infeasible)
+    return answer
 
 
 # --- brute force in plain Python ------------------------------------------------------------------------------------
@@ -59,9 +68,9 @@ def waiting_probability(servers: int, load: float) -> float:
     return 1.0 / (1.0 + (inverse_b - 1.0) * (1.0 - load / servers))
 
 
-def least_pool(choice: EngineChoice, window: float, requests: list, rate: float, limit_s: float) -> tuple[float, float]:
+def least_pool(engine: Engine, window: float, requests: list, rate: float, limit_s: float) -> tuple[float, float]:
     """(watts of one GPU an instance, output tokens per second) of the least instances; inf W where none do."""
-    engine, step = choice.engine, choice.engine.decode
+    step = engine.decode
     if not requests:
         return 0.0, 0.0
     n_max = min(int(float(engine.kv.slot_tokens) / window), int(float(engine.kv.n_blocks) / math.ceil(window / 16)))
@@ -107,7 +116,7 @@ def brute_force(problem: Problem) -> dict[float, float]:
     """tok/J by short window: two pools, every window at which the traffic of the short one changes."""
     requests = list(zip(lengths(problem), np.asarray(problem.workload.weight).tolist(), strict=True))
     rate, limit_s = float(problem.workload.arrival_rate_per_s), float(problem.slo.ttft_p99_s)
-    (choice,) = problem.choices
+    (engine,) = problem.engines
     found = {}
     for window in {*lengths(problem), *(math.ceil(x / problem.gamma) for x in lengths(problem)), problem.window_tokens}:
         edge = window * problem.gamma
@@ -115,8 +124,8 @@ def brute_force(problem: Problem) -> dict[float, float]:
             found[window] = 0.0  # the last pool would be empty and dropped, and with it the window that was promised
             continue
         pools = (
-            least_pool(choice, window, [r for r in requests if r[0] <= edge], rate, limit_s),
-            least_pool(choice, problem.window_tokens, [r for r in requests if r[0] > edge], rate, limit_s),
+            least_pool(engine, window, [r for r in requests if r[0] <= edge], rate, limit_s),
+            least_pool(engine, problem.window_tokens, [r for r in requests if r[0] > edge], rate, limit_s),
         )
         found[window] = sum(tok for _, tok in pools) / sum(watts for watts, _ in pools)
     return found
@@ -124,9 +133,9 @@ def brute_force(problem: Problem) -> dict[float, float]:
 
 @pytest.mark.slow
 def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
-    for choice, gamma, rate, ttft_s in ((h100, 1.0, 200.0, 0.5), (b200, 1.5, 200.0, 0.5), (h100, 1.25, 2.0, 0.3)):
+    for spec, gamma, rate, ttft_s in ((h100, 1.0, 200.0, 0.5), (b200, 1.5, 200.0, 0.5), (h100, 1.25, 2.0, 0.3)):
         slo = make_slo(ttft_p99_s=ttft_s)
-        problem = published_problem(with_rate(small_workload, rate), [choice], gamma=gamma, slo=slo)
+        problem = published_problem(with_rate(small_workload, rate), [spec], gamma=gamma, slo=slo)
         by_window = brute_force(problem)
         plan = optimize(problem, "grid")
         assert plan.status == "optimal"
@@ -157,7 +166,7 @@ def test_more_pools_are_never_worse(h100, small_workload, most):
 
 @pytest.mark.slow
 def test_more_engines_are_never_worse(h100, b200, small_workload):
-    alone = [optimize(published_problem(small_workload, [choice]), "grid") for choice in (h100, b200)]
+    alone = [optimize(published_problem(small_workload, [spec]), "grid") for spec in (h100, b200)]
     both = optimize(published_problem(small_workload, [h100, b200]), "grid")
     assert float(both.metrics.tok_per_j) >= max(float(plan.metrics.tok_per_j) for plan in alone)
     assert both.search.n_evaluated == 2 * sum(plan.search.n_evaluated for plan in alone)
@@ -197,37 +206,36 @@ def test_a_plan_holds_its_limits_and_evaluates_to_itself(h100, small_workload):
 
 def test_one_instance_less_breaks_a_limit(h100, small_workload):
     plan = optimize(published_problem(small_workload, [h100]))
-    for k in range(len(plan.choices)):
-        fewer = plan.fleet.n_instances.at[k].add(-1)
-        broken = given(dataclasses.replace(plan, fleet=dataclasses.replace(plan.fleet, n_instances=fewer)))
+    for k in range(len(plan.specs)):
+        fewer = np.asarray(plan.fleet.n_instances) - (np.arange(len(plan.specs)) == k)
+        broken = with_fleet(plan, plan.fleet.with_instances(fewer))
         assert broken.status == "infeasible"
-        assert broken.binding["limit"] in ("utilization", "ttft_p99_s")
-        assert broken.binding["value"] > broken.binding["asked"]
+        assert broken.binding.limit in ("utilization", "ttft_p99_s")
+        assert broken.binding.value > broken.binding.asked
 
 
 def test_infeasible_says_what_is_reachable(h100, small_workload):
-    plan = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
-    assert plan.status == "infeasible"
-    assert plan.fleet is None
-    assert plan.metrics is None
-    assert plan.binding["limit"] == "ttft_p99_s"
-    assert plan.binding["asked"] == 1e-3
-    nearest = plan.binding["nearest_feasible"]
+    answer = infeasible(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
+    assert answer.status == "infeasible"
+    assert not is_plan(answer)
+    assert answer.binding.limit == "ttft_p99_s"
+    assert answer.binding.asked == 1e-3
+    nearest = answer.binding.nearest_feasible
+    with pytest.raises(ValueError, match=f"no fleet holds ttft_p99_s = 0.001; the nearest feasible is {nearest:g}"):
+        require_plan(answer)
     enough = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=nearest * (1 + 1e-9))))
     assert_within_limits(enough)
     # Limits are compared to 1e-9: a shortfall must be larger to count.
-    short = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=nearest * (1 - 1e-8))))
-    assert short.status == "infeasible"
-    assert optimize(short.problem, "gradient").status == "infeasible"
+    short = infeasible(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=nearest * (1 - 1e-8))))
+    infeasible(short.problem, "gradient")
 
 
 def test_a_window_no_engine_can_hold_is_infeasible(h100, small_workload):
-    cache = make_kv_capacity(n_blocks=1000, slot_tokens=float(h100.engine.kv.slot_tokens))
-    choice = dataclasses.replace(h100, engine=dataclasses.replace(h100.engine, kv=cache))
-    plan = optimize(published_problem(small_workload, [choice]))
-    assert plan.status == "infeasible"
-    assert plan.binding["limit"] == "window_tokens"
-    held = plan.binding["nearest_feasible"]
+    cache = make_kv_capacity(n_blocks=1000, slot_tokens=float(build(h100).kv.slot_tokens))
+    spec = dataclasses.replace(h100, laws=OwnLaws(kv=cache))
+    binding = infeasible(published_problem(small_workload, [spec])).binding
+    assert binding.limit == "window_tokens"
+    held = binding.nearest_feasible
     assert max_sequences(cache, held) == 1
     assert max_sequences(cache, held + 1) == 0
 
@@ -302,8 +310,8 @@ def test_the_plan_file_has_the_fields_others_read(h100, small_workload):
 
 
 def test_an_infeasible_plan_file_has_no_metrics(h100, small_workload):
-    plan = optimize(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
-    document = json.loads(json.dumps(plan_to_json(plan), allow_nan=False))
+    answer = infeasible(published_problem(small_workload, [h100], slo=make_slo(ttft_p99_s=1e-3)))
+    document = json.loads(json.dumps(plan_to_json(answer), allow_nan=False))
     assert set(document) >= PLAN_FIELDS | {"binding"}
     assert (document["status"], document["pools"], document["metrics"]) == ("infeasible", [], None)
     assert document["binding"]["nearest_feasible"] > 1e-3
@@ -320,7 +328,7 @@ def test_the_room_is_its_entry(h100, small_workload):
 
 
 def tok_per_j(workload: Workload, gpu: str, method: str = "grid") -> float:
-    plan = optimize(published_problem(workload, [engine_choice(gpu, engine="projected")]), method)
+    plan = optimize(published_problem(workload, [EngineSpec(gpu, source="projected")]), method)
     assert_within_limits(plan)
     return float(plan.metrics.tok_per_j)
 
@@ -347,7 +355,7 @@ def test_two_pools_reach_the_known_optimum(name, gpu, at_least):
 @pytest.mark.parametrize("name", ["azure-conv", "azure-code", "mooncake-conv"])
 def test_gradient_comes_close_to_the_exhaustive_search_on_traces(name):
     workload = load_workload(name)
-    problem = published_problem(workload, [engine_choice("h100", engine="projected")], slo=make_slo(ttft_p99_s=2.0))
+    problem = published_problem(workload, [EngineSpec("h100", source="projected")], slo=make_slo(ttft_p99_s=2.0))
     best, found = optimize(problem, "grid"), optimize(problem, "gradient")
     assert_within_limits(found)
     assert float(found.metrics.tok_per_j) >= GRADIENT_REACHES * float(best.metrics.tok_per_j)
@@ -356,8 +364,8 @@ def test_gradient_comes_close_to_the_exhaustive_search_on_traces(name):
 @pytest.mark.slow
 def test_gradient_searches_engines_without_a_slot_cap(small_workload):
     """The roofline engines of the catalog: any GPU and LLM the paper did not calibrate."""
-    choice = engine_choice("h100", "llama-3.1-8b", 1, engine="projected")
-    problem = published_problem(small_workload, [choice], slo=make_slo(ttft_p99_s=2.0))
+    spec = EngineSpec("h100", "llama-3.1-8b", 1, source="projected")
+    problem = published_problem(small_workload, [spec], slo=make_slo(ttft_p99_s=2.0))
     best, found = optimize(problem, "grid"), optimize(problem, "gradient")
     assert best.gain_vs_homogeneous > 1.05
     assert float(found.metrics.tok_per_j) >= GRADIENT_REACHES * float(best.metrics.tok_per_j)

@@ -6,21 +6,22 @@ import jax
 import numpy as np
 import pytest
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.assumptions import PHYSICAL
 from fleetopt_jax.fleet.evaluate import evaluate
-from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.fleet.fleet import fleet_of, make_slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, make_problem, thresholds
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.optimize.plan import Infeasible, Plan
+from fleetopt_jax.optimize.problem import Problem, make_problem, thresholds
+from fleetopt_jax.optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 
 
 @pytest.fixture(scope="module")
-def choice() -> EngineChoice:
+def spec() -> EngineSpec:
     """Llama-3.1-70B on eight H100 by the measured law."""
-    return engine_choice("h100")
+    return EngineSpec("h100")
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +36,16 @@ def workload() -> Workload:
 @jax.jit
 def alone(engines, windows, gamma, workload, slo):
     """One candidate by itself."""
-    fleet = size_fleet(engines, windows, gamma, workload, slo, PHYSICAL)
+    fleet = size_fleet(fleet_of(engines, windows, gamma, np.ones(len(engines))), workload, slo, PHYSICAL)
     return fleet, evaluate(fleet, workload, PHYSICAL)
 
 
 def brute_force(problem: Problem) -> dict[float, float]:
     """tok/J by short window, each candidate sized and evaluated alone; 0 where it holds no limit."""
     found = {}
-    (choice,) = problem.choices
     for window in thresholds(problem):
         windows, gamma = np.array([window, problem.window_tokens]), np.array([problem.gamma, 1.0])
-        fleet, metrics = alone((choice.engine,) * 2, windows, gamma, problem.workload, problem.slo)
+        fleet, metrics = alone(problem.engines * 2, windows, gamma, problem.workload, problem.slo)
         sized = bool(np.all(np.isfinite(fleet.n_instances)))
         serves = window * problem.gamma < float(problem.workload.longest_tokens) or window == problem.window_tokens
         assert not sized or held(metrics.pools, problem.slo)
@@ -57,23 +57,21 @@ def assert_held(plan: Plan) -> None:
     assert plan.status in ("optimal", "feasible")
     assert held(plan.metrics.pools, plan.problem.slo)
     assert float(plan.metrics.unserved_frac) < 1e-9
-    fleet = plan.fleet
-    numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in ("window_tokens", "gamma", "n_instances")}
-    again = evaluate_given(plan.problem, plan.choices, **numbers)
+    again = with_fleet(plan, plan.fleet)
     assert (again.status, again.binding) == ("feasible", None)
     assert float(again.metrics.tok_per_j) == pytest.approx(float(plan.metrics.tok_per_j), rel=1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["pool", "fleet"])
-def test_grid_is_the_best_of_all_candidates(choice, workload, scope):
+def test_grid_is_the_best_of_all_candidates(spec, workload, scope):
     for gamma, rate, limits in (
         (1.0, 60.0, dict(ttft_p99_s=1.0)),
         (1.5, 60.0, dict(ttft_p99_s=0.3, ttft_s_per_token=1e-4)),
         (1.0, 400.0, dict(ttft_p99_s=1.5, itl_s=0.02)),
     ):
         slo = make_slo(scope=scope, **limits)
-        problem = make_problem(with_rate(workload, rate), [choice], gamma=gamma, slo=slo)
+        problem = make_problem(with_rate(workload, rate), [spec], gamma=gamma, slo=slo)
         by_window = brute_force(problem)
         plan = optimize(problem, "grid")
         assert_held(plan)
@@ -85,19 +83,19 @@ def test_grid_is_the_best_of_all_candidates(choice, workload, scope):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["pool", "fleet"])
-def test_infeasible_names_what_is_reachable(choice, workload, scope):
+def test_infeasible_names_what_is_reachable(spec, workload, scope):
     """Asked again for what was named, a little rounded up, until all is held."""
     named, method = [], "exact" if scope == "pool" else "grid"
     for limits in (dict(ttft_p99_s=0.01), dict(ttft_p99_s=2.0, itl_s=0.005), dict(ttft_p99_s=0.01, itl_s=0.005)):
         for _ in range(3):
-            problem = make_problem(workload, [choice], slo=make_slo(scope=scope, **limits))
+            problem = make_problem(workload, [spec], slo=make_slo(scope=scope, **limits))
             plan = optimize(problem, method)
-            if plan.status != "infeasible":
+            if isinstance(plan, Plan):
                 break
-            limit, nearest = plan.binding["limit"], plan.binding["nearest_feasible"]
-            assert limits[limit] == plan.binding["asked"] < nearest < math.inf
+            limit, nearest = plan.binding.limit, plan.binding.nearest_feasible
+            assert limits[limit] == plan.binding.asked < nearest < math.inf
             short = make_slo(scope=scope, **{**limits, limit: nearest * (1 - 1e-6)})
-            assert optimize(make_problem(workload, [choice], slo=short), method).status == "infeasible"
+            assert isinstance(optimize(make_problem(workload, [spec], slo=short), method), Infeasible)
             limits = {**limits, limit: nearest * (1 + 1e-6)}
             named.append(limit)
         assert_held(plan)
@@ -105,13 +103,13 @@ def test_infeasible_names_what_is_reachable(choice, workload, scope):
 
 
 @pytest.mark.slow
-def test_gradient_comes_close_to_the_exhaustive_search(choice, workload):
+def test_gradient_comes_close_to_the_exhaustive_search(spec, workload):
     for scope, rate, gamma, limits in (
         ("pool", 400.0, 1.0, dict(ttft_p99_s=1.5, itl_s=0.02)),
         ("fleet", 60.0, None, dict(ttft_p99_s=1.0)),
     ):
         slo = make_slo(scope=scope, **limits)
-        problem = make_problem(with_rate(workload, rate), [choice], gamma=gamma, slo=slo)
+        problem = make_problem(with_rate(workload, rate), [spec], gamma=gamma, slo=slo)
         best, found = optimize(problem, "grid"), optimize(problem, "gradient")
         assert_held(found)
         assert found.status == "feasible"
