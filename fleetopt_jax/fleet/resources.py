@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.errors import unknown_name
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.engine import Engine
@@ -109,7 +110,11 @@ _KIND = "gpus_of."
 
 def weights_of(objective: "Objective | Weights") -> Weights:
     """The weights of an objective by its name; weights are themselves."""
-    return OBJECTIVES[objective] if isinstance(objective, str) else objective
+    if not isinstance(objective, str):
+        return objective
+    if objective not in OBJECTIVES:
+        raise unknown_name("objective", objective, OBJECTIVES)
+    return OBJECTIVES[objective]
 
 
 def limit_weights(limit: str) -> Weights:

@@ -1,7 +1,7 @@
 """Scoring many candidate fleets at once, and walking downhill from one of them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import jax
@@ -33,40 +33,48 @@ MAX_NEIGHBOURS = 16_384  # candidates of one move of the coordinate search
 
 
 @pytree
+class WeightRows:
+    """`Weights` as numbers that a compiled search holds: Q of them, of a fleet with K engines."""
+
+    of_totals: Array  # over watts, USD/h, kg CO2/h and GPUs of all pools [Q, 4]
+    of_gpus: Array  # further, over the GPUs of each engine [Q, K]
+
+    def used(self, totals: Resources, gpus: Array) -> Array:
+        """The weighted sums [Q] of a fleet's totals and of the GPUs of each of its engines [K]."""
+        plain = jnp.stack([totals.power_w, totals.usd_per_h, totals.kg_co2_per_h, totals.n_gpus])
+        return self.of_totals @ plain + self.of_gpus @ gpus
+
+
+def weight_rows(weights: Iterable[Weights], specs: Sequence[EngineSpec]) -> WeightRows:
+    """The weights, of a fleet whose pools have these engines."""
+    weights = list(weights)
+    of_totals = [[each.power_w, each.usd_per_h, each.kg_co2_per_h, each.n_gpus] for each in weights]
+    of_gpus = [[each.gpus_of.get(spec.gpu_name, 0.0) for spec in specs] for each in weights]
+    return WeightRows(
+        **as_floats(of_totals=np.reshape(of_totals, (-1, 4)), of_gpus=np.reshape(of_gpus, (-1, len(specs))))
+    )
+
+
+@pytree
 class Caps:
     """A `Budget` as numbers that a compiled search holds: Q limits, of a fleet with K engines."""
 
     most: Array  # [Q]
-    of_totals: Array  # weights over watts, USD/h, kg CO2/h and GPUs of all pools [Q, 4]
-    of_gpus: Array  # further weights of the GPUs of each engine [Q, K]
+    limits: WeightRows
+
+    def excesses(self, metrics: FleetMetrics) -> Array:
+        """Use of every cap over it, less one [Q]: not positive where it holds."""
+        used = self.limits.used(metrics.resources, metrics.pools.n_gpus)
+        return used / jnp.maximum(self.most, 1e-9) - 1.0
 
 
 def make_caps(problem: Problem, specs: Sequence[EngineSpec]) -> Caps:
     """The caps of a fleet whose pools have these engines."""
-    weights = problem.limit_weights.values()
-    of_totals = [[each.power_w, each.usd_per_h, each.kg_co2_per_h, each.n_gpus] for each in weights]
-    of_gpus = [[each.gpus_of.get(spec.gpu_name, 0.0) for spec in specs] for each in weights]
-    return Caps(
-        **as_floats(
-            most=list(problem.budget.caps.values()),
-            of_totals=np.reshape(of_totals, (-1, 4)),
-            of_gpus=np.reshape(of_gpus, (-1, len(specs))),
-        )
-    )
+    most = list(problem.budget.caps.values())
+    return Caps(limits=weight_rows(problem.limit_weights.values(), specs), **as_floats(most=most))
 
 
-def cap_usage(caps: Caps, totals: Resources, gpus: Array) -> Array:
-    """What a fleet uses of every cap [Q]: its totals, and the GPUs of each engine [K]."""
-    plain = jnp.stack([totals.power_w, totals.usd_per_h, totals.kg_co2_per_h, totals.n_gpus])
-    return caps.of_totals @ plain + caps.of_gpus @ gpus
-
-
-def cap_excesses(metrics: FleetMetrics, caps: Caps) -> Array:
-    """Use of every cap over it, less one [Q]: not positive where it holds."""
-    return cap_usage(caps, metrics.resources, metrics.pools.n_gpus) / jnp.maximum(caps.most, 1e-9) - 1.0
-
-
-@partial(jax.jit, static_argnames=("assumptions", "objective"))
+@partial(jax.jit, static_argnames="assumptions")
 def score_batch(
     fleet: Fleet,
     window_tokens: Array,
@@ -75,7 +83,7 @@ def score_batch(
     slo: Slo,
     *,
     assumptions: Assumptions,
-    objective: Weights,
+    objective: WeightRows,
     caps: Caps,
 ) -> tuple[Array, Array]:
     """(costs [M], instances [M, K]) of M candidates, `fleet` with windows and gammas [M, K], each sized to hold `slo`.
@@ -89,9 +97,10 @@ def score_batch(
         sized = there.with_instances(instances_for(there, traffic, workload, slo, assumptions))
         metrics = fleet_metrics(sized, traffic, workload, assumptions, quantiles=False)
         feasible = _promised(metrics, windows, gammas) & jnp.isfinite(metrics.n_instances)
-        feasible &= jnp.all(cap_excesses(metrics, caps) <= ROUNDING)
+        feasible &= jnp.all(caps.excesses(metrics) <= ROUNDING)
         # Every fleet that holds its limits has the same output, so its weighted resources are what is compared.
-        return jnp.where(feasible, objective.of(metrics.resources), jnp.inf), sized.n_instances
+        (cost,) = objective.used(metrics.resources, metrics.pools.n_gpus)
+        return jnp.where(feasible, cost, jnp.inf), sized.n_instances
 
     # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
     # slowest of its candidates needs, and its numbers stay in the cache.
@@ -184,6 +193,7 @@ class Scorer:
         none = np.ones(len(specs))
         self._fleet = problem.fleet(specs, none, none, none)
         self._caps = make_caps(problem, specs)
+        self._objective = weight_rows([problem.objective_weights], specs)
 
     def _score(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         problem = self.problem
@@ -194,7 +204,7 @@ class Scorer:
             problem.workload,
             problem.slo,
             assumptions=problem.assumptions,
-            objective=problem.objective_weights,
+            objective=self._objective,
             caps=self._caps,
         )
         return np.asarray(found[0]), np.asarray(found[1])

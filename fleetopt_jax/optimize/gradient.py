@@ -22,7 +22,7 @@ from fleetopt_jax.core.struct import stack
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.optimize import coupled, exact
-from fleetopt_jax.optimize.candidates import Candidate, Scorer, best_found, gamma_grid, make_caps
+from fleetopt_jax.optimize.candidates import Candidate, Scorer, best_found, gamma_grid, make_caps, weight_rows
 from fleetopt_jax.optimize.graph import Boundaries
 from fleetopt_jax.optimize.layouts import ManyPools, OnePool, TwoPools
 from fleetopt_jax.optimize.plan import Found, nothing
@@ -107,7 +107,7 @@ def relaxed_optima(problem: Problem, boundaries: Boundaries, known: Sequence[Fou
         caps=make_caps(problem, problem.specs),
         log_ends=ends,
         gamma=jnp.asarray(problem.gamma or 1.0, dtype=float),
-        objective=problem.objective_weights,
+        objective=weight_rows([problem.objective_weights], problem.specs),
         free=(*(["gamma"] if problem.gamma is None else []), *problem.free),
     )
     optimum = solve(relaxed, _starts(problem, boundaries, known))

@@ -189,6 +189,7 @@ def make_problem(
     )
     _check_service(problem)
     _check_assumptions(problem)
+    _check_weights(problem)
     return problem
 
 
@@ -227,9 +228,19 @@ def _check_assumptions(problem: Problem) -> None:
         raise ValueError("need a paged KV cache for a free max_num_seqs: reserved slots are capped by the window")
     if "clock" in problem.free and not all(engine.power.has_clock_law for engine in problem.engines):
         raise ValueError("need power laws with an idle power for a free clock, not the published roofline's")
-    weights = [problem.objective_weights, *problem.limit_weights.values()]
+
+
+def _check_weights(problem: Problem) -> None:
+    objective = problem.objective_weights
+    weights = [objective, *problem.limit_weights.values()]
     if any(each.kg_co2_per_h for each in weights) and not float(problem.around.site.kg_co2_per_kwh) > 0:
         raise ValueError("need kg_co2_per_kwh > 0 to count carbon, got 0")
+    plain = (objective.power_w, objective.usd_per_h, objective.kg_co2_per_h, objective.n_gpus)
+    if not all(0 <= weight < math.inf for weight in (*plain, *objective.gpus_of.values())):
+        raise ValueError(f"need finite weights >= 0 of the objective, got {objective}")
+    prices = problem.prices(objective)
+    if not np.all(prices.per_instance + prices.per_watt > 0):
+        raise ValueError(f"need an objective by which every engine costs something, got {objective}")
 
 
 def demanded_tok_per_s(problem: Problem) -> float:
