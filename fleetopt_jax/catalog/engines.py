@@ -96,7 +96,7 @@ def resolved(spec: EngineSpec) -> EngineSpec:
 @lru_cache(maxsize=4096)
 def engine_entry(spec: EngineSpec) -> EngineEntry:
     """`build`, with how far to trust it."""
-    if not 1 <= spec.tp <= MAX_TP:
+    if not (1 <= spec.tp <= MAX_TP and spec.tp == int(spec.tp)):
         raise BadField("tp", f"{spec.tp}", f"need 1 to {MAX_TP} GPUs per instance")
     if spec.serving not in SERVING:
         raise unknown_name("serving", spec.serving, SERVING)
@@ -119,7 +119,7 @@ def _of_catalog(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
     if spec.source == "projected":
         return _roofline(spec, gpu, llm)
     law = _of_law(spec, gpu, llm)
-    fit = own_fits().get(_names(spec)[:4]) if spec.own_fit and not spec.laws else None
+    fit = own_fits().get(_names(spec)[:4]) if spec.own_fit else None
     return _of_fit(law, fit) if fit else law
 
 
