@@ -1,16 +1,24 @@
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-os.environ["FLEETOPT_CACHE"] = "off"  # every test compiles what it runs
+# One folder of compiled programs for the workers of a run, and for the commands they start as processes: what one test
+# file compiled, another loads. A new one for each run, unless the environment names one, which is kept, or says "off".
+OURS = "FLEETOPT_TEST_CACHE" not in os.environ  # false in the workers, which inherit it
+if OURS:
+    os.environ["FLEETOPT_TEST_CACHE"] = tempfile.mkdtemp(prefix="fleetopt-test-")
+os.environ["FLEETOPT_CACHE"] = os.environ["FLEETOPT_TEST_CACHE"]
 
-import jax
+from fleetopt_jax.cli import backend  # noqa: E402
 
-jax.config.update("jax_enable_x64", True)  # before any test module makes an array: Erlang-C needs float64
+backend.configure()  # before any test module makes an array: Erlang-C needs float64
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
+from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 
 MOST_MEMORY_MAPS = 30_000  # of 65,530 Linux gives a process; compiled programs hold them, and XLA crashes at the end
@@ -23,6 +31,12 @@ def drop_compiled() -> None:
         jax.clear_caches()
 
 
+def pytest_unconfigure():
+    """At the end of the process that made the folder, when its workers have ended."""
+    if OURS:
+        shutil.rmtree(os.environ["FLEETOPT_TEST_CACHE"], ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
 def few_memory_maps():
     """After every test."""
@@ -31,15 +45,15 @@ def few_memory_maps():
 
 
 @pytest.fixture(scope="session")
-def h100() -> EngineSpec:
-    """The paper's H100 engine by its spec."""
-    return EngineSpec("h100", source="projected")
+def h100():
+    """The paper's H100 engine under its catalog names."""
+    return engine_choice("h100", engine="projected")
 
 
 @pytest.fixture(scope="session")
-def b200() -> EngineSpec:
-    """The paper's B200 engine by its spec."""
-    return EngineSpec("b200", source="projected")
+def b200():
+    """The paper's B200 engine under its catalog names."""
+    return engine_choice("b200", engine="projected")
 
 
 @pytest.fixture(scope="session")
