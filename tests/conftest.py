@@ -18,7 +18,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 
 MOST_MEMORY_MAPS = 30_000  # of 65,530 Linux gives a process; compiled programs hold them, and XLA crashes at the end
@@ -45,15 +45,15 @@ def few_memory_maps():
 
 
 @pytest.fixture(scope="session")
-def h100():
-    """The paper's H100 engine under its catalog names."""
-    return engine_choice("h100", engine="projected")
+def h100() -> EngineSpec:
+    """The paper's H100 engine by its spec."""
+    return EngineSpec("h100", source="projected")
 
 
 @pytest.fixture(scope="session")
-def b200():
-    """The paper's B200 engine under its catalog names."""
-    return engine_choice("b200", engine="projected")
+def b200() -> EngineSpec:
+    """The paper's B200 engine by its spec."""
+    return EngineSpec("b200", source="projected")
 
 
 @pytest.fixture(scope="session")
