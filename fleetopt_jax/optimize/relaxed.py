@@ -22,7 +22,7 @@ from fleetopt_jax.fleet.engine import Engine, at_clock
 from fleetopt_jax.fleet.evaluate import pool_metrics
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.limits import itl_excess, ttft_excess
-from fleetopt_jax.fleet.resources import Resources, Weights
+from fleetopt_jax.fleet.resources import Resources
 from fleetopt_jax.fleet.stage import Setting
 from fleetopt_jax.fleet.traffic import (
     PoolTraffic,
@@ -34,7 +34,7 @@ from fleetopt_jax.fleet.traffic import (
     served_traffic,
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
-from fleetopt_jax.optimize.candidates import Caps, cap_usage
+from fleetopt_jax.optimize.candidates import Caps, WeightRows
 from fleetopt_jax.optimize.problem import GAMMA_MAX
 
 N_STEPS = 800
@@ -101,10 +101,10 @@ class Relaxed:
     tables: tuple[Table, ...]  # of each group, at each width, of each of its engines [W, E of the group, ...]
     setting: Setting  # with real rounding
     slo: Slo
-    caps: Caps  # of all engines: `of_gpus` [Q, E]
+    caps: Caps  # of all engines: limits over the GPUs of each [Q, E]
+    objective: WeightRows  # one row
     log_ends: Array  # shortest request and last window, as logs [2]
     gamma: Array  # of the boundaries where it is not searched [-]
-    objective: Weights = static()
     free: tuple[str, ...] = static()  # of "gamma", "max_num_seqs" and "clock"
 
     @property
@@ -294,7 +294,7 @@ def _numbers(asked: Array, engine: Engine, table: Table, relaxed: Relaxed) -> Ar
         engine = at_clock(engine, more.pop(0))
     traffic = _traffic(table, engine, (lower, upper), (lower_edge, upper_edge), relaxed)
     n_instances = jnp.exp(log_instances)
-    pool = pool_metrics(engine, traffic, jnp.exp(upper), n_instances, relaxed.setting, quantiles=False)
+    pool = pool_metrics(engine, traffic, jnp.exp(upper), n_instances, relaxed.setting)
     # Infinite latencies would make the slope of their ratio to the limit 0 * inf.
     pool = replace(pool, ttft_p99_s=jnp.minimum(pool.ttft_p99_s, 1e6), itl_s=jnp.minimum(pool.itl_s, 1e6))
     return jnp.stack(
@@ -319,8 +319,8 @@ def _lagrangian(
     """(ln(cost) + penalty, multipliers to come) of a fleet whose pools' numbers are [K, E, M]."""
     weight = jax.nn.softmax(unknowns.choice / temperature, axis=1)
     *takes, utilization, n_max, ttft, itl, requests, tokens = jnp.moveaxis(pools, -1, 0)
-    totals = Resources(*(jnp.sum(weight * each) for each in takes))
-    cost = relaxed.objective.of(totals)
+    totals, gpus = Resources(*(jnp.sum(weight * each) for each in takes)), jnp.sum(weight * takes[-1], axis=0)
+    (cost,) = relaxed.objective.used(totals, gpus)
     # An engine that is not chosen holds its limits, and counts in those of the whole fleet by its weight.
     limits = [
         utilization / relaxed.slo.max_utilization - 1.0,
@@ -334,7 +334,7 @@ def _lagrangian(
     late = jnp.log(1e-3 + late + 1.0)  # ratios as logarithms: a tail probability runs over decades
     late = weight * late if relaxed.slo.scope == "pool" else late
     caps = relaxed.caps
-    used = cap_usage(caps, totals, jnp.sum(weight * takes[-1], axis=0))
+    used = caps.limits.used(totals, gpus)
     excess = jnp.concatenate(
         [
             (weight * jnp.stack(limits)).ravel(),
