@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.resources import files
+from typing import Literal, cast
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
-from fleetopt_jax.laws.power import make_logistic_power
+from fleetopt_jax.laws.power import ActivityPower, make_logistic_power
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
@@ -123,8 +124,8 @@ def _of_catalog(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
     return _of_fit(law, fit) if fit else law
 
 
-def _names(spec: EngineSpec) -> tuple[str, str, int, str | None, str]:
-    return spec.gpu_name, spec.llm_name, spec.tp, spec.precision, spec.kv_precision
+def _names(spec: EngineSpec) -> tuple[str, str, int, str, str]:
+    return spec.gpu_name, spec.llm_name, spec.tp, spec.precision or "", spec.kv_precision
 
 
 def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:
@@ -206,7 +207,8 @@ class OwnFit:
     """What was fitted to one measured configuration (experiments/fit_engines.py)."""
 
     decode: DecodeStep
-    power: dict[str, float | str]  # "kind" logistic or activity, and its coefficients
+    power_kind: Literal["logistic", "activity"]
+    power: dict[str, float]  # its coefficients
     step_error: float
     power_error: float
     prompt_per_output: float
@@ -220,7 +222,8 @@ def own_fits() -> dict[tuple[str, str, int, str], OwnFit]:
     return {
         (fit["gpu"], fit["llm"], fit["tp"], fit["precision"]): OwnFit(
             decode=make_decode_step(**fit["decode"]),
-            power=fit["power"],
+            power_kind=fit["power"]["kind"],
+            power={name: value for name, value in fit["power"].items() if name != "kind"},
             step_error=fit["step_error"],
             power_error=fit["power_error"],
             prompt_per_output=fit["prompt_per_output"],
@@ -252,13 +255,13 @@ def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
 
 
 def _of_fit(law: EngineEntry, fit: OwnFit) -> EngineEntry:
-    coefficients = dict(fit.power)
-    if coefficients.pop("kind") == "logistic":
-        power = make_logistic_power(**coefficients)
+    if fit.power_kind == "logistic":
+        power = make_logistic_power(**fit.power)
     else:  # shares of the peaks as in the benchmark, whose steps hold its own prefill
         prefill_s = fit.prompt_per_output * law.engine.prefill.per_token_s
         step = replace(fit.decode, per_seq_s=fit.decode.per_seq_s + prefill_s)
-        power = replace(law.engine.power, step=step, **as_floats(**coefficients))
+        activity = cast(ActivityPower, law.engine.power)  # of every engine by the law
+        power = replace(activity, step=step, **as_floats(**fit.power))
     return replace(
         law,
         engine=replace(law.engine, decode=fit.decode, power=power),

@@ -1,6 +1,7 @@
 """Metrics of a fleet under a workload."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import jax
@@ -16,7 +17,7 @@ from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import Resources, resources_of
 from fleetopt_jax.fleet.stage import Setting, setting_of, stage_load, stage_state
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.laws.latency import TtftLaw, ttft_quantile_s
+from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, itl_quantile_s, ttft_quantile_s
 from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")
@@ -65,7 +66,9 @@ class PoolMetrics(_Takes):
     itl_s: Array  # mean inter-token latency [s]
     itl_p99_s: Array  # [s]
     n_instances: Array
+    stable: Array  # whether it keeps up [bool]
     ttft: TtftLaw | None  # its distribution, under assumptions that have one
+    itl: ItlLaw | None  # of the inter-token latency
 
 
 @pytree
@@ -110,13 +113,13 @@ def fleet_metrics(
     """Metrics of `fleet` whose lanes get `traffic` [K], of which a search needs to route but once; see `evaluate`."""
     setting = setting_of(workload, fleet.surroundings, assumptions)
     pools = for_each_lane(
-        lambda engine, pool, window, n: pool_metrics(engine, pool, window, n, setting, quantiles=quantiles),
+        lambda engine, pool, window, n: pool_metrics(engine, pool, window, n, setting),
         fleet.engines,
         traffic,
         fleet.window_tokens,
         fleet.n_instances,
     )
-    return _total(pools, quantiles)
+    return total_metrics(with_quantiles(pools) if quantiles else pools, quantiles=quantiles)
 
 
 def for_each_lane(law: Callable[..., T], engines: tuple[Engine, ...], traffic: PoolTraffic, *numbers: Array) -> T:
@@ -134,10 +137,9 @@ def pool_metrics(
     window_tokens: ArrayLike,
     n_instances: ArrayLike,
     setting: Setting,
-    *,
-    quantiles: bool = True,
 ) -> PoolMetrics:
-    """Metrics of a lane whose one stage is `n_instances` equal instances serving `traffic`; see `evaluate`.
+    """Metrics of a lane whose one stage is `n_instances` equal instances serving `traffic`; see `evaluate`. P99s of
+    distributions stand at inf until `with_quantiles` solves for them.
 
     Load, state, operation, delay, resources: each from the one before (`stage.py`).
     """
@@ -145,7 +147,7 @@ def pool_metrics(
     load = stage_load(engine, traffic, window_tokens, setting)
     state = stage_state(engine, traffic, load, n_instances, setting)
     operation = assumptions.occupancy.operate(state)
-    delay = assumptions.tail.delay(state, operation, quantiles=quantiles)
+    delay = assumptions.tail.delay(state, operation)
 
     n_total = operation.n_decoding + state.instance_per_s * delay.running_s
     slots_frac = safe_div(n_total, load.n_max)  # 0 where all is as published: prefill holds its slot as steps do
@@ -153,9 +155,8 @@ def pool_metrics(
     busy, stable = traffic.traffic_frac > 0, state.stable & (slots_frac < 1.0)
     compressor_w = setting.arrival_rate_per_s * traffic.tried_prompt_tokens * surroundings.compressor.j_per_token
     power_w = assumptions.power_scope.pool_w(engine, surroundings.site, n_instances, operation.gpu_w, compressor_w)
-    served = jnp.where(
-        state.used, 1.0 / jnp.maximum(1.0, state.utilization), 0.0
-    )  # in overload, what slots get through
+    # In overload, what the slots get through.
+    served = jnp.where(state.used, 1.0 / jnp.maximum(1.0, state.utilization), 0.0)
     output_tok_per_s = load.rate_per_s * traffic.output_tokens * served
 
     def if_busy(value: ArrayLike, unstable: ArrayLike = jnp.inf) -> Array:
@@ -179,11 +180,30 @@ def pool_metrics(
         itl_s=if_busy(operation.itl_s, operation.itl_s),
         itl_p99_s=if_busy(delay.itl_p99_s, delay.itl_p99_s),
         n_instances=state.n_instances,
+        stable=stable,
         ttft=delay.ttft,
+        itl=delay.itl,
     )
 
 
-def _total(pools: PoolMetrics, quantiles: bool) -> FleetMetrics:
+def with_quantiles(pools: PoolMetrics) -> PoolMetrics:
+    """The lanes [K] with the P99s of their distributions, where they have any."""
+    if pools.ttft is None or pools.itl is None:
+        return pools
+
+    def one(ttft: TtftLaw, itl: ItlLaw) -> tuple[Array, Array]:
+        return ttft_quantile_s(jax.tree.map(lambda x: x[None], ttft), jnp.ones(1)), itl_quantile_s(itl)
+
+    ttft_s, itl_s = jax.vmap(one)(pools.ttft, pools.itl)
+    # Where nothing is prefilled beside them, all tokens are a mean step apart.
+    itl_s = jnp.where(pools.prefill_frac > 0, jnp.maximum(itl_s, pools.itl_s), pools.itl_s)
+    ttft_s = jnp.where(pools.stable, ttft_s, jnp.inf)
+    busy = pools.traffic_frac > 0
+    return replace(pools, ttft_p99_s=jnp.where(busy, ttft_s, 0.0), itl_p99_s=jnp.where(busy, itl_s, 0.0))
+
+
+def total_metrics(pools: PoolMetrics, *, quantiles: bool = True) -> FleetMetrics:
+    """Metrics of the fleet whose lanes are `pools` [K]; `quantiles` as in `evaluate`."""
     output_tok_per_s = jnp.sum(pools.output_tok_per_s)
     resources = jax.tree.map(jnp.sum, pools.resources)
     worst_s = jnp.max(pools.ttft_p99_s)

@@ -114,7 +114,8 @@ def make_fleet(
         raise ValueError(f"need finite gamma >= 1, got {list(gamma)}")
     if not all(0 <= n < math.inf for n in n_instances):
         raise ValueError(f"need finite n_instances >= 0, got {list(n_instances)}")
-    return fleet_of(engines, *as_floats(w=window_tokens, g=gamma, n=n_instances).values(), surroundings)
+    numbers = as_floats(window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
+    return fleet_of(engines, **numbers, surroundings=surroundings)
 
 
 @pytree

@@ -7,7 +7,7 @@ from jax import Array
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.laws.latency import TAIL_PROBABILITY, ttft_quantile_s, ttft_tail
+from fleetopt_jax.laws.latency import TAIL_PROBABILITY, TtftLaw, ttft_quantile_s, ttft_tail
 
 ROUNDING = 1e-9  # limits are compared this loosely: sums and compiled orders of float64 differ by less
 
@@ -22,17 +22,17 @@ def ttft_excess(pools: PoolMetrics, slo: Slo) -> Array:
     if pools.ttft is None:
         limit_s = slo.ttft_p99_s + slo.ttft_s_per_token * pools.mean_prompt_tokens
         return pools.ttft_p99_s / limit_s - 1.0
-    tail = _tails(pools, slo)
+    tail = _tails(pools.ttft, slo)
     return jnp.where(jnp.isfinite(pools.utilization) & (pools.utilization < 1), tail, 1.0) / TAIL_PROBABILITY - 1.0
 
 
-def _tails(pools: PoolMetrics, slo: Slo) -> Array:
+def _tails(ttft: TtftLaw, slo: Slo) -> Array:
     """P(TTFT > limit) of one pool, or of K."""
 
-    def tail(law) -> Array:
+    def tail(law: TtftLaw) -> Array:
         return ttft_tail(law, slo.ttft_p99_s, slo.ttft_s_per_token)
 
-    return tail(pools.ttft) if jnp.ndim(pools.ttft.wait_probability) == 0 else jax.vmap(tail)(pools.ttft)
+    return tail(ttft) if jnp.ndim(ttft.wait_probability) == 0 else jax.vmap(tail)(ttft)
 
 
 def itl_excess(pools: PoolMetrics, slo: Slo) -> Array:

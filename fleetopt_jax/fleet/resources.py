@@ -36,7 +36,7 @@ class Resources:
 
 def resources_of(engine: Engine, site: Site, n_instances: ArrayLike, power_w: Array) -> Resources:
     """What `n_instances` that draw `power_w` together take."""
-    n_gpus = n_instances * engine.gpus_per_instance
+    n_gpus = jnp.asarray(n_instances) * engine.gpus_per_instance
     return Resources(
         power_w=power_w,
         usd_per_h=_priced(n_gpus, engine.usd_per_gpu_h) + _priced(power_w / KW, site.usd_per_kwh),

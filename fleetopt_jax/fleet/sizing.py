@@ -67,9 +67,7 @@ def required_instances(
     usable = jnp.isfinite(least) & (least > 0)
 
     def holds(n_instances: Array) -> Array:
-        return ~usable | _pool_held(
-            pool_metrics(engine, traffic, window_tokens, n_instances, setting, quantiles=False), slo
-        )
+        return ~usable | _pool_held(pool_metrics(engine, traffic, window_tokens, n_instances, setting), slo)
 
     start = jnp.where(usable, least, 1.0)
     found = _least_true(holds, start, most_instances(start))
@@ -125,7 +123,7 @@ def _share_out(fleet: Fleet, traffic: PoolTraffic, least: Array, slo: Slo, setti
 
     def holds(n: Array) -> Array:
         pools = for_each_lane(
-            lambda engine, pool, window, count: pool_metrics(engine, pool, window, count, setting, quantiles=False),
+            lambda engine, pool, window, count: pool_metrics(engine, pool, window, count, setting),
             engines,
             traffic,
             fleet.window_tokens,

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -195,16 +196,18 @@ class Slice:
 def running_sums(prefill: Prefill, atoms: Atoms, assumptions: Assumptions, *, compresses: bool) -> RunningSums:
     """The sums for `slice_traffic`. Of the engine only its published prefill chunk counts, where that is assumed."""
     eligible = atoms.weight * atoms.compressible
-
-    def running(mass: Array, features: T) -> T:
-        return jax.tree.map(lambda x: _running(mass, x), features)
-
     own = served_features(prefill, atoms, assumptions)
     tried = tried_features(atoms, atoms.columns.output_tokens)
+    weighted = (
+        _weighted(atoms.weight, own),
+        _weighted(eligible, own) if compresses else None,
+        _weighted(eligible, tried) if compresses else None,
+    )
+    of_all, of_eligible, of_tried = _running(weighted)
     return RunningSums(
-        own=running(atoms.weight, own),
-        own_eligible=running(eligible, own) if compresses else None,
-        tried=running(eligible, tried) if compresses else None,
+        own=of_all,
+        own_eligible=of_eligible,
+        tried=of_tried,
         cells=atoms.cells,
         whole_share=atoms.whole_share,
         route_tokens=atoms.columns.route_tokens,
@@ -246,9 +249,20 @@ def nothing_tried() -> TriedSums:
     return TriedSums((nothing,) * OUTPUT_POWERS, nothing, nothing)
 
 
-def _running(weight: Array, x: Array) -> Array:
-    """Weighted sums of the first 0, 1, 2, ... rows."""
-    return jnp.concatenate([jnp.zeros_like(x[:1]), jnp.cumsum((weight * x.T).T, axis=0)])
+def _weighted(mass: Array, features: T) -> T:
+    return jax.tree.map(lambda x: (mass * x.T).T, features)
+
+
+def _running(tree: T) -> T:
+    """Sums of the first 0, 1, 2, ... rows of every leaf. As one matrix: a scan each would take long to compile."""
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [x.reshape(len(x), -1) for x in leaves]
+    matrix = jnp.concatenate(columns, axis=1)
+    sums = jnp.concatenate([jnp.zeros_like(matrix[:1]), jnp.cumsum(matrix, axis=0)])
+    parts = jnp.split(sums, np.cumsum([x.shape[1] for x in columns])[:-1], axis=1)
+    return jax.tree.unflatten(
+        structure, [part.reshape(-1, *x.shape[1:]) for part, x in zip(parts, leaves, strict=True)]
+    )
 
 
 # --- the router -------------------------------------------------------------------------------------------------------
@@ -266,7 +280,7 @@ def route(
     if assumptions.integration != EXACT:
         raise ValueError("need exact integration: the sampled procedure is `published.procedure`'s alone")
     windows = fleet.window_tokens
-    edges = router_edges(windows, assumptions.compression.effective_gamma(fleet.gamma))
+    edges = router_edges(windows, jnp.asarray(assumptions.compression.effective_gamma(fleet.gamma)))
     atoms = atoms_of(workload, assumptions)
     prefills = stack([engine.prefill for engine in fleet.engines])
     compressor = fleet.surroundings.compressor
@@ -357,7 +371,7 @@ def served_traffic(
     cells, whole_share = about
     compression = assumptions.compression
     success = compression.success_frac(compressor)
-    powers = success * jnp.stack(tried.output_powers)
+    powers = jnp.asarray(success) * jnp.stack(tried.output_powers)
     squeezed = compression.squeezed(assumptions.prefill, prefill, window, powers, whole_share, whole=assumptions.whole)
     frac = own.requests + powers[0]
     steps, asked = jax.tree.map(jnp.add, (own.steps, own.demand), squeezed)

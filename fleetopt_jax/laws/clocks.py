@@ -16,6 +16,8 @@ limit in watts acts as the clock that `clock_at_power_w` gives. The records of s
 `at_clock` of their own, made of these functions.
 """
 
+from typing import cast
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -30,15 +32,15 @@ N_NEWTON = 8  # from above on a convex function: converges from 1 to any f >= 0.
 def core_power_frac(clock_frac: ArrayLike) -> Array:
     """Dynamic power of the cores over that at the top clock [-]: f V(f)^2."""
     voltage = VOLTAGE_FLOOR + (1.0 - VOLTAGE_FLOOR) * clock_frac
-    return clock_frac * voltage**2
+    return cast(Array, clock_frac * voltage**2)
 
 
 def dynamic_frac(core_share: ArrayLike, clock_frac: ArrayLike) -> Array:
     """Watts above idle over those at the top clock [-]."""
-    return 1.0 + core_share * (core_power_frac(clock_frac) - 1.0)
+    return cast(Array, 1.0 + core_share * (core_power_frac(clock_frac) - 1.0))
 
 
-def clocked_w(power_w: ArrayLike, idle_w: ArrayLike, core_share: ArrayLike, clock_frac: ArrayLike) -> Array:
+def clocked_w(power_w: Array, idle_w: ArrayLike, core_share: ArrayLike, clock_frac: ArrayLike) -> Array:
     """Board power [W] at `clock_frac` of a GPU that draws `power_w` at the top clock."""
     return idle_w + (power_w - idle_w) * dynamic_frac(core_share, clock_frac)
 
@@ -48,7 +50,7 @@ def clock_at_power_w(power_w: ArrayLike, idle_w: ArrayLike, core_share: ArrayLik
 
     1 where the limit does not bind, `MIN_CLOCK_FRAC` where the limit cannot be held by the clock.
     """
-    asked = 1.0 + (limit_w - power_w) / (core_share * (power_w - idle_w))
+    asked = 1.0 + (limit_w - jnp.asarray(power_w)) / (core_share * (power_w - jnp.asarray(idle_w)))
     core = jnp.clip(asked, core_power_frac(MIN_CLOCK_FRAC), 1.0)
     clock = jnp.ones_like(core)
     for _ in range(N_NEWTON):

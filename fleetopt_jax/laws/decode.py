@@ -11,7 +11,7 @@ A law of your own is a `@pytree` record that derives from `DecodeLaw` and says `
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ class DecodeStep(DecodeLaw):
     def line(self, n_active: ArrayLike, context_tokens: ArrayLike) -> tuple[Array, Array]:
         windowed_s = jnp.where(jnp.less(context_tokens, self.window_tokens), self.windowed_token_s, 0.0)
         slope_s = n_active * (self.per_token_s + windowed_s)
-        return self.step_s(n_active, context_tokens) - slope_s * context_tokens, slope_s
+        return self.step_s(n_active, context_tokens) - slope_s * context_tokens, cast(Array, slope_s)
 
     def slower(self, factor: ArrayLike) -> "DecodeStep":
         times = ("base_s", "expert_s", "per_seq_s", "per_token_s", "windowed_token_s")
@@ -145,4 +145,4 @@ def make_decode_step(
 
 def decode_tok_per_s(law: DecodeLaw, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
     """Output tokens per second of one instance [1/s]: every sequence gains one token an iteration."""
-    return n_active / law.step_s(n_active, context_tokens)
+    return cast(Array, n_active / law.step_s(n_active, context_tokens))

@@ -13,6 +13,8 @@ the study that `laws/occupancy.py` cites P99 TTFT is off by 15 % in the median a
 for random dispatch (median -18 %) and too high for long prompts in bursts to the shortest queue.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -43,7 +45,8 @@ def ttft_tail(law: TtftLaw, limit_s: ArrayLike, slope_s_per_token: ArrayLike = 0
     a = law.least_s - slope_s_per_token * law.shortest_tokens
     b = law.most_s - slope_s_per_token * law.longest_tokens
     low, width = jnp.minimum(a, b), jnp.maximum(jnp.abs(b - a), 1e-12)
-    above = _integrated_tail(law, limit_s - low) - _integrated_tail(law, limit_s - low - width)
+    room_s = cast(Array, limit_s - low)
+    above = _integrated_tail(law, room_s) - _integrated_tail(law, room_s - width)
     return jnp.sum(law.mass * above / width)
 
 
@@ -68,7 +71,7 @@ def ttft_quantile_s(
         tails = jax.vmap(lambda law: ttft_tail(law, limit_s, slope_s_per_token))(laws)
         return jnp.sum(share * tails) - probability
 
-    slack = -slope_s_per_token * jnp.max(laws.longest_tokens)
+    slack = -(slope_s_per_token * jnp.max(laws.longest_tokens))
     longest_s = jnp.max(laws.most_s, axis=-1) - jnp.log(probability) / laws.wait_decay_per_s
     top = jnp.max(jnp.where(share > 0, longest_s, 0.0))
 
@@ -98,7 +101,7 @@ def cycle_moments(
 ) -> tuple[Array, Array]:
     """(mean [s], variance [s^2]) of an iteration: C = t / (1 - f), lambda C E[s^2] / (1 - f^2)."""
     mean_s = step_s / (1.0 - prefill_frac)
-    return mean_s, rate_per_s * mean_s * prefill_square_s2 / (1.0 - prefill_frac**2)
+    return cast(Array, mean_s), cast(Array, rate_per_s * mean_s * prefill_square_s2 / (1.0 - prefill_frac**2))
 
 
 def cycle_wait_s(cycle_s: ArrayLike, cycle_variance_s2: ArrayLike, prefill_frac: ArrayLike) -> Array:
@@ -107,19 +110,24 @@ def cycle_wait_s(cycle_s: ArrayLike, cycle_variance_s2: ArrayLike, prefill_frac:
     A newcomer meets a size-biased iteration: it waits for the rest of it, E[C^2] / (2 C), and then shares its own with
     the work of all who came during it, f E[C^2] / C.
     """
-    return cycle_variance_s2 / (2.0 * cycle_s) * (1.0 + 2.0 * prefill_frac)
+    return cast(Array, cycle_variance_s2 / (2.0 * cycle_s) * (1.0 + 2.0 * prefill_frac))
 
 
-def itl_quantile_s(
-    step_s: ArrayLike,
-    cycle_s: ArrayLike,
-    cycle_variance_s2: ArrayLike,
-    rate_per_s: ArrayLike,
-    prompt_mass: Array,
-    prompt_tokens: Array,
-    prefill: Prefill,
-    probability: float = TAIL_PROBABILITY,
-) -> Array:
+@pytree
+class ItlLaw:
+    """What the distribution of a pool's inter-token latency is made of. Cells [C]; the rest shape (). All may have
+    leading vmap axes."""
+
+    step_s: Array  # a decode step by itself [s]
+    cycle_s: Array  # mean iteration [s]
+    cycle_variance_s2: Array  # [s^2]
+    rate_per_s: Array  # requests to one instance [1/s]
+    prompt_mass: Array  # share of the requests in each cell [C]
+    prompt_tokens: Array  # of a request there [tokens] [C]
+    prefill: Prefill
+
+
+def itl_quantile_s(law: ItlLaw, probability: float = TAIL_PROBABILITY) -> Array:
     """ITL that the share `probability` of the tokens exceeds [s]: a decode step and the prefill in the same iteration.
 
     The longer of two estimates, at most a whole budget of prompt tokens. Where prefill is rare, one chunk: a prompt
@@ -128,23 +136,24 @@ def itl_quantile_s(
     distribution with the mean and variance of the prefill in an iteration (Wilson and Hilferty's cube).
     Error: 11 % in the median, too low (-7 %), most so for bursts to a single instance.
     """
+    prefill, prompt_tokens, cycle_s = law.prefill, law.prompt_tokens, law.cycle_s
     tau1, tau2, budget = prefill.per_token_s, prefill.per_token2_s, prefill.budget_tokens
     full = jnp.floor(prompt_tokens / budget)
     rest = prompt_tokens - full * budget
     chunk_s = jnp.concatenate(
         [rest * (tau1 + tau2 * (prompt_tokens + full * budget)), (tau1 + tau2 * full * budget) * budget]
     )
-    counts = rate_per_s * cycle_s * jnp.concatenate([prompt_mass, prompt_mass * full])
+    counts = law.rate_per_s * cycle_s * jnp.concatenate([law.prompt_mass, law.prompt_mass * full])
     order = jnp.argsort(chunk_s)
     above = jnp.cumsum(counts[order][::-1])[::-1]  # expected chunks an iteration that take at least this long
     rare = -jnp.expm1(-above) <= probability
     one_s = jnp.max(jnp.where(rare, 0.0, chunk_s[order]), initial=0.0)
-    mean_s = cycle_s - step_s
+    mean_s, cycle_variance_s2 = cycle_s - law.step_s, law.cycle_variance_s2
     some = (mean_s > 1e-12) & (cycle_variance_s2 > 1e-18)
     ninth = jnp.where(some, cycle_variance_s2 / jnp.where(some, mean_s, 1.0) ** 2 / 9.0, 0.0)
     z = -jax.scipy.special.ndtri(probability)
     shared_s = jnp.where(
         some, mean_s * jnp.maximum(1.0 - ninth + z * jnp.sqrt(jnp.where(some, ninth, 1.0)), 0.0) ** 3, 0.0
     )
-    deepest = jnp.max(jnp.where(prompt_mass > 0, full * budget, 0.0))
-    return step_s + jnp.minimum(jnp.maximum(one_s, shared_s), (tau1 + tau2 * deepest) * budget)
+    deepest = jnp.max(jnp.where(law.prompt_mass > 0, full * budget, 0.0))
+    return law.step_s + jnp.minimum(jnp.maximum(one_s, shared_s), (tau1 + tau2 * deepest) * budget)

@@ -8,7 +8,7 @@ do not rise.
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ class PowerLaw:
 
     def bent_w(self, watts: ArrayLike, factor: ArrayLike) -> Array:
         """`watts` that this GPU draws, off by a factor; below the power limit where the law knows it."""
-        return watts * factor
+        return cast(Array, watts * factor)
 
     @property
     def has_clock_law(self) -> bool:

@@ -3,6 +3,8 @@
 Symbols: c servers (instances times slots), a = lambda / mu_slot offered load [erlang], rho = a / c.
 """
 
+from typing import cast
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -42,7 +44,7 @@ def log_erlang_b(servers: ArrayLike, offered_load: ArrayLike) -> Array:
 
 def log_erlang_c(servers: ArrayLike, offered_load: ArrayLike) -> Array:
     """ln of the Erlang-C probability of waiting, C = B / (1 - rho (1 - B)), real `servers` >= 1; 0 when unstable."""
-    rho = offered_load / servers
+    rho = jnp.asarray(offered_load / servers)
     usable = jnp.logical_and(rho < 1.0, rho > 0.0)
     safe_load = jnp.where(usable, offered_load, 0.5 * jnp.asarray(servers, dtype=float))
     log_b = log_erlang_b(servers, safe_load)
@@ -98,7 +100,7 @@ def thinned_scv(arrival_scv: ArrayLike, kept_frac: ArrayLike) -> Array:
 
     Exact for renewal streams. Splitting makes any stream more like Poisson.
     """
-    return 1.0 + kept_frac * (arrival_scv - 1.0)
+    return cast(Array, 1.0 + kept_frac * (arrival_scv - 1.0))
 
 
 def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_scv: ArrayLike) -> Array:
@@ -110,11 +112,11 @@ def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_sc
     `thinned_scv` at 1 / N, exact for renewal streams), 0 in turn (exact), in between for the shortest queue.
     """
     n = jnp.maximum(n_instances, 1.0)
-    return arrival_scv / n + (1.0 - 1.0 / n) * regularity_scv
+    return cast(Array, arrival_scv / n + (1.0 - 1.0 / n) * regularity_scv)
 
 
 def _spare_rate(servers: ArrayLike, rate_per_s: ArrayLike, service_s: ArrayLike) -> tuple[Array, Array]:
     """c mu - lambda [1/s], made harmless where it is not positive, and whether it is."""
-    spare_per_s = servers / service_s - rate_per_s
+    spare_per_s = jnp.asarray(servers / service_s - rate_per_s)
     stable = spare_per_s > 0
     return jnp.where(stable, spare_per_s, 1.0), stable

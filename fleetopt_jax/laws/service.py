@@ -33,7 +33,7 @@ class StepMoments:
 
 def step_moments(chunks: ArrayLike, output_tokens: ArrayLike, length_tokens: ArrayLike) -> StepMoments:
     """The features of requests with the given prefill iterations, output and total length [tokens], elementwise."""
-    steps = chunks + output_tokens
+    steps, length_tokens = jnp.asarray(chunks + output_tokens), jnp.asarray(length_tokens)
     return StepMoments(
         chunks=jnp.asarray(chunks),
         steps=steps,

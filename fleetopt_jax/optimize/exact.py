@@ -225,7 +225,8 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
     if not path.steps:
         none = nothing(boundaries.n_evaluated, fleets.description(), certified=fleets.certified)
         return replace(none, by_pools=tuple(each.cost for each in answers))
-    upper = [int(answer.layout.pools.ends(np.array(step.pool))[1]) for step in path.steps]
+    ends = [answer.layout.pools.ends(np.array(step.pool)) for step in path.steps]
+    upper = [int(high) for _, high in ends]
     return Found(
         cost=path.cost,
         specs=tuple(fleets.problem.specs[step.engine] for step in path.steps),
@@ -238,6 +239,9 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
         lower_bound=path.cost if fleets.certified else None,
         by_pools=tuple(each.cost for each in answers),
         homogeneous_w=float(np.min(fleets.layouts[0].pools.watts)),
+        pools=tuple(
+            boundaries.metrics(step.engine, int(low), int(high)) for step, (low, high) in zip(path.steps, ends)
+        ),
     )
 
 

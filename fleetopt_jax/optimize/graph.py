@@ -11,6 +11,7 @@ batched and compiled once:
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ from fleetopt_jax.fleet.traffic import PoolTraffic, RunningSums, Slice, atoms_of
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.optimize.problem import Problem
 from fleetopt_jax.workload.atoms import Workload
+
+T = TypeVar("T")
 
 BOUND_BATCH = 65_536  # pools of one compiled call: fixed, so that a search compiles once
 EXACT_BATCH = 1024
@@ -61,14 +64,15 @@ def bound_batch(sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setti
 
 
 @jax.jit
-def exact_batch(sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setting: Setting) -> tuple[Array, Array]:
-    """(instances, watts) [M] with which pools hold every limit; inf where none do."""
+def exact_batch(
+    sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setting: Setting
+) -> tuple[Array, PoolMetrics]:
+    """(instances [M] with which pools hold every limit, inf where none do; their metrics [M], P99s not solved for)."""
 
-    def exact(pool: Slice) -> tuple[Array, Array]:
+    def exact(pool: Slice) -> tuple[Array, PoolMetrics]:
         traffic = _traffic(sums, engine, pool, setting)
         n = required_instances(engine, traffic, pool.window_tokens, slo, setting)
-        metrics = _watts(engine, traffic, pool.window_tokens, n, setting=setting)
-        return n, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
+        return n, _watts(engine, traffic, pool.window_tokens, n, setting=setting)
 
     return _chunked(exact, pools)
 
@@ -79,12 +83,12 @@ def _traffic(sums: RunningSums, engine: Engine, pool: Slice, setting: Setting) -
 
 def _watts(engine: Engine, traffic: PoolTraffic, window: Array, n: Array, *, setting: Setting) -> PoolMetrics:
     finite = jnp.where(jnp.isfinite(n), n, 1.0)
-    return pool_metrics(engine, traffic, window, finite, setting, quantiles=False)
+    return pool_metrics(engine, traffic, window, finite, setting)
 
 
-def _chunked(law: Callable[[Slice], tuple[Array, Array]], pools: Slice) -> tuple[Array, Array]:
+def _chunked(law: Callable[[Slice], T], pools: Slice) -> T:
     rows = jax.lax.map(jax.vmap(law), jax.tree.map(lambda x: x.reshape(-1, CHUNK), pools))
-    return jax.tree.map(jnp.ravel, rows)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
 class Boundaries:
@@ -125,27 +129,48 @@ class Boundaries:
 
     def bounds(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need at least."""
-        return self._in_batches(bound_batch, BOUND_BATCH, e, lower, upper)
+        found = self._in_batches(bound_batch, BOUND_BATCH, e, lower, upper)
+        return self._if_allowed(lower, upper, found)
 
     def exact(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need."""
-        return self._in_batches(exact_batch, EXACT_BATCH, e, lower, upper)
 
-    def _in_batches(self, kernel, batch: int, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, ...]:
-        problem, n, found = self.problem, len(lower), []
+        def kernel(*about) -> tuple[Array, Array]:
+            n, metrics = exact_batch(*about)
+            return n, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
+
+        return self._if_allowed(lower, upper, self._in_batches(kernel, EXACT_BATCH, e, lower, upper))
+
+    def metrics(self, e: int, lower: int, upper: int) -> PoolMetrics:
+        """Of one pool with engine e and the instances it needs, by the search's own program. P99s are not solved for."""
+        index = np.full(EXACT_BATCH, lower), np.full(EXACT_BATCH, upper)
+        _, metrics = exact_batch(*self._about(e, *index))
+        return jax.tree.map(lambda x: np.asarray(x)[0], metrics)
+
+    def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Engine, Slice, Slo, Setting]:
+        problem = self.problem
+        pools = Slice(
+            window_tokens=self.window_tokens[upper],
+            start=self._window_row[lower],
+            end=self._window_row[upper],
+            lower_edge=self._edge_row[lower],
+            upper_edge=self._edge_row[upper],
+        )
+        return self.sums[e], problem.engines[e], pools, problem.slo, self.setting
+
+    def _in_batches(self, kernel, batch: int, e: int, lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
+        n, found = len(lower), []
         for start in range(0, n, batch):
             rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last pool
-            pools = Slice(
-                window_tokens=self.window_tokens[upper[rows]],
-                start=self._window_row[lower[rows]],
-                end=self._window_row[upper[rows]],
-                lower_edge=self._edge_row[lower[rows]],
-                upper_edge=self._edge_row[upper[rows]],
-            )
-            values = kernel(self.sums[e], problem.engines[e], pools, problem.slo, self.setting)
+            values = kernel(*self._about(e, lower[rows], upper[rows]))
             found.append([np.asarray(each)[: n - start] for each in values])
         self.n_evaluated += n
-        instances, watts = (np.concatenate(each) for each in zip(*found))
+        return [np.concatenate(each) for each in zip(*found)]
+
+    def _if_allowed(
+        self, lower: np.ndarray, upper: np.ndarray, found: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        instances, watts = found
         allowed = self._allowed(lower, upper, instances)
         return np.where(allowed, instances, np.inf), np.where(allowed, watts, np.inf)
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeGuard
 import numpy as np
 
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.fleet.evaluate import FleetMetrics
+from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import usage
 from fleetopt_jax.optimize.problem import Method, Problem
@@ -42,6 +42,7 @@ class Found:
     lower_bound: float | None = None  # of the cost
     by_pools: tuple[float, ...] = ()  # least cost with at most 1, 2, ... pools, where the method knows
     homogeneous_w: float | None = None  # least power of one pool [W]; inf where none holds the limits
+    pools: tuple[PoolMetrics, ...] = ()  # of each, P99s not solved for, where the method has computed them
 
 
 def nothing(n_evaluated: int, candidates: str, *, certified: bool = True) -> Found:
@@ -118,15 +119,12 @@ class Infeasible:
         return "infeasible"
 
 
-Answer = Plan | Infeasible
-
-
-def is_plan(answer: Answer) -> TypeGuard[Plan]:
+def is_plan(answer: Plan | Infeasible) -> TypeGuard[Plan]:
     """Whether there is a fleet that holds the limits."""
     return isinstance(answer, Plan) and answer.binding is None
 
 
-def require_plan(answer: Answer) -> Plan:
+def require_plan(answer: Plan | Infeasible) -> Plan:
     """The plan, or ValueError that says which limit no fleet holds: for scripts that need one."""
     if isinstance(answer, Infeasible):
         binding = answer.binding

@@ -216,7 +216,7 @@ def _check_service(problem: Problem) -> None:
 
 def _check_assumptions(problem: Problem) -> None:
     assumptions, gamma = problem.assumptions, problem.gamma
-    if gamma is not None and float(assumptions.compression.effective_gamma(gamma)) < gamma:
+    if gamma is not None and np.asarray(assumptions.compression.effective_gamma(gamma)) < gamma:
         raise ValueError(f"need gamma <= {MAX_SHRINK:g} where only prompts shrink, got {gamma}")
     if assumptions.integration != EXACT:
         raise ValueError("need exact integration: nobody should search over a noisy sampler")

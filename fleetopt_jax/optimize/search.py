@@ -13,7 +13,8 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
+from fleetopt_jax.core.struct import stack
+from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, evaluate, total_metrics, with_quantiles
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.fleet.resources import Budget, limit_weights
@@ -122,6 +123,11 @@ def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float]
 _excesses = jax.jit(excesses)
 
 
+@jax.jit
+def _from_pools(pools: PoolMetrics) -> FleetMetrics:
+    return total_metrics(with_quantiles(pools))
+
+
 def _plan(
     problem: Problem,
     method: Method | Literal["given"],
@@ -132,11 +138,14 @@ def _plan(
     found: Found | None = None,
 ) -> Plan:
     """A plan of the pools that have traffic, beside the best homogeneous fleet (the one `found` along, if any)."""
-    metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
+    if found is not None and found.pools:
+        metrics = _from_pools(stack(found.pools))
+    else:
+        metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
     used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
     pools = jax.tree.map(lambda x: np.asarray(x)[used], metrics.pools)
-    numbers = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))
-    kept = fleet_of([fleet.engines[k] for k in used], *numbers, fleet.surroundings)
+    windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))
+    kept = fleet_of([fleet.engines[k] for k in used], windows, gammas, n, fleet.surroundings)
     if found is not None and found.homogeneous_w is not None:
         reference = demanded_tok_per_s(problem) / found.homogeneous_w
     else:
@@ -221,7 +230,8 @@ def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     found = [
         scorer.best_latencies(windows[i : i + BATCH], compressed[i : i + BATCH]) for i in range(0, len(windows), BATCH)
     ]
-    return tuple(np.concatenate(each) for each in zip(*found, strict=True))
+    ttft_s, itl_s = (np.concatenate(each) for each in zip(*found, strict=True))
+    return ttft_s, itl_s
 
 
 def _largest_window(problem: Problem) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from typing import cast
 
 import numpy as np
 from jax import Array
@@ -62,7 +63,7 @@ def make_workload(
         )
     order = np.lexsort((output, total))
     return Workload(
-        by_prompt=np.argsort(prompt[order], kind="stable"),
+        by_prompt=cast(Array, np.argsort(prompt[order], kind="stable")),
         **as_floats(
             prompt_tokens=prompt[order],
             output_tokens=output[order],

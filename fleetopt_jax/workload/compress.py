@@ -61,9 +61,9 @@ def _cell(points: np.ndarray, mass: np.ndarray, members: np.ndarray, ticket: int
 
 def compressed(workload: Workload, max_atoms: int) -> Workload:
     """The workload in at most `max_atoms` atoms, its rate, burstiness and longest request kept."""
-    atoms = (np.asarray(x) for x in (workload.prompt_tokens, workload.output_tokens, workload.weight))
+    prompt, output, weight = (np.asarray(x) for x in (workload.prompt_tokens, workload.output_tokens, workload.weight))
     return make_workload(
-        *compress(*atoms, max_atoms),
+        *compress(prompt, output, weight, max_atoms),
         arrival_rate_per_s=float(workload.arrival_rate_per_s),
         arrival_scv=float(workload.arrival_scv),
         longest_tokens=float(workload.longest_tokens),

@@ -48,7 +48,7 @@ class ReservedKv(KvPolicy):
     def occupied_blocks(
         self, kv: KvCapacity, window_tokens: ArrayLike, in_use: ArrayLike, n_active: ArrayLike
     ) -> Array:
-        return n_active * jnp.ceil((window_tokens + kv.fixed_tokens) / BLOCK_TOKENS)
+        return jnp.asarray(n_active) * jnp.ceil((window_tokens + kv.fixed_tokens) / BLOCK_TOKENS)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -33,7 +34,7 @@ class OneGpuPerInstance(PowerScope):
     def pool_w(
         self, engine: Engine, site: Site, n_instances: ArrayLike, gpu_w: ArrayLike, compressor_w: ArrayLike
     ) -> Array:
-        return n_instances * gpu_w
+        return jnp.asarray(n_instances) * gpu_w
 
 
 @dataclass(frozen=True)
