@@ -25,8 +25,8 @@ from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Several, Stock, Sweep, Text
-from fleetopt_jax.core.files import first_problem, read_bytes
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import first_problem, read_bytes
 
 SCHEMA = "fleetopt-scenario/1"
 MAX_BYTES = 2**20  # a scenario is a page of text

@@ -6,18 +6,19 @@ is the preset `physical`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.documents.ledger import LedgerRow
 from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, PUBLISHED, SAMPLED, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.optimize.plan import Answer, Infeasible
+from fleetopt_jax.fleet.surroundings import Surroundings
+from fleetopt_jax.optimize.plan import Infeasible, Plan
 from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.search import homogeneous_tok_per_j, optimize
 from fleetopt_jax.published.procedure import Knots, SampledFleet, sampled_homogeneous, sampled_two_pool
@@ -29,26 +30,6 @@ N_KNOTS = 18  # of the CDF the sampled procedure sees of a trace; the paper's CD
 SAMPLED_WINDOWS = tuple(512 * 2**i for i in range(8))  # short windows the sampled row tries where the paper has none
 
 
-@dataclass(frozen=True)
-class LedgerRow:
-    """One choice switched, from one of its records to another, by their names. tok/J is None where no fleet holds the
-    limits; `gain` is FleetOpt over homogeneous."""
-
-    choice: str
-    from_: str | None
-    to: str | None
-    tok_per_j_homogeneous: float | None
-    tok_per_j_two_pool: float | None
-    tok_per_j_fleetopt: float | None
-    gain: float | None
-    short_window_tokens: int | None  # of the FleetOpt fleet; None where one pool is best
-    gamma: float | None  # of the FleetOpt fleet
-
-    def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        return {"choice": values.pop("choice"), "from": values.pop("from_"), "to": values.pop("to"), **values}
-
-
 def ledger(
     workload: Workload,
     specs: Callable[[Assumptions], Sequence[EngineSpec]],
@@ -58,13 +39,14 @@ def ledger(
     knots: Knots | None = None,
     output_share: float = PUBLISHED.output_share,
     window_tokens: float | None = None,
+    surroundings: Surroundings | None = None,
     progress: Progress | None = None,
 ) -> list[LedgerRow]:
     """The rows for `workload`; `specs(assumptions)` gives the engines a pool may have under the choice `engine`.
 
     `knots` are a CDF's own; of a trace, the quantiles the sampled procedure sees are taken. The sampled row has the
-    paper's limits whatever `slo` says: they are part of the procedure. `window_tokens` as in `make_problem`, which
-    refuses what cannot be asked.
+    paper's limits whatever `slo` says: they are part of the procedure. `window_tokens` and `surroundings` as in
+    `make_problem`, which refuses what cannot be asked.
     """
     rate_per_s = float(workload.arrival_rate_per_s)
     rows = [_sampled_row(build(specs(PUBLISHED)[0]), knots or _quantile_knots(workload), name, rate_per_s)]
@@ -82,6 +64,7 @@ def ledger(
             assume="ledger",
             assumptions=current,
             window_tokens=window_tokens,
+            surroundings=surroundings,
         )
         rows.append(_row(choice, before.name, after.name, problem))
     if progress:
@@ -106,11 +89,11 @@ def _row(choice: str, before: str, after: str, problem: Problem) -> LedgerRow:
     )
 
 
-def _tok_per_j(answer: Answer) -> float | None:
+def _tok_per_j(answer: Plan | Infeasible) -> float | None:
     return None if isinstance(answer, Infeasible) else float(answer.metrics.tok_per_j)
 
 
-def _short_pool(answer: Answer) -> tuple[int | None, float | None]:
+def _short_pool(answer: Plan | Infeasible) -> tuple[int | None, float | None]:
     """(window, gamma) of the first of two pools."""
     if isinstance(answer, Infeasible) or float(answer.fleet.window_tokens[0]) >= answer.problem.window_tokens:
         return None, None

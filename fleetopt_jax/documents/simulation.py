@@ -1,0 +1,179 @@
+"""A simulation beside the laws as JSON (`fleetopt-simulation/1`, SI units): written whole, checked when it is read."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fleetopt_jax.core.files import invalid, parse_json, read_bytes, to_json, write_whole
+from fleetopt_jax.documents.fields import NotNegative, Part
+from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.optimize.plan import Plan
+from fleetopt_jax.simulate.estimates import Estimate
+from fleetopt_jax.simulate.simulate import Simulation
+from fleetopt_jax.workload.readers import Layout
+
+SCHEMA = "fleetopt-simulation/1"
+COUNTS = ("n_arrivals", "n_completed", "n_rejected", "n_in_system", "n_preemptions", "n_iterations")
+TOLERANCE = {"ttft_p99_s": 0.15, "ttft_p99_of_all_s": 0.15, "itl_p99_s": 0.15, "itl_s": 0.05, "n_active": 0.05}
+TOLERANCE_ELSE = 0.03  # of tok/J, power and shares: what the laws are held to in the agreement study
+
+
+def simulation_to_json(
+    simulation: Simulation,
+    plan: Plan,
+    *,
+    arrivals: Literal["renewal", "poisson", "trace"] = "renewal",
+    seed: int = 0,
+    n_replications: int = 8,
+    columns: Layout | None = None,
+) -> dict[str, Any]:
+    """A simulation of `plan`'s fleet under its workload as the contract's JSON object, and how it was run."""
+    of_plan = plan_to_json(plan, columns)
+    return {
+        "schema": SCHEMA,
+        **{name: of_plan[name] for name in ("workload", "slo", "assume", "dispatch")},
+        "arrivals": arrivals,
+        "seed": seed,
+        "n_replications": n_replications,
+        **outcome_to_json(simulation, plan),
+    }
+
+
+def outcome_to_json(simulation: Simulation, plan: Plan) -> dict[str, Any]:
+    """What came out of a simulation of `plan`'s fleet, beside the laws."""
+    return {
+        **{name: getattr(simulation, name) for name in COUNTS},
+        "slo_held": simulation.slo_held,
+        "warm_up_s": simulation.warm_up_s,
+        "warmed_up": simulation.warmed_up,
+        "window_s": simulation.window_s,
+        "memory_bytes": simulation.memory_bytes,
+        "metrics": _beside(simulation.analytic, simulation.metrics),
+        "pools": [
+            {
+                "window_tokens": int(plan.fleet.window_tokens[k]),
+                "gpu": spec.gpu_name,
+                "llm": spec.llm_name,
+                "tp": spec.tp,
+                "n_instances": int(plan.fleet.n_instances[k]),
+                "metrics": _beside(simulation.pools_analytic[k], simulation.pools[k]),
+            }
+            for k, spec in enumerate(plan.specs)
+        ],
+    }
+
+
+def save_simulation(simulation: Simulation, plan: Plan, path: str | os.PathLike, **how: Any) -> None:
+    """`simulation_to_json`, which takes `how`, as a file, whole or not at all: `load_simulation` reads it back."""
+    write_whole(path, to_json(simulation_to_json(simulation, plan, **how)) + "\n")
+
+
+def _beside(analytic: Mapping[str, float | None], estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "analytic": _finite(analytic.get(name)),
+            "simulated": _finite(found.mean),
+            "ci95": [_finite(found.low), _finite(found.high)],
+            "agrees": _agrees(name, analytic.get(name), found),
+        }
+        for name, found in estimates.items()
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity: null is a time that never comes, or no bound."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _agrees(name: str, analytic: float | None, found: Estimate) -> bool | None:
+    """Inside the interval, or within the tolerance of the mean; None where one of them says nothing."""
+    if analytic is None:
+        return None
+    if not (math.isfinite(analytic) and math.isfinite(found.mean)):
+        return math.isfinite(analytic) == math.isfinite(found.mean)
+    off = abs(analytic - found.mean)
+    inside = math.isfinite(found.low) and found.low <= analytic <= found.high
+    return bool(inside or off <= TOLERANCE.get(name, TOLERANCE_ELSE) * abs(found.mean))
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class MetricPart(Part):
+    """One metric: null is infinite, or of the laws nothing where `agrees` is null too."""
+
+    analytic: float | None
+    simulated: float | None
+    ci95: tuple[float | None, float | None]
+    agrees: bool | None
+
+    @property
+    def estimate(self) -> Estimate:
+        low, high = self.ci95
+        return Estimate(
+            math.inf if self.simulated is None else self.simulated,
+            -math.inf if low is None else low,
+            math.inf if high is None else high,
+        )
+
+    @property
+    def law(self) -> float | None:
+        return math.inf if self.analytic is None and self.agrees is not None else self.analytic
+
+
+class PoolPart(Part):
+    metrics: dict[str, MetricPart]
+
+
+class SimulationFile(Part):
+    """What is read of a simulation."""
+
+    schema_name: Literal["fleetopt-simulation/1"] = Field(SCHEMA, alias="schema")  # files of 0.1.0 have none
+    n_arrivals: Count
+    n_completed: Count
+    n_rejected: Count
+    n_in_system: Count
+    n_preemptions: Count
+    n_iterations: Count
+    slo_held: bool
+    warm_up_s: NotNegative
+    warmed_up: bool = True
+    window_s: NotNegative
+    memory_bytes: Count
+    metrics: dict[str, MetricPart]
+    pools: list[PoolPart]
+
+
+def load_simulation(path: str | os.PathLike) -> Simulation:
+    """The simulation in a file that `fleetopt simulate` or `save_simulation` wrote.
+
+    Raises BadInput that names the file, the field and the value.
+    """
+    where = os.fspath(path)
+    data = read_bytes(where)
+    try:
+        file = SimulationFile.model_validate(parse_json(where, data))
+    except ValidationError as error:
+        raise invalid(where, data, error, f"need a {SCHEMA} file as fleetopt simulate --json prints it") from None
+    numbers = file.model_dump(exclude={"schema_name", "metrics", "pools"})
+    of_pools = [pool.metrics for pool in file.pools]
+    return Simulation(
+        **numbers,
+        metrics=_estimates(file.metrics),
+        analytic=_laws(file.metrics),
+        pools=tuple(map(_estimates, of_pools)),
+        pools_analytic=tuple(map(_laws, of_pools)),
+    )
+
+
+def _estimates(metrics: dict[str, MetricPart]) -> dict[str, Estimate]:
+    return {name: metric.estimate for name, metric in metrics.items()}
+
+
+def _laws(metrics: dict[str, MetricPart]) -> dict[str, float | None]:
+    return {name: metric.law for name, metric in metrics.items()}
