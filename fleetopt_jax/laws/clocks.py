@@ -42,7 +42,7 @@ def dynamic_frac(core_share: ArrayLike, clock_frac: ArrayLike) -> Array:
 
 def clocked_w(power_w: Array, idle_w: ArrayLike, core_share: ArrayLike, clock_frac: ArrayLike) -> Array:
     """Board power [W] at `clock_frac` of a GPU that draws `power_w` at the top clock."""
-    return idle_w + (power_w - idle_w) * dynamic_frac(core_share, clock_frac)
+    return cast(Array, idle_w + (power_w - idle_w) * dynamic_frac(core_share, clock_frac))
 
 
 def clock_at_power_w(power_w: ArrayLike, idle_w: ArrayLike, core_share: ArrayLike, limit_w: ArrayLike) -> Array:

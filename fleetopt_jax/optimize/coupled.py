@@ -69,7 +69,8 @@ def within_budget(fleets: Fleets) -> Found:
     if best is None:
         return nothing(fleets.boundaries.n_evaluated, fleets.description(), certified=complete and fleets.certified)
     if not complete and dual.bound < best.cost * (1.0 - ROUNDING):
-        best, complete = _best_of_list(fleets, prices, dual.mu, 1.0, best)
+        better, complete = _best_of_list(fleets, prices, dual.mu, 1.0, best)
+        best = better or best
     else:
         complete = True
     bound = best.cost if complete else dual.bound
@@ -113,6 +114,10 @@ def _prices(problem: Problem) -> _Prices:
     return _Prices(problem.prices(problem.objective_weights), limits, np.array([*problem.budget.caps.values()]))
 
 
+class _NoFleet(Exception):
+    """No fleet holds the latencies."""
+
+
 class _Dual:
     """The best prices of the limits, and the best fleet within the budget met on the way."""
 
@@ -125,17 +130,19 @@ class _Dual:
         self.proves_infeasible = False
 
     def solve(self) -> None:
-        free = self._ask(self.mu)
-        if free is None:
-            self.proves_infeasible = True  # no fleet holds the latencies, whatever it uses
-        elif self.best is None:
+        try:
+            free = self._cheapest(self.mu)
+        except _NoFleet:
+            self.proves_infeasible = True  # none holds the latencies, whatever it uses
+            return
+        if self.best is None:
             (self._bisect if len(self.mu) == 1 else self._ascend)(free)
 
-    def _ask(self, mu: np.ndarray, prices: PoolPrices | None = None) -> _Priced | None:
+    def _cheapest(self, mu: np.ndarray, prices: PoolPrices | None = None) -> _Priced:
         """The cheapest fleet at prices mu; or under other prices, which bound nothing."""
         answer = self.fleets.cheapest_of_all(prices or self.prices.at(mu))
         if not answer.settled.path.steps:
-            return None
+            raise _NoFleet
         priced = _priced(answer, self.prices)
         if np.all(priced.used <= self.prices.caps * (1.0 + ROUNDING)) and (
             self.best is None or priced.cost < self.best.cost
@@ -150,13 +157,13 @@ class _Dual:
     def _bisect(self, over: _Priced) -> None:
         """One limit: the bound is concave in its price; where the lines of two fleets meet a third may lie below."""
         (cap,) = self.prices.caps
-        under = self._ask(self.mu, self.prices.limits[0])
+        under = self._cheapest(self.mu, self.prices.limits[0])
         if under.used[0] > cap * (1.0 + ROUNDING):
             self.proves_infeasible = True
             return
         for _ in range(DUAL_STEPS):
             mu = np.array([(under.cost - over.cost) / (over.used[0] - under.used[0])])
-            met = self._ask(mu)
+            met = self._cheapest(mu)
             priced = met.cost + mu[0] * met.used[0]
             if priced >= (under.cost + mu[0] * under.used[0]) * (1.0 - 1e-12):
                 return
@@ -177,7 +184,7 @@ class _Dual:
                 return
             length = (1.0 if step < DUAL_STEPS // 2 else 0.5) * (goal - value) / (over @ over)
             mu = np.maximum(0.0, mu + length * over / caps)
-            met = self._ask(mu)
+            met = self._cheapest(mu)
 
     def _seek(self, free: _Priced) -> None:
         """Some fleet within the budget: the limits it exceeds gain weight."""
@@ -186,7 +193,7 @@ class _Dual:
         least = -math.inf
         for _ in range(DUAL_STEPS // 2):
             share = share / share.sum()
-            met = self._ask(self.mu, replace(self.prices, objective=self.none).at(share / caps))
+            met = self._cheapest(self.mu, replace(self.prices, objective=self.none).at(share / caps))
             taken = float(share @ (met.used / caps))  # of any fleet's shares, the least weighted sum
             if taken > least:
                 least, self.share = taken, share
@@ -219,7 +226,7 @@ def _best_of_list(
     none = prices.objective.plus(objective - 1.0, prices.objective)
     priced = replace(prices, objective=none).at(mu)
     for layout in fleets.layouts:
-        ceiling = float(mu @ prices.caps) + (objective * best.cost if objective else 0.0)
+        ceiling = float(mu @ prices.caps) + (objective * best.cost if best else 0.0)
         ceiling *= 1.0 + (-ROUNDING if objective else ROUNDING)
         k = layout.most_pools or fleets.problem.n_pools
         complete &= _make_exact_below(layout, priced, k, ceiling)

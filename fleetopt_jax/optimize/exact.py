@@ -202,10 +202,9 @@ def _evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:
     total, weight = np.asarray(total_tokens(workload)), np.asarray(workload.weight)
     below = np.searchsorted(total, options, side="right")
     measures = [np.append(0.0, np.cumsum(mass))[below] for mass in (weight, weight * total)]
-    rank = sum(
-        (each / max(each[-1], COST_TOLERANCE) for each in measures),
-        np.log(options / options[0]) / np.log(options[-1] / options[0]),
-    )
+    rank = np.log(options / options[0]) / np.log(options[-1] / options[0])
+    for each in measures:
+        rank = rank + each / max(each[-1], COST_TOLERANCE)
     n, kept = most, np.zeros(0)
     while len(kept) < 0.95 * most and n < 64 * most:  # several may fall on one option
         kept, n = np.unique(np.searchsorted(rank, np.linspace(rank[0], rank[-1], n)).clip(0, len(rank) - 1)), n * 5 // 4

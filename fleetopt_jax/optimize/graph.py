@@ -11,7 +11,7 @@ batched and compiled once:
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -149,13 +149,8 @@ class Boundaries:
 
     def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Engine, Slice, Slo, Setting]:
         problem = self.problem
-        pools = Slice(
-            window_tokens=self.window_tokens[upper],
-            start=self._window_row[lower],
-            end=self._window_row[upper],
-            lower_edge=self._edge_row[lower],
-            upper_edge=self._edge_row[upper],
-        )
+        rows = self._window_row[lower], self._window_row[upper], self._edge_row[lower], self._edge_row[upper]
+        pools = Slice(*(cast(Array, values) for values in (self.window_tokens[upper], *rows)))
         return self.sums[e], problem.engines[e], pools, problem.slo, self.setting
 
     def _in_batches(self, kernel, batch: int, e: int, lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
