@@ -1,81 +1,79 @@
-"""Which of a pool's instances gets a request, and its place in that instance's queue."""
+"""The queues as a dispatcher knows them, and requests linked behind those of the instances it chooses."""
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
-from fleetopt_jax.simulate.batching import State
+from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues, ShortestQueue
+from fleetopt_jax.simulate.state import State
 
-Policy = Literal["jsq", "round_robin", "random"]
+
+@dataclass(frozen=True)
+class Balancer:
+    """How the requests of a pool come to its instances. It knows the queues as they were up to `staleness_s` ago."""
+
+    policy: Dispatch = ShortestQueue()
+    staleness_s: float = 0.05
+    seed: int = 0
+    first_replication: int = 0  # of those that run together: each has random numbers of its own
 
 
-def dispatch(state: State, requests: Array, rank: Array, now_s: Array, n_instances: Array, policy: Policy, keys: Array):
+def dispatch(
+    state: State,
+    requests: Array,
+    policy: Dispatch,
+    *,
+    rank: Array,
+    now_s: Array,
+    keys: Array,
+    n_instances: ArrayLike,
+) -> State:
     """Append `requests` [G, A] (numbers in order of arrival; nobody's where fewer) to the queues of their group.
 
-    `rank` [G] counts the requests dispatched before, `now_s` [G] is the moment whose queues the router knows, `keys`
-    [G] are of random numbers; only the first `n_instances` of a group are in service. Join-the-shortest-queue counts
-    everybody an instance has, and what is sent in the same call: the shortest first, ties at random.
+    `rank` [G] counts the requests dispatched before, `now_s` [G] is the moment whose queues are known, `keys` [G] are
+    of random numbers; only the first `n_instances` of a group are in service.
     """
-    choose = {"jsq": _shortest, "round_robin": _in_turn, "random": _at_random}[policy]
     n_groups, n_sent = requests.shape
     n_per_group = len(state.instances.clock_s) // n_groups
-    chosen = choose(state, n_groups, n_sent, rank, now_s, n_instances, keys)
+    queues = Queues(_lengths(state, now_s), rank, keys, jnp.asarray(n_instances))
+    chosen = policy.choose(queues, n_sent)
     return _append(state, requests, chosen + n_per_group * jnp.arange(n_groups)[:, None])
 
 
-def _shortest(state: State, n_groups: int, n_sent: int, rank, now_s: Array, n_instances: Array, keys: Array) -> Array:
-    instances = state.instances
+def _lengths(state: State, now_s: Array) -> Array:
+    """Requests each instance had at `now_s` [G], waiting and running [G, N]."""
+    instances, n_groups = state.instances, len(now_s)
     clock_s, known = (x.reshape(n_groups, -1) for x in (instances.clock_s, instances.n_waiting + instances.n_running))
     # An iteration that ends after `now_s` has already been computed: whom it ends are still there.
-    known = known + jnp.where(clock_s > now_s[:, None], instances.just_finished.reshape(n_groups, -1), 0)
-    known = jnp.where(jnp.arange(known.shape[1]) < n_instances, known, jnp.iinfo(jnp.int32).max // 4)
-    ties = jax.vmap(lambda key: jax.random.uniform(key, known.shape[1:]))(keys)
-    order = jnp.argsort(known + ties, axis=1)
-    lengths = jnp.take_along_axis(known, order, axis=1).astype(int)
-    # Before the k-th queue is as long as the others, k l_k - (l_0 + ... + l_{k - 1}) requests go to the shorter ones.
-    k = jnp.arange(known.shape[1])
-    filled = k * lengths - (jnp.cumsum(lengths, axis=1) - lengths)
-    sent = jnp.arange(n_sent)
-    level = jax.vmap(lambda row: jnp.searchsorted(row, sent, side="right") - 1)(filled)
-    place = (sent - jnp.take_along_axis(filled, level, axis=1)) % (level + 1)
-    return jnp.take_along_axis(order, place, axis=1)
-
-
-def _in_turn(state: State, n_groups: int, n_sent: int, rank: Array, now_s, n_instances: Array, keys) -> Array:
-    return (rank[:, None] + jnp.arange(n_sent)) % n_instances
-
-
-def _at_random(state: State, n_groups: int, n_sent: int, rank, now_s, n_instances: Array, keys: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.randint(key, (n_sent,), 0, n_instances))(keys)
+    return known + jnp.where(clock_s > now_s[:, None], instances.just_finished.reshape(n_groups, -1), 0)
 
 
 def _append(state: State, requests: Array, chosen: Array) -> State:
     """Link `requests` [G, A] behind the queues of the instances `chosen` [G, A], in their order."""
-    queues, instances = state.queues, state.instances
-    n, nobody = len(instances.clock_s), queues.next.shape[0] - 1
+    table, instances = state.table, state.instances
+    n, nobody = len(instances.clock_s), table.nobody
     request = requests.ravel()
     instance = jnp.where(request == nobody, n, chosen.ravel())  # n is out of range: dropped
     order = jnp.argsort(instance, stable=True)
     request, instance = request[order], instance[order]
     same_as_next = jnp.append(instance[1:] == instance[:-1], False)
     leads = ~jnp.append(False, same_as_next[:-1])
-    queue_next = queues.next.at[request].set(jnp.where(same_as_next, jnp.roll(request, -1), nobody))
+    behind = table.next.at[request].set(jnp.where(same_as_next, jnp.roll(request, -1), nobody))
     # The first of an instance's requests goes behind its tail, or becomes its head.
     empty = instances.n_waiting[jnp.minimum(instance, n - 1)] == 0
     tail = instances.tail[jnp.minimum(instance, n - 1)]
-    queue_next = queue_next.at[jnp.where(leads & ~empty & (instance < n), tail, nobody)].set(request)
-    queue_next = queue_next.at[nobody].set(nobody)
+    behind = behind.at[jnp.where(leads & ~empty & (instance < n), tail, nobody)].set(request)
+    behind = behind.at[nobody].set(nobody)
     wait_s = (
         jnp.zeros(n)
         .at[instance]
-        .add(instances.clock_s[jnp.minimum(instance, n - 1)] - queues.arrival_s[request], mode="drop")
+        .add(instances.clock_s[jnp.minimum(instance, n - 1)] - table.arrival_s[request], mode="drop")
     )  # what passed before an instance counts its queue, negative for those who come later
     return replace(
         state,
-        queues=replace(queues, next=queue_next),
+        table=replace(table, next=behind),
         instances=replace(
             instances,
             head=instances.head.at[jnp.where(leads & empty, instance, n)].set(request, mode="drop"),

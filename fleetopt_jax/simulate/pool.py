@@ -1,6 +1,5 @@
 """One pool's instances over all its requests: dispatch, batch, dispatch, ..., in one compiled loop."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,17 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.choices.dispatch import Dispatch
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.simulate.batching import Queues, Scheduler, State, Tally, empty_state, finished, run_until
-from fleetopt_jax.simulate.dispatch import Policy, dispatch
-
-Progress = Callable[[float], None]
+from fleetopt_jax.simulate.batching import finished, run_until
+from fleetopt_jax.simulate.dispatch import Balancer, dispatch
+from fleetopt_jax.simulate.state import RequestTable, Scheduler, State, Tally, empty_state
 
 MOST_SENT = 256  # requests of a replication dispatched at once
 SEGMENT = 128  # dispatches between two signs of progress
 LEAST_SLOTS = 16
 SLOT_BYTES = 5 * 4 + 2 * 8  # of `Slots`
 MEMORY_BYTES = 1e9  # of the slots of the replications that run together
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What serves: equal instances of one engine."""
+
+    engine: Engine
+    scheduler: Scheduler
+    n_instances: int
 
 
 @dataclass(frozen=True)
@@ -45,69 +54,62 @@ class PoolRun:
 
 
 def run_pool(
-    engine: Engine,
-    scheduler: Scheduler,
+    pool: Pool,
     requests: PoolRequests,
-    n_instances: int,
     horizon_s: np.ndarray,
+    balancer: Balancer,
     *,
-    policy: Policy = "jsq",
-    staleness_s: float = 0.05,
     n_slots: int = 64,
-    seed: int = 0,
-    first_replication: int = 0,
     progress: Progress | None = None,
 ) -> PoolRun:
-    """Every iteration of the pool's `n_instances` until `horizon_s` [R], after which nothing is computed any more.
+    """Every iteration of the pool's instances until `horizon_s` [R], after which nothing is computed any more.
 
-    The router knows the queues as they were up to `staleness_s` ago, and what it has sent since. `n_slots` is where to
-    start: where it proves too few for the batches that come, the run starts again with twice as many, so that memory
-    follows the batches that come and not the largest allowed. Replications whose slots would take more than
-    `MEMORY_BYTES` together run one after another. Shapes are rounded up so that fleets of about the same
-    size share one compilation.
+    `n_slots` is where to start: where it proves too few for the batches that come, the run starts again with twice as
+    many, so that memory follows the batches that come and not the largest allowed. Replications whose slots would take
+    more than `MEMORY_BYTES` together run one after another. Shapes are rounded up so that fleets of about the same size
+    share one compilation.
     """
-    if jnp.zeros(()).dtype != jnp.float64:
-        raise ValueError("need float64: set jax_enable_x64 before simulating")
-    again = partial(
-        run_pool, engine, n_instances=n_instances, policy=policy, staleness_s=staleness_s, seed=seed, progress=progress
-    )
+    n_groups, n_slots = len(horizon_s), _slots(n_slots)
+    at_once = max(1, int(MEMORY_BYTES // (_round_up(pool.n_instances) * n_slots * SLOT_BYTES)))
+    if n_groups <= at_once:
+        run = _run_together(pool, requests, horizon_s, balancer, n_slots, progress)
+        return run or run_pool(pool, requests, horizon_s, balancer, n_slots=2 * n_slots, progress=progress)
+    parts = []
+    for start in range(0, n_groups, at_once):
+        some = slice(start, start + at_once)
+        part = replace(pool, scheduler=replace(pool.scheduler, window_s=pool.scheduler.window_s[some]))
+        part_requests = PoolRequests(*(values[some] for values in vars(requests).values()))
+        part_balancer = replace(balancer, first_replication=balancer.first_replication + start)
+        parts.append(run_pool(part, part_requests, horizon_s[some], part_balancer, n_slots=n_slots, progress=progress))
+    return _joined(parts)
+
+
+def _run_together(
+    pool: Pool,
+    requests: PoolRequests,
+    horizon_s: np.ndarray,
+    balancer: Balancer,
+    n_slots: int,
+    progress: Progress | None,
+) -> PoolRun | None:
+    """All replications side by side; None where the slots prove too few."""
     n_groups, n_requests = requests.arrival_s.shape
-    width, n_padded, n_slots = _round_up(n_requests), _round_up(n_instances), _slots(n_slots)
-    at_once = max(1, int(MEMORY_BYTES // (n_padded * n_slots * SLOT_BYTES)))
-    if n_groups > at_once:
-        parts = []
-        for start in range(0, n_groups, at_once):
-            some = slice(start, start + at_once)
-            parts.append(
-                again(
-                    scheduler=replace(scheduler, window_s=scheduler.window_s[some]),
-                    requests=PoolRequests(*(values[some] for values in vars(requests).values())),
-                    horizon_s=horizon_s[some],
-                    n_slots=n_slots,
-                    first_replication=first_replication + start,
-                )
-            )
-        return _joined(parts)
-    ticks = _ticks(requests.arrival_s, horizon_s, policy, staleness_s)
-    state = empty_state(_queues(requests, width), n_groups, n_padded, n_slots)
+    width, n_padded = _round_up(n_requests), _round_up(pool.n_instances)
+    ticks = _ticks(requests.arrival_s, horizon_s, balancer)
+    state = empty_state(request_table(requests, width), n_groups, n_padded, n_slots)
     state = jax.tree.map(jnp.copy, state)  # buffers of their own, so that they can be given away
-    serves = np.arange(n_padded) < n_instances
-    numbers = jnp.arange(n_groups) + first_replication
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+    serves = np.arange(n_padded) < pool.n_instances
+    numbers = jnp.arange(n_groups) + balancer.first_replication
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(balancer.seed), numbers)
+    n_instances = jnp.asarray(pool.n_instances)
     for start in range(0, len(ticks.now_s), SEGMENT):
         part = {name: values[start : start + SEGMENT] for name, values in vars(ticks).items()}
-        state = _segment(state, engine, scheduler, part, jnp.asarray(n_instances), keys, serves, policy=policy)
+        state = _segment(state, pool.engine, pool.scheduler, part, n_instances, keys, serves, policy=balancer.policy)
         if bool(state.cramped):
-            return again(
-                scheduler=scheduler,
-                requests=requests,
-                horizon_s=horizon_s,
-                n_slots=2 * n_slots,
-                first_replication=first_replication,
-            )
+            return None
         if progress:
-            progress((start + SEGMENT) / len(ticks.now_s))
-    return _result(state, n_groups, n_requests, width, n_instances)
+            progress(start + SEGMENT, len(ticks.now_s))
+    return _result(state, n_groups, n_requests, width, pool.n_instances)
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,15 @@ class _Ticks:
     count: np.ndarray  # how many
 
 
-def _ticks(arrival_s: np.ndarray, horizon_s: np.ndarray, policy: Policy, staleness_s: float) -> _Ticks:
+def _ticks(arrival_s: np.ndarray, horizon_s: np.ndarray, balancer: Balancer) -> _Ticks:
     """A dispatch for every stretch of `staleness_s` in which requests come, or more where they are too many.
 
     Policies that do not look at the queues dispatch everything beforehand. Nobody is sent at the horizon.
     """
-    columns = []
+    staleness_s, columns = balancer.staleness_s, []
     for row, end_s in zip(arrival_s, horizon_s):
         times = row[np.isfinite(row)]
-        if policy != "jsq":
+        if not balancer.policy.looks_at_queues:
             start = np.arange(0, len(times), MOST_SENT)
             now_s = np.zeros(len(start))
         else:
@@ -149,7 +151,8 @@ def _ticks(arrival_s: np.ndarray, horizon_s: np.ndarray, policy: Policy, stalene
     return _Ticks(now_s, start, count)
 
 
-def _queues(requests: PoolRequests, width: int) -> Queues:
+def request_table(requests: PoolRequests, width: int) -> RequestTable:
+    """The requests of all replications one after another, each padded to `width`."""
     n_groups, n = requests.arrival_s.shape
     nobody = n_groups * width
 
@@ -159,7 +162,7 @@ def _queues(requests: PoolRequests, width: int) -> Queues:
         return jnp.asarray(np.append(padded.ravel(), np.asarray(pad, dtype)))
 
     never = jnp.full(nobody + 1, jnp.inf)
-    return Queues(
+    return RequestTable(
         arrival_s=column(requests.arrival_s, np.inf, float),
         prompt_tokens=column(requests.prompt_tokens, 0, np.int32),
         output_tokens=column(requests.output_tokens, 0, np.int32),
@@ -171,25 +174,36 @@ def _queues(requests: PoolRequests, width: int) -> Queues:
 
 
 @partial(jax.jit, static_argnames="policy", donate_argnames="state")
-def _segment(state: State, engine, scheduler, ticks, n_instances, keys, serves, *, policy: Policy) -> State:
-    n_groups = len(state.gap_counts)
-    nobody = state.queues.next.shape[0] - 1
+def _segment(
+    state: State,
+    engine: Engine,
+    scheduler: Scheduler,
+    ticks: dict[str, Array],
+    n_instances: Array,
+    keys: Array,
+    serves: Array,
+    *,
+    policy: Dispatch,
+) -> State:
+    """`SEGMENT` times: run until the next dispatch, then dispatch."""
+    n_groups, nobody = len(state.gap_counts), state.table.nobody
     width = nobody // n_groups
 
-    def tick(state: State, row) -> tuple[State, None]:
-        until_s = jnp.where(serves, row["now_s"][:, None], 0.0).ravel()
-        state = run_until(state, engine, scheduler, until_s)
+    def tick(state: State, row: dict[str, Array]) -> tuple[State, None]:
+        now_s, start = row["now_s"], row["start"]
+        state = run_until(state, engine, scheduler, jnp.where(serves, now_s[:, None], 0.0).ravel())
         sent = jnp.arange(MOST_SENT)
-        numbers = row["start"][:, None] + sent + width * jnp.arange(n_groups)[:, None]
+        numbers = start[:, None] + sent + width * jnp.arange(n_groups)[:, None]
         numbers = jnp.where(sent < row["count"][:, None], numbers, nobody).astype(jnp.int32)
-        now_keys = jax.vmap(jax.random.fold_in)(keys, row["start"])
-        return dispatch(state, numbers, row["start"], row["now_s"], n_instances, policy, now_keys), None
+        now_keys = jax.vmap(jax.random.fold_in)(keys, start)
+        state = dispatch(state, numbers, policy, rank=start, now_s=now_s, keys=now_keys, n_instances=n_instances)
+        return state, None
 
     return jax.lax.scan(tick, state, ticks)[0]
 
 
 def _result(state: State, n_groups: int, n_requests: int, width: int, n_instances: int) -> PoolRun:
-    queues = finished(state)
+    table = finished(state)
 
     def times(values: Array) -> np.ndarray:
         return np.asarray(values)[:-1].reshape(n_groups, width)[:, :n_requests]
@@ -199,9 +213,9 @@ def _result(state: State, n_groups: int, n_requests: int, width: int, n_instance
 
     instances = state.instances
     return PoolRun(
-        admit_s=times(queues.admit_s),
-        first_s=times(queues.first_s),
-        last_s=times(_ended(state, queues.last_s)),
+        admit_s=times(table.admit_s),
+        first_s=times(table.first_s),
+        last_s=times(_ended(state, table.last_s)),
         tally=Tally(*map(sums, state.tally)),
         gap_counts=np.asarray(state.gap_counts),
         in_system=sums(instances.n_waiting + instances.n_running).sum(axis=1),
@@ -224,8 +238,8 @@ def _joined(parts: list[PoolRun]) -> PoolRun:
 
 def _ended(state: State, last_s: Array) -> np.ndarray:
     """Times of the last tokens; who is still there, or was preempted and never came back, has none."""
-    queues, slots = state.queues, state.slots
-    ended_s, following = np.array(last_s), np.asarray(queues.next)
+    slots = state.slots
+    ended_s, following = np.array(last_s), np.asarray(state.table.next)
     waiting = np.asarray(state.instances.head)[np.asarray(state.instances.n_waiting) > 0]
     while len(waiting):
         ended_s[waiting] = np.inf

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.choices import LENGTHS
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.readers import Trace
 
@@ -31,7 +30,8 @@ def draw_requests(
     The mean of a cell of a compressed trace is not whole: it is rounded up with the probability that keeps the mean.
     Every replication has its own stream of numbers, so that more of them do not change the first.
     """
-    prompt, output = (np.asarray(x) for x in LENGTHS[assumptions.lengths](workload, assumptions))
+    split = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
+    prompt, output = (np.asarray(x) for x in split)
     weight = np.cumsum(np.asarray(workload.weight))
     rows = []
     for r in range(n_replications):
@@ -46,11 +46,6 @@ def draw_requests(
         arrival_s = np.cumsum(gaps / gaps.mean()) / float(workload.arrival_rate_per_s)
         rows.append((arrival_s, prompt_r, output_r))
     return Requests(*(np.stack(column) for column in zip(*rows)))
-
-
-def _whole(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rounded up with the probability that keeps the mean; at least one token."""
-    return np.maximum(np.floor(tokens + rng.random(len(tokens)) * (tokens % 1 > 0)), 1).astype(np.int64)
 
 
 def draw_gaps(rng: np.random.Generator, n: int, scv: float) -> np.ndarray:

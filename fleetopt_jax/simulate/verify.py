@@ -1,9 +1,8 @@
 """Raise instances until the simulated fleet holds what the analytic one promised."""
 
-import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from fleetopt_jax.fleet.assumptions import Assumptions
@@ -25,17 +24,17 @@ class Verified:
     held: bool
 
 
-def verify(fleet: Fleet, workload: Workload, assumptions: Assumptions, slo: Slo, **how) -> Verified:
+def verify(fleet: Fleet, workload: Workload, assumptions: Assumptions, slo: Slo, **how: Any) -> Verified:
     """Simulate; where a pool misses the limits give it more instances; and again. `how` is passed to `simulate`.
 
     What more instances cannot mend ends after `MOST_ROUNDS`. With limits of the whole fleet every pool grows.
     """
-    for rounds in range(1, MOST_ROUNDS + 1):
+    rounds = 0
+    while True:
+        rounds += 1
         simulation = simulate(fleet, workload, assumptions, slo, **how)
         holding = np.array(pools_holding(simulation.pools, simulation.metrics, slo))
         if holding.all() or rounds == MOST_ROUNDS or simulation.n_rejected:
-            break
+            return Verified(fleet, simulation, rounds, bool(holding.all()))
         n = np.rint(np.asarray(fleet.n_instances))
-        raised = np.where(holding, n, np.maximum(n + 1, np.ceil(n * RAISE)))
-        fleet = dataclasses.replace(fleet, n_instances=jnp.asarray(raised, dtype=float))
-    return Verified(fleet, simulation, rounds, bool(holding.all()))
+        fleet = fleet.with_instances(np.where(holding, n, np.maximum(n + 1, np.ceil(n * RAISE))))
