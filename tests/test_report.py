@@ -1,31 +1,40 @@
 """Figures and the page: they build for one to six pools, say nothing they should not, and need nothing from outside."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 from html import escape
 from html.parser import HTMLParser
+from io import StringIO
 from itertools import pairwise
 
 import matplotlib.image
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL
-from fleetopt_jax.optimize.plan import make_problem, plan_to_json
+from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
+from fleetopt_jax.fleet.resources import OBJECTIVES, make_budget
+from fleetopt_jax.fleet.surroundings import Site
+from fleetopt_jax.laws.compression import Compressor
+from fleetopt_jax.optimize.problem import make_problem
 from fleetopt_jax.optimize.search import evaluate_given
 from fleetopt_jax.report import style
+from fleetopt_jax.report.decision import broken, decision
 from fleetopt_jax.report.figures import ledger_figure, write_figure
 from fleetopt_jax.report.page import report_page
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import engine_figure, pool_curves, power_figure
-from fleetopt_jax.report.sensitivity import tornado_figure
+from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure
 from fleetopt_jax.report.simulation import TOLERANCE, agreement_figure
+from fleetopt_jax.report.words import goal_of
 
 HOSTILE = "<script>alert(1)</script>\"'$x$&\n\x01 onload=x.csv"
 LENGTHS = np.array([12.0, 90.0, 500.0, 500.0, 1499.0, 1500.0, 4000.0, 14000.0])
@@ -72,7 +81,7 @@ def plan_of(n_pools: int, name: str = "requests.csv", gamma: float = 1.0, llm: s
         "assume": "physical",
         "power_scope": "instance",
         "output_share": 0.2,
-        "assumptions": {choice: getattr(PHYSICAL, choice) for choice in CHOICES},
+        "assumptions": choice_names(PHYSICAL),
         "dispatch": "jsq",
         "method": "exact",
         "workload": {
@@ -364,6 +373,50 @@ def test_dollars_are_not_mathematics():
     figure = front_figure(front_of(plan_of(1)))
     figure.draw_without_rendering()
     assert figure.get_suptitle().count("$") >= 2
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, {"weights": {"usd_per_h": 1.0, "kg_co2_per_h": 0.1}}])
+def test_every_objective_and_every_limit_has_words_and_a_unit(objective):
+    plan, others = everything(2)
+    budget = make_budget(max_gpus=490, max_power_w=2e5, max_usd_per_h=2200, max_kg_co2_per_h=95, gpus_of={"h100": 490})
+    sensitivity = others["sensitivity"]
+    for each in (plan, sensitivity):
+        each["objective"] = objective
+    plan |= {"budget": budget.caps}
+    plan["metrics"] |= {"kg_co2_per_h": 94.0, "gain_vs_homogeneous": 0.9}
+    sensitivity["shadow_prices"] = [
+        {"limit": name, "asked": cap, "binds": True, "elasticity": 0.5, "per_unit": 0.5, "reoptimized": None}
+        for name, cap in budget.caps.items()
+    ]
+    said = decision(plan, sensitivity)
+    for text in ("490 GPUs", "2,200 USD/h", "95 kg CO2/h", "One more kg CO2/h of carbon", "of H100 in stock"):
+        assert text in said["What limits it"]
+    assert ("budget" if objective == "tok_per_j" else f"seeks the {goal_of(objective).best}") in said["It saves"]
+    for name, cap in budget.caps.items():
+        assert "asked is" in broken({"limit": name, "asked": cap, "value": 2 * cap})
+    Console(file=StringIO()).print(sensitivity_table(sensitivity))
+    assert goal_of(objective).quantity.unit in "".join(Reader(report_page(plan, LENGTHS, WEIGHTS, **others)).text)
+
+
+def test_what_surrounds_the_engines_is_named_without_a_pool():
+    for record in (Site, Compressor):
+        for field in dataclasses.fields(record):
+            label = input_label(f"surroundings.{record.__name__.lower()}.{field.name}")
+            assert "pool" not in label and label != field.name.replace("_", " "), field.name
+    assert input_label("surroundings.site.pue") == "PUE"
+    assert input_label("pools.1.engine.prefill.per_token_s") == "pool 2: prefill, time per token"
+
+
+def test_a_record_of_ones_own_is_shown_by_its_name():
+    plan, _ = everything(1)
+    plan["assumptions"] |= {"tail": "{mine}"}
+    plan |= {"dispatch": "by_weekday", "route_by": {"name": "prompt_and_limit", "max_tokens": 512.0}}
+    text = "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
+    assert "Tail: {mine}" in text and "by_weekday" in text
+    assert "max_tokens" in decision(plan_of(2) | {"route_by": plan["route_by"]})["Split"]
 
 
 @pytest.mark.slow

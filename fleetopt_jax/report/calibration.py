@@ -1,5 +1,7 @@
 """A calibration to look at: the laws through the measured points, and what they leave."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,33 +42,45 @@ LABELS = {  # parameter: what it is, its unit, the unit in SI
 @styled
 def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_fit: PowerFit | None) -> Figure:
     """Step time and, where measured, power against the batch; relative residuals beneath."""
-    columns = 1 if power_fit is None else 2
-    figure = new_figure(0.6 + 5.0 * columns, 6.4)
-    axes = figure.subplots(2, columns, sharex=True, squeeze=False, height_ratios=(2, 1))
     batch = measurements.batch
     line = np.geomspace(batch.min(), batch.max(), 200)
     context = decode_fit.context_tokens or 0.0
     at = "" if decode_fit.context_tokens is None else f", {context:,.0f} context tokens"
-    _column(
-        axes[:, 0], batch, measurements.step_s / MS, line, predict_step_s(decode_fit, line, context) / MS, decode_fit,
-        BLUE, f"decode law{at}", "decode step [ms]",
-    )  # fmt: skip
+    step_ms = predict_step_s(decode_fit, line, context) / MS
+    columns = [
+        _Column("decode step [ms]", f"decode law{at}", BLUE, decode_fit, measurements.step_s / MS, step_ms),
+    ]
+    if power_fit is not None and measurements.power_w_per_gpu is not None:
+        label = "power law" if power_fit.identified else "power law (not all fitted)"
+        measured_w, law_w = measurements.power_w_per_gpu, predict_power_w(power_fit, line)
+        columns.append(_Column("power of one GPU [W]", label, VERMILLION, power_fit, measured_w, law_w))
+    figure = new_figure(0.6 + 5.0 * len(columns), 6.4)
+    axes = figure.subplots(2, len(columns), sharex=True, squeeze=False, height_ratios=(2, 1))
+    for pair, column in zip(axes.T, columns, strict=True):
+        _draw(pair, batch, line, column)
     axes[0, 0].set_yscale("log")
     ticks_at(axes[0, 0].yaxis, log_values(*axes[0, 0].get_ylim()))
-    if power_fit is not None:
-        _column(
-            axes[:, 1], batch, measurements.power_w_per_gpu, line, predict_power_w(power_fit, line), power_fit,
-            VERMILLION, "power law" + ("" if power_fit.identified else " (not all fitted)"), "power of one GPU [W]",
-        )  # fmt: skip
     say(figure, _takeaway(decode_fit, power_fit))
     return figure
 
 
-def _column(axes, batch, measured, line, law, fit: DecodeFit | PowerFit, colour: str, label: str, title: str) -> None:
-    upper, lower = axes
-    upper.plot(line, law, color=colour, label=label)
-    upper.plot(batch, measured, "o", color=colour, markerfacecolor=PAPER, label="measured")
-    upper.set_title(title, loc="left")
+@dataclass(frozen=True)
+class _Column:
+    """One law of the figure: through the points above, what it leaves beneath."""
+
+    title: str
+    label: str  # of the law
+    colour: str
+    fit: DecodeFit | PowerFit
+    measured: np.ndarray  # at the batches measured
+    law: np.ndarray  # at those of the line
+
+
+def _draw(axes, batch: np.ndarray, line: np.ndarray, column: _Column) -> None:
+    (upper, lower), fit, colour = axes, column.fit, column.colour
+    upper.plot(line, column.law, color=colour, label=column.label)
+    upper.plot(batch, column.measured, "o", color=colour, markerfacecolor=PAPER, label="measured")
+    upper.set_title(column.title, loc="left")
     upper.legend(loc="upper left")
     lower.set_title("predicted over measured, less 1 [%]", loc="left")
     lower.axhline(0, color=MUTED, linewidth=1.0)
@@ -86,12 +100,14 @@ def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:
     return f"Points left out are predicted, on average:\n{step}{power}"
 
 
-def calibration_table(document: dict[str, Any]) -> RenderableType:
+def calibration_table(document: Mapping[str, Any]) -> RenderableType:
     """Estimates with their standard errors, how well they predict, and what the data could not tell."""
     title = f"{document['llm']} on {document['tp']} x {document['gpu']}"
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    for name, justify in (("Quantity", "left"), ("Estimate", "right"), ("Standard error", "right"), ("", "left")):
-        table.add_column(name, justify=justify)
+    table.add_column("Quantity", justify="left")
+    table.add_column("Estimate", justify="right")
+    table.add_column("Standard error", justify="right")
+    table.add_column("", justify="left")
     parts: list[RenderableType] = [table]
     for law, fit in document["fit"].items():
         if fit is None:

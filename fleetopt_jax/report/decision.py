@@ -4,20 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from fleetopt_jax.core.units import KW
-from fleetopt_jax.report.words import HARDLY, LIMITS, NOT_TOGETHER, OBJECTIVES, listed, ms, pool_edges, sentence
+from fleetopt_jax.fleet.resources import limited_resource
+from fleetopt_jax.report.words import (
+    HARDLY,
+    NOT_TOGETHER,
+    broken_quantity,
+    goal_of,
+    limit_quantity,
+    listed,
+    ms,
+    pool_edges,
+    routed_by,
+    sentence,
+)
 
-BINDING = {  # limits a plan may break, where they are called otherwise than their shadow prices
-    "max_gpus": ("number of GPUs", "", 1.0),
-    "utilization": ("load of the busiest pool", "%", 0.01),
-    "unserved_frac": ("share of requests that no pool accepts", "%", 0.01),
-    "window_tokens": ("window that fits into an engine's KV cache", "tokens", 1.0),
-}
 NOTHING = 0.005  # of an elasticity: not worth a word
-SOUGHT = {
-    "usd": "the least cost",
-    "power": "the least power",
-    "gpus": "the fewest GPUs",
-}
 NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
 
 
@@ -46,7 +47,7 @@ def _split(plan: Mapping[str, Any]) -> str:
     pools, edges = plan["pools"], pool_edges(plan)
     if len(pools) == 1:
         return f"Do not: one pool takes every request, up to {edges[0]:,.0f} tokens."
-    said = f"By total length, prompt and output, at {listed([f'{edge:,.0f}' for edge in edges[:-1]])} tokens"
+    said = f"By {routed_by(plan)}, at {listed([f'{edge:,.0f}' for edge in edges[:-1]])} tokens"
     shrunk = [f"{pool['window_tokens']:,}" for pool in pools if pool["gamma"] > 1]
     return f"{said}; prompts above {listed(shrunk)} tokens are shrunk to fit." if shrunk else f"{said}."
 
@@ -70,10 +71,12 @@ def _saves(plan: Mapping[str, Any]) -> str:
 
 def _why_worse(plan: Mapping[str, Any]) -> str:
     """Than one pool: what else the plan was made for, if anything."""
-    if plan["method"] == "given" or not (plan["budget"] or plan["objective"] in SOUGHT):
+    of_energy = plan["objective"] == "tok_per_j"
+    if plan["method"] == "given" or (of_energy and not plan["budget"]):
         return ". One pool would do better"
-    seeks = SOUGHT.get(plan["objective"])
-    return f", for this seeks {seeks}" if seeks else ", for this must keep its budget as well"
+    if of_energy:
+        return ", for this must keep its budget as well"
+    return f", for this seeks the {goal_of(plan['objective']).best}"
 
 
 def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
@@ -96,19 +99,13 @@ def broken(binding: Mapping[str, Any]) -> str:
     name = binding["limit"]
     if name == "budget":
         return NOT_TOGETHER
-    scarce = (f"the number of {name.removeprefix('gpus_of.').upper()}", "", 1.0)
-    label, unit, size = BINDING.get(name) or LIMITS.get(name, scarce)
+    of = broken_quantity(name)
     had = "is" if "value" in binding else "can at the nearest be"
-    reached, asked = (
-        f"{number(value, size)} {unit}".strip()
+    reached, limit = (
+        f"{number(value, of.si)} {of.unit}".strip()
         for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
     )
-    return f"{label} {had} {reached}; asked is {asked}"
-
-
-def priced_limit(name: str) -> tuple[str, str, float]:
-    """(what it is called, its unit, the unit in SI) of a limit with a shadow price."""
-    return LIMITS.get(name, (f"{name.removeprefix('gpus_of.').upper()} there are", "GPU", 1.0))
+    return f"{of.title} {had} {reached}; asked is {limit}"
 
 
 def _near(plan: Mapping[str, Any]) -> list[str]:
@@ -124,21 +121,27 @@ def _near(plan: Mapping[str, Any]) -> list[str]:
         found.append(f"the P99 TTFT is {ms(metrics['ttft_p99_s'])} of {ms(slo['ttft_p99_s'])} allowed")
     if slo["itl_s"] is not None and (metrics["itl_s"] or 0.0) >= NEAR * slo["itl_s"]:
         found.append(f"the mean ITL is {ms(metrics['itl_s'])} of {ms(slo['itl_s'])} allowed")
-    used = {"max_gpus": metrics["n_gpus"], "max_power_w": metrics["power_w"], "max_usd_per_h": metrics["usd_per_h"]}
     for name, cap in plan["budget"].items():
-        if name in used and used[name] >= NEAR * cap:
-            label, unit, size = LIMITS[name]
-            found.append(f"the budget of {cap / size:,.4g} {unit} is used ({label})")
+        if cap > 0 and _used(plan, name) >= NEAR * cap:
+            limit = limit_quantity(name)
+            found.append(f"the budget of {limit.amount(cap)} is used ({limit.title})")
     return found
 
 
-def _priced(price: Mapping[str, Any], objective: str) -> str:
+def _used(plan: Mapping[str, Any], limit: str) -> float:
+    """What a plan uses of a limit of its budget."""
+    if limit.startswith("gpus_of."):
+        return sum(pool["n_gpus"] for pool in plan["pools"] if pool["gpu"] == limit.removeprefix("gpus_of."))
+    return plan["metrics"][limited_resource(limit)]
+
+
+def _priced(price: Mapping[str, Any], objective: str | Mapping[str, Any]) -> str:
     """What one more unit of a limit is worth."""
     if price["per_unit"] is None or abs(price["elasticity"] or 0.0) < NOTHING:
         return ""
-    label, unit, scale = priced_limit(price["limit"])
-    shown, size = OBJECTIVES[objective]
-    return f"one more {unit} of {label} is worth {price['per_unit'] * scale / size:+.3g} {shown}"
+    limit, of = limit_quantity(price["limit"]), goal_of(objective).quantity
+    worth = price["per_unit"] * limit.si / of.si
+    return f"one more {limit.unit} of {limit.title} is worth {worth:+.3g} {of.unit}"
 
 
 def _sure(plan: Mapping[str, Any], sensitivity) -> str:

@@ -76,7 +76,7 @@ LEDGER_LABELS = {
 
 
 @styled
-def ledger_figure(document: dict[str, Any]) -> Figure:
+def ledger_figure(document: Mapping[str, Any]) -> Figure:
     """The waterfall: FleetOpt's gain after each choice, and what the choice took; the two-pool gain as marks."""
     rows = document["rows"]
     figure = new_figure(8.4, 5.4)
@@ -116,7 +116,7 @@ def ledger_figure(document: dict[str, Any]) -> Figure:
     return figure
 
 
-def _ledger_takeaway(document: dict[str, Any], gains: list[float | None], two_pools: list[float | None]) -> str:
+def _ledger_takeaway(document: Mapping[str, Any], gains: list[float | None], two_pools: list[float | None]) -> str:
     where = f"{document['workload']['name']} on {document['gpu'].upper()}"
     if gains[-1] is None or gains[0] is None:
         return f"{where}: no fleet holds the limits once all is counted"
@@ -138,7 +138,8 @@ def write_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     kind = path.suffix[1:].lower()
     buffer = BytesIO()
-    with rc_context(STYLE | {"svg.hashsalt": path.stem}):  # ticks are made, and so styled, when they are drawn
+    settings: dict[Any, Any] = STYLE | {"svg.hashsalt": path.stem}
+    with rc_context(settings):  # ticks are made, and so styled, when they are drawn
         figure.savefig(buffer, format=kind, **FIGURE_KINDS[kind])
     write_whole(path, buffer.getvalue(), "--figure")
 

@@ -1,6 +1,7 @@
 """Levers as a ranked table and as a figure, of the document that `fleetopt levers --json` prints."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -8,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.report.decision import broken
 from fleetopt_jax.report.style import (
     INK,
     LESS,
@@ -22,13 +24,13 @@ from fleetopt_jax.report.style import (
     ticks_at,
 )
 from fleetopt_jax.report.tables import new_table
+from fleetopt_jax.report.words import goal_of, limits_said, ms
 
 NOTHING = 0.01  # gains and losses smaller than this are within what whole instances decide
 MOST_RATIO = 1.25  # of the colours of the pair matrix
-GAINED = {"tok_per_j": "tokens per joule", "usd": "requests per dollar", "power": "less power", "gpus": "fewer GPUs"}
 
 
-def levers_table(document: dict[str, Any]) -> RenderableType:
+def levers_table(document: Mapping[str, Any]) -> RenderableType:
     """Which lever pays, then all of them, then pairs, then what is left out and what it rests on."""
     table = new_table("Lever", "Gain", "90 %", "tok/J", "Cost", "GPUs", "P99 TTFT", "Quality")
     for lever in document["levers"]:
@@ -50,14 +52,14 @@ def levers_table(document: dict[str, Any]) -> RenderableType:
     notes += [_why_not(lever) for lever in document["levers"] if not lever["feasible"]]
     notes += [f"Left out, {each['name']}: {each['why']}." for each in document["left_out"]]
     notes.append(
-        f"Gain: {GAINED[document['objective']]} over the present fleet planned anew, everything else re-optimised. "
-        f"90 %: from the engines' errors, common to fleets that share one; compression as it is assumed. "
+        f"Gain: {goal_of(document['objective']).gain} over the present fleet planned anew, everything else "
+        f"re-optimised. 90 %: from the engines' errors, common to fleets that share one; compression as it is assumed. "
         f"Assumptions '{document['assume']}'."
     )
     return Group(*parts, *(Text(note, style="dim") for note in notes))
 
 
-def _row(lever: dict[str, Any]) -> list[str]:
+def _row(lever: Mapping[str, Any]) -> list[str]:
     if not lever["feasible"]:
         return ["-", "-", "-", "-", "-", "no fleet holds the limits", lever["quality"]]
     return [
@@ -71,14 +73,14 @@ def _row(lever: dict[str, Any]) -> list[str]:
     ]
 
 
-def _change(value: float | None, form) -> str:
+def _change(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else f" ({form(value)})"
 
 
-def answer(document: dict[str, Any]) -> str:
+def answer(document: Mapping[str, Any]) -> str:
     """Which lever pays on this workload and these limits, and what does not."""
-    workload = document["workload"]
-    where = f"{workload['name']} at {workload['arrival_rate_per_s']:,.6g} requests/s, P99 TTFT {_limit(document)}"
+    workload, limits = document["workload"], limits_said(document["slo"])
+    where = f"{workload['name']} at {workload['arrival_rate_per_s']:,.6g} requests/s, P99 TTFT {limits}"
     feasible = [lever for lever in document["levers"] if lever["feasible"]]
     if document["present"]["tok_per_j"] is None:
         if not feasible:
@@ -98,28 +100,21 @@ def answer(document: dict[str, Any]) -> str:
     return said + (f". It loses with {', '.join(loses)}." if loses else ".")
 
 
-def _gains(lever: dict[str, Any]) -> str:
+def _gains(lever: Mapping[str, Any]) -> str:
     low, high = lever["gain_interval"]
     return f"{lever_label(lever)} {_times(lever['gain'])} ({low:.2f} to {high:.2f})"
 
 
-def _limit(document: dict[str, Any]) -> str:
-    slo = document["slo"]
-    grows = f" + {slo['ttft_s_per_token'] * 1000 / MS:g} ms per 1,000 prompt tokens" if slo["ttft_s_per_token"] else ""
-    itl = f", mean ITL {slo['itl_s'] / MS:g} ms" if slo["itl_s"] is not None else ""
-    return f"{_time(slo['ttft_p99_s'])}{grows}{itl}"
-
-
-def _present(document: dict[str, Any]) -> str:
+def _present(document: Mapping[str, Any]) -> str:
     present = document["present"]
     given = present["given"]
     said = ""
     if given:
-        held = "" if given["status"] != "infeasible" else f", which breaks its limit of {given['binding']['limit']}"
+        held = "" if given["status"] != "infeasible" else f", which breaks a limit: {broken(given['binding'])}"
         said = f"As given: {given['tok_per_j']:.3g} tok/J, {given['n_gpus']:,.0f} GPUs{held}. "
     if present["tok_per_j"] is None:
         binding = present["binding"]
-        return f"{said}Present fleet: none holds the limits ({_binding(binding)})."
+        return f"{said}Present fleet: none holds the limits ({_reason(binding)})."
     fleet = " + ".join(
         f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()} {pool['llm']} {pool['precision']}"
         for pool in present["pools"]
@@ -127,27 +122,23 @@ def _present(document: dict[str, Any]) -> str:
     return (
         f"{said}Present fleet{', planned anew' if given else ''}: {fleet}; {present['tok_per_j']:.3g} tok/J, "
         f"{present['power_w'] / KW:,.1f} kW, ${present['usd_per_h']:,.0f}/h, "
-        f"P99 TTFT {_time(present['ttft_p99_s'])}."
+        f"P99 TTFT {ms(present['ttft_p99_s'])}."
     )
 
 
-def _why_not(lever: dict[str, Any]) -> str:
-    return f"{lever_label(lever)}: no fleet holds the limits ({_binding(lever['binding'])})."
+def _why_not(lever: Mapping[str, Any]) -> str:
+    return f"{lever_label(lever)}: no fleet holds the limits ({_reason(lever['binding'])})."
 
 
-def _binding(binding: dict[str, Any] | None) -> str:
-    if binding is None:
-        return "no candidate does"
-    scale, unit = (1.0 / MS, " ms") if binding["limit"].endswith("_s") else (1.0, "")
-    nearest = binding.get("nearest_feasible", binding.get("value"))
-    return f"{binding['limit']} {nearest * scale:,.4g}{unit} where {binding['asked'] * scale:,.4g}{unit} is asked"
+def _reason(binding: Mapping[str, Any] | None) -> str:
+    return broken(binding) if binding else "no candidate does"
 
 
-def lever_label(lever: dict[str, Any]) -> str:
+def lever_label(lever: Mapping[str, Any]) -> str:
     """A lever with what the search chose."""
     pools = lever["pools"]
 
-    def chosen(name: str, form=str) -> str:
+    def chosen(name: str, form: Callable[[Any], str] = str) -> str:
         values = list(dict.fromkeys(form(pool[name]) for pool in pools))
         return f" ({', '.join(values)})" if values else ""
 
@@ -174,13 +165,13 @@ def lever_label(lever: dict[str, Any]) -> str:
             return lever["title"].removesuffix(" in every pool").removeprefix("serve ")
 
 
-def _short(document: dict[str, Any], name: str) -> str:
+def _short(document: Mapping[str, Any], name: str) -> str:
     lever = next(lever for lever in document["levers"] if lever["name"] == name)
     return lever_label(lever).split(" (")[0]
 
 
 @styled
-def levers_figure(document: dict[str, Any]) -> Figure:
+def levers_figure(document: Mapping[str, Any]) -> Figure:
     """Ranked bars with intervals, and which pairs multiply, reinforce or cancel."""
     levers = [lever for lever in document["levers"] if lever["gain"] is not None]
     names = [lever["name"] for lever in levers if any(lever["name"] in pair["levers"] for pair in document["pairs"])]
@@ -193,7 +184,7 @@ def levers_figure(document: dict[str, Any]) -> Figure:
     return figure
 
 
-def _bars(axes, document: dict[str, Any], levers: list[dict[str, Any]]) -> None:
+def _bars(axes, document: Mapping[str, Any], levers: Sequence[Mapping[str, Any]]) -> None:
     gains = [lever["gain"] for lever in levers]
     lows, highs = ([lever["gain_interval"][end] for lever in levers] for end in (0, 1))
     for i, (lever, gain) in enumerate(zip(levers, gains)):
@@ -212,14 +203,14 @@ def _bars(axes, document: dict[str, Any], levers: list[dict[str, Any]]) -> None:
     ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16) if low * 0.93 <= t <= high * 1.2]
     ticks_at(axes.xaxis, ticks, "{:g}x".format)
     axes.set_xlabel(
-        f"{GAINED[document['objective']]} over the present fleet, 90 % interval\n"
+        f"{goal_of(document['objective']).gain} over the present fleet, 90 % interval\n"
         "of the engines' errors (hatched: projected or assumed)"
     )
     grid_along(axes, "x")
 
 
-def _takeaway(document: dict[str, Any], levers: list[dict[str, Any]]) -> str:
-    where = f"{document['workload']['name']}, P99 TTFT {_limit(document)}"
+def _takeaway(document: Mapping[str, Any], levers: Sequence[Mapping[str, Any]]) -> str:
+    where = f"{document['workload']['name']}, P99 TTFT {limits_said(document['slo'])}"
     pays = [lever for lever in levers if lever["gain"] > 1.0 + NOTHING]
     if not pays:
         return f"{where}:\nno lever pays"
@@ -230,7 +221,7 @@ def _takeaway(document: dict[str, Any], levers: list[dict[str, Any]]) -> str:
     return said
 
 
-def _matrix(axes, document: dict[str, Any], names: list[str]) -> None:
+def _matrix(axes, document: Mapping[str, Any], names: list[str]) -> None:
     ratios = {frozenset(pair["levers"]): pair for pair in document["pairs"]}
     table = [[math.nan] * len(names) for _ in names]
     for i, a in enumerate(names):
@@ -256,10 +247,6 @@ def _matrix(axes, document: dict[str, Any], names: list[str]) -> None:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:,.4g} s" if seconds >= 10.0 else f"{seconds / MS:,.4g} ms"
 
 
 def _times(gain: float | None) -> str:

@@ -3,15 +3,10 @@
 Built of the JSON documents that `--json` prints. Whatever a user typed is escaped, in the figures too.
 """
 
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from typing import Any
-from xml.etree import ElementTree
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -20,19 +15,22 @@ from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report import style
-from fleetopt_jax.report.decision import broken, decision, gpus_said, number, priced_limit
+from fleetopt_jax.report.decision import broken, decision, gpus_said, number
 from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
 from fleetopt_jax.report.sensitivity import tornado_figure
 from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
+from fleetopt_jax.report.svg import COLOURS, inline_svg
 from fleetopt_jax.report.words import (
-    CHOICES_SAID,
-    METRICS,
-    OBJECTIVES,
+    QUANTITIES,
     certificate,
+    choices_said,
+    dispatch_said,
     edge,
+    goal_of,
+    limit_quantity,
     limits_said,
     ms,
     percent,
@@ -46,28 +44,9 @@ DOCUMENTS = {  # what each optional document must hold
     "ledger": ("rows", "workload", "gpu"),
     "pareto": ("points", "objectives", "hypervolume"),
 }
-COLOURS = {  # of the figures: variable, in the light, in the dark
-    style.INK: ("ink", "#1a1a1a", "#ececec"),
-    style.MUTED: ("muted", "#555555", "#b3b9c0"),
-    style.GRID: ("grid", "#dddddd", "#3a4048"),
-    style.PAPER: ("paper", "#ffffff", "#14171b"),
-    style.BLUE: ("blue", "#0072b2", "#4aa8e0"),
-    style.VERMILLION: ("vermillion", "#d55e00", "#f2813d"),
-    style.GREEN: ("green", "#009e73", "#2cc397"),
-    style.ORANGE: ("orange", "#e69f00", "#f0b429"),
-    style.SKY: ("sky", "#56b4e9", "#8ccff5"),
-    style.PURPLE: ("purple", "#cc79a7", "#dd94bb"),
-}
-PX_PER_PT = 4 / 3
-REFERENCE = re.compile(r"#([\w-]+)")  # to an id; a colour looks the same
 LONG_CELL = 30  # letters from which a cell of a table may wrap
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
-DISPATCH_SAID = {
-    "jsq": "a pool sends each request to its instance with the fewest in flight",
-    "round_robin": "a pool sends requests to its instances in turn",
-    "random": "a pool sends requests to its instances at random",
-}
 QUALITY_SAID = {
     "measured": "fitted to measurements of this very configuration",
     "law": "from the law fitted to measurements on this GPU",
@@ -134,12 +113,10 @@ def _require(plan: Mapping[str, Any], **documents: Mapping[str, Any] | None) -> 
         missing = [key for key in DOCUMENTS[name] if key not in document]
         if missing:
             raise BadInput(f"{name} document", f"has no {missing[0]}", f"need what fleetopt {name} --json prints")
-    fleets = {
-        "sensitivity": documents["sensitivity"] and documents["sensitivity"]["plan"]["pools"],
-        "simulate": documents["simulate"] and documents["simulate"]["pools"],
-    }
-    for name, pools in fleets.items():
-        if pools and _fleet(pools) != _fleet(plan["pools"]):
+    for name, under in (("sensitivity", "plan"), ("simulate", None)):
+        document = documents[name]
+        about = document[under] if document and under else document
+        if about and _fleet(about["pools"]) != _fleet(plan["pools"]):
             raise BadInput(f"{name} document", "is of another fleet", "need the one of this plan")
 
 
@@ -220,26 +197,25 @@ def _intervals(sensitivity: Mapping[str, Any]) -> str:
     intervals = sensitivity["intervals"]
     rows = []
     for name, of in intervals["metrics"].items():
-        label, unit, size = METRICS[name]
-        ends = [" to ".join(number(end, size) for end in of[how]) for how in ("sampled", "linear")]
-        rows.append([f"{label} [{unit}]", number(of["value"], size), *ends])
+        shown = QUANTITIES[name]
+        ends = [" to ".join(number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
+        rows.append([f"{shown.title} [{shown.unit}]", number(of["value"], shown.si), *ends])
     title = f"{intervals['level']:.0%} intervals, from {intervals['n_samples']:,} draws of the engines' errors"
     return _table(title, ["metric", "value", "sampled", "linear"], rows)
 
 
 def _prices(sensitivity: Mapping[str, Any]) -> str:
-    objective, size = OBJECTIVES[sensitivity["objective"]]
+    objective = goal_of(sensitivity["objective"]).quantity
     rows = []
     for price in sensitivity["shadow_prices"]:
-        label, unit, scale = priced_limit(price["limit"])
+        limit = limit_quantity(price["limit"])
         known = price["per_unit"] is not None
-        worth = f"{price['per_unit'] * scale / size:+.3g} per {unit}" if known else "not held"
+        worth = f"{price['per_unit'] * limit.si / objective.si:+.3g} per {limit.unit}" if known else "not held"
         worth = worth if price["per_unit"] != 0 else "0"
         elasticity = "-" if price["elasticity"] is None else f"{price['elasticity']:+.3f}"
         binds = "yes" if price["binds"] else "no"
-        asked = f"{price['asked'] / scale:,.4g} {unit}{'s' if unit in ('point', 'GPU') else ''}"
-        rows.append([label, asked, binds, worth, elasticity])
-    head = ["limit", "asked", "binds", f"one more unit [{objective}]", "% per %"]
+        rows.append([limit.title, limit.amount(price["asked"]), binds, worth, elasticity])
+    head = ["limit", "asked", "binds", f"one more unit [{objective.unit}]", "% per %"]
     return _table("What the limits cost (shadow prices)", head, rows)
 
 
@@ -270,19 +246,14 @@ def _simulated(simulation: Mapping[str, Any]) -> str:
 
 
 def _assumed(plan: Mapping[str, Any]) -> list[str]:
-    said = [
-        CHOICES_SAID[name][value].format(share=plan["output_share"])
-        for name, value in plan["assumptions"].items()
-        if name in CHOICES_SAID
-    ]
     workload = plan["workload"]
     said = [
         f"requests: {workload['name']} at {workload['arrival_rate_per_s']:,.6g} a second, on average "
         f"{workload['mean_prompt_tokens']:,.4g} tokens in and {workload['mean_output_tokens']:,.4g} out",
         f"limits: P99 TTFT {limits_said(plan['slo'])}, load at most {plan['slo']['max_utilization']:.0%}",
         INTEGRATION_SAID,
-        *said,
-        DISPATCH_SAID[plan["dispatch"]],
+        *choices_said(plan),
+        dispatch_said(plan),
         _compressed(plan),
         site_said(plan) or "only GPU boards are counted: no host, no cooling, no price of electricity",
     ]
@@ -304,7 +275,10 @@ def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
     said = [
         "The arrival rate and the lengths are taken to stay as they are: no daily swing, no growth, no spare for "
         "failures.",
-        "Every request is known by its total length when it is routed; a router that must guess the output does worse.",
+        "Clients are taken to ask for as many tokens as said, however many they then get."
+        if plan.get("route_by")
+        else "Every request is known by its total length when it is routed; a router that must guess the output does "
+        "worse.",
         "Networks, disks and schedulers other than continuous batching are left out.",
         "The best of the candidates named above, under these laws: another law may have another best.",
     ]
@@ -380,54 +354,6 @@ def _figure(key: str, title: str, figure: Figure) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
         f"{inline_svg(figure, key, said)}</div></figure>"
     )
-
-
-def inline_svg(figure: Figure, key: str, said: str) -> str:
-    """The figure as SVG for a page: text as text, the page's colours, ids of its own, `said` for who cannot see it."""
-    buffer = BytesIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context(style.STYLE | {"svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts write the text
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    root = ElementTree.fromstring(buffer.getvalue())
-    _drop(root, {"metadata", "style"})
-    elements = list(root.iter())
-    values = " ".join(value for element in elements for value in element.attrib.values())
-    ids = {element.get("id") for element in elements} & set(REFERENCE.findall(values))
-    for element in elements:
-        element.tag = element.tag.split("}")[-1]
-        element.attrib = {
-            name.split("}")[-1]: REFERENCE.sub(lambda at: f"#{key}-{at[1]}" if at[1] in ids else at[0], value)
-            for name, value in element.attrib.items()
-            if name != "id" or value in ids
-        }
-        if "id" in element.attrib:
-            element.set("id", f"{key}-{element.get('id')}")
-        painted = "; ".join(
-            f"{name}: {element.attrib.pop(name)}" for name in ("fill", "stroke") if name in element.attrib
-        )
-        said_already = element.attrib.pop("style", "")
-        if painted or said_already:
-            element.set("style", _page_style("; ".join(filter(None, (painted, said_already)))))
-    width = float(root.get("viewBox").split()[2])
-    root.attrib = {"viewBox": root.get("viewBox"), "style": f"max-width: {width * PX_PER_PT:.0f}px"}
-    root.attrib |= {"role": "img", "aria-label": style.printable(said)}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _drop(element: ElementTree.Element, tags: set[str]) -> None:
-    for child in list(element):
-        if child.tag.split("}")[-1] in tags:
-            element.remove(child)
-        else:
-            _drop(child, tags)
-
-
-def _page_style(text: str) -> str:
-    """Colours as the page's variables, letters in the page's font."""
-    for colour, (name, *_) in COLOURS.items():
-        text = re.sub(re.escape(colour), f"var(--{name})", text, flags=re.IGNORECASE)
-    return re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", text)
 
 
 def _page(title: str, body: Sequence[str], plan: Mapping[str, Any], commands: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report.style import BLUE, MUTED, PURPLE, VERMILLION, log_values, new_figure, say, styled, ticks_at
 from fleetopt_jax.report.tables import new_table
+from fleetopt_jax.report.words import QUANTITIES
 
 FRONT_COLOUR, KNEE_COLOUR, FLEETOPT_COLOUR = BLUE, VERMILLION, PURPLE
 LOG_FROM = 6.0  # an axis whose values spread over a larger factor is logarithmic
@@ -32,7 +33,7 @@ CSV_METRICS = (
 CSV_POOLS = ("window_tokens", "gamma", "gpu", "tp", "n_instances")
 
 
-def front_table(document: dict[str, Any]) -> RenderableType:
+def front_table(document: Mapping[str, Any]) -> RenderableType:
     """What can be had together, the reference fleets beside it, and what the front rests on."""
     if not document["points"]:
         return Text("No fleet holds the limits.")
@@ -69,7 +70,7 @@ def front_table(document: dict[str, Any]) -> RenderableType:
     )
 
 
-def _row(point: dict[str, Any], names: Sequence[str], others: Sequence[str]) -> list[str]:
+def _row(point: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) -> list[str]:
     metrics, pools = point["plan"]["metrics"], point["plan"]["pools"]
     gain = metrics["gain_vs_homogeneous"]
     return [
@@ -81,7 +82,7 @@ def _row(point: dict[str, Any], names: Sequence[str], others: Sequence[str]) -> 
     ]
 
 
-def _pools(pools: Sequence[dict[str, Any]]) -> tuple[str, str]:
+def _pools(pools: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """(instances, windows x gamma) of a fleet, pool by pool; the kind of engine once, where all are of one."""
     kinds = [f"{pool['tp']} {pool['gpu'].upper()}" for pool in pools]
     counts = [f"{pool['n_instances']:,}" for pool in pools]
@@ -103,11 +104,13 @@ def _value(name: str, value: float) -> str:
             return f"{value:.4g} tok/J"
         case "ttft_p99_s":
             return f"{value / MS:,.4g} ms" if abs(value) < 10.0 else f"{value:,.4g} s"
-        case _:
+        case "usd_per_h":
             return f"${value:,.0f}/h"
+        case _:
+            return QUANTITIES[name].amount(value)
 
 
-def front_takeaway(document: dict[str, Any]) -> str:
+def front_takeaway(document: Mapping[str, Any]) -> str:
     """What the front says, in one sentence; of the first objective against the second."""
     points = document["points"]
     where = document["workload"]["name"]
@@ -123,12 +126,12 @@ def front_takeaway(document: dict[str, Any]) -> str:
     return f"{said}; the knee is {_all_of(turn)}." if turn else f"{said}."
 
 
-def _all_of(point: dict[str, Any]) -> str:
+def _all_of(point: Mapping[str, Any]) -> str:
     first, *others = (_value(name, value) for name, value in point["objectives"].items())
     return f"{first} at {' and '.join(others)}"
 
 
-def off_the_chart(document: dict[str, Any]) -> list[str]:
+def off_the_chart(document: Mapping[str, Any]) -> list[str]:
     """What there is to say about reference fleets that cannot be marked, or that no point of the front reaches."""
     limit = f"{document['reference_ttft_limit_s'] / MS:g} ms"
     lines = []
@@ -143,7 +146,7 @@ def off_the_chart(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _beyond(document: dict[str, Any], fleet: dict[str, Any]) -> bool:
+def _beyond(document: Mapping[str, Any], fleet: Mapping[str, Any]) -> bool:
     """Whether no point of the front is as good as a fleet in everything."""
     senses = {each["name"]: 1.0 if each["better"] == "low" else -1.0 for each in document["objectives"]}
     return not any(
@@ -152,7 +155,7 @@ def _beyond(document: dict[str, Any], fleet: dict[str, Any]) -> bool:
     )
 
 
-def front_csv(document: dict[str, Any]) -> str:
+def front_csv(document: Mapping[str, Any]) -> str:
     """One line a plan: the front, then the reference fleets; lists of the pools' values are joined by |."""
     names = [objective["name"] for objective in document["objectives"]]
     metrics = [name for name in CSV_METRICS if name not in names]
@@ -169,7 +172,7 @@ def front_csv(document: dict[str, Any]) -> str:
     return _csv(["kind", "knee", *names, *metrics, *(f"pool_{name}" for name in CSV_POOLS)], lines)
 
 
-def _pool_columns(plan: dict[str, Any]) -> list[str]:
+def _pool_columns(plan: Mapping[str, Any]) -> list[str]:
     return ["|".join(f"{pool[name]}" for pool in plan["pools"]) for name in CSV_POOLS]
 
 
@@ -183,7 +186,7 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 @styled
-def front_figure(document: dict[str, Any]) -> Figure:
+def front_figure(document: Mapping[str, Any]) -> Figure:
     """The front as a staircase of what is reachable, the reference fleets and the knee marked."""
     figure = new_figure(8.4, 5.4)
     axes = figure.subplots()
@@ -195,7 +198,7 @@ def front_figure(document: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_front(axes, document: dict[str, Any], *, colour: str = FRONT_COLOUR, label: str = "optimal plans") -> None:
+def draw_front(axes, document: Mapping[str, Any], *, colour: str = FRONT_COLOUR, label: str = "optimal plans") -> None:
     """Points and marks of one front: TTFT (or else cost) across, tokens per joule (or else cost) up, a third objective
     in colour."""
     names = [objective["name"] for objective in document["objectives"]]
@@ -248,7 +251,7 @@ def draw_front(axes, document: dict[str, Any], *, colour: str = FRONT_COLOUR, la
     axes.legend()
 
 
-def _axis_label(name: str, document: dict[str, Any]) -> str:
+def _axis_label(name: str, document: Mapping[str, Any]) -> str:
     said = _SHOWN[name][1]
     if name == "tok_per_j" and document["points"]:
         one = document["points"][0]["plan"]["power_scope"] == "one_gpu_per_instance"
@@ -299,7 +302,7 @@ _PANELS = {
 }
 
 
-def axis_table(document: dict[str, Any]) -> RenderableType:
+def axis_table(document: Mapping[str, Any]) -> RenderableType:
     """The optimum at each value."""
     name = document["axis"]["name"]
     table = new_table(name, "tok/J", "Power", "Cost", "P99 TTFT", *_FLEET_COLUMNS)
@@ -323,7 +326,7 @@ def axis_table(document: dict[str, Any]) -> RenderableType:
     return Group(Text(axis_takeaway(document), style="bold"), table, Text(note, style="dim"))
 
 
-def axis_takeaway(document: dict[str, Any]) -> str:
+def axis_takeaway(document: Mapping[str, Any]) -> str:
     """What the input does to tokens per joule and to the gain."""
     name, where = document["axis"]["name"], document["workload"]["name"]
     held = [row for row in document["rows"] if row["plan"]["metrics"]]
@@ -331,7 +334,7 @@ def axis_takeaway(document: dict[str, Any]) -> str:
         return f"{where}: no fleet holds the limits at any {name}."
     first, last = held[0], held[-1]
 
-    def said(row: dict[str, Any]) -> str:
+    def said(row: Mapping[str, Any]) -> str:
         gain = row["plan"]["metrics"]["gain_vs_homogeneous"]
         worth = "" if gain is None else f" ({gain:.2f}x one pool)"
         return f"{row['plan']['metrics']['tok_per_j']:.3g} tok/J{worth} at {name} {row['value']:,g}"
@@ -339,7 +342,7 @@ def axis_takeaway(document: dict[str, Any]) -> str:
     return f"{where}: {said(first)}; {said(last)}." if last is not first else f"{where}: {said(first)}."
 
 
-def axis_csv(document: dict[str, Any]) -> str:
+def axis_csv(document: Mapping[str, Any]) -> str:
     """One line a value; empty where no fleet holds the limits."""
     rows = []
     for row in document["rows"]:
@@ -356,7 +359,7 @@ def axis_csv(document: dict[str, Any]) -> str:
 
 
 @styled
-def axis_figure(document: dict[str, Any]) -> Figure:
+def axis_figure(document: Mapping[str, Any]) -> Figure:
     """Tokens per joule, GPUs and gain against the input, one above the other."""
     figure = new_figure(7.8, 7.6)
     panels = figure.subplots(len(_PANELS), 1, sharex=True)
@@ -364,9 +367,9 @@ def axis_figure(document: dict[str, Any]) -> Figure:
     for axes, (name, label) in zip(panels, _PANELS.items()):
         known = [(row["value"], row["plan"]["metrics"][name]) for row in held]
         known = [(x, y) for x, y in known if y is not None and math.isfinite(y)]
+        ys = [y for _, y in known]
         if known:
-            xs, ys = zip(*known)
-            axes.plot(xs, ys, "o-", color=FRONT_COLOUR)
+            axes.plot([x for x, _ in known], ys, "o-", color=FRONT_COLOUR)
             _scale(axes, "y", ys)
         else:
             axes.text(0.5, 0.5, "no one-pool fleet holds the limits", transform=axes.transAxes, ha="center")

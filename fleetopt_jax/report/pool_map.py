@@ -1,6 +1,6 @@
 """Which requests go to which pool, and what each pool takes of the fleet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ LETTER_FRAC = 0.0125  # width of a letter of the labels over the width of the ma
 
 
 @styled
-def pool_map_figure(plan: dict[str, Any], total_tokens: ArrayLike, weight: ArrayLike) -> Figure:
+def pool_map_figure(plan: Mapping[str, Any], total_tokens: ArrayLike, weight: ArrayLike) -> Figure:
     """Requests by total length [tokens], coloured by pool, and each pool's share of requests, GPUs and power.
 
     `plan` is the document of `fleetopt optimize` or `evaluate`; lengths and weights are those of its workload.
@@ -49,7 +49,7 @@ def pool_map_figure(plan: dict[str, Any], total_tokens: ArrayLike, weight: Array
     return figure
 
 
-def map_takeaway(plan: dict[str, Any]) -> str:
+def map_takeaway(plan: Mapping[str, Any]) -> str:
     """What the longest requests take."""
     name, pools = plan["workload"]["name"], plan["pools"]
     if len(pools) == 1:
@@ -61,7 +61,9 @@ def map_takeaway(plan: dict[str, Any]) -> str:
     )
 
 
-def _map(axes, pools: Sequence[dict[str, Any]], edges: Sequence[float], total: np.ndarray, share: np.ndarray) -> None:
+def _map(
+    axes, pools: Sequence[Mapping[str, Any]], edges: Sequence[float], total: np.ndarray, share: np.ndarray
+) -> None:
     low, high = min(total.min(), edges[0]), max(total.max(), edges[-1])
     spread = max((high / low) ** 0.02, 1.05)
     low, high = low / spread, high * spread
@@ -85,7 +87,7 @@ def _map(axes, pools: Sequence[dict[str, Any]], edges: Sequence[float], total: n
     axes.set_ylabel("requests [%]")
 
 
-def _label_edges(axes, pools: Sequence[dict[str, Any]], edges: Sequence[float]) -> int:
+def _label_edges(axes, pools: Sequence[Mapping[str, Any]], edges: Sequence[float]) -> int:
     """A line at the end of each pool, its label to the left above the map; returns the rows the labels take."""
     low, high = np.log(axes.get_xlim())
     lines: list[tuple[float, int]] = []  # (place as a share of the width, row of the label)
@@ -106,7 +108,7 @@ def _label_edges(axes, pools: Sequence[dict[str, Any]], edges: Sequence[float]) 
     return 1 + max(row for _, row in lines)
 
 
-def _shares(plan: dict[str, Any]) -> list[tuple[str, str, list[float], list[str]]]:
+def _shares(plan: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[str]]]:
     """(panel, title, shares, labels) of what the pools share."""
     pools, metrics = plan["pools"], plan["metrics"]
     scope = ", one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""

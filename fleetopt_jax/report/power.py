@@ -11,16 +11,14 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from fleetopt_jax.calibrate.measurements import Measurements
+from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.choices import POWER_SCOPE
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import for_each_pool
+from fleetopt_jax.fleet.evaluate import for_each_lane
 from fleetopt_jax.fleet.fleet import Fleet
-from fleetopt_jax.fleet.operation import PoolLoad, pool_load
+from fleetopt_jax.fleet.stage import StageLoad, setting_of, stage_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.laws.decode import decode_step_s
-from fleetopt_jax.laws.power import gpu_power_w
 from fleetopt_jax.optimize.plan import Plan
 from fleetopt_jax.report.style import (
     BLUE,
@@ -38,7 +36,7 @@ from fleetopt_jax.report.style import (
 from fleetopt_jax.workload.atoms import Workload
 
 N_POINTS = 48
-Curve = dict[str, Any]  # an engine document's "points", or a pool's
+Curve = Mapping[str, Any]  # an engine document's "points", or a pool's
 MOST_FILLED = 2  # curves whose errors can be told apart
 
 
@@ -46,40 +44,43 @@ def pool_curves(plan: Plan) -> list[Curve]:
     """What an instance of each pool would do at any batch, serving the requests the pool gets: `points` and errors.
 
     A decode step of n sequences, then the prefill that their tokens call for; power is the mean over both. The pool
-    runs at one point of it, up to the crowding the curve leaves out.
+    runs at one point of it, up to the prefill it shares with others, which the curve leaves out.
     """
     loads, points = _curves(plan.fleet, plan.problem.workload, plan.problem.assumptions)
     names = ("batch", "power_w_per_gpu", "tok_per_j")
+    entries = [engine_entry(spec) for spec in plan.specs]
     return [
         {
             "context_tokens": float(loads.context_tokens[k]),
-            "step_error": choice.step_error,
-            "power_error": choice.power_error,
+            "step_error": entry.step_error,
+            "power_error": entry.power_error,
             "points": [dict(zip(names, point)) for point in np.stack([values[k] for values in points], 1).tolist()],
         }
-        for k, choice in enumerate(plan.choices)
+        for k, entry in enumerate(entries)
     ]
 
 
 @partial(jax.jit, static_argnames="assumptions")
-def _curves(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> tuple[PoolLoad, tuple[Array, Array, Array]]:
+def _curves(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> tuple[StageLoad, tuple[Array, Array, Array]]:
     """Each pool's load, and (batch, power of one GPU [W], tokens per joule), [K, N_POINTS]."""
+    setting = setting_of(workload, fleet.surroundings, assumptions)
 
-    def curve(engine: Engine, traffic: PoolTraffic, window_tokens: Array) -> tuple[PoolLoad, tuple[Array, ...]]:
-        load = pool_load(engine, traffic, window_tokens, workload, assumptions)
+    def curve(engine: Engine, traffic: PoolTraffic, window_tokens: Array):
+        load = stage_load(engine, traffic, window_tokens, setting)
         batch = jnp.geomspace(1.0, jnp.maximum(load.n_max, 2.0), N_POINTS)
-        power_w, tok_per_s = jax.vmap(partial(_at, engine, load))(batch)
-        return load, (batch, power_w, tok_per_s / POWER_SCOPE[assumptions.power_scope](engine, 1.0, power_w, 0.0))
+        gpu_w, tok_per_s = jax.vmap(partial(_at, engine, load))(batch)
+        instance_w = assumptions.power_scope.pool_w(engine, fleet.surroundings.site, 1.0, gpu_w, 0.0)
+        return load, (batch, gpu_w, tok_per_s / instance_w)
 
-    traffic = route(fleet.engines, fleet.window_tokens, fleet.gamma, workload, assumptions)
-    return for_each_pool(curve, fleet.engines, traffic, fleet.window_tokens)
+    traffic = route(fleet, workload, assumptions)
+    return for_each_lane(curve, fleet.engines, traffic, fleet.window_tokens)
 
 
-def _at(engine: Engine, load: PoolLoad, n: Array) -> tuple[Array, Array]:
+def _at(engine: Engine, load: StageLoad, n: Array) -> tuple[Array, Array]:
     """(power of one GPU [W], output tokens per second) of an instance that decodes `n` sequences."""
     prefill_s = n * safe_div(load.prefill_s, load.steps)
-    round_s = decode_step_s(engine.decode, n, load.context_tokens) + prefill_s
-    decode_w = gpu_power_w(engine.power, n, load.context_tokens)
+    round_s = engine.decode.step_s(n, load.context_tokens) + prefill_s
+    decode_w = engine.power.gpu_w(n, load.context_tokens)
     return decode_w + prefill_s / round_s * (engine.prefill.gpu_w - decode_w), n / round_s
 
 
@@ -164,8 +165,8 @@ def _measured(left, right, measured: Measurements | None, tp: int) -> None:
     if measured is None or measured.power_w_per_gpu is None:
         return
     power_w = measured.power_w_per_gpu
-    known = measured.context_tokens is not None
-    context = f", {np.mean(measured.context_tokens):,.0f} tokens in context" if known else ""
+    contexts = measured.context_tokens
+    context = "" if contexts is None else f", {np.mean(contexts):,.0f} tokens in context"
     look = {
         "color": INK,
         "markerfacecolor": PAPER,

@@ -1,6 +1,7 @@
 """What a plan rests on: elasticities ranked, intervals, prices of the limits; and the tornado."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import LIMITS, METRICS, OBJECTIVES
+from fleetopt_jax.report.words import QUANTITIES, goal_of, limit_quantity
 
 INPUTS = {  # the last part of a path: in the field's words
     "n_instances": "instances",
@@ -34,25 +35,28 @@ INPUTS = {  # the last part of a path: in the field's words
     "cap_w": "power cap",
     "gpu_w": "power while prefilling",
     "usd_per_gpu_h": "price of a GPU hour",
+    "host_w_per_gpu": "host power a GPU",
+    "usd_per_kwh": "price of electricity",
+    "kg_co2_per_kwh": "carbon of electricity",
     "success_frac": "success of compression",
+    "s_per_token": "time of compression per token",
+    "j_per_token": "energy of compression per token",
 }
 _PARTS = {
     "decode": "decode",
     "prefill": "prefill",
     "kv": "KV cache",
     "power": "power law",
-    "site": "",
-    "compressor": "",
     "step": "its step",
     "ideal_bytes": "its bytes",
     "ideal_flops": "its FLOPs",
 }
 
 
-def sensitivity_table(document: dict[str, Any]) -> RenderableType:
+def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
     """The metric shown, input by input; then every metric, give or take; then what limits and thresholds are worth."""
     name, top = document["shown"]["metric"], document["shown"]["top"]
-    title = METRICS[name][0]
+    title = QUANTITIES[name].title
     ranked = document["elasticities"][name]
     parts: list[RenderableType] = []
     plan = document["plan"]
@@ -82,7 +86,7 @@ def sensitivity_table(document: dict[str, Any]) -> RenderableType:
 
 
 def input_label(path: str) -> str:
-    """'pools.0.engine.decode.base_s' -> 'pool 1: decode step at batch 0'."""
+    """'pools.0.engine.decode.base_s' -> 'pool 1: decode, step at batch 0'; 'surroundings.site.pue' -> 'PUE'."""
     keys = path.split(".")
     where = f"pool {int(keys[1]) + 1}: " if keys[0] == "pools" else ""
     parts = [_PARTS.get(key, "") for key in keys[3:-1]] if keys[0] == "pools" else []
@@ -91,13 +95,12 @@ def input_label(path: str) -> str:
     return f"{where}{words + ', ' if words else ''}{last}"
 
 
-def _takeaway(document: dict[str, Any]) -> str:
+def _takeaway(document: Mapping[str, Any]) -> str:
     name = document["shown"]["metric"]
-    title, unit, size = METRICS[name]
-    of = document["intervals"]["metrics"][name]
-    low, high = of["sampled"]
+    of, shown = document["intervals"]["metrics"][name], QUANTITIES[name]
+    value, low, high = (_number(x, shown.si) for x in (of["value"], *of["sampled"]))
     return (
-        f"{title} {_number(of['value'], size)} {unit}, between {_number(low, size)} and {_number(high, size)} with "
+        f"{shown.title} {value} {shown.unit}, between {low} and {high} with "
         f"{document['intervals']['level']:.0%} probability; all latency and load limits hold with "
         f"{document['intervals']['hold_probability']:.0%}."
     )
@@ -107,38 +110,36 @@ def _number(value: float | None, size: float = 1.0) -> str:
     return "unbounded" if value is None or not math.isfinite(value) else f"{value / size:,.4g}"
 
 
-def _intervals(intervals: dict[str, Any]) -> RenderableType:
+def _intervals(intervals: Mapping[str, Any]) -> RenderableType:
     title = f"{intervals['level']:.0%} intervals ({intervals['n_samples']:,} draws of the engines' errors)"
     table = new_table("Metric", "Value", "Sampled", "Linear", "", title=title)
     for name, of in intervals["metrics"].items():
-        label, unit, size = METRICS[name]
-        ends = [" to ".join(_number(end, size) for end in of[how]) for how in ("sampled", "linear")]
-        table.add_row(label, _number(of["value"], size), *ends, unit)
+        shown = QUANTITIES[name]
+        ends = [" to ".join(_number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
+        table.add_row(shown.title, _number(of["value"], shown.si), *ends, shown.unit)
     return table
 
 
-def _prices(document: dict[str, Any]) -> RenderableType:
-    objective, size = OBJECTIVES[document["objective"]]
+def _prices(document: Mapping[str, Any]) -> RenderableType:
+    objective = goal_of(document["objective"]).quantity
     checked = any(price["reoptimized"] is not None for price in document["shadow_prices"])
     columns = [
         "Limit",
         "Asked",
         "Binds",
-        f"One more unit [{objective}]",
+        f"One more unit [{objective.unit}]",
         "% per %",
         *(["Whole plans"] if checked else []),
     ]
     table = new_table(*columns, title="Shadow prices (windows as they are, instances as real numbers)")
     for price in document["shadow_prices"]:
-        name = price["limit"]
-        scarce = name.removeprefix("gpus_of.").upper()
-        label, unit, scale = LIMITS.get(name, (f"{scarce} there are", "GPU", 1.0))
+        limit = limit_quantity(price["limit"])
         known = price["elasticity"] is not None
         row = [
-            label,
-            f"{price['asked'] / scale:,.4g} {unit}{'s' if unit == 'point' else ''}",
+            limit.title,
+            limit.amount(price["asked"]),
             "yes" if price["binds"] else "no",
-            f"{price['per_unit'] * scale / size:+.3g} / {unit}" if known else "not held",
+            f"{price['per_unit'] * limit.si / objective.si:+.3g} / {limit.unit}" if known else "not held",
             f"{price['elasticity']:+.3f}" if known else "-",
         ]
         if checked:
@@ -147,7 +148,7 @@ def _prices(document: dict[str, Any]) -> RenderableType:
     return table
 
 
-def _thresholds(values: list[dict[str, Any]]) -> RenderableType:
+def _thresholds(values: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = new_table(
         "Window",
         "As sized",
@@ -167,10 +168,10 @@ def _thresholds(values: list[dict[str, Any]]) -> RenderableType:
 
 
 @styled
-def tornado_figure(document: dict[str, Any]) -> Figure:
+def tornado_figure(document: Mapping[str, Any]) -> Figure:
     """The largest elasticities of the metric shown, as bars either side of nought."""
     name, top = document["shown"]["metric"], document["shown"]["top"]
-    title, _, _ = METRICS[name]
+    shown = QUANTITIES[name]
     ranked = document["elasticities"][name][:top]
     figure = new_figure(9.2, 1.9 + 0.38 * max(len(ranked), 3))
     axes = figure.subplots()
@@ -192,20 +193,19 @@ def tornado_figure(document: dict[str, Any]) -> Figure:
     reach = 1.25 * max([abs(e["elasticity"]) for e in ranked] or [1.0])
     axes.set_xlim(-reach, reach)
     axes.axvline(0.0, color=MUTED, linewidth=1.0)
-    axes.set_xlabel(f"% more {title} for 1 % more of the input")
+    axes.set_xlabel(f"% more {shown.title} for 1 % more of the input")
     of = document["intervals"]["metrics"][name]
-    interval = f"{_number(of['sampled'][0], METRICS[name][2])} to {_number(of['sampled'][1], METRICS[name][2])}"
-    first = f"{input_label(ranked[0]['input'])} moves {title} most" if ranked else f"nothing moves {title}"
-    takeaway = f"{document['plan']['workload']['name']}: {first};\n{_number(of['value'], METRICS[name][2])} "
-    takeaway += f"{METRICS[name][1]}, {interval} with the engines' errors"
-    say(figure, takeaway)
+    value, low, high = (_number(x, shown.si) for x in (of["value"], *of["sampled"]))
+    first = f"{input_label(ranked[0]['input'])} moves {shown.title} most" if ranked else f"nothing moves {shown.title}"
+    takeaway = f"{document['plan']['workload']['name']}: {first};\n"
+    say(figure, f"{takeaway}{value} {shown.unit}, {low} to {high} with the engines' errors")
     grid_along(axes, "x")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
 
 
-def robust_table(found: dict[str, Any]) -> RenderableType:
+def robust_table(found: Mapping[str, Any]) -> RenderableType:
     """The chosen plan beside the nominal one, and the other candidates."""
     what = (
         f"{found['level']:.0%} quantile"
@@ -232,6 +232,6 @@ def robust_table(found: dict[str, Any]) -> RenderableType:
     return Group(table, Text(note, style="dim"))
 
 
-def robust_plan_table(document: dict[str, Any]) -> RenderableType:
+def robust_plan_table(document: Mapping[str, Any]) -> RenderableType:
     """The chosen plan, then what it was chosen from."""
     return Group(plan_table(document), robust_table(document["robust"]))

@@ -1,6 +1,7 @@
 """Analytic beside simulated: the JSON document, its table and its figure."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ TOLERANCE = {"ttft_p99_s": 0.15, "ttft_p99_of_all_s": 0.15, "itl_p99_s": 0.15, "
 TOLERANCE_ELSE = 0.03  # of tok/J, power and shares: what the laws are held to in the agreement study
 
 
-def simulation_json(simulation: Simulation, pools: list[dict[str, Any]]) -> dict[str, Any]:
+def simulation_json(simulation: Simulation, pools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The contract's object; `pools` are the plan's, in their order."""
     return {
         "n_arrivals": simulation.n_arrivals,
@@ -85,7 +86,7 @@ SHOWN = {
 }
 
 
-def simulation_table(document: dict[str, Any]) -> RenderableType:
+def simulation_table(document: Mapping[str, Any]) -> RenderableType:
     """The verdict, the metrics of the fleet, those of each pool where there are several."""
     rate = document["workload"]["arrival_rate_per_s"]
     off = [name for name, each in document["metrics"].items() if each["agrees"] is False and name in SHOWN]
@@ -109,7 +110,7 @@ def simulation_table(document: dict[str, Any]) -> RenderableType:
     return Group(*parts, Text(counts, style="dim"))
 
 
-def verified_plan_table(document: dict[str, Any]) -> RenderableType:
+def verified_plan_table(document: Mapping[str, Any]) -> RenderableType:
     """The plan, and what the simulation said of it."""
     verified = document["verified"]
     added = verified["instances_added"]
@@ -124,34 +125,34 @@ def verified_plan_table(document: dict[str, Any]) -> RenderableType:
 
 def _metrics_table(title: str, metrics: dict[str, dict[str, Any]]) -> Table:
     table = new_table(title, "analytic", "simulated", "95 % interval", "difference", "")
-    for name, (label, pattern, unit) in SHOWN.items():
-        if name not in metrics:
-            continue
-        each = metrics[name]
-        low, high = each["ci95"]
-
-        def shown(value: float | None) -> str:
-            return "never" if value is None else pattern.format(value / unit)  # noqa: B023
-
-        analytic, simulated = each["analytic"], each["simulated"]
-        known = each["agrees"] is not None
-        compared = analytic is not None and simulated not in (None, 0)
-        table.add_row(
-            label,
-            shown(analytic) if known else "",
-            shown(simulated),
-            "" if low is None else f"{shown(low)} - {shown(high)}",
-            f"{analytic / simulated - 1:+.1%}" if compared else "",
-            "differs" if each["agrees"] is False else "",
-        )
+    for name in SHOWN:
+        if name in metrics:
+            table.add_row(*_row(name, metrics[name]))
     return table
+
+
+def _row(name: str, each: Mapping[str, Any]) -> list[str]:
+    label, pattern, unit = SHOWN[name]
+    analytic, simulated, (low, high) = each["analytic"], each["simulated"], each["ci95"]
+
+    def shown(value: float | None) -> str:
+        return "never" if value is None else pattern.format(value / unit)
+
+    return [
+        label,
+        "" if each["agrees"] is None else shown(analytic),
+        shown(simulated),
+        "" if low is None else f"{shown(low)} - {shown(high)}",
+        f"{analytic / simulated - 1:+.1%}" if analytic is not None and simulated else "",
+        "differs" if each["agrees"] is False else "",
+    ]
 
 
 RATIO_LIMITS = (0.5, 1.6)  # of the axis; what lies beyond is marked at its end
 
 
 @styled
-def agreement_figure(document: dict[str, Any]) -> Figure:
+def agreement_figure(document: Mapping[str, Any]) -> Figure:
     """Simulated over analytic of every metric, the fleet's and its pools', with 95 % intervals and the tolerance."""
     parts = [("fleet", INK, "o", document["metrics"])]
     if len(document["pools"]) > 1:
@@ -183,7 +184,7 @@ def agreement_figure(document: dict[str, Any]) -> Figure:
     return figure
 
 
-def agreement_takeaway(document: dict[str, Any]) -> str:
+def agreement_takeaway(document: Mapping[str, Any]) -> str:
     """How many of the fleet's metrics the laws get, and which they do not."""
     compared = [name for name in SHOWN if document["metrics"].get(name, {}).get("agrees") is not None]
     off = [name for name in compared if not document["metrics"][name]["agrees"]]
@@ -191,7 +192,7 @@ def agreement_takeaway(document: dict[str, Any]) -> str:
     return f"{said}, not {' and '.join(SHOWN[name][0].split(',')[0] for name in off)}" if off else said
 
 
-def _ratio(each: dict[str, Any] | None) -> float | None:
+def _ratio(each: Mapping[str, Any] | None) -> float | None:
     """Simulated over analytic; None where one of them says nothing."""
     if each is None or each["agrees"] is None or each["analytic"] in (None, 0) or each["simulated"] is None:
         return None

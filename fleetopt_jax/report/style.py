@@ -6,6 +6,7 @@ never markup.
 
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -21,7 +22,7 @@ POOL_MARKERS = ("o", "s", "^", "D", "v", "P")
 POOL_LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))
 POOL_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "figure.titlesize": 13,
     "font.size": 12,

@@ -1,5 +1,6 @@
 """Rich tables for the terminal. Each takes the same JSON document that `--json` prints."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from fleetopt_jax.core.units import GIB, KW, MS, TB, TFLOP
 from fleetopt_jax.report.decision import decision
-from fleetopt_jax.report.words import CHOICES_SAID, certificate, edge, limits_said, ms, or_dash, percent, site_said
+from fleetopt_jax.report.words import certificate, choices_said, edge, limits_said, ms, or_dash, percent, site_said
 
 PIPED_WIDTH = 120  # columns, where there is no terminal to ask
 WIDEST = 1000  # columns a table may ask for
@@ -27,7 +28,8 @@ def show(renderable: RenderableType) -> None:
         for column in table.columns:
             sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
             column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
-        console.width = max(console.width, sum(column.min_width + GAP for column in table.columns) + GAP)
+        widths = [column.min_width or 0 for column in table.columns]
+        console.width = max(console.width, sum(width + GAP for width in widths) + GAP)
     console.print(renderable)
 
 
@@ -36,7 +38,7 @@ def _tables(renderable: RenderableType) -> list[Table]:
     return [part for part in parts if isinstance(part, Table)]
 
 
-def plan_table(plan: dict[str, Any]) -> RenderableType:
+def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """What to buy, where to split, what it saves; then the pools; then what it rests on."""
     if plan["metrics"] is None:
         return Text(f"No fleet holds the limits ({plan['search']['n_evaluated']:,} candidates).")
@@ -51,14 +53,14 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
         table.add_row("clock", *(f"{pool['clock_frac']:.0%} of the top" for pool in pools))
     table.add_row("share of requests", *(f"{pool['traffic_frac']:.2%}" for pool in pools))
     table.add_row("load", *(percent(pool["utilization"]) for pool in pools))
-    if plan["assumptions"]["prefill"] == "compute":
+    if plan["assumptions"]["prefill"] != "free_chunks":
         table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(f"{pool['n_active']:,.0f}" for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
     table.add_row("tokens per joule", *(f"{pool['tok_per_j']:#.3g}" for pool in pools))
     table.add_row("P99 TTFT", *(ms(pool["ttft_p99_s"]) for pool in pools))
     table.add_row("mean ITL", *(ms(pool["itl_s"]) for pool in pools))
-    if plan["assumptions"]["tail"] == "quantile":
+    if plan["assumptions"]["tail"] != "mean_prefill":
         table.add_row("P99 ITL", *(ms(pool["itl_p99_s"]) for pool in pools))
     facts = (
         f"{metrics['output_tok_per_s']:,.0f} output tok/s, {metrics['power_w'] / KW:,.1f} kW, "
@@ -68,7 +70,7 @@ def plan_table(plan: dict[str, Any]) -> RenderableType:
     return Group(_answer(plan), table, facts, Text(_how(plan), style="dim"))
 
 
-def _answer(plan: dict[str, Any]) -> RenderableType:
+def _answer(plan: Mapping[str, Any]) -> RenderableType:
     """The decision, a line each."""
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="bold", no_wrap=True)
@@ -78,24 +80,22 @@ def _answer(plan: dict[str, Any]) -> RenderableType:
     return lines
 
 
-def _how(plan: dict[str, Any]) -> str:
+def _how(plan: Mapping[str, Any]) -> str:
     found = {
         "optimal": "the best of all candidates",
         "feasible": "the best found",
         "infeasible": "breaks its limits",
     }[plan["status"]]
     tried = f" ({plan['search']['n_evaluated']:,} evaluated in {plan['search']['wall_s']:.1f} s)"
-    choices = [CHOICES_SAID[name][value] for name, value in plan["assumptions"].items() if name in CHOICES_SAID]
-    said = "; ".join(text.format(share=plan["output_share"]) for text in choices)
     lines = [
         f"Method {plan['method']}: {found}{tried}.",
         certificate(plan),
-        f"Assumptions '{plan['assume']}': {said}.",
+        f"Assumptions '{plan['assume']}': {'; '.join(choices_said(plan))}.",
     ]
     return "\n".join([*lines, *filter(None, (_trust(plan), site_said(plan)))])
 
 
-def _trust(plan: dict[str, Any]) -> str:
+def _trust(plan: Mapping[str, Any]) -> str:
     """How far the engines can be trusted, once each."""
     seen = {(pool["gpu"], pool["llm"], pool["tp"], pool["precision"]): pool for pool in plan["pools"]}
     parts = []
@@ -110,7 +110,7 @@ def _trust(plan: dict[str, Any]) -> str:
     return f"Engines: {'; '.join(parts)}." if parts else ""
 
 
-def ledger_table(document: dict[str, Any]) -> RenderableType:
+def ledger_table(document: Mapping[str, Any]) -> RenderableType:
     """Row by row from the published system to the physical one."""
     title = f"{document['workload']['name']} at {document['workload']['arrival_rate_per_s']:,.6g} requests/s, "
     title += f"{document['llm']} on {document['tp']} x {document['gpu'].upper()} (output tokens per joule)"
@@ -142,7 +142,7 @@ def ledger_table(document: dict[str, Any]) -> RenderableType:
     return Group(Text(answer, style="bold"), table, Text(note, style="dim"))
 
 
-def engine_table(document: dict[str, Any]) -> RenderableType:
+def engine_table(document: Mapping[str, Any]) -> RenderableType:
     """One engine at several batches."""
     title = f"{document['llm']} ({document['precision']}) on {document['tp']} x {document['gpu'].upper()}"
     table = new_table(
@@ -172,7 +172,7 @@ def engine_table(document: dict[str, Any]) -> RenderableType:
     return Group(table, Text(facts), Text(trust, style="dim"))
 
 
-def reproduction_table(document: dict[str, Any]) -> RenderableType:
+def reproduction_table(document: Mapping[str, Any]) -> RenderableType:
     """Published, reproduced and exact, cell by cell."""
     parts: list[RenderableType] = []
     for number, cells in document["tables"].items():
@@ -207,7 +207,7 @@ def reproduction_table(document: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def trace_table(document: dict[str, Any]) -> RenderableType:
+def trace_table(document: Mapping[str, Any]) -> RenderableType:
     """What is in a workload."""
     table = new_table("Quantity", "Value", title=document["name"])
     count = document["n_requests"]
@@ -242,7 +242,7 @@ def trace_table(document: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def catalog_tables(document: dict[str, Any]) -> RenderableType:
+def catalog_tables(document: Mapping[str, Any]) -> RenderableType:
     """The asked parts of the catalog."""
     makers = {"gpus": _gpus, "llms": _llms, "engines": _engines, "workloads": _workloads}
     parts: list[RenderableType] = []
@@ -252,7 +252,7 @@ def catalog_tables(document: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def schemas_table(document: dict[str, Any]) -> RenderableType:
+def schemas_table(document: Mapping[str, Any]) -> RenderableType:
     """What files are read, and how to get the schema of each."""
     table = new_table("File", "Quantity", title="Files that are read")
     for name, schema in document["schemas"].items():
@@ -260,7 +260,7 @@ def schemas_table(document: dict[str, Any]) -> RenderableType:
     return Group(table, Text("fleetopt catalog schemas --json prints the JSON Schemas.", style="dim"))
 
 
-def _gpus(entries: dict[str, Any]) -> Table:
+def _gpus(entries: Mapping[str, Any]) -> Table:
     table = new_table("GPU", "Memory", "Bandwidth", "16-bit peak", "TDP", "Price", title="GPUs")
     for name, gpu in entries.items():
         table.add_row(
@@ -274,7 +274,7 @@ def _gpus(entries: dict[str, Any]) -> Table:
     return table
 
 
-def _llms(entries: dict[str, Any]) -> Table:
+def _llms(entries: Mapping[str, Any]) -> Table:
     table = new_table("LLM", "Parameters", "Active", "Layers", "Weights", "Precision", "KV cache", title="LLMs")
     for name, llm in entries.items():
         table.add_row(
@@ -289,7 +289,7 @@ def _llms(entries: dict[str, Any]) -> Table:
     return table
 
 
-def _engines(entries: dict[str, Any]) -> Table:
+def _engines(entries: Mapping[str, Any]) -> Table:
     table = new_table("Engine", "Quality", "Step at batch 0", "Step error", "Power error", title="Engines (measured)")
     for name, engine in entries.items():
         table.add_row(
@@ -302,7 +302,7 @@ def _engines(entries: dict[str, Any]) -> Table:
     return table
 
 
-def _workloads(entries: dict[str, Any]) -> Table:
+def _workloads(entries: Mapping[str, Any]) -> Table:
     table = new_table("Workload", "Title", "Requests", "Licence", title="Workloads")
     for name, about in entries.items():
         count = about["summary"]["n_requests"] if "summary" in about else None

@@ -1,32 +1,91 @@
-"""How numbers, limits and choices are said, wherever a plan is shown."""
+"""How quantities, limits, objectives and choices are said, wherever a plan is shown: one table of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.fleet.resources import limited_resource
 
-METRICS = {  # name: what it is called, its unit, the unit in SI
-    "tok_per_j": ("tokens per joule", "tok/J", 1.0),
-    "power_w": ("power", "kW", KW),
-    "usd_per_h": ("cost", "USD/h", 1.0),
-    "ttft_p99_s": ("P99 TTFT", "ms", MS),
-    "itl_s": ("mean ITL", "ms", MS),
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a number is called, and the unit it is shown in."""
+
+    title: str
+    unit: str
+    si: float = 1.0  # the unit in SI
+
+    def amount(self, value: float) -> str:
+        """A value in SI units with its unit: '85 points', '120 kW'."""
+        shown = f"{value / self.si:,.4g}"
+        return f"{shown} {self.unit}{'s' if self.unit in _COUNTED and shown != '1' else ''}".strip()
+
+
+_COUNTED = ("GPU", "point")  # units with a plural
+
+QUANTITIES = {  # by their fields: metrics of a plan and numbers of its SLO
+    "tok_per_j": Quantity("tokens per joule", "tok/J"),
+    "power_w": Quantity("power", "kW", KW),
+    "usd_per_h": Quantity("cost", "USD/h"),
+    "kg_co2_per_h": Quantity("carbon", "kg CO2/h"),
+    "n_gpus": Quantity("GPUs", "GPU"),
+    "ttft_p99_s": Quantity("P99 TTFT", "ms", MS),
+    "itl_s": Quantity("mean ITL", "ms", MS),
+    "max_utilization": Quantity("load an instance may take", "point", 0.01),
 }
-
-LIMITS = {  # name: what it is called, its unit, the unit in SI
-    "ttft_p99_s": ("P99 TTFT", "ms", MS),
-    "itl_s": ("mean ITL", "ms", MS),
-    "max_utilization": ("load an instance may take", "point", 0.01),
-    "max_gpus": ("GPUs", "GPU", 1.0),
-    "max_power_w": ("power", "kW", KW),
-    "max_usd_per_h": ("cost", "USD/h", 1.0),
+_BROKEN = {  # limits a plan may break that no number of its SLO is, or that are called otherwise there
+    "max_gpus": Quantity("number of GPUs", ""),
+    "utilization": Quantity("load of the busiest pool", "%", 0.01),
+    "unserved_frac": Quantity("share of requests that no pool accepts", "%", 0.01),
+    "window_tokens": Quantity("window that fits into an engine's KV cache", "tokens"),
 }
+_KIND = "gpus_of."
 
-OBJECTIVES = {"tok_per_j": ("tok/J", 1.0), "usd": ("USD/h", 1.0), "power": ("kW", KW), "gpus": ("GPUs", 1.0)}
+
+def limit_quantity(limit: str) -> Quantity:
+    """What a limit is of, by its name: the SLO's ('itl_s') or the budget's ('max_power_w', 'gpus_of.h100')."""
+    if limit.startswith(_KIND):
+        return Quantity(f"{limit.removeprefix(_KIND).upper()} in stock", "GPU")
+    return QUANTITIES[limit] if limit in QUANTITIES else QUANTITIES[limited_resource(limit)]
+
+
+def broken_quantity(limit: str) -> Quantity:
+    """The same where a limit is broken, or cannot be held."""
+    if limit.startswith(_KIND):
+        return Quantity(f"the number of {limit.removeprefix(_KIND).upper()}", "")
+    return _BROKEN[limit] if limit in _BROKEN else limit_quantity(limit)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a plan is chosen by."""
+
+    quantity: Quantity
+    best: str  # what is sought, after "the"
+    gain: str  # what there is more of, the better a plan is
+
+
+OBJECTIVES = {
+    "tok_per_j": Goal(QUANTITIES["tok_per_j"], "most tokens per joule", "tokens per joule"),
+    "usd": Goal(QUANTITIES["usd_per_h"], "least cost", "requests per dollar"),
+    "power": Goal(QUANTITIES["power_w"], "least power", "less power"),
+    "gpus": Goal(Quantity("GPUs", "GPUs"), "fewest GPUs", "fewer GPUs"),
+    "co2": Goal(QUANTITIES["kg_co2_per_h"], "least carbon", "less carbon"),
+}
+_WEIGHTED = Goal(
+    Quantity("weighted resources", "weighted"), "least weighted resources", "less of the weighted resources"
+)
+
+
+def goal_of(objective: str | Mapping[str, Any]) -> Goal:
+    """Of the objective of a plan document: a name, or weights of one's own."""
+    return OBJECTIVES[objective] if isinstance(objective, str) else _WEIGHTED
+
 
 NOT_TOGETHER = "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
 HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
-CHOICES_SAID = {
+_CHOICES = {  # by the names of their records
     "power_scope": {
         "one_gpu_per_instance": "power counts one GPU of each instance",
         "instance": "power counts all GPUs",
@@ -51,6 +110,32 @@ CHOICES_SAID = {
         "quantile": "TTFT is the P99 of wait, prefill queue and own prefill",
     },
 }
+_DISPATCHES = {
+    "jsq": "a pool sends each request to its instance with the fewest in flight",
+    "round_robin": "a pool sends requests to its instances in turn",
+    "random": "a pool sends requests to its instances at random",
+}
+
+
+def choices_said(plan: Mapping[str, Any]) -> list[str]:
+    """The assumptions of a plan in words, but for the integration, which in every plan is exact; a record of somebody's
+    own by its name."""
+    texts = []
+    for choice, name in plan["assumptions"].items():
+        if choice != "integration":
+            text = _CHOICES.get(choice, {}).get(name)
+            texts.append(text.format(share=plan["output_share"]) if text else f"{choice.replace('_', ' ')}: {name}")
+    return texts
+
+
+def dispatch_said(plan: Mapping[str, Any]) -> str:
+    """How a pool's requests come to its instances."""
+    return _DISPATCHES.get(plan["dispatch"], f"dispatch: {plan['dispatch']}")
+
+
+def routed_by(plan: Mapping[str, Any]) -> str:
+    """The length that the router compares with its thresholds."""
+    return "prompt and the max_tokens asked for" if plan.get("route_by") else "total length, prompt and output"
 
 
 def slope_said(ttft_s_per_token: float) -> str:
@@ -58,19 +143,19 @@ def slope_said(ttft_s_per_token: float) -> str:
     return f" + {ttft_s_per_token * 1000 / MS:g} ms per 1,000 prompt tokens" if ttft_s_per_token else ""
 
 
-def limits_said(slo: dict[str, Any]) -> str:
+def limits_said(slo: Mapping[str, Any]) -> str:
     grows = slope_said(slo["ttft_s_per_token"])
     itl = f", mean ITL {ms(slo['itl_s'])}" if slo["itl_s"] is not None else ""
     held = ", of all requests together" if slo["scope"] == "fleet" else ""
     return f"{ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
 
 
-def edge(pool: dict[str, Any]) -> str:
+def edge(pool: Mapping[str, Any]) -> str:
     compressed = f" (gamma {pool['gamma']:g})" if pool["gamma"] > 1 else ""
     return f"{pool['gamma'] * pool['window_tokens']:,.0f} tokens{compressed}"
 
 
-def certificate(plan: dict[str, Any]) -> str:
+def certificate(plan: Mapping[str, Any]) -> str:
     """What the answer is the best of, how far the best could be, and what fewer pools reach."""
     search = plan["search"]
     parts = [f"Candidates: {search['candidates']}"]
@@ -78,13 +163,13 @@ def certificate(plan: dict[str, Any]) -> str:
         parts.append(f"at most {search['gap']:.2%} from the best of them")
     reached = [value for value in search["by_pools"] if value is not None]
     if len(reached) > 1:
-        unit = {"tok_per_j": "tokens per joule", "usd": "USD/h", "power": "W", "gpus": "GPUs"}[plan["objective"]]
-        values = ", ".join(or_dash(value, "{:,.4g}") for value in search["by_pools"])
-        parts.append(f"with at most 1 to {len(search['by_pools'])} pools {values} {unit}")
+        of = goal_of(plan["objective"]).quantity
+        values = ", ".join(or_dash(value and value / of.si, "{:,.4g}") for value in search["by_pools"])
+        parts.append(f"with at most 1 to {len(search['by_pools'])} pools {values} {of.unit}")
     return "; ".join(parts) + "."
 
 
-def site_said(plan: dict[str, Any]) -> str:
+def site_said(plan: Mapping[str, Any]) -> str:
     """What is counted besides GPU boards, where anything is."""
     site, metrics = plan["site"], plan["metrics"]
     parts = []
@@ -121,6 +206,6 @@ def listed(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
-def pool_edges(plan: dict[str, Any]) -> list[float]:
+def pool_edges(plan: Mapping[str, Any]) -> list[float]:
     """The longest total length each pool accepts: gamma times its window [tokens]."""
     return [pool["gamma"] * pool["window_tokens"] for pool in plan["pools"]]

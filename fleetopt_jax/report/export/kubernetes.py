@@ -53,7 +53,7 @@ def kubernetes_document(fleet: FleetLaunch, *, gpu_products: Mapping[str, str] =
     }
 
 
-def kubernetes_yaml(document: dict[str, Any]) -> str:
+def kubernetes_yaml(document: Mapping[str, Any]) -> str:
     """One stream for `kubectl apply -f`, what is to be known first as comments."""
     comments = [f"{document['title']}.", "Written by fleetopt export from a plan.", *document["notes"]]
     stream = yaml.dump_all(document["manifests"], Dumper=_Dumper, sort_keys=False, explicit_start=True, width=110)

@@ -16,10 +16,10 @@ from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, llm_entry
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
-from fleetopt_jax.fleet.assumptions import Assumptions, parse_assumptions
+from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart
+from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
-from fleetopt_jax.optimize.plan import SCHEMA
 from fleetopt_jax.report.export.router import router_document
 
 VLLM_RELEASE = "0.33.0"
@@ -81,8 +81,9 @@ class _Plan(_Part):
     status: str = "feasible"
     assume: str = "physical"
     dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
+    route_by: RouteByPart | None = None
     workload: _Workload
-    pools: Annotated[list[_Pool], Field(max_length=16)]
+    pools: Annotated[list[_Pool], Field(max_length=MAX_POOLS)]
 
 
 def fleet_launch(
@@ -116,6 +117,7 @@ def fleet_launch(
             windows_of_plan=[pool.window_tokens for pool in plan.pools],
             gammas=[pool.gamma for pool in plan.pools],
             compression=assumptions.compression,
+            length="prompt + max_tokens" if plan.route_by else "prompt + output tokens",
             dispatch=plan.dispatch,
             port=PORT,
         ),
@@ -183,27 +185,8 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
             "positions: the router refuses longer requests. Name a checkpoint that reaches further with --model."
         )
     gpu = gpu_entry(pool.gpu, f"{where}.gpu")
-    step_tokens = gpu.batched_tokens if assumptions.prefill == "compute" else int(gpu.chunk_tokens)
-    if pool.max_num_seqs > step_tokens:
-        notes.append(
-            f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.max_num_seqs:,} of one "
-            "token for every sequence."
-        )
-    host_gpus = OTHER_HOSTS.get(pool.gpu.lower(), GPUS_PER_HOST)
-    if pool.tp > host_gpus:
-        notes.append(
-            f"{pool.tp} GPUs of one instance are more than the {host_gpus} of a host: vLLM then needs --nnodes or Ray, "
-            "which is not written here, and the laws assume NVLink between all of them."
-        )
-    if pool.clock_frac < 1:
-        permille = round(1000 * pool.clock_frac)
-        notes.append(
-            f"On every host of this pool, as root: lock the GPUs' cores at {permille / 10:g} % of the top clock:"
-        )
-        notes.append(
-            "nvidia-smi -lgc 0,$(( $(nvidia-smi --query-gpu=clocks.max.sm --format=csv,noheader,nounits | head -n 1) "
-            f"* {permille} / 1000 ))"
-        )
+    step_tokens = int(gpu.chunk_tokens) if assumptions.prefill.reads_chunk else gpu.batched_tokens
+    notes += _pool_notes(pool, step_tokens)
     flags: dict[str, Any] = {
         "served-model-name": _served_name(pool),
         "tensor-parallel-size": pool.tp,
@@ -225,6 +208,32 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
         args=(model, *(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())),
         notes=tuple(plain(note) for note in notes),
     )
+
+
+def _pool_notes(pool: _Pool, step_tokens: int) -> list[str]:
+    """What is to be known of a pool beside its flags, where the laws assume steps of `step_tokens`."""
+    notes = []
+    if pool.max_num_seqs > step_tokens:
+        notes.append(
+            f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.max_num_seqs:,} of one "
+            "token for every sequence."
+        )
+    host_gpus = OTHER_HOSTS.get(pool.gpu.lower(), GPUS_PER_HOST)
+    if pool.tp > host_gpus:
+        notes.append(
+            f"{pool.tp} GPUs of one instance are more than the {host_gpus} of a host: vLLM then needs --nnodes or Ray, "
+            "which is not written here, and the laws assume NVLink between all of them."
+        )
+    if pool.clock_frac < 1:
+        permille = round(1000 * pool.clock_frac)
+        notes.append(
+            f"On every host of this pool, as root: lock the GPUs' cores at {permille / 10:g} % of the top clock:"
+        )
+        notes.append(
+            "nvidia-smi -lgc 0,$(( $(nvidia-smi --query-gpu=clocks.max.sm --format=csv,noheader,nounits | head -n 1) "
+            f"* {permille} / 1000 ))"
+        )
+    return notes
 
 
 def _checkpoint(where: str, pool: _Pool, models: Mapping[str, str]) -> tuple[str, str | None, int | None, list[str]]:
@@ -273,6 +282,6 @@ def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
     notes += [f"Within a pool the plan sends a request {how}: set the load balancer in front of each pool so."]
     if any(pool.gamma > 1 for pool in plan.pools):
         notes.append("The plan compresses prompts at the boundaries: without a compressor its fleet is too small.")
-    if assumptions.lengths != "trace" or assumptions.kv_cache != "paged":
+    if (assumptions.lengths, assumptions.kv_cache) != (PHYSICAL.lengths, PHYSICAL.kv_cache):
         notes.append(f"The plan was made under '{plain(plan.assume)}', which is not how vLLM works: see the ledger.")
     return tuple(plain(note) for note in notes)

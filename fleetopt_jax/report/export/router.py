@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fleetopt_jax.fleet.choices import PROMPT_LEAD_TOKENS
-from fleetopt_jax.laws.compression import MAX_SHRINK
+import numpy as np
+
+from fleetopt_jax.fleet.choices.compression import PROMPT_LEAD_TOKENS, Compression, PromptCompression
 
 SCHEMA = "fleetopt-router/1"
 
@@ -16,26 +17,26 @@ def router_document(
     *,
     windows_of_plan: Sequence[int],
     gammas: Sequence[float],
-    compression: str,
+    compression: Compression,
+    length: str,
     dispatch: str,
     port: int,
 ) -> dict[str, Any]:
     """Pools in the order they are asked, each with the longest request it serves as it is and, where it compresses, the
-    longest it takes. Lengths are whole tokens, so that the edge gamma B is rounded down."""
-    reach = MAX_SHRINK if compression == "prompt_only" else math.inf
+    longest it takes. Lengths are whole tokens, so that the edge gamma B is rounded down; `length` says what of."""
     pools = []
     for name, longest, window, gamma in zip(names, max_total_tokens, windows_of_plan, gammas, strict=True):
         pool: dict[str, Any] = {"name": name, "url": f"http://{name}:{port}", "max_total_tokens": longest}
-        edge = math.floor(window * min(gamma, reach))
+        edge = math.floor(window * np.asarray(compression.effective_gamma(gamma)).item())
         if edge > window:
             pool["compress_up_to_tokens"] = edge
         pools.append(pool)
     document: dict[str, Any] = {
         "schema": SCHEMA,
-        "length": "prompt + output tokens",
+        "length": length,
         "dispatch_within_pool": dispatch,
         "pools": pools,
     }
-    if compression == "prompt_only" and any("compress_up_to_tokens" in pool for pool in pools):
+    if isinstance(compression, PromptCompression) and any("compress_up_to_tokens" in pool for pool in pools):
         document["compress_if_prompt_exceeds_output_by_tokens"] = int(PROMPT_LEAD_TOKENS)
     return document

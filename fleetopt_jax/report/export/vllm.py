@@ -1,6 +1,7 @@
 """A plan as a shell script of `vllm serve` lines."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +23,7 @@ def vllm_document(fleet: FleetLaunch) -> dict[str, Any]:
     }
 
 
-def vllm_script(document: dict[str, Any]) -> str:
+def vllm_script(document: Mapping[str, Any]) -> str:
     """`sh SCRIPT POOL` starts one instance of a pool; comments say how many to start."""
     pools = document["pools"]
     width = max(len(pool["name"]) for pool in pools)
