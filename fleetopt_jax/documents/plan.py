@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -35,14 +35,16 @@ from fleetopt_jax.optimize.plan import Infeasible, Plan, Search
 from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.search import evaluate_given
 from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens, with_rate
-from fleetopt_jax.workload.readers import Layout
+
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.readers import Layout  # and pyarrow, which bundled workloads do without
 
 SAME = 1e-9  # relative, between two evaluations of one fleet: compilations round differently
 
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def plan_to_json(plan: Plan | Infeasible, columns: Layout | None = None) -> dict[str, Any]:
+def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> dict[str, Any]:
     """The plan, or what no fleet holds, as the contract's JSON object (SI units).
 
     `columns` are those that a trace of another layout was read by: with them its plan can be evaluated again.
@@ -85,7 +87,7 @@ def plan_to_json(plan: Plan | Infeasible, columns: Layout | None = None) -> dict
     return document
 
 
-def save_plan(plan: Plan | Infeasible, path: str | os.PathLike, columns: Layout | None = None) -> None:
+def save_plan(plan: Plan | Infeasible, path: str | os.PathLike, columns: "Layout | None" = None) -> None:
     """`plan_to_json` as a file, written whole or not at all: `load_plan` reads it back."""
     write_whole(path, to_json(plan_to_json(plan, columns)) + "\n")
 
@@ -219,7 +221,28 @@ def load_plan(
     """
     where = os.fspath(path)
     file = read_plan_file(where)
-    return plan_of_file(file, where, _workload_of(file, where, workload, rate_per_s), specs=specs)
+    if workload is None:
+        loaded = workload_of_file(file, where, rate_per_s=rate_per_s)
+        if is_another(file, loaded.workload):
+            warnings.warn(f"{loaded.name} has other requests than when {where} was made", stacklevel=2)
+        return plan_of_file(file, where, loaded, specs=specs)
+    share = {} if file.output_share is None else {"output_share": file.output_share}
+    given = workload if isinstance(workload, LoadedWorkload) else made_workload(file.workload.name, workload, **share)
+    if rate_per_s is not None:
+        given = dataclasses.replace(given, workload=with_rate(given.workload, rate_per_s))
+    return plan_of_file(file, where, given, specs=specs)
+
+
+def workload_of_file(
+    file: PlanFile, where: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None
+) -> LoadedWorkload:
+    """A plan's own workload, at its own rate and read by its own columns unless others are given."""
+    places = {"workload": "workload.name", "columns": "workload.columns"}
+    rate = rate_per_s or file.workload.arrival_rate_per_s
+    try:
+        return load(file.workload.name, rate_per_s=rate, layout=layout or file.layout)
+    except BadField as error:
+        raise error.at(lambda field: f"{where}, {places[field]}" if field in places else field) from None
 
 
 def plan_of_file(
@@ -271,27 +294,6 @@ def plan_of_file(
         n_instances=[pool.n_instances for pool in file.pools],
     )
     return _as_found(plan, file)
-
-
-def _workload_of(
-    file: PlanFile, where: str, given: LoadedWorkload | Workload | None, rate_per_s: float | None
-) -> LoadedWorkload:
-    """The workload a plan is evaluated under: its own, at its own rate, unless another one is given."""
-    own = file.workload
-    if given is None:
-        places = {"workload": "workload.name", "columns": "workload.columns"}
-        try:
-            loaded = load(own.name, rate_per_s=rate_per_s or own.arrival_rate_per_s, layout=file.layout)
-        except BadField as error:
-            raise error.at(lambda field: f"{where}, {places[field]}" if field in places else field) from None
-        if is_another(file, loaded.workload):
-            warnings.warn(f"{own.name} has other requests than when {where} was made", stacklevel=3)
-        return loaded
-    share = {} if file.output_share is None else {"output_share": file.output_share}
-    loaded = given if isinstance(given, LoadedWorkload) else made_workload(own.name, given, **share)
-    if rate_per_s is None:
-        return loaded
-    return dataclasses.replace(loaded, workload=with_rate(loaded.workload, rate_per_s))
 
 
 def is_another(file: PlanFile, workload: Workload) -> bool:

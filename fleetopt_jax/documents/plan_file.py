@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
@@ -12,7 +12,9 @@ from fleetopt_jax.core.files import invalid, parse_json, read_bytes
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
 from fleetopt_jax.fleet.resources import OBJECTIVES, Objective
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
-from fleetopt_jax.workload.readers import Layout
+
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.readers import Layout
 
 SCHEMA = "fleetopt-plan/1"
 MAX_POOLS = 16
@@ -168,8 +170,10 @@ class PlanFile(Part):
     pools: Annotated[list[PoolPart], Field(min_length=1, max_length=MAX_POOLS)]
 
     @property
-    def layout(self) -> Layout | None:
+    def layout(self) -> "Layout | None":
         """The columns its trace was read by, if they were named."""
+        from fleetopt_jax.workload.readers import Layout  # and pyarrow, which bundled workloads do without
+
         columns = self.workload.columns
         return Layout(**columns.model_dump()) if columns else None
 

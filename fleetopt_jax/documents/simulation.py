@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -13,7 +13,9 @@ from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.optimize.plan import Plan
 from fleetopt_jax.simulate.estimates import Estimate
 from fleetopt_jax.simulate.simulate import Simulation
-from fleetopt_jax.workload.readers import Layout
+
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.readers import Layout
 
 SCHEMA = "fleetopt-simulation/1"
 COUNTS = ("n_arrivals", "n_completed", "n_rejected", "n_in_system", "n_preemptions", "n_iterations")
@@ -28,7 +30,7 @@ def simulation_to_json(
     arrivals: Literal["renewal", "poisson", "trace"] = "renewal",
     seed: int = 0,
     n_replications: int = 8,
-    columns: Layout | None = None,
+    columns: "Layout | None" = None,
 ) -> dict[str, Any]:
     """A simulation of `plan`'s fleet under its workload as the contract's JSON object, and how it was run."""
     of_plan = plan_to_json(plan, columns)

@@ -11,6 +11,7 @@ from fleetopt_jax.calibrate.measurements import read_measurements
 from fleetopt_jax.catalog.engines import engine_entry, engine_points
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
+from fleetopt_jax.cli.inputs import at_door, named_spec
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.report import tables
@@ -20,23 +21,18 @@ N_DRAWN = 48  # points of the line
 
 
 def run(options: argparse.Namespace) -> Answer:
-    entry = engine_entry(
-        options.gpu,
-        options.llm,
-        options.tp,
-        precision=options.precision,
-        kv_precision=options.kv_precision,
-        own_fit=not options.law,
-    )
+    with at_door(options.gpu):
+        spec = named_spec(options.gpu, options.llm, options.tp, options.precision, own_fit=not options.law)
+        entry = engine_entry(dataclasses.replace(spec, kv_precision=options.kv_precision))
     measured = read_measurements(options.measured, tp=options.tp) if options.measured else None
     engine, points = entry.engine, engine_points(entry, options.batch, options.context, options.prompt_per_output)
     mix = entry.prompt_per_output if options.prompt_per_output is None else options.prompt_per_output
     document = {
-        "gpu": entry.gpu,
-        "llm": entry.llm,
-        "tp": entry.tp,
-        "precision": entry.precision,
-        "kv_precision": entry.kv_precision,
+        "gpu": entry.spec.gpu_name,
+        "llm": entry.spec.llm_name,
+        "tp": entry.spec.tp,
+        "precision": entry.spec.precision,
+        "kv_precision": entry.spec.kv_precision,
         "quality": entry.quality,
         "relative_error": entry.step_error,
         "power_relative_error": entry.power_error,

@@ -3,23 +3,19 @@
 import argparse
 import dataclasses
 
-from fleetopt_jax.catalog.engines import (
-    engine_choice,
-)
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import llm_entry
 from fleetopt_jax.cli.answer import Answer
-from fleetopt_jax.cli.asked import asked_layout, asked_problem, asked_workload, given_plan, why
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.inputs import layout_of, plan_of, problem_of, workload_of
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.cli.values import flag
+from fleetopt_jax.cli.verdicts import why
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.optimize.levers import Spec, levers_to_json, pull_levers
-from fleetopt_jax.optimize.plan import (
-    EngineChoice,
-    Plan,
-    Problem,
-)
+from fleetopt_jax.documents.levers import levers_to_json
+from fleetopt_jax.optimize.levers import pull_levers
+from fleetopt_jax.optimize.plan import Infeasible, Plan
+from fleetopt_jax.optimize.problem import Problem
 from fleetopt_jax.report.levers import levers_figure, levers_table
 from fleetopt_jax.workload.readers import Layout
 
@@ -31,28 +27,12 @@ def run(options: argparse.Namespace) -> Answer:
         gpu_entry(options.next_gpu, "--next-gpu")
     llm_entry(options.other_llm, "--other-llm")
     problem, given, layout = _present_fleet(options)
-    gpu = problem.choices[0].gpu
-    site, compressor = problem.choices[0].engine.site, problem.choices[0].engine.compressor
-
-    def engines(spec: Spec) -> EngineChoice:
-        return engine_choice(
-            spec.file or spec.gpu,
-            spec.llm,
-            spec.tp,
-            precision=spec.precision,
-            kv_precision=spec.kv_precision,
-            engine=problem.assumptions.engine,
-            site=site,
-            compressor=compressor,
-            max_num_seqs=spec.max_num_seqs,
-        )
-
+    next_gpu = options.next_gpu or NEXT_GPU.get(problem.specs[0].gpu_name)
     with progress(options, "Pulling levers") as step:
         found = pull_levers(
             problem,
-            engines,
             given=given,
-            next_gpu=(options.next_gpu or NEXT_GPU.get(gpu, "")).lower() or None,
+            next_gpu=next_gpu and next_gpu.lower(),
             llm=options.other_llm,
             every_pair=options.all_pairs,
             progress=step,
@@ -60,7 +40,7 @@ def run(options: argparse.Namespace) -> Answer:
     document = levers_to_json(found)
     if layout:
         document["workload"]["columns"] = dataclasses.asdict(layout)
-    if found.present.plan.binding:
+    if isinstance(found.present.plan, Infeasible):
         say(options, f"the present fleet: {why(found.present.plan.binding)}")
     held = found.present.feasible or any(gain.pulled.feasible for gain in found.gains)
     drawn = levers_figure if any(gain.gain for gain in found.gains) else None
@@ -71,13 +51,11 @@ def _present_fleet(options: argparse.Namespace) -> tuple[Problem, Plan | None, L
     """The fleet that levers start from: a plan's engines and pools, or one pool of the options' engine."""
     if options.plan is None:
         options.workload, options.pools, options.gamma = options.workload or "azure-conv", 1, 1.0
-        layout = asked_layout(options)
-        loaded = asked_workload(options)
-        return dataclasses.replace(asked_problem(options, loaded), objective=options.objective), None, layout
+        return problem_of(options, workload_of(options), options.objective), None, layout_of(options)
     for name, default in options.plan_says.items():
         if getattr(options, name) != default:
             raise BadInput(flag(name), f"{options.plan} says it itself", "give one of the two")
-    plan, layout = given_plan(argparse.Namespace(**{**vars(options), "dispatch": None}))
+    plan, layout = plan_of(argparse.Namespace(**{**vars(options), "dispatch": None}))
     gammas = {float(gamma) for gamma in plan.fleet.gamma[:-1]} or {1.0}
     gamma = gammas.pop() if len(gammas) == 1 else None  # several: searched
     return dataclasses.replace(plan.problem, gamma=gamma, objective=options.objective), plan, layout

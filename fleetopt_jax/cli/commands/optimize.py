@@ -6,38 +6,34 @@ from typing import Any
 
 import numpy as np
 
+from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.workloads import load
 from fleetopt_jax.cli.answer import Answer
-from fleetopt_jax.cli.asked import (
-    asked_budget,
-    asked_layout,
-    asked_problem,
-    asked_workload,
-    how_to_simulate,
-    plan_document,
-    pool_map_of,
-    why,
-)
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.inputs import budget_of, how_to_simulate, layout_of, problem_of, workload_of
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
-from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.optimize.plan import Plan, Problem, Search, plan_to_json
-from fleetopt_jax.optimize.robust import require_window, robust, robust_to_json
-from fleetopt_jax.optimize.search import default_method, evaluate_given, optimize
+from fleetopt_jax.cli.verdicts import pool_map_of, why
+from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.robust import robust_to_json
+from fleetopt_jax.documents.simulation import outcome_to_json
+from fleetopt_jax.optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax.optimize.problem import Problem
+from fleetopt_jax.optimize.robust import require_window, robust
+from fleetopt_jax.optimize.search import default_method, optimize, with_fleet
 from fleetopt_jax.report import tables
 from fleetopt_jax.report.sensitivity import robust_plan_table
-from fleetopt_jax.report.simulation import simulation_json, verified_plan_table
+from fleetopt_jax.report.simulation import verified_plan_table
 from fleetopt_jax.simulate import verify
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.readers import Layout
 
 
 def run(options: argparse.Namespace) -> Answer:
-    layout = asked_layout(options)
-    loaded = asked_workload(options)
-    problem = asked_problem(options, loaded, options.objective, asked_budget(options), options.free)
+    layout = layout_of(options)
+    problem = problem_of(options, workload_of(options), options.objective, budget_of(options), options.free)
     method = options.method or default_method(problem.slo)
-    if len({choice.quality == "roofline" for choice in problem.choices}) > 1:
+    if len({engine_entry(spec).quality == "roofline" for spec in problem.specs}) > 1:
         warn(
             options,
             "calibrated and roofline engines are not comparable (the roofline law "
@@ -46,20 +42,20 @@ def run(options: argparse.Namespace) -> Answer:
     tomorrow = _tomorrow(options, problem)
     with progress(options, f"Searching ({method})") as step:
         plan = optimize(problem, method, step)
-    if plan.binding:
+    if isinstance(plan, Infeasible):
         say(options, f"infeasible: {why(plan.binding)}")
-        return Answer(plan_document(plan, layout), tables.plan_table, INFEASIBLE)
+        return Answer(plan_to_json(plan, layout), tables.plan_table, INFEASIBLE)
     extras, table = {"seed": options.seed} if options.robust or options.verify else {}, tables.plan_table
     if options.robust:
         plan, found = _robust(options, problem, plan, tomorrow)
         extras |= found
         table = robust_plan_table
     if not options.verify:
-        return Answer(plan_document(plan, layout) | extras, table, OK, pool_map_of(plan))
+        return Answer(plan_to_json(plan, layout) | extras, table, OK, pool_map_of(plan))
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         say(options, "infeasible: no fleet that was simulated holds the limits")
-    document = plan_document(plan, layout) | extras | {"verified": verified}
+    document = plan_to_json(plan, layout) | extras | {"verified": verified}
     return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
 
 
@@ -74,8 +70,10 @@ def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, 
         raise BadInput("--robust-workloads", "only read with --robust", "give --robust quantile or --robust cvar")
     try:
         others = [load(name.strip(), rate_per_s=options.rate) for name in options.robust_workloads]
+    except BadField as error:
+        raise error.at(lambda _: "--robust-workloads") from None
     except BadInput as error:
-        raise BadInput("--robust-workloads", str(error).removeprefix("--workload: ")) from None
+        raise BadInput("--robust-workloads", str(error)) from None
     found = [(other.name, other.workload) for other in others]
     require_window(problem, found)
     return found
@@ -115,13 +113,7 @@ def _verified(options: argparse.Namespace, plan: Plan, layout: Layout | None) ->
     warn_of_warm_up(options, found.simulation)
     raised = np.asarray(found.fleet.n_instances) - np.asarray(plan.fleet.n_instances)
     if raised.any():
-        given = evaluate_given(
-            problem,
-            plan.choices,
-            window_tokens=np.asarray(found.fleet.window_tokens).tolist(),
-            gamma=np.asarray(found.fleet.gamma).tolist(),
-            n_instances=np.asarray(found.fleet.n_instances).tolist(),
-        )
+        given = with_fleet(plan, found.fleet)
         plan = dataclasses.replace(given, method=plan.method, search=without_proof(plan.search))
-    document = simulation_json(found.simulation, plan_to_json(plan)["pools"])
-    return plan, {"held": found.held, "rounds": found.rounds, "instances_added": int(raised.sum()), **document}
+    outcome = outcome_to_json(found.simulation, plan)
+    return plan, {"held": found.held, "rounds": found.rounds, "instances_added": int(raised.sum()), **outcome}

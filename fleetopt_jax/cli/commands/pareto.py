@@ -6,14 +6,18 @@ from typing import Any
 
 from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.cli.answer import Answer
-from fleetopt_jax.cli.asked import asked_budget, asked_layout, asked_problem, asked_workload, why
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.inputs import budget_of, layout_of, problem_of, workload_of
 from fleetopt_jax.cli.table import AXES
 from fleetopt_jax.cli.terminal import progress, say
+from fleetopt_jax.cli.verdicts import why
 from fleetopt_jax.core.units import MS
+from fleetopt_jax.documents.front import front_to_json
+from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.fleet.fleet import make_slo
-from fleetopt_jax.optimize.pareto import checked_objectives, front_to_json, pareto
-from fleetopt_jax.optimize.plan import Plan, plan_to_json
+from fleetopt_jax.fleet.resources import Objective
+from fleetopt_jax.optimize.pareto import checked_objectives, pareto
+from fleetopt_jax.optimize.plan import Infeasible, Plan
 from fleetopt_jax.optimize.search import optimize
 from fleetopt_jax.published.ledger import PAPER_WINDOWS
 from fleetopt_jax.report.pareto import (
@@ -31,14 +35,19 @@ def run(options: argparse.Namespace) -> Answer:
     objectives = checked_objectives(options.objectives, "--objectives")
     most_ms = options.ttft_p99_ms if "ttft_p99_s" in objectives else None
     options.ttft_p99_ms = options.ttft_p99_ms or float(make_slo().ttft_p99_s) / MS
-    layout = asked_layout(options)
+    layout = layout_of(options)
     swept_rate = options.axis[1][0] if options.axis and options.axis[0] == "workload-rate" else None
-    loaded = asked_workload(options, rate_per_s=swept_rate)
+    loaded = workload_of(options, rate_per_s=swept_rate)
     if options.axis:
         document, plans = _along_axis(options, loaded, "usd" if objectives[0] == "usd_per_h" else "tok_per_j")
-        held, table, to_csv, to_figure = any(plan.metrics for plan in plans), axis_table, axis_csv, axis_figure
+        held, table, to_csv, to_figure = (
+            any(isinstance(plan, Plan) for plan in plans),
+            axis_table,
+            axis_csv,
+            axis_figure,
+        )
     else:
-        problem = asked_problem(options, loaded, budget=asked_budget(options))
+        problem = problem_of(options, loaded, budget=budget_of(options))
         window = PAPER_WINDOWS.get(loaded.name)
         with progress(options, "Tracing the front") as step:
             front = pareto(
@@ -54,7 +63,7 @@ def run(options: argparse.Namespace) -> Answer:
             say(options, f"infeasible: {why(front.binding)}")
         document = front_to_json(front)
         held, table, to_csv, to_figure = bool(front.points), front_table, front_csv, front_figure
-    if layout:  # as in `plan_document`: every plan can be taken out and evaluated again
+    if layout:  # as `plan_to_json` has them: every plan can be taken out and evaluated again
         shown = [*document.get("points", []), *document.get("rows", [])]
         shown += [document[key] for key in ("homogeneous", "fleetopt") if document.get(key)]
         for each in shown:
@@ -65,8 +74,8 @@ def run(options: argparse.Namespace) -> Answer:
 
 
 def _along_axis(
-    options: argparse.Namespace, loaded: LoadedWorkload, objective: str
-) -> tuple[dict[str, Any], list[Plan]]:
+    options: argparse.Namespace, loaded: LoadedWorkload, objective: Objective
+) -> tuple[dict[str, Any], list[Plan | Infeasible]]:
     """The best plan at each value of the axis; what no fleet holds is said on stderr."""
     name, values = options.axis
     field = AXES[name][0]
@@ -75,13 +84,11 @@ def _along_axis(
         for done, value in enumerate(values):
             at = argparse.Namespace(**{**vars(options), field: value})
             workload = with_rate(loaded.workload, value) if name == "workload-rate" else loaded.workload
-            problem = asked_problem(
-                at, dataclasses.replace(loaded, workload=workload), objective, asked_budget(options)
-            )
+            problem = problem_of(at, dataclasses.replace(loaded, workload=workload), objective, budget_of(options))
             plans.append(optimize(problem, options.method))
             step(done + 1, len(values))
     for value, plan in zip(values, plans):
-        if plan.binding:
+        if isinstance(plan, Infeasible):
             say(options, f"infeasible at {name} {value:g}: {why(plan.binding)}")
     document = {
         "axis": {"name": name, "values": values},

@@ -5,10 +5,12 @@ import argparse
 import numpy as np
 
 from fleetopt_jax.cli.answer import Answer
-from fleetopt_jax.cli.asked import given_plan, plan_document, say_broken
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.commands.sensitivity import differentiated
 from fleetopt_jax.cli.commands.simulate import simulated
+from fleetopt_jax.cli.inputs import plan_of
+from fleetopt_jax.cli.verdicts import say_broken
+from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.report.page import report_page
 from fleetopt_jax.report.power import pool_curves
 from fleetopt_jax.workload.atoms import total_tokens
@@ -16,9 +18,9 @@ from fleetopt_jax.workload.atoms import total_tokens
 
 def run(options: argparse.Namespace) -> Answer:
     """The page; --json shows what it was written from."""
-    plan, layout = given_plan(options)
+    plan, layout = plan_of(options)
     say_broken(options, plan)
-    document = {"plan": plan_document(plan, layout), "curves": pool_curves(plan)}
+    document = {"plan": plan_to_json(plan, layout), "curves": pool_curves(plan)}
     document["sensitivity"] = differentiated(options, plan, document["plan"], {"metric": "tok_per_j", "top": 15})
     if options.simulate:
         document["simulation"], _ = simulated(options, plan, layout)

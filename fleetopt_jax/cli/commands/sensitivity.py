@@ -4,20 +4,23 @@ import argparse
 from typing import Any
 
 from fleetopt_jax.cli.answer import Answer, Document
-from fleetopt_jax.cli.asked import given_plan, plan_document, say_broken
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.inputs import plan_of
 from fleetopt_jax.cli.terminal import progress
+from fleetopt_jax.cli.verdicts import say_broken
+from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.sensitivity import sensitivity_to_json
 from fleetopt_jax.optimize.plan import Plan
 from fleetopt_jax.optimize.search import optimize
-from fleetopt_jax.optimize.sensitivity import sensitivity, sensitivity_to_json
+from fleetopt_jax.optimize.sensitivity import sensitivity
 from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
 
 
 def run(options: argparse.Namespace) -> Answer:
-    plan, layout = given_plan(options)
+    plan, layout = plan_of(options)
     say_broken(options, plan)
     shown = {"metric": options.metric, "top": options.top}
-    document = differentiated(options, plan, plan_document(plan, layout), shown, reoptimize=options.reoptimize)
+    document = differentiated(options, plan, plan_to_json(plan, layout), shown, reoptimize=options.reoptimize)
     return Answer(document, sensitivity_table, INFEASIBLE if plan.binding else OK, tornado_figure)
 
 
@@ -27,4 +30,4 @@ def differentiated(
     """What the plan of `document` rests on, and what of it is `shown`."""
     with progress(options, "Differentiating"):
         found = sensitivity(plan, reoptimize=optimize if reoptimize else None)
-    return sensitivity_to_json(found) | {"plan": document, "objective": plan.problem.objective, "shown": shown}
+    return sensitivity_to_json(found) | {"plan": document, "objective": document["objective"], "shown": shown}

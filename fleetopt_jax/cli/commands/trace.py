@@ -4,13 +4,13 @@ import argparse
 
 from fleetopt_jax.catalog.workloads import bundled
 from fleetopt_jax.cli.answer import Answer
-from fleetopt_jax.cli.asked import asked_workload
 from fleetopt_jax.cli.codes import OK
+from fleetopt_jax.cli.inputs import workload_of
 from fleetopt_jax.report import tables
 
 
 def run(options: argparse.Namespace) -> Answer:
-    loaded = asked_workload(options, need_rate=False)
+    loaded = workload_of(options, need_rate=False)
     summary = loaded.summary
     rate = float(loaded.workload.arrival_rate_per_s)
     document = {

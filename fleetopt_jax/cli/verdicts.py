@@ -1,0 +1,64 @@
+"""What is said of a plan on stderr, and what is drawn of it."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fleetopt_jax.cli.terminal import say
+from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.optimize.plan import Plan, Unreachable
+from fleetopt_jax.report.decision import broken
+from fleetopt_jax.report.words import NOT_TOGETHER, slope_said
+from fleetopt_jax.workload.atoms import total_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def say_broken(options: argparse.Namespace, plan: Plan) -> None:
+    """Which limit a given plan breaks, if any."""
+    if plan.binding:
+        of_ttft = plan.binding.limit == "ttft_p99_s"
+        grows = slope_said(float(plan.problem.slo.ttft_s_per_token)) if of_ttft else ""
+        say(options, f"infeasible: the {broken(dataclasses.asdict(plan.binding))}{grows}")
+
+
+def why(binding: Unreachable) -> str:
+    """Which limit cannot be held, and what can; what is reachable is rounded up, so that asking for it succeeds."""
+    limit, asked, nearest = binding.limit, binding.asked, binding.nearest_feasible
+    if isinstance(asked, dict):
+        return NOT_TOGETHER
+    if limit == "window_tokens":
+        return (
+            f"no engine holds a sequence of the {asked:.0f}-token window; the largest one holds is {nearest:.0f} tokens"
+        )
+    scarce = ("its latencies with", limit.removeprefix("gpus_of.").upper(), 1.0)
+    what, unit, size = {
+        "itl_s": ("a mean ITL of", "ms", MS),
+        "ttft_p99_s": ("a P99 TTFT of", "ms", MS),
+        "max_gpus": ("its latencies with", "GPUs", 1.0),
+        "max_power_w": ("its latencies within", "kW", KW),
+        "max_usd_per_h": ("its latencies for", "USD/h", 1.0),
+        "max_kg_co2_per_h": ("its latencies with", "kg CO2/h", 1.0),
+    }.get(limit, scarce)
+    text = f"no fleet holds {what} {asked / size:g} {unit}"
+    if nearest is None:
+        return text
+    whole = limit == "max_gpus" or limit.startswith("gpus_of.")
+    reachable = f"{nearest:,.0f}" if whole else f"{np.ceil(nearest / size * 10) / 10:.1f}"
+    return f"{text}; the smallest reachable is {reachable} {unit}"
+
+
+def pool_map_of(plan: Plan) -> "Callable[[dict[str, Any]], Figure]":
+    """What draws the plan's pools over the lengths of its requests; matplotlib is imported where it draws."""
+
+    def draw(document: dict[str, Any]) -> "Figure":
+        from fleetopt_jax.report.pool_map import pool_map_figure
+
+        workload = plan.problem.workload
+        return pool_map_figure(document, np.asarray(total_tokens(workload)), np.asarray(workload.weight))
+
+    return draw
