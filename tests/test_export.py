@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import jax.numpy as jnp
 import kubernetes_validate
 import numpy as np
 import pytest
@@ -18,15 +17,18 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.fleet.assumptions import PUBLISHED, parse_assumptions
+from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, parse_assumptions
+from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.fleet import make_fleet
 from fleetopt_jax.fleet.traffic import route as routing_law
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
-from fleetopt_jax.optimize.plan import make_problem, plan_to_json
+from fleetopt_jax.optimize.problem import make_problem
 from fleetopt_jax.optimize.search import evaluate_given
 from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document, kubernetes_yaml
 from fleetopt_jax.report.export.launch import VLLM_RELEASE, dns_label, fleet_launch
@@ -197,7 +199,7 @@ def test_the_catalog_names_every_checkpoint_and_its_longest_sequence():
 
 @pytest.mark.parametrize("gpu", sorted(GPUS))
 def test_step_and_memory_are_what_the_laws_assumed(gpu):
-    prefill = engine_choice(gpu, "llama-3.1-8b", 1).engine.prefill
+    prefill = build(EngineSpec(gpu, "llama-3.1-8b", 1)).prefill
     one = {"gpu": gpu, "llm": "llama-3.1-8b", "tp": 1}
     for assume, tokens in (("physical", prefill.budget_tokens), ("published", prefill.chunk_tokens)):
         (pool,) = fleet_launch(plan(one, assume=assume), "plan.json").pools
@@ -400,7 +402,7 @@ def test_any_text_becomes_a_label(text, length):
 
 @cache
 def fleet_of(windows: tuple[int, ...], gammas: tuple[float, ...]):
-    engine = engine_choice("h100").engine
+    engine = build(EngineSpec("h100"))
     ones = [1] * len(windows)
     return make_fleet([engine] * len(windows), window_tokens=list(windows), gamma=list(gammas), n_instances=ones)
 
@@ -430,12 +432,12 @@ def interesting_requests(windows, gammas, compression) -> tuple[np.ndarray, np.n
     pairs = []
     for total in near:
         outputs = [1, total // 4]
-        if compression == "prompt_only":  # about where a prompt can just give way, and can not
+        if compression == PHYSICAL.compression:  # about where a prompt can just give way, and can not
             outputs += [(total - 3) // 2, (total - 2) // 2, (total - 1) // 2, total // 2, total - 1]
         pairs += [(total, output) for output in outputs]
     rng = np.random.default_rng(0)
     total = rng.integers(2, 2 * windows[-1] + 3, N_REQUESTS - len(pairs))
-    most = 1.0 if compression == "prompt_only" else 0.25
+    most = 1.0 if compression == PHYSICAL.compression else 0.25
     output = np.maximum(1, (rng.random(total.shape) * most * (total - 1)).astype(int))
     total, output = (np.append(column, more) for column, more in zip(zip(*pairs), (total, output)))
     return total - output, output
@@ -472,7 +474,7 @@ def test_the_router_sends_every_request_where_the_law_does(windows, gammas, assu
     weight = np.random.default_rng(0).uniform(0.5, 1.5, prompt.shape)
     workload = make_workload(prompt, output, weight, arrival_rate_per_s=1.0)
     order = np.lexsort((output, prompt + output))
-    shares = np.array([float(t.traffic_frac) for t in integral(fleet, workload, assumptions)])
+    shares = np.asarray(routing_law(fleet, workload, of_the_trace(assumptions)).traffic_frac)
     expected = [np.sum(np.asarray(workload.weight)[pool[order] == k]) for k in range(len(windows))]
     np.testing.assert_allclose(shares, expected, atol=1e-12)
 
@@ -482,10 +484,28 @@ def test_the_router_sends_every_request_where_the_law_does(windows, gammas, assu
     np.testing.assert_array_equal(failed, np.where(holds < len(windows), holds, REJECTED))
 
 
-def integral(fleet, workload, assumptions):
-    """The law on the lengths of the trace, whatever the preset says of them."""
-    assumptions = replace(assumptions, lengths="trace", tail="mean_prefill")
-    return routing_law(fleet.engines, jnp.asarray(fleet.window_tokens), fleet.gamma, workload, assumptions)
+def test_a_router_that_knows_only_the_limit_sends_by_it():
+    """The plan says `max_tokens`; the router is asked with it, and the law has the same pool."""
+    asked = PromptAndLimit(max_tokens=50.0)
+    document = plan(*({"window_tokens": w} for w in (100, 400)), route_by={"name": asked.name, **vars(asked)})
+    router = fleet_launch(document, "plan.json").router
+    assert router["length"] == "prompt + max_tokens"
+    prompt, output = np.array([1, 49, 50, 51, 60, 60, 350]), np.array([1, 51, 50, 49, 1, 99, 50])
+    requests = Requests(arrival_s=np.zeros(prompt.shape), prompt_tokens=prompt, output_tokens=output)
+    law = route_requests(
+        requests,
+        fleet_of((100, 400), (1.0, 1.0)),
+        make_workload(prompt, output, arrival_rate_per_s=1.0),
+        replace(PHYSICAL, route_by=asked),
+    )
+    urls = [pool["url"] for pool in router["pools"]]
+    limit = np.maximum(output, 50)
+    assert [urls.index(ROUTER["route"](router, int(p), int(o))[0]) for p, o in zip(prompt, limit)] == law.pool.tolist()
+
+
+def of_the_trace(assumptions):
+    """With the lengths of the trace, whatever the preset says of them."""
+    return replace(assumptions, lengths=PHYSICAL.lengths, tail=PUBLISHED.tail)
 
 
 def test_the_router_runs_on_its_own(tmp_path):

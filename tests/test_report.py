@@ -19,6 +19,7 @@ from rich.console import Console
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.simulation import TOLERANCE
 from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.resources import OBJECTIVES, make_budget
 from fleetopt_jax.fleet.surroundings import Site
@@ -33,7 +34,7 @@ from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import engine_figure, pool_curves, power_figure
 from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure
-from fleetopt_jax.report.simulation import TOLERANCE, agreement_figure
+from fleetopt_jax.report.simulation import agreement_figure
 from fleetopt_jax.report.words import goal_of
 
 HOSTILE = "<script>alert(1)</script>\"'$x$&\n\x01 onload=x.csv"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 import jax
+import numpy as np
 
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
@@ -175,7 +176,7 @@ def _topology(topology: str, short_window: int) -> tuple[list[float], list[float
 def _exact_fleet(row: str, gpu: str, workload_name: str, windows: list[float], gamma: list[float]) -> Values:
     workload = load_workload(workload_name, rate_per_s=RATE_PER_S)
     slo = make_slo(ttft_p99_s=TTFT_LIMIT_S, max_utilization=MAX_UTILIZATION)
-    fleet = fleet_of([paper_engine(gpu)] * len(windows), windows, gamma, [1.0] * len(windows))
+    fleet = fleet_of([paper_engine(gpu)] * len(windows), np.array(windows), np.array(gamma), np.ones(len(windows)))
     metrics = _sized(fleet, workload, slo)
     return _fleet_values(row, float(metrics.n_instances), float(metrics.power_w), float(metrics.tok_per_j))
 

@@ -1,7 +1,6 @@
-"""Analytic beside simulated: the JSON document, its table and its figure."""
+"""Analytic beside simulated: the table and the figure of a simulation document."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,65 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.documents.simulation import TOLERANCE, TOLERANCE_ELSE
 from fleetopt_jax.report.style import GREEN, INK, MUTED, POOL_COLOURS, POOL_MARKERS, grid_along, new_figure, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.simulate import Estimate, Simulation
-
-TOLERANCE = {"ttft_p99_s": 0.15, "ttft_p99_of_all_s": 0.15, "itl_p99_s": 0.15, "itl_s": 0.05, "n_active": 0.05}
-TOLERANCE_ELSE = 0.03  # of tok/J, power and shares: what the laws are held to in the agreement study
-
-
-def simulation_json(simulation: Simulation, pools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The contract's object; `pools` are the plan's, in their order."""
-    return {
-        "n_arrivals": simulation.n_arrivals,
-        "n_completed": simulation.n_completed,
-        "n_rejected": simulation.n_rejected,
-        "n_in_system": simulation.n_in_system,
-        "n_preemptions": simulation.n_preemptions,
-        "n_iterations": simulation.n_iterations,
-        "slo_held": simulation.slo_held,
-        "warm_up_s": simulation.warm_up_s,
-        "window_s": simulation.window_s,
-        "memory_bytes": simulation.memory_bytes,
-        "metrics": _beside(simulation.analytic, simulation.metrics),
-        "pools": [
-            {
-                **{name: pool[name] for name in ("window_tokens", "gpu", "llm", "tp", "n_instances")},
-                "metrics": _beside(analytic, estimates),
-            }
-            for pool, analytic, estimates in zip(pools, simulation.pools_analytic, simulation.pools, strict=True)
-        ],
-    }
-
-
-def _beside(analytic: dict[str, float | None], estimates: dict[str, Estimate]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "analytic": _finite(analytic.get(name)),
-            "simulated": _finite(found.mean),
-            "ci95": [_finite(found.low), _finite(found.high)],
-            "agrees": _agrees(name, analytic.get(name), found),
-        }
-        for name, found in estimates.items()
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: null is a time that never comes, or no bound."""
-    return None if value is None or not math.isfinite(value) else value
-
-
-def _agrees(name: str, analytic: float | None, found: Estimate) -> bool | None:
-    """Inside the interval, or within the tolerance of the mean; None where one of them says nothing."""
-    if analytic is None:
-        return None
-    if not (math.isfinite(analytic) and math.isfinite(found.mean)):
-        return math.isfinite(analytic) == math.isfinite(found.mean)
-    off = abs(analytic - found.mean)
-    inside = math.isfinite(found.low) and found.low <= analytic <= found.high
-    return bool(inside or off <= TOLERANCE.get(name, TOLERANCE_ELSE) * abs(found.mean))
-
 
 SHOWN = {
     "tok_per_j": ("tokens per joule", "{:.3f}", 1.0),
