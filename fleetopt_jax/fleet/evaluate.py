@@ -126,7 +126,8 @@ def for_each_lane(law: Callable[..., T], engines: tuple[Engine, ...], traffic: P
     """`law(engine, traffic, *numbers)` of every lane, stacked on a leading axis: one `vmap`, and so one compilation,
     where the engines are of one kind; else one call a lane."""
     if len({jax.tree.structure(engine) for engine in engines}) == 1:
-        return jax.vmap(law)(stack(engines), traffic, *numbers)
+        stacked = jax.tree.map(jnp.asarray, stack(engines))  # NumPy's cannot be the constants of a batched root
+        return jax.vmap(law)(stacked, traffic, *numbers)
     each = [jax.tree.map(lambda x, k=k: x[k], (traffic, *numbers)) for k in range(len(engines))]
     return stack([law(engine, *row) for engine, row in zip(engines, each, strict=True)])
 
