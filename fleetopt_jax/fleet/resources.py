@@ -143,7 +143,7 @@ class Budget:
     def caps(self) -> dict[str, float]:
         """Every finite limit by its name."""
         totals = {name: getattr(self, name) for name in _TOTALS}
-        return {name: cap for name, cap in totals.items() if cap < math.inf} | {
+        return {name: cap for name, cap in totals.items() if cap != math.inf} | {
             f"{_KIND}{gpu}": count for gpu, count in self.gpus_of
         }
 
