@@ -12,11 +12,11 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
     Equal points do not dominate each other; a point with a coordinate that is not finite is never on the front.
     """
     points = np.asarray(points, dtype=float)
-    finite = np.isfinite(points).all(axis=1)
+    finite = np.all(np.isfinite(points), axis=1)
     known = np.where(finite[:, None], points, np.inf)
-    no_worse = (known[:, None, :] <= known[None, :, :]).all(axis=2)
-    better = (known[:, None, :] < known[None, :, :]).any(axis=2)
-    return finite & ~(no_worse & better).any(axis=0)
+    no_worse = np.all(known[:, None, :] <= known[None, :, :], axis=2)
+    better = np.any(known[:, None, :] < known[None, :, :], axis=2)
+    return finite & ~np.any(no_worse & better, axis=0)
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:

@@ -1,9 +1,10 @@
 """What pays: from the present fleet, one lever released at a time, everything else re-optimised; then pairs of them.
 
-The present fleet is planned anew first (same engines, as many pools), so that a gain is the lever's own and not that of
-a better threshold. A lever widens what the search may choose (pools, gamma, tensor parallelism, slots, clock), and then
-it never loses; or it replaces something in every pool (GPU generation, precision, model), and then it may. The gain is
-the cost of the present fleet over the cost with the lever, by the objective: tokens per joule, unless asked otherwise.
+The present fleet is planned anew first (same specs, as many pools), so that a gain is the lever's own and not that of a
+better threshold. A lever widens what the search may choose (pools, gamma, tensor parallelism, slots, clock), and then
+it never loses; or it replaces something in every pool (GPU generation, precision, model), and then it may. What it does
+not change is kept (`changes.py`). The gain is the cost of the present fleet over the cost with the lever, by the
+objective: tokens per joule, unless asked otherwise.
 
 Two levers multiply where gain(a and b) = gain(a) gain(b); they reinforce where it is more and cancel where it is less.
 
@@ -11,188 +12,55 @@ Intervals hold the errors of the engines (`uncertainty.py`), common to every fle
 lever's own law states an error, that too. What nobody has measured has a label instead: see `Lever.quality`.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from fleetopt_jax.catalog.engines import engine_entry, resolved
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.units import KW
-from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.engine import at_clock
-from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective
-from fleetopt_jax.optimize.plan import EngineChoice, Plan, Problem, plan_to_json
+from fleetopt_jax.fleet.fleet import Slo, with_limits
+from fleetopt_jax.fleet.resources import Resources, Weights, usage
+from fleetopt_jax.optimize.changes import Lever, all_levers, lacking
+from fleetopt_jax.optimize.plan import Infeasible, Plan
+from fleetopt_jax.optimize.problem import Problem
 from fleetopt_jax.optimize.search import optimize
-from fleetopt_jax.optimize.uncertainty import LEVEL, draw, sample, sampled_interval, shared_errors
+from fleetopt_jax.optimize.uncertainty import (
+    LEVEL,
+    Interval,
+    draw,
+    however_run,
+    outcomes,
+    sample,
+    sampled_interval,
+    shared_errors,
+)
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 
-MOST_POOLS = 4
-TPS = (1, 2, 4, 8)
-SLOTS = (64, 128, 256, 512, 2048, 4096)  # max_num_seqs tried beside the present
-CLOCKS = (0.5, 0.6, 0.7, 0.8, 0.9)  # tried beside the top clock; below 0.5 the law is too kind
 CLOCK_ERROR = 0.2  # of the watts above idle at a clock of 0.7 (`laws/clocks.py`), growing with the distance from 1
-PROMPT_FRAC = 0.5  # what compression leaves of every prompt: the paper's largest gamma
 N_DRAWS = 300  # of the engines' errors
 N_PAIRED = 5  # levers whose pairs are tried
 PAPER_PAIRS = (("routing", "generation"), ("gamma", "generation"))  # tried whatever they gain: topology x generation
 MULTIPLY = 0.03  # gain(a and b) within so much of gain(a) gain(b) counts as their product
 QUALITIES = ("measured", "calibrated", "law", "scaled", "projected", "roofline", "assumed")  # best known first
 
-
-@dataclass(frozen=True)
-class Spec:
-    """An engine by its names, and how it is run."""
-
-    gpu: str
-    llm: str
-    tp: int
-    precision: str
-    kv_precision: str
-    max_num_seqs: int | None = None
-    clock_frac: float = 1.0
-    file: str | None = None  # of a calibrated engine; one with other names comes from the catalog
-
-
-def spec_of(choice: EngineChoice) -> Spec:
-    """The names of a choice that runs at its top clock."""
-    return Spec(
-        gpu=choice.gpu,
-        llm=choice.llm,
-        tp=choice.tp,
-        precision=choice.precision,
-        kv_precision=choice.kv_precision,
-        max_num_seqs=choice.max_num_seqs,
-        file=choice.file,
-    )
-
-
-def _with(spec: Spec, **changes: Any) -> Spec:
-    """`spec` changed; what was calibrated holds for its own names only."""
-    renamed = any(
-        changes.get(name, getattr(spec, name)) != getattr(spec, name) for name in ("gpu", "llm", "tp", "precision")
-    )
-    return replace(spec, **changes, **({"file": None} if renamed else {}))
-
-
-Engines = Callable[[Spec], EngineChoice]  # the catalog; BadInput where it has no such engine or the LLM does not fit
+Search = Callable[[Problem], Plan | Infeasible]
 
 
 class LeftOut(Exception):
     """Why a lever cannot be tried."""
 
 
-@dataclass(frozen=True)
-class Lever:
-    """One thing to change. Two levers combine where they touch different parts of a plan."""
-
-    name: str
-    title: str  # what is done, in words
-    touches: frozenset[str]
-    quality: str  # how well its own law is known; with the engines' quality the worst counts
-    n_pools: int = 1  # released: at most so many, if more than now
-    free_gamma: bool = False
-    variants: Callable[[Spec], Sequence[Spec]] = lambda spec: (spec,)
-    prompt_frac: float = 1.0
-    note: str = ""
-
-
-def all_levers(
-    present: Sequence[Spec], n_pools: int, gamma: float | None, *, next_gpu: str | None, llm: str
-) -> list[Lever]:
-    """Every lever that the present fleet has not pulled."""
-    levers = []
-
-    def add(name: str, title: str, touches: str, quality: str = "measured", **how: Any) -> None:
-        levers.append(Lever(name, title, frozenset(touches.split()), quality, **how))
-
-    if n_pools < 2:
-        add("routing", "route by context length to two pools", "pools", "law", n_pools=2)
-    if gamma is not None:
-        title = (
-            "two pools, compress prompts at the boundary (FleetOpt)"
-            if n_pools < 2
-            else "compress prompts at the boundaries"
-        )
-        add("gamma", title, "pools prompts", "assumed", n_pools=2, free_gamma=True, note=ASSUMED_COMPRESSION)
-    if n_pools < MOST_POOLS:
-        add("pools", f"up to {MOST_POOLS} pools by context length", "pools", "law", n_pools=MOST_POOLS)
-    add("tp", f"tensor parallelism {', '.join(map(str, TPS[:-1]))} or {TPS[-1]}", "tp", variants=_tensor_parallel)
-    add("max_num_seqs", f"max_num_seqs from {SLOTS[0]} to {SLOTS[-1]:,}", "slots", "law", variants=_slots)
-    if next_gpu is not None and {spec.gpu for spec in present} != {next_gpu}:
-        add(
-            "generation", f"{next_gpu.upper()} in every pool", "gpu", variants=lambda spec: (_with(spec, gpu=next_gpu),)
-        )
-    if any(spec.precision == "bf16" for spec in present):
-        add(
-            "precision",
-            "weights in fp8",
-            "precision",
-            variants=lambda spec: (_with(spec, precision="fp8"),),
-            note=FP8_NOTE,
-        )
-    if any(spec.kv_precision == "bf16" for spec in present):
-        add(
-            "kv_precision",
-            "KV cache in fp8",
-            "kv",
-            "law",
-            variants=lambda spec: (_with(spec, kv_precision="fp8"),),
-            note=FP8_NOTE,
-        )
-    if {spec.llm for spec in present} != {llm}:
-        add(
-            "model",
-            f"serve {llm}",
-            "llm",
-            variants=lambda spec: (_with(spec, llm=llm),),
-            note="another model: other answers",
-        )
-    add("clock", f"GPU clock, {CLOCKS[0]:.0%} to 100 % of the top", "clock", "projected", variants=_clocks)
-    add(
-        "compression",
-        f"compress every prompt to {PROMPT_FRAC:.0%}",
-        "prompts",
-        "assumed",
-        prompt_frac=PROMPT_FRAC,
-        note=ASSUMED_COMPRESSION,
-    )
-    return levers
-
-
-ASSUMED_COMPRESSION = "answers are assumed to stay good enough"
-FP8_NOTE = "answers may differ"
-
-
-def _tensor_parallel(spec: Spec) -> list[Spec]:
-    return [_with(spec, tp=tp) for tp in sorted({spec.tp, *TPS})]
-
-
-def _slots(spec: Spec) -> list[Spec]:
-    return [spec, *(_with(spec, max_num_seqs=slots) for slots in SLOTS if slots != spec.max_num_seqs)]
-
-
-def _clocks(spec: Spec) -> list[Spec]:
-    return [spec, *(_with(spec, clock_frac=clock) for clock in CLOCKS)]
-
-
-def lacking(lever: Lever, assumptions: Assumptions) -> str | None:
-    """The law that `lever` needs and `assumptions` do not have; None where all are there."""
-    needs = {
-        "max_num_seqs": ("kv_cache", "paged", "slots reserve their window, whatever max_num_seqs says"),
-        "kv_precision": ("kv_cache", "paged", "slots are counted, not bytes"),
-        "clock": ("prefill", "compute", "nothing is bound by compute where prefill rides along free"),
-        "compression": ("lengths", "trace", "a compressed request would shrink its output too"),
-    }
-    if lever.name not in needs:
-        return None
-    choice, value, why = needs[lever.name]
-    return None if getattr(assumptions, choice) == value else f"{why} ({choice} = {getattr(assumptions, choice)})"
+# --- what came of it --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -200,16 +68,48 @@ class Pulled:
     """The best fleet with these levers released (none: the present fleet, planned anew)."""
 
     levers: tuple[Lever, ...]
-    plan: Plan
-    specs: tuple[Spec, ...]  # of the plan's pools
-    values: Mapping[
-        str, float
-    ]  # tok_per_j, power_w, usd_per_h, ttft_p99_s, n_gpus, n_instances; empty where infeasible
+    plan: Plan | Infeasible
     extra_w: float  # what compressing every prompt draws [W]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the levers."""
+        return tuple(lever.name for lever in self.levers)
+
+    @property
     def feasible(self) -> bool:
-        return self.plan.metrics is not None
+        return isinstance(self.plan, Plan)
+
+    @property
+    def specs(self) -> tuple[EngineSpec, ...]:
+        """Of the plan's lanes; none where it is infeasible."""
+        return self.plan.specs if isinstance(self.plan, Plan) else ()
+
+    @cached_property
+    def values(self) -> Mapping[str, float]:
+        """output_tok_per_s, tok_per_j, power_w, usd_per_h, ttft_p99_s, itl_s, n_gpus, n_instances, with what compresses
+        every prompt; empty where infeasible."""
+        if isinstance(self.plan, Infeasible):
+            return {}
+        metrics, resources = self.plan.metrics, with_extra(self.plan, self.plan.metrics.resources, self.extra_w)
+        return {
+            "output_tok_per_s": float(metrics.output_tok_per_s),
+            "ttft_p99_s": float(outcomes(metrics, self.plan.problem.slo)["ttft_p99_s"]),
+            "itl_s": float(metrics.itl_s),
+            "n_gpus": float(metrics.n_gpus),
+            "n_instances": float(metrics.n_instances),
+            "tok_per_j": float(metrics.tok_per_j * metrics.power_w / resources.power_w),
+            "power_w": float(resources.power_w),
+            "usd_per_h": float(resources.usd_per_h),
+        }
+
+    @cached_property
+    def benefit(self) -> float:
+        """What a gain is the ratio of: more is better; -inf where infeasible, so that it is ranked last."""
+        if isinstance(self.plan, Infeasible):
+            return -math.inf
+        metrics = self.plan.metrics
+        return float(_benefit(self.plan, metrics.resources, metrics.output_tok_per_s, self.extra_w))
 
 
 @dataclass(frozen=True)
@@ -218,20 +118,18 @@ class Gain:
 
     pulled: Pulled
     gain: float | None
-    low: float | None  # interval at `LEVEL`
-    high: float | None
+    interval: Interval | None  # at `LEVEL`
     quality: str
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two levers: gain(a and b) over gain(a) gain(b)."""
+    """Two levers: gain(a and b) over gain(a) gain(b); None where one of these is."""
 
     gain: Gain
     product: float | None
     ratio: float | None
-    low: float | None
-    high: float | None
+    interval: Interval | None  # of the ratio
     verdict: str  # multiply, reinforce, cancel; infeasible, or unknown where a gain is
 
 
@@ -246,126 +144,121 @@ class Levers:
     left_out: dict[str, str]  # why, by lever
 
 
-Progress = Callable[[int, int], None]
-
-
 def pull_levers(
     problem: Problem,
-    engines: Engines,
     *,
     given: Plan | None = None,
     next_gpu: str | None = None,
     llm: str = "qwen3-235b-a22b",
     every_pair: bool = False,
     progress: Progress | None = None,
-    search: Callable[[Problem], Plan] | None = None,
+    search: Search | None = None,
 ) -> Levers:
-    """Every lever from the fleet that `problem` describes: its engines, at most as many pools, its gamma.
+    """Every lever from the fleet that `problem` describes: its specs, at most as many pools, its gamma.
 
-    `engines` makes the engines that levers need. `given` is the present fleet where there is one.
+    `given` is the present fleet where there is one: then its specs, with their clocks and batch limits. A lever for
+    which the catalog has no engine is left out, with the reason. `next_gpu` and `llm` are names of the catalog, in
+    lower case. Raises BadInput where the present fleet itself cannot be searched for.
     """
-    bench = _Bench(problem, engines, search or optimize)
+    bench = _Bench(problem, given.specs if given else problem.specs, search or optimize)
     present = bench.pull(())
-    specs = present.specs or tuple(bench.present)
-    bench.present = list(dict.fromkeys(specs))
-    left_out, pulled = {}, []
-    levers = all_levers(specs, problem.n_pools, problem.gamma, next_gpu=next_gpu, llm=llm)
+    bench.narrow(present.specs)
+    levers = all_levers(bench.specs, problem.n_pools, problem.gamma, next_gpu=next_gpu, llm=llm)
     n_pairs = math.comb(len(levers) if every_pair else N_PAIRED, 2) + len(PAPER_PAIRS)
     total = 1 + len(levers) + n_pairs
-    for done, lever in enumerate(levers):
-        if progress:
-            progress(1 + done, total)
-        try:
-            pulled.append(bench.pull((lever,)))
-        except LeftOut as why:
-            left_out[lever.name] = str(why)
-    by_name = {each.levers[0].name: each for each in pulled}
-    pairs = []
-    for done, names in enumerate(_pairs(pulled, problem.objective, every_pair)):
-        if progress:
-            progress(min(1 + len(levers) + done, total), total)
-        try:
-            pairs.append(bench.pull(tuple(by_name[name].levers[0] for name in names)))
-        except LeftOut as why:
-            left_out[" x ".join(names)] = str(why)
+    left_out: dict[str, str] = {}
+
+    def pull_each(several: Iterable[tuple[Lever, ...]], first: int) -> list[Pulled]:
+        pulled = []
+        for done, each in enumerate(several):
+            if progress:
+                progress(min(first + done, total), total)
+            try:
+                pulled.append(bench.pull(each))
+            except LeftOut as why:
+                left_out[" x ".join(lever.name for lever in each)] = str(why)
+        return pulled
+
+    singles = pull_each(((lever,) for lever in levers), 1)
+    pairs = pull_each(_pairs(singles, every_pair), 1 + len(levers))
     if progress:
         progress(total, total)
-    draws = _Draws([present, *pulled, *pairs] if present.feasible else [])
-    gains = {each.levers[0].name: _gain(each, present, draws) for each in pulled}
-    ranked = sorted(gains.values(), key=lambda gain: -_worth(gain.pulled, problem.objective))
-    return Levers(present, given, ranked, [_pair(each, present, gains, draws) for each in pairs], left_out)
+    draws = _Draws([present, *singles, *pairs] if present.feasible else [])
+    gains = {each.levers[0].name: _gain(each, present, draws) for each in singles}
+    return Levers(
+        present=present,
+        given=given,
+        gains=sorted(gains.values(), key=lambda gain: -gain.pulled.benefit),
+        pairs=[_pair(each, present, gains, draws) for each in pairs],
+        left_out=left_out,
+    )
+
+
+# --- searching --------------------------------------------------------------------------------------------------------
 
 
 class _Bench:
-    """The present problem, and what has been searched from it."""
+    """The present problem, and the specs of the present fleet."""
 
-    def __init__(self, problem: Problem, engines: Engines, search: Callable[[Problem], Plan]):
-        self.problem, self._engines, self._search = problem, engines, search
-        self._choices = {spec_of(choice): choice for choice in problem.choices}
-        self.present = list(self._choices)
-        self._rooflines = {choice.quality == "roofline" for choice in problem.choices}
+    def __init__(self, problem: Problem, specs: Sequence[EngineSpec], search: Search):
+        self.problem, self._search = replace(problem, free=()), search  # what is free are levers here
+        self.specs = list(dict.fromkeys(resolved(spec) for spec in specs))
+        self._roofline = {_is_roofline(spec) for spec in self.specs}
+
+    def narrow(self, specs: Sequence[EngineSpec]) -> None:
+        """Keep the specs that the present fleet, planned anew, uses."""
+        self.specs = list(dict.fromkeys(specs)) or self.specs
 
     def pull(self, levers: tuple[Lever, ...]) -> Pulled:
         problem = self.problem
         if lacks := next(filter(None, (lacking(lever, problem.assumptions) for lever in levers)), None):
             raise LeftOut(lacks)
-        specs = self.present
+        specs = self.specs
         for lever in levers:
-            specs = list(dict.fromkeys(other for spec in specs for other in lever.variants(spec)))
-        choices = self._known(specs)
+            specs = list(dict.fromkeys(variant for spec in specs for variant in lever.variants(spec)))
         frac = math.prod(lever.prompt_frac for lever in levers)
-        workload, slo, extra_w = (problem.workload, problem.slo, 0.0) if frac == 1 else _compressed(problem, frac)
+        workload, slo, extra_w = (
+            (problem.service.workload, problem.slo, 0.0) if frac == 1 else _compressed(problem, frac)
+        )
         released = replace(
-            problem,
-            choices=tuple(choices.values()),
+            problem.serving(specs=tuple(self._comparable(specs)), workload=workload, slo=slo),
             n_pools=max([problem.n_pools, *(lever.n_pools for lever in levers)]),
             gamma=None if any(lever.free_gamma for lever in levers) else problem.gamma,
-            workload=workload,
-            slo=slo,
         )
         try:
-            plan = self._search(released)
+            return Pulled(levers, self._search(released), extra_w)
         except BadInput as refusal:
             if not levers:
                 raise
             raise LeftOut(str(refusal)) from None
-        by_identity = {id(choice): spec for spec, choice in choices.items()}
-        used = tuple(by_identity[id(choice)] for choice in plan.choices)
-        return Pulled(levers, plan, used, _values(plan, extra_w), extra_w)
 
-    def _known(self, specs: Sequence[Spec]) -> dict[Spec, EngineChoice]:
-        """The engines there are of these; `LeftOut` where there is none, or none that compares with the present."""
-        found, why = {}, ""
+    def _comparable(self, specs: Sequence[EngineSpec]) -> list[EngineSpec]:
+        """Those there are engines for; `LeftOut` where there is none, or none that compares with the present."""
+        found, why = [], ""
         for spec in specs:
             try:
-                found[spec] = self._choice(spec)
+                engine_entry(spec)
             except BadInput as refusal:
                 why = str(refusal)
-        alike = {spec: choice for spec, choice in found.items() if (choice.quality == "roofline") in self._rooflines}
-        new = set(specs) - set(self.present)
+            else:
+                found.append(spec)
+        alike = [spec for spec in found if _is_roofline(spec) in self._roofline]
+        new = set(specs) - set(self.specs)
         if not alike or (new and not new & set(alike)):
-            comparable = "the paper's engines and its roofline law do not compare"
-            raise LeftOut(comparable if new & set(found) else why)
+            raise LeftOut("the paper's engines and its roofline law do not compare" if new & set(found) else why)
         return alike
 
-    def _choice(self, spec: Spec) -> EngineChoice:
-        if spec not in self._choices:
-            if spec.clock_frac == 1:
-                self._choices[spec] = self._engines(spec)
-            else:
-                choice = self._choice(replace(spec, clock_frac=1.0))
-                if choice.quality == "roofline":
-                    raise BadInput(f"{spec.tp} x {spec.gpu}", "the roofline engine has no clock law")
-                self._choices[spec] = replace(choice, engine=at_clock(choice.engine, spec.clock_frac))
-        return self._choices[spec]
+
+def _is_roofline(spec: EngineSpec) -> bool:
+    return engine_entry(spec).quality == "roofline"
 
 
-def _compressed(problem: Problem, frac: float) -> tuple[Workload, Any, float]:
+def _compressed(problem: Problem, frac: float) -> tuple[Workload, Slo, float]:
     """(workload, limits, watts of the compressor) with every prompt compressed to `frac` of it.
 
     A try that fails leaves the prompt as it was. Limits are of the prompts as they came, less the compressor's time.
     """
-    workload, compressor = problem.workload, problem.choices[0].engine.compressor
+    workload, compressor, site = problem.service.workload, problem.around.compressor, problem.around.site
     success = float(compressor.success_frac)
     shapes = [(frac, success), (1.0, 1.0 - success)] if success < 1 else [(frac, 1.0)]
     prompt = np.asarray(workload.prompt_tokens)
@@ -382,127 +275,105 @@ def _compressed(problem: Problem, frac: float) -> tuple[Workload, Any, float]:
     )
     if per_token_s < 0:
         raise LeftOut("compressing takes longer than the limit grows with the prompt; no law for that outside routing")
-    power_w = float(workload.arrival_rate_per_s * mean_tokens(workload)[0] * compressor.j_per_token)
-    site = problem.choices[0].engine.site
-    pue = float(site.pue) if problem.assumptions.power_scope == "instance" else 1.0
-    slo = replace(problem.slo, ttft_s_per_token=jnp.asarray(per_token_s, dtype=float))
-    return served, slo, pue * power_w
+    power_w = float(problem.workload.arrival_rate_per_s * mean_tokens(workload)[0] * compressor.j_per_token)
+    pue = float(site.pue) if problem.assumptions.power_scope.counts_site else 1.0
+    return served, with_limits(problem.slo, ttft_s_per_token=per_token_s), pue * power_w
 
 
-def _values(plan: Plan, extra_w: float) -> dict[str, float]:
-    metrics = plan.metrics
-    if metrics is None:
-        return {}
-    of_all = plan.problem.slo.scope == "fleet"
-    return {
-        "output_tok_per_s": float(metrics.output_tok_per_s),
-        "ttft_p99_s": float(metrics.ttft_p99_of_all_s if of_all else metrics.ttft_p99_s),
-        "itl_s": float(metrics.itl_s),
-        "n_gpus": float(metrics.n_gpus),
-        "n_instances": float(metrics.n_instances),
-        **_with_extra(metrics, plan, extra_w),
-    }
-
-
-def _with_extra(metrics: FleetMetrics | Mapping[str, Any], plan: Plan, extra_w: float) -> dict[str, Any]:
-    """tok/J, watts and USD/h with `extra_w` more."""
-    values = metrics if isinstance(metrics, Mapping) else vars(metrics)
-    price = float(plan.choices[0].engine.site.usd_per_kwh)
-    tok_per_j, power_w = np.asarray(values["tok_per_j"]), np.asarray(values["power_w"])
-    made = {
-        "tok_per_j": tok_per_j * power_w / (power_w + extra_w),
-        "power_w": power_w + extra_w,
-        "usd_per_h": np.asarray(values["usd_per_h"]) + extra_w / KW * price,
-    }
-    return made if isinstance(metrics, Mapping) else {name: float(value) for name, value in made.items()}
-
-
-def _benefit(values: Mapping[str, Any], objective: Objective) -> Any:
-    """What a gain is the ratio of: more is better."""
-    match objective:
-        case "tok_per_j":
-            return values["tok_per_j"]
-        case "usd":
-            return 1.0 / values["usd_per_h"]
-        case "power":
-            return 1.0 / values["power_w"]
-        case "gpus":
-            return 1.0 / values["n_gpus"]
-
-
-def _worth(pulled: Pulled, objective: Objective) -> float:
-    """By which levers are ranked: those that cannot hold the limits last."""
-    return float(_benefit(pulled.values, objective)) if pulled.feasible else -math.inf
-
-
-def _pairs(pulled: Sequence[Pulled], objective: Objective, every: bool) -> list[tuple[str, str]]:
+def _pairs(singles: Sequence[Pulled], every: bool) -> list[tuple[Lever, Lever]]:
     """Pairs of levers to try: of all, or of the best that touch different things, and the paper's own."""
-    ranked = [each.levers[0] for each in sorted(pulled, key=lambda each: -_worth(each, objective))]
-    if not every:
-        best: list[Lever] = []
-        for lever in ranked:
-            if len(best) < N_PAIRED and not any(lever.touches & other.touches for other in best):
-                best.append(lever)
-    combinable = [
-        (a.name, b.name) for a, b in itertools.combinations(ranked if every else best, 2) if not a.touches & b.touches
-    ]
-    names = {lever.name for lever in ranked}
-    asked = [pair for pair in PAPER_PAIRS if names.issuperset(pair)]
-    return combinable + [pair for pair in asked if not {pair, pair[::-1]} & set(combinable)]
+    ranked = [each.levers[0] for each in sorted(singles, key=lambda each: -each.benefit)]
+    best: list[Lever] = []
+    for lever in ranked:
+        if len(best) < N_PAIRED and not any(lever.touches & other.touches for other in best):
+            best.append(lever)
+    pairs = [(a, b) for a, b in itertools.combinations(ranked if every else best, 2) if not a.touches & b.touches]
+    by_name = {lever.name: lever for lever in ranked}
+    chosen = {frozenset((a.name, b.name)) for a, b in pairs}
+    papers = [pair for pair in PAPER_PAIRS if by_name.keys() >= set(pair) and frozenset(pair) not in chosen]
+    return pairs + [(by_name[a], by_name[b]) for a, b in papers]
+
+
+# --- what it is worth -------------------------------------------------------------------------------------------------
+
+
+def with_extra(plan: Plan, resources: Resources, extra_w: float) -> Resources:
+    """What the plan's fleet takes, and `extra_w` more."""
+    site = plan.problem.around.site
+    return replace(
+        resources,
+        power_w=resources.power_w + extra_w,
+        usd_per_h=resources.usd_per_h + extra_w / KW * site.usd_per_kwh,
+        kg_co2_per_h=resources.kg_co2_per_h + extra_w / KW * site.kg_co2_per_kwh,
+    )
+
+
+def _benefit(plan: Plan, resources: Resources, output_tok_per_s: Array | np.ndarray, extra_w: float) -> np.ndarray:
+    """1 over the cost by the objective's weights; tokens per joule, of what comes out: in overload that is less."""
+    weights = plan.problem.objective_weights
+    cost = _cost(plan, weights, with_extra(plan, resources, extra_w))
+    return np.asarray(output_tok_per_s) / cost if plan.problem.objective == "tok_per_j" else 1.0 / cost
+
+
+def _cost(plan: Plan, weights: Weights, resources: Resources) -> np.ndarray:
+    """By weights, of a plan whose fleet takes `resources`, of any shape; its GPUs are as many as planned."""
+    of_kinds = usage(Weights(gpus_of=weights.gpus_of), plan.kinds, plan.metrics.pools.resources)
+    return np.asarray(weights.of(resources)) + of_kinds
 
 
 class _Draws:
-    """Objectives of several fleets under common draws of their engines' errors."""
+    """Benefits of several fleets under common draws of their engines' errors."""
 
     def __init__(self, several: Sequence[Pulled]):
-        usable = [each for each in several if each.feasible]
-        self._benefits: dict[tuple[str, ...], np.ndarray] = {}
+        plans = [(each, each.plan) for each in several if isinstance(each.plan, Plan)]
         ranks = np.random.default_rng(0).permutation(N_DRAWS)
-        self._own = np.array([NormalDist().inv_cdf((rank + 0.5) / N_DRAWS) for rank in ranks])
-        if not usable:
+        self._law_errors = np.array([NormalDist().inv_cdf((rank + 0.5) / N_DRAWS) for rank in ranks])
+        self._benefits: dict[tuple[str, ...], np.ndarray] = {}
+        if not plans:
             return
-        # The precision of the KV cache leaves weights, kernels and prefill as they are: the errors are the same ones.
-        errors, of = shared_errors(
-            [replace(choice, kv_precision="any") for each in usable for choice in each.plan.choices]
-        )
+
+        def same(spec: EngineSpec) -> EngineSpec:
+            """Another precision of the KV cache leaves weights, kernels and prefill, and so their errors, alone."""
+            return replace(however_run(spec), kv_precision="any")
+
+        errors, engine_of = shared_errors([spec for _, plan in plans for spec in plan.specs], same)
         factors = draw(errors, N_DRAWS)
-        ends = np.cumsum([len(each.plan.choices) for each in usable])
-        for each, indices in zip(usable, np.split(np.asarray(of), ends[:-1])):
-            problem = each.plan.problem
-            values, _ = sample(
-                each.plan.fleet,
+        ends = np.cumsum([len(plan.specs) for _, plan in plans])
+        for (each, plan), indices in zip(plans, np.split(np.asarray(engine_of), ends[:-1]), strict=True):
+            problem = plan.problem
+            sampled, _ = sample(
+                plan.fleet,
                 problem.workload,
                 problem.slo,
                 factors,
                 jnp.asarray(indices),
                 assumptions=problem.assumptions,
             )
-            drawn = _with_extra({name: np.asarray(x) for name, x in values.items()}, each.plan, each.extra_w)
-            drawn["n_gpus"] = np.full(N_DRAWS, each.values["n_gpus"])
-            self._benefits[_names(each)] = _benefit(drawn, problem.objective)
+            power_w = sampled["power_w"]
+            taken = replace(
+                plan.metrics.resources,
+                power_w=power_w,
+                usd_per_h=sampled["usd_per_h"],
+                kg_co2_per_h=power_w / KW * problem.around.site.kg_co2_per_kwh,
+            )
+            drawn = _benefit(plan, taken, sampled["tok_per_j"] * power_w, each.extra_w)
+            self._benefits[each.names] = np.broadcast_to(drawn, (N_DRAWS,))
 
-    def interval(self, over: Iterable[Pulled], under: Iterable[Pulled], own_sigma: float = 0.0) -> tuple[float, float]:
-        """Of the product of the objectives `over` divided by those `under`, and a lever's own error."""
-        drawn = math.prod(self._benefits[_names(each)] for each in over)
-        drawn = drawn / math.prod(self._benefits[_names(each)] for each in under)
-        drawn = drawn * np.exp(own_sigma * self._own)
-        found = sampled_interval(drawn, LEVEL)
-        return found.low, found.high
-
-
-def _names(pulled: Pulled) -> tuple[str, ...]:
-    return tuple(lever.name for lever in pulled.levers)
+    def interval(self, over: Iterable[Pulled], under: Iterable[Pulled], law_sigma: float = 0.0) -> Interval:
+        """Of the product of the benefits `over` divided by those `under`, and the error of a lever's own law."""
+        drawn = math.prod((self._benefits[each.names] for each in over), start=np.ones(N_DRAWS))
+        for each in under:
+            drawn = drawn / self._benefits[each.names]
+        return sampled_interval(drawn * np.exp(law_sigma * self._law_errors), LEVEL)
 
 
 def _gain(pulled: Pulled, present: Pulled, draws: _Draws) -> Gain:
-    engines = [choice.quality for each in (pulled, present) for choice in each.plan.choices]
+    engines = [engine_entry(spec).quality for each in (pulled, present) for spec in each.specs]
     quality = max([*engines, *(lever.quality for lever in pulled.levers)], key=_rank)
     if not (pulled.feasible and present.feasible):
-        return Gain(pulled, None, None, None, quality)
-    objective = pulled.plan.problem.objective
-    gain = float(_benefit(pulled.values, objective) / _benefit(present.values, objective))
-    own = _clock_sigma(pulled) if objective in ("tok_per_j", "power") else 0.0
-    return Gain(pulled, gain, *draws.interval([pulled], [present], own), quality)
+        return Gain(pulled, None, None, quality)
+    law_sigma = _clock_sigma(pulled) - _clock_sigma(present)  # it is off by the same in both
+    return Gain(pulled, pulled.benefit / present.benefit, draws.interval([pulled], [present], law_sigma), quality)
 
 
 def _rank(quality: str) -> int:
@@ -510,111 +381,29 @@ def _rank(quality: str) -> int:
 
 
 def _clock_sigma(pulled: Pulled) -> float:
-    """Error of the clock law in the logarithm of the fleet's power [-]."""
-    if all(spec.clock_frac == 1 for spec in pulled.specs):
+    """Error of the clock law in the logarithm of the cost [-]."""
+    plan = pulled.plan
+    if isinstance(plan, Infeasible) or all(spec.clock_frac == 1 for spec in plan.specs):
         return 0.0
-    pools, total_w = pulled.plan.metrics.pools, float(pulled.plan.metrics.power_w)
+    pools, weights = plan.metrics.pools, plan.problem.objective_weights
+    per_watt = plan.problem.prices(weights).per_watt[0]
+    cost = float(_cost(plan, weights, with_extra(plan, plan.metrics.resources, pulled.extra_w)))
     sigma = 0.0
-    for k, (spec, choice) in enumerate(zip(pulled.specs, pulled.plan.choices)):
-        above_idle = 1.0 - float(choice.engine.idle_w) / float(pools.gpu_power_w[k])
-        sigma += CLOCK_ERROR * above_idle * (1.0 - spec.clock_frac) / 0.3 * float(pools.power_w[k]) / total_w
+    for k, spec in enumerate(plan.specs):
+        above_idle = 1.0 - float(plan.fleet.engines[k].idle_w) / float(pools.gpu_power_w[k])
+        of_cost = per_watt * float(pools.power_w[k]) / cost
+        sigma += CLOCK_ERROR * above_idle * (1.0 - spec.clock_frac) / 0.3 * of_cost
     return sigma
 
 
 def _pair(pulled: Pulled, present: Pulled, gains: Mapping[str, Gain], draws: _Draws) -> Pair:
     both = _gain(pulled, present, draws)
     singles = [gains[lever.name] for lever in pulled.levers]
-    if not pulled.feasible:
-        return Pair(both, None, None, None, None, "infeasible")
-    if both.gain is None or any(single.gain is None for single in singles):
-        return Pair(both, None, None, None, None, "unknown")
-    product = math.prod(single.gain for single in singles)
+    factors = [single.gain for single in singles if single.gain is not None]
+    if both.gain is None or len(factors) < len(singles):
+        return Pair(both, None, None, None, "unknown" if pulled.feasible else "infeasible")
+    product = math.prod(factors)
     ratio = both.gain / product
-    low, high = draws.interval([pulled, present], [single.pulled for single in singles])
+    interval = draws.interval([pulled, present], [single.pulled for single in singles])
     verdict = "multiply" if abs(ratio - 1.0) <= MULTIPLY else "reinforce" if ratio > 1 else "cancel"
-    return Pair(both, product, ratio, low, high, verdict)
-
-
-def levers_to_json(found: Levers) -> dict[str, Any]:
-    """The answer as one JSON object (SI units)."""
-    present = found.present
-    document = plan_to_json(present.plan)
-    about = ("assume", "assumptions", "power_scope", "dispatch", "workload", "slo", "site", "compressor")
-    given = found.given
-    return {
-        "schema": "fleetopt-levers/1",
-        **{name: document[name] for name in about},
-        "objective": present.plan.problem.objective,
-        "interval_level": LEVEL,
-        "present": _fleet_json(present)
-        | {
-            "binding": present.plan.binding,
-            "given": given
-            and {
-                "status": given.status,
-                "binding": given.binding,
-                "tok_per_j": float(given.metrics.tok_per_j),
-                "usd_per_h": float(given.metrics.usd_per_h),
-                "n_gpus": float(given.metrics.n_gpus),
-            },
-        },
-        "levers": [
-            {
-                "name": gain.pulled.levers[0].name,
-                "title": gain.pulled.levers[0].title,
-                "note": gain.pulled.levers[0].note,
-            }
-            | _gain_json(gain, present)
-            for gain in found.gains
-        ],
-        "pairs": [
-            {
-                "levers": list(_names(pair.gain.pulled)),
-                **_gain_json(pair.gain, present),
-                "product": pair.product,
-                "ratio": pair.ratio,
-                "ratio_interval": _both(pair.low, pair.high),
-                "verdict": pair.verdict,
-            }
-            for pair in found.pairs
-        ],
-        "left_out": [{"name": name, "why": why} for name, why in found.left_out.items()],
-    }
-
-
-def _gain_json(gain: Gain, present: Pulled) -> dict[str, Any]:
-    now, then = present.values, gain.pulled.values
-    known = bool(now and then)
-    return {
-        "feasible": gain.pulled.feasible,
-        "gain": gain.gain,
-        "gain_interval": _both(gain.low, gain.high),
-        "tok_per_j_gain": then["tok_per_j"] / now["tok_per_j"] if known else None,
-        "usd_per_h_change": then["usd_per_h"] - now["usd_per_h"] if known else None,
-        "ttft_p99_change_s": then["ttft_p99_s"] - now["ttft_p99_s"] if known else None,
-        "quality": gain.quality,
-        "binding": gain.pulled.plan.binding,
-        **_fleet_json(gain.pulled),
-    }
-
-
-def _both(low: float | None, high: float | None) -> list[float] | None:
-    return None if low is None or high is None else [low, high]
-
-
-def _fleet_json(pulled: Pulled) -> dict[str, Any]:
-    names = ("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s", "n_gpus", "n_instances")
-    plan = pulled.plan
-    return {
-        "status": plan.status,
-        **{name: pulled.values.get(name) for name in names},
-        "pools": [
-            {
-                "window_tokens": int(plan.fleet.window_tokens[k]),
-                "gamma": float(plan.fleet.gamma[k]),
-                "n_instances": int(plan.fleet.n_instances[k]),
-                **dataclasses.asdict(spec),
-            }
-            for k, spec in enumerate(pulled.specs)
-        ],
-    }
+    return Pair(both, product, ratio, interval, verdict)

@@ -9,11 +9,10 @@ engines as they stand, are ever chosen, and of them those that hold in 1 - level
 Best of the candidates tried: no certificate.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +20,20 @@ import numpy as np
 from jax import Array
 
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.plan import EngineChoice, Method, Plan, Problem
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.optimize.plan import Plan
+from fleetopt_jax.optimize.problem import Method, Problem
+from fleetopt_jax.optimize.search import optimize, with_fleet
 from fleetopt_jax.optimize.uncertainty import (
     EngineErrors,
     EngineFactors,
     draw,
-    perturb,
+    factors_of,
+    however_run,
     perturbed,
+    perturbed_spec,
     sample,
     shared_errors,
 )
@@ -85,35 +88,63 @@ def robust(
     method: Method | None = None,
     n_scenarios: int = N_SCENARIOS,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Robust:
     """The candidate with the best score, of those that hold the limits in at least 1 - `level` of the scenarios.
 
-    `nominal` is the optimum of `problem`, which has one; `workloads` are the other traffics (name, workload) the fleet
-    must live with: each scenario is one of these or the problem's own, equally likely. Where no candidate holds
-    so often, the one that holds most often is chosen.
+    `nominal` is the optimum of `problem`; `workloads` are the other traffics (name, workload) the fleet must live with:
+    each scenario is one of these or the problem's own, equally likely. Where no candidate holds so often, the one that
+    holds most often is chosen. Raises ValueError for a level outside 0..1, BadInput for traffic beyond the window.
     """
-    if nominal.fleet is None:
-        raise ValueError("need a nominal plan that holds its limits")
     if not 0 < level < 1:
         raise ValueError(f"need 0 < level < 1, got {level}")
     require_window(problem, workloads)
-    traffic = [(problem.workload_name, problem.workload), *workloads]
-    errors, _ = shared_errors(problem.choices)
-    factors = draw(errors, n_scenarios, seed)
-    plans = _candidates(problem, nominal, traffic, method, seed, progress)
-    scored = [_scored(problem, plan, origin, traffic, factors, measure, level) for plan, origin in plans]
+    errors, engine_of = shared_errors(problem.specs)
+    scenarios = _Scenarios(
+        problem=problem,
+        workloads=((problem.service.name, problem.workload), *workloads),
+        errors=errors,
+        engine_of=engine_of,
+        factors=draw(errors, n_scenarios, seed),
+    )
+    plans = _candidates(scenarios, nominal, draw(errors, N_DRAWN, seed + 1), method, progress)
+    scored = [_scored(scenarios, plan, origin, measure, level) for plan, origin in plans]
     able = [each for each in scored if each.hold_share >= 1.0 - level]
     best = max(able, key=lambda each: each.score) if able else max(scored, key=lambda each: each.hold_share)
     return Robust(
         measure=measure,
         level=level,
         n_scenarios=n_scenarios,
-        workloads=tuple(name for name, _ in traffic),
+        workloads=tuple(name for name, _ in scenarios.workloads),
         chosen=best,
         nominal=scored[0],
         candidates=tuple(sorted(scored, key=lambda each: -each.score)),
     )
+
+
+@dataclass(frozen=True)
+class _Scenarios:
+    """What every candidate is evaluated in: each workload with each draw of the engines' factors."""
+
+    problem: Problem
+    workloads: tuple[tuple[str, Workload], ...]  # by name; the problem's own first
+    errors: EngineErrors  # [E] of the problem's distinct engines
+    engine_of: Array  # which of these each spec of the problem is
+    factors: EngineFactors  # [n, E]
+
+    def engines_of(self, plan: Plan) -> Array:
+        """Which of the distinct engines each lane of a plan has [K]."""
+        known = [however_run(spec) for spec in self.problem.specs]
+        return jnp.array([int(self.engine_of[known.index(however_run(spec))]) for spec in plan.specs])
+
+    def off_by(self, factors: EngineFactors) -> Problem:
+        """The problem whose engines are off by `factors` [E]; its specs in the same order."""
+        return self.problem.serving(
+            specs=tuple(
+                perturbed_spec(spec, factors_of(factors, int(e)))
+                for spec, e in zip(self.problem.specs, self.engine_of, strict=True)
+            )
+        )
 
 
 def require_window(problem: Problem, workloads: Sequence[tuple[str, Workload]]) -> None:
@@ -129,76 +160,71 @@ def require_window(problem: Problem, workloads: Sequence[tuple[str, Workload]]) 
 
 
 def _candidates(
-    problem: Problem,
-    nominal: Plan,
-    traffic: Sequence[tuple[str, Workload]],
-    method: Method | None,
-    seed: int,
-    progress: Callable[[int, int], None] | None,
+    scenarios: _Scenarios, nominal: Plan, drawn: EngineFactors, method: Method | None, progress: Progress | None
 ) -> list[tuple[Plan, str]]:
     """(plan on the nominal problem, origin) of the distinct optima that hold the nominal limits, the nominal first.
 
     Left out are optima that break a nominal limit: they were sized for better engines or lighter traffic.
     """
-    errors, _ = shared_errors(problem.choices)
-    drawn = draw(errors, N_DRAWN, seed + 1)
-    scenarios = [(f"traffic of {name}", dataclasses.replace(problem, workload=other)) for name, other in traffic[1:]]
-    scenarios += [(f"engines slower by {z:g} sigma", _off_by(problem, _slower(errors, z))) for z in SLOWER]
-    scenarios += [
-        (f"engines of draw {i + 1}", _off_by(problem, jax.tree.map(lambda x, i=i: x[i], drawn))) for i in range(N_DRAWN)
-    ]
-    found, seen = [(nominal, "as planned")], {_key(nominal)}
+    kept = {_key(nominal): (nominal, "as planned")}
 
-    def keep(choices: tuple[EngineChoice, ...], fleet: Fleet, n_instances: np.ndarray, origin: str) -> None:
-        """Add a fleet to the candidates if it holds the nominal limits and is none of them."""
-        windows, gamma = (np.asarray(x).tolist() for x in (fleet.window_tokens, fleet.gamma))
-        here = evaluate_given(
-            problem, choices, window_tokens=windows, gamma=gamma, n_instances=np.asarray(n_instances).tolist()
-        )
-        if here.binding is None and _key(here) not in seen:
-            seen.add(_key(here))
-            found.append((here, origin))
+    def keep(plan: Plan, fleet: Fleet, origin: str) -> None:
+        """Add a fleet of the plan's specs if it holds the nominal limits and is none of those there are."""
+        here = with_fleet(plan, fleet)
+        if here.binding is None:
+            kept.setdefault(_key(here), (here, origin))
 
-    for done, (origin, scenario) in enumerate(scenarios):
-        plan = optimize(scenario, method)
-        if plan.fleet is not None:
-            names = [choice.names for choice in plan.choices]
-            choices = tuple(next(c for c in problem.choices if c.names == name) for name in names)
-            keep(choices, plan.fleet, plan.fleet.n_instances, origin)
+    searches = _searches(scenarios, drawn)
+    for done, (origin, problem) in enumerate(searches):
+        found = optimize(problem, method)
+        if isinstance(found, Plan):
+            keep(_as_nominal(found, scenarios.problem), found.fleet, origin)
         if progress:
-            progress(done + 1, len(scenarios))
-    if len(traffic) > 1:
-        for plan, origin in found[: len(traffic)]:
-            for z in (0.0, *SLOWER):
-                n_instances = _covering(problem, plan, _slower(errors, z), traffic)
-                if np.all(np.isfinite(n_instances)):
-                    slower = f", engines slower by {z:g} sigma" if z else ""
-                    keep(plan.choices, plan.fleet, n_instances, f"{origin}, sized for all traffic{slower}")
-    return found
+            progress(done + 1, len(searches))
+    if len(scenarios.workloads) > 1:
+        for plan, origin in list(kept.values())[: len(scenarios.workloads)]:
+            for fleet, slower in _covering(scenarios, plan):
+                keep(plan, fleet, f"{origin}, sized for all traffic{slower}")
+    return list(kept.values())
+
+
+def _searches(scenarios: _Scenarios, drawn: EngineFactors) -> list[tuple[str, Problem]]:
+    """The scenarios whose optima are candidates, by what they are."""
+    problem = scenarios.problem
+    return [
+        *((f"traffic of {name}", problem.serving(workload=other)) for name, other in scenarios.workloads[1:]),
+        *((f"engines slower by {z:g} sigma", scenarios.off_by(_slower(scenarios.errors, z))) for z in SLOWER),
+        *((f"engines of draw {i + 1}", scenarios.off_by(factors_of(drawn, i))) for i in range(N_DRAWN)),
+    ]
+
+
+def _as_nominal(found: Plan, problem: Problem) -> Plan:
+    """A scenario's plan with the specs it stands for in the problem."""
+    pairs = zip(found.problem.specs, problem.specs, strict=True)
+    laws = {however_run(off): spec.laws for off, spec in pairs}
+    return replace(found, problem=problem, specs=tuple(replace(s, laws=laws[however_run(s)]) for s in found.specs))
 
 
 _sized = jax.jit(size_fleet, static_argnames="assumptions")
 
 
-def _covering(
-    problem: Problem, plan: Plan, factors: EngineFactors, traffic: Sequence[tuple[str, Workload]]
-) -> np.ndarray:
-    """Instances [K] that hold the limits under every traffic with engines off by `factors`; inf where none do."""
-    engines = perturbed(plan.fleet, factors, _engine_of(problem, plan)).engines
-    about = engines, plan.fleet.window_tokens, plan.fleet.gamma
-    fleets = [_sized(*about, workload, problem.slo, assumptions=problem.assumptions) for _, workload in traffic]
-    return np.maximum(1.0, np.max([np.asarray(fleet.n_instances) for fleet in fleets], axis=0))
-
-
-def _engine_of(problem: Problem, plan: Plan) -> Array:
-    """Which of the problem's distinct engines each pool of the plan has [K]."""
-    names, (_, of) = [choice.names for choice in problem.choices], shared_errors(problem.choices)
-    return jnp.array([int(of[names.index(choice.names)]) for choice in plan.choices])
+def _covering(scenarios: _Scenarios, plan: Plan) -> Iterator[tuple[Fleet, str]]:
+    """The plan's lanes with the instances that hold the limits under every traffic, by how much slower the engines are;
+    none where no number of them does."""
+    problem = scenarios.problem
+    for z in (0.0, *SLOWER):
+        off = perturbed(plan.fleet, _slower(scenarios.errors, z), scenarios.engines_of(plan))
+        fleets = [
+            _sized(off, workload, problem.slo, assumptions=problem.assumptions) for _, workload in scenarios.workloads
+        ]
+        n_instances = np.maximum(1.0, np.max([np.asarray(fleet.n_instances) for fleet in fleets], axis=0))
+        if np.all(np.isfinite(n_instances)):
+            yield plan.fleet.with_instances(n_instances), f", engines slower by {z:g} sigma" if z else ""
 
 
 def _key(plan: Plan) -> tuple:
     numbers = (plan.fleet.window_tokens, plan.fleet.gamma, plan.fleet.n_instances)
-    return tuple(choice.names for choice in plan.choices), *(tuple(np.asarray(x).tolist()) for x in numbers)
+    return plan.specs, *(tuple(np.asarray(x).tolist()) for x in numbers)
 
 
 def _slower(errors: EngineErrors, sigmas: float) -> EngineFactors:
@@ -206,31 +232,16 @@ def _slower(errors: EngineErrors, sigmas: float) -> EngineFactors:
     return EngineFactors(step=step, power=jnp.ones_like(step), prefill=prefill)
 
 
-def _off_by(problem: Problem, factors: EngineFactors) -> Problem:
-    """The problem whose engines are off by `factors` [E], in the order of its distinct choices."""
-    _, of = shared_errors(problem.choices)
-    choices = tuple(
-        dataclasses.replace(choice, engine=perturb(choice.engine, jax.tree.map(lambda x, i=int(i): x[i], factors)))
-        for choice, i in zip(problem.choices, of, strict=True)
-    )
-    return dataclasses.replace(problem, choices=choices)
-
-
-def _scored(
-    problem: Problem,
-    plan: Plan,
-    origin: str,
-    traffic: Sequence[tuple[str, Workload]],
-    factors: EngineFactors,
-    measure: Measure,
-    level: float,
-) -> Scored:
-    of = _engine_of(problem, plan)
+def _scored(scenarios: _Scenarios, plan: Plan, origin: str, measure: Measure, level: float) -> Scored:
+    problem, engine_of = scenarios.problem, scenarios.engines_of(plan)
+    longest_served = float(plan.fleet.window_tokens[-1] * plan.fleet.gamma[-1])
     tok_per_j, holds = [], []
-    for _, workload in traffic:
-        found, held = sample(plan.fleet, workload, problem.slo, factors, of, assumptions=problem.assumptions)
-        served = float(jnp.max(total_tokens(workload))) <= float(plan.fleet.window_tokens[-1] * plan.fleet.gamma[-1])
-        tok_per_j.append(np.where(np.isfinite(found["ttft_p99_s"]), found["tok_per_j"], 0.0))
+    for _, workload in scenarios.workloads:
+        sampled, held = sample(
+            plan.fleet, workload, problem.slo, scenarios.factors, engine_of, assumptions=problem.assumptions
+        )
+        served = float(np.max(np.asarray(total_tokens(workload)))) <= longest_served
+        tok_per_j.append(np.where(np.isfinite(sampled["ttft_p99_s"]), sampled["tok_per_j"], 0.0))
         holds.append(np.asarray(held) & served)
     return Scored(
         plan=plan,
@@ -239,32 +250,3 @@ def _scored(
         mean_tok_per_j=float(np.mean(tok_per_j)),
         hold_share=float(np.mean(holds)),
     )
-
-
-def robust_to_json(found: Robust) -> dict[str, Any]:
-    """As a JSON object (SI units)."""
-    return {
-        "measure": found.measure,
-        "level": found.level,
-        "n_scenarios": found.n_scenarios,
-        "workloads": list(found.workloads),
-        "chosen": _scored_json(found.chosen),
-        "nominal": _scored_json(found.nominal),
-        "candidates": [_scored_json(each) for each in found.candidates],
-    }
-
-
-def _scored_json(each: Scored) -> dict[str, Any]:
-    fleet = each.plan.fleet
-    return {
-        "origin": each.origin,
-        "score": each.score,
-        "mean_tok_per_j": each.mean_tok_per_j,
-        "hold_share": each.hold_share,
-        "tok_per_j": float(each.plan.metrics.tok_per_j),
-        "n_gpus": int(each.plan.metrics.n_gpus),
-        "window_tokens": np.asarray(fleet.window_tokens).tolist(),
-        "gamma": np.asarray(fleet.gamma).tolist(),
-        "n_instances": np.asarray(fleet.n_instances).tolist(),
-        "gpus": [choice.gpu for choice in each.plan.choices],
-    }

@@ -9,8 +9,8 @@ their shadow price.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,16 +21,16 @@ from jax import Array
 from scipy.optimize import nnls
 
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.choices import SPARE_INSTANCES
-from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import FleetMetrics, Objective, cost, fleet_metrics
-from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
+from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, with_limits
 from fleetopt_jax.fleet.limits import excesses
+from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax.fleet.sizing import instances_for
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax.optimize.plan import Plan, Problem, usage
-from fleetopt_jax.optimize.uncertainty import OUTCOMES, Trust, log_or_zero, outcomes, plan_trust, trust_to_json
+from fleetopt_jax.optimize.plan import Infeasible, Plan
+from fleetopt_jax.optimize.problem import Problem
+from fleetopt_jax.optimize.uncertainty import OUTCOMES, Trust, log_or_zero, outcomes, plan_trust
 from fleetopt_jax.workload.atoms import Workload
 
 ROUTER_WIDTH = 0.05  # in log-length: 5 % either side of a threshold
@@ -45,12 +45,17 @@ MOVES = (0.9, 1.1)  # by how much a threshold is moved, besides a block of 16 to
 def fleet_inputs(fleet: Fleet, workload: Workload) -> dict[str, Any]:
     """Every number the metrics of a fleet depend on, under the names of the records. Lengths have a common scale."""
     one = jnp.ones(())
-    pools = zip(fleet.engines, fleet.window_tokens, fleet.gamma, fleet.n_instances, strict=True)
     return {
         "pools": tuple(
-            {"engine": engine, "window_tokens": window, "gamma": gamma, "n_instances": n}
-            for engine, window, gamma, n in pools
+            {
+                "engine": lane.stage.engine,
+                "window_tokens": lane.window_tokens,
+                "gamma": lane.gamma,
+                "n_instances": lane.stage.n_instances,
+            }
+            for lane in fleet.lanes
         ),
+        "surroundings": fleet.surroundings,
         "workload": {
             "arrival_rate_per_s": workload.arrival_rate_per_s,
             "arrival_scv": workload.arrival_scv,
@@ -62,46 +67,43 @@ def fleet_inputs(fleet: Fleet, workload: Workload) -> dict[str, Any]:
 
 def relaxed_fleet(
     inputs: dict[str, Any], fleet: Fleet, workload: Workload, assumptions: Assumptions = PHYSICAL
-) -> tuple[Fleet, tuple[PoolTraffic, ...], Workload]:
-    """(fleet, its traffic, its workload) with the numbers of `fleet` moved to `inputs`, as `fleet_metrics` takes them.
+) -> tuple[Fleet, PoolTraffic, Workload]:
+    """(fleet, its traffic [K], its workload) with the numbers of `fleet` moved to `inputs`, as `fleet_metrics` takes
+    them.
 
     Traffic is the fleet's own, plus what a router of log-width 0.05 moves when windows, gamma or lengths do. Lengths
     are whole tokens, so a window lies half a token above its whole number there: no request is at its edge.
     """
     pools, about = inputs["pools"], inputs["workload"]
-    moved = Fleet(
-        engines=tuple(pool["engine"] for pool in pools),
-        **{name: jnp.stack([p[name] for p in pools]) for name in ("window_tokens", "gamma", "n_instances")},
-    )
+    windows, gamma, n = (jnp.stack([p[name] for p in pools]) for name in ("window_tokens", "gamma", "n_instances"))
+    moved = fleet_of([pool["engine"] for pool in pools], windows, gamma, n, inputs["surroundings"])
     scaled = replace(
         workload,
         prompt_tokens=about["prompt_scale"] * workload.prompt_tokens,
         output_tokens=about["output_scale"] * workload.output_tokens,
     )
     real = replace(assumptions, rounding="real")
-    own = _own_traffic(moved.engines, fleet.window_tokens, fleet.gamma, workload, real)
-    there = _soft_traffic(fleet.engines, moved.window_tokens, moved.gamma, scaled, real)
-    here = _soft_traffic(fleet.engines, fleet.window_tokens, fleet.gamma, workload, real)
-    traffic = jax.tree.map(lambda x, to, away: x + (to - jax.lax.stop_gradient(away)), own, there, here)
+    unmoved = fleet_of(moved.engines, fleet.window_tokens, fleet.gamma, n, moved.surroundings)
+    as_is = _hard_traffic(unmoved, workload, real)
+    there = _soft_traffic(fleet_of(fleet.engines, windows, gamma, n, fleet.surroundings), scaled, real)
+    here = _soft_traffic(fleet, workload, real)
+    traffic = jax.tree.map(lambda x, to, away: x + (to - jax.lax.stop_gradient(away)), as_is, there, here)
     arrivals = replace(workload, arrival_rate_per_s=about["arrival_rate_per_s"], arrival_scv=about["arrival_scv"])
     return moved, traffic, arrivals
 
 
 # Compiled one by one: the reverse mode of the three together takes several times as long to compile.
-_own_traffic = jax.jit(route, static_argnums=4)
+_hard_traffic = jax.jit(route, static_argnums=2)
+
+
+@partial(jax.jit, static_argnums=2)
+def _soft_traffic(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTraffic:
+    above = fleet_of(fleet.engines, fleet.window_tokens + 0.5, fleet.gamma, fleet.n_instances, fleet.surroundings)
+    return route(above, workload, assumptions, router_width=ROUTER_WIDTH)
 
 
 @partial(jax.jit, static_argnums=4)
-def _soft_traffic(
-    engines: tuple[Engine, ...], windows: Array, gamma: Array, workload: Workload, assumptions: Assumptions
-) -> tuple[PoolTraffic, ...]:
-    return route(engines, windows + 0.5, gamma, workload, assumptions, router_width=ROUTER_WIDTH)
-
-
-@partial(jax.jit, static_argnums=4)
-def _log_outcomes(
-    fleet: Fleet, traffic: tuple[PoolTraffic, ...], workload: Workload, slo: Slo, assumptions: Assumptions
-) -> Array:
+def _log_outcomes(fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, assumptions: Assumptions) -> Array:
     values = outcomes(fleet_metrics(fleet, traffic, workload, replace(assumptions, rounding="real")), slo)
     return jnp.stack([log_or_zero(values[name]) for name in OUTCOMES])
 
@@ -125,7 +127,7 @@ def log_jacobian(fleet: Fleet, workload: Workload, slo: Slo, assumptions: Assump
 
 
 def input_names(fleet: Fleet, workload: Workload) -> list[str]:
-    """The path of every input: 'pools.0.engine.decode.base_s', 'workload.arrival_rate_per_s'."""
+    """The path of every input: 'pools.0.engine.decode.base_s', 'surroundings.site.pue', 'workload.arrival_scv'."""
     paths = jax.tree_util.tree_leaves_with_path(fleet_inputs(fleet, workload))
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
@@ -152,19 +154,19 @@ class Elasticities:
 
 def elasticities(plan: Plan) -> Elasticities:
     """Of the plan's metrics in every input. A metric that is infinite or free (0 USD) has none: its list is empty."""
-    about = plan.fleet, plan.problem.workload, plan.problem.slo
-    jacobian = np.asarray(log_jacobian(*about, plan.problem.assumptions))
-    names = input_names(*about[:2])
-    values = [float(x) for x in jax.tree.leaves(fleet_inputs(*about[:2]))]
-    here = outcomes(plan.metrics, plan.problem.slo)
+    fleet, problem = plan.fleet, plan.problem
+    jacobian = np.asarray(log_jacobian(fleet, problem.workload, problem.slo, problem.assumptions))
+    names = input_names(fleet, problem.workload)
+    values = [float(x) for x in jax.tree.leaves(fleet_inputs(fleet, problem.workload))]
+    here = outcomes(plan.metrics, problem.slo)
     usable = [i for i, value in enumerate(values) if value != 0 and math.isfinite(value)]
     skipped = {names[i]: "is 0" if value == 0 else "is infinite" for i, value in enumerate(values) if i not in usable}
-    of = {}
+    by_metric = {}
     for name, row in zip(OUTCOMES, jacobian, strict=True):
         known = 0 < float(here[name]) < math.inf
-        ranked = sorted(usable, key=lambda i: -abs(row[i])) if known else []
-        of[name] = [Elasticity(names[i], values[i], float(row[i])) for i in ranked]
-    return Elasticities(of, skipped)
+        order = sorted(usable, key=lambda i: -abs(row[i])) if known else []
+        by_metric[name] = [Elasticity(names[i], values[i], float(row[i])) for i in order]
+    return Elasticities(by_metric, skipped)
 
 
 # --- prices of the limits -------------------------------------------------------------------------------------------
@@ -199,40 +201,53 @@ def relaxed_instances(fleet: Fleet, workload: Workload, slo: Slo, *, assumptions
     Limits of the whole fleet are held by pools that grow in one proportion.
     """
     real = replace(assumptions, rounding="real")
-    traffic = route(fleet.engines, fleet.window_tokens, fleet.gamma, workload, real)
+    traffic = route(fleet, workload, real)
 
     def worst(n: Array) -> Array:
-        metrics = fleet_metrics(replace(fleet, n_instances=n), traffic, workload, real, quantiles=False)
-        limits = _limits(metrics, n, slo, assumptions).values()
-        return jnp.max(jnp.stack([jnp.broadcast_to(x, n.shape) for x in limits]), axis=0)
+        metrics = fleet_metrics(fleet.with_instances(n), traffic, workload, real, quantiles=False)
+        return jnp.max(jnp.stack([jnp.broadcast_to(x, n.shape) for x in _limits(metrics, n, slo, assumptions)]), axis=0)
 
     def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2.0
-        ok = worst(jnp.exp(middle)) <= 0
-        return jnp.where(ok, low, middle), jnp.where(ok, middle, high)
+        holds = worst(jnp.exp(middle)) <= 0
+        return jnp.where(holds, low, middle), jnp.where(holds, middle, high)
 
     start = jnp.log(fleet.n_instances)
     return jnp.exp(jax.lax.fori_loop(0, BISECTIONS, halve, (start - 4.0, start + 2.0))[1])
 
 
-def _limits(metrics: FleetMetrics, n: Array, slo: Slo, assumptions: Assumptions) -> dict[str, Array]:
-    """Every limit's excess, and the published rule's spare instance."""
-    spare = SPARE_INSTANCES[assumptions.occupancy]
-    return excesses(metrics.pools, slo) | {"spare": metrics.pools.utilization + spare / n - 1.0}
-
-
 SLO_LIMITS = ("ttft_p99_s", "itl_s", "max_utilization")
-BUDGET_OF = {"max_gpus": "n_gpus", "max_power_w": "power_w", "max_usd_per_h": "usd_per_h"}
+_LIMITS = ("max_utilization", "ttft_p99_s", "itl_s", "spare")  # of `_limits`: the SLO's, and the published rule's
 
 
-@partial(jax.jit, static_argnames=("assumptions", "objective"))
+def _limits(metrics: FleetMetrics, n: Array, slo: Slo, assumptions: Assumptions) -> tuple[Array, ...]:
+    """The excess of each of `_LIMITS`, [K] or of the whole fleet; "spare" is the published rule's spare instance."""
+    excess = excesses(metrics.pools, slo)
+    spare = metrics.pools.utilization + assumptions.occupancy.spare_instances / n - 1.0
+    return excess["utilization"], excess["ttft_p99_s"], excess["itl_s"], spare
+
+
+def _used(weights: Weights, kinds: Sequence[str], pools: Resources) -> Array:
+    """`fleet.resources.usage` of traced resources [K]."""
+    by_kind = np.array([weights.gpus_of.get(kind, 0.0) for kind in kinds])
+    return jnp.sum(jnp.asarray(weights.of(pools))) + by_kind @ pools.n_gpus
+
+
+@partial(jax.jit, static_argnames=("assumptions", "weights", "kinds"))
 def _conditions(
-    fleet: Fleet, workload: Workload, slo: Slo, shares: Array, *, assumptions: Assumptions, objective: Objective
+    fleet: Fleet,
+    workload: Workload,
+    slo: Slo,
+    *,
+    assumptions: Assumptions,
+    weights: tuple[Weights, ...],
+    kinds: tuple[str, ...],
 ):
-    """((ln cost, excesses [m], ln of GPUs, watts, USD and GPUs of each kind in `shares` [G, K]), their derivatives in
-    ln N [K], ln B [K] and ln of the SLO's numbers [3])."""
-    asked = jnp.minimum(jnp.stack([getattr(slo, name) for name in SLO_LIMITS]), 1e9)  # inf has no derivative
+    """((excesses of `_limits`, ln of what is used by each of `weights` [W], ln of output tokens per second), their
+    derivatives in ln N [K], ln B [K] and ln of the SLO's numbers [3])."""
+    limits = jnp.minimum(jnp.stack([getattr(slo, name) for name in SLO_LIMITS]), 1e9)  # inf has no derivative
+    real = replace(assumptions, rounding="real")
 
     def values(log_n: Array, log_window: Array, log_slo: Array):
         inputs = fleet_inputs(fleet, workload)
@@ -242,21 +257,21 @@ def _conditions(
             for pool, n, b in factors
         )
         moved, traffic, arrivals = relaxed_fleet(inputs | {"pools": pools}, fleet, workload, assumptions)
-        real = replace(assumptions, rounding="real")
         metrics = fleet_metrics(moved, traffic, arrivals, real, quantiles=False)
-        limits = replace(slo, **dict(zip(SLO_LIMITS, asked * jnp.exp(log_slo), strict=True)))
-        excess = jnp.concatenate(
-            [jnp.atleast_1d(x) for x in _limits(metrics, moved.n_instances, limits, assumptions).values()]
-        )
-        used = [getattr(metrics, name) for name in BUDGET_OF.values()]
-        used = jnp.concatenate([jnp.stack(used), shares @ metrics.pools.n_gpus])
-        return jnp.log(cost(metrics, objective)), excess, jnp.log(jnp.maximum(used, 1e-9))
+        moved_slo = replace(slo, **dict(zip(SLO_LIMITS, limits * jnp.exp(log_slo), strict=True)))
+        excess = tuple(jnp.atleast_1d(x) for x in _limits(metrics, moved.n_instances, moved_slo, assumptions))
+        used = jnp.stack([_used(each, kinds, metrics.pools.resources) for each in weights])
+        return excess, jnp.log(jnp.maximum(used, 1e-9)), jnp.log(metrics.output_tok_per_s)
 
-    at = (jnp.zeros_like(fleet.n_instances), jnp.zeros_like(fleet.n_instances), jnp.zeros(len(SLO_LIMITS)))
+    still = jnp.zeros(len(kinds))
+    at = (still, still, jnp.zeros(len(SLO_LIMITS)))
     return values(*at), jax.jacfwd(values, argnums=(0, 1, 2))(*at)
 
 
-def shadow_prices(plan: Plan, *, reoptimize: Callable[[Problem], Plan] | None = None) -> list[ShadowPrice]:
+Reoptimize = Callable[[Problem], Plan | Infeasible]
+
+
+def shadow_prices(plan: Plan, *, reoptimize: Reoptimize | None = None) -> list[ShadowPrice]:
     """The worth of every limit of a plan's problem, by its multipliers.
 
     At the plan's windows with real-valued instances, as few as the limits allow, minimise ln cost subject to excesses
@@ -271,114 +286,107 @@ def shadow_prices(plan: Plan, *, reoptimize: Callable[[Problem], Plan] | None = 
 
 @dataclass(frozen=True)
 class _Optimum:
-    """The relaxed optimum at a plan's windows: derivatives there, and multipliers of the limits that bind."""
+    """The relaxed optimum at a plan's windows: derivatives there, by the multipliers of the limits that bind."""
 
     reached: bool  # whether the limits can be held
-    log_cost: float
-    by_slo: np.ndarray  # d ln cost / d ln of the SLO's numbers [3]
-    by_budget: dict[str, float]  # d ln cost / d ln cap, of caps that bind
+    log_cost: float  # of the objective's resources; of tokens per joule, of joules per token
+    by_limit: dict[str, float]  # d ln cost / d ln of each limit of the SLO, and of the caps that bind
     by_window: np.ndarray  # d ln cost / d ln B, instances following [K]
     binding: set[str]
 
 
 def _at_relaxed_optimum(plan: Plan) -> _Optimum:
-    problem, fleet = plan.problem, plan.fleet
-    how = {"assumptions": problem.assumptions}
-    n = relaxed_instances(fleet, problem.workload, problem.slo, **how)
-    kinds = [gpu for gpu, _ in problem.budget.gpus_of]
-    shares = np.array([[choice.gpu == gpu for choice in plan.choices] for gpu in kinds], dtype=float)
-    about = replace(fleet, n_instances=n), problem.workload, problem.slo, shares.reshape(len(kinds), len(plan.choices))
-    values, derivatives = jax.tree.map(np.asarray, _conditions(*about, **how, objective=problem.objective))
-    (log_cost, excess, _), (of_cost, of_excess, of_used) = values, derivatives
-    order = [*BUDGET_OF, *(f"gpus_of.{gpu}" for gpu in kinds)]
-    caps = [(name, order.index(name)) for name in _binding_caps(plan)]
-    free = len(fleet.n_instances) - 1 if caps else 0  # windows that may move with the instances
-
-    def variables(derivative: tuple[np.ndarray, ...]) -> np.ndarray:
-        return np.concatenate([derivative[0], derivative[1][..., :free]], axis=-1)
-
+    problem = plan.problem
+    about = {"assumptions": problem.assumptions}
+    n = relaxed_instances(plan.fleet, problem.workload, problem.slo, **about)
+    caps = _binding_caps(plan)
+    weights = (problem.objective_weights, *(problem.limit_weights[name] for name in caps))
+    values, derivatives = _conditions(
+        plan.fleet.with_instances(n), problem.workload, problem.slo, **about, weights=weights, kinds=plan.kinds
+    )
+    per_token = 1.0 if problem.objective == "tok_per_j" else 0.0
+    excess, used, output = values
+    names = np.concatenate([[name] * len(x) for name, x in zip(_LIMITS, excess, strict=True)])
+    excess = np.concatenate(excess)
+    # Derivatives in ln N, ln B and ln of the SLO's numbers, one array each.
+    of_excess = [np.concatenate([x[i] for x in derivatives[0]]) for i in range(3)]
+    of_used = [np.asarray(x) for x in derivatives[1]]
+    of_cost = [x[0] - per_token * np.asarray(y) for x, y in zip(of_used, derivatives[2], strict=True)]
     active = np.flatnonzero(excess > -ACTIVE)
-    columns = np.concatenate([variables(of_excess)[active], variables(of_used)[[i for _, i in caps]]])
-    multipliers, _ = nnls(columns.T, -variables(of_cost))
+    free = len(plan.specs) - 1 if caps else 0  # windows that may move with the instances
+
+    def gradient(by_n: np.ndarray, by_window: np.ndarray) -> np.ndarray:
+        return np.concatenate([by_n, by_window[..., :free]], axis=-1)
+
+    columns = np.concatenate(
+        [gradient(of_excess[0][active], of_excess[1][active]), gradient(of_used[0][1:], of_used[1][1:])]
+    )
+    multipliers, _ = nnls(columns.T, -gradient(of_cost[0], of_cost[1]))
     on_limits, on_caps = np.split(multipliers, [len(active)])
     by_slo = on_limits @ of_excess[2][active]
-    pools = len(fleet.n_instances)
-    width = 1 if problem.slo.scope == "fleet" else pools
-    names = np.repeat(["max_utilization", "ttft_p99_s", "itl_s", "spare"], [pools, width, width, pools])
     return _Optimum(
         reached=bool(np.all(excess <= ACTIVE)),
-        log_cost=float(log_cost),
-        by_slo=by_slo,
-        by_budget={name: -float(multiplier) for (name, _), multiplier in zip(caps, on_caps, strict=True)},
+        log_cost=float(used[0]) - per_token * float(output),
+        by_limit=dict(zip(SLO_LIMITS, by_slo.tolist(), strict=True))
+        | dict(zip(caps, (-on_caps).tolist(), strict=True)),
         by_window=of_cost[1] + on_limits @ of_excess[1][active],
-        binding={str(names[i]) for i in active},
+        binding={*names[active].tolist(), *caps},
     )
 
 
 def _binding_caps(plan: Plan) -> list[str]:
     """The caps of the budget that leave no room for one more instance."""
-    pools, used = plan.metrics.pools, usage(plan.problem.budget, plan.choices, plan.metrics)
-    bound = []
-    for name, cap in plan.problem.budget.caps.items():
-        each = np.asarray(getattr(pools, BUDGET_OF.get(name, "n_gpus")) / plan.fleet.n_instances)
-        if name.startswith("gpus_of."):
-            each = each[[f"gpus_of.{choice.gpu}" == name for choice in plan.choices]]
-        if each.size and cap - used[name] < np.max(each):
-            bound.append(name)
-    return bound
+    pools, n_instances = plan.metrics.pools.resources, np.asarray(plan.fleet.n_instances)
+
+    def of_one(weights: Weights, k: int) -> float:
+        """What one instance of lane k uses."""
+        return usage(weights, plan.kinds[k : k + 1], jax.tree.map(lambda x: x[k : k + 1], pools)) / n_instances[k]
+
+    return [
+        name
+        for name, weights in plan.problem.limit_weights.items()
+        if plan.problem.budget.caps[name] - plan.used[name] < max(of_one(weights, k) for k in range(len(n_instances)))
+    ]
 
 
-def _prices(plan: Plan, optimum: _Optimum, reoptimize: Callable[[Problem], Plan] | None) -> list[ShadowPrice]:
+def _prices(plan: Plan, optimum: _Optimum, reoptimize: Reoptimize | None) -> list[ShadowPrice]:
     problem = plan.problem
     sign = -1.0 if problem.objective == "tok_per_j" else 1.0
-    value = math.exp(sign * optimum.log_cost)
-    rows = [(name, float(getattr(problem.slo, name)), name in optimum.binding) for name in SLO_LIMITS]
-    rows += [(name, cap, name in optimum.by_budget) for name, cap in problem.budget.caps.items()]
-    by_limit = dict(zip(SLO_LIMITS, optimum.by_slo, strict=True)) | optimum.by_budget
+    objective = math.exp(sign * optimum.log_cost)
+    limits = {name: float(getattr(problem.slo, name)) for name in SLO_LIMITS} | problem.budget.caps
     prices = []
-    for name, asked, binds in rows:
-        if not math.isfinite(asked):
+    for name, limit in limits.items():
+        if not math.isfinite(limit):
             continue
-        elasticity = sign * float(by_limit.get(name, 0.0)) if binds else 0.0
-        known = optimum.reached
-        found = _reoptimized(problem, name, asked, reoptimize) if reoptimize and binds else None
+        binds = name in optimum.binding
+        elasticity = sign * optimum.by_limit.get(name, 0.0) if binds else 0.0
         prices.append(
             ShadowPrice(
                 limit=name,
-                asked=asked,
+                asked=limit,
                 binds=binds,
-                elasticity=elasticity if known else None,
-                per_unit=elasticity * value / asked if known else None,
-                reoptimized=found,
+                elasticity=elasticity if optimum.reached else None,
+                per_unit=elasticity * objective / limit if optimum.reached else None,
+                reoptimized=_reoptimized(problem, name, limit, reoptimize) if reoptimize and binds else None,
             )
         )
     return prices
 
 
-def _reoptimized(problem: Problem, name: str, asked: float, reoptimize: Callable[[Problem], Plan]) -> float | None:
+def _reoptimized(problem: Problem, name: str, limit: float, reoptimize: Reoptimize) -> float | None:
     """d ln(objective) / d ln(limit) between whole optima at 0.9 and 1.1 times it; None where one does not hold."""
-    factors = (MOVES[0], min(MOVES[1], 0.999 / asked) if name == "max_utilization" else MOVES[1])
-    plans = [reoptimize(with_limit(problem, name, factor * asked)) for factor in factors]
-    if any(plan.metrics is None for plan in plans):
+    factors = (MOVES[0], min(MOVES[1], 0.999 / limit) if name == "max_utilization" else MOVES[1])
+    low, high = (reoptimize(with_limit(problem, name, factor * limit)) for factor in factors)
+    if isinstance(low, Infeasible) or isinstance(high, Infeasible):
         return None
-    low, high = (objective_of(plan) for plan in plans)
-    return math.log(high / low) / math.log(factors[1] / factors[0])
-
-
-def objective_of(plan: Plan) -> float:
-    """The number a plan was chosen by: its tok/J, USD/h, watts or GPUs."""
-    value = float(cost(plan.metrics, plan.problem.objective))
-    return 1.0 / value if plan.problem.objective == "tok_per_j" else value
+    return math.log(high.objective / low.objective) / math.log(factors[1] / factors[0])
 
 
 def with_limit(problem: Problem, name: str, value: float) -> Problem:
     """The problem with one limit of its SLO or its budget changed."""
     if name in SLO_LIMITS:
-        return replace(problem, slo=replace(problem.slo, **{name: jnp.asarray(value, dtype=float)}))
-    if name.startswith("gpus_of."):
-        counts = dict(problem.budget.gpus_of) | {name.removeprefix("gpus_of."): value}
-        return replace(problem, budget=replace(problem.budget, gpus_of=tuple(sorted(counts.items()))))
-    return replace(problem, budget=replace(problem.budget, **{name: value}))
+        return problem.serving(slo=with_limits(problem.slo, **{name: value}))
+    return replace(problem, budget=problem.budget.with_cap(name, value))
 
 
 # --- thresholds -----------------------------------------------------------------------------------------------------
@@ -386,20 +394,15 @@ def with_limit(problem: Problem, name: str, value: float) -> Problem:
 
 @partial(jax.jit, static_argnames="assumptions")
 def _sized_tok_per_j(
-    engines: tuple[Engine, ...],
-    windows: Array,
-    gamma: Array,
-    workload: Workload,
-    slo: Slo,
-    *,
-    assumptions: Assumptions = PHYSICAL,
+    fleet: Fleet, windows: Array, workload: Workload, slo: Slo, *, assumptions: Assumptions = PHYSICAL
 ) -> Array:
-    """tok/J [M] of whole fleets of windows [M, K]; 0 where none holds the limits."""
+    """tok/J [M] of the fleet sized anew with windows [M, K]; 0 where none holds the limits."""
 
     def one(window: Array) -> Array:
-        traffic = route(engines, window, gamma, workload, assumptions)
-        n = instances_for(engines, traffic, window, workload, slo, assumptions)
-        metrics = fleet_metrics(Fleet(engines, window, gamma, n), traffic, workload, assumptions, quantiles=False)
+        moved = fleet_of(fleet.engines, window, fleet.gamma, fleet.n_instances, fleet.surroundings)
+        traffic = route(moved, workload, assumptions)
+        n = instances_for(moved, traffic, workload, slo, assumptions)
+        metrics = fleet_metrics(moved.with_instances(n), traffic, workload, assumptions, quantiles=False)
         return jnp.where(jnp.all(jnp.isfinite(n)), metrics.tok_per_j, 0.0)
 
     return jax.vmap(one)(windows)
@@ -413,16 +416,15 @@ def threshold_values(plan: Plan, found: Elasticities) -> list[ThresholdValue]:
 def _thresholds(plan: Plan, found: Elasticities, optimum: _Optimum) -> list[ThresholdValue]:
     problem, windows = plan.problem, np.asarray(plan.fleet.window_tokens)
     sign = -1.0 if problem.objective == "tok_per_j" else 1.0
-    as_sized = {e.input: e.elasticity for e in found.of["tok_per_j"]}
-    tries = [(k, window) for k in range(len(windows) - 1) for window in _moved(windows, k)]
-    if not tries:
+    as_sized = {each.input: each.elasticity for each in found.of["tok_per_j"]}
+    places = [(k, window) for k in range(len(windows) - 1) for window in _moved(windows, k)]
+    if not places:
         return []
-    rows = np.tile(windows, (len(tries), 1))
-    for row, (k, window) in zip(rows, tries, strict=True):
+    rows = np.tile(windows, (len(places), 1))
+    for row, (k, window) in zip(rows, places, strict=True):
         row[k] = window
-    here = plan.fleet
     sized = _sized_tok_per_j(
-        here.engines, rows, here.gamma, problem.workload, problem.slo, assumptions=problem.assumptions
+        plan.fleet, jnp.asarray(rows), problem.workload, problem.slo, assumptions=problem.assumptions
     )
     change = [float(x) / float(plan.metrics.tok_per_j) - 1.0 if x > 0 else None for x in np.asarray(sized)]
     return [
@@ -430,7 +432,7 @@ def _thresholds(plan: Plan, found: Elasticities, optimum: _Optimum) -> list[Thre
             window_tokens=float(windows[k]),
             as_sized=as_sized[f"pools.{k}.window_tokens"],
             resized=sign * float(optimum.by_window[k]),
-            moves={window: x for (of, window), x in zip(tries, change, strict=True) if of == k},
+            moves={window: x for (lane, window), x in zip(places, change, strict=True) if lane == k},
         )
         for k in range(len(windows) - 1)
     ]
@@ -456,10 +458,8 @@ class Sensitivity:
     thresholds: list[ThresholdValue]
 
 
-def sensitivity(plan: Plan, *, reoptimize: Callable[[Problem], Plan] | None = None) -> Sensitivity:
-    """Elasticities, intervals, shadow prices and the value of the thresholds of a plan that has a fleet."""
-    if plan.fleet is None or plan.metrics is None:
-        raise ValueError("need a plan with a fleet, got one that is infeasible")
+def sensitivity(plan: Plan, *, reoptimize: Reoptimize | None = None) -> Sensitivity:
+    """Elasticities, intervals, shadow prices and the value of the thresholds of a plan."""
     found, optimum = elasticities(plan), _at_relaxed_optimum(plan)
     return Sensitivity(
         elasticities=found,
@@ -467,25 +467,3 @@ def sensitivity(plan: Plan, *, reoptimize: Callable[[Problem], Plan] | None = No
         shadow_prices=_prices(plan, optimum, reoptimize),
         thresholds=_thresholds(plan, found, optimum),
     )
-
-
-def sensitivity_to_json(found: Sensitivity) -> dict[str, Any]:
-    """As a JSON object (SI units)."""
-    return {
-        "elasticities": {
-            name: [{"input": e.input, "value": e.value, "elasticity": e.elasticity} for e in ranked]
-            for name, ranked in found.elasticities.of.items()
-        },
-        "skipped": dict(found.elasticities.skipped),
-        "intervals": trust_to_json(found.trust),
-        "shadow_prices": [asdict(price) for price in found.shadow_prices],
-        "thresholds": [
-            {
-                "window_tokens": value.window_tokens,
-                "as_sized": value.as_sized,
-                "resized": value.resized,
-                "moves": [{"window_tokens": window, "change": change} for window, change in value.moves.items()],
-            }
-            for value in found.thresholds
-        ],
-    }

@@ -16,11 +16,10 @@ power at the board's cap grows no further, and whole sequences in flight move in
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +27,16 @@ import numpy as np
 from jax import Array
 from scipy.special import ndtri
 
+from fleetopt_jax.catalog.engines import engine_entry
+from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import as_floats, pytree, stack
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import held
-from fleetopt_jax.laws.decode import DecodeStep
-from fleetopt_jax.laws.power import CAP_SOFTNESS_W, ActivityPower, LogisticPower, RooflinePower, ScaledPower
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
-from fleetopt_jax.optimize.plan import EngineChoice, Plan
+from fleetopt_jax.optimize.plan import Plan
 from fleetopt_jax.workload.atoms import Workload
 
 LEVEL = 0.9  # of an interval: from the 5th to the 95th percentile
@@ -74,26 +73,35 @@ def make_errors(*, step: float, power: float, prefill: float) -> EngineErrors:
     return EngineErrors(**as_floats(**values))
 
 
-def errors_of(choice: EngineChoice) -> EngineErrors:
-    """The errors of an engine, from what its entry states.
+def errors_of(spec: EngineSpec) -> EngineErrors:
+    """The errors of an engine, from what its catalog entry states.
 
     Stated step and power errors are mean absolute ones of predictions, so sigma is sqrt(pi / 2) times as much. Where
     none is stated (the paper's engines) sigma is 0.2, the +-20 % the paper gives its B200: for its H100 a guess,
     and no bound, for the published shape refitted to measurements is 49 % off on architectures left out. Prefill is
     0.4 everywhere: no engine's has been measured by itself.
     """
+    entry = engine_entry(spec)
 
     def sigma(stated: float | None) -> float:
         return UNSTATED if stated is None else OF_MEAN_ABSOLUTE * stated
 
-    return make_errors(step=sigma(choice.step_error), power=sigma(choice.power_error), prefill=EFFICIENCY_ERROR)
+    return make_errors(step=sigma(entry.step_error), power=sigma(entry.power_error), prefill=EFFICIENCY_ERROR)
 
 
-def shared_errors(choices: Sequence[EngineChoice]) -> tuple[EngineErrors, Array]:
-    """(errors [E] of the distinct engines, which of them each choice is): equal names share their factors."""
-    names = [choice.names for choice in choices]
-    distinct = {name: errors_of(choice) for name, choice in zip(names, choices, strict=True)}
-    return stack(list(distinct.values())), jnp.array([list(distinct).index(name) for name in names])
+def however_run(spec: EngineSpec) -> EngineSpec:
+    """The spec at its top clock and with the default batch: what of it shares its errors."""
+    return replace(spec, max_num_seqs=None, clock_frac=1.0)
+
+
+def shared_errors(
+    specs: Sequence[EngineSpec], same: Callable[[EngineSpec], Hashable] = however_run
+) -> tuple[EngineErrors, Array]:
+    """(errors [E] of the distinct engines, index of its engine for each spec): those with an equal `same` share their
+    factors."""
+    keys = [same(spec) for spec in specs]
+    distinct = {key: errors_of(spec) for key, spec in zip(keys, specs, strict=True)}
+    return stack(list(distinct.values())), jnp.array([list(distinct).index(key) for key in keys])
 
 
 def perturb(engine: Engine, factors: EngineFactors) -> Engine:
@@ -102,55 +110,45 @@ def perturb(engine: Engine, factors: EngineFactors) -> Engine:
     Each factor is on what was compared with measurements at a given batch, so power does not follow the step. Watts
     below a board's power limit grow, the limit (known, where the law has one) does not.
     """
+    prefill = engine.prefill.slower(factors.prefill)
     return replace(
         engine,
-        decode=_slower(engine.decode, factors.step),
-        power=_hungrier(engine.power, factors.power),
+        decode=engine.decode.slower(factors.step),
+        power=engine.power.hungrier(factors.power),
         idle_w=engine.idle_w * factors.power,
-        prefill=replace(
-            engine.prefill,
-            per_token_s=engine.prefill.per_token_s * factors.prefill,
-            per_token2_s=engine.prefill.per_token2_s * factors.prefill,
-            gpu_w=_capped(engine.power, engine.prefill.gpu_w, factors.power),
-        ),
+        prefill=replace(prefill, gpu_w=engine.power.bent_w(prefill.gpu_w, factors.power)),
     )
 
 
-def _slower(step: DecodeStep, factor: Array) -> DecodeStep:
-    times = ("base_s", "expert_s", "per_seq_s", "per_token_s", "windowed_token_s")
-    return replace(step, **{name: getattr(step, name) * factor for name in times})
-
-
-def _hungrier(power: Any, factor: Array) -> Any:
-    """The power law with its watts, below any limit it knows, off by a factor."""
-    match power:
-        case LogisticPower():
-            names = ("idle_w", "nominal_w")
-        case RooflinePower():
-            names = ("tdp_w",)
-        case ActivityPower():
-            names = ("floor_w", "memory_w", "sqrt_flop_w")
-        case _:  # a law of the user's own
-            return ScaledPower(power, factor)
-    return replace(power, **{name: getattr(power, name) * factor for name in names})
-
-
-def _capped(power: Any, watts: Array, factor: Array) -> Array:
-    """`watts` off by a factor; where the law knows the power limit, bent below it as the law bends them."""
-    if not isinstance(power, ActivityPower):
-        return watts * factor
-    softness = CAP_SOFTNESS_W
-    below = jnp.maximum(power.cap_w - watts, 1e-3 * softness) / softness
-    asked_w = power.cap_w - softness * jnp.log(jnp.expm1(below))
-    return power.cap_w - softness * jax.nn.softplus((power.cap_w - factor * asked_w) / softness)
-
-
-def perturbed(fleet: Fleet, factors: EngineFactors, of: Array) -> Fleet:
-    """The fleet whose pool k has the engine it has, off by `factors` [E] of engine `of`[k]."""
-    engines = tuple(
-        perturb(engine, jax.tree.map(lambda x, k=k: x[of[k]], factors)) for k, engine in enumerate(fleet.engines)
+def perturbed_spec(spec: EngineSpec, factors: EngineFactors) -> EngineSpec:
+    """The spec whose laws, at the top clock, are off by `factors` of shape (): run as it was, and as well known."""
+    entry = engine_entry(however_run(spec))
+    engine = jax.tree.map(np.asarray, perturb(entry.engine, factors))
+    laws = OwnLaws(
+        decode=engine.decode,
+        power=engine.power,
+        prefill=engine.prefill,
+        kv=engine.kv,
+        idle_w=float(engine.idle_w),
+        quality=entry.quality,
+        step_error=entry.step_error,
+        power_error=entry.power_error,
+        source=entry.source,
+        file=spec.file,
     )
-    return replace(fleet, engines=engines)
+    return replace(spec, laws=laws)
+
+
+def factors_of(factors: EngineFactors, index: int | Array) -> EngineFactors:
+    """Those of one engine, of [E]; or of one draw, of [n, E]."""
+    return jax.tree.map(lambda x: x[index], factors)
+
+
+def perturbed(fleet: Fleet, factors: EngineFactors, engine_of: Array) -> Fleet:
+    """The fleet whose lane k has the engine it has, off by `factors` [E] of engine `engine_of`[k]."""
+    return fleet.with_engines(
+        [perturb(engine, factors_of(factors, engine_of[k])) for k, engine in enumerate(fleet.engines)]
+    )
 
 
 def draw(errors: EngineErrors, n_samples: int = N_SAMPLES, seed: int = 0) -> EngineFactors:
@@ -175,14 +173,14 @@ def sample(
     workload: Workload,
     slo: Slo,
     factors: EngineFactors,
-    of: Array,
+    engine_of: Array,
     *,
     assumptions: Assumptions = PHYSICAL,
 ) -> tuple[dict[str, Array], Array]:
     """(`outcomes` [n], whether the limits hold [n]) of one fleet under `factors` [n, E], all in one `vmap`."""
 
     def one(drawn: EngineFactors) -> tuple[dict[str, Array], Array]:
-        metrics = evaluate(perturbed(fleet, drawn, of), workload, assumptions)
+        metrics = evaluate(perturbed(fleet, drawn, engine_of), workload, assumptions)
         return outcomes(metrics, slo), held(metrics.pools, slo)
 
     return jax.vmap(one)(factors)
@@ -190,14 +188,20 @@ def sample(
 
 @partial(jax.jit, static_argnames="assumptions")
 def slopes(
-    fleet: Fleet, workload: Workload, slo: Slo, errors: EngineErrors, of: Array, *, assumptions: Assumptions = PHYSICAL
+    fleet: Fleet,
+    workload: Workload,
+    slo: Slo,
+    errors: EngineErrors,
+    engine_of: Array,
+    *,
+    assumptions: Assumptions = PHYSICAL,
 ) -> dict[str, EngineFactors]:
     """d ln outcome / d ln factor [E] of one fleet, of the relaxation with real-valued slots (`errors` gives E)."""
     real = replace(assumptions, rounding="real")
 
     def logs(log_factors: EngineFactors) -> dict[str, Array]:
         factors = jax.tree.map(jnp.exp, log_factors)
-        values = outcomes(evaluate(perturbed(fleet, factors, of), workload, real), slo)
+        values = outcomes(evaluate(perturbed(fleet, factors, engine_of), workload, real), slo)
         return {name: log_or_zero(value) for name, value in values.items()}
 
     zero = jnp.zeros_like(errors.step)
@@ -219,7 +223,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MetricTrust:
     """One metric, or ratio of metrics, and both its intervals."""
 
     value: float
@@ -234,7 +238,7 @@ class Trust:
 
     level: float  # of the intervals: 0.9 is the 5th to the 95th percentile
     n_samples: int
-    metrics: Mapping[str, Estimate]  # of `OUTCOMES`
+    metrics: Mapping[str, MetricTrust]  # of `OUTCOMES`
     hold_probability: float  # share of the draws in which every limit of the service holds
 
 
@@ -253,42 +257,43 @@ def gain_trust(plan: Plan, base: Plan, *, n_samples: int = N_SAMPLES, level: flo
 
 def _trust(plans: Sequence[Plan], n_samples: int, level: float, seed: int) -> Trust:
     """Of the first plan, over the second where there is one."""
-    errors, of = shared_errors([choice for plan in plans for choice in plan.choices])
+    errors, engine_of = shared_errors([spec for plan in plans for spec in plan.specs])
     factors = draw(errors, n_samples, seed)
-    ends = np.cumsum([len(plan.choices) for plan in plans])
+    ends = np.cumsum([len(plan.specs) for plan in plans])
     values = {name: 1.0 for name in OUTCOMES}
-    drawn, holds = dict(values), True
-    slope = {name: EngineFactors(0.0, 0.0, 0.0) for name in OUTCOMES}
-    for plan, power, indices in zip(plans, (1.0, -1.0), jnp.split(of, ends[:-1]), strict=False):
+    drawn = {name: np.ones(n_samples) for name in OUTCOMES}
+    slope = {name: EngineFactors(*(jnp.zeros_like(errors.step) for _ in range(3))) for name in OUTCOMES}
+    holds = np.ones(n_samples, dtype=bool)
+    for plan, power, indices in zip(plans, (1.0, -1.0), jnp.split(engine_of, ends[:-1]), strict=False):
         problem = plan.problem
         about = (plan.fleet, problem.workload, problem.slo)
-        found, held_there = sample(*about, factors, indices, assumptions=problem.assumptions)
+        sampled, held_there = sample(*about, factors, indices, assumptions=problem.assumptions)
         derivative = slopes(*about, errors, indices, assumptions=problem.assumptions)
-        own = outcomes(plan.metrics, problem.slo)
+        here = outcomes(plan.metrics, problem.slo)
         for name in OUTCOMES:
-            values[name] *= float(own[name]) ** power
+            values[name] *= float(here[name]) ** power
             with np.errstate(invalid="ignore"):  # inf over inf
-                drawn[name] = drawn[name] * np.asarray(found[name]) ** power
+                drawn[name] = drawn[name] * np.asarray(sampled[name]) ** power
             slope[name] = jax.tree.map(lambda x, y, p=power: x + p * y, slope[name], derivative[name])
-        holds = holds & np.asarray(held_there)
+        holds &= np.asarray(held_there)
     return Trust(
         level=level,
         n_samples=n_samples,
-        metrics={name: estimate(values[name], drawn[name], slope[name], errors, level) for name in OUTCOMES},
+        metrics={name: metric_trust(values[name], drawn[name], slope[name], errors, level) for name in OUTCOMES},
         hold_probability=float(np.mean(holds)),
     )
 
 
-def estimate(
+def metric_trust(
     value: float, drawn: np.ndarray, slope: EngineFactors, errors: EngineErrors, level: float = LEVEL
-) -> Estimate:
+) -> MetricTrust:
     """Both intervals of a metric: `drawn` [n] under the factors, `slope` d ln metric / d ln factor [E]."""
     log_sigma = log_deviation(slope, errors)
-    reach = NormalDist().inv_cdf((1.0 + level) / 2.0) * log_sigma
-    return Estimate(
+    log_half = NormalDist().inv_cdf((1.0 + level) / 2.0) * log_sigma
+    return MetricTrust(
         value=value,
         sampled=sampled_interval(drawn, level),
-        linear=Interval(value * math.exp(-reach), value * math.exp(reach)),
+        linear=Interval(value * math.exp(-log_half), value * math.exp(log_half)),
         log_sigma=log_sigma,
     )
 
@@ -307,23 +312,7 @@ def sampled_interval(drawn: np.ndarray, level: float = LEVEL) -> Interval:
 
 def log_deviation(slope: EngineFactors, errors: EngineErrors) -> float:
     """sigma of ln m: sqrt of the sum over engines and factors of (d ln m / d ln factor * sigma)^2."""
-    of = vars(errors)
-    return math.sqrt(sum(float(np.sum((np.asarray(x) * np.asarray(of[name])) ** 2)) for name, x in vars(slope).items()))
-
-
-def trust_to_json(trust: Trust) -> dict[str, Any]:
-    """The intervals as a JSON object (SI units); inf becomes null where it is written."""
-    return {
-        "level": trust.level,
-        "n_samples": trust.n_samples,
-        "hold_probability": trust.hold_probability,
-        "metrics": {
-            name: {
-                "value": of.value,
-                "sampled": [of.sampled.low, of.sampled.high],
-                "linear": [of.linear.low, of.linear.high],
-                "log_sigma": of.log_sigma,
-            }
-            for name, of in trust.metrics.items()
-        },
-    }
+    sigmas = vars(errors)
+    return math.sqrt(
+        sum(float(np.sum((np.asarray(x) * np.asarray(sigmas[name])) ** 2)) for name, x in vars(slope).items())
+    )

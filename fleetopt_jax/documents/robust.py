@@ -1,0 +1,36 @@
+"""A robust choice as a JSON object (SI units)."""
+
+from typing import Any
+
+import numpy as np
+
+from fleetopt_jax.optimize.robust import Robust, Scored
+
+
+def robust_to_json(found: Robust) -> dict[str, Any]:
+    """The choice, the nominal optimum and all candidates, best first."""
+    return {
+        "measure": found.measure,
+        "level": found.level,
+        "n_scenarios": found.n_scenarios,
+        "workloads": list(found.workloads),
+        "chosen": _scored_json(found.chosen),
+        "nominal": _scored_json(found.nominal),
+        "candidates": [_scored_json(each) for each in found.candidates],
+    }
+
+
+def _scored_json(scored: Scored) -> dict[str, Any]:
+    plan = scored.plan
+    return {
+        "origin": scored.origin,
+        "score": scored.score,
+        "mean_tok_per_j": scored.mean_tok_per_j,
+        "hold_share": scored.hold_share,
+        "tok_per_j": float(plan.metrics.tok_per_j),
+        "n_gpus": int(plan.metrics.n_gpus),
+        "window_tokens": np.asarray(plan.fleet.window_tokens).tolist(),
+        "gamma": np.asarray(plan.fleet.gamma).tolist(),
+        "n_instances": np.asarray(plan.fleet.n_instances).tolist(),
+        "gpus": list(plan.kinds),
+    }

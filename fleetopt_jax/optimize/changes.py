@@ -1,0 +1,172 @@
+"""What can be changed of a fleet: each lever as a change of specs, of the pools, or of the prompts.
+
+A lever changes specs (`catalog/spec.py`) and keeps of them whatever it does not change: clocks, batch limits, laws of
+one's own. Clocks are of the top clock, whatever the present one is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices.lengths import SplitByShare
+
+MOST_POOLS = 4
+TPS = (1, 2, 4, 8)
+SLOTS = (64, 128, 256, 512, 2048, 4096)  # max_num_seqs tried beside the present
+CLOCKS = (0.5, 0.6, 0.7, 0.8, 0.9)  # tried beside the top clock; below 0.5 the law is too kind
+PROMPT_FRAC = 0.5  # what compression leaves of every prompt: the paper's largest gamma
+ASSUMED_COMPRESSION = "answers are assumed to stay good enough"
+FP8_NOTE = "answers may differ"
+LAWS_HOLD_FOR = ("gpu", "llm", "tp", "precision")  # an engine that was calibrated
+
+
+def changed(spec: EngineSpec, **changes: object) -> EngineSpec:
+    """`spec` changed; laws of its own, calibrated or given, go with the names they hold for."""
+    laws = spec.laws
+    if any(getattr(spec, name) != changes.get(name, getattr(spec, name)) for name in LAWS_HOLD_FOR):
+        laws = None
+    elif laws and changes.get("kv_precision", spec.kv_precision) != spec.kv_precision:
+        laws = replace(laws, kv=None)
+    return replace(spec, **{"laws": laws, **changes})
+
+
+@dataclass(frozen=True)
+class Need:
+    """A law that a lever needs, by the choice of `Assumptions` that has it or not."""
+
+    choice: str
+    has_law: Callable[[Assumptions], bool]
+    why: str  # it is needed
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One thing to change. Two levers combine where they touch different parts of a plan."""
+
+    name: str
+    title: str  # what is done, in words
+    touches: frozenset[str]
+    quality: str = "measured"  # how well its own law is known; with the engines' quality the worst counts
+    n_pools: int = 1  # released: at most so many, if more than now
+    free_gamma: bool = False
+    variants: Callable[[EngineSpec], Sequence[EngineSpec]] = lambda spec: (spec,)
+    prompt_frac: float = 1.0
+    need: Need | None = None
+    note: str = ""
+
+
+PAGED_SLOTS = Need(
+    "kv_cache", lambda x: x.kv_cache.caps_sequences, "slots reserve their window, whatever max_num_seqs says"
+)
+PAGED_BYTES = Need("kv_cache", lambda x: x.kv_cache.caps_sequences, "slots are counted, not bytes")
+COMPUTE = Need(
+    "prefill", lambda x: not x.prefill.chunks_are_free, "nothing is bound by compute where prefill rides along free"
+)
+OWN_OUTPUT = Need(
+    "lengths",
+    lambda x: not isinstance(x.lengths, SplitByShare),
+    "a compressed request would shrink its output too",
+)
+
+
+def all_levers(
+    present: Sequence[EngineSpec], n_pools: int, gamma: float | None, *, next_gpu: str | None, llm: str
+) -> list[Lever]:
+    """Every lever that the present fleet has not pulled."""
+    levers = [*_of_routing(n_pools, gamma), TENSOR_PARALLEL, MAX_NUM_SEQS]
+    levers += _of_engines(present, next_gpu, llm)
+    return [*levers, CLOCK, COMPRESSION]
+
+
+def _of_routing(n_pools: int, gamma: float | None) -> list[Lever]:
+    pools = frozenset({"pools"})
+    levers = []
+    if n_pools < 2:
+        levers.append(Lever("routing", "route by context length to two pools", pools, "law", n_pools=2))
+    if gamma is not None:
+        title = "compress prompts at the boundaries"
+        if n_pools < 2:
+            title = "two pools, compress prompts at the boundary (FleetOpt)"
+        levers.append(
+            Lever("gamma", title, pools | {"prompts"}, "assumed", 2, free_gamma=True, note=ASSUMED_COMPRESSION)
+        )
+    if n_pools < MOST_POOLS:
+        title = f"up to {MOST_POOLS} pools by context length"
+        levers.append(Lever("pools", title, pools, "law", n_pools=MOST_POOLS))
+    return levers
+
+
+def _of_engines(present: Sequence[EngineSpec], next_gpu: str | None, llm: str) -> list[Lever]:
+    """Another GPU, precision or model in every pool."""
+
+    def lever(name: str, title: str, touches: str, quality: str = "measured", note: str = "", **changes: str) -> Lever:
+        return Lever(
+            name, title, frozenset({touches}), quality, variants=lambda spec: (changed(spec, **changes),), note=note
+        )
+
+    levers = []
+    if next_gpu is not None and {spec.gpu_name for spec in present} != {next_gpu}:
+        levers.append(lever("generation", f"{next_gpu.upper()} in every pool", "gpu", gpu=next_gpu))
+    if any(spec.precision == "bf16" for spec in present):
+        levers.append(lever("precision", "weights in fp8", "precision", note=FP8_NOTE, precision="fp8"))
+    if any(spec.kv_precision == "bf16" for spec in present):
+        of_cache = lever("kv_precision", "KV cache in fp8", "kv", "law", FP8_NOTE, kv_precision="fp8")
+        levers.append(replace(of_cache, need=PAGED_BYTES))
+    if {spec.llm for spec in present} != {llm}:
+        levers.append(lever("model", f"serve {llm}", "llm", note="another model: other answers", llm=llm))
+    return levers
+
+
+def _tensor_parallel(spec: EngineSpec) -> list[EngineSpec]:
+    return [changed(spec, tp=tp) for tp in sorted({spec.tp, *TPS})]
+
+
+def _slots(spec: EngineSpec) -> list[EngineSpec]:
+    return [spec, *(changed(spec, max_num_seqs=slots) for slots in SLOTS if slots != spec.max_num_seqs)]
+
+
+def _clocks(spec: EngineSpec) -> list[EngineSpec]:
+    """Of the top clock, whatever the present one is."""
+    return [spec, *(changed(spec, clock_frac=clock) for clock in (1.0, *CLOCKS) if clock != spec.clock_frac)]
+
+
+TENSOR_PARALLEL = Lever(
+    "tp",
+    f"tensor parallelism {', '.join(map(str, TPS[:-1]))} or {TPS[-1]}",
+    frozenset({"tp"}),
+    variants=_tensor_parallel,
+)
+MAX_NUM_SEQS = Lever(
+    "max_num_seqs",
+    f"max_num_seqs from {SLOTS[0]} to {SLOTS[-1]:,}",
+    frozenset({"slots"}),
+    "law",
+    variants=_slots,
+    need=PAGED_SLOTS,
+)
+CLOCK = Lever(
+    "clock",
+    f"GPU clock, {CLOCKS[0]:.0%} to 100 % of the top",
+    frozenset({"clock"}),
+    "projected",
+    variants=_clocks,
+    need=COMPUTE,
+)
+COMPRESSION = Lever(
+    "compression",
+    f"compress every prompt to {PROMPT_FRAC:.0%}",
+    frozenset({"prompts"}),
+    "assumed",
+    prompt_frac=PROMPT_FRAC,
+    need=OWN_OUTPUT,
+    note=ASSUMED_COMPRESSION,
+)
+
+
+def lacking(lever: Lever, assumptions: Assumptions) -> str | None:
+    """The law that `lever` needs and `assumptions` do not have; None where all are there."""
+    need = lever.need
+    if need is None or need.has_law(assumptions):
+        return None
+    return f"{need.why} ({need.choice} = {getattr(assumptions, need.choice).name})"
