@@ -107,6 +107,31 @@ PLAN = {
     "pools": [{"window_tokens": 8192, "gpu": "h100", "llm": "llama-3.1-70b", "tp": 8, "n_instances": 10}],
 }
 
+_METRICS = {"tok_per_j": {"analytic": 0.5, "simulated": 0.51, "ci95": [None, 0.6], "agrees": True}}
+_COUNTS = ("n_arrivals", "n_completed", "n_rejected", "n_in_system", "n_preemptions", "n_iterations")
+SIMULATION = dict.fromkeys(_COUNTS, 3) | {
+    "schema": "fleetopt-simulation/1",
+    "slo_held": True,
+    "warm_up_s": 1.5,
+    "warmed_up": True,
+    "window_s": 9.0,
+    "memory_bytes": 10**6,
+    "metrics": _METRICS,
+    "pools": [{"window_tokens": 8192, "metrics": _METRICS}],
+}
+_ROW = {
+    "choice": "tail",
+    "from": "mean_prefill",
+    "to": "quantile",
+    "tok_per_j_homogeneous": 0.5,
+    "tok_per_j_two_pool": 0.6,
+    "tok_per_j_fleetopt": None,
+    "gain": None,
+    "short_window_tokens": None,
+    "gamma": 1.5,
+}
+LEDGER = {"schema": "fleetopt-ledger/1", "rows": [_ROW]}
+
 
 def parquet(columns: dict, **options) -> bytes:
     sink = pa.BufferOutputStream()
@@ -141,7 +166,9 @@ SEEDS: dict[str, list[bytes]] = {
     "engine": [packed(ENGINE), *WRONG],
     "config": [packed(DENSE), packed(LATENT), packed({"text_config": LATENT}), *WRONG],
     "measurements": [MEASUREMENTS, b"batch,tok_per_s,task\n8,1000,chat\n16,1800,chat\n"],
-    "plan": [packed(PLAN), *WRONG],
+    "plan": [packed(PLAN), packed(PLAN | {"objective": {"weights": {"usd_per_h": 1.0}}}), *WRONG],
+    "simulation": [packed(SIMULATION), *WRONG],
+    "ledger": [packed(LEDGER), *WRONG],
 }
 
 
@@ -182,12 +209,25 @@ def check_plan(plan) -> None:
     assert math.isfinite(plan.workload.arrival_rate_per_s)
 
 
+def check_simulation(simulation) -> None:
+    assert simulation.n_arrivals >= 0
+    assert len(simulation.pools) == len(simulation.pools_analytic)
+    assert all(estimate.low <= estimate.high or estimate.low > -math.inf for estimate in simulation.metrics.values())
+
+
+def check_rows(rows) -> None:
+    assert all(row.gain is None or row.gain >= 0 for row in rows)
+
+
 def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
     """What each target does with its bytes, as a file in `folder`. Imported late: under Atheris, after it hooks in."""
-    from fleetopt_jax.calibrate.document import read_document
+
     from fleetopt_jax.calibrate.measurements import read_measurements
     from fleetopt_jax.catalog.hf_config import read_config
-    from fleetopt_jax.cli.door import read_plan
+    from fleetopt_jax.documents.engine import load_engine
+    from fleetopt_jax.documents.ledger import load_ledger
+    from fleetopt_jax.documents.plan_file import read_plan_file
+    from fleetopt_jax.documents.simulation import load_simulation
     from fleetopt_jax.workload.readers import read_workload_file
 
     def of_file(name: str, read: Callable, check: Callable) -> Callable[[bytes], object]:
@@ -205,10 +245,12 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
         "parquet": of_file("trace.parquet", read_workload_file, check_trace),
         "gzip": of_file("trace.csv.gz", read_workload_file, check_trace),
         "cdf": of_file("lengths.json", read_workload_file, check_cdf),
-        "engine": of_file("engine.json", read_document, check_numbers),
+        "engine": of_file("engine.json", load_engine, lambda spec: check_numbers(spec.laws)),
         "config": of_file("config.json", read_config, check_numbers),
         "measurements": of_file("points.csv", read_measurements, check_numbers),
-        "plan": of_file("plan.json", read_plan, check_plan),
+        "plan": of_file("plan.json", read_plan_file, check_plan),
+        "simulation": of_file("simulation.json", load_simulation, check_simulation),
+        "ledger": of_file("ledger.json", load_ledger, check_rows),
     }
 
 

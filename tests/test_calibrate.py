@@ -10,11 +10,13 @@ import pytest
 from rich.console import Console
 from scipy.optimize import curve_fit
 
-from fleetopt_jax.calibrate.document import SCHEMA, read_document, to_document
 from fleetopt_jax.calibrate.fit import fit_decode, fit_power, predict_power_w, predict_step_s
 from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
+from fleetopt_jax.catalog.engines import engine_entry
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import MS
+from fleetopt_jax.documents.engine import SCHEMA, engine_to_json, load_engine, save_engine
 from fleetopt_jax.report.calibration import calibration_figure, calibration_table
 
 # Llama-3.1-70B on four H100, lm-arena-chat: ML.ENERGY benchmark v3 (leaderboard, commit 0cd52da; Apache-2.0 tools).
@@ -364,7 +366,7 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def document(measured):
     names = {"gpu": "h100", "llm": "llama-3.1-70b", "tp": 4, "precision": "bf16", "source": "ML.ENERGY v3"}
-    return to_document(fit_decode(measured), fit_power(measured), **names)
+    return engine_to_json(fit_decode(measured), fit_power(measured), **names)
 
 
 def written(tmp_path: Path, document) -> Path:
@@ -374,15 +376,46 @@ def written(tmp_path: Path, document) -> Path:
 
 
 def test_a_document_comes_back_as_it_was_written(tmp_path, measured, document):
-    read = read_document(written(tmp_path, document))
-    assert (read.gpu, read.llm, read.tp, read.precision) == ("h100", "llama-3.1-70b", 4, "bf16")
-    assert (read.step_error, read.power_error) == tuple(document["relative_error"].values())
-    for record, fields in ((read.decode, document["decode"]), (read.power, document["power"])):
+    path = written(tmp_path, document)
+    spec = load_engine(path)
+    assert (spec.gpu, spec.llm, spec.tp, spec.precision) == ("h100", "llama-3.1-70b", 4, "bf16")
+    laws = spec.laws
+    assert laws is not None
+    assert (laws.step_error, laws.power_error) == tuple(document["relative_error"].values())
+    assert (laws.quality, laws.file, laws.source) == ("measured", str(path), f"{path}: ML.ENERGY v3")
+    for record, fields in ((laws.decode, document["decode"]), (laws.power, document["power"])):
         assert {name: float(value) for name, value in vars(record).items()} == fields
-    step_only = to_document(fit_decode(measured), None, gpu="x", llm="y", tp=1, precision=None, source="z")
-    read = read_document(written(tmp_path, step_only))
-    assert read.power is None
-    assert read.power_error is None
+    assert load_engine(path) == spec
+
+
+def test_a_saved_engine_is_its_own_step_on_the_memory_and_prefill_of_what_it_names(tmp_path, measured):
+    path, names = tmp_path / "engine.json", ("h100", "llama-3.1-70b", 4)
+    decode, power = fit_decode(measured), fit_power(measured)
+    of_catalog = engine_entry(EngineSpec(*names, own_fit=False))
+    for fitted in (power, None):
+        save_engine(path, decode, fitted, gpu="H100", llm=names[1], tp=names[2])
+        entry = engine_entry(load_engine(path))
+        assert (entry.spec.gpu, entry.spec.precision, entry.quality) == ("h100", "bf16", "measured")
+        assert entry.engine.decode == decode.step
+        assert entry.engine.kv == of_catalog.engine.kv
+        assert entry.engine.prefill == of_catalog.engine.prefill
+        assert entry.step_error == pytest.approx(decode.leave_one_out_mape)
+    assert entry.engine.power == of_catalog.engine.power  # of the law where none was measured, with its error
+    assert entry.power_error == of_catalog.power_error
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gpu": "h1000"}, "gpu: unknown name 'h1000'; did you mean h100"),
+        ({"llm": "llama"}, "llm: unknown name 'llama'"),
+        ({"precision": "fp3"}, "precision: unknown name 'fp3'"),
+        ({"tp": 1}, "llm: llama-3.1-70b on 1 x h100: does not fit"),
+    ],
+)
+def test_an_engine_of_what_the_catalog_does_not_have_is_refused_with_its_file(tmp_path, document, changes, said):
+    path = written(tmp_path, document | changes)
+    assert refusal(load_engine, path).startswith(f"{path}, {said}")
 
 
 @pytest.mark.parametrize(
@@ -414,14 +447,14 @@ def test_a_changed_document_is_refused(tmp_path, document, path, value, said):
     for name in path[:-1]:
         place = place[name]
     place[path[-1]] = value
-    assert said in refusal(read_document, written(tmp_path, changed))
+    assert said in refusal(load_engine, written(tmp_path, changed))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", f'{{"schema": "{SCHEMA}"}}', "[" * 100_000])
 def test_what_is_no_document_is_refused(tmp_path, text):
     path = tmp_path / "engine.json"
     path.write_text(text)
-    refusal(read_document, path)
+    refusal(load_engine, path)
 
 
 # The report
@@ -446,7 +479,7 @@ def test_the_table_gives_estimates_errors_and_notes(measured, document):
         console.print(calibration_table(document))
         few = Measurements(BATCH[:3], BATCH[:3], power_w_per_gpu=power_w(BATCH[:3]))
         names = {"gpu": "h100", "llm": "x", "tp": 4, "precision": None, "source": "y"}
-        console.print(calibration_table(to_document(fit_decode(measured), fit_power(few), **names)))
+        console.print(calibration_table(engine_to_json(fit_decode(measured), fit_power(few), **names)))
     text = console.export_text()
     assert "llama-3.1-70b on 4 x h100" in text
     assert "15.74" in text

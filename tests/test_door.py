@@ -17,17 +17,33 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from fuzz_readers import CDF, CSV, DENSE, ENGINE, JSONL, PLAN, SEEDS, check_one, check_trace, parquet, targets
+from fuzz_readers import (
+    CDF,
+    CSV,
+    DENSE,
+    ENGINE,
+    JSONL,
+    LEDGER,
+    PLAN,
+    SEEDS,
+    SIMULATION,
+    check_one,
+    check_trace,
+    parquet,
+    targets,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetopt_jax.calibrate.document import EngineFile, read_document
 from fleetopt_jax.calibrate.measurements import MeasurementsRow, read_measurements
 from fleetopt_jax.catalog.hf_config import HfConfig, read_config
-from fleetopt_jax.cli.door import PlanFile, read_plan
 from fleetopt_jax.core import files
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import MIB, check_writable, parse_json, read_bytes, same_file, write_whole
+from fleetopt_jax.documents.engine import EngineFile, load_engine
+from fleetopt_jax.documents.ledger import LedgerFile, load_ledger
+from fleetopt_jax.documents.plan_file import PlanFile, read_plan_file
+from fleetopt_jax.documents.simulation import SimulationFile, load_simulation
 from fleetopt_jax.workload import readers
 from fleetopt_jax.workload.readers import CdfDocument, Layout, read_workload_file
 
@@ -40,10 +56,12 @@ READS = {
     "trace.parquet": read_workload_file,
     "trace.csv.gz": read_workload_file,
     "lengths.json": read_workload_file,
-    "engine.json": read_document,
+    "engine.json": load_engine,
     "config.json": read_config,
     "points.csv": read_measurements,
-    "plan.json": read_plan,
+    "plan.json": read_plan_file,
+    "simulation.json": load_simulation,
+    "ledger.json": load_ledger,
 }
 OWN = "prompt_tokens,output_tokens\n"
 
@@ -126,7 +144,7 @@ def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
     def denied(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(documents.os, "open", denied)
+    monkeypatch.setattr(files.os, "open", denied)
     assert refusal(read_workload_file, path) == ": cannot be read: Permission denied"
 
 
@@ -143,7 +161,7 @@ def test_a_file_that_fails_or_grows_while_it_is_read_is_refused(tmp_path):
         (Failing(), "Input/output error"),
         (Growing(), "too large: it holds more; need at most 2 MiB"),
     ):
-        stream = documents.io.BufferedReader(documents._Bounded("f", source, 2 * MIB, False))
+        stream = files.io.BufferedReader(files._Bounded("f", source, 2 * MIB, False))
         with pytest.raises(BadInput, match=said):
             stream.read()
 
@@ -152,7 +170,7 @@ def test_a_file_that_fails_or_grows_while_it_is_read_is_refused(tmp_path):
 def test_a_gzip_bomb_is_unpacked_no_further_than_the_limit(tmp_path, name, monkeypatch):
     monkeypatch.setattr(readers, "MAX_TRACE_BYTES", 20 * MIB)
     monkeypatch.setattr(readers, "MAX_CDF_BYTES", 20 * MIB)
-    read = read_plan if "plan" in name else read_workload_file
+    read = read_plan_file if "plan" in name else read_workload_file
     starts = {"trace.csv.gz": OWN.encode(), "trace.jsonl.gz": JSONL}
     bomb = gzip.compress(starts.get(name, b"") + b"\n" * (40 * MIB), compresslevel=1)
     assert len(bomb) < MIB
@@ -381,8 +399,8 @@ def test_good_json_is_read_as_python_reads_it():
 @pytest.mark.parametrize(
     ("read", "document", "says"),
     [
-        (read_document, ENGINE | {"tp": True}, "tp = True"),
-        (read_document, ENGINE | {"gpu": "h100\x1b[31m"}, "gpu = h100 [31m: value error, a name has no control"),
+        (load_engine, ENGINE | {"tp": True}, "tp = True"),
+        (load_engine, ENGINE | {"gpu": "h100\x1b[31m"}, "gpu = h100 [31m: value error, a name has no control"),
         (read_config, DENSE | {"hidden_size": "4096"}, "hidden_size = 4096: input should be a valid integer"),
         (read_config, DENSE | {"vocab_size": True}, "vocab_size = True"),
         (read_workload_file, {"cdf": [[100, 0.5], [200, "x"]]}, "cdf.1.1 = x"),
@@ -419,6 +437,8 @@ def test_the_models_take_what_the_readers_take():
     HfConfig.model_validate(DENSE)
     EngineFile.model_validate(ENGINE)
     PlanFile.model_validate(PLAN)
+    SimulationFile.model_validate(SIMULATION)
+    LedgerFile.model_validate(LEDGER)
     MeasurementsRow.model_validate({"n_sequences": "8", "median_itl_ms": "12.5"})
 
 
@@ -487,7 +507,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def unwritable(path, write=write_whole, *content) -> str:
     with pytest.raises(BadInput) as refused:
-        write(str(path), *content)
+        write(str(path), *content, option="--out")
     assert str(refused.value).startswith("--out ")
     assert str(refused.value).isprintable()
     return str(refused.value)
