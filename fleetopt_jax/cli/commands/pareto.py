@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from fleetopt_jax.catalog.workloads import LoadedWorkload
@@ -16,7 +17,8 @@ from fleetopt_jax.documents.front import front_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.resources import Objective
-from fleetopt_jax.optimize.pareto import checked_objectives, pareto
+from fleetopt_jax.optimize.front import Front, NoFront, checked_objectives
+from fleetopt_jax.optimize.pareto import pareto
 from fleetopt_jax.optimize.plan import Infeasible, Plan
 from fleetopt_jax.optimize.search import optimize
 from fleetopt_jax.published.ledger import PAPER_WINDOWS
@@ -39,30 +41,11 @@ def run(options: argparse.Namespace) -> Answer:
     swept_rate = options.axis[1][0] if options.axis and options.axis[0] == "workload-rate" else None
     loaded = workload_of(options, rate_per_s=swept_rate)
     if options.axis:
-        document, plans = _along_axis(options, loaded, "usd" if objectives[0] == "usd_per_h" else "tok_per_j")
-        held, table, to_csv, to_figure = (
-            any(isinstance(plan, Plan) for plan in plans),
-            axis_table,
-            axis_csv,
-            axis_figure,
-        )
+        document, held = _along_axis(options, loaded, "usd" if objectives[0] == "usd_per_h" else "tok_per_j")
+        table, to_csv, to_figure = axis_table, axis_csv, axis_figure
     else:
-        problem = problem_of(options, loaded, budget=budget_of(options))
-        window = PAPER_WINDOWS.get(loaded.name)
-        with progress(options, "Tracing the front") as step:
-            front = pareto(
-                problem,
-                objectives,
-                n_points=options.points,
-                method=options.method,
-                max_ttft_p99_s=None if most_ms is None else most_ms * MS,
-                short_windows=None if window is None else [window],
-                progress=step,
-            )
-        if front.binding:
-            say(options, f"infeasible: {why(front.binding)}")
-        document = front_to_json(front)
-        held, table, to_csv, to_figure = bool(front.points), front_table, front_csv, front_figure
+        document, held = _front(options, loaded, objectives, None if most_ms is None else most_ms * MS)
+        table, to_csv, to_figure = front_table, front_csv, front_figure
     if layout:  # as `plan_to_json` has them: every plan can be taken out and evaluated again
         shown = [*document.get("points", []), *document.get("rows", [])]
         shown += [document[key] for key in ("homogeneous", "fleetopt") if document.get(key)]
@@ -73,10 +56,31 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, table, OK, to_figure, files={"csv": to_csv(document)})
 
 
+def _front(
+    options: argparse.Namespace, loaded: LoadedWorkload, objectives: Sequence[str], max_ttft_p99_s: float | None
+) -> tuple[dict[str, Any], bool]:
+    """The front, and whether there is one; what no fleet holds is said on stderr."""
+    problem = problem_of(options, loaded, budget=budget_of(options))
+    window = PAPER_WINDOWS.get(loaded.name)
+    with progress(options, "Tracing the front") as step:
+        front = pareto(
+            problem,
+            objectives,
+            n_points=options.points,
+            method=options.method,
+            max_ttft_p99_s=max_ttft_p99_s,
+            short_windows=None if window is None else [window],
+            progress=step,
+        )
+    if isinstance(front, NoFront) and front.binding:
+        say(options, f"infeasible: {why(front.binding)}")
+    return front_to_json(front), isinstance(front, Front)
+
+
 def _along_axis(
     options: argparse.Namespace, loaded: LoadedWorkload, objective: Objective
-) -> tuple[dict[str, Any], list[Plan | Infeasible]]:
-    """The best plan at each value of the axis; what no fleet holds is said on stderr."""
+) -> tuple[dict[str, Any], bool]:
+    """The best plan at each value of the axis, and whether there is any; what no fleet holds is said on stderr."""
     name, values = options.axis
     field = AXES[name][0]
     plans = []
@@ -95,4 +99,4 @@ def _along_axis(
         "workload": {"name": loaded.name},
         "rows": [{"value": value, "plan": plan_to_json(plan)} for value, plan in zip(values, plans)],
     }
-    return document, plans
+    return document, any(isinstance(plan, Plan) for plan in plans)
