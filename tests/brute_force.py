@@ -1,7 +1,9 @@
-"""The reference of every search: fleets one by one, sized and evaluated by `fleet/`, priced and compared in NumPy."""
+"""The reference of every search: fleets one by one, sized and evaluated by `fleet/`, priced and compared in NumPy. And
+a problem small enough to try them all."""
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,6 +11,8 @@ import numpy as np
 from jax import Array
 
 from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
@@ -18,10 +22,26 @@ from fleetopt_jax.fleet.resources import Weights
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.optimize.problem import Problem
-from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.workload.atoms import Workload, make_workload
 
+LONGEST = 1600.0
 ROWS = 512  # fleets of one compiled call
 FIELDS = ("power_w", "usd_per_h", "kg_co2_per_h", "n_gpus")
+
+
+def few_lengths(arrival_rate_per_s: float = 2e4) -> Workload:
+    """30 lengths up to 1,600 tokens, most of them short."""
+    total = np.round(np.geomspace(16.0, LONGEST, 30))
+    output = np.maximum(1.0, np.floor(0.3 * total))
+    weight = np.random.default_rng(0).uniform(0.5, 1.0, 30) / total
+    return make_workload(total - output, output, weight, arrival_rate_per_s=arrival_rate_per_s)
+
+
+def with_less_kv(spec: EngineSpec) -> EngineSpec:
+    """A sixteenth of the KV cache, so that windows of 1,600 tokens matter as those of 25,600 do."""
+    kv = build(spec).kv
+    less = replace(kv, **as_floats(n_blocks=kv.n_blocks / 16.0, slot_tokens=kv.slot_tokens / 16.0))
+    return replace(spec, laws=OwnLaws(kv=less))
 
 
 @partial(jax.jit, static_argnames="assumptions")
@@ -61,7 +81,7 @@ class AllFleets:
         self.resources = {name: np.stack([each[name] for each, _ in found]) for name in FIELDS}  # [A, M, K]
         self.kept = np.stack([kept for _, kept in found])  # [A, M]
 
-    def _evaluated(self, problem: Problem, specs: Sequence) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _evaluated(self, problem: Problem, specs: Sequence[EngineSpec]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         parts = []
         for start in range(0, len(self.windows), ROWS):
             rows = np.minimum(np.arange(start, start + ROWS), len(self.windows) - 1)

@@ -11,11 +11,11 @@ from types import MappingProxyType
 import jax
 import numpy as np
 import pytest
-from brute_force import AllFleets
+from brute_force import LONGEST, AllFleets, few_lengths, with_less_kv
 
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
-from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
@@ -33,14 +33,12 @@ from fleetopt_jax.fleet.resources import (
     weights_of,
 )
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
-from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.optimize.plan import Infeasible, Plan
 from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.search import evaluate_given, optimize
-from fleetopt_jax.workload.atoms import Workload, make_workload
+from fleetopt_jax.workload.atoms import Workload
 
 SAME = 1e-9  # sums of float64 in another order
-WINDOW = 1600
 SITE = make_site(host_w_per_gpu=120.0, pue=1.3, usd_per_kwh=0.11, kg_co2_per_kwh=0.4)
 MIXTURES = (
     Weights(power_w=1.0, usd_per_h=20.0),
@@ -53,11 +51,7 @@ MIXTURES = (
 
 @pytest.fixture(scope="module")
 def workload() -> Workload:
-    """30 lengths up to 1,600 tokens, most of them short."""
-    total = np.round(np.geomspace(16.0, WINDOW, 30))
-    output = np.maximum(1.0, np.floor(0.3 * total))
-    weight = np.random.default_rng(0).uniform(0.5, 1.0, 30) / total
-    return make_workload(total - output, output, weight, arrival_rate_per_s=2e4)
+    return few_lengths()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ def problem(workload, h100, b200) -> Problem:
     dear = replace(b200, gpu=replace(GPUS["b200"], usd_per_h=14.0))
     return make_problem(
         workload,
-        [_with_less_kv(h100), _with_less_kv(dear)],
+        [with_less_kv(h100), with_less_kv(dear)],
         slo=make_slo(ttft_p99_s=0.3),
         assume="published",
         assumptions=PUBLISHED,
@@ -74,16 +68,10 @@ def problem(workload, h100, b200) -> Problem:
     )
 
 
-def _with_less_kv(spec: EngineSpec) -> EngineSpec:
-    kv = build(spec).kv
-    less = make_kv_capacity(n_blocks=float(kv.n_blocks) / 16.0, slot_tokens=float(kv.slot_tokens) / 16.0)
-    return replace(spec, laws=OwnLaws(kv=less))
-
-
 @pytest.fixture(scope="module")
 def every_fleet(problem) -> AllFleets:
     """Of two pools, by every whole window."""
-    return AllFleets(problem, np.arange(1.0, WINDOW + 1))
+    return AllFleets(problem, np.arange(1.0, LONGEST + 1))
 
 
 def random_weights(rng: np.random.Generator) -> Weights:
