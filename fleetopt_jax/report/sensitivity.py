@@ -32,6 +32,8 @@ INPUTS = {  # the last part of a path: in the field's words
     "idle_w": "idle power",
     "nominal_w": "nominal power",
     "floor_w": "floor of the power",
+    "memory_w": "power at the full bandwidth",
+    "sqrt_flop_w": "power at the full FLOP/s",
     "cap_w": "power cap",
     "gpu_w": "power while prefilling",
     "usd_per_gpu_h": "price of a GPU hour",
