@@ -29,18 +29,18 @@ ROWS = 512  # fleets of one compiled call
 FIELDS = ("power_w", "usd_per_h", "kg_co2_per_h", "n_gpus")
 
 
-def few_lengths(arrival_rate_per_s: float = 2e4) -> Workload:
+def few_lengths(arrival_rate_per_s: float = 2e4, longest: float = LONGEST) -> Workload:
     """30 lengths up to 1,600 tokens, most of them short."""
-    total = np.round(np.geomspace(16.0, LONGEST, 30))
+    total = np.round(np.geomspace(16.0, longest, 30))
     output = np.maximum(1.0, np.floor(0.3 * total))
     weight = np.random.default_rng(0).uniform(0.5, 1.0, 30) / total
     return make_workload(total - output, output, weight, arrival_rate_per_s=arrival_rate_per_s)
 
 
-def with_less_kv(spec: EngineSpec) -> EngineSpec:
+def with_less_kv(spec: EngineSpec, times: float = 16.0) -> EngineSpec:
     """A sixteenth of the KV cache, so that windows of 1,600 tokens matter as those of 25,600 do."""
     kv = build(spec).kv
-    less = replace(kv, **as_floats(n_blocks=kv.n_blocks / 16.0, slot_tokens=kv.slot_tokens / 16.0))
+    less = replace(kv, **as_floats(n_blocks=kv.n_blocks / times, slot_tokens=kv.slot_tokens / times))
     return replace(spec, laws=OwnLaws(kv=less))
 
 

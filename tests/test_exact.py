@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brute_force import AllFleets, few_lengths, with_less_kv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.core.struct import as_floats, stack
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
 from fleetopt_jax.fleet.evaluate import pool_metrics
 from fleetopt_jax.fleet.fleet import fleet_of, make_slo
-from fleetopt_jax.fleet.resources import make_budget
+from fleetopt_jax.fleet.resources import limit_weights, make_budget, weights_of
 from fleetopt_jax.fleet.sizing import least_instances
 from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.surroundings import make_surroundings
@@ -292,6 +294,43 @@ def test_a_slice_is_a_pool_of_any_fleet_with_its_boundaries(specs, assume):
 
 
 # --- a budget ---------------------------------------------------------------------------------------------------------
+
+
+def test_under_a_budget_three_pools_are_the_best_of_all(specs):
+    """Every fleet of three pools whose windows are whole blocks, and of two with any window: one cap, two, and none
+    that can be kept."""
+    h100, b200 = (with_less_kv(spec, 64.0) for spec in specs["published"])
+    dear = replace(b200, gpu=replace(GPUS["b200"], usd_per_h=14.0))
+    free = make_problem(
+        few_lengths(longest=480.0),
+        [h100, dear],
+        n_pools=3,
+        slo=make_slo(ttft_p99_s=0.3),
+        objective="usd",
+        assume="published",
+        assumptions=PUBLISHED,
+    )
+    fleets = AllFleets(free, np.arange(16.0, 481.0, 16.0)), AllFleets(replace(free, n_pools=2), np.arange(1.0, 481.0))
+    least_w = min(each.cheapest(weights_of("power")) for each in fleets)
+    best = exact.search(free)
+    n_h100 = sum(8 * n for n, spec in zip(best.n_instances, best.specs) if spec.gpu_name == "h100")
+    power_w = optimize(free).metrics.power_w
+    statuses = []
+    for caps in (
+        dict(gpus_of={"h100": 0.6 * n_h100}),
+        dict(max_power_w=float(power_w + least_w) / 2, gpus_of={"h100": 0.8 * n_h100}),
+        dict(max_power_w=0.99 * least_w),
+        dict(max_power_w=least_w * (1 + 1e-6), max_usd_per_h=best.cost * (1 + 1e-6)),
+    ):
+        problem = replace(free, budget=make_budget(**caps))
+        limits = [(limit_weights(name), most) for name, most in problem.budget.caps.items()]
+        brute = min(each.cheapest(weights_of("usd"), limits) for each in fleets)
+        found = coupled.search(problem)
+        assert found.certified
+        assert found.cost == brute or found.cost == pytest.approx(brute, rel=SAME), caps
+        assert coupled.dual_bound(problem) <= brute * (1.0 + SAME)
+        statuses.append(np.isfinite(found.cost))
+    assert statuses == [True, True, False, False]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from brute_force import AllFleets, few_lengths, with_less_kv
 
 import fleetopt_jax as fo
 from fleetopt_jax.catalog.engines import build
@@ -18,6 +19,8 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.kv_cache import make_kv_capacity, max_sequences
+from fleetopt_jax.optimize import grid
+from fleetopt_jax.optimize.candidates import gamma_grid
 from fleetopt_jax.optimize.plan import Infeasible, Plan, is_plan, require_plan
 from fleetopt_jax.optimize.problem import Method, Problem, make_problem, thresholds
 from fleetopt_jax.optimize.search import optimize, with_fleet
@@ -147,6 +150,26 @@ def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
 
 
 # --- the methods ----------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_is_the_best_of_all_fleets_and_walks_there_where_they_are_too_many(h100, monkeypatch):
+    """Over three pools, and over gamma; then with fewer candidates than there are, from the best of which it walks."""
+    three = published_problem(few_lengths(), [with_less_kv(h100)], n_pools=3, slo=make_slo(ttft_p99_s=0.3))
+    compressed = dataclasses.replace(three, n_pools=2, gamma=None)
+    for problem in (three, compressed):
+        gammas = gamma_grid(problem)
+        best = AllFleets(problem, thresholds(problem), gammas).cheapest(problem.objective_weights)
+        plan = optimize(problem, "grid")
+        assert_within_limits(plan)
+        assert plan.status == "optimal" and plan.cost == pytest.approx(best, rel=1e-9)
+        assert (plan.fleet.gamma.max() > 1.0) == (problem is compressed)
+        with monkeypatch.context() as few:
+            few.setattr(grid, "MAX_CANDIDATES", 60)
+            few.setattr(grid, "MAX_COARSE", 60)
+            walked = optimize(problem, "grid")
+        assert walked.status == "feasible"
+        assert_within_limits(walked)
+        assert best * (1 - 1e-9) <= walked.cost <= 1.01 * best
 
 
 @pytest.mark.slow
