@@ -1,8 +1,9 @@
 """The simulator against queueing theory, hand computation, a naive scheduler, and its own conservation laws."""
 
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +11,31 @@ import numpy as np
 import pytest
 from scipy.stats import poisson
 
-from fleetopt_jax.fleet.assumptions import PHYSICAL
+from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, PUBLISHED
+from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues
+from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.engine import Engine, make_engine
-from fleetopt_jax.fleet.fleet import Fleet, make_fleet
+from fleetopt_jax.fleet.fleet import Fleet, make_fleet, make_slo
+from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.laws.decode import make_decode_step
+from fleetopt_jax.laws.decode import DecodeLaw, make_decode_step
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.power import make_logistic_power
 from fleetopt_jax.laws.prefill import make_prefill
 from fleetopt_jax.laws.queueing import erlang_c, mean_wait_s
-from fleetopt_jax.simulate import draw_requests, replay_requests, simulate
-from fleetopt_jax.simulate.batching import N_GAPS, Scheduler, State, advance, empty_state, gap_bin
-from fleetopt_jax.simulate.dispatch import dispatch
-from fleetopt_jax.simulate.pool import PoolRequests, PoolRun, _queues, run_pool
+from fleetopt_jax.simulate import draw_requests, replay_requests, simulate, verify
+from fleetopt_jax.simulate.batching import advance
+from fleetopt_jax.simulate.dispatch import Balancer, dispatch
+from fleetopt_jax.simulate.pool import Pool, PoolRequests, PoolRun, request_table, run_pool
 from fleetopt_jax.simulate.routing import REJECTED, route_requests
+from fleetopt_jax.simulate.state import N_GAPS, Scheduler, State, empty_state, gap_bin
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 from fleetopt_jax.workload.readers import Trace
 
 FOREVER_S = 1e9
+IN_TURN = Balancer(DISPATCHES["round_robin"])
 ERRORS = 4.0  # standard errors that may lie between a simulated mean and theory
 
 
@@ -44,7 +51,6 @@ def engine_of(
     budget=1e6,
     n_blocks=1e6,
     max_num_seqs=1024.0,
-    **rest,
 ) -> Engine:
     """Without arguments: a constant step, prompts for nothing and all at once."""
     step = make_decode_step(
@@ -64,7 +70,7 @@ def engine_of(
     )
     power = make_logistic_power(idle_w=300, nominal_w=600, log2_half_batch=4.2)
     kv = make_kv_capacity(n_blocks=n_blocks, max_num_seqs=max_num_seqs)
-    return make_engine(step, kv, power, prefill, gpus_per_instance=1, usd_per_gpu_h=1, idle_w=60, **rest)
+    return make_engine(step, kv, power, prefill, gpus_per_instance=1, usd_per_gpu_h=1, idle_w=60)
 
 
 def scheduler_of(n_rows: int, *, slots=8, n_blocks=np.inf, fixed_tokens=0.0, window_s=(0.0, FOREVER_S)) -> Scheduler:
@@ -92,8 +98,8 @@ def requests_of(rows: list[Row]) -> PoolRequests:
 def run_rows(engine: Engine, rows: list[Row], *, horizon_s=FOREVER_S, n_slots=8, **how) -> PoolRun:
     """Each row on an instance of its own."""
     horizons_s = np.full(N_ROWS, horizon_s)
-    requests, scheduler = requests_of(rows), scheduler_of(N_ROWS, **how)
-    return run_pool(engine, scheduler, requests, 1, horizons_s, policy="round_robin", n_slots=n_slots)
+    pool = Pool(engine, scheduler_of(N_ROWS, **how), 1)
+    return run_pool(pool, requests_of(rows), horizons_s, IN_TURN, n_slots=n_slots)
 
 
 def random_rows(rng: np.random.Generator, *, longest=90, gap_s=0.02, n_requests=N_COLUMNS) -> list[Row]:
@@ -159,16 +165,8 @@ def queue(c: int, groups: list[tuple], mean: int, n_rows: int, n: int, seed=0) -
         arrival_s[r, : len(times)], output[r, : len(times)] = times, outputs
     requests = PoolRequests(arrival_s, np.minimum(output, 1), output)
     horizons_s = np.full(len(rows), FOREVER_S)
-    run = run_pool(
-        engine_of(base_s=STEP_S),
-        scheduler_of(len(rows), slots=c),
-        requests,
-        1,
-        horizons_s,
-        policy="round_robin",
-        n_slots=c,
-    )
-    return requests, run
+    pool = Pool(engine_of(base_s=STEP_S), scheduler_of(len(rows), slots=c), 1)
+    return requests, run_pool(pool, requests, horizons_s, IN_TURN, n_slots=c)
 
 
 def near(values: list[float], expected: float, what: object, least_error: float = 0.0) -> None:
@@ -483,10 +481,10 @@ def test_counters_equal_what_the_slots_hold_and_the_cache_never_overflows():
     engine = engine_of(per_token_s=1e-6, windowed_token_s=1e-6, window_tokens=30, budget=12)
     rows = random_rows(np.random.default_rng(3), gap_s=0.01)
     requests = requests_of(rows)
-    state = empty_state(_queues(requests, N_COLUMNS), N_ROWS, 1, 8)
+    state = empty_state(request_table(requests, N_COLUMNS), N_ROWS, 1, 8)
     everybody = jnp.arange(N_ROWS * N_COLUMNS, dtype=jnp.int32).reshape(N_ROWS, N_COLUMNS)
     zero, keys = jnp.zeros(N_ROWS, jnp.int32), jax.random.split(jax.random.key(0), N_ROWS)
-    state = dispatch(state, everybody, zero, zero * 1.0, jnp.asarray(1), "round_robin", keys)
+    state = dispatch(state, everybody, IN_TURN.policy, rank=zero, now_s=zero * 1.0, keys=keys, n_instances=1)
     until_s = jnp.full(N_ROWS, 100.0)
     state, (counted, kept, scheduled, clock_s) = walk(
         state, engine, scheduler_of(N_ROWS, n_blocks=9, fixed_tokens=10.0), until_s, n_steps=1500
@@ -524,16 +522,8 @@ def spread(policy, *, n_rows=N_ROWS, seed=0) -> PoolRun:
     requests = requests_of(random_rows(np.random.default_rng(5), gap_s=0.05))
     requests = PoolRequests(*(x[:n_rows] for x in vars(requests).values()))
     horizons_s = np.full(n_rows, FOREVER_S)
-    return run_pool(
-        engine_of(**HAND, budget=20),
-        scheduler_of(n_rows),
-        requests,
-        4,
-        horizons_s,
-        policy=policy,
-        n_slots=8,
-        seed=seed,
-    )
+    pool = Pool(engine_of(**HAND, budget=20), scheduler_of(n_rows), 4)
+    return run_pool(pool, requests, horizons_s, Balancer(DISPATCHES[policy], seed=seed), n_slots=8)
 
 
 @pytest.mark.slow
@@ -556,7 +546,7 @@ def queued(state: State, instance: int) -> list[int]:
     found, at = [], int(state.instances.head[instance])
     for _ in range(int(state.instances.n_waiting[instance])):
         found.append(at)
-        at = int(state.queues.next[at])
+        at = int(state.table.next[at])
     if found:
         assert found[-1] == int(state.instances.tail[instance])
     return found
@@ -565,12 +555,12 @@ def queued(state: State, instance: int) -> list[int]:
 N_GROUPS, N_INSTANCES, N_SENT = 50, 6, 24
 
 
-def sent(policy, known: np.ndarray, n_instances: int, n_first: int = N_SENT) -> State:
+def sent(policy: Dispatch, known: np.ndarray, n_instances: int, n_first: int = N_SENT) -> State:
     """`n_first` requests a group, then the rest of `N_SENT`, on top of `known` sequences in flight."""
     width = N_SENT
     times = np.tile(np.arange(width, dtype=float), (N_GROUPS, 1))
     ones = np.ones((N_GROUPS, width), int)
-    state = empty_state(_queues(PoolRequests(times, ones, ones), width), N_GROUPS, N_INSTANCES, 1)
+    state = empty_state(request_table(PoolRequests(times, ones, ones), width), N_GROUPS, N_INSTANCES, 1)
     state = replace(state, instances=replace(state.instances, n_running=jnp.asarray(known.ravel(), jnp.int32)))
     numbers = np.arange(width) + width * np.arange(N_GROUPS)[:, None]
     send = jax.jit(dispatch, static_argnames="policy")
@@ -579,7 +569,9 @@ def sent(policy, known: np.ndarray, n_instances: int, n_first: int = N_SENT) -> 
         part[:, : stop - start] = numbers[:, start:stop]
         rank, now_s = jnp.full(N_GROUPS, start, jnp.int32), jnp.zeros(N_GROUPS)
         keys = jax.random.split(jax.random.key(k), N_GROUPS)
-        state = send(state, jnp.asarray(part), rank, now_s, jnp.asarray(n_instances), policy=policy, keys=keys)
+        state = send(
+            state, jnp.asarray(part), policy=policy, rank=rank, now_s=now_s, keys=keys, n_instances=n_instances
+        )
     return state
 
 
@@ -588,7 +580,7 @@ def sent(policy, known: np.ndarray, n_instances: int, n_first: int = N_SENT) -> 
 def test_the_shortest_queue_is_that_of_a_greedy_loop(n_instances):
     rng = np.random.default_rng(n_instances)
     known = rng.integers(0, 12, (N_GROUPS, N_INSTANCES))
-    state = sent("jsq", known, n_instances, n_first=int(rng.integers(1, N_SENT)))
+    state = sent(DISPATCHES["jsq"], known, n_instances, n_first=int(rng.integers(1, N_SENT)))
     lists = [[queued(state, g * N_INSTANCES + i) for i in range(N_INSTANCES)] for g in range(N_GROUPS)]
     for g in range(N_GROUPS):
         instance_of = {number: i for i, found in enumerate(lists[g]) for number in found}
@@ -603,7 +595,7 @@ def test_the_shortest_queue_is_that_of_a_greedy_loop(n_instances):
 def test_in_turn_and_at_random_spread_evenly():
     nobody = np.zeros((N_GROUPS, N_INSTANCES), int)
     for policy in ("round_robin", "random"):
-        state = sent(policy, nobody, 5, n_first=7)
+        state = sent(DISPATCHES[policy], nobody, 5, n_first=7)
         counts = np.asarray(state.instances.n_waiting).reshape(N_GROUPS, N_INSTANCES)
         assert not counts[:, 5].any()
         np.testing.assert_array_equal(counts.sum(axis=1), N_SENT)
@@ -673,8 +665,14 @@ def test_a_replayed_trace_keeps_its_order_and_gaps():
 
 def two_pools(success: float = 0.7, seconds: float = 1e-5) -> Fleet:
     """Windows of 1,000 and 20,000 tokens, the first with compression of what is half as long again."""
-    engine = engine_of(compressor=make_compressor(success_frac=success, s_per_token=seconds))
-    return make_fleet([engine] * 2, window_tokens=[1000, 20_000], gamma=[1.5, 1.0], n_instances=[2, 2])
+    compressor = make_compressor(success_frac=success, s_per_token=seconds)
+    return make_fleet(
+        [engine_of()] * 2,
+        window_tokens=[1000, 20_000],
+        gamma=[1.5, 1.0],
+        n_instances=[2, 2],
+        surroundings=make_surroundings(compressor=compressor),
+    )
 
 
 @pytest.mark.slow
@@ -683,14 +681,13 @@ def test_requests_go_where_the_analytic_router_sends_them(small_workload, width)
     fleet, n = two_pools(), 60_000
     requests = draw_requests(small_workload, PHYSICAL, n, 1, seed=1)
     routed = route_requests(requests, fleet, small_workload, PHYSICAL, router_width=width, seed=1)
-    of = (fleet.engines, fleet.window_tokens, fleet.gamma, small_workload, PHYSICAL)
-    pools = route(*of, router_width=width)
-    shares = np.array([float(pool.traffic_frac) for pool in pools])
+    pools = route(fleet, small_workload, PHYSICAL, router_width=width)
+    shares = np.asarray(pools.traffic_frac)
     assert 0 < shares.sum() < 1
     for k, share in enumerate(shares):
         error = np.sqrt(share * (1 - share) / n)
         assert np.mean(routed.pool == k) == pytest.approx(share, abs=ERRORS * error), k
-        tried = float(pools[k].tried_prompt_tokens)
+        tried = float(pools.tried_prompt_tokens[k])
         assert np.sum(routed.tried_tokens[routed.tried_pool == k]) / n == pytest.approx(tried, rel=0.1), k
     assert np.mean(routed.pool == REJECTED) == pytest.approx(1 - shares.sum(), abs=4.0 / n)
     total = requests.prompt_tokens + requests.output_tokens
@@ -699,9 +696,9 @@ def test_requests_go_where_the_analytic_router_sends_them(small_workload, width)
     np.testing.assert_allclose(late_s, 1e-5 * routed.tried_tokens, atol=1e-9)
     as_they_are = routed.tried_pool == REJECTED
     np.testing.assert_array_equal(routed.prompt_tokens[as_they_are], requests.prompt_tokens[as_they_are])
-    mean_output = [float(pool.output_tokens) for pool in pools]
     for k in range(2):
-        assert routed.output_tokens[routed.pool == k].mean() == pytest.approx(mean_output[k], rel=0.02), k
+        mean_output = float(pools.output_tokens[k])
+        assert routed.output_tokens[routed.pool == k].mean() == pytest.approx(mean_output, rel=0.02), k
 
 
 @pytest.mark.parametrize("width", [None, 1.0])
@@ -730,6 +727,148 @@ def small_fleet() -> Fleet:
 
 def steady(rate: float, longest: float = 900.0) -> Workload:
     return make_workload([50, 300, longest - 100], [30, 60, 100], arrival_rate_per_s=rate)
+
+
+def tight_fleet(**compressor: float) -> Fleet:
+    """Windows of 300 and 1,000 tokens; caches that overflow, prompts that are cut, a compressor and a site."""
+    law = dict(base_s=0.01, per_seq_s=1e-4, per_token_s=1e-6, tau1=2e-5, budget=256)
+    engines = [engine_of(**law, n_blocks=blocks, max_num_seqs=16) for blocks in (48, 140)]
+    return make_fleet(
+        engines,
+        window_tokens=[300, 1000],
+        gamma=[1.5, 1.0],
+        n_instances=[3, 3],
+        surroundings=make_surroundings(make_site(host_w_per_gpu=50, pue=1.2), make_compressor(**compressor)),
+    )
+
+
+def mixed(rate: float = 40.0) -> Workload:
+    """A tenth of the requests is longer than any window of `tight_fleet`, as many can be compressed into the first."""
+    return make_workload(
+        [60, 200, 330, 700, 1200], [40, 60, 40, 120, 30], [0.4, 0.3, 0.1, 0.1, 0.1], arrival_rate_per_s=rate
+    )
+
+
+A_FEW = dict(n_requests=400, n_replications=2)
+
+
+@pytest.mark.parametrize("preset", [PHYSICAL, PUBLISHED], ids=["physical", "published"])
+def test_a_small_fleet_under_every_dispatch(preset):
+    """Every arrival ends in one way; what the laws say stands beside, and what the seed says comes again."""
+    fleet, workload = tight_fleet(success_frac=0.5, s_per_token=1e-5), mixed()
+    found = {
+        name: simulate(fleet, workload, replace(preset, dispatch=policy), **A_FEW)
+        for name, policy in DISPATCHES.items()
+    }
+    for each in found.values():
+        assert each.n_arrivals == 800 == each.n_completed + each.n_in_system + each.n_rejected
+        assert each.n_rejected == pytest.approx(80, abs=4)
+        assert (each.n_preemptions > 0) == (preset is PHYSICAL)
+        assert all(pool["busy_frac"].mean <= 1 for pool in each.pools)
+        assert sum(pool["power_w"].mean for pool in each.pools) == pytest.approx(each.metrics["power_w"].mean)
+        assert each.pools_analytic[1]["output_tok_per_s"] == pytest.approx(
+            each.pools[1]["output_tok_per_s"].mean, rel=0.3
+        )
+        assert not each.slo_held
+    assert len({each.metrics["ttft_p90_s"].mean for each in found.values()}) == 3
+    assert simulate(fleet, workload, replace(preset, dispatch=DISPATCHES["jsq"]), **A_FEW) == found["jsq"]
+
+
+def test_a_compressor_takes_energy_whether_it_succeeds_or_not():
+    """Its watts are those of every prompt it reads, in the pool that asked for it."""
+    free, costly = (
+        simulate(tight_fleet(success_frac=0.5, j_per_token=joules), mixed(), **A_FEW) for joules in (0.0, 1.0)
+    )
+    requests = draw_requests(mixed(), PHYSICAL, 400, 2, 0)
+    routed = route_requests(requests, tight_fleet(success_frac=0.5), mixed(), PHYSICAL)
+    counted = requests.arrival_s >= costly.warm_up_s
+    tokens_per_s = np.sum(routed.tried_tokens * counted, axis=1) / (requests.arrival_s[:, -1] - costly.warm_up_s)
+    assert 0 < np.mean(routed.pool[routed.tried_pool == 0] == 0) < 1
+    more_w = [b["power_w"].mean - a["power_w"].mean for a, b in zip(free.pools, costly.pools)]
+    np.testing.assert_allclose(more_w, [1.2 * tokens_per_s.mean(), 0.0], rtol=1e-9, atol=1e-9)
+
+
+@dataclass(frozen=True)
+class TwoChoices(Dispatch):
+    """The shorter of two queues drawn at random (Mitzenmacher 2001)."""
+
+    name: ClassVar[str] = "two_choices"
+    arrival_scv: ClassVar[float] = 0.5
+    co_arrivals: ClassVar[float] = 0.0
+    looks_at_queues: ClassVar[bool] = True
+
+    def choose(self, queues: Queues, n_sent: int) -> jax.Array:
+        pairs = jax.vmap(lambda key: jax.random.randint(key, (n_sent, 2), 0, queues.n_instances))(queues.keys)
+        lengths = jax.vmap(lambda row, pair: row[pair])(queues.lengths, pairs)
+        return jnp.take_along_axis(pairs, jnp.argmin(lengths, axis=2)[..., None], axis=2)[..., 0]
+
+
+def test_a_dispatch_of_your_own_is_a_record():
+    """Two choices are much better than none, and not as good as all."""
+    engine = engine_of(base_s=0.01, max_num_seqs=1)
+    fleet = make_fleet([engine], window_tokens=[1000], n_instances=[8])
+    workload = make_workload([10, 10, 10], [10, 30, 50], arrival_rate_per_s=0.85 * 8 / 0.3)
+    how = dict(n_requests=2000, n_replications=2, staleness_s=0.0)
+    policies = DISPATCHES["random"], TwoChoices(), DISPATCHES["jsq"]
+    found = [simulate(fleet, workload, replace(PHYSICAL, dispatch=policy), **how) for policy in policies]
+    p90_s = [each.metrics["ttft_p90_s"].mean for each in found]
+    assert p90_s[0] > 1.5 * p90_s[1] > 1.5 * p90_s[2] > 0
+
+
+@pytree
+class Affine(DecodeLaw):
+    """A decode law of one's own, of which nothing but the step is said."""
+
+    base_s: jax.Array
+    per_token_s: jax.Array
+
+    def step_s(self, n_active, context_tokens):
+        return self.base_s + self.per_token_s * n_active * context_tokens
+
+
+def test_a_decode_law_of_your_own_runs():
+    """It gives what the same law gives under its own name."""
+    engine = engine_of(base_s=0.01, per_token_s=1e-5, n_blocks=140, max_num_seqs=16)
+    step = Affine(engine.decode.base_s, engine.decode.per_token_s)
+    fleet = make_fleet([engine], window_tokens=[1000], n_instances=[3])
+    named, own = (
+        simulate(each, mixed(), **A_FEW) for each in (fleet, fleet.with_engines([replace(engine, decode=step)]))
+    )
+    assert own.n_iterations == named.n_iterations
+    for name, value in named.metrics.items():
+        assert own.metrics[name].mean == pytest.approx(value.mean, rel=1e-9), name
+
+
+def test_a_router_that_knows_no_output_fills_the_windows_by_what_it_knows(small_workload):
+    """With a limit above every output it wastes windows, with one below it sends on what a window does not hold."""
+    requests = draw_requests(small_workload, PHYSICAL, 5000, 1, seed=1)
+    total = requests.prompt_tokens + requests.output_tokens
+    pools = {}
+    for limit in (0.0, 400.0, 1e6):
+        assumptions = replace(PHYSICAL, route_by=PromptAndLimit(limit))
+        routed = route_requests(requests, two_pools(), small_workload, assumptions)
+        pools[limit] = routed.pool
+        served = routed.pool != REJECTED
+        windows = np.array([1000, 20_000])[routed.pool[served]]
+        assert np.all((routed.prompt_tokens + routed.output_tokens)[served] <= windows)
+    np.testing.assert_array_equal(pools[0.0] == REJECTED, total > 20_000)
+    assert np.mean(pools[400.0] == 0) < np.mean(pools[0.0] == 0)
+    assert np.all(pools[1e6] == REJECTED)
+
+
+def test_pools_that_miss_their_limits_get_more_instances_until_they_hold():
+    engine = engine_of(base_s=0.01, per_seq_s=1e-4, tau1=1e-5, n_blocks=3000, max_num_seqs=16)
+    fleet = make_fleet([engine], window_tokens=[1000], n_instances=[1])
+    found = verify(fleet, steady(40.0), PHYSICAL, make_slo(ttft_p99_s=0.3), **A_FEW)
+    assert found.held and found.simulation.slo_held
+    assert found.rounds == float(found.fleet.n_instances[0]) > 1
+    hopeless = verify(fleet, mixed(1.0), PHYSICAL, make_slo(), **A_FEW)  # some are longer than the window
+    assert (hopeless.held, hopeless.rounds) == (False, 1)
+
+
+def test_single_precision_is_refused():
+    with jax.enable_x64(False), pytest.raises(ValueError, match="simulate needs float64"):
+        simulate(small_fleet(), steady(20.0), **A_FEW)
 
 
 @pytest.mark.slow

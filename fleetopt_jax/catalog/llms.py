@@ -112,22 +112,21 @@ def _entry(
     shape: tuple[int, int, int, int, int],
     params: tuple[int, int, int],
     experts: tuple[int, int, int] = (0, 0, 0),
-    window: tuple[int, int] = (0, 0),
-    latent: tuple[int, int] = (0, 0),
+    attention: tuple[int, int, int, int] = (0, 0, 0, 0),
     positions: int,
     precision: str = "bf16",
 ) -> LlmEntry:
     """An LLM with untied embeddings.
 
     shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E;
-    window: tokens, layers that have it; latent: its length, rotary part; positions: of the longest sequence.
+    attention: of a sliding window its tokens and the layers that have it, of a latent its length and rotary part;
+    positions: of the longest sequence.
     """
     architecture = Architecture(
         **dict(zip(("layers", "hidden", "q_heads", "kv_heads", "head_dim"), shape)),
         **dict(zip(("attention_params", "dense_params", "lm_head_params"), params)),
         **dict(zip(("expert_params", "experts_per_token", "n_experts"), experts)),
-        **dict(zip(("window_tokens", "windowed_layers"), window)),
-        **dict(zip(("latent_dim", "rope_dim"), latent)),
+        **dict(zip(("window_tokens", "windowed_layers", "latent_dim", "rope_dim"), attention)),
         embedding_params=params[2],
         native_precision=precision,
     )
@@ -214,7 +213,7 @@ LLMS = {
         shape=(61, 7168, 128, 1, 576),
         params=(11_413_422_080, 3_849_846_784, 926_679_040),
         experts=(653_908_770_816, 8, 256),
-        latent=(512, 64),
+        attention=(0, 0, 512, 64),
         precision="fp8",
         positions=163_840,
     ),
@@ -224,7 +223,7 @@ LLMS = {
         shape=(24, 2880, 64, 8, 64),
         params=(637_009_920, 2_211_840, 579_133_440),
         experts=(19_110_297_600, 4, 32),
-        window=(128, 12),
+        attention=(128, 12, 0, 0),
         precision="mxfp4",
         positions=131_072,
     ),
@@ -234,7 +233,7 @@ LLMS = {
         shape=(36, 2880, 64, 8, 64),
         params=(955_514_880, 13_271_040, 579_133_440),
         experts=(114_661_785_600, 4, 128),
-        window=(128, 18),
+        attention=(128, 18, 0, 0),
         precision="mxfp4",
         positions=131_072,
     ),
