@@ -7,47 +7,24 @@ import math
 import numpy as np
 import pytest
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build, resolved
+from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.cli.codes import BAD_INPUT
 from fleetopt_jax.cli.main import main
-from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
+from fleetopt_jax.core.files import to_json
+from fleetopt_jax.documents.levers import levers_to_json
+from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.optimize.levers import (
-    CLOCKS,
-    MULTIPLY,
-    PROMPT_FRAC,
-    Levers,
-    Spec,
-    all_levers,
-    levers_to_json,
-    pull_levers,
-    spec_of,
-)
-from fleetopt_jax.optimize.plan import Plan, Problem, Search, make_problem
+from fleetopt_jax.optimize.changes import CLOCKS, PROMPT_FRAC, SLOTS, all_levers, changed
+from fleetopt_jax.optimize.levers import MULTIPLY, Levers, pull_levers
+from fleetopt_jax.optimize.plan import Infeasible, Plan, Search, Unreachable, require_plan
+from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.search import optimize
-from fleetopt_jax.report.files import to_json
 from fleetopt_jax.report.levers import answer, levers_figure, levers_table
-from fleetopt_jax.workload.atoms import mean_tokens
-
-
-def catalog(assumptions, **how):
-    """Engines of the catalog, as the command line makes them."""
-
-    def engines(spec: Spec):
-        return engine_choice(
-            spec.gpu,
-            spec.llm,
-            spec.tp,
-            precision=spec.precision,
-            kv_precision=spec.kv_precision,
-            engine=assumptions.engine,
-            max_num_seqs=spec.max_num_seqs,
-            **how,
-        )
-
-    return engines
+from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 
 
 def in_published_terms(workload, h100, **how) -> Problem:
@@ -56,11 +33,10 @@ def in_published_terms(workload, h100, **how) -> Problem:
 
 @pytest.fixture(scope="module")
 def published(small_workload, h100) -> Levers:
-    def search(problem: Problem) -> Plan:  # two pools are enough, and spare compilations
+    def search(problem: Problem) -> Plan | Infeasible:  # two pools are enough, and spare compilations
         return optimize(dataclasses.replace(problem, n_pools=min(problem.n_pools, 2)))
 
-    problem = in_published_terms(small_workload, h100)
-    return pull_levers(problem, catalog(PUBLISHED), next_gpu="b200", search=search)
+    return pull_levers(in_published_terms(small_workload, h100), next_gpu="b200", search=search)
 
 
 def gain_of(found: Levers, name: str) -> float:
@@ -77,7 +53,9 @@ def test_released_levers_never_lose_and_more_freedom_never_gains_less(published)
 
 @pytest.mark.slow
 def test_a_gain_is_the_ratio_of_the_best_fleets(published, small_workload, h100, b200):
-    base, other = (optimize(in_published_terms(small_workload, choice)).metrics.tok_per_j for choice in (h100, b200))
+    base, other = (
+        require_plan(optimize(in_published_terms(small_workload, spec))).metrics.tok_per_j for spec in (h100, b200)
+    )
     assert gain_of(published, "generation") == pytest.approx(float(other / base), rel=1e-12)
 
 
@@ -94,15 +72,15 @@ def test_pairs_compare_the_gain_of_both_with_the_product(published):
         assert pair.ratio * pair.product == pytest.approx(pair.gain.gain)
         expected = "multiply" if abs(pair.ratio - 1) <= MULTIPLY else "reinforce" if pair.ratio > 1 else "cancel"
         assert pair.verdict == expected
-        assert pair.low < pair.high
+        assert pair.interval.low < pair.interval.high
 
 
 @pytest.mark.slow
 def test_errors_of_a_shared_engine_cancel_in_a_gain(published):
-    width = {each.pulled.levers[0].name: math.log(each.high / each.low) for each in published.gains}
+    width = {each.pulled.levers[0].name: math.log(each.interval.high / each.interval.low) for each in published.gains}
     assert width["routing"] < 0.5 * width["generation"]
     generation = next(each for each in published.gains if each.pulled.levers[0].name == "generation")
-    assert generation.low < generation.gain < generation.high
+    assert generation.interval.low < generation.gain < generation.interval.high
     assert generation.quality == "scaled"  # the worse known of the two engines
 
 
@@ -138,11 +116,11 @@ def test_the_document_is_json_and_is_shown(published):
 def test_a_lever_that_makes_the_limits_reachable_is_ranked_by_what_it_reaches(small_workload, h100, b200):
     """Nothing but another GPU holds these limits."""
 
-    def search(problem: Problem) -> Plan:
-        reached = problem.choices[0].gpu == "b200" and problem.n_pools == 1
+    def search(problem: Problem) -> Plan | Infeasible:
+        reached = problem.kinds[0] == "b200" and problem.n_pools == 1
         return optimize(problem) if reached else nothing_holds(problem)
 
-    found = pull_levers(in_published_terms(small_workload, h100), catalog(PUBLISHED), next_gpu="b200", search=search)
+    found = pull_levers(in_published_terms(small_workload, h100), next_gpu="b200", search=search)
     assert not found.present.feasible
     best = found.gains[0]
     assert best.pulled.levers[0].name == "generation" and best.pulled.feasible and best.gain is None
@@ -152,27 +130,104 @@ def test_a_lever_that_makes_the_limits_reachable_is_ranked_by_what_it_reaches(sm
     assert levers_table(document) is not None
 
 
+# --- from a fleet that is tuned ---------------------------------------------------------------------------------------
+
+
+TUNED = EngineSpec("h100", tp=4, precision="fp8", clock_frac=0.7, max_num_seqs=48)
+
+
+@pytest.fixture(scope="module")
+def few_kinds() -> Workload:
+    """Four kinds of requests."""
+    return make_workload([200.0, 300.0, 500.0, 900.0], [60.0, 40.0, 100.0, 80.0], arrival_rate_per_s=60.0)
+
+
+def test_the_present_fleet_keeps_its_clocks_and_its_batch_limits(small_workload, h100):
+    """Planned anew it is the plan, or better by nothing but thresholds and numbers of instances."""
+    clocked = resolved(dataclasses.replace(h100, clock_frac=0.7, max_num_seqs=200))
+    problem = in_published_terms(small_workload, h100)
+    plan = require_plan(optimize(problem.serving(specs=(clocked,))))
+    found = pull_levers(problem, given=plan, search=only({(clocked,)}))
+    assert found.present.specs == (clocked,)
+    assert found.present.values["tok_per_j"] == pytest.approx(float(plan.metrics.tok_per_j), rel=1e-12)
+    untuned = require_plan(optimize(problem))
+    assert abs(float(untuned.metrics.tok_per_j) / found.present.values["tok_per_j"] - 1.0) > 0.01
+    (pool,) = levers_to_json(found)["present"]["pools"]
+    assert (pool["clock_frac"], pool["max_num_seqs"]) == (0.7, 200)
+
+
+def test_the_clock_lever_sets_clocks_of_the_top_clock(few_kinds):
+    """0.8 is 0.8, not 0.8 of the present clock."""
+    released = released_by_levers(make_problem(few_kinds, [TUNED], n_pools=1))["clock"]
+    assert [spec.clock_frac for spec in released.specs] == [0.7, 1.0, *(c for c in CLOCKS if c != 0.7)]
+    top = build(dataclasses.replace(TUNED, clock_frac=1.0))
+    for spec, engine in zip(released.specs, released.engines, strict=True):
+        assert spec.max_num_seqs == 48
+        assert float(top.prefill.per_token_s / engine.prefill.per_token_s) == pytest.approx(spec.clock_frac)
+
+
+def test_every_lever_keeps_what_it_does_not_change(few_kinds):
+    problem = make_problem(few_kinds, [TUNED], n_pools=1)
+    touched = {"tp": "tp", "generation": "gpu", "kv_precision": "kv_precision", "model": "llm"}
+    touched |= {"max_num_seqs": "max_num_seqs", "clock": "clock_frac"}
+    released = released_by_levers(problem)
+    assert set(touched) | {"present", "routing", "gamma", "pools", "compression"} == set(released)
+    for lever, each in released.items():
+        for spec in each.specs:
+            field = touched.get(lever)
+            same = spec if field is None else dataclasses.replace(spec, **{field: getattr(problem.specs[0], field)})
+            assert same == problem.specs[0]
+    assert [spec.max_num_seqs for spec in released["max_num_seqs"].specs] == [48, *SLOTS]
+
+
+def test_laws_of_ones_own_go_with_the_names_they_hold_for():
+    engine = build(EngineSpec("h100"))
+    laws = OwnLaws(decode=engine.decode.slower(1.1), kv=engine.kv, file="mine.json")
+    spec = resolved(EngineSpec("h100", laws=laws))
+    assert changed(spec, max_num_seqs=64).laws == changed(spec, clock_frac=0.8).laws == changed(spec, tp=8).laws == laws
+    for change in ({"tp": 4}, {"gpu": "b200"}, {"llm": "llama-3.1-8b"}, {"precision": "fp8"}):
+        assert changed(spec, **change).laws is None
+    assert changed(spec, kv_precision="fp8").laws == dataclasses.replace(laws, kv=None)
+
+
+def test_a_gain_counts_by_the_objective(small_workload, h100, b200):
+    """In GPUs, which have no error."""
+    problem = in_published_terms(small_workload, h100, objective="gpus")
+    found = pull_levers(problem, next_gpu="b200", search=only({(resolved(h100),), (resolved(b200),)}))
+    generation = next(each for each in found.gains if each.pulled.names == ("generation",))
+    least = [require_plan(each.plan).metrics.n_gpus for each in (found.present, generation.pulled)]
+    assert generation.gain == pytest.approx(float(least[0] / least[1]), rel=1e-12)
+    assert (generation.interval.low, generation.interval.high) == pytest.approx((generation.gain, generation.gain))
+
+
 # --- what each lever lets the search choose, without searching --------------------------------------------------------
 
 
-def nothing_holds(problem: Problem) -> Plan:
-    binding = {"limit": "ttft_p99_s", "asked": 0.5, "nearest_feasible": 0.6}
+def only(known: set[tuple[EngineSpec, ...]]):
+    """A search of one pool of these specs, to spare compilations."""
+
+    def search(problem: Problem) -> Plan | Infeasible:
+        return optimize(problem) if problem.n_pools == 1 and problem.specs in known else nothing_holds(problem)
+
+    return search
+
+
+def nothing_holds(problem: Problem) -> Infeasible:
     search = Search(n_evaluated=0, wall_s=0.0, candidates="none")
-    return Plan("infeasible", "exact", problem, (), None, None, None, search, binding)
+    return Infeasible("exact", problem, search, Unreachable("ttft_p99_s", 0.5, 0.6))
 
 
-def asked_of(problem: Problem, **how) -> dict[str, Problem]:
-    """The problem that each lever becomes."""
-    asked: list[Problem] = []
+def released_by_levers(problem: Problem, **how) -> dict[str, Problem]:
+    """The problem that each lever becomes, and the present one."""
+    searched: list[Problem] = []
 
-    def search(released: Problem) -> Plan:
-        asked.append(released)
+    def search(released: Problem) -> Infeasible:
+        searched.append(released)
         return nothing_holds(released)
 
-    made = catalog(problem.assumptions, compressor=problem.choices[0].engine.compressor)
-    found = pull_levers(problem, made, next_gpu="b200", search=search, **how)
+    found = pull_levers(problem, next_gpu="b200", search=search, **how)
     names = {id(each.pulled.plan.problem): each.pulled.levers[0].name for each in found.gains}
-    return {names.get(id(each), "present"): each for each in asked if id(each) in names or each is asked[0]}
+    return {"present": searched[0]} | {names[id(each)]: each for each in searched if id(each) in names}
 
 
 @pytest.fixture(scope="module")
@@ -181,38 +236,35 @@ def conv():
 
 
 def test_levers_widen_what_the_search_may_choose(conv):
-    asked = asked_of(make_problem(conv, [engine_choice("h100")], n_pools=1))
-    assert [choice.tp for choice in asked["tp"].choices] == [2, 4, 8]  # one GPU does not hold 70 B in 16 bits
-    assert [choice.gpu for choice in asked["generation"].choices] == ["b200"]
-    assert [choice.precision for choice in asked["precision"].choices] == ["fp8"]
-    assert [choice.llm for choice in asked["model"].choices] == ["qwen3-235b-a22b"]
-    assert asked["routing"].n_pools == asked["gamma"].n_pools == 2 and asked["gamma"].gamma is None
-    top, *slower = asked["clock"].choices
-    for choice, clock in zip(slower, CLOCKS, strict=True):
-        ratio = float(top.engine.prefill.per_token_s / choice.engine.prefill.per_token_s)
-        assert ratio == pytest.approx(clock)
-    assert {choice.max_num_seqs for choice in asked["max_num_seqs"].choices} > {None, 64}
+    released = released_by_levers(make_problem(conv, [EngineSpec("h100")], n_pools=1))
+    assert [spec.tp for spec in released["tp"].specs] == [2, 4, 8]  # one GPU does not hold 70 B in 16 bits
+    assert [spec.gpu for spec in released["generation"].specs] == ["b200"]
+    assert [spec.precision for spec in released["precision"].specs] == ["fp8"]
+    assert [spec.llm for spec in released["model"].specs] == ["qwen3-235b-a22b"]
+    assert released["routing"].n_pools == released["gamma"].n_pools == 2 and released["gamma"].gamma is None
+    assert [spec.clock_frac for spec in released["clock"].specs] == [1.0, *CLOCKS]
+    assert {spec.max_num_seqs for spec in released["max_num_seqs"].specs} == {None, *SLOTS}
 
 
 def test_compression_shrinks_every_prompt_and_keeps_the_limits_of_the_prompts_that_came(conv):
     slo = make_slo(ttft_p99_s=1.0, ttft_s_per_token=1e-4)
-    compressor = make_compressor(s_per_token=2e-5, j_per_token=0.1)
-    asked = asked_of(make_problem(conv, [engine_choice("h100", compressor=compressor)], n_pools=1, slo=slo))
-    before, after = (mean_tokens(asked[name].workload) for name in ("present", "compression"))
+    around = make_surroundings(compressor=make_compressor(s_per_token=2e-5, j_per_token=0.1))
+    released = released_by_levers(make_problem(conv, [EngineSpec("h100")], n_pools=1, slo=slo, surroundings=around))
+    before, after = (mean_tokens(released[name].workload) for name in ("present", "compression"))
     assert float(after[0]) == pytest.approx(PROMPT_FRAC * float(before[0]), rel=1e-3)  # rounded up to whole tokens
     assert float(after[1]) == pytest.approx(float(before[1]), rel=1e-12)
-    assert float(asked["compression"].slo.ttft_s_per_token) == pytest.approx((1e-4 - 2e-5) / PROMPT_FRAC)
+    assert float(released["compression"].slo.ttft_s_per_token) == pytest.approx((1e-4 - 2e-5) / PROMPT_FRAC)
 
 
 def test_tries_that_fail_leave_the_prompt_as_it_was(conv):
-    compressor = make_compressor(success_frac=0.75)
-    asked = asked_of(make_problem(conv, [engine_choice("h100", compressor=compressor)], n_pools=1))
-    before, after = (float(mean_tokens(asked[name].workload)[0]) for name in ("present", "compression"))
+    around = make_surroundings(compressor=make_compressor(success_frac=0.75))
+    released = released_by_levers(make_problem(conv, [EngineSpec("h100")], n_pools=1, surroundings=around))
+    before, after = (float(mean_tokens(released[name].workload)[0]) for name in ("present", "compression"))
     assert after == pytest.approx((0.25 + 0.75 * PROMPT_FRAC) * before, rel=1e-3)
 
 
-def test_levers_that_are_pulled_already_are_not_offered(h100):
-    now = dataclasses.replace(spec_of(h100), gpu="b200", precision="fp8", kv_precision="fp8", llm="qwen3-235b-a22b")
+def test_levers_that_are_pulled_already_are_not_offered():
+    now = EngineSpec("b200", "qwen3-235b-a22b", precision="fp8", kv_precision="fp8")
     offered = all_levers([now], 4, None, next_gpu="b200", llm="qwen3-235b-a22b")
     assert {lever.name for lever in offered} == {"tp", "max_num_seqs", "clock", "compression"}
 
@@ -228,7 +280,7 @@ def test_levers_that_are_pulled_already_are_not_offered(h100):
         (["--other-llm", "gpt-9"], "unknown name 'gpt-9'"),
         (["plan.json", "--gpu", "b200"], "--gpu: plan.json says it itself"),
         (["no-such-plan.json"], "no-such-plan.json"),
-        (["--rate", "0"], "need a positive"),
+        (["--rate", "0"], "--rate: 0 is not allowed"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, says, capsys):
@@ -249,7 +301,7 @@ def test_published_azure_gains(h100):
     """FleetOpt x generation on azure-cdf. The exact integral at the paper's own split gives 2.53, 1.76 and 4.11
     (experiments/README.md); free thresholds and gamma give no less."""
     workload = load_workload("azure-cdf")
-    found = pull_levers(in_published_terms(workload, h100), catalog(PUBLISHED), next_gpu="b200")
+    found = pull_levers(in_published_terms(workload, h100), next_gpu="b200")
     gamma, generation = gain_of(found, "gamma"), gain_of(found, "generation")
     both = next(p.gain.gain for p in found.pairs if {x.name for x in p.gain.pulled.levers} == {"gamma", "generation"})
     assert 2.53 <= gamma < 2.6
@@ -260,8 +312,8 @@ def test_published_azure_gains(h100):
 @pytest.mark.slow
 def test_physical_azure_conversation():
     """Context routing pays next to nothing where the cache is paged; a later generation does."""
-    problem = make_problem(load_workload("azure-conv"), [engine_choice("h100")], n_pools=1)
-    found = pull_levers(problem, catalog(PHYSICAL), next_gpu="b200")
+    problem = make_problem(load_workload("azure-conv"), [EngineSpec("h100")], n_pools=1)
+    found = pull_levers(problem, next_gpu="b200")
     assert not found.left_out
     assert 1.0 <= gain_of(found, "routing") < 1.02 < gain_of(found, "generation")
-    assert all(np.isfinite([each.gain, each.low, each.high]).all() for each in found.gains)
+    assert all(np.isfinite([each.gain, each.interval.low, each.interval.high]).all() for each in found.gains)

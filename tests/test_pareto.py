@@ -17,16 +17,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fleetopt_jax as fo
+from fleetopt_jax.catalog.engines import resolved
+from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.cli.table import AXES
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.documents.front import front_to_json
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.fleet.resources import make_budget
 from fleetopt_jax.optimize.dominance import hypervolume, knee, non_dominated
-from fleetopt_jax.optimize.pareto import SENSE, Front, front_to_json, pareto
-from fleetopt_jax.optimize.plan import Budget, Problem, make_problem
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax.optimize.front import Front, NoFront
+from fleetopt_jax.optimize.pareto import pareto
+from fleetopt_jax.optimize.plan import require_plan
+from fleetopt_jax.optimize.problem import Problem, make_problem
+from fleetopt_jax.optimize.search import optimize, with_fleet
 from fleetopt_jax.report.pareto import AXIS_SHOWN, front_csv, front_figure, front_table
 from fleetopt_jax.workload.atoms import with_rate
 
@@ -117,13 +124,20 @@ def problem(h100, small_workload) -> Problem:
     return make_problem(small_workload, [h100], assume="published", assumptions=PUBLISHED, slo=make_slo(ttft_p99_s=0.3))
 
 
+def traced(problem: Problem, *objectives: str, **how) -> Front:
+    """The front of a problem that has one."""
+    front = pareto(problem, *([objectives] if objectives else []), **how)
+    assert isinstance(front, Front)
+    return front
+
+
 @pytest.fixture(scope="module")
 def front(problem) -> Front:
-    return pareto(problem, n_points=14)
+    return traced(problem, n_points=14)
 
 
 def costs(front: Front) -> np.ndarray:
-    return np.array([point.values for point in front.points]) * [SENSE[name] for name in front.objectives]
+    return front.question.costs(front.points)
 
 
 def assert_sound(front: Front) -> None:
@@ -133,21 +147,14 @@ def assert_sound(front: Front) -> None:
     for point in front.points:
         plan = point.plan
         assert plan.status in ("optimal", "feasible")
-        again = evaluate_given(
-            plan.problem,
-            plan.choices,
-            **{
-                name: np.asarray(getattr(plan.fleet, name)).tolist()
-                for name in ("window_tokens", "gamma", "n_instances")
-            },
-        )
+        again = with_fleet(plan, plan.fleet)
         assert again.status == "feasible"
         metrics = front_to_json(front)["points"][0]["plan"]["metrics"]
         assert set(front.objectives) <= set(metrics)
         for name, value in zip(front.objectives, point.values):
             assert float(getattr(again.metrics, name)) == pytest.approx(value, rel=1e-9)
     if front.homogeneous:
-        alone = np.array(front.homogeneous.values) * [SENSE[name] for name in front.objectives]
+        (alone,) = front.question.costs([front.homogeneous])
         assert not any(dominates(alone, point) for point in costs(front))
     assert 0 <= front.hypervolume_frac <= 1
     assert front.knee is None or 0 <= front.knee < len(front.points)
@@ -163,9 +170,9 @@ def test_a_front_is_sound_and_holds_what_finer_sweeps_find(problem, front):
     assert float(front.points[-1].values[1]) > float(front.points[0].values[1])
     swept = []
     for limit_s in np.geomspace(front.points[0].values[1], front.points[-1].values[1], 25):
-        plan = optimize(dataclasses.replace(problem, slo=make_slo(ttft_p99_s=limit_s * (1 + 1e-9))))
+        plan = require_plan(optimize(problem.serving(slo=make_slo(ttft_p99_s=limit_s * (1 + 1e-9)))))
         swept.append([-float(plan.metrics.tok_per_j), float(plan.metrics.ttft_p99_s)])
-    reference = np.array(front.reference) * [SENSE[name] for name in front.objectives]
+    reference = np.array(front.reference) * front.question.sense
     both = hypervolume(np.concatenate([costs(front), swept]), reference)
     assert front.hypervolume <= both <= front.hypervolume + front.hypervolume_missing + 1e-12
     assert front.hypervolume >= 0.9 * both
@@ -173,7 +180,7 @@ def test_a_front_is_sound_and_holds_what_finer_sweeps_find(problem, front):
 
 @pytest.mark.slow
 def test_more_searches_never_shrink_a_front(problem, front):
-    fewer = pareto(problem, n_points=6, reference=front.reference)
+    fewer = traced(problem, n_points=6, reference=front.reference)
     assert_sound(fewer)
     assert fewer.hypervolume <= front.hypervolume * (1 + 1e-12)
     assert fewer.hypervolume_missing >= front.hypervolume_missing
@@ -182,7 +189,7 @@ def test_more_searches_never_shrink_a_front(problem, front):
 @pytest.mark.slow
 def test_a_cap_on_the_ttft_is_kept(problem, front):
     cap_s = front.points[len(front.points) // 2].values[1]
-    capped = pareto(problem, n_points=8, max_ttft_p99_s=cap_s)
+    capped = traced(problem, n_points=8, max_ttft_p99_s=cap_s)
     assert_sound(capped)
     assert max(point.values[1] for point in capped.points) <= cap_s * (1 + 1e-9)
 
@@ -192,7 +199,7 @@ def test_a_budget_cuts_the_front_short(problem, front):
     """Where GPUs are scarce, the tightest latencies are out of reach, and the rest of the front is not."""
     counts = [float(point.plan.metrics.n_gpus) for point in front.points]
     cap = (min(counts) + max(counts)) / 2.0
-    scarce = pareto(dataclasses.replace(problem, budget=Budget(max_gpus=cap)), n_points=14)
+    scarce = traced(dataclasses.replace(problem, budget=make_budget(max_gpus=cap)), n_points=14)
     assert_sound(scarce)
     assert max(float(point.plan.metrics.n_gpus) for point in scarce.points) <= cap
     assert len(scarce.points) >= 2
@@ -200,32 +207,49 @@ def test_a_budget_cuts_the_front_short(problem, front):
     assert scarce.points[-1].values == pytest.approx(front.points[-1].values, rel=1e-9)
 
 
+def dear_b200(problem: Problem) -> EngineSpec:
+    """A GPU that saves power at four times the price of the problem's."""
+    gpu = gpu_entry("b200")
+    price = 4.0 * float(problem.engines[0].usd_per_gpu_h)
+    return resolved(EngineSpec(dataclasses.replace(gpu, usd_per_h=price), source="projected"))
+
+
+def test_power_and_cost_trade_between_gpus_in_one_pool_whatever_comes_first(problem):
+    """One pool: either the one GPU or the other."""
+    both = dataclasses.replace(problem.serving(specs=(*problem.specs, dear_b200(problem))), n_pools=1)
+    front = traced(both, "tok_per_j", "usd_per_h", n_points=4)
+    assert [point.plan.kinds for point in front.points] == [("h100",), ("b200",)]
+    assert front.certified and front.hypervolume_missing >= 0.0
+    cheap, dear = (float(point.plan.metrics.usd_per_h) for point in front.points)
+    turned = traced(both, "usd_per_h", "tok_per_j", n_points=4)
+    assert sorted(point.values[::-1] for point in turned.points) == sorted(point.values for point in front.points)
+    # A budget in USD is held by every point, whatever it was weighted by.
+    capped = dataclasses.replace(both, budget=make_budget(max_usd_per_h=0.5 * (cheap + dear)))
+    assert [point.plan.kinds for point in traced(capped, "tok_per_j", "usd_per_h", n_points=4).points] == [("h100",)]
+    document = front_to_json(front)
+    assert [point["plan"]["objective"] for point in document["points"]] == ["tok_per_j"] * 2
+
+
 @pytest.mark.slow
-def test_power_and_cost_trade_between_gpus(problem, h100, b200):
+def test_power_and_cost_trade_between_gpus(problem):
     """Under one limit and in three objectives; a dear GPU that saves power makes the two costs conflict."""
-    dear = dataclasses.replace(
-        b200, engine=dataclasses.replace(b200.engine, usd_per_gpu_h=4.0 * h100.engine.usd_per_gpu_h)
-    )
-    both = dataclasses.replace(problem, choices=(h100, dear))
-    flat = pareto(both, ("tok_per_j", "usd_per_h"), n_points=8)
+    both = problem.serving(specs=(*problem.specs, dear_b200(problem)))
+    flat = traced(both, "tok_per_j", "usd_per_h", n_points=8)
     assert_sound(flat)
     assert len(flat.points) >= 2
-    assert {point.plan.choices[0].engine.usd_per_gpu_h.item() for point in flat.points} <= {
-        choice.engine.usd_per_gpu_h.item() for choice in both.choices
-    }  # the prices a search weighs with are not the plan's
-    cheapest = optimize(dataclasses.replace(both, objective="usd"))
+    cheapest = require_plan(optimize(dataclasses.replace(both, objective="usd")))
     assert flat.points[0].values[1] == pytest.approx(float(cheapest.metrics.usd_per_h), rel=1e-9)
-    assert flat.points[-1].values[0] == pytest.approx(float(optimize(both).metrics.tok_per_j), rel=1e-9)
+    assert flat.points[-1].values[0] == pytest.approx(float(require_plan(optimize(both)).metrics.tok_per_j), rel=1e-9)
     swept = []
     for usd in np.linspace(flat.points[0].values[1], flat.points[-1].values[1], 6)[1:-1]:
-        plan = optimize(dataclasses.replace(both, budget=Budget(max_usd_per_h=usd)))
+        plan = require_plan(optimize(dataclasses.replace(both, budget=make_budget(max_usd_per_h=usd))))
         swept.append([-float(plan.metrics.tok_per_j), float(plan.metrics.usd_per_h)])
     every = hypervolume(np.concatenate([costs(flat), swept]), [-flat.reference[0], flat.reference[1]])
     assert every <= flat.hypervolume + flat.hypervolume_missing + 1e-9
     for point in flat.points:  # proved for its own question, or not called optimal
         beaten = max(float(other.plan.metrics.tok_per_j) for other in flat.points)
         assert point.plan.status == "feasible" or point.plan.metrics.tok_per_j == pytest.approx(beaten, rel=1e-9)
-    deep = pareto(both, ("tok_per_j", "ttft_p99_s", "usd_per_h"), n_points=10)
+    deep = traced(both, "tok_per_j", "ttft_p99_s", "usd_per_h", n_points=10)
     assert_sound(deep)
     assert len(deep.points) > len(flat.points)
 
@@ -234,12 +258,16 @@ def test_power_and_cost_trade_between_gpus(problem, h100, b200):
 def test_limits_no_fleet_holds_leave_an_empty_front(problem, front):
     least_s = front.points[0].values[1]
     too_tight = pareto(problem, n_points=4, max_ttft_p99_s=0.5 * least_s)
+    assert isinstance(too_tight, NoFront)
     assert too_tight.points == ()
-    assert too_tight.binding["limit"] == "ttft_p99_s"
-    assert 0.5 * least_s < too_tight.binding["nearest_feasible"] <= least_s
-    no_itl = dataclasses.replace(problem, slo=make_slo(itl_s=1e-6))
-    assert pareto(no_itl, n_points=4).binding["limit"] == "itl_s"
-    off = pareto(dataclasses.replace(problem, slo=make_slo(ttft_p99_s=0.1 * least_s)), n_points=4)
+    assert too_tight.binding.limit == "ttft_p99_s"
+    assert 0.5 * least_s < too_tight.binding.nearest_feasible <= least_s
+    document = front_to_json(too_tight)
+    assert document["points"] == [] and document["binding"]["limit"] == "ttft_p99_s"
+    assert document.keys() == front_to_json(front).keys()
+    no_itl = pareto(problem.serving(slo=make_slo(itl_s=1e-6)), n_points=4)
+    assert isinstance(no_itl, NoFront) and no_itl.binding.limit == "itl_s"
+    off = traced(problem.serving(slo=make_slo(ttft_p99_s=0.1 * least_s)), n_points=4)
     assert off.points
     assert off.homogeneous is None
     assert off.fleetopt is None
@@ -266,7 +294,7 @@ def test_impossible_questions_are_refused(problem):
 def test_a_sweep_of_rates_compiles_once(problem, front, caplog):
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         for rate in (20.0, 500.0, 1500.0):
-            optimize(dataclasses.replace(problem, workload=with_rate(problem.workload, rate)))
+            optimize(problem.serving(workload=with_rate(problem.workload, rate)))
     compiled = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
     assert not [message for message in compiled if "_batch" in message or "evaluate" in message]
 

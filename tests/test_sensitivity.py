@@ -3,19 +3,25 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.main import main
+from fleetopt_jax.documents.sensitivity import sensitivity_to_json
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions
 from fleetopt_jax.fleet.evaluate import evaluate
-from fleetopt_jax.fleet.fleet import Fleet, make_slo
+from fleetopt_jax.fleet.fleet import fleet_of, make_slo, with_limits
+from fleetopt_jax.fleet.resources import make_budget
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.plan import Plan, make_budget, make_problem
+from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
+from fleetopt_jax.optimize.plan import Plan
+from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.search import evaluate_given
 from fleetopt_jax.optimize.sensitivity import (
     SLO_LIMITS,
@@ -24,14 +30,12 @@ from fleetopt_jax.optimize.sensitivity import (
     input_names,
     log_jacobian,
     log_outcomes,
-    objective_of,
     relaxed_instances,
     sensitivity,
-    sensitivity_to_json,
     shadow_prices,
     with_limit,
 )
-from fleetopt_jax.optimize.uncertainty import OUTCOMES
+from fleetopt_jax.optimize.uncertainty import OUTCOMES, EngineFactors, perturb
 from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 
@@ -48,10 +52,12 @@ def workload() -> Workload:
     return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)
 
 
-def planned(workload: Workload, choice, n_instances: list[float], name: str, assumptions: Assumptions, **how) -> Plan:
-    problem, k = make_problem(workload, [choice], assume=name, assumptions=assumptions, **how), len(n_instances)
+def planned(
+    workload: Workload, spec: EngineSpec, n_instances: Sequence[float], name: str, assumptions: Assumptions, **how
+) -> Plan:
+    problem, k = make_problem(workload, [spec], assume=name, assumptions=assumptions, **how), len(n_instances)
     return evaluate_given(
-        problem, (choice,) * k, window_tokens=WINDOWS[-k:], gamma=[1.2, 1.0][-k:], n_instances=n_instances
+        problem, problem.specs * k, window_tokens=WINDOWS[-k:], gamma=[1.2, 1.0][-k:], n_instances=n_instances
     )
 
 
@@ -93,15 +99,18 @@ def assert_elasticities_are_differences(plan: Plan) -> None:
     ("name", "assumptions", "engine"), [("published", PUBLISHED, "projected"), ("physical", PHYSICAL, "measured")]
 )
 def test_elasticities_of_two_pools_are_central_differences(workload, name, assumptions, engine):
-    plan = planned(workload, engine_choice("h100", engine=engine), [8.0, 12.0], name, assumptions)
+    plan = planned(workload, EngineSpec("h100", source=engine), [8.0, 12.0], name, assumptions)
     assert float(plan.metrics.ttft_p99_s) < math.inf
     assert_elasticities_are_differences(plan)
 
 
 @pytest.mark.slow
-def test_elasticities_are_central_differences(one_pool):
+def test_elasticities_of_one_pool_are_central_differences(one_pool):
     assert_elasticities_are_differences(one_pool)
-    # What is exactly known: twice the requests are served by the fleet as it is, at its price.
+
+
+def test_elasticities_that_are_exactly_known(one_pool):
+    """Twice the requests are served by the fleet as it is, at its price; the site is one of all pools."""
     of = {name: {e.input: e.elasticity for e in ranked} for name, ranked in elasticities(one_pool).of.items()}
     assert of["usd_per_h"]["workload.arrival_rate_per_s"] == 0.0
     prices = [value for name, value in of["usd_per_h"].items() if name.endswith("usd_per_gpu_h")]
@@ -113,6 +122,14 @@ def test_elasticities_are_central_differences(one_pool):
     )
 
 
+def test_the_site_is_an_input_once(published):
+    site = make_site(pue=1.2, usd_per_kwh=0.1)
+    fleet = dataclasses.replace(published.fleet, surroundings=make_surroundings(site))
+    names = input_names(fleet, published.problem.workload)
+    assert [name for name in names if "pue" in name] == ["surroundings.site.pue"]
+    assert {"pools.0.gamma", "pools.1.n_instances", "pools.1.engine.decode.base_s"} <= set(names)
+
+
 def test_the_relaxed_fleet_is_the_fleet(one_pool):
     about = one_pool.fleet, one_pool.problem.workload, one_pool.problem.slo, one_pool.problem.assumptions
     still = np.asarray(log_outcomes(jnp.zeros(len(input_names(*about[:2]))), *about))
@@ -121,22 +138,21 @@ def test_the_relaxed_fleet_is_the_fleet(one_pool):
     assert np.all(np.abs(still - hard) < [0.02, 0.02, 1e-12, 0.5, 0.02])
 
 
-def optimum(log_slo, plan: Plan) -> float:
+def optimum(log_slo: list[float], plan: Plan) -> float:
     """ln(tok/J) with real instances sized for the SLO's numbers times exp(log_slo)."""
-    asked = {name: getattr(plan.problem.slo, name) for name in SLO_LIMITS}
-    slo = dataclasses.replace(plan.problem.slo, **{n: x * math.exp(m) for (n, x), m in zip(asked.items(), log_slo)})
-    n = relaxed_instances(plan.fleet, plan.problem.workload, slo, assumptions=plan.problem.assumptions)
-    still = jnp.zeros(len(input_names(plan.fleet, plan.problem.workload)))
-    fleet = Fleet(plan.fleet.engines, plan.fleet.window_tokens, plan.fleet.gamma, n)
-    return float(log_outcomes(still, fleet, plan.problem.workload, slo, plan.problem.assumptions)[0])
+    problem = plan.problem
+    moved = {name: float(getattr(problem.slo, name)) * math.exp(x) for name, x in zip(SLO_LIMITS, log_slo, strict=True)}
+    slo = with_limits(problem.slo, **moved)
+    n = relaxed_instances(plan.fleet, problem.workload, slo, assumptions=problem.assumptions)
+    still = jnp.zeros(len(input_names(plan.fleet, problem.workload)))
+    return float(log_outcomes(still, plan.fleet.with_instances(n), problem.workload, slo, problem.assumptions)[0])
 
 
-def sized(workload: Workload, choice, name: str, assumptions: Assumptions, slo) -> Plan:
+def sized(workload: Workload, spec: EngineSpec, name: str, assumptions: Assumptions, slo) -> Plan:
     """As few whole instances as the limits allow."""
-    fleet = jax.jit(size_fleet, static_argnames="assumptions")(
-        (choice.engine,) * 2, jnp.array(WINDOWS), jnp.array([1.2, 1.0]), workload, slo, assumptions=assumptions
-    )
-    return planned(workload, choice, np.asarray(fleet.n_instances).tolist(), name, assumptions, slo=slo)
+    fleet = fleet_of((build(spec),) * 2, WINDOWS, [1.2, 1.0], [1.0, 1.0])
+    least = jax.jit(size_fleet, static_argnames="assumptions")(fleet, workload, slo, assumptions=assumptions)
+    return planned(workload, spec, np.asarray(least.n_instances).tolist(), name, assumptions, slo=slo)
 
 
 @pytest.mark.slow
@@ -145,13 +161,13 @@ def sized(workload: Workload, choice, name: str, assumptions: Assumptions, slo) 
 )
 def test_shadow_prices_are_the_slope_of_the_optimum(workload, name, assumptions, engine):
     """The envelope theorem: multipliers against optima of limits a little looser and tighter."""
-    busy, choice = with_rate(workload, 600.0), engine_choice("h100", engine=engine)
+    busy, spec = with_rate(workload, 600.0), EngineSpec("h100", source=engine)
     slo = make_slo()
     expected = "max_utilization"
     if name == "physical":  # tight enough for the time to first token to bind
-        loose = sized(busy, choice, name, assumptions, make_slo(ttft_p99_s=30.0))
+        loose = sized(busy, spec, name, assumptions, make_slo(ttft_p99_s=30.0))
         slo, expected = make_slo(ttft_p99_s=0.9 * float(loose.metrics.ttft_p99_s)), "ttft_p99_s"
-    plan = sized(busy, choice, name, assumptions, slo)
+    plan = sized(busy, spec, name, assumptions, slo)
     assert plan.binding is None
     prices = {price.limit: price for price in shadow_prices(plan)}
     assert "itl_s" not in prices  # no limit, no price
@@ -174,11 +190,11 @@ def test_shadow_prices_are_the_slope_of_the_optimum(workload, name, assumptions,
 @pytest.mark.slow
 def test_a_limit_with_room_is_worth_nothing_and_whole_optima_stand_beside_the_price(published):
     roomy = with_limit(published.problem, "max_gpus", 1e6)
-    plan = Plan(**{**vars(published), "problem": roomy})
-    asked = []
+    plan = dataclasses.replace(published, problem=roomy)
+    moved: list[Problem] = []
 
-    def reoptimize(problem):
-        asked.append(problem)
+    def reoptimize(problem: Problem) -> Plan:
+        moved.append(problem)
         return plan
 
     prices = {price.limit: price for price in shadow_prices(plan, reoptimize=reoptimize)}
@@ -186,14 +202,11 @@ def test_a_limit_with_room_is_worth_nothing_and_whole_optima_stand_beside_the_pr
     assert prices["max_gpus"].elasticity == prices["max_gpus"].per_unit == 0.0
     binding = [price for price in prices.values() if price.binds]
     assert binding
-    assert len(asked) == 2 * len(binding)
+    assert len(moved) == 2 * len(binding)
     assert all(price.reoptimized == 0.0 for price in binding)  # the same plan either side
     tight = with_limit(published.problem, "max_gpus", float(published.metrics.n_gpus))
-    bound = {p.limit: p for p in shadow_prices(Plan(**{**vars(published), "problem": tight}))}["max_gpus"]
+    bound = {p.limit: p for p in shadow_prices(dataclasses.replace(published, problem=tight))}["max_gpus"]
     assert bound.binds and bound.elasticity >= 0.0
-    budget = make_budget(gpus_of={"h100": 9, "b200": 3})
-    scarce = with_limit(dataclasses.replace(published.problem, budget=budget), "gpus_of.h100", 7.0)
-    assert dict(scarce.budget.gpus_of) == {"h100": 7.0, "b200": 3}
 
 
 @pytest.mark.slow
@@ -216,43 +229,45 @@ def test_the_document_says_it_all_and_is_shown(published):
     sensitivity_table(shown)
     assert len(tornado_figure(shown).axes[0].patches) == 5
     assert input_label("pools.0.engine.decode.base_s") == "pool 1: decode, step at batch 0"
-    assert objective_of(published) == pytest.approx(float(published.metrics.tok_per_j))
+
+
+def test_a_limit_of_the_service_or_of_the_budget_changes_by_its_name(published):
+    problem = published.problem
+    assert float(with_limit(problem, "ttft_p99_s", 0.25).slo.ttft_p99_s) == 0.25
+    assert with_limit(problem, "max_power_w", 5e5).budget == make_budget(max_power_w=5e5)
+    assert with_limit(with_limit(problem, "gpus_of.h100", 8.0), "gpus_of.h100", 16.0).budget.caps == {
+        "gpus_of.h100": 16
+    }
 
 
 def test_the_gradient_through_an_optimum_is_that_at_the_optimum(workload, h100):
     """Envelope theorem on a fleet of real instances whose load limit binds: of the optimum in the time of a step, by
     re-optimising, and with the multiplier of the limit."""
-    engine, slo = h100.engine, make_slo()
+    engine, slo = build(h100), make_slo()
     real = Assumptions(rounding="real")
 
-    def optimal_n(log_step):
-        from fleetopt_jax.optimize.uncertainty import EngineFactors, perturb
-
+    def one_pool_of(log_step, n):
         off = perturb(engine, EngineFactors(jnp.exp(log_step), jnp.ones(()), jnp.ones(())))
-        fleet = make_one(off)
-        # Load is 1 / N: the least N is where it meets its limit, in closed form.
-        load = evaluate(fleet, workload, real).utilization
-        return load / slo.max_utilization, fleet
+        return fleet_of((off,), jnp.array([20_480.0]), jnp.ones(1), n)
 
-    def make_one(made):
-        return Fleet((made,), jnp.array([20_480.0]), jnp.ones(1), jnp.ones(1))
+    def optimal_n(log_step):
+        # Load is 1 / N: the least N is where it meets its limit, in closed form.
+        load = evaluate(one_pool_of(log_step, jnp.ones(1)), workload, real).utilization
+        return load / slo.max_utilization
 
     def log_tok_per_j(log_step, log_n):
-        _, fleet = optimal_n(log_step)
-        sized = Fleet(fleet.engines, fleet.window_tokens, fleet.gamma, jnp.exp(log_n)[None])
-        return jnp.log(evaluate(sized, workload, real).tok_per_j)
+        return jnp.log(evaluate(one_pool_of(log_step, jnp.exp(log_n)[None]), workload, real).tok_per_j)
 
     def best(log_step):
-        n, _ = optimal_n(log_step)
-        return log_tok_per_j(log_step, jnp.log(n))
+        return log_tok_per_j(log_step, jnp.log(optimal_n(log_step)))
 
     def check():
         slope = jax.grad(best)(0.0)
         around = jax.vmap(best)(jnp.array([1e-4, -1e-4]))
         # The same from the Lagrangian at the fixed optimum: no derivative of the optimum itself.
-        log_n = jnp.log(optimal_n(0.0)[0])
+        log_n = jnp.log(optimal_n(0.0))
         by_step, by_n = jax.grad(log_tok_per_j, argnums=(0, 1))(0.0, log_n)
-        g_step = jax.grad(lambda x: jnp.log(optimal_n(x)[0]))(0.0)  # the limit is ln(needed) - ln N <= 0
+        g_step = jax.grad(lambda x: jnp.log(optimal_n(x)))(0.0)  # the limit is ln(needed) - ln N <= 0
         return slope, (around[0] - around[1]) / 2e-4, by_step + by_n * g_step
 
     slope, difference, lagrangian = jax.jit(check)()

@@ -1,6 +1,7 @@
 """Errors of engines: what a factor does, that sampling and the linear method agree where they should, robust choice."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -9,33 +10,44 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from fleetopt_jax.catalog.engines import engine_choice
+from fleetopt_jax.catalog.engines import build, engine_entry, resolved
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import to_json
+from fleetopt_jax.documents.robust import robust_to_json
+from fleetopt_jax.documents.sensitivity import trust_to_json
 from fleetopt_jax.fleet.assumptions import PUBLISHED
-from fleetopt_jax.laws.decode import decode_step_s
-from fleetopt_jax.laws.power import gpu_power_w
 from fleetopt_jax.laws.prefill import prefill_s
-from fleetopt_jax.optimize.plan import make_problem
+from fleetopt_jax.optimize.plan import Plan, require_plan
+from fleetopt_jax.optimize.problem import make_problem
 from fleetopt_jax.optimize.robust import robust, score
-from fleetopt_jax.optimize.search import evaluate_given
+from fleetopt_jax.optimize.search import evaluate_given, optimize
 from fleetopt_jax.optimize.uncertainty import (
     OF_MEAN_ABSOLUTE,
     EngineFactors,
     draw,
     errors_of,
-    estimate,
     gain_trust,
+    however_run,
     log_deviation,
     make_errors,
+    metric_trust,
     perturb,
+    perturbed_spec,
     plan_trust,
     shared_errors,
 )
+from fleetopt_jax.workload.atoms import with_rate
 
 
-def given(choices, windows, n_instances, workload):
-    problem = make_problem(workload, choices[:1], n_pools=len(choices), assume="published", assumptions=PUBLISHED)
+def given(specs, windows, n_instances, workload) -> Plan:
+    problem = make_problem(workload, specs[:1], n_pools=len(specs), assume="published", assumptions=PUBLISHED)
     return evaluate_given(
-        problem, tuple(choices), window_tokens=windows, gamma=[1.0] * len(choices), n_instances=n_instances
+        problem,
+        [resolved(spec) for spec in specs],
+        window_tokens=windows,
+        gamma=[1.0] * len(specs),
+        n_instances=n_instances,
     )
 
 
@@ -49,20 +61,19 @@ def test_a_factor_is_on_step_power_and_prefill_alone():
     """Every power law, 64 random factors at once: steps and prompts times theirs, watts below the cap times theirs."""
     u = jax.random.uniform(jax.random.key(0), (3, 64), minval=0.5, maxval=2.0)
     factors = EngineFactors(step=u[0], power=u[1], prefill=u[2])
-    choices = [
-        engine_choice("h100", engine="projected"),
-        engine_choice("a100"),
-        engine_choice("h100", "llama-3.1-8b", 1, engine="projected"),
+    engines = [
+        build(EngineSpec("h100", source="projected")),
+        build(EngineSpec("a100")),
+        build(EngineSpec("h100", "llama-3.1-8b", 1, source="projected")),
     ]
-    assert len({type(choice.engine.power) for choice in choices}) == 3
-    for choice in choices:
-        engine = choice.engine
+    assert len({type(engine.power) for engine in engines}) == 3
+    for engine in engines:
 
         def figures(f, engine=engine):
             made = perturb(engine, f)
             return (
-                decode_step_s(made.decode, 20.0, 3000.0),
-                gpu_power_w(made.power, 2.0, 3000.0),
+                made.decode.step_s(20.0, 3000.0),
+                made.power.gpu_w(2.0, 3000.0),
                 prefill_s(made.prefill, 3000.0),
             )
 
@@ -84,19 +95,34 @@ def test_a_factor_is_on_step_power_and_prefill_alone():
 
 
 def test_errors_are_those_the_engine_states():
-    measured = engine_choice("h100")
-    errors = errors_of(measured)
-    assert float(errors.step) == pytest.approx(math.sqrt(math.pi / 2) * measured.step_error)
-    assert float(errors.power) == pytest.approx(OF_MEAN_ABSOLUTE * measured.power_error)
+    measured, scaled = EngineSpec("h100"), EngineSpec("b200", source="projected")
+    entry, errors = engine_entry(measured), errors_of(measured)
+    assert float(errors.step) == pytest.approx(math.sqrt(math.pi / 2) * entry.step_error)
+    assert float(errors.power) == pytest.approx(OF_MEAN_ABSOLUTE * entry.power_error)
     assert float(errors.prefill) == 0.4
-    scaled = engine_choice("b200", engine="projected")
-    assert scaled.quality == "scaled"
+    assert engine_entry(scaled).quality == "scaled"
     assert float(errors_of(scaled).step) == float(errors_of(scaled).power) == 0.2
-    together, of = shared_errors([measured, scaled, measured])
+    slow = dataclasses.replace(measured, clock_frac=0.7, max_num_seqs=64)
+    together, engine_of = shared_errors([measured, scaled, measured, slow])
     assert together.step.shape == (2,)
-    assert of.tolist() == [0, 1, 0]
+    assert engine_of.tolist() == [0, 1, 0, 0]  # however it is run
     with pytest.raises(ValueError, match="power error >= 0, got -1"):
         make_errors(step=0.1, power=-1, prefill=0.1)
+
+
+def test_a_spec_that_is_off_is_its_engine_that_is_off_run_as_it_was():
+    factors = EngineFactors(*(np.asarray(x) for x in (1.2, 0.9, 1.4)))
+    spec = EngineSpec("h100", precision="fp8", clock_frac=0.8, max_num_seqs=96)
+    off, at_top = perturbed_spec(spec, factors), however_run(spec)
+    expected = perturb(build(at_top), factors)
+    for x, y in zip(jax.tree.leaves(build(however_run(off))), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+    assert (off.clock_frac, off.max_num_seqs) == (0.8, 96)
+    slower = build(off).prefill.per_token_s / build(spec).prefill.per_token_s
+    assert float(slower) == pytest.approx(1.4)
+    assert errors_of(off) == errors_of(spec)
+    assert engine_entry(off).quality == engine_entry(spec).quality
+    assert perturbed_spec(spec, factors) == off  # and so one compilation, one search
 
 
 def test_draws_are_lognormal_of_median_one_and_independent():
@@ -116,7 +142,7 @@ def test_a_power_law_has_the_same_interval_either_way():
     errors = jax.tree.map(lambda x: x[None], make_errors(step=0.15, power=0.1, prefill=0.4))
     factors = draw(errors, 4000)
     drawn = 5.0 * np.asarray(factors.step[:, 0] ** -0.7 / factors.power[:, 0])
-    found = estimate(5.0, drawn, EngineFactors(np.array([-0.7]), np.array([-1.0]), np.zeros(1)), errors)
+    found = metric_trust(5.0, drawn, EngineFactors(np.array([-0.7]), np.array([-1.0]), np.zeros(1)), errors)
     assert found.log_sigma == pytest.approx(math.hypot(0.7 * 0.15, 0.1))
     # 1.5 %: the quantiles of 4,000 draws are uncertain by 0.03 of a standard deviation of 0.14.
     np.testing.assert_allclose(
@@ -151,6 +177,14 @@ def test_ratios_keep_only_what_differs(far_plan, b200, small_workload):
     assert gain.log_sigma == pytest.approx(math.hypot(*(one.log_sigma for one in each)), rel=1e-9)
 
 
+def test_intervals_are_written_in_si_units(far_plan):
+    trust = plan_trust(far_plan)
+    document = json.loads(to_json(trust_to_json(trust)))
+    assert document["metrics"]["power_w"]["value"] == pytest.approx(float(far_plan.metrics.power_w))
+    low, high = document["metrics"]["tok_per_j"]["linear"]
+    assert low * high == pytest.approx(trust.metrics["tok_per_j"].value ** 2)
+
+
 def test_deviation_adds_up_over_engines_and_factors():
     errors = jax.tree.map(lambda x: jnp.array([x, x]), make_errors(step=1.0, power=2.0, prefill=0.5))
     slope = EngineFactors(np.array([1.0, 2.0]), np.array([0.5, 0.0]), np.array([0.0, 4.0]))
@@ -164,15 +198,31 @@ def test_scores_are_the_lower_tail():
     assert score(values, "cvar", 0.001) == 1.0
 
 
-@pytest.mark.slow
-def test_the_robust_plan_holds_its_limits_and_scores_no_worse_than_any_candidate_that_holds_as_often(
-    h100, small_workload
-):
-    from fleetopt_jax.optimize.search import optimize
-    from fleetopt_jax.workload.atoms import with_rate
+def test_a_robust_choice_holds_its_limits_as_planned(h100, small_workload):
+    """One pool: candidates are numbers of instances."""
+    problem = make_problem(small_workload, [h100], n_pools=1, assume="published", assumptions=PUBLISHED)
+    nominal = require_plan(optimize(problem))
+    found = robust(problem, nominal, n_scenarios=64)
+    assert found.nominal.plan is nominal and found.nominal.origin == "as planned"
+    assert found.chosen.plan.binding is None and found.chosen.plan.specs == problem.specs
+    assert found.chosen.hold_share > found.nominal.hold_share  # of slower engines there are more
+    assert found.chosen.plan.metrics.n_gpus > nominal.metrics.n_gpus
+    document = json.loads(to_json(robust_to_json(found)))
+    assert document["chosen"]["gpus"] == ["h100"]
+    assert [each["score"] for each in document["candidates"]] == sorted(
+        (x.score for x in found.candidates), reverse=True
+    )
+    with pytest.raises(ValueError, match="need 0 < level < 1, got 1"):
+        robust(problem, nominal, level=1.0)
+    longer = dataclasses.replace(small_workload, longest_tokens=np.asarray(1e6))
+    with pytest.raises(BadInput, match="longer has requests of 1000000 tokens"):
+        robust(problem, nominal, workloads=[("longer", longer)])
 
+
+@pytest.mark.slow
+def test_the_robust_plan_scores_no_worse_than_any_candidate_that_holds_as_often(h100, small_workload):
     problem = make_problem(small_workload, [h100], assume="published", assumptions=PUBLISHED)
-    nominal = optimize(problem, "exact")
+    nominal = require_plan(optimize(problem, "exact"))
     tomorrow = ("tomorrow", with_rate(small_workload, 260.0))
     for measure in ("quantile", "cvar"):
         found = robust(problem, nominal, measure=measure, workloads=[tomorrow])
@@ -181,7 +231,3 @@ def test_the_robust_plan_holds_its_limits_and_scores_no_worse_than_any_candidate
         assert found.chosen.hold_share > found.nominal.hold_share
         able = [each for each in found.candidates if each.hold_share >= 0.9]
         assert not able or found.chosen.score == max(each.score for each in able)
-    with pytest.raises(ValueError, match="need 0 < level < 1, got 1"):
-        robust(problem, nominal, level=1.0)
-    with pytest.raises(ValueError, match="need a nominal plan"):
-        robust(problem, dataclasses.replace(nominal, fleet=None, metrics=None))
