@@ -320,7 +320,7 @@ def _soft_traffic(
 
     def one(prefill: Prefill, window: Array, as_is: Array, tries: Array) -> PoolTraffic:
         kept = compression.kept_output(columns.output_tokens, window)
-        own = _sums(atoms.weight * as_is, served_features(prefill, atoms, assumptions))
+        own = _served(prefill, atoms, atoms.weight * as_is, assumptions)
         squeezed = _sums(atoms.weight * tries, tried_features(atoms, kept))
         about = atoms.cells, atoms.whole_share
         return served_traffic(prefill, compressor, window, own, squeezed, about, assumptions)
@@ -349,9 +349,18 @@ def _soft_shares(
     return jnp.stack(as_they_are), jnp.stack(tried)
 
 
+def _served(prefill: Prefill, atoms: Atoms, mass: Array, assumptions: Assumptions) -> ServedSums:
+    """The sums over atoms of `mass`. A matrix of who is in which cell would cost as much as all else together."""
+    sums = _sums(mass, served_features(prefill, replace(atoms, cells=None), assumptions))
+    if atoms.cells is None:
+        return sums
+    return replace(sums, in_cells=jax.ops.segment_sum(mass, atoms.cells.cell, N_CELLS))
+
+
 def _sums(mass: Array, features: T) -> T:
-    """Weighted sums of features [J, ...]."""
-    return jax.tree.map(lambda x: mass @ x, features)
+    """Weighted sums of features [J]. As one product: of one each the compiler would compute `mass` anew for each."""
+    leaves, structure = jax.tree.flatten(features)
+    return jax.tree.unflatten(structure, list(mass @ jnp.stack(leaves, axis=1)))
 
 
 # --- from sums to traffic ---------------------------------------------------------------------------------------------
