@@ -54,6 +54,11 @@ def named(metrics: PoolMetrics | FleetMetrics) -> dict[str, Array]:
     return {name: value for name, value in flat.items() if name not in ("resources", "pools", "stable", "ttft", "itl")}
 
 
+def numbers_of(workload: Workload) -> dict[str, Array]:
+    """What gradients are taken of; the order of the prompts is no number."""
+    return {name: value for name, value in vars(workload).items() if name != "by_prompt"}
+
+
 @pytest.fixture(scope="module")
 def roofline() -> Engine:
     """Llama-3.1-8B on one 80 GB GPU: another power law and no cap on slots."""
@@ -341,13 +346,13 @@ def test_the_whole_relaxation_is_differentiable(b200, roofline, small_workload):
     # The window lies between two lengths, where min(length, window) is smooth; both pools are busy enough to wait.
     fleet = make_fleet([capped, build(b200)], window_tokens=[1500, 70_000], gamma=[1.2, 1], n_instances=[0.75, 0.72])
 
-    def logs(log_fleet, log_workload):
-        fleet, workload = jax.tree.map(jnp.exp, (log_fleet, log_workload))
-        metrics = evaluate(fleet, workload, REAL, router_width=0.1)
+    def logs(log_fleet, log_numbers):
+        fleet, numbers = jax.tree.map(jnp.exp, (log_fleet, log_numbers))
+        metrics = evaluate(fleet, replace(workload, **numbers), REAL, router_width=0.1)
         pools = named(metrics.pools) | named(metrics)
         return jnp.log(jnp.concatenate([jnp.atleast_1d(pools[name]) for name in WATCHED]))
 
-    at = jax.tree.map(jnp.log, (fleet, workload))
+    at = jax.tree.map(jnp.log, (fleet, numbers_of(workload)))
     pools = compiled(fleet, workload, assumptions=REAL, router_width=0.1).pools
     assert np.all(pools.wait_s > 0)
     assert np.all(pools.utilization < 1)
@@ -385,12 +390,12 @@ def test_gradients_stay_finite_where_a_pool_is_at_an_edge(h100, roofline, small_
 
     @partial(jax.jit, static_argnames="assumptions")
     def value_and_grad(fleet, workload, width, assumptions):
-        def finite_sum(fleet, workload):
-            metrics = evaluate(fleet, workload, assumptions, router_width=width)
+        def finite_sum(fleet, numbers):
+            metrics = evaluate(fleet, replace(workload, **numbers), assumptions, router_width=width)
             values = jnp.concatenate([jnp.atleast_1d(x) for x in jax.tree.leaves(metrics)])
             return jnp.sum(jnp.where(jnp.isfinite(values), values, 0.0)), values
 
-        return jax.value_and_grad(finite_sum, argnums=(0, 1), has_aux=True)(fleet, workload)
+        return jax.value_and_grad(finite_sum, argnums=(0, 1), has_aux=True)(fleet, numbers_of(workload))
 
     broken = []
     for name, (engine, window, n) in cases.items():
