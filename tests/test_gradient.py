@@ -9,19 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brute_force import LONGEST, AllFleets, few_lengths, with_less_kv
 
 from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.documents.plan import plan_to_json
-from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, parse_assumptions
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.limits import held
-from fleetopt_jax.fleet.resources import make_budget
+from fleetopt_jax.fleet.resources import limit_weights, make_budget, weights_of
 from fleetopt_jax.fleet.traffic import atoms_of, running_sums
+from fleetopt_jax.optimize import gradient
 from fleetopt_jax.optimize.plan import Infeasible, Plan, is_plan
-from fleetopt_jax.optimize.problem import Problem, make_problem
+from fleetopt_jax.optimize.problem import Problem, make_problem, thresholds
 from fleetopt_jax.optimize.relaxed import smoothed
 from fleetopt_jax.optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
@@ -78,11 +81,84 @@ def test_the_table_is_the_running_sums_seen_by_a_router_that_errs(h100, small_wo
     """Nothing at the first row, everything at the last, whatever the width; never falling in between."""
     sums = running_sums(build(h100).prefill, atoms_of(small_workload, PUBLISHED), PUBLISHED, compresses=False)
     total = total_tokens(small_workload)
-    table = smoothed(sums, total, jnp.log(total[jnp.array([0, -1])]))
+    table = smoothed(sums, jnp.log(total[jnp.array([0, -1])]))
     everything = jnp.concatenate([jnp.atleast_1d(x[-1]) for x in jax.tree.leaves(sums.own)])
     assert np.all(np.asarray(table.of_all[:, 0]) == 0.0)
     np.testing.assert_allclose(table.of_all[:, -1], np.tile(everything, (len(table.of_all), 1)), rtol=1e-12)
     assert np.all(np.diff(table.of_all, axis=1) >= -1e-9 * np.abs(everything))
+
+
+# --- small problems, of which every fleet is tried ------------------------------------------------------------------
+
+
+def small_problem(*specs: EngineSpec, assume: str = "published", **about) -> Problem:
+    """30 lengths up to 1,600 tokens on engines with little KV cache."""
+    assumptions = parse_assumptions(assume)
+    about = {"slo": make_slo(ttft_p99_s=0.3), **about}
+    few = [with_less_kv(spec) for spec in specs]
+    return make_problem(few_lengths(), few, assume=assume, assumptions=assumptions, **about)
+
+
+def test_a_small_budget_is_kept_and_met_closely(h100, b200):
+    """H100s cost less and B200s draw less; one cap, two, and one that no fleet keeps; from plans that are known, and
+    without."""
+    free = small_problem(h100, replace(b200, gpu=replace(GPUS["b200"], usd_per_h=14.0)), objective="usd")
+    fleets = AllFleets(free, np.arange(1.0, LONGEST + 1))
+    cheapest = optimize(free)
+    least_w, n_h100 = fleets.cheapest(weights_of("power")), float(cheapest.metrics.n_gpus)
+    assert set(cheapest.kinds) == {"h100"}
+    for caps in (
+        dict(max_power_w=0.5 * (least_w + float(cheapest.metrics.power_w))),
+        dict(max_usd_per_h=1.2 * cheapest.cost, gpus_of={"h100": 0.7 * n_h100}),
+    ):
+        problem = replace(free, budget=make_budget(**caps))
+        limits = [(limit_weights(name), most) for name, most in problem.budget.caps.items()]
+        best = fleets.cheapest(weights_of("usd"), limits)
+        found = optimize(problem, "gradient")
+        assert_held(found)
+        assert best * (1 - BOUND_HOLDS) <= found.cost <= best / REACHES_COUPLED
+        assert found.search.lower_bound <= best * (1 + BOUND_HOLDS)
+        cold = gradient.search(problem, warm=False)
+        assert best * (1 - BOUND_HOLDS) <= cold.cost <= 1.05 * best
+    refused = optimize(replace(free, budget=make_budget(max_power_w=0.99 * least_w)), "gradient")
+    assert isinstance(refused, Infeasible) and refused.binding.limit == "max_power_w"
+
+
+def test_three_small_pools_and_a_searched_gamma_come_close_to_the_exact_search(h100):
+    for about in (dict(n_pools=3), dict(gamma=None)):
+        problem = small_problem(h100, **about)
+        best, found = optimize(problem), optimize(problem, "gradient")
+        assert_held(found)
+        assert found.cost <= best.cost / REACHES
+        assert found.cost >= best.cost * (1 - BOUND_HOLDS) or not best.search.lower_bound
+
+
+def test_free_caps_and_clocks_are_no_worse_than_any_of_a_few(h100):
+    problem = small_problem(h100, assume="published,kv_cache=paged")
+    found = optimize(replace(problem, free=("clock", "max_num_seqs")), "gradient")
+    assert_held(found)
+    assert any(spec.clock_frac < 1.0 for spec in found.specs)
+    given = [
+        optimize(problem.serving(specs=(replace(problem.specs[0], clock_frac=clock, max_num_seqs=cap),)))
+        for clock in (0.55, 0.75, 1.0)
+        for cap in (None, 128)
+    ]
+    assert found.cost <= min(plan.cost for plan in given if is_plan(plan)) / REACHES
+
+
+def test_limits_of_a_small_fleet_are_met_closely(h100, b200):
+    """Two engines; the latencies are those of all requests together."""
+    slo = make_slo(ttft_p99_s=0.15, scope="fleet")
+    problem = small_problem(h100, b200, assume="published,tail=quantile", slo=slo)
+    best = AllFleets(problem, thresholds(problem)).cheapest(weights_of("power"))
+    found = optimize(problem, "gradient")
+    assert_held(found)
+    assert best * (1 - BOUND_HOLDS) <= found.cost <= 1.02 * best
+    every = optimize(problem, "grid")
+    assert every.status == "optimal" and every.cost == pytest.approx(best, rel=BOUND_HOLDS)
+
+
+# --- against the certified optimum ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
