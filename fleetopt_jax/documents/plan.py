@@ -69,7 +69,7 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
             "digest": digest(problem.workload),
         },
         "slo": slo_to_json(problem.slo),
-        "budget": problem.budget.caps,
+        "budget": {name: float(cap) for name, cap in problem.budget.caps.items()},
         "objective": _objective(problem.objective),
         "max_num_seqs": problem.specs[0].max_num_seqs,
         "site": _numbers(problem.around.site),
@@ -124,8 +124,10 @@ def _question(document: Mapping[str, Any]) -> str:
 def _objective(objective: Objective | Weights) -> str | dict[str, Any]:
     if isinstance(objective, str):
         return objective
-    prices = {name: value for name, value in vars(objective).items() if name != "gpus_of" and value}
-    return {"weights": prices | ({"gpus_of": dict(objective.gpus_of)} if objective.gpus_of else {})}
+    prices: dict[str, Any] = {name: float(x) for name, x in vars(objective).items() if name != "gpus_of" and x}
+    if objective.gpus_of:
+        prices["gpus_of"] = {gpu: float(price) for gpu, price in objective.gpus_of.items()}
+    return {"weights": prices}
 
 
 def _numbers(record: Any) -> dict[str, float]:
@@ -269,7 +271,7 @@ def plan_of_file(
     try:
         problem = make_problem(
             loaded.workload,
-            list({_whatever_run(spec): spec for spec in chosen}.values()),
+            list(dict.fromkeys(_as_searched(spec, file) for spec in chosen)),
             slo=make_slo(**file.slo.limits()),
             window_tokens=max(last.window_tokens, float(loaded.workload.longest_tokens)),
             workload_name=loaded.name,
@@ -330,9 +332,9 @@ def _handed_over(pool: PoolPart, specs: Sequence[EngineSpec]) -> EngineSpec:
     return alike[0]
 
 
-def _whatever_run(spec: EngineSpec) -> EngineSpec:
-    """The engine, however it is run."""
-    return dataclasses.replace(spec, max_num_seqs=None, clock_frac=1.0)
+def _as_searched(spec: EngineSpec, file: PlanFile) -> EngineSpec:
+    """The engine as a search had it to choose from, before pools chose their own batch limit and clock."""
+    return dataclasses.replace(spec, max_num_seqs=file.max_num_seqs, clock_frac=1.0)
 
 
 def _objective_of(objective: Objective | WeightsPart) -> Objective | Weights:
@@ -345,8 +347,8 @@ def _as_found(plan: Plan, file: PlanFile) -> Plan:
     if plan.binding or file.search is None or file.metrics is None or file.status == "infeasible":
         return plan
     document = plan_to_json(plan)
-    if not is_another(file, plan.problem.workload):  # of the same requests the means are the same but for rounding
-        document["workload"] |= file.workload.model_dump(include={"mean_prompt_tokens", "mean_output_tokens"})
+    if not is_another(file, plan.problem.workload):  # the same requests, whatever their file and rounding
+        document["workload"] |= file.workload.model_dump(include={"name", "mean_prompt_tokens", "mean_output_tokens"})
     of_the_same = file.search.asked == _question(document)
     if not (of_the_same and math.isclose(float(plan.metrics.tok_per_j), file.metrics.tok_per_j, rel_tol=SAME)):
         return plan

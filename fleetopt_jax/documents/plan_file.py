@@ -135,7 +135,7 @@ class WeightsPart(BaseModel):
 
 def _named(objective: Any) -> Any:
     """Refuse what is neither a known name nor prices in one line: a union would say what is wrong with each."""
-    if not isinstance(objective, dict) and objective not in OBJECTIVES:
+    if not isinstance(objective, dict) and objective not in tuple(OBJECTIVES):
         names = ", ".join(map(repr, OBJECTIVES))
         raise PydanticCustomError("literal_error", "Input should be {names} or weights", {"names": names})
     return objective

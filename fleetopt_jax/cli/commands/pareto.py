@@ -72,7 +72,7 @@ def _front(
             short_windows=None if window is None else [window],
             progress=step,
         )
-    if isinstance(front, NoFront) and front.binding:
+    if isinstance(front, NoFront):
         say(options, f"infeasible: {why(front.binding)}")
     return front_to_json(front), isinstance(front, Front)
 
