@@ -13,8 +13,8 @@ from fleetopt_jax.laws.hardware import Gpu, make_gpu
 
 @dataclass(frozen=True)
 class GpuEntry:
-    """One GPU as its data sheet has it, in plain numbers: hashable, and nothing is built at import. One of your own goes
-    wherever a name does."""
+    """One GPU as its data sheet has it, in plain numbers: hashable, and nothing is built at import. One of your own
+    goes wherever a name does."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""An engine by what it is made of: the one thing that is kept, compared and changed. The engine itself is built of it."""
+"""An engine by what it is made of: the one thing that is kept, compared and changed; the engine is built of it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,8 +20,8 @@ DEFAULT_LLM, DEFAULT_TP = "llama-3.1-70b", 8
 
 @dataclass(frozen=True, eq=False)
 class OwnLaws:
-    """Laws in place of the catalog's, at the top clock: of an engine that was calibrated, or of one of your own. What is
-    None stays the catalog's. Equal where all numbers are."""
+    """Laws in place of the catalog's, at the top clock: of an engine that was calibrated, or of one of your own. What
+    is None stays the catalog's. Equal where all numbers are."""
 
     decode: DecodeLaw | None = None
     power: PowerLaw | None = None

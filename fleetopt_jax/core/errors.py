@@ -18,8 +18,8 @@ class BadInput(ValueError):
 
 
 class BadField(BadInput):
-    """A record refused for one of its fields. Whoever knows where the field came from, an option or a file, says it `at`
-    that place."""
+    """A record refused for one of its fields. Whoever knows where the field came from, an option or a file, says it
+    `at` that place."""
 
     def __init__(self, field: str, problem: str, allowed: str = "", *, of: str = ""):
         super().__init__(f"{field}: {of}" if of else field, problem, allowed)

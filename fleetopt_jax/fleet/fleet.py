@@ -1,4 +1,4 @@
-"""What is deployed: lanes behind a length router, each of one stage of equal instances; and the limits they must hold."""
+"""What is deployed: lanes behind a length router, each of stages of equal instances; and the limits they must hold."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Stage:
 
 @pytree
 class Lane:
-    """A slice of the traffic, the requests up to its window that no earlier lane takes, and the stages that serve it."""
+    """A slice of the traffic, the requests up to its window that no lane before it takes, and the stages for it."""
 
     window_tokens: Array  # context window (max-model-len) [tokens]
     gamma: Array  # requests up to gamma * window are compressed into the lane; 1 for none [-]

@@ -181,7 +181,7 @@ def usage(weights: Weights, kinds: Sequence[str], pools: Resources) -> float:
 
 @dataclass(frozen=True)
 class PoolPrices:
-    """Cost of a pool = per_instance[e] N + per_watt[e] P, of each engine e: any weights, of the engines they are for."""
+    """Cost of a pool = per_instance[e] N + per_watt[e] P, of each engine e: any weights, for the engines given."""
 
     per_instance: np.ndarray  # [E]
     per_watt: np.ndarray  # [E]

@@ -183,8 +183,8 @@ class RunningSums:
 
 @pytree
 class Slice:
-    """The requests between two boundaries that a lane serves. A boundary is a window and its router edge, gamma times as far; rows
-    count the atoms up to them. Shape () or [M]."""
+    """The requests between two boundaries that a lane serves. A boundary is a window and its router edge, gamma times as
+    far; rows count the atoms up to them. Shape () or [M]."""
 
     window_tokens: Array  # of the pool: its upper boundary's
     start: Array  # row of the lower window

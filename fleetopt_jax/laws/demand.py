@@ -1,8 +1,8 @@
 """What requests ask of an engine, as features whose weighted means are all that a pool's laws need.
 
 A request that prefills p tokens holds h tokens of KV cache when it begins to decode, h + o after its d decode steps, as
-many more each step. Means over a pool are decode-time weighted where they are of active sequences: the mean context of a
-decoding sequence is E[d (h + o / 2)] / E[d]. Without a cache or drafts h = p and d = o.
+many more each step. Means over a pool are decode-time weighted where they are of active sequences: the mean context of
+a decoding sequence is E[d (h + o / 2)] / E[d]. Without a cache or drafts h = p and d = o.
 """
 
 import jax.numpy as jnp

@@ -4,11 +4,11 @@
 
 lambda requests per second and instance of D decode steps each, mean context m, f the share of the time that prefill
 takes, C the mean iteration. The + 1: a sequence in a Poisson-filled batch shares its steps with n others, itself comes
-on top. The covariance: prompts that come together are prefilled together and decode together, so full iterations
-are the long ones, and a token sees longer iterations than the average; cov(n, C) = u C with `shared_prefill` u. Solved
-for n, n = (a + sqrt(a^2 + 4 a u)) / 2 with a = lambda D C(n): the right side is concave in n, so there is one root, and Newton's
-method from the right of it converges monotonically (without prefill, for a dense model, in one step). Gradients go
-through the fixed point implicitly.
+on top. The covariance: prompts that come together are prefilled together and decode together, so full iterations are
+the long ones, and a token sees longer iterations than the average; cov(n, C) = u C with `shared_prefill` u. Solved for
+n, n = (a + sqrt(a^2 + 4 a u)) / 2 with a = lambda D C(n): the right side is concave in n, so there is one root, and
+Newton's method from the right of it converges monotonically (without prefill, for a dense model, in one step).
+Gradients go through the fixed point implicitly.
 
 Error against the iteration-level simulator on 64 random plans up to 85 % load, requests to the shortest queue:
 sequences in flight 3.9 % in the median and 16 % in the 90th percentile, mean ITL 4.0 and 16 %

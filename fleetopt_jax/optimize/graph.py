@@ -142,7 +142,7 @@ class Boundaries:
         return self._if_allowed(lower, upper, self._in_batches(kernel, EXACT_BATCH, e, lower, upper))
 
     def metrics(self, e: int, lower: int, upper: int) -> PoolMetrics:
-        """Of one pool with engine e and the instances it needs, by the search's own program. P99s are not solved for."""
+        """Of one pool with engine e and the instances it needs, by the search's program. P99s are not solved for."""
         index = np.full(EXACT_BATCH, lower), np.full(EXACT_BATCH, upper)
         _, metrics = exact_batch(*self._about(e, *index))
         return jax.tree.map(lambda x: np.asarray(x)[0], metrics)

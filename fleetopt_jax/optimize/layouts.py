@@ -228,8 +228,8 @@ class ManyPools(Layout):
         return layers
 
     def listed(self, tables: list[Table], most: np.ndarray, k: int) -> tuple[tuple[Step, ...], bool]:
-        """Paths grow pool by pool, each kept while the cheapest way to the end by each table leaves it within `most`; and
-        whether all were kept that could be."""
+        """Paths grow pool by pool, each kept while the cheapest way to the end by each table leaves it within
+        `most`; and whether all were kept that could be."""
         d, n_engines = self.size, len(tables[0])
         to_go = [self.onwards(np.min(table, axis=0).reshape(d, d), k) for table in tables]  # [2 + Q][k + 1][D]
         node, spent, trail = np.zeros(1, int), np.zeros((1, len(tables))), np.zeros((1, 0), int)
