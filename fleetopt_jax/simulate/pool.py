@@ -13,7 +13,7 @@ from fleetopt_jax.fleet.choices.dispatch import Dispatch
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.simulate.batching import finished, run_until
 from fleetopt_jax.simulate.dispatch import Balancer, dispatch
-from fleetopt_jax.simulate.state import RequestTable, Scheduler, State, Tally, empty_state
+from fleetopt_jax.simulate.state import NEVER, RequestTable, Scheduler, State, Sums, Tally, empty_state
 
 MOST_SENT = 256  # requests of a replication dispatched at once
 SEGMENT = 128  # dispatches between two signs of progress
@@ -161,7 +161,7 @@ def request_table(requests: PoolRequests, width: int) -> RequestTable:
         padded[:, :n] = values
         return jnp.asarray(np.append(padded.ravel(), np.asarray(pad, dtype)))
 
-    never = jnp.full(nobody + 1, jnp.inf)
+    never = jnp.full(nobody + 1, NEVER, float)  # not of a weak type: the second call of `_segment` would compile again
     return RequestTable(
         arrival_s=column(requests.arrival_s, np.inf, float),
         prompt_tokens=column(requests.prompt_tokens, 0, np.int32),
@@ -205,10 +205,10 @@ def _segment(
 def _result(state: State, n_groups: int, n_requests: int, width: int, n_instances: int) -> PoolRun:
     table = finished(state)
 
-    def times(values: Array) -> np.ndarray:
+    def times(values: Array | np.ndarray) -> np.ndarray:
         return np.asarray(values)[:-1].reshape(n_groups, width)[:, :n_requests]
 
-    def sums(values: Array) -> np.ndarray:
+    def sums(values: Sums) -> np.ndarray:
         return np.asarray(values).reshape(n_groups, -1)[:, :n_instances]
 
     instances = state.instances
@@ -216,9 +216,9 @@ def _result(state: State, n_groups: int, n_requests: int, width: int, n_instance
         admit_s=times(table.admit_s),
         first_s=times(table.first_s),
         last_s=times(_ended(state, table.last_s)),
-        tally=Tally(*map(sums, state.tally)),
+        tally=Tally(*(sums(values) for values in state.tally)),
         gap_counts=np.asarray(state.gap_counts),
-        in_system=sums(instances.n_waiting + instances.n_running).sum(axis=1),
+        in_system=np.sum(sums(instances.n_waiting + instances.n_running), axis=1),
         memory_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     )
 

@@ -53,10 +53,10 @@ def route_requests(
     length = np.maximum(seen, prompt + output)
     compressible = np.asarray(compression.compressible(prompt.astype(float), output.astype(float))) > 0
     tries = (length > windows[aimed]) & (length <= edges[-1]) & compressible
-    succeeds = tries & (rng.random(length.shape) < float(compression.success_frac(compressor)))
+    succeeds = tries & (rng.random(length.shape) < np.asarray(compression.success_frac(compressor)))
     holds = np.maximum(np.searchsorted(windows, length), aimed)
     pool = np.where(succeeds, aimed, np.where(holds < len(windows), holds, REJECTED))
-    whole_share = float(assumptions.lengths.whole_share(workload, assumptions.output_share))
+    whole_share = float(np.asarray(assumptions.lengths.whole_share(workload, assumptions.output_share)))
     squeezed = compression.squeeze(windows[aimed], output, whole_share)
     return Routed(
         pool=pool,

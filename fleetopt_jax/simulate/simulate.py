@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,8 +91,7 @@ def simulate(
     analytic, life_s = _outlook(fleet, workload, assumptions=assumptions)
     needed_s = RELAXATIONS * float(np.max(life_s))
     if requests is None:
-        enough = span_requests(float(workload.arrival_rate_per_s), 3.0 * needed_s)
-        n_requests = n_requests or int(np.clip(enough, FEWEST_REQUESTS, MOST_REQUESTS))
+        n_requests = n_requests or _enough(workload, needed_s)
         requests = draw_requests(workload, assumptions, n_requests, n_replications, seed)
     last_s = requests.arrival_s[:, -1]
     warm_up_s = min(needed_s, float(last_s.min()) / 2.0)
@@ -101,12 +101,13 @@ def simulate(
     routed = _refused(routed, fleet, n_max)
 
     runs: list[PoolRun | None] = []
-    ttft_s, end_s = (np.full(requests.arrival_s.shape, np.inf) for _ in range(2))
+    places = []
     for k, lane in enumerate(fleet.lanes):
-        (row, column, place), pool_requests = _of_pool(routed, k)
+        places_k, pool_requests = _of_pool(routed, k)
+        places.append(places_k)
         runs.append(None)
-        if len(row):
-            runs[k] = run = run_pool(
+        if len(places_k.row):
+            runs[k] = run_pool(
                 Pool(lane.stage.engine, _scheduler(lane, n_max[k], window_s, assumptions), n_whole(lane)),
                 pool_requests,
                 last_s * (1.0 + MOST_DRAIN),
@@ -114,17 +115,32 @@ def simulate(
                 n_slots=int(min(1.4 * float(analytic.pools.n_active[k]) + 16, n_max[k])),
                 progress=_share_of(progress, f"pool {k + 1} of {len(fleet.lanes)}"),
             )
+    seen = _observed(requests, routed, places, runs, window_s, slo)
+    return _simulation(fleet, runs, seen, analytic, assumptions, slo, needed_s)
+
+
+def _observed(
+    requests: Requests,
+    routed: Routed,
+    places: Sequence["_Places"],
+    runs: Sequence[PoolRun | None],
+    window_s: np.ndarray,
+    slo: Slo,
+) -> Observed:
+    """What became of the requests, from the runs of the pools."""
+    ttft_s, end_s = (np.full(requests.arrival_s.shape, np.inf) for _ in range(2))
+    for (row, column, place), run in zip(places, runs, strict=True):
+        if run:
             ttft_s[row, column] = run.first_s[row, place] - requests.arrival_s[row, column]
             end_s[row, column] = run.last_s[row, place] - requests.arrival_s[row, column]
-    seen = Observed(
+    return Observed(
         routed=routed,
         window_s=window_s,
-        counted=requests.arrival_s >= warm_up_s,
+        counted=requests.arrival_s >= window_s[:, :1],
         ttft_s=ttft_s,
         end_s=end_s,
         limit_s=float(slo.ttft_p99_s) + float(slo.ttft_s_per_token) * routed.prompt_tokens,
     )
-    return _simulation(fleet, runs, seen, analytic, assumptions, slo, needed_s)
 
 
 def _simulation(
@@ -186,6 +202,12 @@ def _outlook(fleet: Fleet, workload: Workload, *, assumptions: Assumptions) -> t
     return metrics, safe_div(traffic.demand.steps2, traffic.demand.steps) * metrics.pools.itl_s
 
 
+def _enough(workload: Workload, needed_s: float) -> int:
+    """Requests of a replication that lasts three times the warm-up it needs."""
+    enough = span_requests(float(workload.arrival_rate_per_s), 3.0 * needed_s)
+    return int(np.clip(enough, FEWEST_REQUESTS, MOST_REQUESTS))
+
+
 def _refused(routed: Routed, fleet: Fleet, n_max: np.ndarray) -> Routed:
     """What was sent to a pool that can run nothing is rejected."""
     n = np.array([n_whole(lane) for lane in fleet.lanes])
@@ -198,8 +220,16 @@ def _share_of(progress: StageProgress | None, what: str) -> Callable[[int, int],
     return None if progress is None else lambda done, total: progress(what, done / total)
 
 
-def _of_pool(routed: Routed, k: int) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], PoolRequests]:
-    """((replication, request, place in the pool's order) of each request of pool k, the pool's requests)."""
+class _Places(NamedTuple):
+    """Where each request of a pool is; numpy arrays [m]."""
+
+    row: np.ndarray  # replication
+    column: np.ndarray  # among the requests of the fleet
+    place: np.ndarray  # among those of the pool
+
+
+def _of_pool(routed: Routed, k: int) -> tuple[_Places, PoolRequests]:
+    """The requests of pool k in the order in which they come to it."""
     rows = []
     for r, pool in enumerate(routed.pool):
         column = np.flatnonzero(pool == k)
@@ -215,7 +245,7 @@ def _of_pool(routed: Routed, k: int) -> tuple[tuple[np.ndarray, np.ndarray, np.n
         return out
 
     columns = padded(routed.ready_s, np.inf), padded(routed.prompt_tokens, 0), padded(routed.output_tokens, 0)
-    return (row, column, place), PoolRequests(*columns)
+    return _Places(row, column, place), PoolRequests(*columns)
 
 
 def _scheduler(lane: Lane, n_max: float, window_s: np.ndarray, assumptions: Assumptions) -> Scheduler:

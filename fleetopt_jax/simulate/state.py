@@ -7,6 +7,7 @@ lists of them are linked through `RequestTable.next`. Times in float64.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from fleetopt_jax.core.struct import pytree, static
@@ -14,6 +15,8 @@ from fleetopt_jax.core.struct import pytree, static
 N_GAPS = 2048  # bins of the inter-token times, even in their logarithm
 GAP_RANGE_S = (1e-5, 1e3)  # 0.9 % a bin
 NEVER = jnp.inf
+
+Sums = Array | np.ndarray  # NumPy's once the run is over
 
 
 @pytree
@@ -83,18 +86,18 @@ class Instances:
 class Tally(NamedTuple):
     """Sums over an instance's iterations, shape [I]; in the window unless `path_` is in the name."""
 
-    gpu_j: Array  # energy of one GPU [J]
-    tokens: Array  # generated
-    in_flight_s: Array  # sequences in flight, times seconds
-    blocks_s: Array  # KV blocks in use, times seconds
-    prefill_s: Array
-    busy_s: Array
-    gaps: Array  # inter-token times seen
-    gaps_s: Array  # their sum [s]
-    path_in_flight_s: Array  # over the whole run
-    path_in_system_s: Array  # the waiting with them
-    path_iterations: Array
-    preemptions: Array
+    gpu_j: Sums  # energy of one GPU [J]
+    tokens: Sums  # generated
+    in_flight_s: Sums  # sequences in flight, times seconds
+    blocks_s: Sums  # KV blocks in use, times seconds
+    prefill_s: Sums
+    busy_s: Sums
+    gaps: Sums  # inter-token times seen
+    gaps_s: Sums  # their sum [s]
+    path_in_flight_s: Sums  # over the whole run
+    path_in_system_s: Sums  # the waiting with them
+    path_iterations: Sums
+    preemptions: Sums
 
 
 @pytree
@@ -122,8 +125,8 @@ def empty_state(table: RequestTable, n_groups: int, n_instances: int, n_slots: i
             context=slots,
             phase=slots,
             turn=slots,
-            first_s=jnp.full(slots.shape, NEVER),
-            last_s=jnp.full(slots.shape, NEVER),
+            first_s=jnp.full(slots.shape, NEVER, float),
+            last_s=jnp.full(slots.shape, NEVER, float),
         ),
         instances=Instances(
             clock_s=jnp.zeros(n),

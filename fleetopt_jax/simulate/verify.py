@@ -24,17 +24,25 @@ class Verified:
     held: bool
 
 
-def verify(fleet: Fleet, workload: Workload, assumptions: Assumptions, slo: Slo, **how: Any) -> Verified:
+def verify(
+    fleet: Fleet,
+    workload: Workload,
+    assumptions: Assumptions,
+    slo: Slo,
+    *,
+    most_rounds: int = MOST_ROUNDS,
+    **how: Any,
+) -> Verified:
     """Simulate; where a pool misses the limits give it more instances; and again. `how` is passed to `simulate`.
 
-    What more instances cannot mend ends after `MOST_ROUNDS`. With limits of the whole fleet every pool grows.
+    What more instances cannot mend ends after `most_rounds`. With limits of the whole fleet every pool grows.
     """
     rounds = 0
     while True:
         rounds += 1
         simulation = simulate(fleet, workload, assumptions, slo, **how)
         holding = np.array(pools_holding(simulation.pools, simulation.metrics, slo))
-        if holding.all() or rounds == MOST_ROUNDS or simulation.n_rejected:
+        if holding.all() or rounds == most_rounds or simulation.n_rejected:
             return Verified(fleet, simulation, rounds, bool(holding.all()))
         n = np.rint(np.asarray(fleet.n_instances))
         fleet = fleet.with_instances(np.where(holding, n, np.maximum(n + 1, np.ceil(n * RAISE))))
