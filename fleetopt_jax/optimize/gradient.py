@@ -173,8 +173,6 @@ def max_nodes(problem: Problem) -> int:
 class Near(exact.Fleets):
     """The fleets over some of the boundaries, the first of the nodes if there are too many."""
 
-    certified = False
-
     def __init__(self, problem: Problem, boundaries: Boundaries, nodes: Sequence[np.ndarray]):
         self.problem, self.boundaries, self._progress = problem, boundaries, None
         self.layouts = [OnePool(boundaries).seeded()]
@@ -184,6 +182,10 @@ class Near(exact.Fleets):
         elif problem.n_pools > 2 and len(inner):
             nodes_ = np.concatenate([[0], inner, [boundaries.last]])
             self.layouts.append(ManyPools(boundaries, nodes_, None).seeded())
+
+    @property
+    def certified(self) -> bool:
+        return False
 
     def description(self) -> str:
         return CANDIDATES
