@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 from _mlenergy import CATALOG, Row, benchmark_llm
 
-from fleetopt_jax.catalog.engines import LAWS, EngineEntry, EnginePoint, engine_entry, engine_points, own_fits
+from fleetopt_jax.catalog.engines import EngineEntry, EnginePoint, engine_entry, engine_points, law_of, own_fits
 from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.engine import measured_engine, roofline_engine
 
 OTHER = {"h100": "b200", "b200": "h100"}
 
 
-def law_point(folder: Path, row: Row, law_of: str | None = None) -> EnginePoint:
-    """The law of the row's GPU, or of `law_of` carried over by data-sheet peaks and fractions of the TDP."""
-    entry = _law_entry(folder, row.gpu, row.architecture, row.tp, row.precision, law_of or row.gpu)
+def law_point(folder: Path, row: Row, measured_on: str | None = None) -> EnginePoint:
+    """The law of the row's GPU, or of `measured_on` carried over by data-sheet peaks and fractions of the TDP."""
+    entry = _law_entry(folder, row.gpu, row.architecture, row.tp, row.precision, measured_on or row.gpu)
     return engine_points(entry, [row.batch], row.context_tokens, row.prompt_per_output)[0]
 
 
@@ -47,19 +48,18 @@ def roofline_point(folder: Path, row: Row) -> EnginePoint:
 
 
 @cache
-def _law_entry(folder: Path, gpu: str, architecture: str, tp: int, precision: str, law_of: str) -> EngineEntry:
-    found, law = gpu_entry(gpu), LAWS[law_of]
+def _law_entry(folder: Path, gpu: str, architecture: str, tp: int, precision: str, measured_on: str) -> EngineEntry:
+    found, law = gpu_entry(gpu), law_of(gpu_entry(measured_on))
     engine = measured_engine(
         law.law(), found.gpu, benchmark_llm(folder, architecture, precision), tp, chunk_tokens=found.chunk_tokens
     )
-    return EngineEntry(
-        gpu, architecture, tp, precision, "bf16", engine, law.quality, law.step_error, law.power_error, law.source
-    )
+    spec = EngineSpec(gpu, architecture, tp, precision)
+    return EngineEntry(spec, engine, law.quality, law.step_error, law.power_error, law.source)
 
 
 @cache
 def _own_fit_entry(gpu: str, llm: str, tp: int, precision: str) -> EngineEntry:
-    return engine_entry(gpu, llm, tp, precision=precision)
+    return engine_entry(EngineSpec(gpu, llm, tp, precision))
 
 
 @cache
@@ -67,7 +67,7 @@ def _roofline_entry(folder: Path, gpu: str, architecture: str, tp: int, precisio
     law = _law_entry(folder, gpu, architecture, tp, precision, gpu)
     llm = benchmark_llm(folder, architecture, precision)
     engine = roofline_engine(gpu_entry(gpu).gpu, llm, tp, law.engine.prefill)
-    return EngineEntry(gpu, architecture, tp, precision, "bf16", engine, "roofline", None, None, "arXiv 2603.17280v1")
+    return EngineEntry(law.spec, engine, "roofline", None, None, "arXiv 2603.17280v1")
 
 
 Value = Callable[[Row], float]

@@ -16,7 +16,6 @@ from scipy.optimize import least_squares
 
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.core.units import US
-from fleetopt_jax.laws.decode import decode_step_s
 from fleetopt_jax.laws.llm import expert_coverage
 from fleetopt_jax.laws.measured import POWER_LIMIT_FRAC, ideal_bytes, ideal_flops
 from fleetopt_jax.laws.power import CAP_SOFTNESS_W
@@ -93,7 +92,7 @@ def _table(folder: Path, rows: Sequence[Row]) -> _Table:
         gpu, llm = gpu_entry(row.gpu).gpu, benchmark_llm(folder, row.architecture, row.precision)
         bytes_s, flops_s = ideal_bytes(gpu, llm, row.tp), ideal_flops(gpu, llm, row.tp)
         weights_s = bytes_s.base_s + bytes_s.expert_s * expert_coverage(llm.expert_share, row.batch)
-        all_s, flop_s = (decode_step_s(x, row.batch, row.context_tokens) for x in (bytes_s, flops_s))
+        all_s, flop_s = (x.step_s(row.batch, row.context_tokens) for x in (bytes_s, flops_s))
         layers_s, experts = llm.n_layers * US, llm.n_expert_params > 0
         terms = [layers_s, layers_s * (row.tp > 1), layers_s * experts, row.batch * US, weights_s, all_s - weights_s]
         prefill_s = row.batch * row.prompt_per_output * prefill_coefficients_s(gpu, llm, row.tp)[0]

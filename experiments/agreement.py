@@ -26,9 +26,10 @@ import numpy as np  # noqa: E402
 from _results import GREY, RESULTS, finish, new_figure, write_table  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.engines import build  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
-from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions  # noqa: E402
+from fleetopt_jax.fleet.assumptions import CHOICES, DISPATCHES, PHYSICAL, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
@@ -159,7 +160,7 @@ def _draw(plan: int, rng: np.random.Generator) -> Case | None:
     gpu, llm, tp = ENGINES[rng.integers(len(ENGINES))]
     n, most = int(rng.choice(N_INSTANCES)), int(rng.choice(MAX_NUM_SEQS))
     scv, target = float(np.exp(rng.uniform(*np.log(BURSTINESS)))), rng.uniform(*UTILIZATION)
-    assumptions = replace(PHYSICAL, kv_cache=kv_cache)
+    assumptions = replace(PHYSICAL, kv_cache=CHOICES["kv_cache"][kv_cache])
     workload = replace(_workload(name), arrival_scv=jnp.asarray(scv))
     fleet = make_fleet([_engine(gpu, llm, tp, most)], window_tokens=[float(workload.longest_tokens)], n_instances=[n])
     n_max = float(_load(fleet, workload, jnp.asarray(1e-6), assumptions)[1])
@@ -169,7 +170,7 @@ def _draw(plan: int, rng: np.random.Generator) -> Case | None:
     while high / low > 1.0 + 1e-6:
         rate = np.sqrt(low * high)
         low, high = (rate, high) if _load(fleet, workload, jnp.asarray(rate), assumptions)[0] < target else (low, rate)
-    slower = replace(assumptions, dispatch="random")
+    slower = replace(assumptions, dispatch=DISPATCHES["random"])
     utilization, _, _, _, prefill_frac = map(float, _load(fleet, workload, jnp.asarray(rate), assumptions))
     itl_s = float(_load(fleet, workload, jnp.asarray(rate), slower)[3])
     output, output2 = (float(jnp.sum(workload.weight * workload.output_tokens**k)) for k in (1, 2))
@@ -197,7 +198,7 @@ def _workload(name: str) -> Workload:
 
 @cache
 def _engine(gpu: str, llm: str, tp: int, max_num_seqs: int):
-    return engine_choice(gpu, llm, tp, max_num_seqs=max_num_seqs).engine
+    return build(EngineSpec(gpu, llm, tp, max_num_seqs=max_num_seqs))
 
 
 def _load(fleet: Fleet, workload: Workload, rate_per_s, assumptions: Assumptions):
@@ -220,7 +221,7 @@ def run_case(case: Case, dispatch: str) -> Simulation:
     found = simulate(
         case.fleet,
         case.workload,
-        replace(case.assumptions, dispatch=dispatch),
+        replace(case.assumptions, dispatch=DISPATCHES[dispatch]),
         n_requests=case.values["n_requests"],
         n_replications=N_REPLICATIONS,
         seed=case.values["plan"],

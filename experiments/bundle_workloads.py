@@ -18,10 +18,11 @@ jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.engines import build  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PUBLISHED  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
-from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
+from fleetopt_jax.fleet.fleet import fleet_of, make_slo  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 from fleetopt_jax.workload.compress import compress  # noqa: E402
@@ -107,12 +108,12 @@ def _tok_per_j(workload: Workload, longest: float, reference: Workload) -> np.nd
     that the error is that of the traffic and not of an instance more or less."""
     totals = np.asarray(reference.prompt_tokens + reference.output_tokens)
     quantiles = np.interp(np.arange(1, 25) / 25, np.cumsum(reference.weight), totals)
-    engine = engine_choice("h100", engine="projected").engine
+    engine = build(EngineSpec("h100", source="projected"))
     real = replace(PUBLISHED, rounding="real")
 
     @jax.jit
     def score(windows: jax.Array) -> jax.Array:
-        fleet = size_fleet((engine, engine), windows, jax.numpy.ones(2), workload, make_slo(), real)
+        fleet = size_fleet(fleet_of((engine, engine), windows, np.ones(2), np.ones(2)), workload, make_slo(), real)
         return evaluate(fleet, workload, real).tok_per_j
 
     windows = np.unique(np.ceil([*quantiles, longest]))

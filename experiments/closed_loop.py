@@ -32,9 +32,12 @@ from _results import GREY, MEASURED, OWN_FIT, RESULTS, finish, log_ticks, new_fi
 from matplotlib.figure import Figure  # noqa: E402
 
 from fleetopt_jax.catalog.engines import EngineEntry, engine_entry, engine_points, own_fits  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
+from fleetopt_jax.fleet.assumptions import DISPATCHES  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
-from fleetopt_jax.simulate.batching import Scheduler  # noqa: E402
-from fleetopt_jax.simulate.pool import PoolRequests, PoolRun, run_pool  # noqa: E402
+from fleetopt_jax.simulate.dispatch import Balancer  # noqa: E402
+from fleetopt_jax.simulate.pool import Pool, PoolRequests, PoolRun, run_pool  # noqa: E402
+from fleetopt_jax.simulate.state import Scheduler  # noqa: E402
 
 MAIN = ("h100", "llama-3.1-70b", 4, "bf16")
 TASK, MOST_OUTPUT_TOKENS = "lm-arena-chat", 4096  # vLLM's cap in that task
@@ -74,7 +77,7 @@ def main() -> None:
     names = sorted((key for key in found if _dense_fit(key)), key=lambda key: _names(key) != MAIN)
     lines = []
     for key in names:
-        entry = engine_entry(*_names(key)[:3], precision=key[3])
+        entry = engine_entry(EngineSpec(*_names(key)))
         for row in found[key]:
             run = runs[row.row_id]
             if row.task != TASK or not BATCHES[0] <= run.max_num_seqs <= BATCHES[1]:
@@ -156,7 +159,8 @@ def _simulate(engine, run: Run, requests: PoolRequests, window_s: np.ndarray) ->
         window_s=jnp.asarray(window_s),
     )
     horizon_s = np.full(N_REPLICATIONS, 1e6)
-    return run_pool(engine, scheduler, requests, 1, horizon_s, policy="round_robin", n_slots=run.max_num_seqs)
+    in_turn = Balancer(DISPATCHES["round_robin"])
+    return run_pool(Pool(engine, scheduler, 1), requests, horizon_s, in_turn, n_slots=run.max_num_seqs)
 
 
 def _write(lines: list) -> None:

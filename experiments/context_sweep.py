@@ -25,7 +25,7 @@ from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, fit_decode, fit_powe
 from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
 from fleetopt_jax.catalog.engines import EngineEntry, engine_entry, engine_points
 from fleetopt_jax.catalog.gpus import gpu_entry
-from fleetopt_jax.laws.decode import decode_step_s
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.report.figures import save_figure
 
 LONGEST_KEPT = 65_536  # window [tokens]; beyond, the engine preempts
@@ -45,17 +45,17 @@ def main() -> None:
     kept = [i for i, window in enumerate(windows) if window <= LONGEST_KEPT]
     fields = ("batch", "step_s", "context_tokens", "power_w_per_gpu")
     steady = replace(measured, **{name: getattr(measured, name)[kept] for name in fields})
-    law, paper = engine_entry("b200", own_fit=False), engine_entry("b200", engine="projected")
+    law, paper = (engine_entry(EngineSpec("b200", source=of, own_fit=False)) for of in ("measured", "projected"))
     # At a full cache n L is nearly the same for every window: a step cannot be split into what it costs without a
     # sequence and what a token of context costs. Two ends of what is possible, to show that they say the same here:
     ends = [fit_decode(steady, per_token_s=at) for at in (0.0, float(law.engine.power.ideal_bytes.per_token_s))]
     power = fit_power(steady, limit_w=float(gpu_entry("b200").gpu.tdp_w))
     own = replace(law, engine=replace(law.engine, decode=ends[1].step, power=power.power))
     curves = {
-        "measured": measured.batch / measured.step_s / (law.tp * measured.power_w_per_gpu),
+        "measured": measured.batch / measured.step_s / (law.spec.tp * measured.power_w_per_gpu),
         "own_fit": _at(own, measured),
         "law": _at(law, measured),
-        "paper": _printed(windows, law.tp),
+        "paper": _printed(windows, law.spec.tp),
         "paper_engine": _at(paper, measured),
     }
     _write(windows, measured, law, own, curves)
@@ -86,7 +86,7 @@ def _write(windows: list[int], measured: Measurements, law: EngineEntry, own: En
         predicted = [engine_points(entry, [n], tokens, 0.0)[0] for entry in (law, own)]
         line = [window, int(n), tokens, int(window <= LONGEST_KEPT), float(measured.step_s[i])]
         line += [point.step_s for point in predicted]
-        line += [float(decode_step_s(law.engine.power.ideal_bytes, n, tokens)), float(measured.power_w_per_gpu[i])]
+        line += [float(law.engine.power.ideal_bytes.step_s(n, tokens)), float(measured.power_w_per_gpu[i])]
         line += [point.power_w_per_gpu for point in predicted]
         line += [float(curve[i]) for curve in curves.values()]
         line += [float(curve[i] / curve[i - 1]) if i else None for curve in curves.values()]
@@ -162,7 +162,7 @@ def _report(
     values = ", ".join(f"{name} {value:.4g}" for name, value in power.parameters.items())
     print(f"power: {values}, error {power.mape:.1%} {' '.join(power.notes)}")
     longest = n - 1
-    ideal_s = float(decode_step_s(law.engine.power.ideal_bytes, steady.batch[longest], steady.context_tokens[longest]))
+    ideal_s = float(law.engine.power.ideal_bytes.step_s(steady.batch[longest], steady.context_tokens[longest]))
     print(
         f"at {windows[longest]}: step {steady.step_s[longest] * 1e3:.1f} ms; its bytes take {ideal_s * 1e3:.1f} ms "
         "at the data sheet's bandwidth: shorter contexts than asked for must have been read"

@@ -20,13 +20,15 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from _results import GREY, LAW, MEASURED, RESULTS, finish, new_figure, write_table  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.engines import build, resolved  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PUBLISHED  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
-from fleetopt_jax.optimize.plan import make_problem  # noqa: E402
+from fleetopt_jax.optimize.plan import require_plan  # noqa: E402
+from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.optimize.search import optimize  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 
@@ -37,23 +39,25 @@ COLUMNS = ("log_kv_factor", "tok_per_j_envelope", "tok_per_j_relaxed", "tok_per_
 
 
 def main() -> None:
-    choice = engine_choice("h100", engine="projected")
+    spec = EngineSpec("h100", source="projected")
     problem = make_problem(
-        load_workload(WORKLOAD), [choice], workload_name=WORKLOAD, assume="published", assumptions=PUBLISHED
+        load_workload(WORKLOAD), [spec], workload_name=WORKLOAD, assume="published", assumptions=PUBLISHED
     )
-    plan = optimize(problem)
-    windows, gamma = plan.fleet.window_tokens, plan.fleet.gamma
+    plan = require_plan(optimize(problem))
+    engine = build(spec)
 
-    def off(log_blocks):
-        kv = choice.engine.kv
-        return (replace(choice.engine, kv=replace(kv, n_blocks=kv.n_blocks * jnp.exp(log_blocks))),) * len(windows)
+    def kv_off(log_blocks):
+        return replace(engine.kv, n_blocks=engine.kv.n_blocks * jnp.exp(log_blocks))
+
+    def off(log_blocks) -> Fleet:
+        return plan.fleet.with_engines([replace(engine, kv=kv_off(log_blocks))] * len(plan.fleet.lanes))
 
     def sized(log_blocks) -> Fleet:
         """Real-valued instances, as few as the load needs: the relaxed optimum at the plan's thresholds."""
-        return size_fleet(off(log_blocks), windows, gamma, problem.workload, problem.slo, REAL)
+        return size_fleet(off(log_blocks), problem.workload, problem.slo, REAL)
 
     def log_tok_per_j(log_blocks, n_instances):
-        fleet = Fleet(off(log_blocks), windows, gamma, n_instances)
+        fleet = off(log_blocks).with_instances(n_instances)
         return jnp.log(evaluate(fleet, problem.workload, REAL).tok_per_j)
 
     @jax.jit
@@ -68,8 +72,8 @@ def main() -> None:
     difference = float((through(1e-4) - through(-1e-4)) / 2e-4)
     rows = []
     for move in MOVES:
-        engine = off(move)[0]
-        best = optimize(replace(problem, choices=(replace(choice, engine=engine),)))
+        laws = OwnLaws(kv=jax.tree.map(np.asarray, kv_off(move)))
+        best = require_plan(optimize(problem.serving(specs=(resolved(replace(spec, laws=laws)),))))
         rows.append(
             [
                 move,

@@ -27,12 +27,12 @@ from scipy.optimize import least_squares  # noqa: E402
 
 from fleetopt_jax.calibrate.fit import DecodeFit, fit_decode, fit_power  # noqa: E402
 from fleetopt_jax.calibrate.measurements import Measurements  # noqa: E402
-from fleetopt_jax.catalog.engines import engine_entry  # noqa: E402
+from fleetopt_jax.catalog.engines import build  # noqa: E402
 from fleetopt_jax.catalog.gpus import gpu_entry  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.core.errors import BadInput  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.engine import Engine  # noqa: E402
-from fleetopt_jax.laws.power import gpu_power_w  # noqa: E402
 
 OUT = Path(__file__).parents[1] / "fleetopt_jax" / "catalog" / "data" / "engines.json"
 STEP_LIMIT, POWER_LIMIT = 0.10, 0.06
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _fit(gpu: str, llm: str, tp: int, precision: str, rows: list[Row]) -> dict:
-    law = engine_entry(gpu, llm, tp, precision=precision, own_fit=False).engine
+    law = build(EngineSpec(gpu, llm, tp, precision, own_fit=False))
     measured = Measurements(
         batch=np.array([row.batch for row in rows]),
         step_s=np.array([row.iteration_s for row in rows]),
@@ -103,7 +103,7 @@ def _best_power(measured: Measurements, law: Engine, step: DecodeFit, gpu: str) 
 
     def predict(values: np.ndarray) -> np.ndarray:
         power = replace(asked, **dict(zip(fitted, values)))
-        return np.asarray(jax.vmap(gpu_power_w, (None, 0, 0))(power, measured.batch, measured.context_tokens))
+        return np.asarray(power.gpu_w(measured.batch, measured.context_tokens))
 
     start = np.array([float(getattr(asked, name)) for name in fitted]) + 1.0
     solved = least_squares(

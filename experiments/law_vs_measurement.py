@@ -30,7 +30,8 @@ from _results import GREY, RESULTS, finish, log_ticks, new_figure, write_table  
 from matplotlib.figure import Figure  # noqa: E402
 
 from fleetopt_jax.catalog.engines import EnginePoint  # noqa: E402
-from fleetopt_jax.report.figures import COLOURS, MARKERS, save_figure  # noqa: E402
+from fleetopt_jax.report.figures import save_figure  # noqa: E402
+from fleetopt_jax.report.style import COLOURS, MARKERS  # noqa: E402
 
 PREDICTORS = (
     "law",

@@ -19,7 +19,7 @@ jax.config.update("jax_enable_x64", True)
 
 from _tables import RESULTS  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
@@ -58,7 +58,7 @@ def _ledger(name: str, gpu: str):
     loaded = load(name)
     return ledger(
         loaded.workload,
-        lambda assumptions: [engine_choice(gpu, engine=assumptions.engine)],
+        lambda assumptions: [EngineSpec(gpu, source=assumptions.engine.name)],
         slo=make_slo(ttft_p99_s=TTFT_P99_S, ttft_s_per_token=TTFT_S_PER_TOKEN),
         name=name,
         knots=loaded.knots,

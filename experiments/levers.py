@@ -11,7 +11,6 @@ beside the simulated one, with the 95 % interval over replications (of a ratio: 
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 import jax
 
@@ -19,14 +18,16 @@ jax.config.update("jax_enable_x64", True)
 
 from _results import RESULTS, finish, new_figure, write_table  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load  # noqa: E402
-from fleetopt_jax.fleet.assumptions import PRESETS, Assumptions  # noqa: E402
+from fleetopt_jax.documents.levers import levers_to_json  # noqa: E402
+from fleetopt_jax.fleet.assumptions import PRESETS  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
-from fleetopt_jax.optimize.levers import Levers, Pulled, Spec, levers_to_json, pull_levers  # noqa: E402
-from fleetopt_jax.optimize.plan import EngineChoice, make_problem  # noqa: E402
-from fleetopt_jax.report.figures import COLOURS, save_figure  # noqa: E402
+from fleetopt_jax.optimize.levers import Levers, Pulled, pull_levers  # noqa: E402
+from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.report.levers import answer, lever_label, levers_figure  # noqa: E402
+from fleetopt_jax.report.style import COLOURS  # noqa: E402
 from fleetopt_jax.simulate import simulate  # noqa: E402
 
 CASES = (  # name, preset, workload, P99 TTFT limit [s]
@@ -72,31 +73,19 @@ def main() -> None:
     save_figure(figure(simulated), RESULTS / "levers_simulated")
 
 
-def engine(assumptions: Assumptions, spec: Spec) -> EngineChoice:
-    return engine_choice(
-        spec.gpu,
-        spec.llm,
-        spec.tp,
-        precision=spec.precision,
-        kv_precision=spec.kv_precision,
-        engine=assumptions.engine,
-        max_num_seqs=spec.max_num_seqs,
-    )
-
-
 def find(preset: str, name: str, limit_s: float) -> Levers:
-    loaded = load(name, rate_per_s=None, layout=None)
+    loaded = load(name)
     assumptions = replace(PRESETS[preset], output_share=loaded.output_share)
     problem = make_problem(
         loaded.workload,
-        [engine_choice("h100", engine=assumptions.engine)],
+        [EngineSpec("h100", source=assumptions.engine.name)],
         slo=make_slo(ttft_p99_s=limit_s),
         workload_name=name,
         n_pools=1,
         assume=preset,
         assumptions=assumptions,
     )
-    return pull_levers(problem, partial(engine, assumptions), next_gpu="b200")
+    return pull_levers(problem, next_gpu="b200")
 
 
 def gain_rows(case: str, document: dict) -> list[list]:

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from fleetopt_jax.catalog.engines import engine_entry, engine_points  # noqa: E402
 from fleetopt_jax.catalog.llms import at_precision, llm_entry  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.laws.llm import dense_bytes, expert_bytes, expert_coverage  # noqa: E402
 from fleetopt_jax.published.tables import reproduce  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
@@ -177,7 +178,7 @@ def _report(groups: dict, tok_per_j: dict, lines: list[list], paper: float) -> N
     for gpu in ("h100", "b200"):
         points = [
             engine_points(
-                engine_entry(gpu, name, 8, precision="bf16", own_fit=False), [PAPER_BATCH], PAPER_TOKENS, 0.0
+                engine_entry(EngineSpec(gpu, name, 8, "bf16", own_fit=False)), [PAPER_BATCH], PAPER_TOKENS, 0.0
             )[0]
             for name in (MOE_NAME, DENSE_NAME)
         ]

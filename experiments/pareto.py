@@ -16,13 +16,15 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np  # noqa: E402
 from _results import RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.optimize.dominance import hypervolume  # noqa: E402
-from fleetopt_jax.optimize.pareto import Front, pareto  # noqa: E402
-from fleetopt_jax.optimize.plan import make_problem  # noqa: E402
-from fleetopt_jax.report.figures import COLOURS, MARKERS, save_figure  # noqa: E402
+from fleetopt_jax.optimize.front import Front  # noqa: E402
+from fleetopt_jax.optimize.pareto import pareto  # noqa: E402
+from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax.report.figures import save_figure  # noqa: E402
+from fleetopt_jax.report.style import COLOURS, MARKERS  # noqa: E402
 
 WORKLOADS = ("azure-conv", "azure-code")
 GPUS = ("h100", "b200")
@@ -55,7 +57,7 @@ def main() -> None:
             for n_pools in POOLS:
                 problem = make_problem(
                     load_workload(name),
-                    [engine_choice(gpu)],
+                    [EngineSpec(gpu)],
                     workload_name=name,
                     n_pools=n_pools,
                     slo=make_slo(ttft_s_per_token=SLOPE_S),

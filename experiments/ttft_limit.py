@@ -10,7 +10,6 @@ requests/s. Two kinds of limit: the same for every request, and growing by 100 m
 
 import csv
 import io
-from dataclasses import replace
 
 import jax
 
@@ -20,13 +19,15 @@ from _tables import RESULTS  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
-from fleetopt_jax.optimize.plan import make_problem  # noqa: E402
+from fleetopt_jax.optimize.plan import Infeasible  # noqa: E402
+from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.optimize.search import optimize  # noqa: E402
-from fleetopt_jax.report.figures import COLOURS, save_figure  # noqa: E402
+from fleetopt_jax.report.figures import save_figure  # noqa: E402
+from fleetopt_jax.report.style import COLOURS  # noqa: E402
 
 CASES = {  # title: workload, growth of the limit with the prompt [s/token]
     "azure-code, one limit": ("azure-code", 0.0),
@@ -56,15 +57,16 @@ def _sweep(case: str, n_pools: int) -> list[dict]:
     """Every limit that can be held, then the smallest reachable (with ten times the GPUs the load needs at most)."""
     name, slope = CASES[case]
     problem = make_problem(
-        load_workload(name), [engine_choice("h100")], workload_name=name, n_pools=n_pools, objective="gpus"
+        load_workload(name), [EngineSpec("h100")], workload_name=name, n_pools=n_pools, objective="gpus"
     )
     lines, limits = [], list(LIMITS_S)
     while limits:
         limit = limits.pop(0)
-        plan = optimize(replace(problem, slo=make_slo(ttft_p99_s=limit, ttft_s_per_token=slope)))
-        if plan.metrics is None:
-            if plan.binding["limit"] == "ttft_p99_s" and limit in LIMITS_S:
-                limits = [plan.binding["nearest_feasible"] * (1.0 + 1e-6)]
+        plan = optimize(problem.serving(slo=make_slo(ttft_p99_s=limit, ttft_s_per_token=slope)))
+        if isinstance(plan, Infeasible):
+            nearest = plan.binding.nearest_feasible
+            if plan.binding.limit == "ttft_p99_s" and nearest and limit in LIMITS_S:
+                limits = [nearest * (1.0 + 1e-6)]
             continue
         lines.append(
             {

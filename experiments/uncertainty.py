@@ -26,14 +26,16 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from _results import GREY, LAW, MEASURED, RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
+from fleetopt_jax.core.struct import stack  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
 from fleetopt_jax.fleet.limits import held  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
-from fleetopt_jax.optimize.plan import Plan, make_problem  # noqa: E402
+from fleetopt_jax.optimize.plan import Plan, require_plan  # noqa: E402
+from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.optimize.search import optimize  # noqa: E402
 from fleetopt_jax.optimize.uncertainty import (  # noqa: E402
     OF_MEAN_ABSOLUTE,
@@ -41,8 +43,8 @@ from fleetopt_jax.optimize.uncertainty import (  # noqa: E402
     EngineFactors,
     draw,
     errors_of,
-    estimate,
     make_errors,
+    metric_trust,
     perturbed,
 )
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
@@ -91,17 +93,13 @@ def _accounts() -> list[Account]:
     step = {gpu: OF_MEAN_ABSOLUTE * error for gpu, error in SHAPE_ERROR.items()}
     exact, scaled = make_errors(step=0, power=0, prefill=0), make_errors(step=0.2, power=0.2, prefill=0)
     shape = [make_errors(step=step[gpu], power=0.2 * (gpu == "b200"), prefill=0) for gpu in GPUS]
-    measured = [errors_of(engine_choice(gpu)) for gpu in GPUS]
+    measured = [errors_of(EngineSpec(gpu)) for gpu in GPUS]
     return [
-        Account("the paper's: B200 +-20 %", PUBLISHED, _stacked([exact, scaled])),
-        Account("published, shape as measured", PUBLISHED, _stacked(shape)),
-        Account("the same, wrong alike on both GPUs", PUBLISHED, _stacked(shape), common=True),
-        Account("physical, measured engines", PHYSICAL, _stacked(measured)),
+        Account("the paper's: B200 +-20 %", PUBLISHED, stack([exact, scaled])),
+        Account("published, shape as measured", PUBLISHED, stack(shape)),
+        Account("the same, wrong alike on both GPUs", PUBLISHED, stack(shape), common=True),
+        Account("physical, measured engines", PHYSICAL, stack(measured)),
     ]
-
-
-def _stacked(errors: list[EngineErrors]) -> EngineErrors:
-    return jax.tree.map(lambda *x: jnp.stack(x), *errors)
 
 
 def _fleets(name: str, assumptions: Assumptions) -> dict[tuple[str, str], Plan]:
@@ -109,10 +107,9 @@ def _fleets(name: str, assumptions: Assumptions) -> dict[tuple[str, str], Plan]:
     found = {}
     for gpu in GPUS:
         for kind, n_pools, gamma in (("homogeneous", 1, 1.0), ("fleetopt", 2, None)):
-            choice = engine_choice(gpu, engine=assumptions.engine)
             problem = make_problem(
                 load_workload(WORKLOAD),
-                [choice],
+                [EngineSpec(gpu, source=assumptions.engine.name)],
                 workload_name=WORKLOAD,
                 n_pools=n_pools,
                 gamma=gamma,
@@ -120,7 +117,7 @@ def _fleets(name: str, assumptions: Assumptions) -> dict[tuple[str, str], Plan]:
                 assume=name,
                 assumptions=assumptions,
             )
-            found[gpu, kind] = plan = optimize(problem)
+            found[gpu, kind] = plan = require_plan(optimize(problem))
             fleet = plan.fleet
             print(
                 f"{name} {gpu} {kind}: {float(plan.metrics.tok_per_j):.3f} tok/J, windows "
@@ -133,10 +130,10 @@ def _fleets(name: str, assumptions: Assumptions) -> dict[tuple[str, str], Plan]:
 
 def _tok_per_j(fleet: Fleet, factors: EngineFactors, workload, slo, assumptions: Assumptions, anew: bool):
     """(tok/J, whether it can be held) of the fleet with its engine off by `factors`, sized for it or as it is."""
-    of = jnp.zeros(len(fleet.engines), dtype=int)
+    of = jnp.zeros(len(fleet.lanes), dtype=int)
     off = perturbed(fleet, jax.tree.map(lambda x: x[None], factors), of)
     if anew:
-        off = size_fleet(off.engines, off.window_tokens, off.gamma, workload, slo, assumptions)
+        off = size_fleet(off, workload, slo, assumptions)
     metrics = evaluate(off, workload, assumptions, quantiles=False)
     stable = jnp.isfinite(metrics.n_instances) & (metrics.utilization < 1.0)
     return jnp.where(stable, metrics.tok_per_j, jnp.nan), stable & held(metrics.pools, slo)
@@ -167,7 +164,7 @@ def _rows(account: Account, fleets: dict[tuple[str, str], Plan]) -> list[list]:
             if account.common:  # one factor: slopes add before they are squared
                 total = np.sum(np.asarray(derivative.step * errors.step)) / float(errors.step[0])
                 derivative = replace(derivative, step=np.array([total, 0.0]))
-            found = estimate(value, drawn, derivative, errors)
+            found = metric_trust(value, drawn, derivative, errors)
             rows.append(
                 [
                     *(account.name, gain, "sized anew" if anew else "as planned", value),

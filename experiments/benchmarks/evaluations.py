@@ -24,14 +24,16 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.engines import build  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.engine import Engine  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
-from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
-from fleetopt_jax.optimize.candidates import BATCH, score_batch  # noqa: E402
+from fleetopt_jax.fleet.fleet import fleet_of  # noqa: E402
+from fleetopt_jax.optimize.candidates import BATCH, make_caps, score_batch, weight_rows  # noqa: E402
+from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 from fleetopt_jax.workload.compress import compressed  # noqa: E402
 
@@ -70,16 +72,17 @@ def main() -> None:
 
 def _ours(assumptions: Assumptions) -> tuple[Callable[[], float], float]:
     """(evaluations per second in full batches, seconds of the first call)."""
-    engine = engine_choice("h100", engine=assumptions.engine).engine
-    workload, slo = load_workload("azure-cdf"), make_slo()
+    spec = EngineSpec("h100", source=assumptions.engine.name)
+    problem = make_problem(load_workload("azure-cdf"), [spec], assumptions=assumptions)
+    specs = problem.specs * 2
+    fleet = problem.fleet(specs, [LONG_WINDOW] * 2, [1.0] * 2, [1.0] * 2)
+    how = {"objective": weight_rows([problem.objective_weights], specs), "caps": make_caps(problem, specs)}
     thresholds = np.linspace(1024, 12_288, BATCH).round()
     windows = jnp.stack([thresholds, np.full(BATCH, LONG_WINDOW)], axis=1)
     gammas = jnp.ones_like(windows)
 
     def run() -> None:
-        batch = score_batch(
-            (engine, engine), windows, gammas, workload, slo, assumptions=assumptions, objective="tok_per_j"
-        )
+        batch = score_batch(fleet, windows, gammas, problem.workload, problem.slo, assumptions=assumptions, **how)
         jax.block_until_ready(batch)
 
     compile_s = _seconds(run)
@@ -113,11 +116,11 @@ def _peer() -> Callable[[], float] | None:
 
 def _gradient() -> tuple[float, float, float]:
     """(seconds of the value, of value_and_grad, of compiling the latter) for N_FLEETS fleets at once."""
-    engine = engine_choice("h100", engine="projected").engine
+    engine = build(EngineSpec("h100", source="projected"))
     real = replace(PUBLISHED, rounding="real")
 
     def merit(windows: jax.Array, n_instances: jax.Array, engine: Engine, workload: Workload) -> jax.Array:
-        fleet = Fleet(engines=(engine,) * 2, window_tokens=windows, gamma=jnp.ones(2), n_instances=n_instances)
+        fleet = fleet_of((engine,) * 2, windows, jnp.ones(2), n_instances)
         metrics = evaluate(fleet, workload, real, router_width=0.05)
         return jnp.log(metrics.tok_per_j) + jnp.sum(metrics.pools.ttft_p99_s)
 

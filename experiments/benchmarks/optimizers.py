@@ -56,17 +56,18 @@ def _case(method: str, assume: str) -> dict:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from fleetopt_jax.catalog.engines import engine_choice
+    from fleetopt_jax.catalog.spec import EngineSpec
     from fleetopt_jax.catalog.workloads import load_workload
     from fleetopt_jax.fleet.assumptions import PRESETS
-    from fleetopt_jax.optimize.plan import make_problem
+    from fleetopt_jax.optimize.plan import require_plan
+    from fleetopt_jax.optimize.problem import make_problem
     from fleetopt_jax.optimize.search import optimize
 
     assumptions = PRESETS[assume]
     n_pools = {"exact": 4, "gradient": 3}[method]
     problem = make_problem(
         load_workload("azure-cdf"),
-        [engine_choice("h100", engine=assumptions.engine)],
+        [EngineSpec("h100", source=assumptions.engine.name)],
         n_pools=n_pools,
         assume=assume,
         assumptions=assumptions,
@@ -74,7 +75,7 @@ def _case(method: str, assume: str) -> dict:
     times = []
     for _ in range(1 + WARM_CALLS):
         started = time.perf_counter()
-        plan = optimize(problem, method)
+        plan = require_plan(optimize(problem, method))
         times.append(time.perf_counter() - started)
     warm_s = median(times[1:])
     fleets = _fleets(n_pools, int(problem.window_tokens)) if method == "exact" else plan.search.n_evaluated

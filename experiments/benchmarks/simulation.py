@@ -25,12 +25,14 @@ jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
 
-from fleetopt_jax.catalog.engines import engine_choice  # noqa: E402
+from fleetopt_jax.catalog.engines import build  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
-from fleetopt_jax.optimize.plan import make_problem  # noqa: E402
+from fleetopt_jax.optimize.plan import require_plan  # noqa: E402
+from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.optimize.search import optimize  # noqa: E402
 from fleetopt_jax.simulate import Simulation, simulate  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 def _peers_fleet(assumptions: Assumptions) -> Callable[[], Timed]:
-    engine = engine_choice("h100", engine=assumptions.engine).engine
+    engine = build(EngineSpec("h100", source=assumptions.engine.name))
     fleet = make_fleet([engine] * 2, window_tokens=WINDOWS, n_instances=N_INSTANCES)
     workload = load_workload("azure-cdf", rate_per_s=RATE_PER_S)
     return lambda: _timed(fleet, workload, assumptions, N_REQUESTS, 1)
@@ -89,7 +91,7 @@ def _peers_fleet(assumptions: Assumptions) -> Callable[[], Timed]:
 def _plan() -> dict[str, float]:
     """The fleet of the default plan, as `simulate` runs it."""
     workload = load_workload("azure-conv")
-    plan = optimize(make_problem(workload, [engine_choice("h100")]))
+    plan = require_plan(optimize(make_problem(workload, [EngineSpec("h100")])))
     runs = [_timed(plan.fleet, workload, PHYSICAL, PLAN_REQUESTS, PLAN_REPLICATIONS) for _ in range(1 + ROUNDS)]
     # All arrivals are served to the end, so that what was generated is what was asked for.
     tokens = runs[0].simulation.n_completed * float(np.sum(workload.weight * workload.output_tokens))
