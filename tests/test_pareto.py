@@ -20,16 +20,17 @@ import fleetopt_jax as fo
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.workloads import made_workload
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.cli.table import AXES
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.documents.front import front_to_json
+from fleetopt_jax.documents.front import front_to_json, load_front, save_front
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.resources import make_budget
 from fleetopt_jax.optimize.dominance import hypervolume, knee, non_dominated
-from fleetopt_jax.optimize.front import Front, NoFront
+from fleetopt_jax.optimize.front import Front, NoFront, costs_of, sense_of
 from fleetopt_jax.optimize.pareto import pareto
 from fleetopt_jax.optimize.plan import require_plan
 from fleetopt_jax.optimize.problem import Problem, make_problem
@@ -137,7 +138,7 @@ def front(problem) -> Front:
 
 
 def costs(front: Front) -> np.ndarray:
-    return front.question.costs(front.points)
+    return costs_of(front.points, front.objectives)
 
 
 def assert_sound(front: Front) -> None:
@@ -154,7 +155,7 @@ def assert_sound(front: Front) -> None:
         for name, value in zip(front.objectives, point.values):
             assert float(getattr(again.metrics, name)) == pytest.approx(value, rel=1e-9)
     if front.homogeneous:
-        (alone,) = front.question.costs([front.homogeneous])
+        (alone,) = costs_of([front.homogeneous], front.objectives)
         assert not any(dominates(alone, point) for point in costs(front))
     assert 0 <= front.hypervolume_frac <= 1
     assert front.knee is None or 0 <= front.knee < len(front.points)
@@ -172,7 +173,7 @@ def test_a_front_is_sound_and_holds_what_finer_sweeps_find(problem, front):
     for limit_s in np.geomspace(front.points[0].values[1], front.points[-1].values[1], 25):
         plan = require_plan(optimize(problem.serving(slo=make_slo(ttft_p99_s=limit_s * (1 + 1e-9)))))
         swept.append([-float(plan.metrics.tok_per_j), float(plan.metrics.ttft_p99_s)])
-    reference = np.array(front.reference) * front.question.sense
+    reference = np.array(front.reference) * sense_of(front.objectives)
     both = hypervolume(np.concatenate([costs(front), swept]), reference)
     assert front.hypervolume <= both <= front.hypervolume + front.hypervolume_missing + 1e-12
     assert front.hypervolume >= 0.9 * both
@@ -214,7 +215,7 @@ def dear_b200(problem: Problem) -> EngineSpec:
     return resolved(EngineSpec(dataclasses.replace(gpu, usd_per_h=price), source="projected"))
 
 
-def test_power_and_cost_trade_between_gpus_in_one_pool_whatever_comes_first(problem):
+def test_power_and_cost_trade_between_gpus_in_one_pool_whatever_comes_first(problem, tmp_path):
     """One pool: either the one GPU or the other."""
     both = dataclasses.replace(problem.serving(specs=(*problem.specs, dear_b200(problem))), n_pools=1)
     front = traced(both, "tok_per_j", "usd_per_h", n_points=4)
@@ -228,6 +229,21 @@ def test_power_and_cost_trade_between_gpus_in_one_pool_whatever_comes_first(prob
     assert [point.plan.kinds for point in traced(capped, "tok_per_j", "usd_per_h", n_points=4).points] == [("h100",)]
     document = front_to_json(front)
     assert [point["plan"]["objective"] for point in document["points"]] == ["tok_per_j"] * 2
+    # What is written is read back, the plans evaluated anew.
+    save_front(front, tmp_path / "front.json")
+    workload = made_workload("workload", problem.workload)
+    again = load_front(tmp_path / "front.json", specs=[dear_b200(problem)], workload=workload)
+    for new, old in zip(again.points, front.points, strict=True):
+        assert new.values == pytest.approx(old.values, rel=1e-9)
+    assert front_to_json(again)["hypervolume"]["reference"] == document["hypervolume"]["reference"]
+    assert (again.certified, again.knee, again.n_searches) == (front.certified, front.knee, front.n_searches)
+    slower = made_workload("workload", with_rate(problem.workload, 150.0))
+    with pytest.warns(UserWarning, match="are not what they were"):
+        another = load_front(tmp_path / "front.json", specs=[dear_b200(problem)], workload=slower)
+    assert not another.certified and another.hypervolume_missing is None
+    (tmp_path / "none.json").write_text(json.dumps(document | {"points": []}))
+    with pytest.raises(BadInput, match="the front has no points"):
+        load_front(tmp_path / "none.json")
 
 
 @pytest.mark.slow

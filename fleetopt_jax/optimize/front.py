@@ -57,23 +57,10 @@ class FrontQuestion:
     reference: tuple[float, ...] | None  # of the hypervolume, in the order of the objectives; None: from the front
 
     @property
-    def sense(self) -> np.ndarray:
-        """Of the objectives [D]: 1 where less is better, -1 where more is."""
-        return np.array([FRONT_OBJECTIVES[name].sense for name in self.objectives])
-
-    @property
     def alone(self) -> Objective:
         """The objective of searches for one cost alone, such as those of the reference fleets: the first one."""
         named: list[Objective | None] = [FRONT_OBJECTIVES[name].objective for name in self.objectives]
         return next(objective for objective in named if objective is not None)
-
-    def costs(self, points: Sequence["Point"]) -> np.ndarray:
-        """The points' objectives as costs [M, D]: less is better."""
-        return np.array([point.values for point in points]).reshape(-1, len(self.objectives)) * self.sense
-
-    def point(self, plan: Plan) -> "Point":
-        """A plan by the objectives."""
-        return Point(plan, tuple(objective_value(plan, name) for name in self.objectives))
 
     @property
     def fleetopt_is(self) -> str:
@@ -101,15 +88,34 @@ class Point:
     values: tuple[float, ...]  # in the order and units of the front's objectives
 
 
+def point_of(plan: Plan, objectives: Sequence[str]) -> Point:
+    """A plan by these objectives."""
+    return Point(plan, tuple(objective_value(plan, name) for name in objectives))
+
+
+def sense_of(objectives: Sequence[str]) -> np.ndarray:
+    """Of each objective [D]: 1 where less is better, -1 where more is."""
+    return np.array([FRONT_OBJECTIVES[name].sense for name in objectives])
+
+
+def costs_of(points: Sequence[Point], objectives: Sequence[str]) -> np.ndarray:
+    """The points' objectives as costs [M, D]: less is better."""
+    return np.array([point.values for point in points]).reshape(-1, len(objectives)) * sense_of(objectives)
+
+
 @dataclass(frozen=True)
 class Front:
     """Feasible, non-dominated points, from the tightest TTFT (without it: the least cost) to the loosest."""
 
-    question: FrontQuestion
+    problem: Problem
+    objectives: tuple[str, ...]
+    method: Method
     points: tuple[Point, ...]  # at least one
     homogeneous: Point | None  # best one-pool fleet that holds the problem's own limits; None where none does
     fleetopt: Point | None  # the paper's recipe under the same limits; None where it cannot hold them
+    fleetopt_is: str  # the recipe in words
     reference: tuple[float, ...]  # of the hypervolume, in the order of the objectives
+    reference_is: str  # what it is
     hypervolume: float  # in the product of the objectives' units
     hypervolume_frac: float  # of the box from the best of each objective to the reference [-]
     hypervolume_missing: float | None  # most that unseen points between these could add; None where not known
@@ -117,14 +123,6 @@ class Front:
     certified: bool  # every search proved its optimum over its candidates
     n_searches: int
     wall_s: float
-
-    @property
-    def problem(self) -> Problem:
-        return self.question.problem
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        return self.question.objectives
 
     @property
     def binding(self) -> None:
@@ -135,7 +133,11 @@ class Front:
 class NoFront:
     """No fleet holds the limits."""
 
-    question: FrontQuestion
+    problem: Problem
+    objectives: tuple[str, ...]
+    method: Method
+    fleetopt_is: str
+    reference_is: str
     binding: Unreachable
     n_searches: int
     wall_s: float

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,8 +28,11 @@ from fleetopt_jax.optimize.front import (
     FrontQuestion,
     NoFront,
     Point,
+    costs_of,
     make_question,
     objective_value,
+    point_of,
+    sense_of,
 )
 from fleetopt_jax.optimize.plan import Plan, Unreachable
 from fleetopt_jax.optimize.problem import GAMMA_MAX, Method, Problem
@@ -53,8 +57,8 @@ def pareto(
     grows with the prompt. Where it is an objective, its limit is swept from the smallest reachable to where it stops
     mattering, or to `max_ttft_p99_s`; the problem's own limit is the one that the two reference fleets are sized for.
     All other limits hold everywhere. `short_windows` are those the FleetOpt reference may have (default: powers of
-    two), `reference` the point of the hypervolume. `progress(done, total)` counts searches. Raises BadInput for names
-    that are not objectives, ValueError for numbers out of range.
+    two), `reference` the point of the hypervolume. `progress(done, total)` counts searches. Raises BadInput for names,
+    ValueError for numbers that are refused.
     """
     started = time.perf_counter()
     question = make_question(
@@ -68,32 +72,44 @@ def pareto(
     )
     sweep = Sweep(question, progress)
     missing = sweep.run()
-    if isinstance(missing, Unreachable):
-        if not sweep.found:
-            return NoFront(question, missing, sweep.n_searches, time.perf_counter() - started)
-        missing = None
+    about = {
+        "problem": problem,
+        "objectives": question.objectives,
+        "method": question.method,
+        "fleetopt_is": question.fleetopt_is,
+        "reference_is": question.reference_is,
+    }
+    if isinstance(missing, Unreachable) and not sweep.found:
+        wall_s = time.perf_counter() - started
+        return NoFront(**about, binding=missing, n_searches=sweep.n_searches, wall_s=wall_s)
     homogeneous, fleetopt = _references(question)
     counted = [homogeneous] if homogeneous and _counts(homogeneous, max_ttft_p99_s) else []
-    points = _front_of(question, [*sweep.found, *counted])
-    costs = question.costs(points)
-    corner = _corner(question, costs, homogeneous)
-    volume, box = hypervolume(costs, corner), float(np.prod(corner - costs.min(axis=0)))
+    points = _front_of(question.objectives, [*sweep.found, *counted])
     if progress:
         progress(n_points, n_points)
     return Front(
-        question=question,
+        **about,
+        **measured(points, question.objectives, _reference(question, points, homogeneous)),
         points=tuple(points),
         homogeneous=homogeneous,
         fleetopt=fleetopt,
-        reference=tuple((question.sense * corner).tolist()),
-        hypervolume=volume,
-        hypervolume_frac=volume / box if box > 0 else 0.0,
-        hypervolume_missing=missing if sweep.certified else None,
-        knee=knee(costs),
+        hypervolume_missing=None if isinstance(missing, Unreachable) or not sweep.certified else missing,
         certified=sweep.certified,
         n_searches=sweep.n_searches,
         wall_s=time.perf_counter() - started,
     )
+
+
+def measured(points: Sequence[Point], objectives: Sequence[str], reference: Sequence[float]) -> dict[str, Any]:
+    """The reference, hypervolume, its share of the box and the knee of a `Front` of these points."""
+    costs, corner = costs_of(points, objectives), sense_of(objectives) * np.asarray(reference)
+    volume, box = hypervolume(costs, corner), float(np.prod(corner - costs.min(axis=0)))
+    return {
+        "reference": tuple(float(x) for x in reference),
+        "hypervolume": volume,
+        "hypervolume_frac": volume / box if box > 0 else 0.0,
+        "knee": knee(costs),
+    }
 
 
 def _references(question: FrontQuestion) -> tuple[Point | None, Point | None]:
@@ -102,16 +118,18 @@ def _references(question: FrontQuestion) -> tuple[Point | None, Point | None]:
     alone = optimize(replace(problem, n_pools=1), question.method)
     recipe = paper_fleet(problem, question.short_windows)
     return (
-        question.point(alone) if isinstance(alone, Plan) else None,
-        None if recipe is None else question.point(recipe),
+        point_of(alone, question.objectives) if isinstance(alone, Plan) else None,
+        None if recipe is None else point_of(recipe, question.objectives),
     )
 
 
-def _corner(question: FrontQuestion, costs: np.ndarray, homogeneous: Point | None) -> np.ndarray:
-    """The reference of the hypervolume as costs [D]."""
+def _reference(question: FrontQuestion, points: Sequence[Point], homogeneous: Point | None) -> Sequence[float]:
+    """Of the hypervolume [D]."""
     if question.reference is not None:
-        return question.sense * np.asarray(question.reference)
-    return np.concatenate([costs, question.costs([homogeneous] if homogeneous else [])]).max(axis=0)
+        return question.reference
+    names = question.objectives
+    seen = costs_of([*points, *([homogeneous] if homogeneous else [])], names)
+    return (sense_of(names) * seen.max(axis=0)).tolist()
 
 
 _size = jax.jit(size_fleet, static_argnames="assumptions")
@@ -144,14 +162,13 @@ def _counts(point: Point, most_ttft_s: float | None) -> bool:
     return most_ttft_s is None or objective_value(point.plan, TTFT) <= most_ttft_s
 
 
-def _front_of(question: FrontQuestion, points: list[Point]) -> list[Point]:
+def _front_of(objectives: tuple[str, ...], points: list[Point]) -> list[Point]:
     """The non-dominated points, each once, in order of their TTFT or, without it, of their last objective.
 
     Values are compared to nine digits: sums in another order are no trade-off. Rounding keeps their order, so that what
     is left is not dominated to the last digit either.
     """
-    objectives = question.objectives
-    costs = np.array([float(f"{x:.9g}") for x in question.costs(points).ravel()])
+    costs = np.array([float(f"{x:.9g}") for x in costs_of(points, objectives).ravel()])
     costs, first = np.unique(costs.reshape(-1, len(objectives)), axis=0, return_index=True)
     key = objectives.index(TTFT) if TTFT in objectives else len(objectives) - 1
     kept = np.flatnonzero(non_dominated(costs))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.fleet import with_limits
 from fleetopt_jax.fleet.resources import Objective, Weights, usage
-from fleetopt_jax.optimize.front import FRONT_OBJECTIVES, TTFT, FrontQuestion, Point
+from fleetopt_jax.optimize.front import FRONT_OBJECTIVES, TTFT, FrontQuestion, Point, point_of, sense_of
 from fleetopt_jax.optimize.plan import Infeasible, Unreachable
 from fleetopt_jax.optimize.problem import Problem
 from fleetopt_jax.optimize.search import optimize
@@ -143,8 +143,9 @@ class Sweep:
     def _unseen(self, tighter: _Optima, looser: _Optima) -> float:
         """The rectangle of two objectives in which points between two limits could lie."""
         i = next(i for i, name in enumerate(self.question.objectives) if name != self._swept)
-        a, b = (self.question.sense[i] * optima.points[0].values[i] for optima in (tighter, looser))
-        return max(0.0, self._comes_to(looser) - tighter.limit) * max(0.0, float(a - b))
+        sense = float(sense_of(self.question.objectives)[i])
+        a, b = (sense * optima.points[0].values[i] for optima in (tighter, looser))
+        return max(0.0, self._comes_to(looser) - tighter.limit) * max(0.0, a - b)
 
     # --- tokens per joule against cost under one limit --------------------------------------------------------------
 
@@ -227,9 +228,8 @@ class Sweep:
             search = replace(found.search, lower_bound=None, gap=None, by_pools=())
             plan = replace(found, status="feasible", search=search)
         objective = plan.problem.objective if alone else original.objective
-        point = self.question.point(
-            replace(plan, problem=replace(plan.problem, budget=original.budget, objective=objective))
-        )
+        plan = replace(plan, problem=replace(plan.problem, budget=original.budget, objective=objective))
+        point = point_of(plan, self.question.objectives)
         self.found.append(point)
         return point
 
