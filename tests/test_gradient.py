@@ -24,7 +24,7 @@ from fleetopt_jax.fleet.resources import limit_weights, make_budget, weights_of
 from fleetopt_jax.fleet.traffic import atoms_of, running_sums
 from fleetopt_jax.optimize import gradient
 from fleetopt_jax.optimize.plan import Infeasible, Plan, is_plan
-from fleetopt_jax.optimize.problem import Problem, make_problem, thresholds
+from fleetopt_jax.optimize.problem import Problem, make_problem
 from fleetopt_jax.optimize.relaxed import smoothed
 from fleetopt_jax.optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
@@ -147,15 +147,14 @@ def test_free_caps_and_clocks_are_no_worse_than_any_of_a_few(h100):
 
 
 def test_limits_of_a_small_fleet_are_met_closely(h100, b200):
-    """Two engines; the latencies are those of all requests together."""
+    """Two engines; the latencies are those of all requests together. The grid has the windows where requests end, among
+    which relaxed optima are rounded."""
     slo = make_slo(ttft_p99_s=0.15, scope="fleet")
     problem = small_problem(h100, b200, assume="published,tail=quantile", slo=slo)
-    best = AllFleets(problem, thresholds(problem)).cheapest(weights_of("power"))
-    found = optimize(problem, "gradient")
+    best, found = optimize(problem, "grid"), optimize(problem, "gradient")
+    assert best.status == "optimal" and len(best.specs) == 2
     assert_held(found)
-    assert best * (1 - BOUND_HOLDS) <= found.cost <= 1.02 * best
-    every = optimize(problem, "grid")
-    assert every.status == "optimal" and every.cost == pytest.approx(best, rel=BOUND_HOLDS)
+    assert best.cost * (1 - BOUND_HOLDS) <= found.cost <= 1.02 * best.cost
 
 
 # --- against the certified optimum ------------------------------------------------------------------------------------
