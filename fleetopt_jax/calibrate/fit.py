@@ -7,7 +7,7 @@ Standard errors hold for independent errors of equal relative size. Leave-one-ou
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -125,13 +125,13 @@ def _solve_step(
     where, batch, contexts = measurements.source, measurements.batch, measurements.context_tokens
     start = {"base_s": measurements.step_s.min(), "per_seq_at_context_s": 0.0, "expert_s": 0.0, "per_token_s": 0.0}
     whole = contexts is not None and not measurements.context_is_partial
-    seen = contexts if whole else np.full_like(batch, known["mean_context"])
+    seen = contexts if contexts is not None and whole else np.full_like(batch, known["mean_context"])
     solve = partial(_solve, where, _predict_step, starts=[start], data=(batch, seen, measurements.step_s))
     solved, notes = None, []
     if contexts is not None:
         reason = f"no batch was measured at two whole contexts a factor {CONTEXT_SPREAD} apart"
         if whole and len(batch) >= len(names) + 2 and _context_spread(batch, contexts) >= CONTEXT_SPREAD:
-            solved, reason = solve((*names, "per_token_s"), known, required=False), "it cannot be told from 0"
+            solved, reason = _if_told(solve, (*names, "per_token_s"), known), "it cannot be told from 0"
             if solved and solved.parameters["per_token_s"] < SIGNIFICANT * solved.standard_errors["per_token_s"]:
                 solved = None
         if solved is None:
@@ -170,14 +170,14 @@ def fit_power(measurements: Measurements, *, limit_w: float = math.inf) -> Power
     starts = [start | {"log2_half_batch": low + share * (high - low)} for share in (0.1, 0.5, 0.9)]
     solve = partial(_solve, where, _predict_power, starts=starts, data=(batch, np.zeros_like(batch), watts))
     why, note = "3 points for 3 parameters", ""
-    solved = solve(("idle_w", "nominal_w", "log2_half_batch"), {}, required=False) if len(batch) > 3 else None
+    solved = _if_told(solve, ("idle_w", "nominal_w", "log2_half_batch"), {}) if len(batch) > 3 else None
     if len(batch) > 3:
         why = _why_not(solved, low, high, limit_w)
     if why and solved and solved.parameters["nominal_w"] > limit_w:
         note = f"nominal_w is set to the most a board draws, not fitted: {why}"
-        solved = solve(("idle_w", "log2_half_batch"), {"nominal_w": limit_w}, required=False)
+        solved = _if_told(solve, ("idle_w", "log2_half_batch"), {"nominal_w": limit_w})
         why = _why_not(solved, low, high, limit_w)
-    if why:
+    if why or solved is None:
         note = f"log2_half_batch is set to the middle of the measured batches, not fitted: {why}"
         solved = solve(("idle_w", "nominal_w"), {"log2_half_batch": (low + high) / 2})
     idle_w, nominal_w = solved.parameters["idle_w"], solved.parameters["nominal_w"]
@@ -252,17 +252,28 @@ def _predict_power(values: Mapping[str, Array], batch: Array, contexts: Array) -
     return jax.vmap(power.gpu_w)(batch, contexts)
 
 
+class _Alike(BadInput):
+    """Points that cannot tell parameters apart."""
+
+
+def _if_told(solve: Callable[..., Fit], names: tuple[str, ...], known: Mapping[str, float]) -> Fit | None:
+    """The fit, or None where the points cannot tell its parameters apart."""
+    try:
+        return solve(names, known)
+    except _Alike:
+        return None
+
+
 def _solve(
     where: str,
     predict: Predict,
     names: tuple[str, ...],
     known: Mapping[str, float],
     *,
-    starts: list[Mapping[str, float]],
+    starts: Sequence[Mapping[str, float]],
     data: tuple[np.ndarray, ...],
-    required: bool = True,
-) -> Fit | None:
-    """The best fit over the starts. Where parameters cannot be told apart: refused if `required`, else None."""
+) -> Fit:
+    """The best fit over the starts; `_Alike` where the points cannot tell parameters apart."""
     known = {name: value for name, value in known.items() if name not in names}
     points = jnp.asarray([[start[name] for name in names] for start in starts], float)
     theta, *parts = _least_squares(
@@ -276,12 +287,8 @@ def _solve(
     # Also without any one point, or the leave-one-out error would not mean anything.
     worst = max(np.linalg.cond(np.delete(unit, i, axis=0)) for i in range(len(unit)))
     if not worst < CONDITION_MAX:
-        if not required:
-            return None
         alike = " and ".join(name for name, weight in zip(names, directions[-1]) if abs(weight) > 0.1)
-        raise BadInput(
-            where, f"these points cannot tell {alike} apart", "need more batch sizes, and more different ones"
-        )
+        raise _Alike(where, f"these points cannot tell {alike} apart", "need more batch sizes, and more different ones")
     inverse = directions.T @ np.diag(singular**-2) @ directions / np.outer(lengths, lengths)
     covariance = residuals @ residuals / (len(residuals) - len(names)) * inverse
     return Fit(names, {**known, **dict(zip(names, theta.tolist()))}, covariance, data[0], residuals, left_out)

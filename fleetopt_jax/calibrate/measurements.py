@@ -37,7 +37,7 @@ LISTED = 8  # groups a refusal names
 LEAST = 1e-12  # of any number: smaller ones underflow in the fit
 
 
-def _column(description: str, *names: str, **rules: float) -> Any:
+def _column(description: str, *names: str, **rules: Any) -> Any:
     also = f" Also called {', '.join(names[1:])}." if names[1:] else ""
     return Field(None, description=description + also, validation_alias=AliasChoices(*names), **rules)
 
@@ -91,8 +91,8 @@ class _Row:
     place: str
     cells: dict[str, str]
 
-    def number(self, column: str, most: float) -> float:
-        text = self.cells[column]
+    def number(self, column: str | None, most: float) -> float:
+        text = self.cells[column or ""]  # a table without the column is refused before
         try:
             value = float(text) if text.isascii() and "_" not in text else math.nan  # Python takes 1_0 and ١ too
         except ValueError:

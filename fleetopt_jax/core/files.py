@@ -18,7 +18,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from fleetopt_jax.core.errors import BadInput
 
@@ -102,7 +102,7 @@ def opened(where: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[BinaryI
             os.set_blocking(descriptor, True)
         with open(descriptor, "rb", closefd=False) as raw:
             packed = where.lower().endswith(".gz")
-            source = gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw
+            source = cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw)
             yield io.BufferedReader(_Bounded(where, source, most_bytes, regular and not packed), BUFFER_BYTES)
     finally:
         os.close(descriptor)
@@ -284,7 +284,8 @@ def _values(text: str) -> Iterator[tuple[KeyPath, int, str]]:
                 return
             path[-1], start = json.loads(token, strict=False), match.start()
         else:
-            yield tuple(path), start if path and isinstance(path[-1], str) else match.start(), token
+            here = tuple(key for key in path if key is not None)  # every key on the way to a value is known
+            yield here, start if path and isinstance(path[-1], str) else match.start(), token
             if token in "[{":
                 path.append(0 if token == "[" else None)
 

@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -183,8 +182,8 @@ class RunningSums:
 
 @pytree
 class Slice:
-    """The requests between two boundaries that a lane serves. A boundary is a window and its router edge, gamma times as
-    far; rows count the atoms up to them. Shape () or [M]."""
+    """The requests between two boundaries that a lane serves. A boundary is a window and its router edge, gamma times
+    as far; rows count the atoms up to them. Shape () or [M]."""
 
     window_tokens: Array  # of the pool: its upper boundary's
     start: Array  # row of the lower window
@@ -215,12 +214,18 @@ def running_sums(prefill: Prefill, atoms: Atoms, assumptions: Assumptions, *, co
 
 
 def slice_traffic(
-    sums: RunningSums, prefill: Prefill, compressor: Compressor, requests: Slice, assumptions: Assumptions
+    sums: RunningSums,
+    prefill: Prefill,
+    compressor: Compressor,
+    requests: Slice,
+    assumptions: Assumptions,
+    in_cells: Array | None = None,
 ) -> PoolTraffic:
     """The traffic of the pool between two boundaries: the requests longer than the lower window up to the upper one,
     less those the pool below compresses, and those up to the upper edge that this pool compresses.
 
-    What is compressed up to the lower edge does not depend on which of the pools below did it.
+    What is compressed up to the lower edge does not depend on which of the pools below did it. `in_cells` are its
+    prompts by cell, where `sums` have no running ones.
     """
     start, end = requests.start, requests.end
 
@@ -239,6 +244,8 @@ def slice_traffic(
         own, squeezed = jax.tree.map(lambda x: as_they_are(x, None), sums.own), nothing_tried()
     else:
         own, squeezed = jax.tree.map(as_they_are, sums.own, sums.own_eligible), jax.tree.map(tried, sums.tried)
+    if in_cells is not None:
+        own = replace(own, in_cells=in_cells)
     about = sums.cells, sums.whole_share
     return served_traffic(prefill, compressor, requests.window_tokens, own, squeezed, about, assumptions)
 
@@ -254,15 +261,8 @@ def _weighted(mass: Array, features: T) -> T:
 
 
 def _running(tree: T) -> T:
-    """Sums of the first 0, 1, 2, ... rows of every leaf. As one matrix: a scan each would take long to compile."""
-    leaves, structure = jax.tree.flatten(tree)
-    columns = [x.reshape(len(x), -1) for x in leaves]
-    matrix = jnp.concatenate(columns, axis=1)
-    sums = jnp.concatenate([jnp.zeros_like(matrix[:1]), jnp.cumsum(matrix, axis=0)])
-    parts = jnp.split(sums, np.cumsum([x.shape[1] for x in columns])[:-1], axis=1)
-    return jax.tree.unflatten(
-        structure, [part.reshape(-1, *x.shape[1:]) for part, x in zip(parts, leaves, strict=True)]
-    )
+    """Sums of the first 0, 1, 2, ... rows of every leaf. One each: in a matrix nothing that is unread is left out."""
+    return jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), jnp.cumsum(x, axis=0)]), tree)
 
 
 # --- the router -------------------------------------------------------------------------------------------------------
@@ -298,10 +298,22 @@ def route(
     )
 
     def one(prefill: Prefill, requests: Slice) -> PoolTraffic:
-        sums = running_sums(prefill, atoms, assumptions, compresses=True)
-        return slice_traffic(sums, prefill, compressor, requests, assumptions)
+        sums = running_sums(prefill, replace(atoms, cells=None), assumptions, compresses=True)
+        in_cells = _slice_in_cells(atoms, requests, assumptions.compression.success_frac(compressor))
+        return slice_traffic(replace(sums, cells=atoms.cells), prefill, compressor, requests, assumptions, in_cells)
 
     return jax.vmap(one)(prefills, slices)
+
+
+def _slice_in_cells(atoms: Atoms, requests: Slice, success_frac: ArrayLike) -> Array | None:
+    """Prompts by cell of the requests a lane serves as they come [C]. For few lanes: running sums of so many cells cost
+    more than all others together."""
+    if atoms.cells is None:
+        return None
+    row, first = jnp.arange(len(atoms.cells.cell)), requests.start
+    taken = (row >= first) & (row < jnp.clip(requests.lower_edge, first, requests.end))  # by the lanes below
+    kept = ((row >= first) & (row < requests.end)) - success_frac * atoms.compressible * taken
+    return jax.ops.segment_sum(atoms.weight * kept, atoms.cells.cell, N_CELLS)
 
 
 def _soft_traffic(

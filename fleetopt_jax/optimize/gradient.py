@@ -338,7 +338,7 @@ def _search_whole(problem: Problem, progress: Progress | None) -> Found:
     near = []
     for s in range(N_STARTS if k > 1 else 0):
         one = scorer(tuple(int(e) for e in np.argmax(optimum.weight[s], axis=1)))
-        windows, gammas = optimum.window_tokens[s].copy(), np.round(optimum.gamma[s], 2)
+        windows, gammas = np.array(optimum.window_tokens[s]), np.round(np.asarray(optimum.gamma[s]), 2)
         windows[:-1] = one.thresholds[np.abs(one.thresholds[:, None] - windows[:-1]).argmin(axis=0)]
         windows[-1] = window
         near.append((one, (one(windows[None], gammas[None])[0], windows, gammas)))

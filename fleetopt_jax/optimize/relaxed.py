@@ -9,7 +9,7 @@ with E engines are K E evaluations, not E^K searches. Limits are constraints c <
 
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -129,22 +129,21 @@ def smoothed(sums: RunningSums, log_ends: Array) -> Table:
             shortest=_merged(jnp.where(some, cells.shortest, cells.shortest[-1])).min(-1),
             longest=_merged(jnp.where(some, cells.longest, cells.shortest[0])).max(-1),
         )
-        own = replace(own, in_cells=_merged(own.in_cells).sum(-1))
+        own = replace(own, in_cells=_merged_sum(own.in_cells))
         if eligible is not None:
-            eligible = replace(eligible, in_cells=_merged(eligible.in_cells).sum(-1))
+            eligible = replace(eligible, in_cells=jax.tree.map(_merged_sum, eligible.in_cells))
 
     def at(width: Array) -> Table:
         share = jax.nn.sigmoid((grid - jnp.log(sums.route_tokens)) / width).at[0].set(0.0).at[-1].set(1.0)
 
-        def smooth(tree) -> Array | None:
-            leaves = jax.tree.leaves(tree)
-            columns = jnp.concatenate([x.reshape(len(x), -1) for x in leaves], axis=1) if leaves else None
-            return None if columns is None else share @ jnp.diff(columns, axis=0)
+        def smooth(tree: ServedSums | TriedSums) -> Array:
+            columns = [x.reshape(len(x), -1) for x in jax.tree.leaves(tree)]
+            return share @ jnp.diff(jnp.concatenate(columns, axis=1), axis=0)
 
         return Table(
             of_all=smooth(own),
-            of_eligible=smooth(eligible),
-            tried=smooth(sums.tried),
+            of_eligible=None if eligible is None else smooth(eligible),
+            tried=None if sums.tried is None else smooth(sums.tried),
             served_like=jax.tree.map(lambda x: x[0], own),
             tried_like=nothing_tried(),
             cells=cells,
@@ -173,7 +172,7 @@ def _traffic(
         return _row(rows, last, relaxed.log_ends) - _row(rows, first, relaxed.log_ends)
 
     served, tried = between(table.of_all, start, end), table.tried_like
-    if table.tried is not None:
+    if table.tried is not None and table.of_eligible is not None:
         taken = between(table.of_eligible, start, jnp.clip(lower_edge, start, end))
         served -= assumptions.compression.success_frac(compressor) * taken
         first = jnp.maximum(end, lower_edge)
@@ -186,6 +185,11 @@ def _traffic(
 def _merged(cells: Array) -> Array:
     """Neighbouring cells [..., C] side by side [..., C / CELLS_TOGETHER, CELLS_TOGETHER]."""
     return cells.reshape(*cells.shape[:-1], -1, CELLS_TOGETHER)
+
+
+def _merged_sum(cells: Array) -> Array:
+    """Neighbouring cells as one [..., C / CELLS_TOGETHER]."""
+    return _merged(cells).sum(-1)
 
 
 @partial(jax.jit, compiler_options=COMPILER_OPTIONS)
@@ -218,7 +222,8 @@ def solve(relaxed: Relaxed, starts: Start) -> Optimum:
     n_starts, k, e = starts.choice.shape
     n_limits = 3 * k * e + len(relaxed.caps.most) + 2 * (k * e if relaxed.slo.scope == "pool" else 1)
     state = (first, jnp.zeros((n_starts, n_limits)), optimizer.init(first), jnp.zeros(n_starts))
-    (unknowns, _, _, merit), _ = jax.lax.scan(step, state, (jnp.arange(N_STEPS), stages, temperatures))
+    (found, _, _, merit), _ = jax.lax.scan(step, state, (jnp.arange(N_STEPS), stages, temperatures))
+    unknowns = cast(Unknowns, found)
     log_windows, gamma = jax.vmap(partial(_boundaries, relaxed=relaxed))(unknowns)
     caps, clocks = _tuning(unknowns.max_num_seqs, unknowns.clock, relaxed)
     return Optimum(jnp.exp(log_windows), gamma, jax.nn.softmax(unknowns.choice / COLD, axis=-1), caps, clocks, merit)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from fleetopt_jax.fleet.assumptions import Assumptions
@@ -45,7 +46,7 @@ def route_requests(
     rng = np.random.default_rng([seed, 2**31])
     compression, compressor = assumptions.compression, fleet.surroundings.compressor
     windows = np.asarray(fleet.window_tokens)
-    edges = np.asarray(router_edges(fleet.window_tokens, compression.effective_gamma(fleet.gamma)))
+    edges = np.asarray(router_edges(fleet.window_tokens, jnp.asarray(compression.effective_gamma(fleet.gamma))))
     prompt, output = requests.prompt_tokens, requests.output_tokens
     seen = np.asarray(assumptions.route_by.route_tokens(columns_of(prompt, output)))
     predicted = seen if router_width is None else seen * np.exp(router_width * rng.logistic(size=seen.shape))

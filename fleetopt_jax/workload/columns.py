@@ -1,8 +1,8 @@
 """Requests as the laws see them: what is routed, prefilled, held, stepped and credited.
 
 A request of p prompt and o output tokens is routed by p + o, prefills p, holds p, p + 1, ..., p + o tokens over o
-steps, and is credited o. Each column may come to differ: a prefix found in the cache is held but not prefilled, a draft gains
-several tokens a step, another router sees another length. No law knows why.
+steps, and is credited o. Each column may come to differ: a prefix found in the cache is held but not prefilled, a
+draft gains several tokens a step, another router sees another length. No law knows why.
 """
 
 from jax import Array

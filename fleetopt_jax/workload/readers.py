@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +28,8 @@ import pyarrow.json
 import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
-from fleetopt_jax.core.files import MIB, first_line, invalid, opened, parse_json, read_bytes, shown
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import MIB, first_line, invalid, opened, parse_json, read_bytes, shown
 from fleetopt_jax.core.units import MS
 from fleetopt_jax.workload.atoms import OUTPUT_SHARE
 from fleetopt_jax.workload.cdf import MAX_CDF_TOKENS, MAX_KNOTS, check_cdf
@@ -141,7 +141,7 @@ def parse_trace(where: str, ending: str, stream: BinaryIO, layout: Layout | None
             if layout.time is not None:
                 column = _plain(batch.column(layout.time))
                 clock = clock or _clock(where, rows, layout.time, column)
-                times.append(_stamps(where, rows, layout, column, clock))
+                times.append(_stamps(where, rows, layout.time, layout.time_unit_s, column, clock))
             rows += batch.num_rows
             if rows > MAX_REQUESTS:
                 raise _too_many_rows(where)
@@ -212,15 +212,15 @@ def _csv_batches(where: str, stream: BinaryIO, layout: Layout | None) -> Batches
 
 def _jsonl_batches(where: str, stream: BinaryIO, layout: Layout | None) -> Batches:
     """With the types of the columns given, so that what stands beside them is passed over, however deep it is."""
-    rows, schema = 0, None
+    rows, schema, known = 0, None, layout
     _head(where, stream)
     for piece in _whole_lines(where, stream):
-        if schema is None:
+        if schema is None or known is None:
             first = [_json_row(where, row, line) for row, line in _rows(piece, FIRST_LINES)]
-            layout = _complete(where, list(dict.fromkeys(itertools.chain(*first))), layout)
-            schema = pa.schema([(name, pa.float64()) for name in _columns(layout)])
-            if layout.time and any(isinstance(row.get(layout.time), str) for row in first):
-                schema = schema.set(schema.get_field_index(layout.time), pa.field(layout.time, pa.string()))
+            known = _complete(where, list(dict.fromkeys(itertools.chain(*first))), layout)
+            schema = pa.schema([(name, pa.float64()) for name in _columns(known)])
+            if known.time and any(isinstance(row.get(known.time), str) for row in first):
+                schema = schema.set(schema.get_field_index(known.time), pa.field(known.time, pa.string()))
         try:
             table = pyarrow.json.read_json(
                 io.BytesIO(piece),
@@ -232,7 +232,7 @@ def _jsonl_batches(where: str, stream: BinaryIO, layout: Layout | None) -> Batch
                 _check_row(where, rows + row, _json_row(where, rows + row, line), schema)
             raise
         for batch in table.combine_chunks().to_batches():
-            yield layout, batch
+            yield known, batch
         rows += table.num_rows
 
 
@@ -260,7 +260,7 @@ _BATCHES: dict[str, Callable[[str, BinaryIO, Layout | None], Batches]] = {
 
 def _head(where: str, stream: BinaryIO) -> bytes:
     """The first bytes, which stay to be read."""
-    head = stream.peek(1) if isinstance(stream, io.BufferedReader) else stream.getvalue()[:MIB]
+    head = stream.peek(1) if isinstance(stream, io.BufferedReader) else cast(io.BytesIO, stream).getvalue()[:MIB]
     if head.removeprefix(BOM).strip() == b"":
         raise BadInput(where, "the file is empty")
     return head
@@ -377,7 +377,7 @@ def _numbers(where: str, before: int, name: str, column: pa.Array) -> np.ndarray
 
 def _refuse_missing(where: str, before: int, name: str, values: pa.Array, need: str) -> None:
     if values.null_count:
-        row = pc.index(pc.is_null(values), True).as_py()
+        row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         raise BadInput(f"{where}, row {before + row + 1}", f"{name} is missing", f"need {need}")
 
 
@@ -419,27 +419,25 @@ def _clock(where: str, before: int, name: str, column: pa.Array) -> pa.DataType:
     for clock in (pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")):
         if _cast(first, clock) is not None:
             return clock
-    row = pc.index(pc.is_valid(column), True).as_py()
+    row = int(np.argmax(column.is_valid().to_numpy(zero_copy_only=False)))
     raise BadInput(f"{where}, row {before + row + 1}", f"{name} = {_shown(column, row)!r}", NEED_STAMPS)
 
 
-def _stamps(where: str, before: int, layout: Layout, column: pa.Array, clock: pa.DataType) -> np.ndarray:
+def _stamps(where: str, before: int, name: str, unit_s: float, column: pa.Array, clock: pa.DataType) -> np.ndarray:
     """Seconds of a stamp that is a number, or whole nanoseconds since 1970 of one that is a calendar time."""
     if clock == pa.float64():
         with np.errstate(over="ignore"):
-            seconds = _numbers(where, before, layout.time, column) * layout.time_unit_s
+            seconds = _numbers(where, before, name, column) * unit_s
         good = np.abs(seconds) <= MAX_TIME_S  # also not NaN
         if not good.all():
             row = int(np.argmin(good))
-            raise BadInput(
-                f"{where}, row {before + row + 1}", f"{layout.time} = {_shown(column, row)}", "need a finite time"
-            )
+            raise BadInput(f"{where}, row {before + row + 1}", f"{name} = {_shown(column, row)}", "need a finite time")
         return seconds
     stamps = _cast(column, clock)
     if stamps is None:
         row = _first_uncastable(column, clock)
-        raise BadInput(f"{where}, row {before + row + 1}", f"{layout.time} = {_shown(column, row)!r}", NEED_STAMPS)
-    _refuse_missing(where, before, layout.time, stamps, "a time stamp")
+        raise BadInput(f"{where}, row {before + row + 1}", f"{name} = {_shown(column, row)!r}", NEED_STAMPS)
+    _refuse_missing(where, before, name, stamps, "a time stamp")
     return pc.cast(stamps, pa.int64()).to_numpy(zero_copy_only=False)
 
 

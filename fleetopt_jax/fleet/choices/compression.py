@@ -24,7 +24,7 @@ class Compression:
 
     name: ClassVar[str]
 
-    def compressible(self, prompt_tokens: Array, output_tokens: Array) -> Array:
+    def compressible(self, prompt_tokens: ArrayLike, output_tokens: ArrayLike) -> Array:
         """1 for requests that can give way, 0 for others."""
         raise NotImplementedError
 
@@ -66,7 +66,7 @@ class FreeCompression(Compression):
 
     name: ClassVar[str] = "free"
 
-    def compressible(self, prompt_tokens: Array, output_tokens: Array) -> Array:
+    def compressible(self, prompt_tokens: ArrayLike, output_tokens: ArrayLike) -> Array:
         return namespace(prompt_tokens).ones_like(prompt_tokens)
 
     def effective_gamma(self, gamma: ArrayLike) -> ArrayLike:
@@ -111,9 +111,9 @@ class PromptCompression(Compression):
 
     name: ClassVar[str] = "prompt_only"
 
-    def compressible(self, prompt_tokens: Array, output_tokens: Array) -> Array:
-        gives_way = prompt_tokens >= output_tokens + PROMPT_LEAD_TOKENS
-        return namespace(gives_way).where(gives_way, 1.0, 0.0)
+    def compressible(self, prompt_tokens: ArrayLike, output_tokens: ArrayLike) -> Array:
+        xp = namespace(prompt_tokens, output_tokens)
+        return xp.where(xp.asarray(prompt_tokens) >= output_tokens + PROMPT_LEAD_TOKENS, 1.0, 0.0)
 
     def effective_gamma(self, gamma: ArrayLike) -> ArrayLike:
         return namespace(gamma).minimum(gamma, MAX_SHRINK)
