@@ -33,8 +33,8 @@ from fleetopt_jax.fleet.assumptions import CHOICES, DISPATCHES, PHYSICAL, Assump
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
-from fleetopt_jax.simulate import simulate  # noqa: E402
-from fleetopt_jax.simulate.simulate import RELAXATIONS, Simulation  # noqa: E402
+from fleetopt_jax._simulate import simulate  # noqa: E402
+from fleetopt_jax._simulate.simulate import RELAXATIONS, Simulation  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 
 SEED = 20_261_124

@@ -35,9 +35,9 @@ from fleetopt_jax.catalog.engines import EngineEntry, engine_entry, engine_point
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.fleet.assumptions import DISPATCHES  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
-from fleetopt_jax.simulate.dispatch import Balancer  # noqa: E402
-from fleetopt_jax.simulate.pool import Pool, PoolRequests, PoolRun, run_pool  # noqa: E402
-from fleetopt_jax.simulate.state import Scheduler  # noqa: E402
+from fleetopt_jax._simulate.dispatch import Balancer  # noqa: E402
+from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool  # noqa: E402
+from fleetopt_jax._simulate.state import Scheduler  # noqa: E402
 
 MAIN = ("h100", "llama-3.1-70b", 4, "bf16")
 TASK, MOST_OUTPUT_TOKENS = "lm-arena-chat", 4096  # vLLM's cap in that task

@@ -27,9 +27,9 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
-from fleetopt_jax.optimize.plan import require_plan  # noqa: E402
-from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
-from fleetopt_jax.optimize.search import optimize  # noqa: E402
+from fleetopt_jax._optimize.plan import require_plan  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._optimize.search import optimize  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 
 WORKLOAD = "azure-conv"

@@ -3,7 +3,7 @@
     python experiments/uncertainty.py
 
 A gain is tok/J of one fleet over another's, 1,000 requests/s. Every engine is off by factors on its step, its power and
-its prefill (`fleetopt_jax/optimize/uncertainty.py`), common to both fleets where they share it. Two questions:
+its prefill (`fleetopt_jax/_optimize/uncertainty.py`), common to both fleets where they share it. Two questions:
 
     sized anew   engines are what a draw says and both fleets are sized for them, at their nominal windows and gamma:
                  how far the gain rests on the engines' coefficients
@@ -34,10 +34,10 @@ from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
 from fleetopt_jax.fleet.limits import held  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
-from fleetopt_jax.optimize.plan import Plan, require_plan  # noqa: E402
-from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
-from fleetopt_jax.optimize.search import optimize  # noqa: E402
-from fleetopt_jax.optimize.uncertainty import (  # noqa: E402
+from fleetopt_jax._optimize.plan import Plan, require_plan  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._optimize.search import optimize  # noqa: E402
+from fleetopt_jax._optimize.uncertainty import (  # noqa: E402
     OF_MEAN_ABSOLUTE,
     EngineErrors,
     EngineFactors,

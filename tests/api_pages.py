@@ -3,7 +3,6 @@
 import inspect
 import re
 import sys
-from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -11,7 +10,6 @@ import matplotlib.pyplot  # noqa: F401 - it asks a process for the fonts, which 
 
 import fleetopt_jax as fo
 
-CALLED = {"optimize": "optimize.search", "simulate": "simulate.simulate"}  # rooms that are called, and what they call
 ARRAY = "jax.jaxlib._jax.Array"  # as Python spells jax.Array
 ARRAY_LIKE = re.compile(rf"Union\[{ARRAY}, numpy.ndarray, [a-z., ]* complex(, NoneType)?\]")
 
@@ -24,8 +22,6 @@ def write_pages(folder: Path) -> None:
 
     for name in fo.__all__:  # loaded on first use; pdoc looks at what is loaded
         setattr(fo, name, getattr(fo, name))
-    for name, home in CALLED.items():
-        setattr(fo, name, getattr(import_module(f"fleetopt_jax.{home}"), name))
     rooms = [room.name for room in iter_modules(fo.__path__) if room.ispkg and room.name != "cli"]
     fo.__all__ = [*fo.__all__, *(room for room in rooms if room not in fo.__all__)]
     pdoc.pdoc("fleetopt_jax", output_directory=folder)

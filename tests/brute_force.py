@@ -21,7 +21,7 @@ from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.resources import Weights
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.fleet.surroundings import Surroundings
-from fleetopt_jax.optimize.problem import Problem
+from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.workload.atoms import Workload, make_workload
 
 LONGEST = 1600.0

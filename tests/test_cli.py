@@ -16,7 +16,7 @@ from fleetopt_jax.cli import commands
 from fleetopt_jax.cli.codes import BAD_INPUT, BUG, INFEASIBLE, INTERRUPTED, OK
 from fleetopt_jax.cli.commands import reproduce as reproduce_command
 from fleetopt_jax.cli.main import main
-from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL
+from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, choice_names
 from fleetopt_jax.published.tables import Cell, Reproduction
 
 PLAN_FIELDS = {"schema", "status", "assume", "power_scope", "method", "workload", "slo", "pools", "metrics", "search"}
@@ -30,7 +30,7 @@ METRIC_FIELDS = {
     "gain_vs_homogeneous",
 }
 COMMANDS = ("reproduce", "optimize", "evaluate", "simulate", "pareto", "sensitivity", "levers", "ledger", "engine")
-COMMANDS += ("calibrate", "trace", "catalog")
+COMMANDS += ("calibrate", "trace", "catalog", "report", "export")
 LEDGER_FIELDS = {
     *("choice", "from", "to", "tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt", "gain"),
     "short_window_tokens",
@@ -168,7 +168,7 @@ def test_the_default_plan_keeps_the_contract(default_plan):
     assert plan["schema"] == "fleetopt-plan/1"
     assert plan["status"] == "optimal"
     assert plan["power_scope"] == "instance"
-    assert plan["assumptions"] == {name: getattr(PHYSICAL, name) for name in CHOICES}
+    assert plan["assumptions"] == choice_names(PHYSICAL)
     assert (plan["workload"]["name"], plan["workload"]["arrival_rate_per_s"]) == ("azure-conv", 1000.0)
     assert [(pool["gpu"], pool["llm"], pool["tp"]) for pool in plan["pools"]] == [("h100", "llama-3.1-70b", 8)] * 2
 

@@ -18,8 +18,8 @@ LIBRARY = """
 jax.config.update("jax_enable_x64", True)
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import load_workload
-from fleetopt_jax.optimize.problem import make_problem
-from fleetopt_jax.optimize.search import optimize
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import optimize
 problem = make_problem(load_workload("azure-conv"), [EngineSpec("h100")])
 print("to ask:", len(programs))
 assert optimize(problem).status == "optimal"

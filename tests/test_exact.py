@@ -28,12 +28,12 @@ from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.fleet.traffic import Slice, atoms_of, route, running_sums, slice_traffic
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.laws.routing import router_edges
-from fleetopt_jax.optimize import coupled, exact
-from fleetopt_jax.optimize.candidates import make_caps, score_batch, weight_rows
-from fleetopt_jax.optimize.graph import Boundaries
-from fleetopt_jax.optimize.plan import Infeasible
-from fleetopt_jax.optimize.problem import Problem, make_problem
-from fleetopt_jax.optimize.search import optimize
+from fleetopt_jax._optimize import coupled, exact
+from fleetopt_jax._optimize.candidates import make_caps, score_batch, weight_rows
+from fleetopt_jax._optimize.graph import Boundaries
+from fleetopt_jax._optimize.plan import Infeasible
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
 from fleetopt_jax.workload.compress import compress
 

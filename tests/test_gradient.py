@@ -22,11 +22,11 @@ from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.resources import limit_weights, make_budget, weights_of
 from fleetopt_jax.fleet.traffic import atoms_of, running_sums
-from fleetopt_jax.optimize import gradient
-from fleetopt_jax.optimize.plan import Infeasible, Plan, is_plan
-from fleetopt_jax.optimize.problem import Problem, make_problem
-from fleetopt_jax.optimize.relaxed import smoothed
-from fleetopt_jax.optimize.search import optimize, with_fleet
+from fleetopt_jax._optimize import gradient
+from fleetopt_jax._optimize.plan import Infeasible, Plan, is_plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.relaxed import smoothed
+from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
 
 REACHES = 0.998  # of the certified optimum's tok/J

@@ -16,9 +16,9 @@ from fleetopt_jax.fleet.evaluate import evaluate
 from fleetopt_jax.fleet.fleet import fleet_of
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.power import PowerLaw
-from fleetopt_jax.optimize.problem import make_problem
-from fleetopt_jax.optimize.search import optimize
-from fleetopt_jax.optimize.uncertainty import EngineFactors, perturb, plan_trust
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import optimize
+from fleetopt_jax._optimize.uncertainty import EngineFactors, perturb, plan_trust
 
 
 @pytree

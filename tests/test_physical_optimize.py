@@ -12,9 +12,9 @@ from fleetopt_jax.fleet.evaluate import evaluate
 from fleetopt_jax.fleet.fleet import fleet_of, make_slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.plan import Infeasible, Plan
-from fleetopt_jax.optimize.problem import Problem, make_problem, thresholds
-from fleetopt_jax.optimize.search import optimize, with_fleet
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem, make_problem, thresholds
+from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 
 

@@ -17,8 +17,8 @@ from fleetopt_jax.fleet.assumptions import CHOICES, PUBLISHED
 from fleetopt_jax.fleet.fleet import Fleet, make_slo
 from fleetopt_jax.fleet.resources import Budget, Weights, make_budget
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
-from fleetopt_jax.optimize.plan import BrokenLimit, Infeasible, Plan, Unreachable, is_plan, require_plan
-from fleetopt_jax.optimize.problem import (
+from fleetopt_jax._optimize.plan import BrokenLimit, Infeasible, Plan, Unreachable, is_plan, require_plan
+from fleetopt_jax._optimize.problem import (
     ALWAYS,
     Period,
     Problem,
@@ -27,7 +27,7 @@ from fleetopt_jax.optimize.problem import (
     demanded_tok_per_s,
     make_problem,
 )
-from fleetopt_jax.optimize.search import METHODS, evaluate_given, optimize, with_fleet
+from fleetopt_jax._optimize.search import METHODS, evaluate_given, optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 
 published_problem = partial(make_problem, assume="published", assumptions=PUBLISHED)

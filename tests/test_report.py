@@ -24,8 +24,8 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.resources import OBJECTIVES, make_budget
 from fleetopt_jax.fleet.surroundings import Site
 from fleetopt_jax.laws.compression import Compressor
-from fleetopt_jax.optimize.problem import make_problem
-from fleetopt_jax.optimize.search import evaluate_given
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.report import style
 from fleetopt_jax.report.decision import broken, decision
 from fleetopt_jax.report.figures import ledger_figure, write_figure

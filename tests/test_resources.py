@@ -33,9 +33,9 @@ from fleetopt_jax.fleet.resources import (
     weights_of,
 )
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
-from fleetopt_jax.optimize.plan import Infeasible, Plan
-from fleetopt_jax.optimize.problem import Problem, make_problem
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax.workload.atoms import Workload
 
 SAME = 1e-9  # sums of float64 in another order

@@ -20,10 +20,10 @@ from fleetopt_jax.fleet.fleet import fleet_of, make_slo, with_limits
 from fleetopt_jax.fleet.resources import make_budget
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
-from fleetopt_jax.optimize.plan import Plan
-from fleetopt_jax.optimize.problem import Problem, make_problem
-from fleetopt_jax.optimize.search import evaluate_given
-from fleetopt_jax.optimize.sensitivity import (
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import evaluate_given
+from fleetopt_jax._optimize.sensitivity import (
     SLO_LIMITS,
     Sensitivity,
     elasticities,
@@ -35,7 +35,7 @@ from fleetopt_jax.optimize.sensitivity import (
     shadow_prices,
     with_limit,
 )
-from fleetopt_jax.optimize.uncertainty import OUTCOMES, EngineFactors, perturb
+from fleetopt_jax._optimize.uncertainty import OUTCOMES, EngineFactors, perturb
 from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 

@@ -25,12 +25,12 @@ from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.power import make_logistic_power
 from fleetopt_jax.laws.prefill import make_prefill
 from fleetopt_jax.laws.queueing import erlang_c, mean_wait_s
-from fleetopt_jax.simulate import draw_requests, replay_requests, simulate, verify
-from fleetopt_jax.simulate.batching import advance
-from fleetopt_jax.simulate.dispatch import Balancer, dispatch
-from fleetopt_jax.simulate.pool import Pool, PoolRequests, PoolRun, request_table, run_pool
-from fleetopt_jax.simulate.routing import REJECTED, route_requests
-from fleetopt_jax.simulate.state import N_GAPS, Scheduler, State, empty_state, gap_bin
+from fleetopt_jax._simulate import draw_requests, replay_requests, simulate, verify
+from fleetopt_jax._simulate.batching import advance
+from fleetopt_jax._simulate.dispatch import Balancer, dispatch
+from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, request_table, run_pool
+from fleetopt_jax._simulate.routing import REJECTED, route_requests
+from fleetopt_jax._simulate.state import N_GAPS, Scheduler, State, empty_state, gap_bin
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 from fleetopt_jax.workload.readers import Trace
 
@@ -511,7 +511,7 @@ def same(a: PoolRun, b: PoolRun, n_rows: int = N_ROWS) -> bool:
 def test_too_few_slots_start_again_with_more(monkeypatch):
     rows = random_rows(np.random.default_rng(4), gap_s=0.001)
     enough = run_rows(engine_of(**HAND, budget=20), rows)
-    monkeypatch.setattr("fleetopt_jax.simulate.pool.LEAST_SLOTS", 4)
+    monkeypatch.setattr("fleetopt_jax._simulate.pool.LEAST_SLOTS", 4)
     few = run_rows(engine_of(**HAND, budget=20), rows, n_slots=4)
     assert same(enough, few)
     assert few.memory_bytes < enough.memory_bytes

@@ -23,8 +23,8 @@ from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.decode import make_decode_step
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.power import make_logistic_power
-from fleetopt_jax.optimize.problem import make_problem
-from fleetopt_jax.optimize.search import evaluate_given, optimize
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax.workload.atoms import make_workload
 
 

@@ -18,11 +18,11 @@ from fleetopt_jax.documents.robust import robust_to_json
 from fleetopt_jax.documents.sensitivity import trust_to_json
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.laws.prefill import prefill_s
-from fleetopt_jax.optimize.plan import Plan, require_plan
-from fleetopt_jax.optimize.problem import make_problem
-from fleetopt_jax.optimize.robust import robust, score
-from fleetopt_jax.optimize.search import evaluate_given, optimize
-from fleetopt_jax.optimize.uncertainty import (
+from fleetopt_jax._optimize.plan import Plan, require_plan
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.robust import robust, score
+from fleetopt_jax._optimize.search import evaluate_given, optimize
+from fleetopt_jax._optimize.uncertainty import (
     OF_MEAN_ABSOLUTE,
     EngineFactors,
     draw,

@@ -32,8 +32,8 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # n
 from fleetopt_jax.fleet.engine import Engine  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import fleet_of  # noqa: E402
-from fleetopt_jax.optimize.candidates import BATCH, make_caps, score_batch, weight_rows  # noqa: E402
-from fleetopt_jax.optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._optimize.candidates import BATCH, make_caps, score_batch, weight_rows  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 from fleetopt_jax.workload.compress import compressed  # noqa: E402
 

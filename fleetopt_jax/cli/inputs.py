@@ -27,9 +27,9 @@ from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Budget, Objective, make_budget
 from fleetopt_jax.fleet.surroundings import Surroundings, make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.optimize.plan import Plan
-from fleetopt_jax.optimize.problem import Problem, Tunable, make_problem
-from fleetopt_jax.simulate import replay_requests
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.problem import Problem, Tunable, make_problem
+from fleetopt_jax._simulate import replay_requests
 from fleetopt_jax.workload.atoms import digest
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from fleetopt_jax.simulate import Simulation
+    from fleetopt_jax._simulate import Simulation
 
 
 def say(options: argparse.Namespace, text: str) -> None:

@@ -17,9 +17,9 @@ from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
 from fleetopt_jax.documents.plan import is_another, plan_of_file, plan_to_json, workload_of_file
 from fleetopt_jax.documents.plan_file import PlanFile
 from fleetopt_jax.fleet.fleet import with_limits
-from fleetopt_jax.optimize.front import FRONT_OBJECTIVES, Front, NoFront, Point, checked_objectives, point_of
-from fleetopt_jax.optimize.pareto import measured
-from fleetopt_jax.optimize.problem import Method
+from fleetopt_jax._optimize.front import FRONT_OBJECTIVES, Front, NoFront, Point, checked_objectives, point_of
+from fleetopt_jax._optimize.pareto import measured
+from fleetopt_jax._optimize.problem import Method
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout

@@ -31,9 +31,9 @@ from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Objective, Weights, make_budget
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.optimize.plan import Infeasible, Plan, Search
-from fleetopt_jax.optimize.problem import Problem, make_problem
-from fleetopt_jax.optimize.search import evaluate_given
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens, with_rate
 
 if TYPE_CHECKING:

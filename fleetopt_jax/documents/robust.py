@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.optimize.robust import Robust, Scored
+from fleetopt_jax._optimize.robust import Robust, Scored
 
 
 def robust_to_json(found: Robust) -> dict[str, Any]:

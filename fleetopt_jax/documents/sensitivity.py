@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from fleetopt_jax.optimize.sensitivity import Sensitivity
-from fleetopt_jax.optimize.uncertainty import Trust
+from fleetopt_jax._optimize.sensitivity import Sensitivity
+from fleetopt_jax._optimize.uncertainty import Trust
 
 
 def sensitivity_to_json(found: Sensitivity) -> dict[str, Any]:

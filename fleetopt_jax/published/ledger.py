@@ -18,9 +18,9 @@ from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, PUBLISHED, SAMPLED
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.surroundings import Surroundings
-from fleetopt_jax.optimize.plan import Infeasible, Plan
-from fleetopt_jax.optimize.problem import Problem, make_problem
-from fleetopt_jax.optimize.search import homogeneous_tok_per_j, optimize
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import homogeneous_tok_per_j, optimize
 from fleetopt_jax.published.procedure import Knots, SampledFleet, sampled_homogeneous, sampled_two_pool
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 

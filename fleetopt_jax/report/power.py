@@ -19,7 +19,7 @@ from fleetopt_jax.fleet.evaluate import for_each_lane
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.stage import StageLoad, setting_of, stage_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.optimize.plan import Plan
+from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.report.style import (
     BLUE,
     INK,

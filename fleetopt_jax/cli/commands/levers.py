@@ -13,9 +13,9 @@ from fleetopt_jax.cli.values import flag
 from fleetopt_jax.cli.verdicts import why
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.levers import levers_to_json
-from fleetopt_jax.optimize.levers import pull_levers
-from fleetopt_jax.optimize.plan import Infeasible, Plan
-from fleetopt_jax.optimize.problem import Problem
+from fleetopt_jax._optimize.levers import pull_levers
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.report.levers import levers_figure, levers_table
 from fleetopt_jax.workload.readers import Layout
 

@@ -17,10 +17,10 @@ from fleetopt_jax.documents.front import front_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.resources import Objective
-from fleetopt_jax.optimize.front import Front, NoFront, checked_objectives
-from fleetopt_jax.optimize.pareto import pareto
-from fleetopt_jax.optimize.plan import Infeasible, Plan
-from fleetopt_jax.optimize.search import optimize
+from fleetopt_jax._optimize.front import Front, NoFront, checked_objectives
+from fleetopt_jax._optimize.pareto import pareto
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.published.ledger import PAPER_WINDOWS
 from fleetopt_jax.report.pareto import (
     axis_csv,

@@ -10,9 +10,9 @@ from fleetopt_jax.cli.terminal import progress
 from fleetopt_jax.cli.verdicts import say_broken
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.sensitivity import sensitivity_to_json
-from fleetopt_jax.optimize.plan import Plan
-from fleetopt_jax.optimize.search import optimize
-from fleetopt_jax.optimize.sensitivity import sensitivity
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.search import optimize
+from fleetopt_jax._optimize.sensitivity import sensitivity
 from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
 
 

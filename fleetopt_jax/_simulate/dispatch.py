@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues, ShortestQueue
-from fleetopt_jax.simulate.state import State
+from fleetopt_jax._simulate.state import State
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from fleetopt_jax.fleet.sizing import least_instances, required_instances
 from fleetopt_jax.fleet.stage import Setting, setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, RunningSums, Slice, atoms_of, running_sums, slice_traffic
 from fleetopt_jax.laws.prefill import Prefill
-from fleetopt_jax.optimize.problem import Problem
+from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")

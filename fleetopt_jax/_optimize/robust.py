@@ -23,10 +23,10 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.plan import Plan
-from fleetopt_jax.optimize.problem import Method, Problem
-from fleetopt_jax.optimize.search import optimize, with_fleet
-from fleetopt_jax.optimize.uncertainty import (
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.problem import Method, Problem
+from fleetopt_jax._optimize.search import optimize, with_fleet
+from fleetopt_jax._optimize.uncertainty import (
     EngineErrors,
     EngineFactors,
     draw,

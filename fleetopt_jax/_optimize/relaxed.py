@@ -34,8 +34,8 @@ from fleetopt_jax.fleet.traffic import (
     served_traffic,
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
-from fleetopt_jax.optimize.candidates import Caps, WeightRows
-from fleetopt_jax.optimize.problem import GAMMA_MAX
+from fleetopt_jax._optimize.candidates import Caps, WeightRows
+from fleetopt_jax._optimize.problem import GAMMA_MAX
 
 N_STEPS = 800
 WIDTHS = (0.2, 0.06, 0.02)  # log-widths of the router, each for a third of the steps

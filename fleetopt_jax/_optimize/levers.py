@@ -30,11 +30,11 @@ from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.fleet import Slo, with_limits
 from fleetopt_jax.fleet.resources import Resources, Weights, usage
-from fleetopt_jax.optimize.changes import Lever, all_levers, lacking
-from fleetopt_jax.optimize.plan import Infeasible, Plan
-from fleetopt_jax.optimize.problem import Problem
-from fleetopt_jax.optimize.search import optimize
-from fleetopt_jax.optimize.uncertainty import (
+from fleetopt_jax._optimize.changes import Lever, all_levers, lacking
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.search import optimize
+from fleetopt_jax._optimize.uncertainty import (
     LEVEL,
     Interval,
     draw,

@@ -11,9 +11,9 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics
 from fleetopt_jax.fleet.fleet import Lane, Slo
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.laws.latency import ttft_tail
-from fleetopt_jax.simulate.pool import PoolRun
-from fleetopt_jax.simulate.routing import REJECTED, Routed
-from fleetopt_jax.simulate.state import GAP_RANGE_S, N_GAPS
+from fleetopt_jax._simulate.pool import PoolRun
+from fleetopt_jax._simulate.routing import REJECTED, Routed
+from fleetopt_jax._simulate.state import GAP_RANGE_S, N_GAPS
 
 QUANTILES = (0.5, 0.9, 0.99)
 

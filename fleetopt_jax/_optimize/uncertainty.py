@@ -36,7 +36,7 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
-from fleetopt_jax.optimize.plan import Plan
+from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.workload.atoms import Workload
 
 LEVEL = 0.9  # of an interval: from the 5th to the 95th percentile

@@ -19,10 +19,10 @@ from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.fleet.resources import Budget, limit_weights
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax.optimize import coupled, exact, gradient, grid
-from fleetopt_jax.optimize.candidates import BATCH, Scorer, gamma_grid, spread
-from fleetopt_jax.optimize.plan import BrokenLimit, Found, Infeasible, Plan, Search, Status, Unreachable
-from fleetopt_jax.optimize.problem import Method, Problem, as_objective, demanded_tok_per_s
+from fleetopt_jax._optimize import coupled, exact, gradient, grid
+from fleetopt_jax._optimize.candidates import BATCH, Scorer, gamma_grid, spread
+from fleetopt_jax._optimize.plan import BrokenLimit, Found, Infeasible, Plan, Search, Status, Unreachable
+from fleetopt_jax._optimize.problem import Method, Problem, as_objective, demanded_tok_per_s
 
 METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
     "exact": lambda problem, progress: (coupled if problem.budget.caps else exact).search(problem, progress),

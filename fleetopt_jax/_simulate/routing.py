@@ -8,7 +8,7 @@ import numpy as np
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.laws.routing import router_edges
-from fleetopt_jax.simulate.requests import Requests
+from fleetopt_jax._simulate.requests import Requests
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.columns import columns_of
 

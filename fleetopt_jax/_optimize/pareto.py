@@ -19,8 +19,8 @@ import numpy as np
 
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.optimize.dominance import hypervolume, knee, non_dominated
-from fleetopt_jax.optimize.front import (
+from fleetopt_jax._optimize.dominance import hypervolume, knee, non_dominated
+from fleetopt_jax._optimize.front import (
     N_POINTS,
     SHORT_WINDOWS,
     TTFT,
@@ -34,10 +34,10 @@ from fleetopt_jax.optimize.front import (
     point_of,
     sense_of,
 )
-from fleetopt_jax.optimize.plan import Plan, Unreachable
-from fleetopt_jax.optimize.problem import GAMMA_MAX, Method, Problem
-from fleetopt_jax.optimize.search import evaluate_given, optimize
-from fleetopt_jax.optimize.sweep import Sweep
+from fleetopt_jax._optimize.plan import Plan, Unreachable
+from fleetopt_jax._optimize.problem import GAMMA_MAX, Method, Problem
+from fleetopt_jax._optimize.search import evaluate_given, optimize
+from fleetopt_jax._optimize.sweep import Sweep
 
 
 def pareto(
