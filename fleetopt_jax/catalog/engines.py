@@ -16,7 +16,7 @@ from typing import Literal, cast
 import numpy as np
 
 from fleetopt_jax.catalog.gpus import GpuEntry, gpu_entry
-from fleetopt_jax.catalog.llms import at_precision, llm_entry
+from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec, OwnLaws, Quality
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.core.struct import as_floats
@@ -94,9 +94,13 @@ def resolved(spec: EngineSpec) -> EngineSpec:
     return engine_entry(spec).spec
 
 
-@lru_cache(maxsize=4096)
 def engine_entry(spec: EngineSpec) -> EngineEntry:
-    """`build`, with how far to trust it."""
+    """`build`, with how far to trust it. A configuration file of the LLM is read anew, for it may have changed."""
+    return _entry(spec, llm_entry(spec.llm))
+
+
+@lru_cache(maxsize=4096)
+def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
     if not (1 <= spec.tp <= MAX_TP and spec.tp == int(spec.tp)):
         raise BadField("tp", f"{spec.tp}", f"need 1 to {MAX_TP} GPUs per instance")
     if spec.serving not in SERVING:
@@ -105,7 +109,7 @@ def engine_entry(spec: EngineSpec) -> EngineEntry:
         raise BadField("max_num_seqs", f"{spec.max_num_seqs}", "need at least 1")
     if not MIN_CLOCK_FRAC <= spec.clock_frac <= 1:
         raise BadField("clock_frac", f"{spec.clock_frac:g}", f"need {MIN_CLOCK_FRAC:g} to 1")
-    gpu, llm = gpu_entry(spec.gpu), llm_entry(spec.llm)
+    gpu = gpu_entry(spec.gpu)
     said = replace(spec, precision=spec.precision or llm.architecture.native_precision)
     numbers = at_precision(llm.architecture, said.precision, said.kv_precision)
     return _as_run(_with_laws(_of_catalog(said, gpu, numbers), spec.laws))
