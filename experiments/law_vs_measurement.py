@@ -73,7 +73,7 @@ def main() -> None:
 
 def _predict(folder: Path, row: Row, seen: dict[str, set[str]]) -> dict[str, EnginePoint | None]:
     law, own, other = law_point(folder, row), own_fit_point(row), OTHER[row.gpu]
-    carried = law_point(folder, row, law_of=other)
+    carried = law_point(folder, row, measured_on=other)
     return {
         "law": law,
         "own_fit": own,
