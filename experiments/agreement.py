@@ -26,6 +26,8 @@ import numpy as np  # noqa: E402
 from _results import GREY, RESULTS, finish, new_figure, write_table  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from fleetopt_jax._simulate import simulate  # noqa: E402
+from fleetopt_jax._simulate.simulate import RELAXATIONS, Simulation  # noqa: E402
 from fleetopt_jax.catalog.engines import build  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
@@ -33,8 +35,6 @@ from fleetopt_jax.fleet.assumptions import CHOICES, DISPATCHES, PHYSICAL, Assump
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
-from fleetopt_jax._simulate import simulate  # noqa: E402
-from fleetopt_jax._simulate.simulate import RELAXATIONS, Simulation  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 
 SEED = 20_261_124

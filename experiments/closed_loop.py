@@ -31,13 +31,13 @@ from _mlenergy import CATALOG, Row, configurations, read_rows  # noqa: E402
 from _results import GREY, MEASURED, OWN_FIT, RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from fleetopt_jax._simulate.dispatch import Balancer  # noqa: E402
+from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool  # noqa: E402
+from fleetopt_jax._simulate.state import Scheduler  # noqa: E402
 from fleetopt_jax.catalog.engines import EngineEntry, engine_entry, engine_points, own_fits  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.fleet.assumptions import DISPATCHES  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
-from fleetopt_jax._simulate.dispatch import Balancer  # noqa: E402
-from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool  # noqa: E402
-from fleetopt_jax._simulate.state import Scheduler  # noqa: E402
 
 MAIN = ("h100", "llama-3.1-70b", 4, "bf16")
 TASK, MOST_OUTPUT_TOKENS = "lm-arena-chat", 4096  # vLLM's cap in that task

@@ -20,6 +20,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from _results import GREY, LAW, MEASURED, RESULTS, finish, new_figure, write_table  # noqa: E402
 
+from fleetopt_jax._optimize.plan import require_plan  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._optimize.search import optimize  # noqa: E402
 from fleetopt_jax.catalog.engines import build, resolved  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
@@ -27,9 +30,6 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
-from fleetopt_jax._optimize.plan import require_plan  # noqa: E402
-from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
-from fleetopt_jax._optimize.search import optimize  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 
 WORKLOAD = "azure-conv"

@@ -18,17 +18,17 @@ jax.config.update("jax_enable_x64", True)
 
 from _results import RESULTS, finish, new_figure, write_table  # noqa: E402
 
+from fleetopt_jax._optimize.levers import Levers, Pulled, pull_levers  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._simulate import simulate  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load  # noqa: E402
 from fleetopt_jax.documents.levers import levers_to_json  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PRESETS  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
-from fleetopt_jax._optimize.levers import Levers, Pulled, pull_levers  # noqa: E402
-from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.report.levers import answer, lever_label, levers_figure  # noqa: E402
 from fleetopt_jax.report.style import COLOURS  # noqa: E402
-from fleetopt_jax._simulate import simulate  # noqa: E402
 
 CASES = (  # name, preset, workload, P99 TTFT limit [s]
     ("published", "published", "azure-cdf", 0.5),

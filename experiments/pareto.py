@@ -16,13 +16,13 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np  # noqa: E402
 from _results import RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 
-from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
-from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
-from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax._optimize.dominance import hypervolume  # noqa: E402
 from fleetopt_jax._optimize.front import Front  # noqa: E402
 from fleetopt_jax._optimize.pareto import pareto  # noqa: E402
 from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
+from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
+from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.report.style import COLOURS, MARKERS  # noqa: E402
 

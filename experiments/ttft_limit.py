@@ -19,13 +19,13 @@ from _tables import RESULTS  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
 
+from fleetopt_jax._optimize.plan import Infeasible  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._optimize.search import optimize  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
-from fleetopt_jax._optimize.plan import Infeasible  # noqa: E402
-from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
-from fleetopt_jax._optimize.search import optimize  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.report.style import COLOURS  # noqa: E402
 

@@ -26,14 +26,6 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from _results import GREY, LAW, MEASURED, RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 
-from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
-from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
-from fleetopt_jax.core.struct import stack  # noqa: E402
-from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
-from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
-from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
-from fleetopt_jax.fleet.limits import held  # noqa: E402
-from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
 from fleetopt_jax._optimize.plan import Plan, require_plan  # noqa: E402
 from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax._optimize.search import optimize  # noqa: E402
@@ -47,6 +39,14 @@ from fleetopt_jax._optimize.uncertainty import (  # noqa: E402
     metric_trust,
     perturbed,
 )
+from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
+from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
+from fleetopt_jax.core.struct import stack  # noqa: E402
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
+from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
+from fleetopt_jax.fleet.fleet import Fleet, make_slo  # noqa: E402
+from fleetopt_jax.fleet.limits import held  # noqa: E402
+from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 
 WORKLOAD = "azure-cdf"

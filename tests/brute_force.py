@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import as_floats
@@ -21,7 +22,6 @@ from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.resources import Weights
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.fleet.surroundings import Surroundings
-from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.workload.atoms import Workload, make_workload
 
 LONGEST = 1600.0

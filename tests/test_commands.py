@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.sensitivity import Elasticities, Elasticity, Sensitivity
+from fleetopt_jax._optimize.uncertainty import Interval, MetricTrust, Trust, outcomes
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.commands import sensitivity as sensitivity_command
 from fleetopt_jax.cli.main import main
@@ -15,9 +18,6 @@ from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.ledger import load_ledger
 from fleetopt_jax.documents.plan import load_plan
 from fleetopt_jax.documents.simulation import load_simulation
-from fleetopt_jax._optimize.plan import Plan
-from fleetopt_jax._optimize.sensitivity import Elasticities, Elasticity, Sensitivity
-from fleetopt_jax._optimize.uncertainty import Interval, MetricTrust, Trust, outcomes
 from fleetopt_jax.published import ledger as published_ledger
 
 PLAIN = ("--assume", "published")  # laws that compile quickly

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Search, Unreachable
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import evaluate_given
+from fleetopt_jax._simulate.estimates import Estimate
+from fleetopt_jax._simulate.simulate import Simulation
 from fleetopt_jax.calibrate.fit import fit_decode
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.catalog.gpus import GPUS
@@ -30,11 +35,6 @@ from fleetopt_jax.fleet.resources import Weights, make_budget
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.laws.decode import make_decode_step
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search, Unreachable
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import evaluate_given
-from fleetopt_jax._simulate.estimates import Estimate
-from fleetopt_jax._simulate.simulate import Simulation
 from fleetopt_jax.workload.atoms import Workload, make_workload
 from fleetopt_jax.workload.readers import Layout
 

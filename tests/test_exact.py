@@ -13,6 +13,12 @@ from brute_force import AllFleets, few_lengths, with_less_kv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetopt_jax._optimize import coupled, exact
+from fleetopt_jax._optimize.candidates import make_caps, score_batch, weight_rows
+from fleetopt_jax._optimize.graph import Boundaries
+from fleetopt_jax._optimize.plan import Infeasible
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
@@ -28,12 +34,6 @@ from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.fleet.traffic import Slice, atoms_of, route, running_sums, slice_traffic
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.laws.routing import router_edges
-from fleetopt_jax._optimize import coupled, exact
-from fleetopt_jax._optimize.candidates import make_caps, score_batch, weight_rows
-from fleetopt_jax._optimize.graph import Boundaries
-from fleetopt_jax._optimize.plan import Infeasible
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
 from fleetopt_jax.workload.compress import compress
 

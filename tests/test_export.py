@@ -17,6 +17,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import evaluate_given
+from fleetopt_jax._simulate.requests import Requests
+from fleetopt_jax._simulate.routing import REJECTED, route_requests
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
@@ -28,13 +32,9 @@ from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.fleet import make_fleet
 from fleetopt_jax.fleet.traffic import route as routing_law
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
-from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document, kubernetes_yaml
 from fleetopt_jax.report.export.launch import VLLM_RELEASE, dns_label, fleet_launch
 from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
-from fleetopt_jax._simulate.requests import Requests
-from fleetopt_jax._simulate.routing import REJECTED, route_requests
 from fleetopt_jax.workload.atoms import make_workload
 
 ROOT = Path(__file__).parents[1]

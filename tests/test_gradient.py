@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 from brute_force import LONGEST, AllFleets, few_lengths, with_less_kv
 
+from fleetopt_jax._optimize import gradient
+from fleetopt_jax._optimize.plan import Infeasible, Plan, is_plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.relaxed import smoothed
+from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.spec import EngineSpec
@@ -22,11 +27,6 @@ from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.resources import limit_weights, make_budget, weights_of
 from fleetopt_jax.fleet.traffic import atoms_of, running_sums
-from fleetopt_jax._optimize import gradient
-from fleetopt_jax._optimize.plan import Infeasible, Plan, is_plan
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.relaxed import smoothed
-from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, total_tokens, with_rate
 
 REACHES = 0.998  # of the certified optimum's tok/J

@@ -7,6 +7,11 @@ import math
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.changes import CLOCKS, PROMPT_FRAC, SLOTS, all_levers, changed
+from fleetopt_jax._optimize.levers import MULTIPLY, Levers, pull_levers
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Search, Unreachable, require_plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.catalog.engines import build, resolved
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.catalog.workloads import load_workload
@@ -18,11 +23,6 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax._optimize.changes import CLOCKS, PROMPT_FRAC, SLOTS, all_levers, changed
-from fleetopt_jax._optimize.levers import MULTIPLY, Levers, pull_levers
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search, Unreachable, require_plan
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.report.levers import answer, levers_figure, levers_table
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 

@@ -11,6 +11,11 @@ import pytest
 from brute_force import AllFleets, few_lengths, with_less_kv
 
 import fleetopt_jax as fo
+from fleetopt_jax._optimize import grid
+from fleetopt_jax._optimize.candidates import gamma_grid
+from fleetopt_jax._optimize.plan import Infeasible, Plan, is_plan, require_plan
+from fleetopt_jax._optimize.problem import Method, Problem, make_problem, thresholds
+from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.catalog.workloads import load_workload
@@ -19,11 +24,6 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.kv_cache import make_kv_capacity, max_sequences
-from fleetopt_jax._optimize import grid
-from fleetopt_jax._optimize.candidates import gamma_grid
-from fleetopt_jax._optimize.plan import Infeasible, Plan, is_plan, require_plan
-from fleetopt_jax._optimize.problem import Method, Problem, make_problem, thresholds
-from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, total_tokens, with_rate
 
 GRADIENT_REACHES = 0.998  # of the exhaustive search's tok/J

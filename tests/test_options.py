@@ -195,6 +195,7 @@ def test_a_refusal_of_the_library_names_options(message, said):
 
 def test_the_door_says_options():
     from fleetopt_jax.cli.asked import at_door
+
     from fleetopt_jax.core.errors import BadInput
 
     with pytest.raises(BadInput, match=re.escape("azure-conv: need --ttft-p99-ms > 0")), at_door("azure-conv"):

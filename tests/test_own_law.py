@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import optimize
+from fleetopt_jax._optimize.uncertainty import EngineFactors, perturb, plan_trust
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import as_floats, pytree
@@ -16,9 +19,6 @@ from fleetopt_jax.fleet.evaluate import evaluate
 from fleetopt_jax.fleet.fleet import fleet_of
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.power import PowerLaw
-from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.search import optimize
-from fleetopt_jax._optimize.uncertainty import EngineFactors, perturb, plan_trust
 
 
 @pytree

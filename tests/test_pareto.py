@@ -17,6 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fleetopt_jax as fo
+from fleetopt_jax._optimize.dominance import hypervolume, knee, non_dominated
+from fleetopt_jax._optimize.front import Front, NoFront, costs_of, sense_of
+from fleetopt_jax._optimize.pareto import pareto
+from fleetopt_jax._optimize.plan import require_plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.spec import EngineSpec
@@ -29,12 +35,6 @@ from fleetopt_jax.documents.front import front_to_json, load_front, save_front
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.resources import make_budget
-from fleetopt_jax._optimize.dominance import hypervolume, knee, non_dominated
-from fleetopt_jax._optimize.front import Front, NoFront, costs_of, sense_of
-from fleetopt_jax._optimize.pareto import pareto
-from fleetopt_jax._optimize.plan import require_plan
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.report.pareto import AXIS_SHOWN, front_csv, front_figure, front_table
 from fleetopt_jax.workload.atoms import with_rate
 

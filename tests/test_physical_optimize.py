@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem, make_problem, thresholds
+from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.assumptions import PHYSICAL
 from fleetopt_jax.fleet.evaluate import evaluate
 from fleetopt_jax.fleet.fleet import fleet_of, make_slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax._optimize.plan import Infeasible, Plan
-from fleetopt_jax._optimize.problem import Problem, make_problem, thresholds
-from fleetopt_jax._optimize.search import optimize, with_fleet
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 
 

@@ -9,14 +9,6 @@ import numpy as np
 import pytest
 from brute_force import few_lengths
 
-from fleetopt_jax.catalog.engines import build
-from fleetopt_jax.catalog.gpus import GPUS
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.errors import BadField, BadInput
-from fleetopt_jax.fleet.assumptions import CHOICES, PUBLISHED
-from fleetopt_jax.fleet.fleet import Fleet, make_slo
-from fleetopt_jax.fleet.resources import Budget, Weights, make_budget
-from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax._optimize.plan import BrokenLimit, Infeasible, Plan, Unreachable, is_plan, require_plan
 from fleetopt_jax._optimize.problem import (
     ALWAYS,
@@ -28,6 +20,14 @@ from fleetopt_jax._optimize.problem import (
     make_problem,
 )
 from fleetopt_jax._optimize.search import METHODS, evaluate_given, optimize, with_fleet
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.fleet.assumptions import CHOICES, PUBLISHED
+from fleetopt_jax.fleet.fleet import Fleet, make_slo
+from fleetopt_jax.fleet.resources import Budget, Weights, make_budget
+from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 
 published_problem = partial(make_problem, assume="published", assumptions=PUBLISHED)

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.plan import plan_to_json
@@ -24,8 +26,6 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.resources import OBJECTIVES, make_budget
 from fleetopt_jax.fleet.surroundings import Site
 from fleetopt_jax.laws.compression import Compressor
-from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.report import style
 from fleetopt_jax.report.decision import broken, decision
 from fleetopt_jax.report.figures import ledger_figure, write_figure

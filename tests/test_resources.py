@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from brute_force import LONGEST, AllFleets, few_lengths, with_less_kv
 
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.spec import EngineSpec
@@ -33,9 +36,6 @@ from fleetopt_jax.fleet.resources import (
     weights_of,
 )
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
-from fleetopt_jax._optimize.plan import Infeasible, Plan
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax.workload.atoms import Workload
 
 SAME = 1e-9  # sums of float64 in another order

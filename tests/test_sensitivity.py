@@ -10,16 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fleetopt_jax.catalog.engines import build
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.cli.main import main
-from fleetopt_jax.documents.sensitivity import sensitivity_to_json
-from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions
-from fleetopt_jax.fleet.evaluate import evaluate
-from fleetopt_jax.fleet.fleet import fleet_of, make_slo, with_limits
-from fleetopt_jax.fleet.resources import make_budget
-from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import evaluate_given
@@ -36,6 +26,16 @@ from fleetopt_jax._optimize.sensitivity import (
     with_limit,
 )
 from fleetopt_jax._optimize.uncertainty import OUTCOMES, EngineFactors, perturb
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.cli.main import main
+from fleetopt_jax.documents.sensitivity import sensitivity_to_json
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions
+from fleetopt_jax.fleet.evaluate import evaluate
+from fleetopt_jax.fleet.fleet import fleet_of, make_slo, with_limits
+from fleetopt_jax.fleet.resources import make_budget
+from fleetopt_jax.fleet.sizing import size_fleet
+from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure
 from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
 

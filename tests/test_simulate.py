@@ -11,6 +11,12 @@ import numpy as np
 import pytest
 from scipy.stats import poisson
 
+from fleetopt_jax._simulate import draw_requests, replay_requests, simulate, verify
+from fleetopt_jax._simulate.batching import advance
+from fleetopt_jax._simulate.dispatch import Balancer, dispatch
+from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, request_table, run_pool
+from fleetopt_jax._simulate.routing import REJECTED, route_requests
+from fleetopt_jax._simulate.state import N_GAPS, Scheduler, State, empty_state, gap_bin
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, PRESETS
 from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues
@@ -25,12 +31,6 @@ from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.power import make_logistic_power
 from fleetopt_jax.laws.prefill import make_prefill
 from fleetopt_jax.laws.queueing import erlang_c, mean_wait_s
-from fleetopt_jax._simulate import draw_requests, replay_requests, simulate, verify
-from fleetopt_jax._simulate.batching import advance
-from fleetopt_jax._simulate.dispatch import Balancer, dispatch
-from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, request_table, run_pool
-from fleetopt_jax._simulate.routing import REJECTED, route_requests
-from fleetopt_jax._simulate.state import N_GAPS, Scheduler, State, empty_state, gap_bin
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 from fleetopt_jax.workload.readers import Trace
 

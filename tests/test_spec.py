@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.engines import build, engine_entry, own_fits, resolved
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
@@ -23,8 +25,6 @@ from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.decode import make_decode_step
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.power import make_logistic_power
-from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax.workload.atoms import make_workload
 
 

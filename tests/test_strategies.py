@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from jax import Array
 
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import pytree
@@ -31,8 +33,6 @@ from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_slo
 from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.power import PowerLaw
-from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.workload.atoms import Workload, make_workload
 
 LATE_S = 0.010

@@ -10,14 +10,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from fleetopt_jax.catalog.engines import build, engine_entry, resolved
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.files import to_json
-from fleetopt_jax.documents.robust import robust_to_json
-from fleetopt_jax.documents.sensitivity import trust_to_json
-from fleetopt_jax.fleet.assumptions import PUBLISHED
-from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax._optimize.plan import Plan, require_plan
 from fleetopt_jax._optimize.problem import make_problem
 from fleetopt_jax._optimize.robust import robust, score
@@ -37,6 +29,14 @@ from fleetopt_jax._optimize.uncertainty import (
     plan_trust,
     shared_errors,
 )
+from fleetopt_jax.catalog.engines import build, engine_entry, resolved
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import to_json
+from fleetopt_jax.documents.robust import robust_to_json
+from fleetopt_jax.documents.sensitivity import trust_to_json
+from fleetopt_jax.fleet.assumptions import PUBLISHED
+from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.workload.atoms import with_rate
 
 

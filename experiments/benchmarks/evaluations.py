@@ -24,6 +24,8 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from fleetopt_jax._optimize.candidates import BATCH, make_caps, score_batch, weight_rows  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.catalog.engines import build  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
@@ -32,8 +34,6 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # n
 from fleetopt_jax.fleet.engine import Engine  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import fleet_of  # noqa: E402
-from fleetopt_jax._optimize.candidates import BATCH, make_caps, score_batch, weight_rows  # noqa: E402
-from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 from fleetopt_jax.workload.compress import compressed  # noqa: E402
 

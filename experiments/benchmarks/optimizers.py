@@ -56,12 +56,12 @@ def _case(method: str, assume: str) -> dict:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from fleetopt_jax.catalog.spec import EngineSpec
-    from fleetopt_jax.catalog.workloads import load_workload
-    from fleetopt_jax.fleet.assumptions import PRESETS
     from fleetopt_jax._optimize.plan import require_plan
     from fleetopt_jax._optimize.problem import make_problem
     from fleetopt_jax._optimize.search import optimize
+    from fleetopt_jax.catalog.spec import EngineSpec
+    from fleetopt_jax.catalog.workloads import load_workload
+    from fleetopt_jax.fleet.assumptions import PRESETS
 
     assumptions = PRESETS[assume]
     n_pools = {"exact": 4, "gradient": 3}[method]

@@ -25,16 +25,16 @@ jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
 
+from fleetopt_jax._optimize.plan import require_plan  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._optimize.search import optimize  # noqa: E402
+from fleetopt_jax._simulate import Simulation, simulate  # noqa: E402
 from fleetopt_jax.catalog.engines import build  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import cdf_knots, load_workload  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
-from fleetopt_jax._optimize.plan import require_plan  # noqa: E402
-from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
-from fleetopt_jax._optimize.search import optimize  # noqa: E402
-from fleetopt_jax._simulate import Simulation, simulate  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload  # noqa: E402
 
 RATE_PER_S, WINDOWS, N_INSTANCES, N_REQUESTS = 200.0, (4096, 65_536), (18, 10), 30_000

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fleetopt_jax._optimize.plan import Found, nothing
+from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem, assignments, thresholds
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import as_floats, pytree
@@ -21,8 +23,6 @@ from fleetopt_jax.fleet.sizing import instances_for, least_instances, most_insta
 from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.routing import router_edges
-from fleetopt_jax._optimize.plan import Found, nothing
-from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem, assignments, thresholds
 from fleetopt_jax.workload.atoms import Workload
 
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.limits import ROUNDING
-from fleetopt_jax.fleet.resources import PoolPrices
 from fleetopt_jax._optimize.exact import Cheapest, Fleets, Settled, as_found
 from fleetopt_jax._optimize.layouts import Layout, Path, Table
 from fleetopt_jax._optimize.plan import Found, nothing
 from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.limits import ROUNDING
+from fleetopt_jax.fleet.resources import PoolPrices
 
 DUAL_STEPS = 60
 MAX_POOLS = 3_000_000  # of three pools and more: each step searches the table again

@@ -17,15 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.resources import PoolPrices
-from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax._optimize.candidates import GAMMA_STEP, gamma_grid
 from fleetopt_jax._optimize.graph import Boundaries, Pools
 from fleetopt_jax._optimize.layouts import Layout, ManyPools, OnePool, Path, Step, TwoPools
 from fleetopt_jax._optimize.plan import Found, nothing
 from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.resources import PoolPrices
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 
 MAX_BOUNDARIES = 65_536  # up to here every whole window is a candidate; beyond it, the distinct lengths

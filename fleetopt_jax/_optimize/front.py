@@ -8,13 +8,13 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
+from fleetopt_jax._optimize.plan import Plan, Unreachable
+from fleetopt_jax._optimize.problem import GAMMA_MAX, Method, Problem
+from fleetopt_jax._optimize.search import default_method
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.limits import reached
 from fleetopt_jax.fleet.resources import Objective, Weights
-from fleetopt_jax._optimize.plan import Plan, Unreachable
-from fleetopt_jax._optimize.problem import GAMMA_MAX, Method, Problem
-from fleetopt_jax._optimize.search import default_method
 
 N_POINTS = 24  # searches
 SHORT_WINDOWS = tuple(float(512 * 2**i) for i in range(8))  # of the FleetOpt recipe, where none is given

@@ -15,12 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fleetopt_jax.catalog.engines import build
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.core.struct import stack
-from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
-from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax._optimize import coupled, exact
 from fleetopt_jax._optimize.candidates import Candidate, Scorer, best_found, gamma_grid, make_caps, weight_rows
 from fleetopt_jax._optimize.graph import Boundaries
@@ -28,6 +22,12 @@ from fleetopt_jax._optimize.layouts import ManyPools, OnePool, TwoPools
 from fleetopt_jax._optimize.plan import Found, nothing
 from fleetopt_jax._optimize.problem import Problem, thresholds
 from fleetopt_jax._optimize.relaxed import N_STEPS, Optimum, Relaxed, Start, smoothed, solve
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.core.struct import stack
+from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import total_tokens
 
 N_STARTS = 16

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import PoolMetrics, pool_metrics
@@ -27,7 +28,6 @@ from fleetopt_jax.fleet.sizing import least_instances, required_instances
 from fleetopt_jax.fleet.stage import Setting, setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, RunningSums, Slice, atoms_of, running_sums, slice_traffic
 from fleetopt_jax.laws.prefill import Prefill
-from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from fleetopt_jax.core.progress import Progress
 from fleetopt_jax._optimize.candidates import Candidate, Scorer, gamma_grid, over_assignments, spread
 from fleetopt_jax._optimize.plan import Found
 from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax.core.progress import Progress
 
 MAX_CANDIDATES = 150_000
 MAX_COARSE = 12_000  # where there are more, or gamma is searched as well: coarse first, then around the best

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetopt_jax.core.progress import Progress
 from fleetopt_jax._optimize.graph import Boundaries, Pools
+from fleetopt_jax.core.progress import Progress
 
 TILE = 256  # nodes on a side of the square of pools that is bounded in one call
 LATTICE = 48  # nodes of the first, coarse search

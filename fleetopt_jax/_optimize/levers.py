@@ -23,13 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax.catalog.engines import engine_entry, resolved
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.core.units import KW
-from fleetopt_jax.fleet.fleet import Slo, with_limits
-from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax._optimize.changes import Lever, all_levers, lacking
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
@@ -44,6 +37,13 @@ from fleetopt_jax._optimize.uncertainty import (
     sampled_interval,
     shared_errors,
 )
+from fleetopt_jax.catalog.engines import engine_entry, resolved
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.core.units import KW
+from fleetopt_jax.fleet.fleet import Slo, with_limits
+from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 
 CLOCK_ERROR = 0.2  # of the watts above idle at a clock of 0.7 (`laws/clocks.py`), growing with the distance from 1

@@ -17,8 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax._optimize.dominance import hypervolume, knee, non_dominated
 from fleetopt_jax._optimize.front import (
     N_POINTS,
@@ -38,6 +36,8 @@ from fleetopt_jax._optimize.plan import Plan, Unreachable
 from fleetopt_jax._optimize.problem import GAMMA_MAX, Method, Problem
 from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax._optimize.sweep import Sweep
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.sizing import size_fleet
 
 
 def pareto(

@@ -6,11 +6,11 @@ from typing import Literal, TypeGuard
 
 import numpy as np
 
+from fleetopt_jax._optimize.problem import Method, Problem
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import usage
-from fleetopt_jax._optimize.problem import Method, Problem
 
 Status = Literal["optimal", "feasible", "infeasible"]
 

@@ -166,6 +166,11 @@ def make_problem(
     tokens.
 
     Raises ValueError that names the field and what is allowed; `BadField` for a spec there is no engine for.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> problem = fo.make_problem(chat, [fo.EngineSpec("h100"), fo.EngineSpec("b200", tp=4)], n_pools=2)
+    >>> problem.window_tokens, problem.kinds
+    (4304.0, ('h100', 'b200'))
     """
     longest = float(workload.longest_tokens)
     window = BLOCK_TOKENS * math.ceil(longest / BLOCK_TOKENS) if window_tokens is None else float(window_tokens)

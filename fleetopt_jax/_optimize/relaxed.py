@@ -17,6 +17,8 @@ import optax
 from jax import Array
 from jax.flatten_util import ravel_pytree
 
+from fleetopt_jax._optimize.candidates import Caps, WeightRows
+from fleetopt_jax._optimize.problem import GAMMA_MAX
 from fleetopt_jax.core.struct import pytree, static
 from fleetopt_jax.fleet.engine import Engine, at_clock
 from fleetopt_jax.fleet.evaluate import pool_metrics
@@ -34,8 +36,6 @@ from fleetopt_jax.fleet.traffic import (
     served_traffic,
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
-from fleetopt_jax._optimize.candidates import Caps, WeightRows
-from fleetopt_jax._optimize.problem import GAMMA_MAX
 
 N_STEPS = 800
 WIDTHS = (0.2, 0.06, 0.02)  # log-widths of the router, each for a third of the steps

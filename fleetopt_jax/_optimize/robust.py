@@ -19,10 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.fleet import Fleet
-from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Method, Problem
 from fleetopt_jax._optimize.search import optimize, with_fleet
@@ -37,6 +33,10 @@ from fleetopt_jax._optimize.uncertainty import (
     sample,
     shared_errors,
 )
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.fleet import Fleet
+from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 
 N_SCENARIOS = 256  # draws of the engines' factors in which every candidate is evaluated

@@ -9,6 +9,10 @@ from typing import Literal
 import jax
 import numpy as np
 
+from fleetopt_jax._optimize import coupled, exact, gradient, grid
+from fleetopt_jax._optimize.candidates import BATCH, Scorer, gamma_grid, spread
+from fleetopt_jax._optimize.plan import BrokenLimit, Found, Infeasible, Plan, Search, Status, Unreachable
+from fleetopt_jax._optimize.problem import Method, Problem, as_objective, demanded_tok_per_s
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
@@ -19,10 +23,6 @@ from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.fleet.resources import Budget, limit_weights
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax._optimize import coupled, exact, gradient, grid
-from fleetopt_jax._optimize.candidates import BATCH, Scorer, gamma_grid, spread
-from fleetopt_jax._optimize.plan import BrokenLimit, Found, Infeasible, Plan, Search, Status, Unreachable
-from fleetopt_jax._optimize.problem import Method, Problem, as_objective, demanded_tok_per_s
 
 METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
     "exact": lambda problem, progress: (coupled if problem.budget.caps else exact).search(problem, progress),
@@ -40,6 +40,11 @@ def optimize(problem: Problem, method: Method | None = None, progress: Progress 
     `exact` proves its answer, but cannot share latencies out over a whole fleet (`Slo.scope`); `gradient` scales where
     limits couple the pools; `grid` tries every candidate there is and serves as reference. Without a method, exact
     where it can, else grid. Refuses float32, and more than one service or period.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> plan = fo.optimize(fo.make_problem(chat, [fo.EngineSpec("h100")], n_pools=1))
+    >>> plan.status, plan.kinds
+    ('optimal', ('h100',))
     """
     require_float64("optimize")
     method = method or default_method(problem.slo)

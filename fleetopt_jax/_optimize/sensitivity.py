@@ -20,6 +20,9 @@ import numpy as np
 from jax import Array
 from scipy.optimize import nnls
 
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.uncertainty import OUTCOMES, Trust, log_or_zero, outcomes, plan_trust
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, with_limits
@@ -28,9 +31,6 @@ from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax.fleet.sizing import instances_for
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax._optimize.plan import Infeasible, Plan
-from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax._optimize.uncertainty import OUTCOMES, Trust, log_or_zero, outcomes, plan_trust
 from fleetopt_jax.workload.atoms import Workload
 
 ROUTER_WIDTH = 0.05  # in log-length: 5 % either side of a threshold

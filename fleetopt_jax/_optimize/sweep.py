@@ -5,13 +5,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.fleet import with_limits
-from fleetopt_jax.fleet.resources import Objective, Weights, usage
 from fleetopt_jax._optimize.front import FRONT_OBJECTIVES, TTFT, FrontQuestion, Point, point_of, sense_of
 from fleetopt_jax._optimize.plan import Infeasible, Unreachable
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import optimize
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.fleet import with_limits
+from fleetopt_jax.fleet.resources import Objective, Weights, usage
 
 LOOSEST_S, TIGHTEST_S = 1e6, 1e-6  # limits of the TTFT that any fleet, and none, holds
 LIMIT_MARGIN = 1e-6  # beyond the smallest reachable limit, so that a search under it succeeds

@@ -27,6 +27,7 @@ import numpy as np
 from jax import Array
 from scipy.special import ndtri
 
+from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import as_floats, pytree, stack
@@ -36,7 +37,6 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
-from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.workload.atoms import Workload
 
 LEVEL = 0.9  # of an interval: from the 5th to the 95th percentile

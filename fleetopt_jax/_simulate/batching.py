@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fleetopt_jax._simulate.state import NEVER, Instances, RequestTable, Scheduler, Slots, State, Tally, gap_bin
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import Prefill, prefill_chunks, prefill_s
-from fleetopt_jax._simulate.state import NEVER, Instances, RequestTable, Scheduler, Slots, State, Tally, gap_bin
 
 
 def run_until(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) -> State:

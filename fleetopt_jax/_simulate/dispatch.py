@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues, ShortestQueue
 from fleetopt_jax._simulate.state import State
+from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues, ShortestQueue
 
 
 @dataclass(frozen=True)

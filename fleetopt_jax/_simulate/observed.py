@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from fleetopt_jax._simulate.pool import PoolRun
+from fleetopt_jax._simulate.routing import REJECTED, Routed
+from fleetopt_jax._simulate.state import GAP_RANGE_S, N_GAPS
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics
 from fleetopt_jax.fleet.fleet import Lane, Slo
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.laws.latency import ttft_tail
-from fleetopt_jax._simulate.pool import PoolRun
-from fleetopt_jax._simulate.routing import REJECTED, Routed
-from fleetopt_jax._simulate.state import GAP_RANGE_S, N_GAPS
 
 QUANTILES = (0.5, 0.9, 0.99)
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.choices.dispatch import Dispatch
-from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax._simulate.batching import finished, run_until
 from fleetopt_jax._simulate.dispatch import Balancer, dispatch
 from fleetopt_jax._simulate.state import NEVER, RequestTable, Scheduler, State, Sums, Tally, empty_state
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.choices.dispatch import Dispatch
+from fleetopt_jax.fleet.engine import Engine
 
 MOST_SENT = 256  # requests of a replication dispatched at once
 SEGMENT = 128  # dispatches between two signs of progress

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+from fleetopt_jax._simulate.requests import Requests
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.laws.routing import router_edges
-from fleetopt_jax._simulate.requests import Requests
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.columns import columns_of
 

@@ -10,13 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax.core.numerics import require_float64, safe_div
-from fleetopt_jax.core.struct import as_floats
-from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
-from fleetopt_jax.fleet.fleet import Fleet, Lane, Slo, make_slo
-from fleetopt_jax.fleet.traffic import route
-from fleetopt_jax.laws.latency import TAIL_PROBABILITY
 from fleetopt_jax._simulate import observed
 from fleetopt_jax._simulate.dispatch import Balancer
 from fleetopt_jax._simulate.estimates import Estimate, estimate
@@ -25,6 +18,13 @@ from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool
 from fleetopt_jax._simulate.requests import Requests, draw_requests, span_requests
 from fleetopt_jax._simulate.routing import REJECTED, Routed, route_requests
 from fleetopt_jax._simulate.state import Scheduler
+from fleetopt_jax.core.numerics import require_float64, safe_div
+from fleetopt_jax.core.struct import as_floats
+from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
+from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
+from fleetopt_jax.fleet.fleet import Fleet, Lane, Slo, make_slo
+from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.laws.latency import TAIL_PROBABILITY
 from fleetopt_jax.workload.atoms import Workload
 
 StageProgress = Callable[[str, float], None]  # (what is simulated, share of it that is done)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from fleetopt_jax._simulate.simulate import Simulation, pools_holding, simulate
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.fleet import Fleet, Slo
-from fleetopt_jax._simulate.simulate import Simulation, pools_holding, simulate
 from fleetopt_jax.workload.atoms import Workload
 
 RAISE = 1.03  # a pool that fails grows by so much, by one instance at least

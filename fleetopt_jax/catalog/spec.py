@@ -52,6 +52,11 @@ class EngineSpec:
 
     GPUs and LLMs are names of the catalog (case does not matter), records of your own, or, of LLMs, a Hugging Face
     config.json. To run it otherwise, change the spec: `replace(spec, clock_frac=0.8)`.
+
+    >>> fo.EngineSpec("H100", tp=4) == fo.EngineSpec("h100", tp=4)
+    True
+    >>> fo.build(fo.EngineSpec("H100")) is fo.build(fo.EngineSpec("h100"))
+    True
     """
 
     gpu: str | GpuEntry

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.problem import Problem, Tunable, make_problem
+from fleetopt_jax._simulate import replay_requests
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.spec import EngineSpec
@@ -27,9 +30,6 @@ from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Budget, Objective, make_budget
 from fleetopt_jax.fleet.surroundings import Surroundings, make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax._optimize.plan import Plan
-from fleetopt_jax._optimize.problem import Problem, Tunable, make_problem
-from fleetopt_jax._simulate import replay_requests
 from fleetopt_jax.workload.atoms import digest
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
 

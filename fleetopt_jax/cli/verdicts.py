@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fleetopt_jax._optimize.plan import Plan, Unreachable
 from fleetopt_jax.cli.terminal import say
 from fleetopt_jax.core.units import KW, MS
-from fleetopt_jax._optimize.plan import Plan, Unreachable
 from fleetopt_jax.report.decision import broken
 from fleetopt_jax.report.words import NOT_TOGETHER, slope_said
 from fleetopt_jax.workload.atoms import total_tokens

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
+from fleetopt_jax._optimize.front import FRONT_OBJECTIVES, Front, NoFront, Point, checked_objectives, point_of
+from fleetopt_jax._optimize.pareto import measured
+from fleetopt_jax._optimize.problem import Method
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.core.errors import BadInput
@@ -17,9 +20,6 @@ from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
 from fleetopt_jax.documents.plan import is_another, plan_of_file, plan_to_json, workload_of_file
 from fleetopt_jax.documents.plan_file import PlanFile
 from fleetopt_jax.fleet.fleet import with_limits
-from fleetopt_jax._optimize.front import FRONT_OBJECTIVES, Front, NoFront, Point, checked_objectives, point_of
-from fleetopt_jax._optimize.pareto import measured
-from fleetopt_jax._optimize.problem import Method
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax._optimize.levers import Gain, Levers, Pair, Pulled
 from fleetopt_jax._optimize.plan import BrokenLimit, Plan, Unreachable
 from fleetopt_jax._optimize.uncertainty import LEVEL, Interval
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.documents.plan import plan_to_json
 
 SCHEMA = "fleetopt-levers/1"
 SHARED = ("assume", "assumptions", "power_scope", "dispatch", "workload", "slo", "site", "compressor", "objective")

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fleetopt_jax import __version__
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.catalog.engines import engine_entry, resolved
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
@@ -31,9 +34,6 @@ from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Objective, Weights, make_budget
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens, with_rate
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fleetopt_jax.core.files import invalid, parse_json, read_bytes, to_json, write_whole
-from fleetopt_jax.documents.fields import NotNegative, Part
-from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._simulate.estimates import Estimate
 from fleetopt_jax._simulate.simulate import Simulation
+from fleetopt_jax.core.files import invalid, parse_json, read_bytes, to_json, write_whole
+from fleetopt_jax.documents.fields import NotNegative, Part
+from fleetopt_jax.documents.plan import plan_to_json
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout

@@ -102,6 +102,12 @@ def evaluate(
     windows and gamma need, with `rounding="real"`. jit, vmap and grad work; nothing raises inside. Without `quantiles`
     the P99s of distributions are not solved for and stand at inf: a search that holds limits by their tails needs none.
     Source: arXiv 2603.17280v1, section 4, for the preset `published`; `laws/` for the choices of `physical`.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> fleet = fo.make_fleet([fo.build(fo.EngineSpec("h100"))], window_tokens=[4400], n_instances=[6])
+    >>> metrics = fo.evaluate(fleet, chat)
+    >>> round(float(metrics.output_tok_per_s)), round(float(metrics.n_gpus))
+    (4200, 48)
     """
     traffic = route(fleet, workload, assumptions, router_width=router_width)
     return fleet_metrics(fleet, traffic, workload, assumptions, quantiles=quantiles)

@@ -53,7 +53,10 @@ def _priced(amount: ArrayLike, price: ArrayLike) -> Array:
 
 @dataclass(frozen=True)
 class Weights:
-    """Prices of a unit of each resource: an objective, a limit, or any mixture of them."""
+    """Prices of a unit of each resource: an objective, a limit, or any mixture of them.
+
+    >>> at_100_usd_per_mwh = fo.Weights(power_w=0.1e-3, usd_per_h=1.0)  # electricity beside the rent
+    """
 
     power_w: float = 0.0
     usd_per_h: float = 0.0

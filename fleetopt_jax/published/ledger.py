@@ -10,6 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem, make_problem
+from fleetopt_jax._optimize.search import homogeneous_tok_per_j, optimize
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.progress import Progress
@@ -18,9 +21,6 @@ from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, PUBLISHED, SAMPLED
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.surroundings import Surroundings
-from fleetopt_jax._optimize.plan import Infeasible, Plan
-from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import homogeneous_tok_per_j, optimize
 from fleetopt_jax.published.procedure import Knots, SampledFleet, sampled_homogeneous, sampled_two_pool
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 
+from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.core.numerics import safe_div
@@ -19,7 +20,6 @@ from fleetopt_jax.fleet.evaluate import for_each_lane
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.stage import StageLoad, setting_of, stage_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.report.style import (
     BLUE,
     INK,

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -29,15 +30,22 @@ class Workload:
 
 
 def make_workload(
-    prompt_tokens: ArrayLike,
-    output_tokens: ArrayLike,
-    weight: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | Sequence[float],
+    output_tokens: ArrayLike | Sequence[float],
+    weight: ArrayLike | Sequence[float] | None = None,
     *,
     arrival_rate_per_s: float,
     arrival_scv: float = 1.0,
     longest_tokens: float | None = None,
 ) -> Workload:
-    """A checked, sorted `Workload`. Equal weights if none are given; weights are normalised to sum to 1."""
+    """A checked, sorted `Workload`. Equal weights if none are given; weights are normalised to sum to 1.
+
+    Lengths [J] in tokens, `arrival_rate_per_s` in requests per second. Raises ValueError that names what is wrong.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> float(chat.longest_tokens)
+    4300.0
+    """
     prompt, output = (np.atleast_1d(np.asarray(x, dtype=float)) for x in (prompt_tokens, output_tokens))
     weights = np.ones_like(prompt) if weight is None else np.atleast_1d(np.asarray(weight, dtype=float))
     if not (prompt.ndim == 1 and prompt.size and prompt.shape == output.shape == weights.shape):

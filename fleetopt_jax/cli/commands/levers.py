@@ -3,6 +3,9 @@
 import argparse
 import dataclasses
 
+from fleetopt_jax._optimize.levers import pull_levers
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import llm_entry
 from fleetopt_jax.cli.answer import Answer
@@ -13,9 +16,6 @@ from fleetopt_jax.cli.values import flag
 from fleetopt_jax.cli.verdicts import why
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.levers import levers_to_json
-from fleetopt_jax._optimize.levers import pull_levers
-from fleetopt_jax._optimize.plan import Infeasible, Plan
-from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.report.levers import levers_figure, levers_table
 from fleetopt_jax.workload.readers import Layout
 

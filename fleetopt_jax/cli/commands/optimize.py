@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.robust import require_window, robust
+from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
+from fleetopt_jax._simulate import verify
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.workloads import load
 from fleetopt_jax.cli.answer import Answer
@@ -17,14 +22,9 @@ from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
 from fleetopt_jax.documents.simulation import outcome_to_json
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
-from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax._optimize.robust import require_window, robust
-from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
 from fleetopt_jax.report import tables
 from fleetopt_jax.report.sensitivity import robust_plan_table
 from fleetopt_jax.report.simulation import verified_plan_table
-from fleetopt_jax._simulate import verify
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.readers import Layout
 

@@ -5,6 +5,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from fleetopt_jax._optimize.front import Front, NoFront, checked_objectives
+from fleetopt_jax._optimize.pareto import pareto
+from fleetopt_jax._optimize.plan import Infeasible, Plan
+from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
@@ -17,10 +21,6 @@ from fleetopt_jax.documents.front import front_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.resources import Objective
-from fleetopt_jax._optimize.front import Front, NoFront, checked_objectives
-from fleetopt_jax._optimize.pareto import pareto
-from fleetopt_jax._optimize.plan import Infeasible, Plan
-from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.published.ledger import PAPER_WINDOWS
 from fleetopt_jax.report.pareto import (
     axis_csv,

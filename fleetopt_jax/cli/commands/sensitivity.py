@@ -3,6 +3,9 @@
 import argparse
 from typing import Any
 
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.search import optimize
+from fleetopt_jax._optimize.sensitivity import sensitivity
 from fleetopt_jax.cli.answer import Answer, Document
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import plan_of
@@ -10,9 +13,6 @@ from fleetopt_jax.cli.terminal import progress
 from fleetopt_jax.cli.verdicts import say_broken
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.sensitivity import sensitivity_to_json
-from fleetopt_jax._optimize.plan import Plan
-from fleetopt_jax._optimize.search import optimize
-from fleetopt_jax._optimize.sensitivity import sensitivity
 from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
 
 

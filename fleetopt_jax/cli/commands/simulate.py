@@ -3,14 +3,14 @@
 import argparse
 from typing import Any
 
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._simulate import simulate
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import how_to_simulate, plan_of
 from fleetopt_jax.cli.terminal import say, simulation_progress, warn_of_warm_up
 from fleetopt_jax.documents.simulation import simulation_to_json
-from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.report.simulation import agreement_figure, simulation_table
-from fleetopt_jax._simulate import simulate
 from fleetopt_jax.workload.readers import Layout
 
 
