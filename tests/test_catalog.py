@@ -184,7 +184,7 @@ def test_gpus_are_as_their_data_sheets_and_default_as_vllm():
         assert eight_bit_gain == 1 if name == "a100" else abs(eight_bit_gain - 2) < 0.03
         assert gpu.idle_w == (251.3 if name == "b200" else IDLE_FRAC_OF_TDP * gpu.tdp_w)
     assert gpu_entry("L40S") is GPUS["l40s"]
-    with pytest.raises(BadInput, match="^gpu: unknown name 'h10'; did you mean h100"):
+    with pytest.raises(BadInput, match=r"^gpu: unknown name 'h10'; did you mean h100"):
         gpu_entry("h10")
 
 

@@ -86,7 +86,7 @@ def sums_of(engine: Engine, workload: Workload) -> tuple[ServedSums, ServedSums,
     assumptions = parse_assumptions("physical")
     atoms = atoms_of(workload, assumptions)
     running = running_sums(engine.prefill, atoms, assumptions, compresses=False)
-    return served_features(engine.prefill, atoms, assumptions), running.own, atoms
+    return served_features(engine.prefill, atoms, assumptions), running.as_is, atoms
 
 
 def test_slices_sum_to_all_and_are_the_sums_of_their_atoms(engine, workload):

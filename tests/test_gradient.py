@@ -82,7 +82,7 @@ def test_the_table_is_the_running_sums_seen_by_a_router_that_errs(h100, small_wo
     sums = running_sums(build(h100).prefill, atoms_of(small_workload, PUBLISHED), PUBLISHED, compresses=False)
     total = total_tokens(small_workload)
     table = smoothed(sums, jnp.log(total[jnp.array([0, -1])]))
-    everything = jnp.concatenate([jnp.atleast_1d(x[-1]) for x in jax.tree.leaves(sums.own)])
+    everything = jnp.concatenate([jnp.atleast_1d(x[-1]) for x in jax.tree.leaves(sums.as_is)])
     assert np.all(np.asarray(table.of_all[:, 0]) == 0.0)
     np.testing.assert_allclose(table.of_all[:, -1], np.tile(everything, (len(table.of_all), 1)), rtol=1e-12)
     assert np.all(np.diff(table.of_all, axis=1) >= -1e-9 * np.abs(everything))

@@ -289,7 +289,7 @@ def test_traffic_is_conserved_through_compression_and_its_failures(engine, workl
             assert float(traffic.traffic_frac * traffic.output_tokens) == pytest.approx(
                 pool["output"], rel=1e-9, abs=1e-9
             )
-            assert float(traffic.tried_prompt_tokens) == pytest.approx(pool["tried"], rel=1e-9, abs=1e-9)
+            assert float(traffic.compressor_tokens) == pytest.approx(pool["tried"], rel=1e-9, abs=1e-9)
             np.testing.assert_allclose(features(traffic) / scale, pool["sums"] / scale, rtol=1e-9, atol=1e-11)
 
 

@@ -686,8 +686,8 @@ def test_requests_go_where_the_analytic_router_sends_them(small_workload, width)
     for k, share in enumerate(shares):
         error = np.sqrt(share * (1 - share) / n)
         assert np.mean(routed.pool == k) == pytest.approx(share, abs=ERRORS * error), k
-        tried = float(pools.tried_prompt_tokens[k])
-        assert np.sum(routed.tried_tokens[routed.tried_pool == k]) / n == pytest.approx(tried, rel=0.1), k
+        compressor_tokens = float(pools.compressor_tokens[k])
+        assert np.sum(routed.tried_tokens[routed.tried_pool == k]) / n == pytest.approx(compressor_tokens, rel=0.1), k
     assert np.mean(routed.pool == REJECTED) == pytest.approx(1 - shares.sum(), abs=4.0 / n)
     total = requests.prompt_tokens + requests.output_tokens
     np.testing.assert_array_equal(routed.pool == REJECTED, total > 20_000)

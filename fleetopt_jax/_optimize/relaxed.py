@@ -27,12 +27,12 @@ from fleetopt_jax.fleet.limits import itl_excess, ttft_excess
 from fleetopt_jax.fleet.resources import Resources
 from fleetopt_jax.fleet.stage import Setting
 from fleetopt_jax.fleet.traffic import (
+    CompressedSums,
     PoolTraffic,
     PromptCells,
     RunningSums,
     ServedSums,
-    TriedSums,
-    nothing_tried,
+    nothing_compressed,
     served_traffic,
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
@@ -86,9 +86,9 @@ class Table:
 
     of_all: Array  # requests as they are [GRID + 1, F]
     of_eligible: Array | None  # those that can be compressed, where some are
-    tried: Array | None  # what a pool tries to compress [GRID + 1, 7]
+    compressed: Array | None  # what a pool tries to compress [GRID + 1, 7]
     served_like: ServedSums  # one row of `of_all` as a record
-    tried_like: TriedSums
+    compressed_like: CompressedSums
     cells: PromptCells | None
     whole_share: Array
 
@@ -109,7 +109,7 @@ class Relaxed:
 
     @property
     def compresses(self) -> bool:
-        return self.tables[0].tried is not None
+        return self.tables[0].compressed is not None
 
 
 @jax.jit
@@ -120,32 +120,32 @@ def smoothed(sums: RunningSums, log_ends: Array) -> Table:
     prompt histogram side by side count as one.
     """
     grid = jnp.linspace(log_ends[0], log_ends[1], GRID + 1)[:, None]
-    cells, own = sums.cells, sums.own
-    eligible = sums.own_eligible
-    if cells is not None and own.in_cells is not None:
-        some = own.in_cells[-1] > 0
+    cells, as_is = sums.cells, sums.as_is
+    eligible = sums.eligible
+    if cells is not None and as_is.in_cells is not None:
+        some = as_is.in_cells[-1] > 0
         cells = PromptCells(
             cell=cells.cell,
             shortest=_merged(jnp.where(some, cells.shortest, cells.shortest[-1])).min(-1),
             longest=_merged(jnp.where(some, cells.longest, cells.shortest[0])).max(-1),
         )
-        own = replace(own, in_cells=_merged_sum(own.in_cells))
+        as_is = replace(as_is, in_cells=_merged_sum(as_is.in_cells))
         if eligible is not None:
             eligible = replace(eligible, in_cells=jax.tree.map(_merged_sum, eligible.in_cells))
 
     def at(width: Array) -> Table:
         share = jax.nn.sigmoid((grid - jnp.log(sums.route_tokens)) / width).at[0].set(0.0).at[-1].set(1.0)
 
-        def smooth(tree: ServedSums | TriedSums) -> Array:
+        def smooth(tree: ServedSums | CompressedSums) -> Array:
             columns = [x.reshape(len(x), -1) for x in jax.tree.leaves(tree)]
             return share @ jnp.diff(jnp.concatenate(columns, axis=1), axis=0)
 
         return Table(
-            of_all=smooth(own),
+            of_all=smooth(as_is),
             of_eligible=None if eligible is None else smooth(eligible),
-            tried=None if sums.tried is None else smooth(sums.tried),
-            served_like=jax.tree.map(lambda x: x[0], own),
-            tried_like=nothing_tried(),
+            compressed=None if sums.compressed is None else smooth(sums.compressed),
+            served_like=jax.tree.map(lambda x: x[0], as_is),
+            compressed_like=nothing_compressed(),
             cells=cells,
             whole_share=sums.whole_share,
         )
@@ -171,15 +171,17 @@ def _traffic(
     def between(rows: Array, first: Array, last: Array) -> Array:
         return _row(rows, last, relaxed.log_ends) - _row(rows, first, relaxed.log_ends)
 
-    served, tried = between(table.of_all, start, end), table.tried_like
-    if table.tried is not None and table.of_eligible is not None:
+    served, compressed = between(table.of_all, start, end), table.compressed_like
+    if table.compressed is not None and table.of_eligible is not None:
         taken = between(table.of_eligible, start, jnp.clip(lower_edge, start, end))
         served -= assumptions.compression.success_frac(compressor) * taken
         first = jnp.maximum(end, lower_edge)
-        tried = ravel_pytree(table.tried_like)[1](between(table.tried, first, jnp.maximum(upper_edge, first)))
-    own = ravel_pytree(table.served_like)[1](served)
+        compressed = ravel_pytree(table.compressed_like)[1](
+            between(table.compressed, first, jnp.maximum(upper_edge, first))
+        )
+    as_is = ravel_pytree(table.served_like)[1](served)
     about = table.cells, table.whole_share
-    return served_traffic(engine.prefill, compressor, jnp.exp(end), own, tried, about, assumptions)
+    return served_traffic(engine.prefill, compressor, jnp.exp(end), as_is, compressed, about, assumptions)
 
 
 def _merged(cells: Array) -> Array:
@@ -200,17 +202,17 @@ def solve(relaxed: Relaxed, starts: Start) -> Optimum:
     temperatures = COLD ** (jnp.arange(N_STEPS) / (N_STEPS - 1.0))
     first = jax.vmap(partial(_first, relaxed=relaxed))(starts)
 
-    def step(state, inputs):
+    def step(state, schedule):
         unknowns, multipliers, momentum, _ = state
-        index, stage, temperature = inputs
+        index, stage, temperature = schedule
         tables = jax.tree.map(lambda x: x[stage], relaxed.tables)
-        asked = jax.vmap(partial(_asked, relaxed=relaxed))(unknowns)
-        values, slopes = _pools(asked, relaxed, tables)
+        inputs = jax.vmap(partial(_pool_inputs, relaxed=relaxed))(unknowns)
+        values, slopes = _pools(inputs, relaxed, tables)
 
         def merit_of(unknowns: Unknowns, multipliers: Array, values: Array, slopes: Array) -> tuple[Array, Array]:
             # Pools by their tangents: of each, outputs and few inputs, so that forward mode is cheaper than reverse.
-            asked = _asked(unknowns, relaxed)
-            pools = values + jnp.einsum("kemd,ked->kem", slopes, asked - jax.lax.stop_gradient(asked))
+            inputs = _pool_inputs(unknowns, relaxed)
+            pools = values + jnp.einsum("kemd,ked->kem", slopes, inputs - jax.lax.stop_gradient(inputs))
             return _lagrangian(unknowns, pools, multipliers, relaxed, temperature)
 
         found = jax.vmap(jax.value_and_grad(merit_of, has_aux=True))(unknowns, multipliers, values, slopes)
@@ -240,14 +242,14 @@ def _boundaries(unknowns: Unknowns, relaxed: Relaxed) -> tuple[Array, Array]:
 
 def _tuning(max_num_seqs: Array, clock: Array, relaxed: Relaxed) -> tuple[Array, Array]:
     """(max_num_seqs, clock share) of the engines [..., E], from their logits."""
-    own = jnp.concatenate([engines.kv.max_num_seqs for engines in relaxed.groups])
+    caps = jnp.concatenate([engines.kv.max_num_seqs for engines in relaxed.groups])
     return (
-        jnp.exp(jnp.log(own) * jax.nn.sigmoid(max_num_seqs)),
+        jnp.exp(jnp.log(caps) * jax.nn.sigmoid(max_num_seqs)),
         MIN_CLOCK_FRAC + (1.0 - MIN_CLOCK_FRAC) * jax.nn.sigmoid(clock),
     )
 
 
-def _asked(unknowns: Unknowns, relaxed: Relaxed) -> Array:
+def _pool_inputs(unknowns: Unknowns, relaxed: Relaxed) -> Array:
     """What decides a pool's numbers, [K, E, D]: D are ln of its lower and upper window, of its instances and, where
     requests are compressed, of its lower and upper router edge; then cap and clock, where they are free."""
     log_windows, gamma = _boundaries(unknowns, relaxed)
@@ -257,27 +259,27 @@ def _asked(unknowns: Unknowns, relaxed: Relaxed) -> Array:
     def both(ends: Array) -> list[Array]:
         return [jnp.broadcast_to(each[:, None], shape) for each in (jnp.append(shortest, ends[:-1]), ends)]
 
-    asked = [*both(log_windows), unknowns.log_instances]
+    inputs = [*both(log_windows), unknowns.log_instances]
     if relaxed.compresses:
-        asked += both(jax.lax.cummax(log_windows + jnp.log(gamma)))
+        inputs += both(jax.lax.cummax(log_windows + jnp.log(gamma)))
     caps, clocks = _tuning(unknowns.max_num_seqs, unknowns.clock, relaxed)
-    asked += [caps] if "max_num_seqs" in relaxed.free else []
-    asked += [clocks] if "clock" in relaxed.free else []
-    return jnp.stack(asked, axis=-1)
+    inputs += [caps] if "max_num_seqs" in relaxed.free else []
+    inputs += [clocks] if "clock" in relaxed.free else []
+    return jnp.stack(inputs, axis=-1)
 
 
-def _pools(asked: Array, relaxed: Relaxed, tables: tuple[Table, ...]) -> tuple[Array, Array]:
+def _pools(inputs: Array, relaxed: Relaxed, tables: tuple[Table, ...]) -> tuple[Array, Array]:
     """Numbers of all pools [S, K, E, M], and their slopes [S, K, E, M, D]; see `_numbers`."""
 
-    def one(asked: Array, engine: Engine, table: Table) -> tuple[Array, Array]:
+    def one(inputs: Array, engine: Engine, table: Table) -> tuple[Array, Array]:
         numbers = lambda x: (lambda y: (y, y))(_numbers(x, engine, table, relaxed))  # noqa: E731
-        slopes, values = jax.jacfwd(numbers, has_aux=True)(asked)
+        slopes, values = jax.jacfwd(numbers, has_aux=True)(inputs)
         return values, slopes
 
     found, start = [], 0
     for engines, of_engines in zip(relaxed.groups, tables, strict=True):
         stop = start + len(engines.idle_w)
-        part = jnp.moveaxis(asked[:, :, start:stop], 2, 0)
+        part = jnp.moveaxis(inputs[:, :, start:stop], 2, 0)
         rows = part.reshape(len(part), -1, part.shape[-1])  # [E, S K, D]
         if len(rows) == 1:
             alone = jax.tree.map(lambda x: x[0], (engines, of_engines))
@@ -289,9 +291,9 @@ def _pools(asked: Array, relaxed: Relaxed, tables: tuple[Table, ...]) -> tuple[A
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *found)
 
 
-def _numbers(asked: Array, engine: Engine, table: Table, relaxed: Relaxed) -> Array:
+def _numbers(inputs: Array, engine: Engine, table: Table, relaxed: Relaxed) -> Array:
     """(watts, USD/h, kg CO2/h, GPUs, utilisation, n_max, excess TTFT, excess ITL, traffic, tokens/s) of one pool."""
-    lower, upper, log_instances, *more = asked
+    lower, upper, log_instances, *more = inputs
     lower_edge, upper_edge = (more.pop(0), more.pop(0)) if relaxed.compresses else (lower, upper)
     if "max_num_seqs" in relaxed.free:
         engine = replace(engine, kv=replace(engine.kv, max_num_seqs=more.pop(0)))

@@ -219,7 +219,14 @@ def load_plan(
 
     Raises BadInput that names the file, the field and the value; also for a plan without pools, of no fleet at all.
 
-    >>> plan = load_plan("plan.json")  # doctest: +SKIP
+    >>> import tempfile
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> plan = fo.optimize(fo.make_problem(chat, [fo.EngineSpec("h100")], n_pools=1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fo.save_plan(plan, f"{folder}/plan.json")
+    ...     again = fo.load_plan(f"{folder}/plan.json", workload=chat)
+    >>> again.status, again.specs == plan.specs
+    ('optimal', True)
     """
     where = os.fspath(path)
     file = read_plan_file(where)

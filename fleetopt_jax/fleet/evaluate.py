@@ -160,7 +160,7 @@ def pool_metrics(
     slots_frac = safe_div(n_total, load.n_max)  # 0 where all is as published: prefill holds its slot as steps do
     slots_frac = jnp.where(state.stable & (delay.running_s > 0), slots_frac, 0.0)
     busy, stable = traffic.traffic_frac > 0, state.stable & (slots_frac < 1.0)
-    compressor_w = setting.arrival_rate_per_s * traffic.tried_prompt_tokens * surroundings.compressor.j_per_token
+    compressor_w = setting.arrival_rate_per_s * traffic.compressor_tokens * surroundings.compressor.j_per_token
     power_w = assumptions.power_scope.pool_w(engine, surroundings.site, n_instances, operation.gpu_w, compressor_w)
     # In overload, what the slots get through.
     served = jnp.where(state.used, 1.0 / jnp.maximum(1.0, state.utilization), 0.0)

@@ -1,13 +1,13 @@
 """What each pool has to serve: the workload's atoms, routed and summed.
 
 Everything a lane's laws read of its requests is one record of weighted sums, `ServedSums`, and one of what its
-compressor is asked to squeeze, `TriedSums`; both are sums of the same features of atoms, whatever the weights: a range
-of atoms (hard routing), shares of each (soft routing), or smoothed rows of running sums (the relaxation).
+compressor squeezes, `CompressedSums`; both are sums of the same features of atoms, whatever the weights: a range of
+atoms (hard routing), shares of each (soft routing), or smoothed rows of running sums (the relaxation).
 
 The hard router needs no loop over atoms: with running sums over the sorted lengths, a pool's traffic is a difference of
 two rows. Under `vmap` over thresholds the sums are computed once and a candidate costs two binary searches a pool, of
-its window and of its edge. Every feature has a sum of its own: the compiler leaves out what the assumptions leave
-unread, which it cannot do with the columns of a matrix.
+its window and of its edge. One scan makes all sums, for a scan each would take long to compile; each is an array of its
+own, for the compiler leaves out what the assumptions leave unread.
 """
 
 from dataclasses import replace
@@ -57,7 +57,7 @@ class PoolTraffic:
     output_tokens: Array  # mean output a request of the pool is credited with [tokens]
     steps: StepMoments  # mean features of the requests as served
     demand: Demand  # mean features of the requests as served
-    tried_prompt_tokens: Array  # prompt tokens the pool's compressor reads, per request of the whole workload [tokens]
+    compressor_tokens: Array  # prompt tokens the pool's compressor reads, per request of the whole workload [tokens]
     prompts: PromptHistogram | None  # where the assumptions need it
 
 
@@ -73,7 +73,7 @@ class ServedSums:
 
 
 @pytree
-class TriedSums:
+class CompressedSums:
     """Sums over the requests a lane tries to compress; or one request's features. Leaves of any common shape."""
 
     output_powers: tuple[Array, ...]  # o^0 ... o^4 of the output that is kept
@@ -141,10 +141,10 @@ def served_features(prefill: Prefill, atoms: Atoms, assumptions: Assumptions) ->
     )
 
 
-def tried_features(atoms: Atoms, kept_output: ArrayLike) -> TriedSums:
+def compressed_features(atoms: Atoms, kept_output: ArrayLike) -> CompressedSums:
     """What is summed over requests that a pool tries to compress, of each atom [J]."""
     kept = jnp.asarray(kept_output)
-    return TriedSums(
+    return CompressedSums(
         output_powers=tuple(kept**j for j in range(OUTPUT_POWERS)),
         output_tokens=atoms.columns.output_tokens,
         prompt_tokens=atoms.columns.held_tokens,
@@ -172,9 +172,9 @@ def _prompt_cells(weight: Array, prompt: Array, order: Array) -> PromptCells:
 class RunningSums:
     """Sums of a workload's features over its first 0 ... J atoms: any pool's traffic is a difference of two rows."""
 
-    own: ServedSums  # over all requests, leaves [J + 1, ...]
-    own_eligible: ServedSums | None  # over those that can be compressed, if any are
-    tried: TriedSums | None
+    as_is: ServedSums  # over all requests, leaves [J + 1, ...]
+    eligible: ServedSums | None  # over those that can be compressed, if any are
+    compressed: CompressedSums | None
     cells: PromptCells | None
     whole_share: Array
     route_tokens: Array  # of the atoms, rising [J]
@@ -195,18 +195,18 @@ class Slice:
 def running_sums(prefill: Prefill, atoms: Atoms, assumptions: Assumptions, *, compresses: bool) -> RunningSums:
     """The sums for `slice_traffic`. Of the engine only its published prefill chunk counts, where that is assumed."""
     eligible = atoms.weight * atoms.compressible
-    own = served_features(prefill, atoms, assumptions)
-    tried = tried_features(atoms, atoms.columns.output_tokens)
+    as_is = served_features(prefill, atoms, assumptions)
+    compressed = compressed_features(atoms, atoms.columns.output_tokens)
     weighted = (
-        _weighted(atoms.weight, own),
-        _weighted(eligible, own) if compresses else None,
-        _weighted(eligible, tried) if compresses else None,
+        _weighted(atoms.weight, as_is),
+        _weighted(eligible, as_is) if compresses else None,
+        _weighted(eligible, compressed) if compresses else None,
     )
-    of_all, of_eligible, of_tried = _running(weighted)
+    of_all, of_eligible, of_compressed = _running(weighted)
     return RunningSums(
-        own=of_all,
-        own_eligible=of_eligible,
-        tried=of_tried,
+        as_is=of_all,
+        eligible=of_eligible,
+        compressed=of_compressed,
         cells=atoms.cells,
         whole_share=atoms.whole_share,
         route_tokens=atoms.columns.route_tokens,
@@ -236,24 +236,27 @@ def slice_traffic(
         taken = of_eligible[jnp.clip(requests.lower_edge, start, end)] - of_eligible[start]
         return kept - assumptions.compression.success_frac(compressor) * taken
 
-    def tried(of_eligible: Array) -> Array:
+    def compressed(of_eligible: Array) -> Array:
         first = jnp.maximum(end, requests.lower_edge)
         return of_eligible[jnp.maximum(requests.upper_edge, first)] - of_eligible[first]
 
-    if sums.tried is None:
-        own, squeezed = jax.tree.map(lambda x: as_they_are(x, None), sums.own), nothing_tried()
+    if sums.compressed is None:
+        as_is, to_compress = jax.tree.map(lambda x: as_they_are(x, None), sums.as_is), nothing_compressed()
     else:
-        own, squeezed = jax.tree.map(as_they_are, sums.own, sums.own_eligible), jax.tree.map(tried, sums.tried)
+        as_is, to_compress = (
+            jax.tree.map(as_they_are, sums.as_is, sums.eligible),
+            jax.tree.map(compressed, sums.compressed),
+        )
     if in_cells is not None:
-        own = replace(own, in_cells=in_cells)
+        as_is = replace(as_is, in_cells=in_cells)
     about = sums.cells, sums.whole_share
-    return served_traffic(prefill, compressor, requests.window_tokens, own, squeezed, about, assumptions)
+    return served_traffic(prefill, compressor, requests.window_tokens, as_is, to_compress, about, assumptions)
 
 
-def nothing_tried() -> TriedSums:
+def nothing_compressed() -> CompressedSums:
     """The sums of nobody."""
     nothing = jnp.zeros(())
-    return TriedSums((nothing,) * OUTPUT_POWERS, nothing, nothing)
+    return CompressedSums((nothing,) * OUTPUT_POWERS, nothing, nothing)
 
 
 def _weighted(mass: Array, features: T) -> T:
@@ -328,16 +331,16 @@ def _soft_traffic(
     """Every atom in shares. What is longer than its pool's window is compressed, if it can be, or goes on to the next
     pool whose window holds it. The last edge stays hard: what is longer than every window is rejected."""
     columns, compression = atoms.columns, assumptions.compression
-    as_they_are, tried = _soft_shares(atoms, windows, edges, compression.success_frac(compressor), width)
+    as_they_are, to_try = _soft_shares(atoms, windows, edges, compression.success_frac(compressor), width)
 
     def one(prefill: Prefill, window: Array, as_is: Array, tries: Array) -> PoolTraffic:
         kept = compression.kept_output(columns.output_tokens, window)
-        own = _served(prefill, atoms, atoms.weight * as_is, assumptions)
-        squeezed = _sums(atoms.weight * tries, tried_features(atoms, kept))
+        as_is = _served(prefill, atoms, atoms.weight * as_is, assumptions)
+        to_compress = _sums(atoms.weight * tries, compressed_features(atoms, kept))
         about = atoms.cells, atoms.whole_share
-        return served_traffic(prefill, compressor, window, own, squeezed, about, assumptions)
+        return served_traffic(prefill, compressor, window, as_is, to_compress, about, assumptions)
 
-    return jax.vmap(one)(prefills, windows, as_they_are, tried)
+    return jax.vmap(one)(prefills, windows, as_they_are, to_try)
 
 
 def _soft_shares(
@@ -346,7 +349,7 @@ def _soft_shares(
     """Shares of every atom that each pool serves as it is, and tries to compress [K, J]."""
     length = atoms.columns.route_tokens
     failed = jnp.zeros_like(atoms.weight)  # could not be compressed, and waits for a window that holds it
-    as_they_are, tried = [], []
+    as_they_are, to_try = [], []
     for k in range(len(windows)):
         last = k == len(windows) - 1
         lower, upper = edges[k - 1] if k else jnp.zeros(()), edges[k]
@@ -357,8 +360,8 @@ def _soft_shares(
         kept = jnp.where(too_long, 0.0, accepted + failed)
         failed = accepted + failed - tries * success_frac - kept
         as_they_are.append(kept)
-        tried.append(tries)
-    return jnp.stack(as_they_are), jnp.stack(tried)
+        to_try.append(tries)
+    return jnp.stack(as_they_are), jnp.stack(to_try)
 
 
 def _served(prefill: Prefill, atoms: Atoms, mass: Array, assumptions: Assumptions) -> ServedSums:
@@ -382,43 +385,45 @@ def served_traffic(
     prefill: Prefill,
     compressor: Compressor,
     window: Array,
-    own: ServedSums,
-    tried: TriedSums,
+    as_is: ServedSums,
+    compressed: CompressedSums,
     about: tuple[PromptCells | None, ArrayLike],
     assumptions: Assumptions,
 ) -> PoolTraffic:
-    """One pool's traffic from its sums. `about`: the cells of `own.in_cells`, and the output share of a request
+    """One pool's traffic from its sums. `about`: the cells of `as_is.in_cells`, and the output share of a request
     compressed as a whole."""
     cells, whole_share = about
     compression = assumptions.compression
     success = compression.success_frac(compressor)
-    powers = jnp.asarray(success) * jnp.stack(tried.output_powers)
+    powers = jnp.asarray(success) * jnp.stack(compressed.output_powers)
     squeezed = compression.squeezed(assumptions.prefill, prefill, window, powers, whole_share, whole=assumptions.whole)
-    frac = own.requests + powers[0]
-    steps, asked = jax.tree.map(jnp.add, (own.steps, own.demand), squeezed)
+    frac = as_is.requests + powers[0]
+    steps, demand_sums = jax.tree.map(jnp.add, (as_is.steps, as_is.demand), squeezed)
     prompts = None
-    if own.in_cells is not None and cells is not None:
-        tried_s = compressor.s_per_token * mean_over(tried.prompt_tokens, tried.output_powers[0])
-        prompts = _histogram(own.in_cells, cells, window, powers, tried_s)
+    if as_is.in_cells is not None and cells is not None:
+        compression_s = compressor.s_per_token * mean_over(compressed.prompt_tokens, compressed.output_powers[0])
+        prompts = _histogram(as_is.in_cells, cells, window, powers, compression_s)
     return PoolTraffic(
         traffic_frac=jnp.where(frac > NOBODY, frac, 0.0),
-        output_tokens=mean_over(own.output_tokens + success * tried.output_tokens, frac),
+        output_tokens=mean_over(as_is.output_tokens + success * compressed.output_tokens, frac),
         steps=jax.tree.map(lambda total: mean_over(total, frac), steps),
-        demand=jax.tree.map(lambda total: mean_over(total, frac), asked),
-        tried_prompt_tokens=tried.prompt_tokens,
+        demand=jax.tree.map(lambda total: mean_over(total, frac), demand_sums),
+        compressor_tokens=compressed.prompt_tokens,
         prompts=prompts,
     )
 
 
-def _histogram(mass: Array, cells: PromptCells, window: Array, output_powers: Array, tried_s: Array) -> PromptHistogram:
-    """The as-is cells and one for the compressed prompts, at their mean, later by `tried_s`."""
+def _histogram(
+    mass: Array, cells: PromptCells, window: Array, output_powers: Array, compression_s: Array
+) -> PromptHistogram:
+    """The as-is cells and one for the compressed prompts, at their mean, later by `compression_s`."""
     compressed = window - mean_over(output_powers[1], output_powers[0])
     total = jnp.append(jnp.maximum(mass, 0.0), output_powers[0])
     return PromptHistogram(
         mass=mean_over(total, jnp.sum(total)),
         shortest=jnp.append(jnp.minimum(cells.shortest, window), compressed),
         longest=jnp.append(jnp.minimum(cells.longest, window), compressed),
-        extra_s=jnp.append(jnp.zeros_like(mass), tried_s),
+        extra_s=jnp.append(jnp.zeros_like(mass), compression_s),
     )
 
 
