@@ -35,11 +35,13 @@ def test_every_file_linked_exists():
 
 
 @pytest.mark.slow
-def test_python_examples_run(capsys):
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_python_examples_run(capsys, monkeypatch, tmp_path):
+    """One after another, as a reader types them."""
+    monkeypatch.chdir(tmp_path)
+    examples, names = re.findall(r"```python\n(.*?)```", README, re.DOTALL), {"__name__": "__main__"}
     assert examples
     for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
+        exec(compile(example, "README.md", "exec"), names)
     assert "nan" not in capsys.readouterr().out
 
 
