@@ -14,12 +14,13 @@ from fleetopt_jax.catalog.engines import build, law_of, own_fits
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS, at_precision, llm_entry
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.struct import stack
+from fleetopt_jax.core.struct import as_floats, stack
 from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.laws.demand import Demand, held_tokens, prefill_moments_s, squeezed_demand
 from fleetopt_jax.laws.demand import demand as demand_of_columns
 from fleetopt_jax.laws.kv_cache import KvCapacity, max_sequences, paged_sequences, physical_kv
 from fleetopt_jax.laws.latency import (
+    ItlLaw,
     TtftLaw,
     cycle_moments,
     cycle_wait_s,
@@ -440,7 +441,9 @@ def test_itl_quantile_counts_the_chunk_one_token_in_a_hundred_shares():
         prefill = make_prefill(
             chunk_tokens=512, calibration_tokens=8192, per_token_s=1e-5, budget_tokens=2048.0, gpu_w=600
         )
-        return float(itl_quantile_s(0.02, cycle, variance, rate, jnp.full(2, 0.5), jnp.array(prompts), prefill))
+        numbers = as_floats(step_s=0.02, cycle_s=cycle, cycle_variance_s2=variance, rate_per_s=rate)
+        law = ItlLaw(**numbers, prompt_mass=jnp.full(2, 0.5), prompt_tokens=jnp.array(prompts), prefill=prefill)
+        return float(itl_quantile_s(law))
 
     assert quantile(0.0) == 0.02
     assert quantile(1e-3) == 0.02  # fewer than one iteration in a hundred has a chunk

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fleetopt_jax.catalog.workloads import DATA, bundled, cdf_knots, load, load_workload
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.workload.atoms import make_workload, mean_tokens, split_total, total_tokens, with_rate
 from fleetopt_jax.workload.cdf import MAX_CDF_ATOMS, cdf_workload, check_cdf
 from fleetopt_jax.workload.compress import compress
@@ -236,8 +236,9 @@ def test_bundled_workloads_load_and_are_the_traces_they_say():
 def test_a_rate_is_the_callers_or_refused():
     assert load_workload("azure-conv", rate_per_s=3.5).arrival_rate_per_s == 3.5
     for rate in (0.0, -200.0, float("nan"), float("inf")):
-        with pytest.raises(BadInput, match="--rate"):
+        with pytest.raises(BadField, match=f"{rate}") as refused:
             load("azure-conv", rate_per_s=rate)
+        assert refused.value.field == "arrival_rate_per_s"
 
 
 def test_an_unknown_workload_is_refused_with_the_nearest_name():
