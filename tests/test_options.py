@@ -194,11 +194,11 @@ def test_a_refusal_of_the_library_names_options(message, said):
 
 
 def test_the_door_says_options():
-    from fleetopt_jax.cli.asked import at_door
-
-    from fleetopt_jax.core.errors import BadInput
+    from fleetopt_jax.cli.inputs import at_door
+    from fleetopt_jax.core.errors import BadField, BadInput
 
     with pytest.raises(BadInput, match=re.escape("azure-conv: need --ttft-p99-ms > 0")), at_door("azure-conv"):
         raise ValueError("need ttft_p99_s > 0")
-    with pytest.raises(BadInput, match=r"plan\.json: need ttft_p99_s > 0"), at_door("plan.json", said=str):
-        raise ValueError("need ttft_p99_s > 0")
+    for field, said in (("arrival_rate_per_s", "--rate: "), ("tp", "--tp: "), ("services", "services: ")):
+        with pytest.raises(BadInput, match=f"^{said}2 is"), at_door("azure-conv"):
+            raise BadField(field, "2 is too many")
