@@ -62,7 +62,7 @@ def same(one, other, **tolerance) -> None:
 
 
 def test_by_prompt_sorts_the_prompts(workload):
-    order = np.asarray(workload.by_prompt)
+    order = np.asarray(workload.by_prompt).astype(int)
     np.testing.assert_array_equal(np.sort(order), np.arange(J))
     assert np.all(np.diff(workload.prompt_tokens[order]) >= 0)
     assert np.any(np.diff(order) < 0)  # the order of totals is another

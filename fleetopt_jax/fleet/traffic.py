@@ -6,8 +6,8 @@ atoms (hard routing), shares of each (soft routing), or smoothed rows of running
 
 The hard router needs no loop over atoms: with running sums over the sorted lengths, a pool's traffic is a difference of
 two rows. Under `vmap` over thresholds the sums are computed once and a candidate costs two binary searches a pool, of
-its window and of its edge. One scan makes all sums, for a scan each would take long to compile; each is an array of its
-own, for the compiler leaves out what the assumptions leave unread.
+its window and of its edge. Every feature has a sum of its own: the compiler leaves out what the assumptions leave
+unread, which it cannot do with the columns of a matrix.
 """
 
 from dataclasses import replace
@@ -112,7 +112,7 @@ def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
     prompt, output = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
     columns = replace(columns_of(prompt, output), route_tokens=jnp.asarray(total_tokens(workload)))
     weight = jnp.asarray(workload.weight)
-    by_prompt = workload.by_prompt
+    by_prompt = jnp.asarray(workload.by_prompt).astype(int)
     key = assumptions.route_by
     if not key.sorts_like_total:
         route_tokens = key.route_tokens(columns)

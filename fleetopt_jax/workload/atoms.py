@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from jax import Array
@@ -26,7 +25,7 @@ class Workload:
     arrival_rate_per_s: Array  # mean arrival rate [1/s]
     arrival_scv: Array  # squared CV of inter-arrival times; no published law reads it (all are Poisson) [-]
     longest_tokens: Array  # the longest total length the fleet must serve (declared or seen) [tokens]
-    by_prompt: Array  # the atoms in order of their prompts, made once: whole numbers [J]
+    by_prompt: Array  # the atoms in order of their prompts, made once; as floats, so that all of it differentiates [J]
 
 
 def make_workload(
@@ -71,8 +70,8 @@ def make_workload(
         )
     order = np.lexsort((output, total))
     return Workload(
-        by_prompt=cast(Array, np.argsort(prompt[order], kind="stable")),
         **as_floats(
+            by_prompt=np.argsort(prompt[order], kind="stable"),
             prompt_tokens=prompt[order],
             output_tokens=output[order],
             weight=weights[order] / weights.sum(),
