@@ -75,9 +75,14 @@ def _search(problem: Problem, found: Found, started: float) -> Search:
         wall_s=time.perf_counter() - started,
         candidates=found.candidates,
         lower_bound=None if bound is None else as_objective(problem, bound),
-        gap=None if bound is None or not math.isfinite(found.cost) else found.cost / bound - 1.0,
+        gap=None if bound is None or not math.isfinite(found.cost) else _gap(found.cost, bound),
         by_pools=tuple(as_objective(problem, each) if math.isfinite(each) else None for each in found.by_pools),
     )
+
+
+def _gap(cost: float, bound: float) -> float:
+    """What a cost is over its lower bound, less one; nothing is over a cost of nothing."""
+    return cost / bound - 1.0 if bound else 0.0
 
 
 def evaluate_given(

@@ -36,6 +36,7 @@ from fleetopt_jax.laws.kv_cache import make_kv_capacity
 from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
 from fleetopt_jax.laws.power import ActivityPower, make_logistic_power
+from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
@@ -301,21 +302,26 @@ _PAPER: dict[str, _Paper] = {
 PUBLISHED_FLEETS = {(gpu, DEFAULT_LLM, DEFAULT_TP, "bf16", "bf16"): paper for gpu, paper in _PAPER.items()}
 
 
+def _prefill(spec: EngineSpec, gpu: GpuEntry, llm: Llm, calibration_tokens: float) -> Prefill:
+    """Published chunks and physical FLOPs side by side, the lone iteration counted at a context of so many tokens."""
+    return law_prefill(
+        law_of(gpu).law(),
+        gpu.gpu,
+        llm,
+        spec.tp,
+        chunk_tokens=gpu.chunk_tokens,
+        calibration_tokens=calibration_tokens,
+        budget_tokens=gpu.batched_tokens,
+    )
+
+
 def _published(spec: EngineSpec, gpu: GpuEntry, llm: Llm, paper: "_Paper") -> EngineEntry:
     (base_s, per_seq_s, blocks, slots, idle_w, nominal_w, x0), quality, source = paper
     engine = make_engine(
         make_decode_step(base_s=base_s, per_token_s=per_seq_s / CALIBRATION_TOKENS),
         make_kv_capacity(n_blocks=blocks, slot_tokens=slots * CALIBRATION_TOKENS, max_num_seqs=gpu.max_num_seqs),
         make_logistic_power(idle_w=idle_w, nominal_w=nominal_w, log2_half_batch=x0),
-        law_prefill(
-            law_of(gpu).law(),
-            gpu.gpu,
-            llm,
-            spec.tp,
-            chunk_tokens=gpu.chunk_tokens,
-            calibration_tokens=CALIBRATION_TOKENS,
-            budget_tokens=gpu.batched_tokens,
-        ),
+        _prefill(spec, gpu, llm, CALIBRATION_TOKENS),
         gpus_per_instance=spec.tp,
         usd_per_gpu_h=float(gpu.gpu.usd_per_h),
         idle_w=float(gpu.gpu.idle_w),
@@ -324,15 +330,7 @@ def _published(spec: EngineSpec, gpu: GpuEntry, llm: Llm, paper: "_Paper") -> En
 
 
 def _roofline(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
-    prefill = law_prefill(
-        law_of(gpu).law(),
-        gpu.gpu,
-        llm,
-        spec.tp,
-        chunk_tokens=gpu.chunk_tokens,
-        calibration_tokens=ROOFLINE_CONTEXT_TOKENS,
-        budget_tokens=gpu.batched_tokens,
-    )
+    prefill = _prefill(spec, gpu, llm, ROOFLINE_CONTEXT_TOKENS)
     return EngineEntry(
         spec=spec,
         engine=roofline_engine(gpu.gpu, llm, spec.tp, prefill),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fleetopt_jax._optimize.front import FRONT_OBJECTIVES, Front, NoFront, Point, checked_objectives, point_of
 from fleetopt_jax._optimize.pareto import measured
@@ -15,8 +15,8 @@ from fleetopt_jax._optimize.problem import Method
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.files import invalid, parse_json, read_bytes, to_json, write_whole
-from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
+from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive, read_as
 from fleetopt_jax.documents.plan import is_another, plan_of_file, plan_to_json, workload_of_file
 from fleetopt_jax.documents.plan_file import PlanFile
 from fleetopt_jax.fleet.fleet import with_limits
@@ -169,11 +169,7 @@ def load_front(
     points, of no fleet at all.
     """
     where = os.fspath(path)
-    data = read_bytes(where)
-    try:
-        file = FrontFile.model_validate(parse_json(where, data))
-    except ValidationError as error:
-        raise invalid(where, data, error, f"need a {SCHEMA} file as fleetopt pareto --json prints it") from None
+    file = read_as(FrontFile, where, SCHEMA, "pareto")
     names = checked_objectives([axis.name for axis in file.objectives], f"{where}, objectives")
     if not file.points:
         raise BadInput(where, "the front has no points, for no fleet held its limits", "need a front that was found")

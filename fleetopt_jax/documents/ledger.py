@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.files import invalid, parse_json, read_bytes, to_json, write_whole
-from fleetopt_jax.documents.fields import NotNegative, Part, Positive
+from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.documents.fields import NotNegative, Part, Positive, read_as
 from fleetopt_jax.documents.plan import slo_to_json
 from fleetopt_jax.fleet.fleet import Slo
 
@@ -90,9 +90,5 @@ def load_ledger(path: str | os.PathLike) -> list[LedgerRow]:
     Raises BadInput that names the file, the field and the value.
     """
     where = os.fspath(path)
-    data = read_bytes(where)
-    try:
-        file = LedgerFile.model_validate(parse_json(where, data))
-    except ValidationError as error:
-        raise invalid(where, data, error, f"need a {SCHEMA} file as fleetopt ledger --json prints it") from None
+    file = read_as(LedgerFile, where, SCHEMA, "ledger")
     return [LedgerRow(**row.model_dump()) for row in file.rows]

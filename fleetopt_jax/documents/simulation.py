@@ -5,13 +5,13 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._simulate.estimates import Estimate
 from fleetopt_jax._simulate.simulate import Simulation
-from fleetopt_jax.core.files import invalid, parse_json, read_bytes, to_json, write_whole
-from fleetopt_jax.documents.fields import NotNegative, Part
+from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.documents.fields import NotNegative, Part, read_as
 from fleetopt_jax.documents.plan import plan_to_json
 
 if TYPE_CHECKING:
@@ -157,11 +157,7 @@ def load_simulation(path: str | os.PathLike) -> Simulation:
     Raises BadInput that names the file, the field and the value.
     """
     where = os.fspath(path)
-    data = read_bytes(where)
-    try:
-        file = SimulationFile.model_validate(parse_json(where, data))
-    except ValidationError as error:
-        raise invalid(where, data, error, f"need a {SCHEMA} file as fleetopt simulate --json prints it") from None
+    file = read_as(SimulationFile, where, SCHEMA, "simulate")
     numbers = file.model_dump(exclude={"schema_name", "metrics", "pools"})
     of_pools = [pool.metrics for pool in file.pools]
     return Simulation(
