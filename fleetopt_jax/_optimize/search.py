@@ -120,9 +120,9 @@ def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float]
         "ttft_p99_s": (metrics.ttft_p99_of_all_s if of_all else metrics.ttft_p99_s, slo.ttft_p99_s),
         "itl_s": (metrics.itl_s if of_all else itl_s, slo.itl_s),
     }
-    for name, excess in _excesses(metrics.pools, slo).items():
-        if not bool(np.all(np.asarray(excess) <= 2.0 * ROUNDING)):
-            value, limit = values[name]
+    found = _excesses(metrics.pools, slo)  # in the order of names, as `jit` gives them: an overload is said first
+    for name, (value, limit) in values.items():
+        if not bool(np.all(np.asarray(found[name]) <= 2.0 * ROUNDING)):
             return BrokenLimit(name, float(value), float(limit))
     for name, cap in problem.budget.caps.items():
         if not used[name] <= cap * (1.0 + 2.0 * ROUNDING):
