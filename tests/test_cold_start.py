@@ -51,5 +51,6 @@ def test_the_first_plan_compiles_few_programs(tmp_path):
     assert 1 <= counts["in all"] <= MOST_PROGRAMS
 
 
+@pytest.mark.slow
 def test_the_first_command_compiles_few_programs(tmp_path):
     assert 1 <= n_programs(CLI, tmp_path)["in all"] <= MOST_PROGRAMS

@@ -89,6 +89,7 @@ def back(plan: Plan, path: Path, workload: Workload, **how: Any) -> Plan:
 # --------------------------------------------------------------------------------------------------------------- plans
 
 
+@pytest.mark.slow
 def test_a_plan_of_an_older_version_is_the_plan_that_was_found(old_trace):
     old = json.loads(OLD_PLAN.read_text())
     plan = load_plan(OLD_PLAN, workload=load(str(old_trace), rate_per_s=400.0))
@@ -234,6 +235,7 @@ def test_a_wrong_field_is_refused_by_file_name_and_value(tmp_path, keys, value, 
     assert says.replace("line 60: ", "") in str(refused.value)
 
 
+@pytest.mark.slow
 def test_other_requests_under_the_same_name_are_warned_of(few, tmp_path):
     trace, path = tmp_path / "mine.csv", tmp_path / "plan.json"
     trace.write_text("p,o\n" + "100,50\n" * 3 + "900,50\n")

@@ -296,6 +296,7 @@ def test_a_slice_is_a_pool_of_any_fleet_with_its_boundaries(specs, assume):
 # --- a budget ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_under_a_budget_three_pools_are_the_best_of_all(specs):
     """Every fleet of three pools whose windows are whole blocks, and of two with any window: one cap, two, and none
     that can be kept."""

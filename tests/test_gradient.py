@@ -124,6 +124,7 @@ def test_a_small_budget_is_kept_and_met_closely(h100, b200):
     assert isinstance(refused, Infeasible) and refused.binding.limit == "max_power_w"
 
 
+@pytest.mark.slow
 def test_three_small_pools_and_a_searched_gamma_come_close_to_the_exact_search(h100):
     for about in (dict(n_pools=3), dict(gamma=None)):
         problem = small_problem(h100, **about)
@@ -146,6 +147,7 @@ def test_free_caps_and_clocks_are_no_worse_than_any_of_a_few(h100):
     assert found.cost <= min(plan.cost for plan in given if is_plan(plan)) / REACHES
 
 
+@pytest.mark.slow
 def test_limits_of_a_small_fleet_are_met_closely(h100, b200):
     """Two engines; the latencies are those of all requests together. The grid has the windows where requests end, among
     which relaxed optima are rounded."""

@@ -168,6 +168,7 @@ def test_assumptions_that_do_not_go_together_are_refused(workload, h100):
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_answer_is_a_whole_plan_or_the_limit_nobody_holds(problem):
     """Neither has a part that is None because of the other."""
     for method in METHODS:

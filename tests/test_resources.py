@@ -201,6 +201,7 @@ def test_the_exact_search_finds_the_least_of_any_weights(problem, every_fleet, o
         assert plan.search.lower_bound == pytest.approx(plan.cost, rel=SAME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["co2", MIXTURES[0], MIXTURES[3]])
 def test_grid_and_gradient_find_the_least_of_any_weights(problem, every_fleet, objective):
     best = every_fleet.cheapest(weights_of(objective))

@@ -193,6 +193,7 @@ MY_LLM = LlmEntry(
 )
 
 
+@pytest.mark.slow
 def test_a_gpu_and_an_llm_of_ones_own_need_no_file_of_ours():
     spec = EngineSpec(MY_GPU, MY_LLM, 1)
     entry = engine_entry(spec)

@@ -155,6 +155,7 @@ def test_a_tail_that_adds_ten_milliseconds_adds_ten_milliseconds(fleet, workload
     same((later.resources, later.itl_s, later.itl_p99_s), (ours.resources, ours.itl_s, ours.itl_p99_s), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_dispatch_that_says_what_random_says_is_random(fleet, workload, ours):
     own, random = (
         compiled(fleet, workload, assumptions=replace(PHYSICAL, dispatch=d)) for d in (LikeRandom(), AtRandom())

@@ -154,7 +154,7 @@ def compressed_features(atoms: Atoms, kept_output: ArrayLike) -> CompressedSums:
 def _prompt_cells(weight: Array, prompt: Array, order: Array) -> PromptCells:
     """Cells even in a mean of three measures, requests, tokens and log-length, so that tails are resolved as finely as
     bulk and a spike in the data is a cell of its own. `order` sorts the prompts."""
-    w, p = weight[order], prompt[order]
+    w, p = jnp.asarray(weight)[order], jnp.asarray(prompt)[order]
     requests, tokens = jnp.cumsum(w), jnp.cumsum(w * p)
     span = jnp.log(p[-1] / p[0])
     logs = jnp.where(span > 0, jnp.log(p / p[0]) / jnp.where(span > 0, span, 1.0), 0.0)
