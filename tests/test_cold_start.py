@@ -8,6 +8,7 @@ import sys
 MOST_PROGRAMS = 12
 COUNTED = """
 import jax
+import pytest
 programs = []
 def count(event, seconds, **_):
     if event == "/jax/core/compile/backend_compile_duration":
