@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 MOST_PROGRAMS = 12
 COUNTED = """
 import jax
-import pytest
 programs = []
 def count(event, seconds, **_):
     if event == "/jax/core/compile/backend_compile_duration":

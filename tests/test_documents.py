@@ -105,6 +105,7 @@ def test_a_plan_of_an_older_version_is_the_plan_that_was_found(old_trace):
         assert ours == {k: pytest.approx(v, rel=1e-9) if isinstance(v, float) else v for k, v in theirs.items()}
 
 
+@pytest.mark.slow
 def test_under_another_rate_a_plan_is_no_longer_what_was_found(old_trace):
     plan = load_plan(OLD_PLAN, workload=load(str(old_trace), rate_per_s=400.0), rate_per_s=40.0)
     assert (plan.status, plan.method, plan.search.lower_bound) == ("feasible", "given", None)

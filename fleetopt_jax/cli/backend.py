@@ -9,9 +9,13 @@ import hashlib
 import os
 import platform
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 MIN_COMPILE_S = 0.05  # what compiles faster is not worth a file
+# Compiles two thirds as long on the CPU as with the newer emitters, and runs as fast. Only where it was tried: an XLA
+# that does not know a flag ends the process.
+QUICK_COMPILE, TRIED_WITH = "--xla_cpu_use_fusion_emitters=false", "0.10.1"
 
 
 def configure() -> None:
@@ -20,6 +24,9 @@ def configure() -> None:
     # lines on stderr for every program it loads; errors still reach us as exceptions.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in (None, "1"):  # 1 is JAX's own default, perhaps a parent process's
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if version("jaxlib") == TRIED_WITH and "xla_cpu_use_fusion_emitters" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {QUICK_COMPILE}".strip()
     import jax
 
     jax.config.update("jax_enable_x64", True)
