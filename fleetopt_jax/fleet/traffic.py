@@ -333,9 +333,9 @@ def _soft_traffic(
     columns, compression = atoms.columns, assumptions.compression
     as_they_are, to_try = _soft_shares(atoms, windows, edges, compression.success_frac(compressor), width)
 
-    def one(prefill: Prefill, window: Array, as_is: Array, tries: Array) -> PoolTraffic:
+    def one(prefill: Prefill, window: Array, kept_share: Array, tries: Array) -> PoolTraffic:
         kept = compression.kept_output(columns.output_tokens, window)
-        as_is = _served(prefill, atoms, atoms.weight * as_is, assumptions)
+        as_is = _served(prefill, atoms, atoms.weight * kept_share, assumptions)
         to_compress = _sums(atoms.weight * tries, compressed_features(atoms, kept))
         about = atoms.cells, atoms.whole_share
         return served_traffic(prefill, compressor, window, as_is, to_compress, about, assumptions)
