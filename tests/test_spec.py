@@ -217,6 +217,13 @@ def test_a_gpu_and_an_llm_of_ones_own_need_no_file_of_ours():
     assert again.kinds == ("x1", "x1") and float(again.metrics.n_gpus) == 12.0
 
 
+def test_another_gpu_of_a_catalogs_name_has_none_of_its_measurements():
+    faster = replace(GPUS["h100"], bandwidth_bytes_per_s=2 * GPUS["h100"].bandwidth_bytes_per_s)
+    ours, other = (engine_entry(EngineSpec(gpu, tp=4)) for gpu in ("h100", faster))
+    assert (ours.quality, other.quality) == ("measured", "projected")
+    assert float(other.engine.decode.step_s(1.0, 1000.0)) < float(ours.engine.decode.step_s(1.0, 1000.0))
+
+
 def test_a_catalog_gpu_with_another_price_is_as_good_as_the_catalogs():
     cheap = EngineSpec(replace(GPUS["h100"], usd_per_h=2.0))
     entry, catalog = engine_entry(cheap), engine_entry(EngineSpec("h100"))

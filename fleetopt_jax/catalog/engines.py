@@ -15,7 +15,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from fleetopt_jax.catalog.gpus import GpuEntry, gpu_entry
+from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec, OwnLaws, Quality
 from fleetopt_jax.core.errors import BadField, unknown_name
@@ -82,7 +82,14 @@ _CARRIED = {"h100": _FROM_H100, "b200": _FROM_B200}
 
 def law_of(gpu: GpuEntry) -> _LawOf:
     """The law a GPU goes by: its own, or that of the generation its data sheet names."""
-    return (_OWN if gpu.name == gpu.law else _CARRIED)[gpu.law]
+    return (_OWN if gpu.name == gpu.law and _is_ours(gpu) else _CARRIED)[gpu.law]
+
+
+def _is_ours(gpu: GpuEntry) -> bool:
+    """Whether it is the catalog's GPU, at whatever price, and not another of the same name: what was measured was
+    measured on ours."""
+    ours = GPUS.get(gpu.name)
+    return ours is not None and replace(ours, title=gpu.title, source=gpu.source, usd_per_h=gpu.usd_per_h) == gpu
 
 
 def build(spec: EngineSpec) -> Engine:
@@ -118,14 +125,14 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
 
 def _of_catalog(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
     """The engine at its top clock, by the catalog's coefficients."""
-    published = PUBLISHED_FLEETS.get(_names(spec)) if spec.source == "projected" else None
+    published = PUBLISHED_FLEETS.get(_names(spec)) if spec.source == "projected" and _is_ours(gpu) else None
     if published:
         return _published(spec, gpu, llm, published)
     require_fit(f"{spec.llm_name} on {spec.tp} x {gpu.name}", gpu.gpu, llm, spec.tp)
     if spec.source == "projected":
         return _roofline(spec, gpu, llm)
     law = _of_law(spec, gpu, llm)
-    fit = own_fits().get(_names(spec)[:4]) if spec.own_fit else None
+    fit = own_fits().get(_names(spec)[:4]) if spec.own_fit and _is_ours(gpu) else None
     return _of_fit(law, fit) if fit else law
 
 
