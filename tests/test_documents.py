@@ -132,6 +132,7 @@ def test_a_plan_comes_back_with_everything_it_rests_on(few, tmp_path):
     assert loaded.problem.assumptions == problem.assumptions
 
 
+@pytest.mark.slow
 def test_a_certificate_comes_back_only_with_its_plan(few, tmp_path):
     """A search as `optimize` would leave it: over three kinds of GPU, of which the plan has one."""
     search = Search(123, 4.5, "all there is", lower_bound=0.9, gap=0.01, by_pools=(None, 0.9))

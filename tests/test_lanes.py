@@ -140,6 +140,7 @@ def differentiated(engine, workload):
     return padded
 
 
+@pytest.mark.slow
 def test_gradients_of_windows_instances_and_engines_are_differences(differentiated):
     h = 1e-5
     nudges = BASE * (1.0 + h * np.concatenate([np.eye(len(BASE)), -np.eye(len(BASE))]))

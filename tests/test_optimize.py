@@ -208,6 +208,7 @@ def test_a_searched_gamma_is_never_worse_than_a_given_one(h100, small_workload):
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plan_holds_its_limits_and_evaluates_to_itself(h100, small_workload):
     """At any rate, limit and gamma; also where the load fills instances exactly to the highest utilisation."""
     rng = np.random.default_rng(0)

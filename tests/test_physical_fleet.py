@@ -588,6 +588,7 @@ def test_a_finite_ttft_means_there_is_room(engine):
         assert np.all(np.asarray(pools.utilization)[waits] < 1)
 
 
+@pytest.mark.slow
 def test_money_carbon_and_watts_add_up(engine):
     cases = odd_cases(engine, some_output=True)
     engine, around, requests, windows, gamma, n = cases
