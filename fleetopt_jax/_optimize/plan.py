@@ -125,7 +125,11 @@ def is_plan(answer: Plan | Infeasible) -> TypeGuard[Plan]:
 
 
 def require_plan(answer: Plan | Infeasible) -> Plan:
-    """The plan, or ValueError that says which limit no fleet holds: for scripts that need one."""
+    """The plan, or ValueError that says which limit no fleet holds: for scripts that need one.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> plan = fo.require_plan(fo.optimize(fo.make_problem(chat, [fo.EngineSpec("h100")], n_pools=1)))
+    """
     if isinstance(answer, Infeasible):
         binding = answer.binding
         nearest = f"; the nearest feasible is {binding.nearest_feasible:g}" if binding.nearest_feasible else ""

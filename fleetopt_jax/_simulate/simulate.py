@@ -83,6 +83,12 @@ def simulate(
     its instances, knowing their queues as they were up to `staleness_s` ago. The same seed gives the same result.
 
     Raises `ValueError` without float64: clocks and energies add up over millions of iterations.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=5.0)
+    >>> fleet = fo.make_fleet([fo.build(fo.EngineSpec("h100"))], window_tokens=[4400], n_instances=[2])
+    >>> run = fo.simulate(fleet, chat, n_requests=200, n_replications=1)
+    >>> run.n_arrivals, run.n_rejected
+    (200, 0)
     """
     require_float64("simulate")
     slo = slo or make_slo()

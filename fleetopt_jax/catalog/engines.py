@@ -93,7 +93,11 @@ def _is_ours(gpu: GpuEntry) -> bool:
 
 
 def build(spec: EngineSpec) -> Engine:
-    """The engine of a spec. The same spec gives the same record; `BadField` names the field there is no engine for."""
+    """The engine of a spec. The same spec gives the same record; `BadField` names the field there is no engine for.
+
+    >>> float(fo.build(fo.EngineSpec("b200", "qwen3-32b", tp=2)).gpus_per_instance)
+    2.0
+    """
     return engine_entry(spec).engine
 
 
@@ -103,7 +107,11 @@ def resolved(spec: EngineSpec) -> EngineSpec:
 
 
 def engine_entry(spec: EngineSpec) -> EngineEntry:
-    """`build`, with how far to trust it. A configuration file of the LLM is read anew, for it may have changed."""
+    """`build`, with how far to trust it. A configuration file of the LLM is read anew, for it may have changed.
+
+    >>> fo.engine_entry(fo.EngineSpec("h200")).quality
+    'projected'
+    """
     return _entry(spec, llm_entry(spec.llm))
 
 

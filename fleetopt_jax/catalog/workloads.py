@@ -110,7 +110,11 @@ def made_workload(name: str, workload: Workload, *, output_share: float = OUTPUT
 
 
 def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None) -> Workload:
-    """The atoms of a bundled workload or a file; see `load`. A CDF with an output share of its own needs `load`."""
+    """The atoms of a bundled workload or a file; see `load`. A CDF with an output share of its own needs `load`.
+
+    >>> float(fo.load_workload("azure-conv", rate_per_s=50.0).arrival_rate_per_s)
+    50.0
+    """
     loaded = load(name_or_file, rate_per_s=rate_per_s, layout=layout)
     if loaded.output_share != OUTPUT_SHARE:
         raise BadInput(

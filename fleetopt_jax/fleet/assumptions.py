@@ -96,7 +96,11 @@ PRESETS = MappingProxyType({"physical": PHYSICAL, "published": PUBLISHED})
 
 
 def parse_assumptions(text: str, where: str = "--assume") -> Assumptions:
-    """A preset, and choices changed in it: 'physical', 'published', 'physical,kv_cache=reserved,tail=mean_prefill'."""
+    """A preset, and choices changed in it: 'physical', 'published', 'physical,kv_cache=reserved,tail=mean_prefill'.
+
+    >>> fo.parse_assumptions("physical,kv_cache=reserved").kv_cache.name
+    'reserved'
+    """
     preset, *changes = (part.strip() for part in text.split(","))
     if preset not in PRESETS:
         raise unknown_name(where, preset, PRESETS)

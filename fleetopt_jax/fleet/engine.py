@@ -145,6 +145,10 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
     """`engine` with its GPUs' cores at `clock_frac` of their top clock, 0.4 to 1; traced, so that it can be optimised.
 
     Projected, +-20 % of the watts above idle at 0.7: see `laws/clocks.py`. Not for the published roofline's power.
+
+    >>> h100 = fo.build(fo.EngineSpec("h100"))
+    >>> bool(fo.at_clock(h100, 0.7).prefill.gpu_w < h100.prefill.gpu_w)
+    True
     """
     return replace(
         engine,

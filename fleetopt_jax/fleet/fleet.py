@@ -104,7 +104,13 @@ def make_fleet(
     gamma: Sequence[float] | None = None,
     surroundings: Surroundings | None = None,
 ) -> Fleet:
-    """A checked `Fleet` of one-stage lanes; without `gamma` nothing is compressed."""
+    """A checked `Fleet` of one-stage lanes; without `gamma` nothing is compressed.
+
+    >>> h100 = fo.build(fo.EngineSpec("h100"))
+    >>> fleet = fo.make_fleet([h100, h100], window_tokens=[1536, 14096], n_instances=[36, 34])
+    >>> fleet.with_instances([40, 34]).n_instances.tolist()
+    [40.0, 34.0]
+    """
     gamma = [1.0] * len(engines) if gamma is None else gamma
     if not (len(engines) == len(window_tokens) == len(n_instances) == len(gamma) > 0):
         raise ValueError("need as many engines, windows, instance counts and gammas, at least one of each")
@@ -137,7 +143,11 @@ def make_slo(
     max_utilization: float = 0.85,
     scope: Literal["pool", "fleet"] = "pool",
 ) -> Slo:
-    """A checked `Slo`; the defaults are the published ones."""
+    """A checked `Slo`; the defaults are the published ones.
+
+    >>> float(fo.make_slo(ttft_p99_s=0.3, itl_s=0.05).ttft_p99_s)
+    0.3
+    """
     if not (math.isfinite(ttft_p99_s) and ttft_p99_s > 0 and 0 < max_utilization < 1):
         raise ValueError(f"need ttft_p99_s > 0 and 0 < max_utilization < 1, got {ttft_p99_s=}, {max_utilization=}")
     if not (0 <= ttft_s_per_token < math.inf and itl_s > 0):

@@ -166,7 +166,11 @@ def make_budget(
     max_kg_co2_per_h: float = math.inf,
     gpus_of: Mapping[str, float] | None = None,
 ) -> Budget:
-    """A checked `Budget`; without limits by default."""
+    """A checked `Budget`; without limits by default.
+
+    >>> fo.make_budget(max_power_w=300e3, gpus_of={"b200": 96}).caps
+    {'max_power_w': 300000.0, 'gpus_of.b200': 96}
+    """
     kinds = tuple(sorted((gpus_of or {}).items()))
     budget = Budget(max_gpus, max_power_w, max_usd_per_h, max_kg_co2_per_h, kinds)
     for name, cap in budget.caps.items():

@@ -87,6 +87,11 @@ def size_fleet(
     The instances that `fleet` has are not read. Where the latencies are held by the fleet as a whole, all pools grow by
     one factor until they are, then each shrinks while they are, in both orders; the smaller fleet is kept. None of its
     pools can be smaller, which is not a proof that no other fleet is.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> fleet = fo.make_fleet([fo.build(fo.EngineSpec("h100"))], window_tokens=[4400], n_instances=[1])
+    >>> bool(fo.size_fleet(fleet, chat, fo.make_slo()).n_instances[0] >= 1)
+    True
     """
     traffic = route(fleet, workload, assumptions, router_width=router_width)
     return fleet.with_instances(instances_for(fleet, traffic, workload, slo, assumptions))

@@ -21,7 +21,11 @@ class Site:
 def make_site(
     *, host_w_per_gpu: float = 0.0, pue: float = 1.0, usd_per_kwh: float = 0.0, kg_co2_per_kwh: float = 0.0
 ) -> Site:
-    """A checked `Site`; the default counts GPU boards and nothing else."""
+    """A checked `Site`; the default counts GPU boards and nothing else.
+
+    >>> float(fo.make_site(pue=1.2, usd_per_kwh=0.1).pue)
+    1.2
+    """
     values = dict(locals())
     for name, value in values.items():
         least = 1.0 if name == "pue" else 0.0

@@ -21,7 +21,11 @@ class Compressor:
 
 
 def make_compressor(*, success_frac: float = 1.0, s_per_token: float = 0.0, j_per_token: float = 0.0) -> Compressor:
-    """A checked `Compressor`; by default perfect and free."""
+    """A checked `Compressor`; by default perfect and free.
+
+    >>> float(fo.make_compressor(success_frac=0.9).success_frac)
+    0.9
+    """
     if not (0 <= success_frac <= 1 and 0 <= s_per_token < math.inf and 0 <= j_per_token < math.inf):
         raise ValueError(
             f"need success_frac in 0..1 and finite s_per_token, j_per_token >= 0, "

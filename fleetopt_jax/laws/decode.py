@@ -134,7 +134,12 @@ def make_decode_step(
     windowed_token_s: float = 0.0,
     window_tokens: float = 0.0,
 ) -> DecodeStep:
-    """A checked `DecodeStep`."""
+    """A checked `DecodeStep`.
+
+    >>> step = fo.make_decode_step(base_s=8e-3, per_token_s=4e-8)
+    >>> round(float(step.step_s(64, 1000.0)), 5)
+    0.01056
+    """
     values = dict(locals())
     if not (0 < base_s < math.inf and all(0 <= value < math.inf for value in values.values())):
         raise ValueError(f"need a positive base_s and other coefficients >= 0, all finite, got {values}")

@@ -34,7 +34,13 @@ def make_gpu(
     idle_w: float | None = None,
     nccl_bytes: float = 411_041_792,
 ) -> Gpu:
-    """A checked `Gpu`; the default NCCL buffer is the published one at TP 8."""
+    """A checked `Gpu`; the default NCCL buffer is the published one at TP 8.
+
+    >>> sheet = dict(memory_bytes=160e9, bandwidth_bytes_per_s=6e12, peak_flop_per_s=1.5e15)
+    >>> gpu = fo.make_gpu(**sheet, tdp_w=800, usd_per_h=5)
+    >>> float(gpu.idle_w)
+    200.0
+    """
     values = dict(
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,

@@ -42,7 +42,11 @@ def make_kv_capacity(
     fixed_tokens: float = 0.0,
     max_num_seqs: float = DEFAULT_MAX_NUM_SEQS,
 ) -> KvCapacity:
-    """A checked `KvCapacity`."""
+    """A checked `KvCapacity`.
+
+    >>> float(fo.make_kv_capacity(n_blocks=50_000).max_num_seqs)
+    1024.0
+    """
     if not (0 <= n_blocks < math.inf and slot_tokens > 0 and 0 <= fixed_tokens < math.inf and max_num_seqs >= 1):
         raise ValueError(
             f"need n_blocks, fixed_tokens >= 0, slot_tokens > 0 and max_num_seqs >= 1, "

@@ -50,7 +50,12 @@ def make_llm(
     windowed_frac: float = 0.0,
     window_tokens: float = 0.0,
 ) -> Llm:
-    """A checked `Llm`; leave out the experts for a dense model, the window for full attention."""
+    """A checked `Llm`; leave out the experts for a dense model, the window for full attention.
+
+    >>> llm = fo.make_llm(n_dense_params=8e9, n_layers=32, bytes_per_weight=2, kv_bytes_per_token=131_072)
+    >>> float(fo.laws.llm.weight_bytes(llm))
+    16000000000.0
+    """
     values = dict(locals())
     if bytes_per_expert_weight is None:
         values["bytes_per_expert_weight"] = bytes_per_weight

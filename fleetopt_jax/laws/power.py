@@ -173,7 +173,12 @@ class ScaledPower(PowerLaw):
 def make_logistic_power(
     *, idle_w: float, nominal_w: float, log2_half_batch: float, steepness: float = 1.0
 ) -> LogisticPower:
-    """A checked `LogisticPower`."""
+    """A checked `LogisticPower`.
+
+    >>> power = fo.make_logistic_power(idle_w=300, nominal_w=600, log2_half_batch=4.2)
+    >>> round(float(power.gpu_w(64.0, 1000.0)), 1)
+    557.4
+    """
     if not (0 <= idle_w < nominal_w < math.inf and 0 < steepness < math.inf and math.isfinite(log2_half_batch)):
         raise ValueError(
             "need 0 <= idle_w < nominal_w, steepness > 0 and log2_half_batch, all finite, "

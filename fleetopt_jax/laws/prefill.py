@@ -59,7 +59,12 @@ def make_prefill(
     budget_tokens: float = 8192.0,
     gpu_w: float,
 ) -> Prefill:
-    """A checked `Prefill`."""
+    """A checked `Prefill`.
+
+    >>> prefill = fo.make_prefill(chunk_tokens=1024, calibration_tokens=4096, per_token_s=3e-5, gpu_w=650)
+    >>> round(float(fo.laws.prefill.prefill_s(prefill, 1000.0)), 4)
+    0.03
+    """
     values = dict(locals())
     for name, value in values.items():
         if not (0 <= value < float("inf") if name == "per_token2_s" else 0 < value < float("inf")):
