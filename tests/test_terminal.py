@@ -64,14 +64,19 @@ def test_colour_is_off_when_piped():
 
 @pytest.mark.slow
 def test_an_interrupt_leaves_no_file_and_exits_130(tmp_path):
-    plan = tmp_path / "plan.json"
-    command = [*COMMAND, "optimize", "--pools", "4", "--out", str(plan), "--save-scenario", str(tmp_path / "s.toml")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(4.0)  # in the middle of the search
+    """Interrupted as soon as its first program is compiled and kept: it has begun, and more are to come."""
+    out_folder, cache = tmp_path / "out", tmp_path / "cache"
+    out_folder.mkdir()
+    written = ("--out", str(out_folder / "plan.json"), "--save-scenario", str(out_folder / "s.toml"))
+    environ = {**os.environ, "FLEETOPT_CACHE": str(cache)}
+    command = [*COMMAND, "optimize", "--pools", "4", *written]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(cache.rglob("*-cache")):
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (INTERRUPTED, "", "fleetopt optimize: interrupted\n")
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(out_folder) == []
 
 
 # ------------------------------------------------------------------------------------- compiled programs that are kept
