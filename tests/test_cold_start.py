@@ -29,6 +29,8 @@ assert optimize(problem).status == "optimal"
 CLI = """
 from fleetopt_jax.cli.main import main
 assert main(["optimize", "--json"]) == 0
+import sys
+assert "matplotlib.figure" not in sys.modules, "a plain plan draws nothing"
 """
 
 

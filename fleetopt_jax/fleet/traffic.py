@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -264,8 +265,15 @@ def _weighted(mass: Array, features: T) -> T:
 
 
 def _running(tree: T) -> T:
-    """Sums of the first 0, 1, 2, ... rows of every leaf. One each: in a matrix nothing that is unread is left out."""
-    return jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), jnp.cumsum(x, axis=0)]), tree)
+    """Sums of the first 0, 1, 2, ... rows of every leaf: columns of one matrix, which compiles one scan."""
+    leaves, treedef = jax.tree.flatten(tree)
+    matrix = jnp.concatenate([x.reshape(len(x), -1) for x in leaves], axis=1)
+    sums = jnp.concatenate([jnp.zeros_like(matrix[:1]), jnp.cumsum(matrix, axis=0)])
+    ends = np.cumsum([x[0].size for x in leaves])
+    return jax.tree.unflatten(
+        treedef,
+        [s.reshape(-1, *x.shape[1:]) for s, x in zip(jnp.split(sums, ends[:-1], axis=1), leaves, strict=True)],
+    )
 
 
 # --- the router -------------------------------------------------------------------------------------------------------

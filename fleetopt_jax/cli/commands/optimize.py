@@ -1,4 +1,7 @@
-"""`fleetopt optimize`: the best plan, hardened and simulated where asked."""
+"""`fleetopt optimize`: the best plan, hardened and simulated where asked.
+
+Tables whose files also draw are imported where they are chosen: a plain plan loads no matplotlib.
+"""
 
 import argparse
 import dataclasses
@@ -23,8 +26,6 @@ from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
 from fleetopt_jax.documents.simulation import outcome_to_json
 from fleetopt_jax.report import tables
-from fleetopt_jax.report.sensitivity import robust_plan_table
-from fleetopt_jax.report.simulation import verified_plan_table
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.readers import Layout
 
@@ -47,11 +48,14 @@ def run(options: argparse.Namespace) -> Answer:
         return Answer(plan_to_json(plan, layout), tables.plan_table, INFEASIBLE)
     extras, table = {"seed": options.seed} if options.robust or options.verify else {}, tables.plan_table
     if options.robust:
+        from fleetopt_jax.report.sensitivity import robust_plan_table as table
+
         plan, found = _robust(options, problem, plan, tomorrow)
         extras |= found
-        table = robust_plan_table
     if not options.verify:
         return Answer(plan_to_json(plan, layout) | extras, table, OK, pool_map_of(plan))
+    from fleetopt_jax.report.simulation import verified_plan_table
+
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         say(options, "infeasible: no fleet that was simulated holds the limits")
