@@ -86,9 +86,8 @@ def simulate(
 
     >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=5.0)
     >>> fleet = fo.make_fleet([fo.build(fo.EngineSpec("h100"))], window_tokens=[4400], n_instances=[2])
-    >>> run = fo.simulate(fleet, chat, n_requests=200, n_replications=1)
-    >>> run.n_arrivals, run.n_rejected
-    (200, 0)
+    >>> fo.simulate(fleet, chat, n_requests=200, n_replications=1).n_arrivals
+    200
     """
     require_float64("simulate")
     slo = slo or make_slo()
@@ -97,8 +96,7 @@ def simulate(
     analytic, life_s = _outlook(fleet, workload, assumptions=assumptions)
     needed_s = RELAXATIONS * float(np.max(life_s))
     if requests is None:
-        n_requests = n_requests or _enough(workload, needed_s)
-        requests = draw_requests(workload, assumptions, n_requests, n_replications, seed)
+        requests = draw_requests(workload, assumptions, n_requests or _enough(workload, needed_s), n_replications, seed)
     last_s = requests.arrival_s[:, -1]
     warm_up_s = min(needed_s, float(last_s.min()) / 2.0)
     window_s = np.stack([np.full(len(last_s), warm_up_s), last_s], axis=1)
@@ -106,21 +104,20 @@ def simulate(
     routed = route_requests(requests, fleet, workload, assumptions, router_width=router_width, seed=seed)
     routed = _refused(routed, fleet, n_max)
 
-    runs: list[PoolRun | None] = []
-    places = []
-    for k, lane in enumerate(fleet.lanes):
-        places_k, pool_requests = _of_pool(routed, k)
-        places.append(places_k)
-        runs.append(None)
-        if len(places_k.row):
-            runs[k] = run_pool(
-                Pool(lane.stage.engine, _scheduler(lane, n_max[k], window_s, assumptions), n_whole(lane)),
-                pool_requests,
-                last_s * (1.0 + MOST_DRAIN),
-                Balancer(assumptions.dispatch, staleness_s, seed + k),
-                n_slots=int(min(1.4 * float(analytic.pools.n_active[k]) + 16, n_max[k])),
-                progress=_share_of(progress, f"pool {k + 1} of {len(fleet.lanes)}"),
-            )
+    places, pool_requests = zip(*(_of_pool(routed, k) for k in range(len(fleet.lanes))), strict=True)
+    runs = [
+        run_pool(
+            Pool(lane.stage.engine, _scheduler(lane, n_max[k], window_s, assumptions), n_whole(lane)),
+            pool_requests[k],
+            last_s * (1.0 + MOST_DRAIN),
+            Balancer(assumptions.dispatch, staleness_s, seed + k),
+            n_slots=int(min(1.4 * float(analytic.pools.n_active[k]) + 16, n_max[k])),
+            progress=_share_of(progress, f"pool {k + 1} of {len(fleet.lanes)}"),
+        )
+        if len(places[k].row)
+        else None
+        for k, lane in enumerate(fleet.lanes)
+    ]
     seen = _observed(requests, routed, places, runs, window_s, slo)
     return _simulation(fleet, runs, seen, analytic, assumptions, slo, needed_s)
 
