@@ -39,7 +39,7 @@ CHUNK = 1024  # of them whose numbers stay in the cache together
 
 @partial(jax.jit, static_argnames=("assumptions", "compresses"))
 def _running_sums(prefill: Prefill, workload: Workload, *, assumptions: Assumptions, compresses: bool) -> RunningSums:
-    return running_sums(prefill, atoms_of(workload, assumptions), assumptions, compresses=compresses)
+    return running_sums(prefill, atoms_of(workload, assumptions), assumptions, compresses=compresses, all_read=True)
 
 
 @jax.jit
