@@ -64,3 +64,12 @@ def small_workload() -> Workload:
     prompt = np.maximum(1.0, np.floor(0.8 * total))
     weight = rng.uniform(0.5, 1.0, 40) * np.exp(-0.5 * (np.log(total / 600.0) / 1.2) ** 2)
     return make_workload(prompt, total - prompt, weight, arrival_rate_per_s=200.0)
+
+
+@pytest.fixture(scope="session")
+def workload() -> Workload:
+    """24 kinds of requests from 20 to 20,000 tokens, prompts and outputs of their own, arriving in bursts."""
+    rng = np.random.default_rng(0)
+    prompt, output = np.round(np.geomspace(12, 19_000, 24)), np.round(np.exp(rng.uniform(2, 6.5, 24)))
+    weight = rng.uniform(0.5, 1.0, 24) * np.exp(-0.5 * (np.log(prompt / 600.0) / 1.2) ** 2)
+    return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)

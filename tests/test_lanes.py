@@ -18,7 +18,6 @@ from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.workload.atoms import Workload, make_workload
 
 REAL = replace(PHYSICAL, rounding="real")
 AROUND = make_surroundings(
@@ -30,15 +29,6 @@ AROUND = make_surroundings(
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return build(EngineSpec("h100", own_fit=False))
-
-
-@pytest.fixture(scope="module")
-def workload() -> Workload:
-    """24 kinds of requests from 20 to 20,000 tokens."""
-    rng = np.random.default_rng(0)
-    prompt, output = np.round(np.geomspace(12, 19_000, 24)), np.round(np.exp(rng.uniform(2, 6.5, 24)))
-    weight = rng.uniform(0.5, 1.0, 24) * np.exp(-0.5 * (np.log(prompt / 600.0) / 1.2) ** 2)
-    return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)
 
 
 def leaves_equal(one, other, **tolerance) -> None:

@@ -53,15 +53,6 @@ def engine() -> Engine:
     return build(EngineSpec("h100"))
 
 
-@pytest.fixture(scope="module")
-def workload() -> Workload:
-    """24 kinds of requests from 20 to 20,000 tokens, prompts and outputs of their own, arriving in bursts."""
-    rng = np.random.default_rng(0)
-    prompt, output = np.round(np.geomspace(12, 19_000, 24)), np.round(np.exp(rng.uniform(2, 6.5, 24)))
-    weight = rng.uniform(0.5, 1.0, 24) * np.exp(-0.5 * (np.log(prompt / 600.0) / 1.2) ** 2)
-    return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)
-
-
 def requests_of(prompts: list[float], outputs: list[float], rate: float) -> Workload:
     """Equally many requests of each kind, in as many atoms as `workload` has: the same shapes compile once."""
     return make_workload(np.resize(prompts, 24), np.resize(outputs, 24), arrival_rate_per_s=rate)

@@ -15,22 +15,13 @@ from fleetopt_jax.fleet.evaluate import evaluate
 from fleetopt_jax.fleet.fleet import fleet_of, make_slo
 from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.sizing import size_fleet
-from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
+from fleetopt_jax.workload.atoms import with_rate
 
 
 @pytest.fixture(scope="module")
 def spec() -> EngineSpec:
     """Llama-3.1-70B on eight H100 by the measured law."""
     return EngineSpec("h100")
-
-
-@pytest.fixture(scope="module")
-def workload() -> Workload:
-    """24 kinds of requests from 20 to 20,000 tokens, prompts and outputs of their own, arriving in bursts."""
-    rng = np.random.default_rng(0)
-    prompt, output = np.round(np.geomspace(12, 19_000, 24)), np.round(np.exp(rng.uniform(2, 6.5, 24)))
-    weight = rng.uniform(0.5, 1.0, 24) * np.exp(-0.5 * (np.log(prompt / 600.0) / 1.2) ** 2)
-    return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)
 
 
 @jax.jit

@@ -37,19 +37,10 @@ from fleetopt_jax.fleet.resources import make_budget
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure
-from fleetopt_jax.workload.atoms import Workload, make_workload, with_rate
+from fleetopt_jax.workload.atoms import Workload, with_rate
 
 H = 1e-5  # step of central differences in ln(input): truncation and rounding both stay below 1e-7
 WINDOWS = [2048.0, 20_480.0]
-
-
-@pytest.fixture(scope="module")
-def workload() -> Workload:
-    """24 kinds of requests from 20 to 20,000 tokens, prompts and outputs of their own, arriving in bursts."""
-    rng = np.random.default_rng(0)
-    prompt, output = np.round(np.geomspace(12, 19_000, 24)), np.round(np.exp(rng.uniform(2, 6.5, 24)))
-    weight = rng.uniform(0.5, 1.0, 24) * np.exp(-0.5 * (np.log(prompt / 600.0) / 1.2) ** 2)
-    return make_workload(prompt, output, weight, arrival_rate_per_s=60.0, arrival_scv=4.0)
 
 
 def planned(
