@@ -3,7 +3,8 @@
     python experiments/router.py router.json PROMPT_TOKENS MAX_TOKENS
 
 Standard library only, to be copied. Where `max_tokens` is much more than requests use, predict the output instead and
-send the request with max_tokens = max_total_tokens - prompt tokens, which is what its pool holds.
+send the request with max_tokens = max_total_tokens - prompt tokens, which is what its pool holds. What serves is the
+Envoy that `fleetopt export` configures; a gateway that counts tokens or compresses prompts asks here first.
 """
 
 import json
@@ -26,10 +27,40 @@ def route(router: dict, prompt_tokens: int, output_tokens: int, compressed_ok: b
             return pool["url"], prompt_tokens
         if compressible and total <= pool.get("compress_up_to_tokens", 0) and output_tokens < longest:
             return pool["url"], longest - output_tokens
-    raise TooLong(f"{total} tokens, the longest request is one of {router['pools'][-1]['max_total_tokens']}")
+    raise TooLong(f"{total} tokens; the longest request is one of {router['pools'][-1]['max_total_tokens']}")
+
+
+def answer(router: dict, prompt_tokens: int, output_tokens: int) -> tuple[int, dict]:
+    """(HTTP status, JSON body) for a client: where the request goes, or vLLM's form of an error."""
+    try:
+        url, prompt = route(router, prompt_tokens, output_tokens)
+    except TooLong as error:
+        shown = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
+        return 400, {"error": shown}
+    return 200, {"url": url, "prompt_tokens": prompt, "compressed": prompt < prompt_tokens}
+
+
+def main(arguments: list[str]) -> int:
+    """0: served, 1: answered with 400, 2: not asked rightly."""
+    try:
+        name, prompt, output = arguments[0], int(arguments[1]), int(arguments[2])
+        if len(arguments) > 3 or prompt < 1 or output < 1:
+            raise ValueError
+        with open(name, encoding="utf-8") as file:
+            router = json.load(file)
+        status, body = answer(router, prompt, output)
+    except OSError as error:
+        print(f"router: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, IndexError):
+        print("router: need ROUTER.json PROMPT_TOKENS MAX_TOKENS, two whole numbers from 1", file=sys.stderr)
+        return 2
+    except (KeyError, TypeError):
+        print(f"router: {name} is not a file of fleetopt export --router", file=sys.stderr)
+        return 2
+    print(f"HTTP {status} {json.dumps(body)}")
+    return 0 if status == 200 else 1
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1]) as file:
-        url, prompt = route(json.load(file), int(sys.argv[2]), int(sys.argv[3]))
-    print(url, f"prompt of {prompt} tokens" + (", compressed" if prompt < int(sys.argv[2]) else ""))
+    sys.exit(main(sys.argv[1:]))

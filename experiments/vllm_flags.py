@@ -17,13 +17,14 @@ from typing import Any
 from fleetopt_jax.core.files import write_whole
 
 TARGET = Path(__file__).parents[1] / "tests" / "vllm_flags.json"
-MODEL, CACHE, PARALLEL, SCHEDULER, SERVER, QUANTIZATION = (
+MODEL, CACHE, PARALLEL, SCHEDULER, VLLM, SERVER, QUANTIZATION = (
     f"vllm/{path}.py"
     for path in (
         "config/model",
         "config/cache",
         "config/parallel",
         "config/scheduler",
+        "config/vllm",
         "entrypoints/common/cli_args",
         "model_executor/layers/quantization/__init__",
     )
@@ -36,6 +37,8 @@ FLAGS = {  # flag: file and class that define its field, and the field where it 
     "--max-num-batched-tokens": (SCHEDULER, "SchedulerConfig", ""),
     "--enable-chunked-prefill": (SCHEDULER, "SchedulerConfig", ""),
     "--gpu-memory-utilization": (CACHE, "CacheConfig", ""),
+    "--no-enable-prefix-caching": (CACHE, "CacheConfig", "enable_prefix_caching"),
+    "--shutdown-timeout": (VLLM, "VllmConfig", ""),
     "--quantization": (MODEL, "ModelConfig", ""),
     "--kv-cache-dtype": (CACHE, "CacheConfig", "cache_dtype"),
     "--port": (SERVER, "FrontendArgs", ""),
@@ -47,6 +50,11 @@ CHECKS = {  # what vLLM checks of several values at once: the file and the words
         MODEL,
         "elif self.quantization != quant_method:",
     ),
+    "VLLM_API_KEY is a key, without --api-key": (
+        "vllm/entrypoints/serve/middleware/register.py",
+        "(args.api_key or [envs.VLLM_API_KEY])",
+    ),
+    "an idle connection is closed after 5 s": ("vllm/envs.py", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE: int = 5"),
     "fp8 is for fp8 checkpoints; fp8_per_tensor quantizes others": (
         "vllm/model_executor/layers/quantization/fp8.py",
         "method no longer supports online",
@@ -80,7 +88,9 @@ def main() -> None:
 def _flag(flag: str, source: dict[str, str]) -> dict[str, Any]:
     path, owner, field = FLAGS[flag]
     field = field or flag.removeprefix("--").replace("-", "_")
-    if path != SERVER and f'"{flag}"' not in source[ENGINE_ARGS]:  # the server's own come from the class by their names
+    named = flag.replace("--no-", "--")  # argparse makes the negated form of a switch
+    # The server's own come from the class by their names.
+    if path != SERVER and f'"{named}"' not in source[ENGINE_ARGS]:
         raise SystemExit(f"{ENGINE_ARGS} has no {flag}")
     body = next(node for node in ast.parse(source[path]).body if getattr(node, "name", "") == owner).body
     found = next(node for node in body if isinstance(node, ast.AnnAssign) and node.target.id == field)

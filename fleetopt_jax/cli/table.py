@@ -725,10 +725,18 @@ _OF_ONE_COMMAND = (
     ),
     Option(
         name="to",
-        kind=Choice(("vllm", "kubernetes")),
-        about="what runs the engines",
+        kind=Choice(("vllm", "kubernetes", "envoy")),
+        about="what runs the engines; envoy: the router alone, before engines of the script",
         commands=("export",),
         required=True,
+    ),
+    Option(
+        name="weights",
+        kind=Choice(("claim", "host", "none")),
+        about="where Kubernetes keeps checkpoints: a claim of all instances, a folder of each host, or nowhere",
+        default="claim",
+        otherwise="default {}",
+        commands=("export",),
     ),
     Option(
         name="router",

@@ -1,15 +1,30 @@
-"""A plan as Kubernetes manifests: a Deployment and a Service for each pool, a ConfigMap for the router."""
+"""A plan as Kubernetes manifests: a Deployment, a Service and a disruption budget for each pool and for the router.
 
+Names are relative to the namespace they are applied in. What no plan can know is said in the header: the storage class,
+the secrets, and where clients come from.
+"""
+
+import hashlib
+import math
 from collections.abc import Mapping
-from typing import Any
-
-import yaml
+from typing import Any, Literal
 
 from fleetopt_jax.core.files import to_json
+from fleetopt_jax.report.export.envoy import (
+    ADMIN_PORT,
+    DNS_REFRESH_S,
+    ENVOY_RELEASE,
+    LISTEN_PORT,
+    METRICS_PORT,
+    envoy_document,
+    envoy_yaml,
+)
 from fleetopt_jax.report.export.launch import PORT, VLLM_RELEASE, FleetLaunch, PoolLaunch
+from fleetopt_jax.report.export.text import yaml_with_comments
 from fleetopt_jax.report.export.vllm import SCHEMA
 
 IMAGE = f"vllm/vllm-openai:v{VLLM_RELEASE}"
+ROUTER_IMAGE = f"envoyproxy/envoy:v{ENVOY_RELEASE}"
 # The label nvidia.com/gpu.product as GPU feature discovery writes it: the driver's name of the whole, unshared board.
 GPU_PRODUCTS = {
     "a100": "NVIDIA-A100-SXM4-80GB",
@@ -21,148 +36,349 @@ GPU_PRODUCTS = {
 }
 START_S = 3600  # to download and load the weights
 PROBE_S = 10
+LEAVE_S = 30 + 2 * DNS_REFRESH_S  # until no router asks a leaving instance: kubeadm's CoreDNS keeps an answer for 30 s
+CUT_S = 15  # between the end of the drain and the kill
+USER = 2000  # `vllm` of the image, of group 0, whose home is /home/vllm (vLLM's guide for Docker)
+ENVOY_USER = 101  # `envoy` of the image
+CACHE = "/home/vllm/.cache/huggingface"
+HOST_CACHE = "/var/lib/fleetopt/huggingface"
+GIB = 2**30
+HOST_GIB_PER_PROCESS = 8  # CUDA context, Python and pinned buffers; weights stream through the page cache
+# A core passes on 54,000 streamed tokens or 2,500 requests of 4 kB a second (Envoy 1.40.0, its CPU time while
+# test_export's backends stream); half of that is planned.
+TOKENS_PER_CPU_S, REQUESTS_PER_CPU_S = 27_000, 1_250
+STREAM_BYTES = 2**16  # of router memory for a request in flight: its body and both ends' buffers
+ROUTERS = 2  # one may fail
+
+Weights = Literal["claim", "host", "none"]
 
 
-def kubernetes_document(fleet: FleetLaunch, *, gpu_products: Mapping[str, str] = GPU_PRODUCTS) -> dict[str, Any]:
+def kubernetes_document(
+    fleet: FleetLaunch, *, weights: Weights = "claim", gpu_products: Mapping[str, str] = GPU_PRODUCTS
+) -> dict[str, Any]:
     """The contract's object: what `kubernetes_yaml` prints, and the router.
 
-    `gpu_products` gives the label nvidia.com/gpu.product of a GPU's nodes; a GPU without one may run on any node.
+    `weights` are kept in one claim of all instances, in a folder of each host, or not at all (`none`): every start then
+    downloads them. `gpu_products` gives the label nvidia.com/gpu.product of a GPU's nodes; a GPU without one may run on
+    any node.
     """
-    unlabelled = sorted({pool.gpu for pool in fleet.pools} - set(gpu_products))
-    notes = [
-        *fleet.notes,
-        "A Service alone picks an instance at random. For gated checkpoints: kubectl create secret generic hf-token "
-        "--from-literal=token=...",
-        *(
-            f"The nodes of {gpu} are not selected: add a nodeSelector if the cluster has other GPUs."
-            for gpu in unlabelled
-        ),
-        *(f"{pool.name}: {note}" for pool in fleet.pools for note in pool.notes),
-    ]
-    manifests = [_config_map(fleet)]
+    router = _router_config(fleet)
+    written = [([f"What {ROUTERS} routers read: envoy.yaml. router.json has the thresholds alone."], router)]
+    if weights == "claim":
+        written.append((["EDIT storageClassName: a class that offers ReadWriteMany."], _claim(fleet)))
     for pool in fleet.pools:
-        manifests += [_deployment(fleet, pool, gpu_products), _service(fleet, pool)]
+        about = f"Requests of up to {pool.window_tokens:,} tokens: {pool.n_instances:,} instances of "
+        about += f"{pool.gpus_per_instance} x {pool.gpu}."
+        written.append(([about, *pool.notes], _deployment(fleet, pool, _pod(fleet, pool, weights, gpu_products))))
+        written.append((["No address of its own: DNS has every ready instance."], _service(fleet, pool)))
+        written.append(([], _budget(pool.name, _labels(fleet, pool), _selector(pool.name))))
+    written += _router(fleet, router)
     return {
         "schema": SCHEMA,
         "to": "kubernetes",
         "release": VLLM_RELEASE,
         "title": fleet.title,
-        "notes": notes,
-        "manifests": manifests,
+        "verified": fleet.verified,
+        "header": list(fleet.header),
+        "notes": _notes(fleet, weights, gpu_products),
+        "comments": [comments for comments, _ in written],
+        "manifests": [manifest for _, manifest in written],
         "router": fleet.router,
     }
 
 
 def kubernetes_yaml(document: Mapping[str, Any]) -> str:
     """One stream for `kubectl apply -f`, what is to be known first as comments."""
-    comments = [f"{document['title']}.", "Written by fleetopt export from a plan.", *document["notes"]]
-    stream = yaml.dump_all(document["manifests"], Dumper=_Dumper, sort_keys=False, explicit_start=True, width=110)
-    return "".join(f"# {comment}\n" for comment in comments) + stream
+    header = [*document["header"], "", *document["notes"]]
+    return yaml_with_comments(zip(document["comments"], document["manifests"], strict=True), header)
 
 
-class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which reads YAML 1.1; Kubernetes also takes 1e3 and 0o7 for numbers and y for yes."""
+def _notes(fleet: FleetLaunch, weights: Weights, gpu_products: Mapping[str, str]) -> list[str]:
+    """What an operator has to do or to know; what is to be edited is called EDIT where it is."""
+    keep = {
+        "claim": f"EDIT the class of the claim {_claim_name(fleet)}: all instances read the weights from it.",
+        "host": f"On every node, as root: install -d -o {USER} -g 0 -m 0775 {HOST_CACHE}",
+        "none": "Every instance downloads its weights whenever it starts: see --weights.",
+    }
+    unlabelled = sorted({pool.gpu for pool in fleet.pools} - set(gpu_products))
+    return [
+        "Before: kubectl create secret generic "
+        f'{_key_name(fleet)} --from-literal=api-key="$(openssl rand -hex 32)"   # clients send it as Bearer',
+        'For gated checkpoints: kubectl create secret generic hf-token --from-literal=token="$HF_TOKEN"',
+        keep[weights],
+        f"Clients ask http://{_router_name(fleet)}/v1/... inside the cluster; TLS and a way in from outside are yours.",
+        "The router estimates prompt tokens by bytes and takes the answer's from max_tokens: see the Lua below. "
+        "A request without max_tokens goes to the last pool, which alone surely holds it.",
+        *(
+            f"The nodes of {gpu} are not selected: EDIT in a nodeSelector if the cluster has other GPUs."
+            for gpu in unlabelled
+        ),
+        *fleet.notes,
+    ]
 
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+
+def _router_name(fleet: FleetLaunch) -> str:
+    return f"{fleet.name}-router"
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    doubtful = not text[:1].isalpha() or text.lower() in ("y", "n")
-    style = "|" if "\n" in text else '"' if doubtful else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+def _claim_name(fleet: FleetLaunch) -> str:
+    return f"{fleet.name}-weights"
 
 
-_Dumper.add_representer(str, _text)
+def _key_name(fleet: FleetLaunch) -> str:
+    return f"{fleet.name}-api-key"
 
 
-def _labels(fleet: FleetLaunch, pool: PoolLaunch | None = None) -> dict[str, str]:
+def _labels(fleet: FleetLaunch, pool: PoolLaunch | None = None, *, router: bool = False) -> dict[str, str]:
+    own = (pool.name, "vllm", VLLM_RELEASE, "engine") if pool else None
+    own = (_router_name(fleet), "envoy", ENVOY_RELEASE, "router") if router else own
+    keys = ("instance", "name", "version", "component")
     return {
-        **({"app.kubernetes.io/instance": pool.name} if pool else {}),
+        **({f"app.kubernetes.io/{key}": value for key, value in zip(keys, own)} if own else {}),
         "app.kubernetes.io/part-of": fleet.name,
         "app.kubernetes.io/managed-by": "fleetopt",
     }
 
 
-def _selector(pool: PoolLaunch) -> dict[str, str]:
-    return {"app.kubernetes.io/instance": pool.name}
+def _selector(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/instance": name}
 
 
-def _config_map(fleet: FleetLaunch) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": f"{fleet.name}-router", "labels": _labels(fleet)},
-        "data": {"router.json": to_json(fleet.router) + "\n"},
+def _named(kind: str, api: str, name: str, labels: dict[str, str], **parts: Any) -> dict[str, Any]:
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "labels": labels}, **parts}
+
+
+def _router_config(fleet: FleetLaunch) -> dict[str, Any]:
+    files = {
+        "router.json": to_json(fleet.router) + "\n",
+        "envoy.yaml": envoy_yaml(envoy_document(fleet), fleet.header),
     }
+    return _named("ConfigMap", "v1", _router_name(fleet), _labels(fleet), data=files)
+
+
+def _claim(fleet: FleetLaunch) -> dict[str, Any]:
+    """Room for every checkpoint and half as much again, in which one is replaced."""
+    checkpoints = {pool.args[0]: pool.checkpoint_bytes or 500 * GIB for pool in fleet.pools}
+    size = f"{math.ceil(1.5 * sum(checkpoints.values()) / GIB)}Gi"
+    spec = {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "edit-me",
+        "resources": {"requests": {"storage": size}},
+    }
+    return _named("PersistentVolumeClaim", "v1", _claim_name(fleet), _labels(fleet), spec=spec)
 
 
 def _service(fleet: FleetLaunch, pool: PoolLaunch) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": pool.name, "labels": _labels(fleet, pool)},
-        "spec": {
-            "selector": _selector(pool),
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
-        },
-    }
+    ports = [{"name": "http", "port": PORT, "targetPort": "http"}]
+    spec = {"clusterIP": "None", "selector": _selector(pool.name), "ports": ports}
+    return _named("Service", "v1", pool.name, _labels(fleet, pool), spec=spec)
 
 
-def _deployment(fleet: FleetLaunch, pool: PoolLaunch, gpu_products: Mapping[str, str]) -> dict[str, Any]:
+def _budget(name: str, labels: dict[str, str], selector: dict[str, str]) -> dict[str, Any]:
+    """Nodes are drained one instance at a time; what does not serve anyway keeps none."""
+    spec = {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": {"matchLabels": selector}}
+    return _named("PodDisruptionBudget", "policy/v1", name, labels, spec=spec)
+
+
+def _deployment(fleet: FleetLaunch, pool: PoolLaunch, pod: dict[str, Any]) -> dict[str, Any]:
     """No instance more than planned during an update, for there may be no GPU for it."""
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": pool.name, "labels": _labels(fleet, pool)},
-        "spec": {
-            "replicas": pool.n_instances,
-            "selector": {"matchLabels": _selector(pool)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
-            "progressDeadlineSeconds": START_S + 600,
-            "template": {"metadata": {"labels": _labels(fleet, pool)}, "spec": _pod(pool, gpu_products)},
-        },
+    labels = _labels(fleet, pool)
+    spec = {
+        "replicas": pool.n_instances,
+        "selector": {"matchLabels": _selector(pool.name)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+        "minReadySeconds": LEAVE_S,  # the routers have found it before the next one stops
+        "progressDeadlineSeconds": START_S + pool.drain_s + 600,
+        "template": {"metadata": {"labels": labels, "annotations": _scraped(PORT, "/metrics")}, "spec": pod},
     }
+    return _named("Deployment", "apps/v1", pool.name, labels, spec=spec)
 
 
-def _pod(pool: PoolLaunch, gpu_products: Mapping[str, str]) -> dict[str, Any]:
+def _scraped(port: int, path: str) -> dict[str, str]:
+    """For a Prometheus that discovers pods by their annotations."""
+    return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": path}
+
+
+def _secret(variable: str, name: str, key: str, **more: bool) -> dict[str, Any]:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": key, **more}}}
+
+
+def _spread(name: str, *keys: str) -> list[dict[str, Any]]:
+    """Over zones where that is possible: GPUs are often in one only. Over hosts as well, it would break up those that
+    other pools need whole."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": _selector(name)},
+        }
+        for key in ("topology.kubernetes.io/zone", *keys)
+    ]
+
+
+def _pod(fleet: FleetLaunch, pool: PoolLaunch, weights: Weights, gpu_products: Mapping[str, str]) -> dict[str, Any]:
+    """One instance. To stop, it waits until no router asks it any more, then ends what it has begun."""
+    mounts = [{"name": "weights", "mountPath": CACHE}]
+    volumes = [{"name": "weights", **_weights(fleet, weights)}]
+    shared_gib = max(2, pool.gpus_per_instance)
+    if pool.gpus_per_instance > 1:  # the processes of one instance talk through it
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared_gib}Gi"}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     container = {
         "name": "vllm",
         "image": IMAGE,
         "command": ["vllm", "serve"],
         "args": [arg.replace("$", "$$") for arg in pool.args],  # Kubernetes would fill in $(NAME)
         "env": [
-            {
-                "name": "HF_TOKEN",
-                "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}},
-            }
+            {"name": "HOME", "value": "/home/vllm"},
+            _secret("VLLM_API_KEY", _key_name(fleet), "api-key"),
+            _secret("HF_TOKEN", "hf-token", "token", optional=True),
         ],
         "ports": [{"name": "http", "containerPort": PORT}],
-        "resources": {"limits": {"nvidia.com/gpu": str(pool.gpus_per_instance)}},
+        "resources": _engine_resources(pool, shared_gib),
         "startupProbe": _probe(START_S // PROBE_S),
         "readinessProbe": _probe(3),
         "livenessProbe": _probe(6),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVE_S)]}}},
+        "securityContext": _confined(read_only=False),  # vLLM compiles into its home
+        "volumeMounts": mounts,
     }
     pod: dict[str, Any] = {
-        # A Service named vllm would set VLLM_PORT, which vLLM reads as its own.
-        "enableServiceLinks": False,
-        "automountServiceAccountToken": False,
+        **_quiet_pod(user=USER, group=0, grace_s=LEAVE_S + pool.drain_s + CUT_S),
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "topologySpreadConstraints": _spread(pool.name),
         "containers": [container],
+        "volumes": volumes,
     }
     if pool.gpu in gpu_products:
         pod["nodeSelector"] = {"nvidia.com/gpu.product": gpu_products[pool.gpu]}
-    if pool.gpus_per_instance > 1:  # the processes of one instance talk through it
-        size = f"{max(2, pool.gpus_per_instance)}Gi"
-        pod["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]
-        container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
     return pod
 
 
-def _probe(failures: int) -> dict[str, Any]:
+def _weights(fleet: FleetLaunch, weights: Weights) -> dict[str, Any]:
     return {
-        "httpGet": {"path": "/health", "port": "http"},
+        "claim": {"persistentVolumeClaim": {"claimName": _claim_name(fleet)}},
+        "host": {"hostPath": {"path": HOST_CACHE, "type": "Directory"}},
+        "none": {"emptyDir": {}},
+    }[weights]
+
+
+def _engine_resources(pool: PoolLaunch, shared_gib: int) -> dict[str, Any]:
+    """vLLM runs a server, a scheduler and a worker for each GPU, and wants a physical core for each (its guide to
+    optimization): two of Kubernetes' CPUs, which are threads. No limits: loading weights would meet them."""
+    processes = 2 + pool.gpus_per_instance
+    memory_gib = HOST_GIB_PER_PROCESS * processes + (shared_gib if pool.gpus_per_instance > 1 else 0)
+    gpus = {"nvidia.com/gpu": str(pool.gpus_per_instance)}
+    return {"requests": {"cpu": str(2 * processes), "memory": f"{memory_gib}Gi", **gpus}, "limits": gpus}
+
+
+def _quiet_pod(*, user: int, group: int, grace_s: int) -> dict[str, Any]:
+    """What every pod has: no token, no root, no variables of Services (vLLM would take VLLM_PORT for its own)."""
+    return {
+        "enableServiceLinks": False,
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": grace_s,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": user,
+            "runAsGroup": group,
+            "fsGroup": group,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _confined(*, read_only: bool) -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": read_only,
+    }
+
+
+def _probe(failures: int, path: str = "/health", port: str = "http") -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": port},
         "periodSeconds": PROBE_S,
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
+
+
+def drain_script(drain_s: int, leave_s: int = CUT_S, admin_port: int = ADMIN_PORT) -> str:
+    """Bash: connections close after their answers, Services forget the router, then it waits for what is in flight.
+
+    Envoy's image has no client of HTTP; bash opens the connection itself."""
+    rest = "host: admin\\r\\ncontent-length: 0\\r\\nconnection: close\\r\\n\\r\\n"
+    return "\n".join(
+        [
+            "admin() {",
+            f"  exec 3<>/dev/tcp/127.0.0.1/{admin_port}",
+            f'  printf \'%s %s HTTP/1.1\\r\\n{rest}\' "$1" "$2" >&3',
+            "  cat <&3",
+            "}",
+            "admin POST /healthcheck/fail",
+            f"sleep {leave_s}",
+            f"for ((i = 0; i < {drain_s}; i++)); do",
+            "  admin GET '/stats?filter=http.requests.downstream_rq_active' | grep -q 'active: 0' && exit 0",
+            "  sleep 1",
+            "done",
+        ]
+    )
+
+
+def _router(fleet: FleetLaunch, config: Mapping[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
+    """The routers, their Service and their disruption budget."""
+    name, labels = _router_name(fleet), _labels(fleet, router=True)
+    drain_s = max(pool.drain_s for pool in fleet.pools)
+    cpus = fleet.output_tok_per_s / TOKENS_PER_CPU_S + fleet.arrival_rate_per_s / REQUESTS_PER_CPU_S
+    n_cpus = min(max(2, math.ceil(cpus)), 64)
+    streams = sum(pool.n_instances * pool.n_active for pool in fleet.pools)
+    memory = f"{1 + math.ceil(streams * STREAM_BYTES / GIB)}Gi"
+    arguments = ("-c", "/etc/fleetopt/envoy.yaml", "--concurrency", str(n_cpus))
+    container = {
+        "name": "envoy",
+        "image": ROUTER_IMAGE,
+        "command": ["envoy"],
+        "args": [*arguments, "--disable-hot-restart", "--log-level", "warning"],
+        "ports": [
+            {"name": "http", "containerPort": LISTEN_PORT},
+            {"name": "metrics", "containerPort": METRICS_PORT},
+        ],
+        "resources": {"requests": {"cpu": str(n_cpus), "memory": memory}, "limits": {"memory": memory}},
+        "startupProbe": _probe(6, "/ready", "metrics"),
+        "readinessProbe": _probe(1, "/ready", "metrics"),
+        "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": PROBE_S, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", drain_script(drain_s)]}}},
+        "securityContext": _confined(read_only=True),
+        "volumeMounts": [{"name": "config", "mountPath": "/etc/fleetopt", "readOnly": True}],
+    }
+    pod = {
+        **_quiet_pod(user=ENVOY_USER, group=ENVOY_USER, grace_s=CUT_S + drain_s + CUT_S),
+        "topologySpreadConstraints": _spread(name, "kubernetes.io/hostname"),
+        "containers": [container],
+        "volumes": [{"name": "config", "configMap": {"name": name}}],
+    }
+    digest = hashlib.sha256(to_json(config["data"]).encode()).hexdigest()[:16]
+    annotations = {
+        **_scraped(METRICS_PORT, "/stats/prometheus"),
+        "fleetopt/config": digest,
+    }  # new thresholds restart it
+    deployment = {
+        "replicas": ROUTERS,
+        "selector": {"matchLabels": _selector(name)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
+    }
+    ports = [{"name": "http", "port": 80, "targetPort": "http"}]
+    about = [
+        "Each router counts the requests it has in an instance (LEAST_REQUEST, every instance looked at) and does not "
+        f"see those of the others: with {ROUTERS} the queues are nearly those of the plan. One carries all traffic.",
+    ]
+    return [
+        (about, _named("Deployment", "apps/v1", name, labels, spec=deployment)),
+        ([], _named("Service", "v1", name, labels, spec={"selector": _selector(name), "ports": ports})),
+        ([], _budget(name, labels, _selector(name))),
+    ]

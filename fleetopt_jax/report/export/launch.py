@@ -1,9 +1,10 @@
 """What each pool of a plan has to run, whatever starts it: the checkpoint and vLLM's flags, as the laws assumed them.
 
-vLLM's own defaults are not those of the laws (it takes more of the memory, and larger steps on the largest GPUs), so
-every number a law reads is said.
+vLLM's own defaults are not those of the laws (it takes more of the memory, larger steps on the largest GPUs, and caches
+prefixes), so everything a law reads is said.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +14,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetopt_jax.catalog.gpus import gpu_entry
-from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, llm_entry
+from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, at_precision, llm_entry
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
+from fleetopt_jax.laws.llm import weight_bytes
 from fleetopt_jax.report.export.router import router_document
 
 VLLM_RELEASE = "0.33.0"
 PORT = 8000
 GPUS_PER_HOST, OTHER_HOSTS = 8, {"gb200": 4}  # NVL72 is of trays of four
+LEAST_DRAIN_S, MOST_DRAIN_S = 60, 600  # to finish what an instance has begun before it stops
 NAME_LENGTH = 30  # of the fleet; leaves room for the pool, and for what Kubernetes appends, in the 63 of a label
 
 
@@ -37,6 +40,9 @@ class PoolLaunch:
     n_instances: int
     gpus_per_instance: int
     window_tokens: int  # longest request, prompt + output [tokens]
+    drain_s: int  # what it has begun is given this long to end when the instance is stopped [s]
+    n_active: float  # mean sequences in flight in an instance, as planned [-]
+    checkpoint_bytes: float  # of its files, 0 where they are not known [B]
     args: tuple[str, ...]  # of `vllm serve`: the checkpoint, then --flag or --flag=value
     notes: tuple[str, ...]  # what whoever starts it must know or do
 
@@ -47,6 +53,10 @@ class FleetLaunch:
 
     name: str
     title: str
+    verified: bool  # a simulation of every iteration held the plan's limits
+    header: tuple[str, ...]  # first lines of everything that is written: what it is, and how sure
+    arrival_rate_per_s: float
+    output_tok_per_s: float
     pools: tuple[PoolLaunch, ...]
     router: dict[str, Any]
     notes: tuple[str, ...]
@@ -69,11 +79,26 @@ class _Pool(_Part):
     precision: str | None = None
     kv_precision: str = "bf16"
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
+    memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
+    utilization: float | None = 0.0  # null is overload
+    n_active: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    itl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @property
+    def drain_s(self) -> int:
+        """What the longest answer takes at the plan's inter-token latency, within bounds."""
+        longest_s = MOST_DRAIN_S if self.itl_s is None else math.ceil(self.window_tokens * self.itl_s)
+        return min(max(longest_s, LEAST_DRAIN_S), MOST_DRAIN_S)
 
 
 class _Workload(_Part):
     name: str
     arrival_rate_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    mean_output_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class _Verified(_Part):
+    held: bool
 
 
 class _Plan(_Part):
@@ -82,6 +107,7 @@ class _Plan(_Part):
     assume: str = "physical"
     dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
     route_by: RouteByPart | None = None
+    verified: _Verified | None = None
     workload: _Workload
     pools: Annotated[list[_Pool], Field(max_length=MAX_POOLS)]
 
@@ -104,12 +130,19 @@ def fleet_launch(
     )
     n_instances = sum(pool.n_instances for pool in pools)
     n_gpus = sum(pool.n_instances * pool.gpus_per_instance for pool in pools)
+    rate_per_s = plan.workload.arrival_rate_per_s
+    title = plain(
+        f"{plan.workload.name} at {rate_per_s:,.6g} requests/s: "
+        f"{n_instances:,} instances on {n_gpus:,} GPUs, vLLM {VLLM_RELEASE}"
+    )
+    verified = plan.verified is not None
     return FleetLaunch(
         name=fleet,
-        title=plain(
-            f"{plan.workload.name} at {plan.workload.arrival_rate_per_s:,.6g} requests/s: "
-            f"{n_instances:,} instances on {n_gpus:,} GPUs, vLLM {VLLM_RELEASE}"
-        ),
+        title=title,
+        verified=verified,
+        header=(f"{title}.", plain(f"Written by fleetopt export from {where}."), *_how_sure(verified)),
+        arrival_rate_per_s=rate_per_s,
+        output_tok_per_s=rate_per_s * plan.workload.mean_output_tokens,
         pools=pools,
         router=router_document(
             [pool.name for pool in pools],
@@ -120,8 +153,19 @@ def fleet_launch(
             length="prompt + max_tokens" if plan.route_by else "prompt + output tokens",
             dispatch=plan.dispatch,
             port=PORT,
+            verified=verified,
         ),
         notes=_fleet_notes(plan, assumptions),
+    )
+
+
+def _how_sure(verified: bool) -> tuple[str, ...]:
+    if verified:
+        return ("Verified: a simulation of every iteration held the plan's limits.",)
+    return (
+        "This plan is unverified: no simulation has held its limits. Make it again with",
+        "  fleetopt optimize [ITS OPTIONS] --verify --json --out plan.json",
+        "and export that. What a simulation of this one finds: fleetopt simulate plan.json",
     )
 
 
@@ -147,6 +191,7 @@ def _read(document: Any, where: str) -> _Plan:
         ) from None
     if not plan.pools:
         raise BadInput(where, "the plan has no pools: no fleet held its limits", "need a feasible plan")
+    _refuse_what_fails(plan, where)
     windows = [pool.window_tokens for pool in plan.pools]
     if windows != sorted(set(windows)):
         raise BadInput(where, f"pools.window_tokens = {windows}", "need rising windows")
@@ -156,6 +201,24 @@ def _read(document: Any, where: str) -> _Plan:
         if pool.kv_precision.lower() not in KV_BYTES:
             raise unknown_name(f"{where}, pools.{k}.kv_precision", pool.kv_precision, KV_BYTES)
     return plan
+
+
+def _refuse_what_fails(plan: _Plan, where: str) -> None:
+    """A fleet that is known to fail is not to be started."""
+    need = "need a plan that holds its limits: fleetopt optimize finds one, fleetopt evaluate says what this one breaks"
+    for k, pool in enumerate(plan.pools):
+        if pool.utilization is None or not pool.utilization < 1:
+            raise BadInput(
+                f"{where}, pools.{k}.utilization", f"{_said(pool.utilization)}: the pool is overloaded", need
+            )
+    if plan.status == "infeasible":
+        raise BadInput(f"{where}, status", "the plan is infeasible", need)
+    if plan.verified is not None and not plan.verified.held:
+        raise BadInput(f"{where}, verified.held", "false: in the simulation the fleet broke its limits", need)
+
+
+def _said(utilization: float | None) -> str:
+    return "null" if utilization is None else f"{utilization:.3g}"
 
 
 def _checked_models(models: Mapping[str, str], plan: _Plan) -> dict[str, str]:
@@ -194,9 +257,11 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
         "max-num-seqs": pool.max_num_seqs,
         "max-num-batched-tokens": max(step_tokens, pool.max_num_seqs),
         "enable-chunked-prefill": None,
-        "gpu-memory-utilization": MEMORY_UTILIZATION,
+        "no-enable-prefix-caching": None,  # the laws prefill every prompt token
+        "gpu-memory-utilization": pool.memory_utilization,
         **({"quantization": quantization} if quantization else {}),
         **({"kv-cache-dtype": "fp8"} if pool.kv_precision.lower() == "fp8" else {}),
+        "shutdown-timeout": pool.drain_s,
         "port": PORT,
     }
     return PoolLaunch(
@@ -205,6 +270,9 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
         n_instances=pool.n_instances,
         gpus_per_instance=pool.tp,
         window_tokens=window_tokens,
+        drain_s=pool.drain_s,
+        n_active=min(pool.n_active if pool.n_active is not None else math.inf, pool.max_num_seqs),
+        checkpoint_bytes=_checkpoint_bytes(pool, models),
         args=(model, *(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())),
         notes=tuple(plain(note) for note in notes),
     )
@@ -263,6 +331,16 @@ def _checkpoint(where: str, pool: _Pool, models: Mapping[str, str]) -> tuple[str
     return entry.repository, flag, entry.max_position_tokens, []
 
 
+def _checkpoint_bytes(pool: _Pool, models: Mapping[str, str]) -> float:
+    """Of the files that are loaded [B]: those of another precision where one is named. 0 for a file that is gone."""
+    try:
+        architecture = llm_entry(_llm_name(pool)).architecture
+        named = f"{_llm_name(pool)}:{pool.precision and pool.precision.lower()}" in models
+        return float(weight_bytes(at_precision(architecture, pool.precision if named else None)))
+    except BadInput:
+        return 0.0
+
+
 def _served_name(pool: _Pool) -> str:
     """One name for all precisions, so that a client need not know which pool answers."""
     name = _llm_name(pool)
@@ -273,15 +351,15 @@ def _served_name(pool: _Pool) -> str:
 
 
 def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
-    how = {
-        "jsq": "to the instance with the fewest requests",
-        "round_robin": "to its instances in turn",
-        "random": "to an instance at random",
-    }[plan.dispatch]
-    notes = ["The plan breaks a limit of its own: see fleetopt evaluate."] if plan.status == "infeasible" else []
-    notes += [f"Within a pool the plan sends a request {how}: set the load balancer in front of each pool so."]
+    notes = [
+        "The laws prefill every prompt token, so no prefix is cached (--no-enable-prefix-caching): with the cache on, "
+        "a fleet whose prompts repeat does better than planned.",
+    ]
     if any(pool.gamma > 1 for pool in plan.pools):
-        notes.append("The plan compresses prompts at the boundaries: without a compressor its fleet is too small.")
+        notes.append(
+            "The plan compresses prompts at the boundaries (compress_up_to_tokens in router.json). A gateway before "
+            "the router has to do that: without one the fleet is too small."
+        )
     if (assumptions.lengths, assumptions.kv_cache) != (PHYSICAL.lengths, PHYSICAL.kv_cache):
         notes.append(f"The plan was made under '{plain(plan.assume)}', which is not how vLLM works: see the ledger.")
     return tuple(plain(note) for note in notes)
