@@ -27,39 +27,42 @@ def route(router: dict, prompt_tokens: int, output_tokens: int, compressed_ok: b
             return pool["url"], prompt_tokens
         if compressible and total <= pool.get("compress_up_to_tokens", 0) and output_tokens < longest:
             return pool["url"], longest - output_tokens
-    raise TooLong(f"{total} tokens; the longest request is one of {router['pools'][-1]['max_total_tokens']}")
+    raise TooLong(f"{total} tokens, the longest request is one of {router['pools'][-1]['max_total_tokens']}")
 
 
-def answer(router: dict, prompt_tokens: int, output_tokens: int) -> tuple[int, dict]:
-    """(HTTP status, JSON body) for a client: where the request goes, or vLLM's form of an error."""
-    try:
-        url, prompt = route(router, prompt_tokens, output_tokens)
-    except TooLong as error:
-        shown = {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}
-        return 400, {"error": shown}
-    return 200, {"url": url, "prompt_tokens": prompt, "compressed": prompt < prompt_tokens}
+def _read(name: str) -> dict:
+    with open(name, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def refusal(error: TooLong) -> dict:
+    """The JSON body of the answer 400, in the form of vLLM's own."""
+    return {"error": {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}}
 
 
 def main(arguments: list[str]) -> int:
-    """0: served, 1: answered with 400, 2: not asked rightly."""
+    """0: served; 1: answered with 400; 2: not asked rightly."""
     try:
-        name, prompt, output = arguments[0], int(arguments[1]), int(arguments[2])
-        if len(arguments) > 3 or prompt < 1 or output < 1:
+        name, prompt, output = arguments
+        router = _read(name)
+        tokens = int(prompt), int(output)
+        if min(tokens) < 1:
             raise ValueError
-        with open(name, encoding="utf-8") as file:
-            router = json.load(file)
-        status, body = answer(router, prompt, output)
+        url, held = route(router, *tokens)
+    except TooLong as error:
+        print(f"HTTP 400 {json.dumps(refusal(error))}")
+        return 1
     except OSError as error:
         print(f"router: {error}", file=sys.stderr)
         return 2
-    except (ValueError, IndexError):
+    except (KeyError, TypeError, json.JSONDecodeError):
+        print(f"router: {name}: not a file of fleetopt export --router", file=sys.stderr)
+        return 2
+    except ValueError:
         print("router: need ROUTER.json PROMPT_TOKENS MAX_TOKENS, two whole numbers from 1", file=sys.stderr)
         return 2
-    except (KeyError, TypeError):
-        print(f"router: {name} is not a file of fleetopt export --router", file=sys.stderr)
-        return 2
-    print(f"HTTP {status} {json.dumps(body)}")
-    return 0 if status == 200 else 1
+    print(url, f"prompt of {held} tokens" + (", compressed" if held < tokens[0] else ""))
+    return 0
 
 
 if __name__ == "__main__":

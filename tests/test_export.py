@@ -32,6 +32,7 @@ from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.fleet import make_fleet
 from fleetopt_jax.fleet.traffic import route as routing_law
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
+from fleetopt_jax.report.export.envoy import router_export, router_yaml
 from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document, kubernetes_yaml
 from fleetopt_jax.report.export.launch import VLLM_RELEASE, dns_label, fleet_launch
 from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
@@ -95,12 +96,22 @@ def assert_allowed(args) -> None:
     assert flags.get("--quantization") != "fp8"  # would need an fp8 checkpoint, which needs no flag
 
 
+def load_all(text: str) -> list[dict]:
+    """As `yaml.safe_load_all`, in C."""
+    return list(yaml.load_all(text, yaml.CSafeLoader))
+
+
 def manifests_of(text: str) -> dict[str, list[dict]]:
     by_kind: dict[str, list[dict]] = {}
-    for manifest in yaml.safe_load_all(text):
+    for manifest in load_all(text):
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         by_kind.setdefault(manifest["kind"], []).append(manifest)
     return by_kind
+
+
+def engines_of(text: str) -> list[dict]:
+    """The Deployments of pools, less the router's, which comes last."""
+    return manifests_of(text)["Deployment"][:-1]
 
 
 def as_kubelet(arg: str) -> str:
@@ -126,9 +137,10 @@ def check_all(document: dict, **options) -> None:
     both = {"vllm": vllm_document(fleet), "kubernetes": kubernetes_document(fleet)}
     assert json.loads(json.dumps(both, allow_nan=False)) == both
     script, text = vllm_script(both["vllm"]), kubernetes_yaml(both["kubernetes"])
-    assert list(yaml.safe_load_all(text)) == both["kubernetes"]["manifests"]
+    assert load_all(text) == both["kubernetes"]["manifests"]
     kinds = manifests_of(text)
-    deployments, services, (config,) = kinds["Deployment"], kinds["Service"], kinds["ConfigMap"]
+    (config,) = kinds["ConfigMap"]
+    (*deployments, _), (*services, _) = kinds["Deployment"], kinds["Service"]  # the router's come last
     assert len(fleet.pools) == len(given_pools) == len(deployments) == len(services)
     for pool, asked, deployment, service in zip(fleet.pools, given_pools, deployments, services, strict=True):
         assert_allowed(pool.args)
@@ -157,7 +169,7 @@ def check_all(document: dict, **options) -> None:
         words = shlex.split(script[begin : script.index('"$@"', begin)].replace(" \\\n", " "))
         assert words == ["exec", "vllm", "serve", *pool.args]
     names = [m["metadata"]["name"] for found in kinds.values() for m in found]
-    assert len(set(names)) == len(names) - len(services)  # a Deployment and its Service share one
+    assert len(names) == 3 * len(set(names)) - 1  # Deployment, Service and budget share one; the claim has its own
     assert all(len(name) <= 63 and re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) for name in names)
     assert json.loads(config["data"]["router.json"]) == fleet.router
     assert [pool["url"] for pool in fleet.router["pools"]] == [
@@ -165,8 +177,48 @@ def check_all(document: dict, **options) -> None:
     ]
     for pool, row in zip(fleet.pools, fleet.router["pools"], strict=True):
         assert row["max_total_tokens"] == pool.window_tokens
-    comments = [line for line in text.split("\n---\n")[0].splitlines() if not line.startswith("#")]
-    assert not comments
+    assert_complete(fleet, kinds)
+    header = text.split("\n---\n")[0].splitlines()
+    assert all(line.startswith("#") for line in header)
+    for written in (text, script, config["data"]["envoy.yaml"], router_yaml(router_export(fleet))):
+        assert "This plan is unverified" in written.split("\n---\n")[0]
+
+
+def assert_complete(fleet, kinds: dict[str, list[dict]]) -> None:
+    """What an operator looks for in every pod: it may be drained, watched, moved and trusted."""
+    budgets = kinds["PodDisruptionBudget"]
+    for deployment, service, budget in zip(kinds["Deployment"], kinds["Service"], budgets, strict=True):
+        template = deployment["spec"]["template"]
+        pod, labels = template["spec"], template["metadata"]["labels"]
+        (container,) = pod["containers"]
+        assert budget["spec"]["selector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert {f"app.kubernetes.io/{name}" for name in ("name", "instance", "version", "component")} < set(labels)
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert container["lifecycle"]["preStop"] and pod["terminationGracePeriodSeconds"] > 30
+        assert all(container[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness"))
+        keys = [spread["topologyKey"] for spread in pod["topologySpreadConstraints"]]
+        assert keys[0] == "topology.kubernetes.io/zone"
+        annotations = template["metadata"]["annotations"]
+        ports = {port["containerPort"] for port in container["ports"]}
+        assert annotations["prometheus.io/scrape"] == "true" and int(annotations["prometheus.io/port"]) in ports
+    for pool, deployment, service in zip(fleet.pools, kinds["Deployment"], kinds["Service"]):
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        sleep_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+        flags = flags_of(pool.args)
+        assert pod["terminationGracePeriodSeconds"] > sleep_s + int(flags["--shutdown-timeout"])
+        assert deployment["spec"]["minReadySeconds"] >= sleep_s  # of a roll, no two instances are away at once
+        assert "--no-enable-prefix-caching" in flags
+        assert service["spec"]["clusterIP"] == "None"  # DNS has every instance
+        env = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in container["env"]}
+        assert not env["VLLM_API_KEY"].get("optional") and env["HF_TOKEN"]["optional"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        assert int(container["resources"]["requests"]["cpu"]) == 2 * (2 + pool.gpus_per_instance)
 
 
 def test_the_release_is_the_one_whose_flags_are_tested():
@@ -294,21 +346,77 @@ def test_more_gpus_than_a_host_has_are_said(gpu, tp, said):
 
 def test_a_gpu_without_a_label_may_run_anywhere_and_that_is_said():
     document = kubernetes_document(fleet_launch(plan(), "plan.json"), gpu_products={})
-    (deployment,) = manifests_of(kubernetes_yaml(document))["Deployment"]
+    (deployment,) = engines_of(kubernetes_yaml(document))
     assert "nodeSelector" not in deployment["spec"]["template"]["spec"]
     assert any("h100" in note for note in document["notes"])
-    labelled = manifests_of(kubernetes_yaml(kubernetes_document(fleet_launch(plan(), "plan.json"))))["Deployment"][0]
+    (labelled,) = engines_of(kubernetes_yaml(kubernetes_document(fleet_launch(plan(), "plan.json"))))
     assert labelled["spec"]["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": GPU_PRODUCTS["h100"]}
 
 
 def test_tensor_parallel_instances_share_memory():
-    single, several = manifests_of(
-        kubernetes_yaml(kubernetes_document(fleet_launch(plan({"tp": 1, "llm": "qwen3-8b"}, {"tp": 4}), "plan.json")))
-    )["Deployment"]
-    assert "volumes" not in single["spec"]["template"]["spec"]
-    (volume,) = several["spec"]["template"]["spec"]["volumes"]
-    (mount,) = several["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
-    assert volume["name"] == mount["name"] and mount["mountPath"] == "/dev/shm"
+    document = kubernetes_document(fleet_launch(plan({"tp": 1, "llm": "qwen3-8b"}, {"tp": 4}), "plan.json"))
+    single, several = (
+        {mount["mountPath"] for mount in deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]}
+        for deployment in engines_of(kubernetes_yaml(document))
+    )
+    assert several - single == {"/dev/shm"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind"), [("claim", "persistentVolumeClaim"), ("host", "hostPath"), ("none", "emptyDir")]
+)
+def test_the_weights_are_kept_where_they_are_wanted(weights, kind):
+    fleet = fleet_launch(plan({"precision": "fp8"}, {"precision": "bf16"}), "plan.json")
+    kinds = manifests_of(kubernetes_yaml(kubernetes_document(fleet, weights=weights)))
+    for deployment in kinds["Deployment"][:-1]:
+        volumes = {volume["name"]: volume for volume in deployment["spec"]["template"]["spec"]["volumes"]}
+        assert kind in volumes["weights"]
+    claims = kinds.get("PersistentVolumeClaim", [])
+    assert len(claims) == (weights == "claim")
+    for claim in claims:  # one checkpoint of 70.6e9 parameters in 16 bits, which both pools read
+        assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+        gib = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi"))
+        assert 70.6e9 * 2 / 2**30 < gib < 2 * 70.6e9 * 2 / 2**30
+
+
+def test_how_sure_a_plan_is_heads_everything_that_is_written():
+    for document, said, known in [
+        (plan(), "This plan is unverified", "unverified"),
+        (plan(verified={"held": True}), "Verified: a simulation", "verified"),
+    ]:
+        fleet = fleet_launch(document, "plan.json")
+        written = [
+            vllm_script(vllm_document(fleet)),
+            kubernetes_yaml(kubernetes_document(fleet)),
+            router_yaml(router_export(fleet)),
+        ]
+        assert all(said in text[:500] for text in written)
+        assert fleet.router["plan"] == known
+        assert ("--verify" in written[0]) == (known == "unverified")
+
+
+def test_an_instance_is_given_the_time_of_its_longest_answer():
+    """Window times inter-token latency, between a minute and ten."""
+    pools = [{"itl_s": 0.05, "window_tokens": window} for window in (100, 4000, 100_000)] + [{"window_tokens": 200_000}]
+    fleet = fleet_launch(plan(*pools), "plan.json")
+    assert [flags_of(pool.args)["--shutdown-timeout"] for pool in fleet.pools] == ["60", "200", "600", "600"]
+
+
+def test_the_router_has_room_for_the_traffic():
+    """CPUs grow with tokens and requests a second, memory with the requests in flight."""
+
+    def resources_of(rate_per_s: float, n_active: float) -> tuple[int, int]:
+        document = plan({"n_active": n_active, "n_instances": 1000, "max_num_seqs": 1024})
+        document["workload"] |= {"arrival_rate_per_s": rate_per_s, "mean_output_tokens": 200.0}
+        manifests = manifests_of(kubernetes_yaml(kubernetes_document(fleet_launch(document, "plan.json"))))
+        (container,) = manifests["Deployment"][-1]["spec"]["template"]["spec"]["containers"]
+        assert (
+            container["args"][container["args"].index("--concurrency") + 1] == container["resources"]["requests"]["cpu"]
+        )
+        return int(container["resources"]["requests"]["cpu"]), int(container["resources"]["requests"]["memory"][:-2])
+
+    assert resources_of(1.0, 0.1) == (2, 2)
+    assert resources_of(1000.0, 100.0) == (9, 8)  # 200,000 / 27,000 + 1,000 / 1,250; 1 GiB and 100,000 of 64 KiB
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -333,6 +441,11 @@ def test_names_cannot_break_out(text, tmp_path):
     ("document", "options", "said"),
     [
         (plan() | {"pools": []}, {}, "no pools"),
+        (plan(status="infeasible"), {}, "infeasible"),
+        (plan({"utilization": 1.2}), {}, "pools.0.utilization: 1.2: the pool is overloaded"),
+        (plan({"utilization": 0.8}, {"utilization": None}), {}, "pools.1.utilization: null: the pool is overloaded"),
+        (plan(verified={"held": False}), {}, "verified.held"),
+        (plan(verified={}), {}, "verified.held"),
         ([], {}, "plan.json"),
         (plan(schema="other/1"), {}, "schema"),
         (plan({"n_instances": 0}), {}, "pools.0.n_instances"),
@@ -384,7 +497,7 @@ def plans(draw) -> dict:
     )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(document=plans(), name=st.text(max_size=40))
 def test_every_plan_comes_out_exact_and_valid(document, name):
     check_all(document, name=name)
@@ -519,4 +632,12 @@ def test_the_router_runs_on_its_own(tmp_path):
     ]
     assert shown[0].stdout == "http://fleetopt-pool-4096:8000 prompt of 4000 tokens\n"
     assert shown[1].stdout == "http://fleetopt-pool-4096:8000 prompt of 4000 tokens, compressed\n"
-    assert shown[2].returncode == 1 and "8193 tokens" in shown[2].stderr
+    status, body = shown[2].stdout.removeprefix("HTTP ").split(" ", 1)
+    assert (status, json.loads(body)["error"]["code"], shown[2].stderr, shown[2].returncode) == ("400", 400, "", 1)
+    assert "8193 tokens" in json.loads(body)["error"]["message"]
+    for wrong in (["4000"], ["4000", "x"], ["4000", "0"]):
+        ran = subprocess.run([*command, *wrong], capture_output=True, text=True)
+        assert ran.returncode == 2 and ran.stderr.startswith("router: need") and ran.stderr.count("\n") == 1
+    command[-1] = str(tmp_path / "nothing.json")
+    ran = subprocess.run([*command, "1", "1"], capture_output=True, text=True)
+    assert ran.returncode == 2 and "No such file" in ran.stderr

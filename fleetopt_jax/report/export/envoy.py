@@ -97,7 +97,7 @@ def router_lua(router: Mapping[str, Any]) -> str:
     rows = "".join(
         f'  {{name = "{pool["name"]}", longest = {pool["max_total_tokens"]}}},\n' for pool in router["pools"]
     )
-    source = resources.files(__package__).joinpath("router.lua").read_text(encoding="utf-8")
+    source = resources.files("fleetopt_jax.report.export").joinpath("router.lua").read_text(encoding="utf-8")
     return f'local POOLS = {{\n{rows}}}\nlocal LENGTH = "{router["length"]}"\n{source}'
 
 

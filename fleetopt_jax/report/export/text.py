@@ -27,14 +27,14 @@ def comment_lines(comments: Iterable[str]) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
-class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which reads YAML 1.1; Kubernetes also takes 1e3 and 0o7 for numbers and y for yes."""
+class _Dumper(yaml.CSafeDumper):
+    """PyYAML's safe dumper in C, which reads YAML 1.1; Kubernetes also takes 1e3 and 0o7 for numbers and y for yes."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+def _text(dumper: yaml.CSafeDumper, text: str) -> yaml.Node:
     doubtful = not text[:1].isalpha() or text.lower() in ("y", "n")
     style = "|" if "\n" in text else '"' if doubtful else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
