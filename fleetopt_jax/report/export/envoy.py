@@ -160,6 +160,7 @@ def _requests(fleet: FleetLaunch, port: int) -> dict[str, Any]:
             "retry_policy": {
                 "retry_on": "connect-failure,refused-stream,reset-before-request",
                 "num_retries": 2,
+                "host_selection_retry_max_attempts": 5,
                 "retry_host_predicate": [_extension("retry.host.previous_hosts", "PreviousHostsPredicate")],
             },
         },

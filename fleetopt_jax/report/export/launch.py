@@ -153,8 +153,8 @@ def fleet_launch(
             length="prompt + max_tokens" if plan.route_by else "prompt + output tokens",
             dispatch=plan.dispatch,
             port=PORT,
-            verified=verified,
-        ),
+        )
+        | {"plan": "verified" if verified else "unverified"},
         notes=_fleet_notes(plan, assumptions),
     )
 

@@ -21,7 +21,6 @@ def router_document(
     length: str,
     dispatch: str,
     port: int,
-    verified: bool,
 ) -> dict[str, Any]:
     """Pools in the order they are asked, each with the longest request it serves as it is and, where it compresses, the
     longest it takes. Lengths are whole tokens, so that the edge gamma B is rounded down; `length` says what of."""
@@ -34,7 +33,6 @@ def router_document(
         pools.append(pool)
     document: dict[str, Any] = {
         "schema": SCHEMA,
-        "plan": "verified" if verified else "unverified",
         "length": length,
         "dispatch_within_pool": dispatch,
         "pools": pools,
