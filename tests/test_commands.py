@@ -11,7 +11,7 @@ import pytest
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.sensitivity import Elasticities, Elasticity, Sensitivity
 from fleetopt_jax._optimize.uncertainty import Interval, MetricTrust, Trust, outcomes
-from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.commands import sensitivity as sensitivity_command
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.documents.engine import load_engine
@@ -226,6 +226,9 @@ def test_export_takes_a_plan(fleetopt, plan, tmp_path):
     assert ran.code == OK
     assert ran.out.count("kind: Deployment") >= 2
     assert len(json.loads(router.read_text())["pools"]) == 2
+    assert "LeastRequest" in fleetopt("export", plan, "--to", "envoy").out
+    refused = fleetopt("export", plan, "--to", "vllm", "--weights", "host")
+    assert refused.code == BAD_INPUT and refused.err.startswith("fleetopt export: --weights: not read with --to vllm")
 
 
 def test_calibrate_writes_an_engine_that_serves(fleetopt, named, tmp_path):

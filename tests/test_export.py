@@ -42,6 +42,9 @@ ROOT = Path(__file__).parents[1]
 RELEASE = json.loads((ROOT / "tests" / "vllm_flags.json").read_text())
 ROUTER = runpy.run_path(str(ROOT / "experiments" / "router.py"))
 KUBERNETES = "1.37"
+kubernetes_validate.utils.schema_contents = cache(
+    kubernetes_validate.utils.schema_contents
+)  # else read for every manifest
 HOSTILE = [
     "; rm -rf /",
     "{{x}}",
@@ -433,6 +436,7 @@ def test_names_cannot_break_out(text, tmp_path):
     for pool in fleet.pools:
         ran = run_with(tmp_path, ["sh", script, pool.name, "--port=8001"])
         assert ran.stdout.decode().split("\0")[:-1] == ["serve", *pool.args, "--port=8001"]
+        assert ran.stderr.decode().startswith("VLLM_API_KEY is not set")
     unknown = subprocess.run(["sh", script, "nobody"], capture_output=True, text=True)
     assert unknown.returncode == 2 and "no such pool" in unknown.stderr
 
@@ -497,7 +501,7 @@ def plans(draw) -> dict:
     )
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(document=plans(), name=st.text(max_size=40))
 def test_every_plan_comes_out_exact_and_valid(document, name):
     check_all(document, name=name)

@@ -167,7 +167,7 @@ def test_counted_requests_go_where_the_reference_sends_them(router):
         for output in (1, total // 3, total - 1):
             prompt, expected = total - output, reference_of(router, total - output, output)
             assert router.pool_of("{}", x_prompt_tokens=prompt, x_output_tokens=output) == expected
-            for name in ("max_tokens", "max_completion_tokens"):
+            for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
                 assert router.pool_of(json.dumps({name: output}), x_prompt_tokens=prompt) == expected
 
 
@@ -188,12 +188,19 @@ def test_uncounted_prompts_are_estimated_by_bytes(router):
         '{"prompt": "hi"}',
         '{"prompt": "\\"max_tokens\\": 5"}',
         '{"max_tokens": null}',
+        '{"max_tokens": -1}',
         '{"x": {"max_tokens": {}}}',
         None,
     ],
 )
 def test_without_a_limit_the_last_pool_serves(router, body):
     assert router.pool_of(body) == WINDOWS[-1]
+
+
+def test_numbers_are_read_as_json_writes_them(router):
+    texts = ("9", " 9 ", "90.0", "9e1", "1e3", "1e999", "9" * 400)
+    expected = [WINDOWS[0]] * 4 + [WINDOWS[2], None, None]
+    assert [router.pool_of(f'{{"max_tokens":{text}}}', x_prompt_tokens=1) for text in texts] == expected
 
 
 def test_no_header_of_a_client_chooses_the_pool(router):

@@ -44,8 +44,8 @@ CACHE = "/home/vllm/.cache/huggingface"
 HOST_CACHE = "/var/lib/fleetopt/huggingface"
 GIB = 2**30
 HOST_GIB_PER_PROCESS = 8  # CUDA context, Python and pinned buffers; weights stream through the page cache
-# A core passes on 54,000 streamed tokens or 2,500 requests of 4 kB a second (Envoy 1.40.0, its CPU time while
-# test_export's backends stream); half of that is planned.
+# A core passed on 54,000 streamed events or 2,500 requests of 4 kB a second: Envoy 1.40.0's own CPU time over 20,000
+# and 1,000 of them on 20 connections, one run on one host. Half of that is planned.
 TOKENS_PER_CPU_S, REQUESTS_PER_CPU_S = 27_000, 1_250
 STREAM_BYTES = 2**16  # of router memory for a request in flight: its body and both ends' buffers
 ROUTERS = 2  # one may fail

@@ -1,7 +1,7 @@
 -- Sends a request to the first pool whose window holds prompt and answer. Above: POOLS, LENGTH.
 --
 -- Prompt tokens: the header x-prompt-tokens (of a gateway that counts), else the bytes of the body over BYTES_PER_TOKEN.
--- Output tokens: the header x-output-tokens (of a gateway that predicts), else max_completion_tokens or max_tokens, else
+-- Output tokens: the header x-output-tokens (of a gateway that predicts), else the request's own limit, else
 -- OUTPUT_IF_UNSAID. Where that is nil the last pool serves it: the only one that holds whatever it becomes.
 local BYTES_PER_TOKEN = 4      -- English prose and code have 3 to 5, and JSON adds some
 local MOST_BYTES_PER_TOKEN = 16 -- hardly any text has more: what is too long even so is refused here, the rest by vLLM
@@ -12,8 +12,15 @@ local function whole(text)
   return number and tonumber(number)
 end
 
+local LIMITS = {"max_completion_tokens", "max_tokens", "max_output_tokens"} -- the first is vLLM's choice of two
+
 local function limit(text)
-  return text and tonumber(text:match('"max_completion_tokens"%s*:%s*(%d+)') or text:match('"max_tokens"%s*:%s*(%d+)'))
+  for _, name in ipairs(LIMITS) do -- a name inside of a text has a backslash before its last quote
+    local number = text and text:match('"' .. name .. '"%s*:%s*(%d[%d.eE+]*)')
+    if number then
+      return tonumber(number)
+    end
+  end
 end
 
 function envoy_on_request(handle)
