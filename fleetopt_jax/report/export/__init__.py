@@ -1,1 +1,1 @@
-"""A plan as what starts it: vLLM command lines, Kubernetes manifests and the router's thresholds."""
+"""A plan as what starts it: vLLM command lines, Kubernetes manifests, and the router before them."""

@@ -3,7 +3,7 @@
 -- Prompt tokens: the header x-prompt-tokens (of a gateway that counts), else the bytes of the body over BYTES_PER_TOKEN.
 -- Output tokens: the header x-output-tokens (of a gateway that predicts), else the request's own limit, else
 -- OUTPUT_IF_UNSAID. Where that is nil the last pool serves it: the only one that holds whatever it becomes.
-local BYTES_PER_TOKEN = 4      -- English prose and code have 3 to 5, and JSON adds some
+local BYTES_PER_TOKEN = 4 -- EDIT for your text. Fewer send more to longer pools; too many, and vLLM answers 400
 local MOST_BYTES_PER_TOKEN = 16 -- hardly any text has more: what is too long even so is refused here, the rest by vLLM
 local OUTPUT_IF_UNSAID = nil
 
