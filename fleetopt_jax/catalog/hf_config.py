@@ -8,7 +8,8 @@ biases, draft (MTP) layers and the encoders of multimodal models are left out; c
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -17,10 +18,13 @@ from pydantic import ValidationError
 from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.hf_families import (
     DEFAULTS,
+    DRAFT_HAS_EMBEDDINGS,
+    EVEN,
     EXPERT_IS_MLP,
     FOUR_TIMES,
     GATED,
     HALF_SAID,
+    LIGHTNING,
     NESTED,
     ONE_KV_HEAD,
     SQUARED,
@@ -38,11 +42,12 @@ from fleetopt_jax.catalog.hf_fields import (
     HfLatent,
     HfLinear,
     HfQuantization,
+    HfQuantized,
     HfStates,
     Part,
 )
-from fleetopt_jax.catalog.hf_layers import CACHELESS, Decoder, Heads, Kind, Matrix, Mixer, matrices
-from fleetopt_jax.catalog.hf_quantization import Quantization, held, quantization_of
+from fleetopt_jax.catalog.hf_layers import CACHELESS, Decoder, Heads, Kind, Mixer, drafts, matrices
+from fleetopt_jax.catalog.hf_quantization import Quantization, held, matrix_bytes, quantization_of
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown
 
@@ -51,6 +56,7 @@ OUTER = ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")  
 DECODERS = re.compile(r"(CausalLM|ConditionalGeneration|LMHeadModel|ChatGLMModel|ChatModel|LMModel)$")
 STATES = ("hybrid_override_pattern", "mamba_d_state", "ssm_state_size", "attn_layer_period", "attn_layer_indices")
 DRAFTS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers", "mtp_num_layers")
+MAX_DRAFTS = 100
 ENCODERS = ("vision_config", "visual", "audio_config", "vision_tower", "speech_config")
 MIXERS: dict[str, Mixer] = {  # of layer_types and layers_block_type
     "full_attention": "full",
@@ -85,6 +91,7 @@ class HfModel:
     quantized_from: str | None  # where its quantization is said
     quantized: tuple[tuple[str, float], ...]  # of each part's weights, the share that is [-]
     left_out: tuple[str, ...]
+    draft_bytes: float  # of draft layers, in the checkpoint beside the rest [B]
     warnings: tuple[str, ...]
 
 
@@ -121,14 +128,16 @@ def read_config(path: str) -> HfModel:
 
     An `hf_quant_config.json` beside it is read as well, where the file itself names no quantization.
     """
-    return parse_config(path, read_bytes(path))
+    beside = _beside(path)
+    return parse_config(path, read_bytes(path), (beside, read_bytes(beside)) if beside else None)
 
 
-def parse_config(where: str, data: bytes) -> HfModel:
-    """What the bytes of a `config.json` describe."""
+@lru_cache(maxsize=32)  # a search asks for its LLM again and again
+def parse_config(where: str, data: bytes, beside: tuple[str, bytes] | None = None) -> HfModel:
+    """What the bytes of a `config.json` describe; `beside` are the name and bytes of its `hf_quant_config.json`."""
     file = _decoder_of(where, data, parse_json(where, data, only_read=True))
     decoder = _structure(file)
-    quantization = _quantization(where, file)
+    quantization = _quantization(file, beside)
     parts = list(matrices(decoder))
     params = {
         part: sum(m.params for m in parts if m.part == part) for part in ("attention", "dense", "expert", "lm_head")
@@ -149,6 +158,7 @@ def parse_config(where: str, data: bytes) -> HfModel:
         quantized_from=quantization.said if quantization else None,
         quantized=tuple(shares.items()),
         left_out=tuple(_left_out(file)),
+        draft_bytes=_draft_bytes(file, decoder, quantization),
         warnings=tuple(warnings),
     )
 
@@ -177,7 +187,9 @@ def _decoder_of(where: str, data: bytes, document: Any) -> _File:
         raise BadInput(place, said, "need a decoder, ...ForCausalLM or ...ForConditionalGeneration")
     fields = dict(DEFAULTS.get(family, {}))
     for part in (outer, inner, *(inner[each] for each in NESTED if isinstance(inner.get(each), dict))):
-        fields |= {field: _even(value) for field, value in part.items() if value is not None}
+        fields |= {
+            field: _even(value) if field in EVEN else value for field, value in part.items() if value is not None
+        }
     for field, meaning in UNKNOWN_FIELDS.items():
         if fields.get(field) not in (None, False, 0, [], {}):
             raise BadInput(place, f"{field} = {shown(fields[field])}", f"{meaning}: no such structure is known yet")
@@ -186,9 +198,9 @@ def _decoder_of(where: str, data: bytes, document: Any) -> _File:
 
 
 def _even(value: Any) -> Any:
-    """One number for every layer, where a list says the same one each time (Hunyuan)."""
-    if type(value) is list and len(value) > 1 and type(value[0]) is int and value[0] > 1:
-        return value[0] if all(each == value[0] and type(each) is int for each in value) else value
+    """One number for every layer, where a list says the same one each time."""
+    if type(value) is list and value and all(type(each) is int and each == value[0] for each in value):
+        return value[0]
     return value
 
 
@@ -283,47 +295,61 @@ def _kinds(
         return tuple(mixer for mixer, _ in both), tuple(kind for _, kind in both)
     mixers = _mixers(file, fields, linear, delta, states)
     if "none" in mixers and fields.layer_types:  # layers that are only an MLP, or only a mixer
-        of = {"mlp": "dense", "moe": "experts"}
-        return mixers, tuple(of.get(kind, "none") for kind in fields.layer_types)  # type: ignore[return-value]
+        alone: dict[str, Kind] = {"mlp": "dense", "moe": "experts"}
+        return mixers, tuple(alone.get(kind, "none") for kind in fields.layer_types)
     if fields.enable_moe_block and experts is not None:
         return mixers, ("both",) * layers
     with_experts = _layers_with_experts(file, experts, layers) if experts is not None else set()
-    return mixers, tuple("experts" if layer in with_experts else "dense" for layer in range(layers))
+    kinds: list[Kind] = ["experts" if layer in with_experts else "dense" for layer in range(layers)]
+    return mixers, tuple(kinds)
 
 
 def _mixers(
     file: _File, fields: HfDecoder, linear: HfLinear, delta: HfDelta | None, states: HfStates | None
 ) -> tuple[Mixer, ...]:
     """By the list of layers; else by the period or list of full attention among others; else by the windows."""
-    layers, listed = fields.num_hidden_layers, fields.layer_types
-    others: Mixer = "full"
-    full: set[int] | None = None
-    if listed is not None:
-        if len(listed) != layers:
-            raise file.refuse(f"layer_types has {len(listed)} entries", f"need one for each of {layers} layers")
-        for kind in listed:
-            if kind not in MIXERS:
-                raise file.refuse(f"layer_types has {shown(kind)}", f"known: {', '.join(MIXERS)}")
-        mixers = tuple(MIXERS[kind] for kind in listed)
-        if "window" in mixers and (fields.sliding_window is None or not fields.use_sliding_window):
-            raise file.refuse("layer_types has sliding_attention without a sliding window", "need sliding_window")
-    elif delta is not None:
-        others, full = "delta", {layer - 1 for layer in delta.full_attn_layers}
-    elif linear.attn_type_list is not None:
-        others, full = "lightning", {layer for layer, kind in enumerate(linear.attn_type_list) if kind == 1}
-    elif linear.full_attention_interval and linear.linear_num_value_heads:
-        others, full = "gated delta", {i for i in range(layers) if (i + 1) % linear.full_attention_interval == 0}
-    elif states is not None and states.attn_layer_period:
-        others = "state space"
-        full = {i for i in range(layers) if i % states.attn_layer_period == states.attn_layer_offset}
-    elif states is not None and states.attn_layer_indices is not None:
-        others, full = "state space", set(states.attn_layer_indices)
+    if fields.layer_types is not None:
+        mixers = _listed(file, fields, fields.layer_types)
     else:
-        mixers = _windows(file, fields)
-    if full is not None:
-        mixers = tuple("full" if layer in full else others for layer in range(layers))
+        others, full = _others(fields.num_hidden_layers, linear, delta, states)
+        mixers = _windows(file, fields) if full is None else _among(fields.num_hidden_layers, full, others)
     _need_parts(file, set(mixers), linear, states)
     return mixers
+
+
+def _listed(file: _File, fields: HfDecoder, listed: list[str]) -> tuple[Mixer, ...]:
+    layers = fields.num_hidden_layers
+    if len(listed) != layers:
+        raise file.refuse(f"layer_types has {len(listed)} entries", f"need one for each of {layers} layers")
+    known = MIXERS | {"linear_attention": "lightning"} if file.family in LIGHTNING else MIXERS
+    for kind in listed:
+        if kind not in known:
+            raise file.refuse(f"layer_types has {shown(kind)}", f"known: {', '.join(known)}")
+    if "sliding_attention" in listed and (fields.sliding_window is None or not fields.use_sliding_window):
+        raise file.refuse("layer_types has sliding_attention without a sliding window", "need sliding_window")
+    return tuple(known[kind] for kind in listed)
+
+
+def _others(
+    layers: int, linear: HfLinear, delta: HfDelta | None, states: HfStates | None
+) -> tuple[Mixer, set[int] | None]:
+    """What layers without attention have, and which have it; None where all do."""
+    if delta is not None:
+        return "delta", {layer - 1 for layer in delta.full_attn_layers}
+    if linear.attn_type_list is not None:
+        return "lightning", {layer for layer, kind in enumerate(linear.attn_type_list) if kind == 1}
+    if linear.full_attention_interval and linear.linear_num_value_heads:
+        return "gated delta", {i for i in range(layers) if (i + 1) % linear.full_attention_interval == 0}
+    if states is not None and states.attn_layer_period:
+        return "state space", {i for i in range(layers) if i % states.attn_layer_period == states.attn_layer_offset}
+    if states is not None and states.attn_layer_indices is not None:
+        return "state space", set(states.attn_layer_indices)
+    return "full", None
+
+
+def _among(layers: int, full: set[int], others: Mixer) -> tuple[Mixer, ...]:
+    mixers: list[Mixer] = ["full" if layer in full else others for layer in range(layers)]
+    return tuple(mixers)
 
 
 def _need_parts(file: _File, mixers: set[Mixer], linear: HfLinear, states: HfStates | None) -> None:
@@ -474,6 +500,14 @@ def _family(a: Architecture, decoder: Decoder) -> str:
     return ", ".join(words)
 
 
+def _draft_bytes(file: _File, decoder: Decoder, quantization: Quantization | None) -> float:
+    n = file.fields.get("num_nextn_predict_layers")
+    if not isinstance(n, int) or not 0 < n <= MAX_DRAFTS:
+        return 0.0
+    layers = drafts(decoder, n, file.family in DRAFT_HAS_EMBEDDINGS)
+    return sum(matrix_bytes(quantization, matrix) for matrix in layers)
+
+
 def _left_out(file: _File) -> Iterator[str]:
     for field in DRAFTS:
         n = file.fields.get(field)
@@ -492,36 +526,27 @@ def _left_out(file: _File) -> Iterator[str]:
 # -------------------------------------------------------------------------------------------------------- quantization
 
 
-def _quantization(where: str, file: _File) -> Quantization | None:
+def _quantization(file: _File, beside: tuple[str, bytes] | None) -> Quantization | None:
     """The checkpoint's, from the file or from the one beside it."""
-    said = file.fields.get("quantization_config") or file.fields.get("compression_config")
-    if said is not None:
-        if isinstance(said, dict):  # modelopt nests it at times
-            said = said | {key: value for key, value in _dict(said.get("quantization")).items() if value is not None}
-        inner = _File(file.where, file.data, file.key, "", None, {"quantization_config": said}, {})
-        found = _quantized(inner)
-        how = found.quant_method or "modelopt"
-        algorithm = f" {found.quant_algo}" if found.quant_algo else ""
-        return quantization_of(file.where, found, f"quantization_config ({how}{algorithm})")
-    beside = _beside(where)
-    if beside is None:
-        return None
-    data = read_bytes(beside)
-    document = parse_json(beside, data, only_read=True)
-    said = _dict(_dict(document).get("quantization")) or _dict(document)
+    said = file.fields.get("quantization_config", file.fields.get("compression_config"))
+    if said is None:
+        return _quantization_beside(*beside) if beside else None
+    if isinstance(said, dict):  # modelopt nests it at times
+        said = said | {key: value for key, value in _dict(said.get("quantization")).items() if value is not None}
+    found = replace(file, fields={"quantization_config": said}).check(HfQuantized).quantization_config
+    method, algorithm = found.quant_method or "modelopt", f" {found.quant_algo}" if found.quant_algo else ""
+    return quantization_of(file.where, found, f"quantization_config ({method}{algorithm})")
+
+
+def _quantization_beside(where: str, data: bytes) -> Quantization | None:
+    """What an `hf_quant_config.json` says (modelopt)."""
+    document = parse_json(where, data, only_read=True)
+    said = _dict(_dict(document).get("quantization"))
     if said.get("quant_algo") is None and said.get("quantized_layers") is None:
         return None
-    found = _quantized(
-        _File(beside, data, None, "", None, {"quantization_config": {**said, "quant_method": "modelopt"}}, {})
-    )
-    return quantization_of(beside, found, f"{os.path.basename(beside)} ({found.quant_algo})")
-
-
-def _quantized(file: _File) -> HfQuantization:
-    said = file.fields["quantization_config"]
-    if not isinstance(said, dict):
-        raise file.refuse(f"quantization_config = {shown(said)}", "need an object")
-    return file.check(HfQuantization, "quantization_config")
+    fields = {"quantization": said | {"quant_method": "modelopt"}}
+    found = _File(where, data, None, "", None, fields, {}).check(HfQuantization, "quantization")
+    return quantization_of(where, found, f"{os.path.basename(where)} ({found.quant_algo or 'mixed'})")
 
 
 def _dict(value: Any) -> dict[str, Any]:

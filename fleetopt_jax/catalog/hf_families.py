@@ -42,6 +42,9 @@ FOUR_TIMES = ("gpt2", "gptbigcode", "gptj", "codegen", "bloom", "mpt", "falcon")
 EXPERT_IS_MLP = ("jamba",)  # experts as wide as dense layers, and both there
 HALF_SAID = ("qwen",)  # an MLP half as wide as intermediate_size says (the first Qwen)
 ONE_KV_HEAD = ("falcon", "gptbigcode")  # where multi_query is true
+DRAFT_HAS_EMBEDDINGS = ("deepseekv3", "deepseekv32", "glm4moe", "glmmoedsa", "glm4moelite")  # of its own, in the file
+EVEN = ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")  # Hunyuan lists them layer by layer
+LIGHTNING = ("minimax",)  # whose linear_attention is of that kind
 NESTED = ("attn_config", "ffn_config")  # parts that DBRX and MPT put their fields in
 
 # Structures that nothing here describes: the field, or the family, and what it means.

@@ -268,6 +268,12 @@ class HfNamed(Part):
     model_type: str | None = _said("Its family, as llama.", default=None)
 
 
+class HfQuantized(Part):
+    """A checkpoint that is quantized."""
+
+    quantization_config: HfQuantization = _said("How it is.")
+
+
 class HfDense(HfNamed, HfDecoder):
     """A dense decoder."""
 

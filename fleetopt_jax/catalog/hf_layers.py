@@ -70,6 +70,19 @@ def matrices(decoder: Decoder) -> Iterator[Matrix]:
     yield Matrix("lm_head", "lm_head", decoder.fields.vocab_size, decoder.fields.hidden_size)
 
 
+def drafts(decoder: Decoder, n_layers: int, own_embeddings: bool) -> Iterator[Matrix]:
+    """Of draft (MTP) layers as DeepSeek adds them: each as the last layer, a matrix that takes two inputs, and, in
+    some checkpoints, an embedding and an output layer of its own."""
+    hidden, vocabulary, first = decoder.fields.hidden_size, decoder.fields.vocab_size, len(decoder.mixers)
+    for layer in range(first, first + n_layers):
+        prefix = f"layers.{layer}"
+        yield from _mixer(decoder, decoder.mixers[-1], f"{prefix}.self_attn")
+        yield from _feed_forward(decoder, decoder.kinds[-1], f"{prefix}.mlp")
+        yield Matrix("dense", f"{prefix}.eh_proj", hidden, 2 * hidden, linear=False)
+        if own_embeddings:
+            yield Matrix("lm_head", f"{prefix}.embed_tokens", vocabulary, hidden, copies=2, linear=False)
+
+
 def _mixer(decoder: Decoder, mixer: Mixer, at: str) -> Iterator[Matrix]:
     hidden = decoder.fields.hidden_size
     if mixer == "none":

@@ -17,7 +17,8 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import shown
 
 BYTES_16_BIT = 2.0
-MAX_PATTERNS = 500  # of those with wildcards; lists of whole names may be longer
+MAX_PATTERNS = 1_000  # of those with wildcards; lists of whole names may be longer
+MAX_FREE = 50  # of those that begin with one
 MAX_PATTERN_CHARS = 300
 MAX_REPEATS = 5  # of a regular expression: more may take for ever
 METHODS = "fp8, fbgemm_fp8, mxfp4, gptq, awq, compressed-tensors, modelopt, auto-round or bitsandbytes"
@@ -103,6 +104,13 @@ def quantization_of(where: str, found: HfQuantization, said: str) -> Quantizatio
     return Quantization(said, format_of, _kv_precision(found, warnings), tuple(warnings))
 
 
+def matrix_bytes(quantization: Quantization | None, matrix: Matrix) -> float:
+    """One matrix in the checkpoint, with its copies [B]."""
+    form = quantization.format_of(matrix) if quantization is not None else None
+    one = form.matrix_bytes(matrix.rows, matrix.cols) if form else BYTES_16_BIT * matrix.rows * matrix.cols
+    return matrix.copies * one
+
+
 def held(
     quantization: Quantization, parts: Iterable[Matrix], expert_share: float
 ) -> tuple[str, Held, dict[str, float]]:
@@ -113,8 +121,7 @@ def held(
     low = active = 0.0
     for matrix in parts:
         form = quantization.format_of(matrix)
-        one = form.matrix_bytes(matrix.rows, matrix.cols) if form else BYTES_16_BIT * matrix.rows * matrix.cols
-        nbytes[matrix.part] += matrix.copies * one
+        nbytes[matrix.part] += matrix_bytes(quantization, matrix)
         params[matrix.part] += matrix.params
         used = 0.0 if matrix.part == "lm_head" else matrix.params * (expert_share if matrix.part == "expert" else 1.0)
         active += used if matrix.linear else 0.0
@@ -122,20 +129,18 @@ def held(
             quantized[matrix.part] += matrix.params
             by_precision[form.precision] = by_precision.get(form.precision, 0.0) + matrix.params
             low += used if form.low_activations else 0.0
-    found = Held(
-        *(nbytes[part] for part in ("attention", "dense", "expert", "lm_head")), low / active if active else 0.0
-    )
+    found = Held(*nbytes.values(), low_bits_frac=low / active if active else 0.0)
     shares = {part: quantized[part] / params[part] for part in params if params[part]}
     return max(by_precision, key=lambda name: by_precision[name], default="bf16"), found, shares
 
 
-# --------------------------------------------------------------------------------------------------- what takes a format
+# ----------------------------------------------------------------------------------------------- what takes a format
 
 Rule = tuple[Callable[[Matrix], bool], Format | None]
 
 
 def _rules(where: str, method: str, found: HfQuantization, warnings: list[str]) -> list[Rule]:
-    """Formats in their order, each with the matrices that take it. The output layer stays as it is, unless it is said."""
+    """Formats in their order, each with the matrices that take it. Most leave the output layer as it is."""
     match method.replace("_", "-"):
         case "fp8" | "fbgemm-fp8" | "deepseek-fp8":
             rows, cols = found.weight_block_size or (0, 0)
@@ -223,18 +228,18 @@ def _of_algorithm(where: str, said: Any, group: Any) -> Format:
 def _of_group(where: str, group: HfGroup) -> Format:
     weights, activations = group.weights, group.input_activations
     assert weights is not None
-    kind, bits, low = weights.type, weights.num_bits, activations is not None
+    kind, bits, low = weights.type, weights.num_bits, activations.num_bits if activations is not None else 0
     if (kind, bits) == ("float", 8):
-        return Format("fp8", 8, **_scales(weights, 2.0), low_activations=low)
+        return Format("fp8", 8, **_scales(weights, 2.0), low_activations=low == 8)
     if (kind, bits) == ("int", 8):
-        return Format("int8", 8, **_scales(weights, 2.0), low_activations=low and activations.num_bits == 8)
+        return Format("int8", 8, **_scales(weights, 2.0), low_activations=low == 8)
     if (kind, bits) == ("int", 4):
         zero = 4 if weights.symmetric is False else 0
         return Format("int4", 4, **_scales(weights, 2.0), zero_bits=zero)
     if (kind, bits) == ("float", 4):
         if weights.group_size == 32:
             return _MXFP4
-        return Format("nvfp4", 4, group=weights.group_size or 16, scale_bytes=1.0, low_activations=low)
+        return Format("nvfp4", 4, group=weights.group_size or 16, scale_bytes=1.0, low_activations=low > 0)
     raise _unknown(where, f"quantization_config.config_groups: weights of {bits} bits ({kind})", "need 4 or 8 bits")
 
 
@@ -280,16 +285,17 @@ def _unknown(where: str, problem: str, allowed: str = f"need {METHODS}") -> BadI
     return BadInput(where, problem, allowed)
 
 
-# ------------------------------------------------------------------------------------------------------ names of modules
+# -------------------------------------------------------------------------------------------------- names of modules
 
-_OUTER = re.compile(r"^(?:re:)?\^?(?:(?:model|language_model|text_model|transformer|backbone|decoder)(?:\\?\.))*")
+_OUTER = re.compile(r"^(?:re:)?\^?(?:(?:model|language_model|text_model|transformer|backbone|decoder)\\?\.)*")
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
-_PREFIXES = ("", "model.", "language_model.model.", "model.language_model.")
-_CALLED = (  # as families call what we call self_attn, mlp, gate_proj, ...
+_PREFIXES = ("", "model.")
+_CALLED: tuple[dict[str, str], ...] = (  # as families call what we call self_attn, mlp, gate_proj, ...
     {},
     {"mlp": "feed_forward", "shared_experts": "shared_expert"},
     {"mlp": "block_sparse_moe", "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"},
-    dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj") | dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+    {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"},
+    {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"},
     {"shared_experts": "shared_expert", "self_attn": "linear_attn"},
     {"self_attn": "mixer", "mlp": "mixer"},
 )  # fmt: skip
@@ -327,29 +333,38 @@ class _Names:
 
 def _compiled(patterns: list[str], warnings: list[str]) -> re.Pattern[str] | None:
     """One expression of all, each whole or up to a dot. What might take for ever, or is none, is left out and said."""
-    parts = []
-    for pattern in patterns[:MAX_PATTERNS]:
+    parts: list[str] = []
+    n_free = n_left = 0
+    for pattern in patterns:
         regular = pattern.startswith("re:")
-        expression = pattern[3:] if regular else re.sub(r"\\[Zz]$", "", fnmatch.translate(pattern))
-        repeats = sum(expression.count(sign) for sign in "*+{")
-        nested = repeats > 1 and _REPEATED_GROUP.search(expression)
-        sane = len(pattern) <= MAX_PATTERN_CHARS and repeats <= MAX_REPEATS and not nested
+        inner = _OUTER.sub("", pattern)
+        expression = inner if regular else re.sub(r"\\[Zz]$", "", fnmatch.translate(inner))
+        n_free += (free := ".*" in expression[:12])  # may begin anywhere
+        if len(parts) >= MAX_PATTERNS or (free and n_free > MAX_FREE):
+            n_left += 1
+            continue
         try:
-            if not sane:
+            if not _is_quick(expression):
                 raise ValueError
             re.compile(expression)
         except (ValueError, re.error, RecursionError, OverflowError):
             warnings.append(f"the pattern {shown(pattern)} of modules in 16 bits is not read")
             continue
-        end = "" if regular else r"(?:\.|$)"
-        parts.append(f"(?:{expression}){end}")
-    if len(patterns) > MAX_PATTERNS:
-        warnings.append(f"{len(patterns) - MAX_PATTERNS} patterns of modules in 16 bits are not read")
+        parts.append(f"(?:{expression})" + ("" if regular else r"(?:\.|$)"))
+    if n_left:
+        warnings.append(f"{n_left} patterns of modules in 16 bits are not read: they are too many")
     try:
         return re.compile("|".join(parts)) if parts else None
     except (re.error, RecursionError, OverflowError):  # groups of the same name
         warnings.append("the patterns of modules in 16 bits are not read together")
         return None
+
+
+def _is_quick(expression: str) -> bool:
+    """Whether an expression takes a bounded time: few repetitions, and none of what repeats."""
+    repeats = sum(expression.count(sign) for sign in "*+{")
+    nested = repeats > 1 and _REPEATED_GROUP.search(expression)
+    return len(expression) <= MAX_PATTERN_CHARS and repeats <= MAX_REPEATS and not nested
 
 
 def _runs(name: str) -> tuple[str, ...]:

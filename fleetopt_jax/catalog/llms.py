@@ -21,8 +21,8 @@ BYTES_NVFP4 = 4.5 / 8  # 8 bits of scale per group of 16
 ALL_FORMATS = ("fp8", "int8", "nvfp4")  # that tensor cores multiply besides 16 bits
 # vLLM's Marlin kernel takes mxfp4 experts in tiles: their width is padded to a multiple of 128, the model's to one of
 # 256 (vllm/model_executor/layers/quantization/mxfp4.py). Logged: gpt-oss-20b 13.72 GiB (A100), gpt-oss-120b 65.97 GiB
-# (H100, vllm-project/vllm#23278). Triton's kernels on H100 hold 2.4 % less (64.38 GiB, #33155); FlashInfer's on B200 pad
-# both to 256, 4 % more.
+# (H100, vllm-project/vllm#23278). Triton's kernels on H100 hold 2.4 % less (64.38 GiB, #33155); FlashInfer's on B200
+# pad both to 256, 4 % more.
 MXFP4_TILE = (128, 256)
 
 
@@ -62,6 +62,7 @@ class LlmEntry:
     quantized_from: str | None = None  # where its quantization is said
     quantized: tuple[tuple[str, float], ...] = ()  # of each part's weights, the share that is quantized [-]
     left_out: tuple[str, ...] = ()  # of its file
+    draft_bytes: float = 0.0  # of draft layers, which the checkpoint has beside the rest [B]
     warnings: tuple[str, ...] = ()  # what may be wrong with it
 
 
@@ -201,6 +202,7 @@ def llm_entry(name_or_file: "str | LlmEntry", where: str = "llm") -> LlmEntry:
         quantized_from=found.quantized_from,
         quantized=found.quantized,
         left_out=found.left_out,
+        draft_bytes=found.draft_bytes,
         warnings=tuple(warnings),
     )
 
@@ -214,14 +216,13 @@ def _entry(
     experts: tuple[int, int, int, int] = (0, 0, 0, 0),
     attention: tuple[int, int, int, int] = (0, 0, 0, 0),
     positions: int,
-    precision: str = "bf16",
-    held: Held | None = None,
+    checkpoint: tuple[str, Held | None] = ("bf16", None),
 ) -> LlmEntry:
     """An LLM with untied embeddings.
 
-    shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E, width;
-    attention: of a sliding window its tokens and the layers that have it, of a latent its length and rotary part;
-    positions: of the longest sequence; held: bytes of a quantized checkpoint.
+    shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E,
+    width; attention: of a sliding window its tokens and layers, of a latent its length and rotary part; positions: of
+    the longest sequence; checkpoint: its precision and, where it is quantized, its bytes.
     """
     architecture = Architecture(
         **dict(zip(("layers", "hidden", "q_heads", "kv_heads", "head_dim"), shape)),
@@ -229,11 +230,11 @@ def _entry(
         **dict(zip(("expert_params", "experts_per_token", "n_experts", "expert_width"), experts)),
         **dict(zip(("window_tokens", "windowed_layers", "latent_dim", "rope_dim"), attention)),
         embedding_params=params[2],
-        native_precision=precision,
-        held=held,
+        native_precision=checkpoint[0],
+        held=checkpoint[1],
     )
     source = f"config.json of {repository}"
-    quantized = f"quantization_config in the {source}" if held else None
+    quantized = f"quantization_config in the {source}" if checkpoint[1] else None
     return LlmEntry(title, architecture, source, repository, positions, quantized_from=quantized)
 
 
@@ -318,8 +319,7 @@ LLMS = {
         params=(11_413_422_080, 3_849_846_784, 926_679_040),
         experts=(653_908_770_816, 8, 256, 2048),
         attention=(0, 0, 512, 64),
-        precision="fp8",
-        held=Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0),
+        checkpoint=("fp8", Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0)),
         positions=163_840,
     ),
     "gpt-oss-20b": _entry(
@@ -329,8 +329,7 @@ LLMS = {
         params=(637_009_920, 2_211_840, 579_133_440),
         experts=(19_110_297_600, 4, 32, 2880),
         attention=(128, 12, 0, 0),
-        precision="mxfp4",
-        held=Held(1_274_019_840.0, 4_423_680.0, 10_152_345_600.0, 1_158_266_880.0),
+        checkpoint=("mxfp4", Held(1_274_019_840.0, 4_423_680.0, 10_152_345_600.0, 1_158_266_880.0)),
         positions=131_072,
     ),
     "gpt-oss-120b": _entry(
@@ -340,8 +339,7 @@ LLMS = {
         params=(955_514_880, 13_271_040, 579_133_440),
         experts=(114_661_785_600, 4, 128, 2880),
         attention=(128, 18, 0, 0),
-        precision="mxfp4",
-        held=Held(1_911_029_760.0, 26_542_080.0, 60_914_073_600.0, 1_158_266_880.0),
+        checkpoint=("mxfp4", Held(1_911_029_760.0, 26_542_080.0, 60_914_073_600.0, 1_158_266_880.0)),
         positions=131_072,
     ),
 }

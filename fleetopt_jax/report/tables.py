@@ -280,6 +280,8 @@ def llm_table(document: Mapping[str, Any]) -> RenderableType:
         facts.append(f"Sequences to {document['max_position_tokens']:,} tokens.")
     said = [f"Quantized: {document['quantized_from'] or 'no'}."]
     said += [f"Left out: {', '.join(document['left_out'])}."] if document["left_out"] else []
+    if document["draft_bytes"]:
+        said.append(f"Draft layers are {document['draft_bytes'] / GIB:,.2f} GiB more in the checkpoint.")
     said += [f"No engine can be built of it: {document['no_engine']}."] if document["no_engine"] else []
     return Group(table, Text(" ".join(facts)), *map(Text, said), Text(document["source"], style="dim"))
 

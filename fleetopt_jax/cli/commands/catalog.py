@@ -129,6 +129,7 @@ def _one_llm(options: argparse.Namespace) -> Answer:
         "cacheless_layers": a.cacheless_layers,
         "max_position_tokens": entry.max_position_tokens,
         "left_out": list(entry.left_out),
+        "draft_bytes": entry.draft_bytes,
         "no_engine": a.no_law or None,
         "source": entry.source,
         "warnings": list(entry.warnings),
