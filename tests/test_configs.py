@@ -14,6 +14,7 @@ from fleetopt_jax.catalog.hf_config import HfModel, parse_config
 from fleetopt_jax.catalog.hf_quantization import MAX_FREE
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, checkpoint_size_bytes, llm_entry, names_of
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import GIB
 
@@ -445,3 +446,34 @@ def test_products_run_in_what_the_gpu_has():
         prefill_s("h100", "fp8") == prefill_s("h100", "int8") < prefill_s("h100", "nvfp4") == prefill_s("h100", "bf16")
     )
     assert prefill_s("b200", "nvfp4") == prefill_s("b200", "fp8") < prefill_s("b200", "bf16")
+
+
+def test_catalog_llm_says_how_a_file_was_understood(tmp_path, capsys):
+    path = tmp_path / "x-FP8" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(QWEN3_NEXT | {"num_nextn_predict_layers": 1}))
+    assert main(["catalog", "llm", str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    shown = json.loads(out)
+    contract = ("llm", "family", "total_params", "active_params", "weight_bytes", "kv_bytes_per_token", "precision")
+    assert shown.keys() >= {*contract, "quantized_from", "warnings"}
+    assert shown["total_params"] == sum(part["params"] for part in shown["parts"].values())
+    assert shown["weight_bytes"] == sum(part["bytes"] for part in shown["parts"].values())
+    assert (shown["kv_bytes_per_token"], shown["precision"], shown["quantized_from"]) == (24_576, "bf16", None)
+    assert "gated delta in 36 of 48 layers" in shown["family"] and "linear attention" in shown["no_engine"]
+    (warning,) = shown["warnings"]
+    assert "says FP8" in warning and warning in err
+    assert main(["engine", "--llm", str(path)]) == 2
+    refusal = capsys.readouterr().err.splitlines()
+    assert "--llm: 36 of 48 layers are linear attention" in refusal[-1] and warning in "\n".join(refusal[:-1])
+    for name in LLMS:
+        assert main(["catalog", "llm", name]) == 0
+        table = capsys.readouterr().out
+        assert "Bits a weight" in table and "config.json of" in table
+    for arguments, says in (
+        (("llm",), "names no LLM"),
+        (("gpus", "x"), "takes no name"),
+        (("llm", "x"), "unknown name"),
+    ):
+        assert main(["catalog", *arguments]) == 2
+        assert says in capsys.readouterr().err

@@ -69,6 +69,7 @@ MIXERS: dict[str, Mixer] = {  # of layer_types and layers_block_type
     "mlp": "none",
     "moe": "none",
 }
+ALONE: dict[str, Kind] = {"mlp": "dense", "moe": "experts"}  # layers that are nothing else
 PATTERN: dict[str, tuple[Mixer, Kind]] = {  # of hybrid_override_pattern
     "M": ("state space", "none"),
     "*": ("full", "none"),
@@ -295,8 +296,8 @@ def _kinds(
         return tuple(mixer for mixer, _ in both), tuple(kind for _, kind in both)
     mixers = _mixers(file, fields, linear, delta, states)
     if "none" in mixers and fields.layer_types:  # layers that are only an MLP, or only a mixer
-        alone: dict[str, Kind] = {"mlp": "dense", "moe": "experts"}
-        return mixers, tuple(alone.get(kind, "none") for kind in fields.layer_types)
+        alone: list[Kind] = [ALONE.get(kind, "none") for kind in fields.layer_types]
+        return mixers, tuple(alone)
     if fields.enable_moe_block and experts is not None:
         return mixers, ("both",) * layers
     with_experts = _layers_with_experts(file, experts, layers) if experts is not None else set()
@@ -321,7 +322,9 @@ def _listed(file: _File, fields: HfDecoder, listed: list[str]) -> tuple[Mixer, .
     layers = fields.num_hidden_layers
     if len(listed) != layers:
         raise file.refuse(f"layer_types has {len(listed)} entries", f"need one for each of {layers} layers")
-    known = MIXERS | {"linear_attention": "lightning"} if file.family in LIGHTNING else MIXERS
+    known: dict[str, Mixer] = dict(MIXERS)
+    if file.family in LIGHTNING:
+        known["linear_attention"] = "lightning"
     for kind in listed:
         if kind not in known:
             raise file.refuse(f"layer_types has {shown(kind)}", f"known: {', '.join(known)}")
