@@ -359,7 +359,7 @@ def test_a_quantization_beside_the_file_is_read(tmp_path):
         found = llm_entry(str(path))
         a = found.architecture
         assert (a.native_precision, a.native_kv_precision, found.warnings) == ("nvfp4", "fp8", ())
-        assert found.quantized_from == f"{name}hf_quant_config.json (NVFP4)"
+        assert found.quantized_from == f"{name}hf_quant_config.json: NVFP4"
         assert dict(found.quantized) == {
             "attention": 0,
             "dense": pytest.approx(0.972, abs=1e-3),

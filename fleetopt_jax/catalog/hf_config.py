@@ -538,7 +538,7 @@ def _quantization(file: _File, beside: tuple[str, bytes] | None) -> Quantization
         said = said | {key: value for key, value in _dict(said.get("quantization")).items() if value is not None}
     found = replace(file, fields={"quantization_config": said}).check(HfQuantized).quantization_config
     method, algorithm = found.quant_method or "modelopt", f" {found.quant_algo}" if found.quant_algo else ""
-    return quantization_of(file.where, found, f"quantization_config ({method}{algorithm})")
+    return quantization_of(file.where, found, f"quantization_config: {method}{algorithm}")
 
 
 def _quantization_beside(where: str, data: bytes) -> Quantization | None:
@@ -549,7 +549,7 @@ def _quantization_beside(where: str, data: bytes) -> Quantization | None:
         return None
     fields = {"quantization": said | {"quant_method": "modelopt"}}
     found = _File(where, data, None, "", None, fields, {}).check(HfQuantization, "quantization")
-    return quantization_of(where, found, f"{os.path.basename(where)} ({found.quant_algo or 'mixed'})")
+    return quantization_of(where, found, f"{os.path.basename(where)}: {found.quant_algo or 'mixed'}")
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def understood(entry: LlmEntry) -> str:
     """One line of what a configuration file says."""
     a = entry.architecture
     active = f", {a.n_active_params / 1e9:,.4g} B active" if a.n_experts else ""
-    by = f" ({entry.quantized_from})" if entry.quantized_from else ""
+    by = f" ({entry.quantized_from or 'no quantization in the file or beside it'})"
     return (
         f"{entry.family}, {a.n_params / 1e9:,.4g} B parameters{active}; weights {a.native_precision}{by}, "
         f"{checkpoint_size_bytes(a) / GIB:,.4g} GiB; KV {a.native_kv_precision}"
