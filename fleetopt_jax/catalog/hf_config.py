@@ -299,7 +299,8 @@ def _kinds(
         alone: list[Kind] = [ALONE.get(kind, "none") for kind in fields.layer_types]
         return mixers, tuple(alone)
     if fields.enable_moe_block and experts is not None:
-        return mixers, ("both",) * layers
+        both_in_each: list[Kind] = ["both"] * layers
+        return mixers, tuple(both_in_each)
     with_experts = _layers_with_experts(file, experts, layers) if experts is not None else set()
     kinds: list[Kind] = ["experts" if layer in with_experts else "dense" for layer in range(layers)]
     return mixers, tuple(kinds)
@@ -427,7 +428,7 @@ def _widths(file: _File, fields: HfDecoder, moe: HfExperts | None, kinds: tuple[
 
 def _gated(file: _File, fields: HfDecoder) -> bool:
     """Whether MLPs have a gate: by the activation, or by what is known of the family."""
-    activation = (fields.hidden_act or file.fields.get("mlp_hidden_act") or "").lower()
+    activation = (fields.hidden_act or "").lower()
     if file.family in UNGATED or activation in SQUARED:
         return False
     if file.family in GATED or activation in SWISH or not activation or file.family in DEFAULTS:

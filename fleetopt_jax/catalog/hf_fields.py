@@ -118,7 +118,12 @@ class HfDecoder(Part):
     )
     tie_word_embeddings: bool = _said("Whether the output layer is the input embedding.", default=False)
     hidden_act: str | None = _said(
-        "Activation of the MLP.", "hidden_act", "hidden_activation", "activation_function", default=None
+        "Activation of the MLP.",
+        "hidden_act",
+        "mlp_hidden_act",
+        "hidden_activation",
+        "activation_function",
+        default=None,
     )
     max_position_embeddings: Tokens | None = _said(
         "Longest sequence [tokens].",
