@@ -64,6 +64,38 @@ LATENT = DENSE | {
     "first_k_dense_replace": 1,
     "quantization_config": {"quant_method": "fp8"},
 }
+HYBRID = DENSE | {
+    "model_type": "qwen3_next",
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+}
+STATES = DENSE | {
+    "model_type": "granitemoehybrid",
+    "layer_types": ["mamba", "attention"] * 2,
+    "num_hidden_layers": 4,
+    "mamba_n_heads": 48,
+    "mamba_d_state": 128,
+}
+QUANTIZATIONS: list[dict] = [
+    {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head", "model.layers.1.mlp"],
+    },
+    {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*self_attn.*": {}}},
+    {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers.0.mlp*": {"quant_algo": "NVFP4"}}},
+    {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            "a": {"weights": {"num_bits": 4, "type": "int", "group_size": 32}, "targets": ["re:.*mlp.*"]}
+        },
+        "ignore": ["re:.*lm_head", "model.layers.*.self_attn*"],
+        "kv_cache_scheme": {"num_bits": 8, "type": "float"},
+    },
+]
 _PARAMETERS = {"base_s": 0.01}
 _FIT = {
     "estimates": _PARAMETERS,
@@ -164,7 +196,12 @@ SEEDS: dict[str, list[bytes]] = {
     "gzip": [gzip.compress(CSV)],
     "cdf": [CDF, b"[[100, 0.5], [200, 1]]", *WRONG],
     "engine": [packed(ENGINE), *WRONG],
-    "config": [packed(DENSE), packed(LATENT), packed({"text_config": LATENT}), *WRONG],
+    "config": [
+        *(packed(document) for document in (DENSE, LATENT, {"text_config": LATENT}, HYBRID, STATES)),
+        *(packed(DENSE | {"quantization_config": quantization}) for quantization in QUANTIZATIONS),
+        packed(HYBRID).replace(b"{", b'{"time_step_limit": [0.0, Infinity], "a": 1, "a": 2,', 1),
+        *WRONG,
+    ],
     "measurements": [MEASUREMENTS, b"batch,tok_per_s,task\n8,1000,chat\n16,1800,chat\n"],
     "plan": [packed(PLAN), packed(PLAN | {"objective": {"weights": {"usd_per_h": 1.0}}}), *WRONG],
     "simulation": [packed(SIMULATION), *WRONG],

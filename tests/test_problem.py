@@ -60,7 +60,9 @@ def assert_same_plan(one: Plan, other: Plan) -> None:
 def test_a_problem_keeps_specs_and_builds_their_engines(workload, h100, b200):
     asked = [h100, EngineSpec("B200", source="projected"), replace(b200, precision="bf16"), h100]
     problem = published_problem(workload, asked)
-    assert problem.specs == tuple(EngineSpec(gpu, precision="bf16", source="projected") for gpu in ("h100", "b200"))
+    assert problem.specs == tuple(
+        EngineSpec(gpu, precision="bf16", kv_precision="bf16", source="projected") for gpu in ("h100", "b200")
+    )
     assert problem.kinds == ("h100", "b200")
     assert all(engine is build(spec) for engine, spec in zip(problem.engines, problem.specs))
     assert problem.service.name == "workload" and problem.workload is workload

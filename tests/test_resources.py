@@ -308,4 +308,6 @@ def test_an_objective_that_prices_nothing_or_backwards_is_refused(workload, h100
         with pytest.raises(ValueError, match="need kg_co2_per_kwh > 0 to count carbon, got 0"):
             ask(**carbon)
     assert [*itertools.chain(ask(objective=Weights(gpus_of={"b200": 1.0, "h100": 2.0})).kinds)] == ["h100", "b200"]
-    assert ask().specs == tuple(EngineSpec(gpu, precision="bf16", source="projected") for gpu in ("h100", "b200"))
+    assert ask().specs == tuple(
+        EngineSpec(gpu, precision="bf16", kv_precision="bf16", source="projected") for gpu in ("h100", "b200")
+    )

@@ -74,7 +74,7 @@ def test_every_difference_of_a_spec_is_one_of_its_engine():
 
 def test_a_resolved_spec_says_its_precision_and_two_ways_to_ask_become_one():
     for llm, precision in (("llama-3.1-70b", "bf16"), ("gpt-oss-120b", "mxfp4"), ("deepseek-v3", "fp8")):
-        implicit, explicit = EngineSpec("b200", llm), EngineSpec("b200", llm, precision=precision)
+        implicit, explicit = EngineSpec("b200", llm), EngineSpec("b200", llm, 8, precision, "bf16")
         assert implicit != explicit
         assert resolved(implicit) == resolved(explicit) == explicit
         assert_same_numbers(build(implicit), build(explicit))

@@ -1,6 +1,17 @@
 """What an LLM is made of, by name or by its configuration file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a checkpoint holds its weights, scales and zero points with them [B]. Embeddings stay in 16 bits."""
+
+    attention_bytes: float
+    dense_bytes: float  # MLP, shared experts and routers
+    expert_bytes: float  # all routed experts
+    lm_head_bytes: float
+    low_bits_frac: float = 0.0  # of the weights a token is multiplied with, whose activations have no 16 bits [-]
 
 
 @dataclass(frozen=True)
@@ -19,8 +30,58 @@ class Architecture:
     expert_params: int = 0  # all routed experts
     n_experts: int = 0  # per layer that has them
     experts_per_token: int = 0
+    expert_width: int = 0  # of one routed expert
     latent_dim: int = 0  # of MLA's compressed cache
     rope_dim: int = 0  # its rotary part
     window_tokens: int = 0  # length of the sliding window
     windowed_layers: int = 0  # layers that have it
+    cacheless_layers: int = 0  # layers that keep a state instead of a KV cache: linear attention, state spaces
+    kv_values: int = 0  # cached of one token over all layers, where their heads differ; 0: as the heads say
+    no_law: str = ""  # why no engine can be built of it; empty where one can
     native_precision: str = "bf16"  # of the checkpoint's weights
+    native_kv_precision: str = "bf16"  # of the KV cache it asks for
+    held: Held | None = None  # in the checkpoint; None: every weight as `native_precision` has it
+
+    @property
+    def shape(self) -> "Architecture":
+        """It without its checkpoint: equal for every model of one architecture."""
+        return replace(self, native_precision="bf16", native_kv_precision="bf16", held=None)
+
+    @property
+    def inner_params(self) -> int:
+        """Attention, MLP, experts and routers: what quantization is about."""
+        return self.attention_params + self.dense_params + self.expert_params
+
+    @property
+    def n_params(self) -> int:
+        """All parameters."""
+        return self.inner_params + self.lm_head_params + self.embedding_params
+
+    @property
+    def expert_share(self) -> float:
+        """Of the routed experts, that a token is sent to."""
+        return self.experts_per_token / self.n_experts if self.n_experts else 0.0
+
+    @property
+    def n_active_params(self) -> int:
+        """Parameters a token is multiplied with."""
+        dense = self.attention_params + self.dense_params + self.lm_head_params
+        return dense + round(self.expert_share * self.expert_params)
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Values the KV cache keeps of one token: keys and values of every head, or the latent, over all layers."""
+        if self.kv_values:
+            return self.kv_values
+        of_a_layer = self.latent_dim + self.rope_dim if self.latent_dim else 2 * self.kv_heads * self.head_dim
+        return (self.layers - self.cacheless_layers) * of_a_layer
+
+    @property
+    def family(self) -> str:
+        """Its structure in words."""
+        words = ["mixture of experts" if self.n_experts else "dense"]
+        alone = "MQA" if self.kv_heads == 1 else "GQA"
+        words.append("MLA" if self.latent_dim else "MHA" if self.kv_heads == self.q_heads else alone)
+        if self.windowed_layers:
+            words.append(f"window in {self.windowed_layers} of {self.layers} layers")
+        return ", ".join(words)

@@ -16,7 +16,7 @@ from typing import Literal, cast
 import numpy as np
 
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
-from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry
+from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec, OwnLaws, Quality
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.core.struct import as_floats
@@ -126,26 +126,37 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
     if not MIN_CLOCK_FRAC <= spec.clock_frac <= 1:
         raise BadField("clock_frac", f"{spec.clock_frac:g}", f"need {MIN_CLOCK_FRAC:g} to 1")
     gpu = gpu_entry(spec.gpu)
-    said = replace(spec, precision=spec.precision or llm.architecture.native_precision)
-    numbers = at_precision(llm.architecture, said.precision, said.kv_precision)
-    return _as_run(_with_laws(_of_catalog(said, gpu, numbers), spec.laws))
+    a = llm.architecture
+    said = replace(
+        spec,
+        precision=spec.precision or a.native_precision,
+        kv_precision=spec.kv_precision or a.native_kv_precision,
+    )
+    numbers = at_precision(a, said.precision, said.kv_precision, gpu.formats)
+    return _as_run(_with_laws(_of_catalog(said, gpu, llm, numbers), spec.laws))
 
 
-def _of_catalog(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
+def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> EngineEntry:
     """The engine at its top clock, by the catalog's coefficients."""
-    published = PUBLISHED_FLEETS.get(_names(spec)) if spec.source == "projected" and _is_ours(gpu) else None
+    names = _names(spec, entry)
+    published = None
+    if spec.source == "projected" and _is_ours(gpu):
+        published = next((PUBLISHED_FLEETS[name] for name in names if name in PUBLISHED_FLEETS), None)
     if published:
         return _published(spec, gpu, llm, published)
     require_fit(f"{spec.llm_name} on {spec.tp} x {gpu.name}", gpu.gpu, llm, spec.tp)
     if spec.source == "projected":
         return _roofline(spec, gpu, llm)
     law = _of_law(spec, gpu, llm)
-    fit = own_fits().get(_names(spec)[:4]) if spec.own_fit and _is_ours(gpu) else None
+    fits = own_fits() if spec.own_fit and _is_ours(gpu) else {}
+    fit = next((fits[name[:4]] for name in names if name[:4] in fits), None)
     return _of_fit(law, fit) if fit else law
 
 
-def _names(spec: EngineSpec) -> tuple[str, str, int, str, str]:
-    return spec.gpu_name, spec.llm_name, spec.tp, spec.precision or "", spec.kv_precision
+def _names(spec: EngineSpec, llm: LlmEntry) -> list[tuple[str, str, int, str, str]]:
+    """What a spec may be known by: an architecture has one answer, whichever of its names or files is given."""
+    how = spec.tp, spec.precision or "", spec.kv_precision or ""
+    return [(spec.gpu_name, name, *how) for name in names_of(llm.architecture)]
 
 
 def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:

@@ -26,6 +26,7 @@ class GpuEntry:
     chunk_tokens: float  # prefill chunk its engines default to; as published for A100, H100 and B200
     source: str  # where its numbers come from
     peak_flop8_per_s: float | None = None  # dense 8-bit peak; None where the GPU has no such units [FLOP/s]
+    formats: tuple[str, ...] = ("fp8", "int8")  # that its tensor cores multiply besides 16 bits
     idle_w: float | None = None  # with a model loaded and nothing to do; None: the default share of the TDP [W]
     nccl_bytes: float = 411_041_792  # communication buffers when tensor-parallel; the published one at TP 8 [B]
     law: Literal["h100", "b200"] = "h100"  # whose measured law its engines go by, carried over by data-sheet figures
@@ -56,6 +57,8 @@ _SHEETS = (
         memory_bytes=80 * GIB,
         bandwidth_bytes_per_s=2.039 * TB,
         peak_flop_per_s=312 * TFLOP,
+        peak_flop8_per_s=624 * TFLOP,  # of integers: it has no units of 8-bit floats
+        formats=("int8",),
         tdp_w=400,
         usd_per_h=2.21,
         chunk_tokens=512,
@@ -94,6 +97,7 @@ _SHEETS = (
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2250 * TFLOP,
         peak_flop8_per_s=4500 * TFLOP,
+        formats=("fp8", "int8", "nvfp4"),
         tdp_w=1000,
         idle_w=251.3,
         usd_per_h=64.0 / 8,
@@ -109,6 +113,7 @@ _SHEETS = (
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2500 * TFLOP,
         peak_flop8_per_s=5000 * TFLOP,
+        formats=("fp8", "int8", "nvfp4"),
         tdp_w=1200,
         usd_per_h=80.0 / 8,
         chunk_tokens=2048,

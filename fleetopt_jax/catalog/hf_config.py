@@ -1,326 +1,583 @@
-"""Hugging Face `config.json` files of decoder-only LLMs, read as data: nothing is downloaded or executed.
+"""Hugging Face `config.json` files of decoders, read as data: nothing is downloaded or executed.
 
-Parameters are those of the matrices. Norms, biases and gates of shared experts (together below 0.1 %), draft (MTP)
-layers and the encoders of multimodal models are left out. Llama 4's chunked attention counts as full attention.
+A decoder is what its fields describe: grouped-query or latent attention, windows, shared and routed experts, linear
+attention and state spaces. The class of the model decides only what its file leaves unsaid (`hf_families`). Norms,
+biases, draft (MTP) layers and the encoders of multimodal models are left out; chunked attention counts as full.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import ValidationError
 
 from fleetopt_jax.catalog.architecture import Architecture
+from fleetopt_jax.catalog.hf_families import (
+    DEFAULTS,
+    DRAFT_HAS_EMBEDDINGS,
+    EVEN,
+    EXPERT_IS_MLP,
+    FOUR_TIMES,
+    GATED,
+    HALF_SAID,
+    LIGHTNING,
+    NESTED,
+    ONE_KV_HEAD,
+    SQUARED,
+    SWISH,
+    UNGATED,
+    UNKNOWN_FAMILIES,
+    UNKNOWN_FIELDS,
+    family_of,
+)
+from fleetopt_jax.catalog.hf_fields import HfConfig as HfConfig
+from fleetopt_jax.catalog.hf_fields import (
+    HfDecoder,
+    HfDelta,
+    HfExperts,
+    HfLatent,
+    HfLinear,
+    HfQuantization,
+    HfQuantized,
+    HfStates,
+    Part,
+)
+from fleetopt_jax.catalog.hf_layers import CACHELESS, Decoder, Heads, Kind, Mixer, drafts, matrices
+from fleetopt_jax.catalog.hf_quantization import Quantization, held, matrix_bytes, quantization_of
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown
 
-QWEN = {"use_sliding_window": False}
-GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
-GEMMA3 = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262_208, "sliding_window_pattern": 6}
-# Class and model_type of what can be read, with the defaults of the class that files leave unsaid.
-SUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
-    "LlamaForCausalLM": ("llama", {}),
-    "MistralForCausalLM": ("mistral", {}),
-    "MixtralForCausalLM": ("mixtral", {}),
-    "Qwen2ForCausalLM": ("qwen2", QWEN),
-    "Qwen2MoeForCausalLM": ("qwen2_moe", QWEN),
-    "Qwen3ForCausalLM": ("qwen3", QWEN),
-    "Qwen3MoeForCausalLM": ("qwen3_moe", QWEN),
-    "Gemma2ForCausalLM": ("gemma2", GEMMA | {"sliding_window_pattern": 2}),
-    "Gemma3ForCausalLM": ("gemma3_text", GEMMA | GEMMA3),
-    "Phi3ForCausalLM": ("phi3", {}),
-    "DeepseekV2ForCausalLM": ("deepseek_v2", {}),
-    "DeepseekV3ForCausalLM": ("deepseek_v3", {}),
-    "GptOssForCausalLM": ("gpt_oss", {"sliding_window_pattern": 2}),
-    "Llama4ForCausalLM": ("llama4_text", {"n_shared_experts": 1}),
-    "Glm4ForCausalLM": ("glm4", {}),
-    "Glm4MoeForCausalLM": ("glm4_moe", {}),
+TEXT = ("text_config", "llm_config", "language_config", "thinker_config")  # where multimodal models keep their decoder
+OUTER = ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")  # said beside it, not in it
+DECODERS = re.compile(r"(CausalLM|ConditionalGeneration|LMHeadModel|ChatGLMModel|ChatModel|LMModel)$")
+STATES = ("hybrid_override_pattern", "mamba_d_state", "ssm_state_size", "attn_layer_period", "attn_layer_indices")
+DRAFTS = ("num_nextn_predict_layers", "num_mtp_modules", "mtp_num_hidden_layers", "mtp_num_layers")
+MAX_DRAFTS = 100
+ENCODERS = ("vision_config", "visual", "audio_config", "vision_tower", "speech_config")
+MIXERS: dict[str, Mixer] = {  # of layer_types and layers_block_type
+    "full_attention": "full",
+    "attention": "full",
+    "chunked_attention": "full",
+    "sliding_attention": "window",
+    "linear_attention": "gated delta",
+    "mamba": "state space",
+    "mamba2": "state space",
+    "mlp": "none",
+    "moe": "none",
 }
-LATENT = ("deepseek_v2", "deepseek_v3")  # with multi-head latent attention
-EXPERT_IS_MLP = ("mixtral", "gpt_oss", "llama4_text")  # intermediate_size is that of an expert
-MOE = (*LATENT, *EXPERT_IS_MLP, "qwen2_moe", "qwen3_moe", "glm4_moe")
-OUTER = ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")  # said beside text_config, not in it
-
-Few = Annotated[int, Field(ge=1, le=10_000)]
-Many = Annotated[int, Field(ge=1, le=10_000_000)]
-FewOrNone = Annotated[int, Field(ge=0, le=10_000)]
-ManyOrNone = Annotated[int, Field(ge=0, le=10_000_000)]
-MAX_LISTED = 10_000  # layers
-
-
-def _said(description: str, *names: str, default: Any = ...) -> Any:
-    """A field with its description, read under the first of these names that is there."""
-    if len(names) < 2:
-        return Field(default, description=description)
-    also = f" Also called {', '.join(names[1:])}."
-    return Field(default, description=description + also, validation_alias=AliasChoices(*names))
+ALONE: dict[str, Kind] = {"mlp": "dense", "moe": "experts"}  # layers that are nothing else
+PATTERN: dict[str, tuple[Mixer, Kind]] = {  # of hybrid_override_pattern
+    "M": ("state space", "none"),
+    "*": ("full", "none"),
+    "-": ("none", "dense"),
+    "E": ("none", "experts"),
+}
+NAMED = re.compile(  # a quantized checkpoint's name
+    r"(?i)(?:^|[-_.])((?:nv|mx)?fp4|fp8|int[48]|w[48]a(?:4|8|16)|awq|gptq|bnb|[48]-?bit|gguf)(?:$|[-_.])"
+)
 
 
-class _Part(BaseModel):
-    """Fields we do not read may be there; numbers must be JSON integers."""
+@dataclass(frozen=True)
+class HfModel:
+    """What a `config.json` says, and how it was understood."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class HfWeights(_Part):
-    type: Literal["float", "int"]
-    num_bits: int = _said("Bits of a weight.")
-
-
-class HfGroup(_Part):
-    weights: HfWeights
-
-
-class HfQuantization(_Part):
-    """How the checkpoint's weights are quantized."""
-
-    quant_method: str = _said("fp8, fbgemm_fp8, mxfp4, gptq, awq or compressed-tensors.")
-    bits: int | None = _said("Bits of a weight, of gptq and awq.", "bits", "w_bit", default=None)
-    config_groups: Annotated[dict[str, HfGroup], Field(max_length=MAX_LISTED)] = _said(
-        "Formats of compressed-tensors.", default={}
-    )
+    architecture: Architecture
+    family: str  # by its structure
+    model_type: str | None  # as the file calls it
+    max_position_tokens: int | None
+    quantized_from: str | None  # where its quantization is said
+    quantized: tuple[tuple[str, float], ...]  # of each part's weights, the share that is [-]
+    left_out: tuple[str, ...]
+    draft_bytes: float  # of draft layers, in the checkpoint beside the rest [B]
+    warnings: tuple[str, ...]
 
 
-class HfDecoder(_Part):
-    """The decoder of any family. null says nothing, and a family's own defaults stand for what is not said."""
-
-    num_hidden_layers: Few = _said("Layers.")
-    hidden_size: Many = _said("Width of the model.")
-    intermediate_size: Many = _said("Width of a dense layer's MLP; of an expert in Mixtral, GPT-OSS and Llama 4.")
-    intermediate_size_mlp: Many | None = _said("Width of Llama 4's dense layers.", default=None)
-    vocab_size: Many = _said("Tokens of the vocabulary.")
-    num_attention_heads: Few = _said("Query heads.")
-    num_key_value_heads: Few | None = _said("Key and value heads; as many as query heads if not said.", default=None)
-    head_dim: Few | None = _said("Width of a head; hidden_size / num_attention_heads if not said.", default=None)
-    tie_word_embeddings: bool = _said("Whether the output layer is the input embedding.", default=False)
-    use_sliding_window: bool = _said("Whether sliding_window applies.", default=True)
-    sliding_window: Annotated[int, Field(ge=1, le=10**9)] | None = _said("Attention window [tokens].", default=None)
-    sliding_window_pattern: Few | None = _said(
-        "One layer in so many has full attention.",
-        "_sliding_window_pattern",
-        "sliding_window_pattern",
-        default=None,
-    )
-    max_window_layers: FewOrNone = _said("Qwen: the first layers without a window.", default=0)
-    layer_types: (
-        Annotated[
-            list[Literal["full_attention", "sliding_attention", "chunked_attention"]], Field(max_length=MAX_LISTED)
-        ]
-        | None
-    ) = _said("Attention of each layer.", default=None)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _said(
-        "Type of the weights that are not quantized.", "dtype", "torch_dtype", default="auto"
-    )
-    quantization_config: HfQuantization | None = None
+Checked = TypeVar("Checked", bound=Part)
+Check = Callable[[type[Checked]], Checked]
 
 
-class HfLatent(_Part):
-    """What multi-head latent attention (DeepSeek) adds."""
+@dataclass(frozen=True)
+class _File:
+    """The text decoder of a file: its fields over its family's defaults; null is unsaid."""
 
-    q_lora_rank: Many | None = _said("Width of the queries' latent; none: they have none.", default=None)
-    kv_lora_rank: Many = _said("Width of the cached latent.")
-    qk_rope_head_dim: Few = _said("Rotary part of a head.")
-    qk_nope_head_dim: Few = _said("Part of a query's head without position.")
-    v_head_dim: Few = _said("Width of a value's head.")
+    where: str
+    data: bytes
+    key: str | None  # that holds it
+    family: str
+    model_type: str | None
+    fields: dict[str, Any]
+    document: dict[str, Any]
 
-
-class HfExperts(_Part):
-    """What a mixture of experts adds."""
-
-    n_experts: Few = _said(
-        "Routed experts of a layer.", "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"
-    )
-    per_token: Few = _said("Experts that a token is sent to.", "num_experts_per_tok", "moe_top_k", "experts_per_token")
-    moe_intermediate_size: Many = _said("Width of an expert; intermediate_size in Mixtral, GPT-OSS and Llama 4.")
-    n_shared_experts: FewOrNone = _said("Experts that every token is sent to.", default=0)
-    shared_expert_intermediate_size: ManyOrNone = _said("Width of Qwen 2's shared expert.", default=0)
-    first_k_dense_replace: FewOrNone = _said("The first layers, which have no experts.", default=0)
-    moe_layer_freq: Few = _said("One layer in so many has experts.", default=1)
-    sparse_step: Few = _said(
-        "One layer in so many has experts.", "decoder_sparse_step", "interleave_moe_layer_step", default=1
-    )
-    mlp_only_layers: Annotated[list[FewOrNone], Field(max_length=MAX_LISTED)] = _said(
-        "Layers without experts.", default=[]
-    )
-
-
-class HfNamed(_Part):
-    """Which family it is."""
-
-    architectures: list[str] | None = _said(f"One of {', '.join(SUPPORTED)}; or none, with model_type.", default=None)
-    model_type: str | None = _said(f"One of {', '.join(kind for kind, _ in SUPPORTED.values())}.", default=None)
-
-
-class HfDense(HfNamed, HfDecoder):
-    """A dense decoder."""
-
-
-class HfMixture(HfNamed, HfDecoder, HfExperts):
-    """A mixture of experts."""
-
-
-class HfLatentMixture(HfNamed, HfDecoder, HfLatent, HfExperts):
-    """A mixture of experts with latent attention."""
-
-
-HfText = HfLatentMixture | HfMixture | HfDense
-
-
-class HfMultimodal(_Part):
-    """A multimodal model, of which the text decoder is read."""
-
-    text_config: HfText | None = _said("The text decoder.", "text_config", "llm_config", default=None)
-
-
-class HfConfig(RootModel[HfLatentMixture | HfMixture | HfDense | HfMultimodal]):
-    """A Hugging Face `config.json` as far as it is read. More fields are ignored."""
-
-    model_config = ConfigDict(title="Hugging Face config.json")
-
-
-Checked = TypeVar("Checked", bound=_Part)
-
-
-def read_config(path: str) -> Architecture:
-    """The architecture in a Hugging Face `config.json`, or `BadInput` naming the first field that is wrong."""
-    return parse_config(path, read_bytes(path))
-
-
-def parse_config(where: str, data: bytes) -> Architecture:
-    """The architecture in the bytes of a `config.json`."""
-    family, key, document = _decoder_of(where, parse_json(where, data))
-    where = f"{where}, {key}" if key else where
-
-    def check(part: type[Checked]) -> Checked:
+    def check(self, part: type[Checked], under: str | None = None) -> Checked:
+        """A part of the fields, or the refusal of the first that is wrong."""
         try:
-            return part.model_validate(document)
+            return part.model_validate(self.fields[under] if under else self.fields)
         except ValidationError as error:
-            raise invalid(where, data, error, under=(key,) if key else ()) from None
+            path = tuple(key for key in (self.key, under) if key)
+            raise invalid(self.where, self.data, error, under=path) from None
 
-    config = check(HfDecoder)
-    layers, hidden, q_heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
-    if family in LATENT:
-        mla = check(HfLatent)
-        kv_heads, head_dim = 1, mla.kv_lora_rank + mla.qk_rope_head_dim
-        attention_params = layers * _latent_attention(mla, hidden, q_heads)
-        latent = dict(latent_dim=mla.kv_lora_rank, rope_dim=mla.qk_rope_head_dim)
-    else:
-        kv_heads, head_dim = config.num_key_value_heads or q_heads, config.head_dim or hidden // q_heads
-        if config.head_dim is None and hidden % q_heads:
-            raise BadInput(where, f"hidden_size = {hidden}", f"need head_dim, or a multiple of {q_heads} heads")
-        if q_heads % kv_heads:
-            raise BadInput(where, f"num_key_value_heads = {kv_heads}", f"need a divisor of {q_heads} heads")
-        attention_params = layers * 2 * hidden * head_dim * (q_heads + kv_heads)
-        latent = {}
-    vocabulary = config.vocab_size * hidden
-    return Architecture(
-        layers=layers,
-        hidden=hidden,
-        q_heads=q_heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        attention_params=attention_params,
-        lm_head_params=vocabulary,
-        embedding_params=0 if config.tie_word_embeddings else vocabulary,
-        native_precision=_native_precision(where, config.quantization_config),
-        **_feed_forward(where, config, check(HfExperts) if family in MOE else None),
-        **_windows(where, config),
-        **latent,
+    def refuse(self, problem: str, allowed: str = "") -> BadInput:
+        return BadInput(self.where, problem, allowed)
+
+
+def read_config(path: str) -> HfModel:
+    """What a Hugging Face `config.json` describes, or `BadInput` naming the first field that is wrong.
+
+    An `hf_quant_config.json` beside it is read as well, where the file itself names no quantization.
+    """
+    beside = _beside(path)
+    return parse_config(path, read_bytes(path), (beside, read_bytes(beside)) if beside else None)
+
+
+@lru_cache(maxsize=32)  # a search asks for its LLM again and again
+def parse_config(where: str, data: bytes, beside: tuple[str, bytes] | None = None) -> HfModel:
+    """What the bytes of a `config.json` describe; `beside` are the name and bytes of its `hf_quant_config.json`."""
+    file = _decoder_of(where, data, parse_json(where, data, only_read=True))
+    decoder = _structure(file)
+    quantization = _quantization(file, beside)
+    parts = list(matrices(decoder))
+    params = {
+        part: sum(m.params for m in parts if m.part == part) for part in ("attention", "dense", "expert", "lm_head")
+    }
+    architecture = _architecture(file, decoder, params)
+    warnings, shares = list(_warnings(where, file, quantization)), {}
+    if quantization is not None:
+        precision, how, shares = held(quantization, parts, architecture.expert_share)
+        if not any(shares.values()):
+            warnings.append(f"{quantization.said} takes no module of it: all weights in 16 bits")
+        native = dict(native_precision=precision, held=how, native_kv_precision=quantization.kv_precision)
+        architecture = Architecture(**{**vars(architecture), **native})
+    return HfModel(
+        architecture=architecture,
+        family=_family(architecture, decoder),
+        model_type=file.model_type,
+        max_position_tokens=decoder.fields.max_position_embeddings,
+        quantized_from=quantization.said if quantization else None,
+        quantized=tuple(shares.items()),
+        left_out=tuple(_left_out(file)),
+        draft_bytes=_draft_bytes(file, decoder, quantization),
+        warnings=tuple(warnings),
     )
 
 
-def _decoder_of(path: str, document: Any) -> tuple[str, str | None, dict[str, Any]]:
-    """(family, key that holds it, fields) of the text decoder: the file over the family's defaults; null is unsaid."""
+# ------------------------------------------------------------------------------------------------------ which decoder
+
+
+def _decoder_of(where: str, data: bytes, document: Any) -> _File:
     if not isinstance(document, dict):
-        raise BadInput(path, "holds no JSON object", "need a Hugging Face config.json")
-    key = next((key for key in ("text_config", "llm_config") if isinstance(document.get(key), dict)), None)
-    inner = document[key] if key else document
-    match inner.get("architectures"):
-        case [str(name), *_] if name in SUPPORTED:
-            pass
-        case None | []:  # as in most text parts
-            name = next((known for known, (kind, _) in SUPPORTED.items() if kind == inner.get("model_type")), None)
-        case _:
-            name = None
-    if name is None:
-        said = f"architectures = {shown(document.get('architectures'))}"
-        said += f", {key + '.' if key else ''}model_type = {shown(inner.get('model_type'))}"
-        raise BadInput(path, said, f"supported: {', '.join(SUPPORTED)}")
-    family, defaults = SUPPORTED[name]
-    outer = {field: document.get(field) for field in OUTER}
-    fields = defaults | {k: v for part in (outer, inner) for k, v in part.items() if v is not None}
-    if family in EXPERT_IS_MLP and "intermediate_size" in fields:
-        fields["moe_intermediate_size"] = fields["intermediate_size"]
-    return family, key, fields
+        raise BadInput(where, "holds no JSON object", "need a Hugging Face config.json")
+    inner, keys, outer = document, [], {}
+    while key := next((key for key in TEXT if isinstance(inner.get(key), dict)), None):
+        outer |= {field: inner.get(field) for field in OUTER if inner.get(field) is not None}
+        inner, keys = inner[key], [*keys, key]
+    place = f"{where}, {'.'.join(keys)}" if keys else where
+    classes, model_type = inner.get("architectures"), inner.get("model_type")
+    name = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+    said = f"architectures = {shown(classes)}, model_type = {shown(model_type)}"
+    if classes not in (None, []) and name is None:
+        raise BadInput(place, said, "need the name of a class, in a list")
+    family = family_of(model_type if isinstance(model_type, str) and model_type else name or "")
+    for known in (family, family_of(name or "")):
+        if known in UNKNOWN_FAMILIES:
+            raise BadInput(place, said, f"need a decoder with attention; this has {UNKNOWN_FAMILIES[known]}")
+    if name is not None and not keys and not DECODERS.search(name):
+        raise BadInput(place, said, "need a decoder, ...ForCausalLM or ...ForConditionalGeneration")
+    fields = dict(DEFAULTS.get(family, {}))
+    for part in (outer, inner, *(inner[each] for each in NESTED if isinstance(inner.get(each), dict))):
+        fields |= {
+            field: _even(value) if field in EVEN else value for field, value in part.items() if value is not None
+        }
+    for field, meaning in UNKNOWN_FIELDS.items():
+        if fields.get(field) not in (None, False, 0, [], {}):
+            raise BadInput(place, f"{field} = {shown(fields[field])}", f"{meaning}: no such structure is known yet")
+    key = keys[0] if len(keys) == 1 else None
+    return _File(place, data, key, family, model_type if isinstance(model_type, str) else None, fields, document)
 
 
-def _latent_attention(mla: HfLatent, hidden: int, heads: int) -> int:
-    """Parameters of one layer: queries (by way of their own latent, if any), compressed and expanded KV, output."""
-    query_dim = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim)
-    query = mla.q_lora_rank * (hidden + query_dim) if mla.q_lora_rank else hidden * query_dim
-    compress = hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim)
-    expand = mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim)
-    return query + compress + expand + heads * mla.v_head_dim * hidden
+def _even(value: Any) -> Any:
+    """One number for every layer, where a list says the same one each time."""
+    if type(value) is list and value and all(type(each) is int and each == value[0] for each in value):
+        return value[0]
+    return value
 
 
-def _feed_forward(where: str, config: HfDecoder, moe: HfExperts | None) -> dict[str, int]:
-    """Parameters of MLPs and experts: gated, three matrices each, in every supported family."""
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    if moe is None:
-        return dict(dense_params=layers * 3 * hidden * config.intermediate_size)
+# ---------------------------------------------------------------------------------------------------------- structure
+
+
+def _structure(file: _File) -> Decoder:
+    """What the fields describe, or the refusal of the one that does not go with the others."""
+    fields, said = file.check(HfDecoder), file.fields
+    latent = file.check(HfLatent) if "kv_lora_rank" in said or "qk_nope_head_dim" in said else None
+    experts = file.check(HfExperts) if _has_experts(said) else None
+    delta = file.check(HfDelta, "linear_attn_config") if isinstance(said.get("linear_attn_config"), dict) else None
+    linear = file.check(HfLinear)
+    states = file.check(HfStates) if any(field in said for field in STATES) else None
+    heads = _heads(file, fields, latent)
+    full = heads
+    if fields.global_head_dim or fields.num_global_key_value_heads:
+        kv = fields.num_global_key_value_heads or heads.kv
+        full = Heads(heads.q, kv, fields.global_head_dim or heads.dim, not fields.attention_k_eq_v)
+    mixers, kinds = _kinds(file, fields, experts, linear, delta, states)
+    shared, mlp, expert = _widths(file, fields, experts, kinds)
+    return Decoder(
+        fields=fields,
+        mixers=mixers,
+        kinds=kinds,
+        heads=heads,
+        full_heads=full,
+        gated=_gated(file, fields),
+        mlp_width=mlp,
+        shared_width=shared,
+        expert_width=expert,
+        latent=latent,
+        experts=experts,
+        linear=linear,
+        delta=delta,
+        states=states,
+    )
+
+
+def _has_experts(said: dict[str, Any]) -> bool:
+    """Whether there are routed experts: two at least, or a number that `HfExperts` refuses."""
+
+    def names(field: str) -> list[str]:
+        return [str(name) for name in getattr(HfExperts.model_fields[field].validation_alias, "choices", [field])]
+
+    counts = [said[name] for name in names("n_experts") if name in said]
+    sent = [said[name] for name in names("per_token") if name in said]
+    if counts and counts[0] in (0, 1) and (not sent or sent[0] in (0, 1)):
+        return False
+    return bool(counts or sent or "moe_intermediate_size" in said)
+
+
+def _heads(file: _File, fields: HfDecoder, latent: HfLatent | None) -> Heads:
+    q, hidden = fields.num_attention_heads, fields.hidden_size
+    kv = fields.num_key_value_heads or q
+    if (
+        file.family in ONE_KV_HEAD
+        and file.fields.get("multi_query")
+        and not file.fields.get("new_decoder_architecture")
+    ):
+        kv = 1
+    if latent is not None:
+        return Heads(q, 1, latent.kv_lora_rank + latent.qk_rope_head_dim)
+    if fields.head_dim is None and hidden % q:
+        raise file.refuse(f"hidden_size = {hidden}", f"need head_dim, or a multiple of {q} heads")
+    if q % kv:
+        raise file.refuse(f"num_key_value_heads = {kv}", f"need a divisor of {q} heads")
+    dim = fields.head_dim or hidden // q
+    if file.fields.get("v_head_dim") not in (None, dim):
+        raise file.refuse(
+            f"v_head_dim = {shown(file.fields['v_head_dim'])}", f"need head_dim = {dim}: no other is known"
+        )
+    return Heads(q, kv, dim)
+
+
+def _kinds(
+    file: _File,
+    fields: HfDecoder,
+    experts: HfExperts | None,
+    linear: HfLinear,
+    delta: HfDelta | None,
+    states: HfStates | None,
+) -> tuple[tuple[Mixer, ...], tuple[Kind, ...]]:
+    """Of each layer, what mixes its tokens and what follows."""
+    layers = fields.num_hidden_layers
+    if states is not None and states.hybrid_override_pattern is not None:
+        pattern = states.hybrid_override_pattern
+        if len(pattern) != layers or not set(pattern) <= set(PATTERN):
+            allowed = f"need one of {' '.join(PATTERN)} for each of {layers} layers"
+            raise file.refuse(f"hybrid_override_pattern = {shown(pattern)}", allowed)
+        both = [PATTERN[sign] for sign in pattern]
+        return tuple(mixer for mixer, _ in both), tuple(kind for _, kind in both)
+    mixers = _mixers(file, fields, linear, delta, states)
+    if "none" in mixers and fields.layer_types:  # layers that are only an MLP, or only a mixer
+        alone: list[Kind] = [ALONE.get(kind, "none") for kind in fields.layer_types]
+        return mixers, tuple(alone)
+    if fields.enable_moe_block and experts is not None:
+        both_in_each: list[Kind] = ["both"] * layers
+        return mixers, tuple(both_in_each)
+    with_experts = _layers_with_experts(file, experts, layers) if experts is not None else set()
+    kinds: list[Kind] = ["experts" if layer in with_experts else "dense" for layer in range(layers)]
+    return mixers, tuple(kinds)
+
+
+def _mixers(
+    file: _File, fields: HfDecoder, linear: HfLinear, delta: HfDelta | None, states: HfStates | None
+) -> tuple[Mixer, ...]:
+    """By the list of layers; else by the period or list of full attention among others; else by the windows."""
+    if fields.layer_types is not None:
+        mixers = _listed(file, fields, fields.layer_types)
+    else:
+        others, full = _others(fields.num_hidden_layers, linear, delta, states)
+        mixers = _windows(file, fields) if full is None else _among(fields.num_hidden_layers, full, others)
+    _need_parts(file, set(mixers), linear, states)
+    return mixers
+
+
+def _listed(file: _File, fields: HfDecoder, listed: list[str]) -> tuple[Mixer, ...]:
+    layers = fields.num_hidden_layers
+    if len(listed) != layers:
+        raise file.refuse(f"layer_types has {len(listed)} entries", f"need one for each of {layers} layers")
+    known: dict[str, Mixer] = dict(MIXERS)
+    if file.family in LIGHTNING:
+        known["linear_attention"] = "lightning"
+    for kind in listed:
+        if kind not in known:
+            raise file.refuse(f"layer_types has {shown(kind)}", f"known: {', '.join(known)}")
+    if "sliding_attention" in listed and (fields.sliding_window is None or not fields.use_sliding_window):
+        raise file.refuse("layer_types has sliding_attention without a sliding window", "need sliding_window")
+    return tuple(known[kind] for kind in listed)
+
+
+def _others(
+    layers: int, linear: HfLinear, delta: HfDelta | None, states: HfStates | None
+) -> tuple[Mixer, set[int] | None]:
+    """What layers without attention have, and which have it; None where all do."""
+    if delta is not None:
+        return "delta", {layer - 1 for layer in delta.full_attn_layers}
+    if linear.attn_type_list is not None:
+        return "lightning", {layer for layer, kind in enumerate(linear.attn_type_list) if kind == 1}
+    if linear.full_attention_interval and linear.linear_num_value_heads:
+        return "gated delta", {i for i in range(layers) if (i + 1) % linear.full_attention_interval == 0}
+    if states is not None and states.attn_layer_period:
+        return "state space", {i for i in range(layers) if i % states.attn_layer_period == states.attn_layer_offset}
+    if states is not None and states.attn_layer_indices is not None:
+        return "state space", set(states.attn_layer_indices)
+    return "full", None
+
+
+def _among(layers: int, full: set[int], others: Mixer) -> tuple[Mixer, ...]:
+    mixers: list[Mixer] = ["full" if layer in full else others for layer in range(layers)]
+    return tuple(mixers)
+
+
+def _need_parts(file: _File, mixers: set[Mixer], linear: HfLinear, states: HfStates | None) -> None:
+    """Refuse layers whose sizes are not said."""
+    if "gated delta" in mixers:
+        for name in ("key_head_dim", "value_head_dim", "num_key_heads", "num_value_heads"):
+            if getattr(linear, f"linear_{name}") is None:
+                raise file.refuse(f"linear_{name}: field required", "need it for layers of linear attention")
+    if "state space" in mixers and states is None:
+        raise file.refuse("mamba_d_state: field required", "need it for layers with a state space")
+    if not mixers & {"full", "window"}:
+        raise file.refuse("no layer has attention", "need one at least")
+
+
+def _windows(file: _File, fields: HfDecoder) -> tuple[Mixer, ...]:
+    """Sliding windows, by the pattern or period of full attention, or after the first layers."""
+    layers, pattern = fields.num_hidden_layers, fields.sliding_window_pattern
+    if fields.sliding_window is None or not fields.use_sliding_window:
+        return ("full",) * layers
+    if isinstance(pattern, str):  # LLLG: local, local, local, global
+        if not pattern or not set(pattern.upper()) <= {"L", "G"}:
+            raise file.refuse(f"sliding_window_pattern = {shown(pattern)}", "need a number, or letters L and G")
+        return tuple("full" if pattern[i % len(pattern)] in "Gg" else "window" for i in range(layers))
+    if pattern:
+        return tuple("full" if (i + 1) % pattern == 0 else "window" for i in range(layers))
+    return tuple("full" if i < fields.max_window_layers else "window" for i in range(layers))
+
+
+def _layers_with_experts(file: _File, moe: HfExperts, layers: int) -> set[int]:
     if moe.per_token >= moe.n_experts:
-        raise BadInput(where, f"num_experts_per_tok = {moe.per_token}", f"need fewer than the {moe.n_experts} experts")
-    without = set(moe.mlp_only_layers)
-    n_moe = sum(
-        i >= moe.first_k_dense_replace
-        and i % moe.moe_layer_freq == 0
+        raise file.refuse(f"num_experts_per_tok = {moe.per_token}", f"need fewer than the {moe.n_experts} experts")
+    if moe.expert_layer_period:
+        return {i for i in range(layers) if i % moe.expert_layer_period == moe.expert_layer_offset}
+    every, without = moe.moe_layer_freq, set(moe.mlp_only_layers)
+    last = moe.moe_layer_end_index if (moe.moe_layer_end_index or 0) > 0 else layers
+    if isinstance(every, list) and len(every) != layers:
+        raise file.refuse(f"moe_layer_freq has {len(every)} entries", f"need one for each of {layers} layers")
+    found = {
+        i
+        for i in range(layers)
+        if moe.first_k_dense_replace <= i <= (last or 0)
+        and (every[i] == 1 if isinstance(every, list) else i % every == 0)
         and (i + 1) % moe.sparse_step == 0
         and i not in without
-        for i in range(layers)
+    }
+    if not found:
+        raise file.refuse(f"no layer of {layers} has experts", "need one at least in a mixture of experts")
+    return found
+
+
+def _widths(file: _File, fields: HfDecoder, moe: HfExperts | None, kinds: tuple[Kind, ...]) -> tuple[int, int, int]:
+    """Of shared experts together, of the MLP and of one routed expert."""
+    four = 4 * fields.hidden_size if file.family in FOUR_TIMES else None
+    said = fields.intermediate_size or four
+    mlp = fields.intermediate_size_mlp or said
+    only_shared = file.fields.get("shared_intermediate_size")  # Granite 4: the MLP of a layer, with experts or not
+    if moe is None and isinstance(only_shared, int) and not isinstance(only_shared, bool) and only_shared > 0:
+        mlp = only_shared
+    if ("dense" in kinds or "both" in kinds) and mlp is None:
+        raise file.refuse("intermediate_size: field required", "need the width of the MLP")
+    if file.family in HALF_SAID and mlp is not None:
+        mlp //= 2
+    if moe is None:
+        return 0, mlp or 0, 0
+    ambiguous = "dense" in kinds and fields.intermediate_size_mlp is None and file.family not in EXPERT_IS_MLP
+    width = moe.moe_intermediate_size or (None if ambiguous else said)
+    if width is None:
+        raise file.refuse("moe_intermediate_size: field required", "need the width of an expert")
+    shared = (moe.shared_expert_intermediate_size or width) * moe.n_shared_experts
+    return shared or moe.shared_expert_intermediate_size, mlp or 0, width
+
+
+def _gated(file: _File, fields: HfDecoder) -> bool:
+    """Whether MLPs have a gate: by the activation, or by what is known of the family."""
+    activation = (fields.hidden_act or "").lower()
+    if file.family in UNGATED or activation in SQUARED:
+        return False
+    if file.family in GATED or activation in SWISH or not activation or file.family in DEFAULTS:
+        return True
+    raise file.refuse(f"hidden_act = {shown(activation)}", "a gated MLP has silu; of others the family must be known")
+
+
+# ------------------------------------------------------------------------------------------------- what is made of it
+
+
+def _architecture(file: _File, decoder: Decoder, params: dict[str, int]) -> Architecture:
+    fields, moe, mla = decoder.fields, decoder.experts, decoder.latent
+    vocabulary = fields.vocab_size * fields.hidden_size
+    windowed = decoder.mixers.count("window")
+    return Architecture(
+        layers=fields.num_hidden_layers,
+        hidden=fields.hidden_size,
+        q_heads=decoder.heads.q,
+        kv_heads=decoder.heads.kv,
+        head_dim=decoder.heads.dim,
+        attention_params=params["attention"],
+        dense_params=params["dense"],
+        lm_head_params=params["lm_head"],
+        embedding_params=0 if fields.tie_word_embeddings else vocabulary,
+        expert_params=params["expert"],
+        n_experts=moe.n_experts if moe else 0,
+        experts_per_token=moe.per_token if moe else 0,
+        expert_width=decoder.expert_width,
+        latent_dim=mla.kv_lora_rank if mla else 0,
+        rope_dim=mla.qk_rope_head_dim if mla else 0,
+        window_tokens=(fields.sliding_window or 0) if windowed else 0,
+        windowed_layers=windowed,
+        cacheless_layers=fields.num_hidden_layers - windowed - decoder.mixers.count("full"),
+        kv_values=_kv_values(decoder),
+        no_law=_no_law(decoder),
     )
-    if not n_moe:
-        raise BadInput(where, f"no layer of {layers} has experts", "need one at least in a mixture of experts")
-    shared = moe.n_shared_experts * moe.moe_intermediate_size + moe.shared_expert_intermediate_size
-    mlp = config.intermediate_size_mlp or config.intermediate_size
-    return dict(
-        dense_params=hidden * (n_moe * (3 * shared + moe.n_experts) + (layers - n_moe) * 3 * mlp),
-        expert_params=n_moe * moe.n_experts * 3 * hidden * moe.moe_intermediate_size,
-        n_experts=moe.n_experts,
-        experts_per_token=moe.per_token,
-    )
 
 
-def _windows(where: str, config: HfDecoder) -> dict[str, int]:
-    """Sliding windows, by the list of layers, by the period of full attention, or after the first layers."""
-    layers, kinds = config.num_hidden_layers, config.layer_types
-    if kinds is not None and len(kinds) != layers:
-        raise BadInput(where, f"layer_types has {len(kinds)} entries", f"need one for each of {layers} layers")
-    if config.sliding_window is None or not config.use_sliding_window:
-        if kinds and "sliding_attention" in kinds:
-            raise BadInput(where, "layer_types has sliding_attention without a sliding window", "need sliding_window")
-        return {}
-    if kinds is not None:
-        windowed = kinds.count("sliding_attention")
-    elif config.sliding_window_pattern:
-        windowed = layers - layers // config.sliding_window_pattern
-    else:
-        windowed = max(0, layers - config.max_window_layers)
-    return dict(window_tokens=config.sliding_window, windowed_layers=windowed) if windowed else {}
+def _kv_values(decoder: Decoder) -> int:
+    """Values of one token over all layers, where layers differ in their heads; else 0."""
+    if decoder.full_heads == decoder.heads:
+        return 0
+    of = {
+        "full": 2 * decoder.full_heads.kv * decoder.full_heads.dim,
+        "window": 2 * decoder.heads.kv * decoder.heads.dim,
+    }
+    return sum(of.get(mixer, 0) for mixer in decoder.mixers)
 
 
-def _native_precision(where: str, quantization: HfQuantization | None) -> str:
-    """The checkpoint's precision. 32-bit checkpoints are served in 16 bits."""
-    if quantization is None:
-        return "bf16"
-    method, groups = quantization.quant_method, quantization.config_groups.values()
-    formats = {(group.weights.type, group.weights.num_bits) for group in groups} or {("int", quantization.bits)}
-    if method in ("fp8", "fbgemm_fp8") or (method == "compressed-tensors" and formats == {("float", 8)}):
-        return "fp8"
-    if method == "mxfp4":
-        return "mxfp4"
-    if method in ("gptq", "awq", "compressed-tensors") and formats == {("int", 4)}:
-        return "int4"
-    bits = " and ".join(f"{kind} {bits}" for kind, bits in formats if bits)
-    raise BadInput(
-        where,
-        f"quantization_config.quant_method = {shown(method)}" + (f" ({bits} bits)" if bits else ""),
-        "need fp8, fbgemm_fp8, mxfp4, or gptq, awq, compressed-tensors of 4-bit integers or 8-bit floats",
-    )
+def _no_law(decoder: Decoder) -> str:
+    """Why no engine can be built of it, in one line; empty where one can."""
+    layers, mla = len(decoder.mixers), decoder.latent
+    if n := sum(mixer in ("gated delta", "delta", "lightning") for mixer in decoder.mixers):
+        return f"{n} of {layers} layers are linear attention, whose state and steps no law describes yet"
+    if n := decoder.mixers.count("state space"):
+        return f"{n} of {layers} layers are a state space (Mamba), whose state and steps no law describes yet"
+    if mla is not None and mla.index_n_heads:
+        return "attention picks its tokens by a sparse index (index_topk), which no law describes yet"
+    if decoder.full_heads != decoder.heads:
+        return "layers with a window have other heads than those without, which no law describes yet"
+    if any(mixer == "none" for mixer in decoder.mixers):
+        return "some layers are only attention or only an MLP, which no law describes yet"
+    return ""
+
+
+def _family(a: Architecture, decoder: Decoder) -> str:
+    """The structure in words."""
+    words = [a.family]
+    if decoder.latent is not None and decoder.latent.index_n_heads:
+        words.append("sparse index")
+    others = dict.fromkeys(mixer for mixer in decoder.mixers if mixer in CACHELESS)
+    words += [f"{mixer} in {decoder.mixers.count(mixer)} of {a.layers} layers" for mixer in others]
+    return ", ".join(words)
+
+
+def _draft_bytes(file: _File, decoder: Decoder, quantization: Quantization | None) -> float:
+    n = file.fields.get("num_nextn_predict_layers")
+    if not isinstance(n, int) or not 0 < n <= MAX_DRAFTS:
+        return 0.0
+    layers = drafts(decoder, n, file.family in DRAFT_HAS_EMBEDDINGS)
+    return sum(matrix_bytes(quantization, matrix) for matrix in layers)
+
+
+def _left_out(file: _File) -> Iterator[str]:
+    for field in DRAFTS:
+        n = file.fields.get(field)
+        if isinstance(n, int) and n > 0:
+            yield f"draft (MTP) layers ({field} = {n})"
+            break
+    for field in ENCODERS:
+        if file.document.get(field) not in (None, {}, False):
+            yield f"the encoder ({field})"
+    if file.fields.get("attention_chunk_size") and any("chunk" in str(k) for k in file.fields):
+        yield "chunks of attention (attention_chunk_size), counted as full attention"
+    if file.fields.get("dtype", file.fields.get("torch_dtype")) == "float32":
+        yield "32 bits: weights are counted in 16, as engines load them"
+
+
+# -------------------------------------------------------------------------------------------------------- quantization
+
+
+def _quantization(file: _File, beside: tuple[str, bytes] | None) -> Quantization | None:
+    """The checkpoint's, from the file or from the one beside it."""
+    said = file.fields.get("quantization_config", file.fields.get("compression_config"))
+    if said is None:
+        return _quantization_beside(*beside) if beside else None
+    if isinstance(said, dict):  # modelopt nests it at times
+        said = said | {key: value for key, value in _dict(said.get("quantization")).items() if value is not None}
+    found = replace(file, fields={"quantization_config": said}).check(HfQuantized).quantization_config
+    method, algorithm = found.quant_method or "modelopt", f" {found.quant_algo}" if found.quant_algo else ""
+    return quantization_of(file.where, found, f"quantization_config: {method}{algorithm}")
+
+
+def _quantization_beside(where: str, data: bytes) -> Quantization | None:
+    """What an `hf_quant_config.json` says (modelopt)."""
+    document = parse_json(where, data, only_read=True)
+    said = _dict(_dict(document).get("quantization"))
+    if said.get("quant_algo") is None and said.get("quantized_layers") is None:
+        return None
+    fields = {"quantization": said | {"quant_method": "modelopt"}}
+    found = _File(where, data, None, "", None, fields, {}).check(HfQuantization, "quantization")
+    return quantization_of(where, found, f"{os.path.basename(where)}: {found.quant_algo or 'mixed'}")
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _beside(path: str) -> str | None:
+    """`hf_quant_config.json` beside `config.json`, `NAME_hf_quant_config.json` beside `NAME_config.json`."""
+    if not path.endswith("config.json"):
+        return None
+    beside = path.removesuffix("config.json") + "hf_quant_config.json"
+    try:
+        return beside if os.path.isfile(beside) else None
+    except ValueError:
+        return None
+
+
+def _warnings(where: str, file: _File, quantization: Quantization | None) -> Iterator[str]:
+    if quantization is not None:
+        yield from quantization.warnings
+        return
+    name = file.document.get("_name_or_path")
+    places = [*PurePath(os.path.abspath(where)).parts[-4:], *(PurePath(name).parts if isinstance(name, str) else ())]
+    for place in places:
+        if found := NAMED.search(re.sub(r"(?i)(_?hf_quant)?_?config\.json$|\.json$", "", place)):
+            yield (
+                f"{shown(place)} says {found[1]}, but no quantization is in the file or in an hf_quant_config.json "
+                "beside it: weights are counted in 16 bits; say --precision"
+            )
+            return

@@ -1,14 +1,29 @@
 """LLMs by name or by Hugging Face config file, and the precisions to serve them at."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from fleetopt_jax.catalog.architecture import Architecture
+from fleetopt_jax.catalog.architecture import Architecture, Held
+from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.core.errors import BadField, unknown_name
-from fleetopt_jax.laws.llm import Llm, gqa_kv_bytes_per_token, make_llm, mla_kv_bytes_per_token
+from fleetopt_jax.laws.llm import (
+    EMBEDDING_BYTES,
+    Llm,
+    gqa_kv_bytes_per_token,
+    make_llm,
+    mla_kv_bytes_per_token,
+)
 
 BYTES_16_BIT = 2.0
 BYTES_4_BIT = 4.25 / 8  # with the scales: 8 bits per group of 32 (mxfp4), 16 per 64 (int4; 4.16 bits at 128)
+BYTES_NVFP4 = 4.5 / 8  # 8 bits of scale per group of 16
+ALL_FORMATS = ("fp8", "int8", "nvfp4")  # that tensor cores multiply besides 16 bits
+# vLLM's Marlin kernel takes mxfp4 experts in tiles: their width is padded to a multiple of 128, the model's to one of
+# 256 (vllm/model_executor/layers/quantization/mxfp4.py). Logged: gpt-oss-20b 13.72 GiB (A100), gpt-oss-120b 65.97 GiB
+# (H100, vllm-project/vllm#23278). Triton's kernels on H100 hold 2.4 % less (64.38 GiB, #33155); FlashInfer's on B200
+# pad both to 256, 4 % more.
+MXFP4_TILE = (128, 256)
 
 
 @dataclass(frozen=True)
@@ -17,14 +32,19 @@ class Precision:
 
     dense_bytes: float  # per weight of attention, MLP, shared experts and router [B]
     expert_bytes: float  # per weight of the routed experts [B]
-    eight_bit_frac: float  # 1 where activations are 8 bits as well; 4-bit weights are unpacked to 16 [-]
+    format: str | None = None  # of the activations as well, so that products run in it; None: unpacked to 16 bits
+    latent_bytes: float | None = None  # per weight of latent attention, where that differs [B]
 
 
 PRECISIONS = {
-    "bf16": Precision(BYTES_16_BIT, BYTES_16_BIT, 0.0),
-    "fp8": Precision(1.0, 1.0, 1.0),
-    "int4": Precision(BYTES_4_BIT, BYTES_4_BIT, 0.0),
-    "mxfp4": Precision(BYTES_16_BIT, BYTES_4_BIT, 0.0),  # as gpt-oss: only the routed experts
+    "bf16": Precision(BYTES_16_BIT, BYTES_16_BIT),
+    "fp8": Precision(1.0, 1.0, "fp8"),
+    "int8": Precision(1.0, 1.0, "int8"),
+    "int4": Precision(BYTES_4_BIT, BYTES_4_BIT),
+    "mxfp4": Precision(BYTES_16_BIT, BYTES_4_BIT),  # as gpt-oss: only the routed experts
+    # As NVIDIA's checkpoints, which leave latent attention in 16 bits. No law of 4-bit units is known yet: where a GPU
+    # has them, products count at its 8-bit peak, half of what the data sheet says.
+    "nvfp4": Precision(BYTES_NVFP4, BYTES_NVFP4, "nvfp4", latent_bytes=BYTES_16_BIT),
 }
 KV_BYTES = {"bf16": 2.0, "fp8": 1.0}  # of one value
 
@@ -38,14 +58,22 @@ class LlmEntry:
     source: str
     repository: str | None = None  # of the checkpoint on Hugging Face
     max_position_tokens: int | None = None  # longest sequence of that checkpoint (max_position_embeddings) [tokens]
+    family: str = ""  # its structure in words, and as its file calls it
+    quantized_from: str | None = None  # where its quantization is said
+    quantized: tuple[tuple[str, float], ...] = ()  # of each part's weights, the share that is quantized [-]
+    left_out: tuple[str, ...] = ()  # of its file
+    draft_bytes: float = 0.0  # of draft layers, which the checkpoint has beside the rest [B]
+    warnings: tuple[str, ...] = ()  # what may be wrong with it
 
 
 def at_precision(
     architecture: Architecture,
     precision: str | None = None,
-    kv_precision: str = "bf16",
+    kv_precision: str | None = None,
+    formats: Collection[str] = ALL_FORMATS,
 ) -> Llm:
-    """The LLM with weights at `precision` (None: the checkpoint's own) and a KV cache at `kv_precision`.
+    """The LLM with weights at `precision` and a KV cache at `kv_precision`; None, or what the checkpoint has: its own,
+    matrix by matrix. `formats` are those that the GPU multiplies; others are unpacked to 16 bits.
 
     Attention costs 4 * layers * heads * head_dim FLOPs per pair of tokens (scores and values, a multiply-add is two).
     A latent cache is attended to in the absorbed form, 2 * layers * heads * (2 * latent + rotary); in prefill, engines
@@ -53,16 +81,19 @@ def at_precision(
     """
     a = architecture
     name = a.native_precision if precision is None else precision.lower()
+    kv_name = a.native_kv_precision if kv_precision is None else kv_precision.lower()
+    if a.no_law:
+        raise BadField("llm", a.no_law, "fleetopt catalog llm says what it is made of")
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
-    if kv_precision.lower() not in KV_BYTES:
-        raise unknown_name("kv_precision", kv_precision, KV_BYTES)
-    if name == "mxfp4" and not a.expert_params:
+    if kv_name not in KV_BYTES:
+        raise unknown_name("kv_precision", kv_precision or kv_name, KV_BYTES)
+    if name == "mxfp4" and not a.expert_params and a.native_precision != name:
         others = ", ".join(known for known in PRECISIONS if known != name)
         raise BadField("precision", "mxfp4 is for routed experts and this LLM has none", f"need one of {others}")
-    weights, value_bytes = PRECISIONS[name], KV_BYTES[kv_precision.lower()]
-    inner = a.attention_params + a.dense_params
-    n_dense = inner + a.lm_head_params
+    weights, how = PRECISIONS[name], held_at(a, name)
+    n_dense = a.attention_params + a.dense_params + a.lm_head_params
+    value_bytes = KV_BYTES[kv_name]
     if a.latent_dim:
         kv_bytes = mla_kv_bytes_per_token(
             n_layers=a.layers, latent_dim=a.latent_dim, rope_dim=a.rope_dim, bytes_per_value=value_bytes
@@ -76,18 +107,69 @@ def at_precision(
     return make_llm(
         n_dense_params=n_dense,
         n_expert_params=a.expert_params,
-        expert_share=a.experts_per_token / a.n_experts if a.n_experts else 0.0,
+        expert_share=a.expert_share,
         n_embedding_params=a.embedding_params,
         n_layers=a.layers,
-        bytes_per_weight=(weights.dense_bytes * inner + BYTES_16_BIT * a.lm_head_params) / n_dense,
-        bytes_per_expert_weight=weights.expert_bytes,
-        eight_bit_frac=weights.eight_bit_frac,
+        bytes_per_weight=(how.attention_bytes + how.dense_bytes + how.lm_head_bytes) / n_dense,
+        bytes_per_expert_weight=how.expert_bytes / a.expert_params if a.expert_params else None,
+        eight_bit_frac=how.low_bits_frac if weights.format in formats else 0.0,
         kv_bytes_per_token=kv_bytes,
         n_kv_heads=a.kv_heads,
         attention_flop_per_token2=attention_flop,
         windowed_frac=a.windowed_layers / a.layers,
         window_tokens=a.window_tokens,
+        padding_bytes=padding_bytes(a, name),
     )
+
+
+def held_at(a: Architecture, precision: str) -> Held:
+    """The bytes of each part at a precision: the checkpoint's own, where that is what it has."""
+    if a.held is not None and precision == a.native_precision:
+        return a.held
+    weights = PRECISIONS[precision]
+    attention = weights.dense_bytes
+    if a.latent_dim and weights.latent_bytes is not None:
+        attention = weights.latent_bytes
+    active = a.inner_params - a.expert_params + a.expert_share * a.expert_params
+    in_16_bits = a.attention_params if attention != weights.dense_bytes else 0
+    return Held(
+        attention_bytes=attention * a.attention_params,
+        dense_bytes=weights.dense_bytes * a.dense_params,
+        expert_bytes=weights.expert_bytes * a.expert_params,
+        lm_head_bytes=BYTES_16_BIT * a.lm_head_params,
+        low_bits_frac=1.0 - in_16_bits / active if weights.format else 0.0,
+    )
+
+
+def checkpoint_size_bytes(a: Architecture, precision: str | None = None) -> float:
+    """All weights in files [B], of an LLM that no engine may be built of as well."""
+    how = held_at(a, precision or a.native_precision)
+    parts = how.attention_bytes + how.dense_bytes + how.expert_bytes + how.lm_head_bytes
+    return parts + EMBEDDING_BYTES * a.embedding_params
+
+
+def padding_bytes(a: Architecture, precision: str) -> float:
+    """What kernels add to the weights in memory [B]: tiles of mxfp4 experts, at TP 1."""
+    if precision != "mxfp4" or not (a.expert_width and a.expert_params):
+        return 0.0
+    width, hidden = (-(-n // tile) * tile / n for n, tile in zip((a.expert_width, a.hidden), MXFP4_TILE))
+    return held_at(a, precision).expert_bytes * (width * hidden - 1.0)
+
+
+def precision_notes(precision: str | None, gpu: GpuEntry) -> list[str]:
+    """What is to be known of products in a precision on a GPU."""
+    form = PRECISIONS[precision].format if precision in PRECISIONS else None
+    if form is not None and form not in gpu.formats:
+        return [f"{gpu.name} has no units for {form}: weights are unpacked to 16 bits, at its 16-bit peak"]
+    if form == "nvfp4":
+        return [f"nvfp4: no law of 4-bit units is known yet, products count at the 8-bit peak of {gpu.name}"]
+    return []
+
+
+def names_of(architecture: Architecture) -> tuple[str, ...]:
+    """The catalog's names of LLMs of this architecture, whatever their checkpoints."""
+    shape = architecture.shape
+    return tuple(name for name, entry in LLMS.items() if entry.architecture.shape == shape)
 
 
 def llm_entry(name_or_file: "str | LlmEntry", where: str = "llm") -> LlmEntry:
@@ -102,7 +184,27 @@ def llm_entry(name_or_file: "str | LlmEntry", where: str = "llm") -> LlmEntry:
         raise unknown_name(where, name_or_file, LLMS)
     from fleetopt_jax.catalog.hf_config import read_config  # and pydantic, which names do without
 
-    return LlmEntry(name_or_file, read_config(name_or_file), f"Hugging Face config {name_or_file}")
+    found = read_config(name_or_file)
+    a, warnings = found.architecture, list(found.warnings)
+    others = [name for name in names_of(a) if LLMS[name].architecture.native_precision != "bf16"]
+    if others and found.quantized_from is None and not warnings:
+        published = LLMS[others[0]].architecture.native_precision
+        warnings.append(
+            f"no quantization is in the file or in an hf_quant_config.json beside it, so that its weights are counted "
+            f"in 16 bits; {others[0]}, of the same architecture, is published in {published}: say --precision"
+        )
+    return LlmEntry(
+        name_or_file,
+        a,
+        f"Hugging Face config {name_or_file}",
+        max_position_tokens=found.max_position_tokens,
+        family=f"{found.family} ({found.model_type})" if found.model_type else found.family,
+        quantized_from=found.quantized_from,
+        quantized=found.quantized,
+        left_out=found.left_out,
+        draft_bytes=found.draft_bytes,
+        warnings=tuple(warnings),
+    )
 
 
 def _entry(
@@ -111,26 +213,29 @@ def _entry(
     *,
     shape: tuple[int, int, int, int, int],
     params: tuple[int, int, int],
-    experts: tuple[int, int, int] = (0, 0, 0),
+    experts: tuple[int, int, int, int] = (0, 0, 0, 0),
     attention: tuple[int, int, int, int] = (0, 0, 0, 0),
     positions: int,
-    precision: str = "bf16",
+    checkpoint: tuple[str, Held | None] = ("bf16", None),
 ) -> LlmEntry:
     """An LLM with untied embeddings.
 
-    shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E;
-    attention: of a sliding window its tokens and the layers that have it, of a latent its length and rotary part;
-    positions: of the longest sequence.
+    shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E,
+    width; attention: of a sliding window its tokens and layers, of a latent its length and rotary part; positions: of
+    the longest sequence; checkpoint: its precision and, where it is quantized, its bytes.
     """
     architecture = Architecture(
         **dict(zip(("layers", "hidden", "q_heads", "kv_heads", "head_dim"), shape)),
         **dict(zip(("attention_params", "dense_params", "lm_head_params"), params)),
-        **dict(zip(("expert_params", "experts_per_token", "n_experts"), experts)),
+        **dict(zip(("expert_params", "experts_per_token", "n_experts", "expert_width"), experts)),
         **dict(zip(("window_tokens", "windowed_layers", "latent_dim", "rope_dim"), attention)),
         embedding_params=params[2],
-        native_precision=precision,
+        native_precision=checkpoint[0],
+        held=checkpoint[1],
     )
-    return LlmEntry(title, architecture, f"config.json of {repository}", repository, positions)
+    source = f"config.json of {repository}"
+    quantized = f"quantization_config in the {source}" if checkpoint[1] else None
+    return LlmEntry(title, architecture, source, repository, positions, quantized_from=quantized)
 
 
 LLMS = {
@@ -188,7 +293,7 @@ LLMS = {
         "Qwen/Qwen3-30B-A3B",
         shape=(48, 2048, 32, 4, 128),
         params=(905_969_664, 12_582_912, 311_164_928),
-        experts=(28_991_029_248, 8, 128),
+        experts=(28_991_029_248, 8, 128, 768),
         positions=40_960,
     ),
     "qwen3-235b-a22b": _entry(
@@ -196,7 +301,7 @@ LLMS = {
         "Qwen/Qwen3-235B-A22B",
         shape=(94, 4096, 64, 4, 128),
         params=(6_702_497_792, 49_283_072, 622_329_856),
-        experts=(227_096_395_776, 8, 128),
+        experts=(227_096_395_776, 8, 128, 1536),
         positions=40_960,
     ),
     "qwen3-coder-480b-a35b": _entry(
@@ -204,7 +309,7 @@ LLMS = {
         "Qwen/Qwen3-Coder-480B-A35B-Instruct",
         shape=(62, 6144, 96, 8, 128),
         params=(10_141_827_072, 60_948_480, 933_494_784),
-        experts=(468_084_326_400, 8, 160),
+        experts=(468_084_326_400, 8, 160, 2560),
         positions=262_144,
     ),
     "deepseek-v3": _entry(
@@ -212,9 +317,9 @@ LLMS = {
         "deepseek-ai/DeepSeek-V3",
         shape=(61, 7168, 128, 1, 576),
         params=(11_413_422_080, 3_849_846_784, 926_679_040),
-        experts=(653_908_770_816, 8, 256),
+        experts=(653_908_770_816, 8, 256, 2048),
         attention=(0, 0, 512, 64),
-        precision="fp8",
+        checkpoint=("fp8", Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0)),
         positions=163_840,
     ),
     "gpt-oss-20b": _entry(
@@ -222,9 +327,9 @@ LLMS = {
         "openai/gpt-oss-20b",
         shape=(24, 2880, 64, 8, 64),
         params=(637_009_920, 2_211_840, 579_133_440),
-        experts=(19_110_297_600, 4, 32),
+        experts=(19_110_297_600, 4, 32, 2880),
         attention=(128, 12, 0, 0),
-        precision="mxfp4",
+        checkpoint=("mxfp4", Held(1_274_019_840.0, 4_423_680.0, 10_152_345_600.0, 1_158_266_880.0)),
         positions=131_072,
     ),
     "gpt-oss-120b": _entry(
@@ -232,9 +337,9 @@ LLMS = {
         "openai/gpt-oss-120b",
         shape=(36, 2880, 64, 8, 64),
         params=(955_514_880, 13_271_040, 579_133_440),
-        experts=(114_661_785_600, 4, 128),
+        experts=(114_661_785_600, 4, 128, 2880),
         attention=(128, 18, 0, 0),
-        precision="mxfp4",
+        checkpoint=("mxfp4", Held(1_911_029_760.0, 26_542_080.0, 60_914_073_600.0, 1_158_266_880.0)),
         positions=131_072,
     ),
 }

@@ -63,7 +63,7 @@ class EngineSpec:
     llm: str | LlmEntry = DEFAULT_LLM
     tp: int = DEFAULT_TP  # GPUs of an instance
     precision: str | None = None  # of the weights; None: the checkpoint's own
-    kv_precision: str = "bf16"
+    kv_precision: str | None = None  # of the KV cache; None: what the checkpoint asks for, else bf16
     serving: str = "vllm"  # the engine that serves it
     max_num_seqs: int | None = None  # sequences an instance runs; None: the serving engine's default on this GPU
     clock_frac: float = 1.0  # of its GPUs' cores, of their top clock [-]

@@ -13,6 +13,7 @@ from fleetopt_jax._optimize.problem import Problem, Tunable, make_problem
 from fleetopt_jax._simulate import replay_requests
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.llms import LlmEntry, checkpoint_size_bytes, llm_entry, precision_notes
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
 from fleetopt_jax.cli.answer import refuse_outputs
@@ -21,7 +22,7 @@ from fleetopt_jax.cli.table import TABLE
 from fleetopt_jax.cli.terminal import detail, say, warn
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
-from fleetopt_jax.core.units import KW, MS, US
+from fleetopt_jax.core.units import GIB, KW, MS, US
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file
 from fleetopt_jax.fleet.assumptions import DISPATCHES, Assumptions, parse_assumptions
@@ -133,6 +134,7 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
     if "" in precisions:
         raise BadInput("--precision", repr(options.precision), "need bf16,fp8,...")
     ways = list(itertools.product(options.gpu.split(","), tps, precisions))
+    say_llm(options)
     specs, refusals = [], []
     for gpu, tp, precision in ways:
         try:
@@ -145,7 +147,42 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
                 raise
     if refusals:
         say(options, f"left out, for the LLM does not fit: {', '.join(refusals)}")
+    warn_of_units(options, specs)
     return list(dict.fromkeys(specs))
+
+
+def say_llm(options: argparse.Namespace) -> list[str]:
+    """Say how a configuration file of --llm was understood, and warn of what may be wrong with it; the warnings."""
+    if all(gpu.strip().lower().endswith(".json") for gpu in options.gpu.split(",")):
+        return []  # engines' files name their own
+    with at_door(options.llm):
+        entry = llm_entry(options.llm)
+    if entry.family and not options.quiet:
+        say(options, f"{entry.title}: {understood(entry)}")
+    warnings = [] if options.precision else [f"{entry.title}: {warning}" for warning in entry.warnings]
+    for warning in warnings:
+        warn(options, warning)
+    return warnings
+
+
+def warn_of_units(options: argparse.Namespace, specs: Sequence[EngineSpec]) -> list[str]:
+    """Warn of precisions that no units of a GPU, or no law, is for; the warnings."""
+    notes = [precision_notes(spec.precision, gpu_entry(spec.gpu)) for spec in specs]
+    warnings = list(dict.fromkeys(note for each in notes for note in each))
+    for warning in warnings:
+        warn(options, warning)
+    return warnings
+
+
+def understood(entry: LlmEntry) -> str:
+    """One line of what a configuration file says."""
+    a = entry.architecture
+    active = f", {a.n_active_params / 1e9:,.4g} B active" if a.n_experts else ""
+    by = f" ({entry.quantized_from or 'no quantization in the file or beside it'})"
+    return (
+        f"{entry.family}, {a.n_params / 1e9:,.4g} B parameters{active}; weights {a.native_precision}{by}, "
+        f"{checkpoint_size_bytes(a) / GIB:,.4g} GiB; KV {a.native_kv_precision}"
+    )
 
 
 def named_spec(gpu: str, llm: str, tp: int, precision: str | None, **how: Any) -> EngineSpec:

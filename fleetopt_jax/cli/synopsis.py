@@ -79,7 +79,9 @@ COMMANDS = (
         "ML.ENERGY files are known too. Example: fleetopt calibrate mine.csv --gpu h100 --llm llama-3.1-70b --tp 4 "
         "--out mine.json, then fleetopt optimize --gpu mine.json",
     ),
-    Command("catalog", "what is known by name", "Example: fleetopt catalog llms"),
+    Command(
+        "catalog", "what is known by name, or how a config.json is read", "Example: fleetopt catalog llm config.json"
+    ),
     Command("reproduce", "compare with the published tables, cell by cell", "Example: fleetopt reproduce 1 3"),
 )
 

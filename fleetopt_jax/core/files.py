@@ -121,11 +121,17 @@ def read_bytes(where: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
     return data
 
 
-def parse_json(where: str, data: bytes) -> Any:
+class Twice(list):
+    """The values of a key that an object has more than once, where they differ: what no field takes."""
+
+
+def parse_json(where: str, data: bytes, *, only_read: bool = False) -> Any:
     """The document in a JSON file, or `BadInput` with the line.
 
     Stricter than the standard library: no key twice in an object, no NaN or infinity in any spelling, no integer that a
-    double cannot hold, no half of a surrogate pair, and at most 100 levels.
+    double cannot hold, no half of a surrogate pair, and at most 100 levels. `only_read` is for the files of others, of
+    which we read a part: such numbers become what a float makes of them and such keys `Twice`, so that the model of
+    what is read refuses them, and nobody minds them elsewhere.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -134,9 +140,7 @@ def parse_json(where: str, data: bytes) -> Any:
         raise BadInput(f"{where}, line {line}", "is not JSON: not UTF-8 text", "save it as UTF-8") from None
     too_deep = BadInput(where, f"is nested more than {MAX_DEPTH} deep", "need a flatter document")
     try:
-        document = json.loads(
-            text, object_pairs_hook=_once, parse_constant=_refuse_number, parse_float=_finite, parse_int=_bounded_int
-        )
+        document = json.loads(text, **(_AS_IT_IS if only_read else _STRICT))
     except _Refused as refused:
         raise refused.at(where, text) from None
     except json.JSONDecodeError as error:
@@ -145,7 +149,7 @@ def parse_json(where: str, data: bytes) -> Any:
         raise too_deep from None
     if _depth(document) > MAX_DEPTH:
         raise too_deep
-    if _HALF_PAIR.search(text):
+    if not only_read and _HALF_PAIR.search(text):
         try:
             json.dumps(document, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -233,6 +237,33 @@ def _bounded_int(token: str) -> int:
     if len(token) > MAX_DIGITS:
         raise _Refused(f"need a number of at most {MAX_DIGITS} digits", token)
     return int(token)
+
+
+def _all_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(pairs) > MAX_KEYS:
+        raise _Refused(f"an object has {len(pairs)} keys; need at most {MAX_KEYS}")
+    if len(found) < len(pairs):
+        values: dict[str, list[Any]] = {}
+        for key, value in pairs:
+            values.setdefault(key, []).append(value)
+        for key, several in values.items():
+            if any(value != several[0] for value in several):
+                found[key] = Twice(several)
+    return found
+
+
+def _any_int(token: str) -> float:
+    return int(token) if len(token) <= MAX_DIGITS else float(token)
+
+
+_STRICT: dict[str, Any] = {
+    "object_pairs_hook": _once,
+    "parse_constant": _refuse_number,
+    "parse_float": _finite,
+    "parse_int": _bounded_int,
+}
+_AS_IT_IS: dict[str, Any] = {"object_pairs_hook": _all_of, "parse_int": _any_int}
 
 
 def _depth(document: Any) -> int:

@@ -163,7 +163,7 @@ def _engine(spec: EngineSpec) -> dict[str, Any]:
         "llm": spec.llm_name,
         "tp": spec.tp,
         "precision": entry.spec.precision,
-        "kv_precision": spec.kv_precision,
+        "kv_precision": entry.spec.kv_precision,
         "engine_file": spec.file,
         "engine_quality": entry.quality,
         "engine_step_error": entry.step_error,

@@ -69,7 +69,7 @@ class PoolPart(Part):
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     precision: Name | None = None
-    kv_precision: str = "bf16"
+    kv_precision: Name | None = None  # the checkpoint's
     engine_file: Name | None = None
     laws: Literal["own"] | None = None  # of an engine that neither names nor a file describe
     max_num_seqs_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of this pool alone

@@ -23,12 +23,13 @@ class Llm:
     n_layers: Array  # transformer layers [-]
     bytes_per_weight: Array  # of the dense parameters: 2 for bf16, 1 for fp8 [B]
     bytes_per_expert_weight: Array  # of the experts [B]
-    eight_bit_frac: Array  # 1 where the matrix products run in 8 bits, 0 where they run in 16 [-]
+    eight_bit_frac: Array  # share of the matrix products that run in 8 bits, not in 16 [-]
     kv_bytes_per_token: Array  # KV cache of one token over all layers [B]
     n_kv_heads: Array  # the KV cache divides over at most so many GPUs; 1 for a latent (MLA) cache [-]
     attention_flop_per_token2: Array  # FLOPs of one token attending to one token, over all layers [FLOP]
     windowed_frac: Array  # share of the layers with a sliding window [-]
     window_tokens: Array  # its length [tokens]
+    padding_bytes: Array  # held and not streamed: what kernels pad weights with [B]
 
 
 EMBEDDING_BYTES = 2.0  # the input embedding stays in 16 bits, whatever the weights are quantised to
@@ -49,6 +50,7 @@ def make_llm(
     attention_flop_per_token2: float = 0.0,
     windowed_frac: float = 0.0,
     window_tokens: float = 0.0,
+    padding_bytes: float = 0.0,
 ) -> Llm:
     """A checked `Llm`; leave out the experts for a dense model, the window for full attention.
 
@@ -94,6 +96,11 @@ def n_active_params(llm: Llm) -> Array:
 
 def weight_bytes(llm: Llm) -> Array:
     """All weights in memory [B]."""
+    return checkpoint_bytes(llm) + llm.padding_bytes
+
+
+def checkpoint_bytes(llm: Llm) -> Array:
+    """All weights in files [B]."""
     return dense_bytes(llm) + expert_bytes(llm) + EMBEDDING_BYTES * llm.n_embedding_params
 
 

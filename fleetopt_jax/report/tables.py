@@ -252,6 +252,40 @@ def catalog_tables(document: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def llm_table(document: Mapping[str, Any]) -> RenderableType:
+    """One LLM in full."""
+    table = new_table(
+        "Part", "Parameters", "Weights", "Bits a weight", title=f"{document['llm']}: {document['family']}"
+    )
+    for name, part in document["parts"].items():
+        bits = 8 * part["bytes"] / part["params"]
+        size = f"{part['params'] / 1e9:,.2f} B", f"{part['bytes'] / GIB:,.2f} GiB"
+        table.add_row(name.replace("_", " "), *size, f"{bits:.3g}")
+    total, active = document["total_params"] / 1e9, document["active_params"] / 1e9
+    loaded = document["loaded_weight_bytes"]
+    padded = f" ({loaded / GIB:,.2f} loaded, padded)" if loaded > document["weight_bytes"] else ""
+    table.add_row("all", f"{total:,.2f} B", f"{document['weight_bytes'] / GIB:,.2f} GiB", "")
+    heads = f"{document['q_heads']} query and {document['kv_heads']} KV heads of {document['head_dim']}"
+    facts = [
+        f"{active:,.2f} B parameters active a token; weights {document['precision']}{padded}, "
+        f"KV cache {document['kv_precision']}, {document['kv_bytes_per_token']:,.0f} B a token.",
+        f"{document['layers']} layers, {heads}.",
+    ]
+    if document["n_experts"]:
+        facts.append(f"{document['experts_per_token']} of {document['n_experts']} experts.")
+    if document["windowed_layers"]:
+        window, n = document["window_tokens"], document["windowed_layers"]
+        facts.append(f"{n} layers with a window of {window:,} tokens.")
+    if document["max_position_tokens"]:
+        facts.append(f"Sequences to {document['max_position_tokens']:,} tokens.")
+    said = [f"Quantized: {document['quantized_from'] or 'no'}."]
+    said += [f"Left out: {', '.join(document['left_out'])}."] if document["left_out"] else []
+    if document["draft_bytes"]:
+        said.append(f"Draft layers are {document['draft_bytes'] / GIB:,.2f} GiB more in the checkpoint.")
+    said += [f"No engine can be built of it: {document['no_engine']}."] if document["no_engine"] else []
+    return Group(table, Text(" ".join(facts)), *map(Text, said), Text(document["source"], style="dim"))
+
+
 def schemas_table(document: Mapping[str, Any]) -> RenderableType:
     """What files are read, and how to get the schema of each."""
     table = new_table("File", "Quantity", title="Files that are read")

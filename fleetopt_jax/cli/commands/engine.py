@@ -11,7 +11,7 @@ from fleetopt_jax.calibrate.measurements import read_measurements
 from fleetopt_jax.catalog.engines import engine_entry, engine_points
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.cli.inputs import at_door, named_spec
+from fleetopt_jax.cli.inputs import at_door, named_spec, say_llm, warn_of_units
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.report import tables
@@ -21,9 +21,11 @@ N_DRAWN = 48  # points of the line
 
 
 def run(options: argparse.Namespace) -> Answer:
+    warnings = say_llm(options)
     with at_door(options.gpu):
         spec = named_spec(options.gpu, options.llm, options.tp, options.precision, own_fit=not options.law)
         entry = engine_entry(dataclasses.replace(spec, kv_precision=options.kv_precision))
+    warnings += warn_of_units(options, [entry.spec])
     measured = read_measurements(options.measured, tp=options.tp) if options.measured else None
     engine, points = entry.engine, engine_points(entry, options.batch, options.context, options.prompt_per_output)
     mix = entry.prompt_per_output if options.prompt_per_output is None else options.prompt_per_output
@@ -43,6 +45,7 @@ def run(options: argparse.Namespace) -> Answer:
         "prefill_s_per_1k_tokens": float(prefill_s(engine.prefill, 1000.0)),
         "prefill_power_w_per_gpu": float(engine.prefill.gpu_w),
         "points": [dataclasses.asdict(point) for point in points],
+        "warnings": warnings,
     }
 
     def draw(shown: dict[str, Any]) -> Figure:
