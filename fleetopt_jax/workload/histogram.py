@@ -37,7 +37,9 @@ def join(histograms: Histograms) -> Joined:
     sd_p, sd_o = _sd(prompt, p), _sd(output, o)
     same, opposite = (_covariance(prompt, p, *each) for each in ((output, o), (output[::-1], o[::-1])))
     low, high = (float(np.sqrt(max(sd_p**2 + sd_o**2 + 2 * each, 0.0))) for each in (opposite, same))
-    longest = sum(float(h.edges_tokens[np.flatnonzero(h.counts)[-1] + 1]) for h in (histograms.prompt, histograms.output))
+    longest = sum(
+        float(h.edges_tokens[np.flatnonzero(h.counts)[-1] + 1]) for h in (histograms.prompt, histograms.output)
+    )
     return Joined(*compress(*joint), longest, float(np.hypot(sd_p, sd_o)), (low, high))
 
 

@@ -30,6 +30,8 @@ FOREIGN = {  # first bytes of files that people have beside their traces
     b"\xfd7zXZ\x00": ("an xz file", "unpack it first"),
     b"Obj\x01": ("an Avro file", "save it as Parquet"),
 }
+LINES = ("jsonl", "ndjson")  # endings
+_PACKINGS = re.compile(r"(\.(gz|zst|zip))+$")
 _SAMPLE = re.compile(rb"^[A-Za-z_:][\w:]*_bucket\{[^\n]*\ble=\"", re.MULTILINE)
 
 
@@ -76,12 +78,14 @@ def kind_of(where: str, head: bytes) -> Kind:
     """The format of a plain file. Its name decides only what its bytes leave open."""
     if head.startswith(b"PAR1"):
         return "parquet"
-    ending = where.lower().rsplit(".", 1)[-1]
+    ending = _PACKINGS.sub("", where.lower()).rsplit(".", 1)[-1]
     start = head.lstrip()
     if start[:1] in (b"{", b"["):
         return "json" if start[:1] == b"[" else _object_kind(start, ending)
     if _SAMPLE.search(head):
         return "prometheus"
+    if ending in LINES:
+        return "jsonl"
     first, _, rest = start.partition(b"\n")
     table = any(delimiter in first for delimiter in b",;\t|") and rest.strip()
     return "json" if ending == "json" and not table else "csv"
@@ -90,12 +94,9 @@ def kind_of(where: str, head: bytes) -> Kind:
 def _object_kind(start: bytes, ending: str) -> Kind:
     """Whether a text that begins with an object is one document or has an object on each line."""
     first, _, rest = start.partition(b"\n")
-    if ending in ("jsonl", "ndjson"):
+    if ending in LINES:
         return "jsonl" if first.strip() != b"{" else "json"
-    closed = first.rstrip().endswith(b"}")
-    if not rest.strip():
-        return "json" if ending == "json" or not closed else "jsonl"
-    return "jsonl" if closed and rest.lstrip()[:1] == b"{" else "json"
+    return "jsonl" if first.rstrip().endswith(b"}") and rest.lstrip()[:1] == b"{" else "json"
 
 
 def whole(where: str, stream: BinaryIO, most_bytes: int, instead: str = "take a part of it") -> bytes:

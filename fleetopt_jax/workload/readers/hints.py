@@ -57,7 +57,9 @@ def _of_time(trace: Trace, arrivals: Arrivals) -> list[str]:
         said.append("all time stamps are the same: they tell no rate")
     span_s += trace.bucket_s
     if span_s > LONG_SPAN_S:
-        said.append(f"the stamps span {span_s / DAY_S:,.0f} days: the rate is the mean over all of them, nights included")
+        said.append(
+            f"the stamps span {span_s / DAY_S:,.0f} days: the rate is the mean over all of them, nights included"
+        )
     if span_s > 0 and n > 1 and not RATES_PER_S[0] <= n / span_s <= RATES_PER_S[1]:
         rate = f"{3600 * n / span_s:.3g} requests an hour" if n / span_s < 1 else f"{n / span_s:,.3g} requests/s"
         said.append(f"{rate} is an odd rate: is the time unit {arrivals.unit} right? (--time-unit)")

@@ -12,7 +12,7 @@ from fleetopt_jax.core.files import MIB, first_line, parse_json, shown
 from fleetopt_jax.workload.readers import limits
 from fleetopt_jax.workload.readers.cdf_document import parse_cdf
 from fleetopt_jax.workload.readers.containers import head_of, whole
-from fleetopt_jax.workload.readers.known import TEXTS
+from fleetopt_jax.workload.readers.known import settle
 from fleetopt_jax.workload.readers.paths import Path, Record, columns_of, paths_of
 from fleetopt_jax.workload.readers.prometheus import is_promql, parse_promql
 from fleetopt_jax.workload.readers.records import CdfFile, Columns, Histograms, Layout, Source
@@ -39,20 +39,27 @@ def open_json(where: str, stream: BinaryIO, layout: Layout | None) -> Source | C
     refuse_summary(where, document)
     if arrays := arrays_of(document):
         return _of_arrays(where, arrays)
-    records = longest_list(document) or [document]
-    source = _of_records("json", iter(records), where)
-    if not any(isinstance(value, (int, float, str)) for record in records[:1] for value in record.values()):
-        keys = ", ".join(shown(key) for key in itertools.islice(document, 8))
-        raise BadInput(where, f"holds no CDF and no requests: its keys are {keys or 'none'}", "need a known layout")
-    return source
+    return _inside(where, document, layout)
+
+
+def _inside(where: str, document: Record, layout: Layout | None) -> Source:
+    """The records in a document that no shape is known of: itself, or its longest list of objects."""
+    itself, listed = _of_records("json", iter([document]), where), longest_list(document)
+    if not listed:
+        if not any(isinstance(value, (int, float, str)) for value in document.values()):
+            keys = ", ".join(shown(key) for key in itertools.islice(document, 8))
+            raise BadInput(where, f"holds no CDF and no requests: its keys are {keys or 'none'}", "need a known layout")
+        return itself
+    try:
+        settle(where, itself.names, layout)
+    except BadInput:
+        return _of_records("json", iter(listed), where)
+    return itself
 
 
 def _of_records(file_format: str, records: Iterator[Record], where: str, layout: str = "") -> Source:
     first = list(itertools.islice(records, limits.FIRST_LINES))
     paths = paths_of(first)
-    for text in TEXTS:
-        if first and isinstance(first[0].get(text), list):
-            paths.setdefault(text, (text,))  # so that a file of texts is known as one
     return Source(
         file_format,
         [*paths],

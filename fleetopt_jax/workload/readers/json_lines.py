@@ -87,7 +87,9 @@ def _by_arrow(piece: bytes, schema: pa.Schema, paths: dict[str, Path]) -> Column
             pyarrow.json.ReadOptions(block_size=len(piece)),
             pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
-    except pa.ArrowInvalid:
+    except pa.ArrowInvalid as error:
+        if "specified twice" in str(error):
+            raise
         return None
     found = {}
     for name, path in paths.items():

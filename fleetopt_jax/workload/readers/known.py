@@ -51,9 +51,7 @@ KNOWN = (
         NS,
     ),
     Known("Vidur trace", "num_prefill_tokens", "num_decode_tokens", ("arrived_at",), SECOND),
-    Known(
-        "OpenAI usage export", "input_tokens", "output_tokens", ("start_time",), SECOND, count="num_model_requests"
-    ),
+    Known("OpenAI usage export", "input_tokens", "output_tokens", ("start_time",), SECOND, count="num_model_requests"),
     Known("OpenTelemetry spans", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"),
     Known("OpenTelemetry spans", "gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens"),
     Known("OpenInference spans", "llm.token_count.prompt", "llm.token_count.completion"),

@@ -109,6 +109,6 @@ def _leaves(record: Record) -> Iterator[Path]:
                 inner = _object(child)
                 if isinstance(inner, dict):
                     below.append(((*path, str(key)), inner))
-                elif not isinstance(inner, list):
+                else:
                     yield (*path, str(key))
         level = below

@@ -198,9 +198,11 @@ def _last(pattern: re.Pattern[str], text: str) -> int | None:
 
 
 def _objects(value: Any) -> list[Record]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, Iterable) and not isinstance(
-        value, (str, dict)
-    ) else []
+    return (
+        [each for each in value if isinstance(each, dict)]
+        if isinstance(value, Iterable) and not isinstance(value, (str, dict))
+        else []
+    )
 
 
 _SHAPES: tuple[Callable[[Record], Shape | None], ...] = (_guidellm, _genai_perf, _spans, _usage_page)

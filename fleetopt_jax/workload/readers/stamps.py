@@ -119,7 +119,9 @@ class Stamps:
         value = value_at(column, row)
         need = NEED
         if _SLASHED.match(value):
-            need = "a date with slashes or dots may begin with the day or the month: need ISO 8601, as 2024-05-10 00:00:03"
+            need = (
+                "a date with slashes or dots may begin with the day or the month: need ISO 8601, as 2024-05-10 00:00:03"
+            )
         return BadInput(self._place(before, row), f"{self.name} = {value!r}", need)
 
 
