@@ -44,7 +44,6 @@ from fleetopt_jax.documents.engine import EngineFile, load_engine
 from fleetopt_jax.documents.ledger import LedgerFile, load_ledger
 from fleetopt_jax.documents.plan_file import PlanFile, read_plan_file
 from fleetopt_jax.documents.simulation import SimulationFile, load_simulation
-
 from fleetopt_jax.workload.readers import CdfDocument, Layout, limits, read_workload_file
 
 PACKAGE = Path(__file__).parents[1] / "fleetopt_jax"

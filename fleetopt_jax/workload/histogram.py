@@ -1,9 +1,9 @@
 """Two histograms, of prompts and of outputs, as a workload: what their joint may be, and what that leaves open.
 
 Prompt and output are taken as independent. The mean of a request's total is the same for any joint; its standard
-deviation is not: it lies between that of the opposite order (longest prompts with shortest outputs) and that of the same
-order (comonotone), both computed here. In the five bundled traces that record both, the correlation is -0.37 to 0.07
-and independence gives the standard deviation of the total within 2.3 %.
+deviation is not: it lies between that of the opposite order (longest prompts with shortest outputs) and that of the
+same order (comonotone), both computed here. In the five bundled traces, which record both, the correlation is -0.37 to
+0.07 and independence gives the standard deviation of the total within 2.3 %.
 """
 
 from dataclasses import dataclass

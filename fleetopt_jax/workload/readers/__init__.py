@@ -2,8 +2,8 @@
 
 A file is known by its content: packed (`containers.py`), and csv, JSON lines, a JSON document, Parquet or Prometheus
 metrics, each read by its own module into a `Source`: the names of its columns, and a stream of some of them. Layouts
-that are known by name are in one table (`known.py`); others are named in a `Layout`. `collect.py` makes a checked `Trace`
-of any source; the trace carries what was understood of the file, and what is odd about it.
+that are known by name are in one table (`known.py`); others are named in a `Layout`. `collect.py` makes a checked
+`Trace` of any source; the trace carries what was understood of the file, and what is odd about it.
 """
 
 import os

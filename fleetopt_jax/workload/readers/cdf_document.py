@@ -1,6 +1,6 @@
 """A CDF of total request lengths as a JSON document."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 

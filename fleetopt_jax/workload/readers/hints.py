@@ -52,7 +52,11 @@ def _of_time(trace: Trace, arrivals: Arrivals) -> list[str]:
     span_s, n = float(arrivals.seconds.max(initial=0.0)), trace.n_requests
     said = []
     if arrivals.unit == "day":
-        said.append("the stamps are dates without a time of day: the rate is a mean over whole days")
+        days = (span_s + trace.bucket_s) / DAY_S
+        said.append(
+            f"the stamps are dates without a time of day: {n / days:,.4g} requests a day over {days:,.0f} whole days, "
+            "and no rate of any hour"
+        )
     elif span_s == 0 and n > 1:
         said.append("all time stamps are the same: they tell no rate")
     span_s += trace.bucket_s

@@ -1,6 +1,6 @@
 """Values deep in JSON records by dotted path: `usage.prompt_tokens`.
 
-A list of `{"key": ..., "value": {"intValue": ...}}`, as OpenTelemetry writes attributes, is read as the object it means.
+A list of `{"key": ..., "value": {"intValue": ...}}`, as OpenTelemetry writes attributes, is read as an object.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

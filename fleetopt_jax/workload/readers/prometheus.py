@@ -4,6 +4,7 @@ A histogram is two marginals, not requests: how they are joined is an assumption
 since the server started; with two samples of them, their difference is used and tells the rate.
 """
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -170,11 +171,11 @@ def _histogram(where: str, name: str, counters: _Counters) -> tuple[Histogram, f
 
 def _growth(samples: list[Sample]) -> tuple[float, float]:
     """(growth of a counter from its first to its last sample, seconds between them); all of it if there is one."""
-    (first_s, first), (last_s, last) = min(samples), max(samples)
+    first_s, last_s = min(samples)[0], max(samples)[0]
     if last_s == first_s:
         return samples[-1][1], 0.0
     in_order = [value for _, value in sorted(samples)]
-    steps = (now - before if now >= before else now for before, now in zip(in_order, in_order[1:], strict=False))
+    steps = (now - before if now >= before else now for before, now in itertools.pairwise(in_order))
     return float(sum(steps)), last_s - first_s
 
 

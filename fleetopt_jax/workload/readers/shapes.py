@@ -64,7 +64,7 @@ def longest_list(document: Any) -> list[Record]:
 
 
 def arrays_of(document: Record) -> dict[str, list[Any]]:
-    """The scalar arrays of a document that are as long as most of them: columns, as vLLM bench and pandas write them."""
+    """The scalar arrays of a document that are as long as most of them, as vLLM bench and pandas write columns."""
     arrays = {key: _listed(value) for key, value in document.items()}
     found = {key: value for key, value in arrays.items() if value and not isinstance(value[0], (dict, list))}
     lengths = Counter(map(len, found.values()))
