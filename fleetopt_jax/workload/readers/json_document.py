@@ -12,7 +12,7 @@ from fleetopt_jax.core.files import MIB, first_line, parse_json, shown
 from fleetopt_jax.workload.readers import limits
 from fleetopt_jax.workload.readers.cdf_document import parse_cdf
 from fleetopt_jax.workload.readers.containers import head_of, whole
-from fleetopt_jax.workload.readers.known import settle
+from fleetopt_jax.workload.readers.known import TEXTS, settle
 from fleetopt_jax.workload.readers.paths import Path, Record, columns_of, paths_of
 from fleetopt_jax.workload.readers.prometheus import is_promql, parse_promql
 from fleetopt_jax.workload.readers.records import CdfFile, Columns, Histograms, Layout, Source
@@ -50,11 +50,14 @@ def _inside(where: str, document: Record, layout: Layout | None) -> Source:
             keys = ", ".join(shown(key) for key in itertools.islice(document, 8))
             raise BadInput(where, f"holds no CDF and no requests: its keys are {keys or 'none'}", "need a known layout")
         return itself
-    try:
-        settle(where, itself.names, layout)
-    except BadInput:
-        return _of_records("json", iter(listed), where)
-    return itself
+    inside = _of_records("json", iter(listed), where)
+    for source in (itself, inside):
+        try:
+            settle(where, source.names, layout)
+        except BadInput:
+            continue
+        return source
+    return itself if any(text in document for text in TEXTS) else inside
 
 
 def _of_records(file_format: str, records: Iterator[Record], where: str, layout: str = "") -> Source:

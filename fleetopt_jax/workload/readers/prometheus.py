@@ -88,12 +88,12 @@ def _count(
         return
     base = base if part in ("bucket", "sum", "count") else name
     try:
-        value, edge = float(sample[1]), float(labels.pop("le", "nan"))
+        value, edge = float(sample[1]), float(labels.get("le", "nan"))
     except ValueError:
         raise BadInput(where, f"{name} has the value {shown(sample[1])}", "need a number") from None
     if not (math.isfinite(value) and value >= 0 and math.isfinite(sample[0])):
         raise BadInput(where, f"{name} = {shown(sample[1])}", "need a finite count")
-    series = ",".join(f"{key}={labels[key]}" for key in sorted(labels))
+    series = ",".join(f"{key}={labels[key]}" for key in sorted(labels) if key != "le")
     if part == "sum":
         found[base].sums[series].append((sample[0], value))
     elif not math.isnan(edge):
