@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from fleetopt_jax.catalog.workloads import load
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.documents.plan_file import ColumnsPart
 from fleetopt_jax.laws.demand import demand, held_tokens
 from fleetopt_jax.workload.histogram import join
 from fleetopt_jax.workload.readers import Histogram, Histograms, Layout, Trace, Understood, read_workload_file
@@ -463,3 +465,11 @@ def test_the_answer_to_a_query_is_read_alike(tmp_path, kind):
     assert found.rate_per_s == (None if kind == "vector" else 1.0)
     unnamed = document.replace('"__name__": "vllm:request_prompt_tokens_bucket", ', "")
     assert "one without a name" in refusal(tmp_path / "unnamed.json", unnamed)
+
+
+def test_a_plan_keeps_how_its_trace_was_read():
+    """So that it is read alike when the plan is evaluated again; plans from before knew fewer ways."""
+    for layout in (Layout("p", "o", "t", 1e-3, "n", "drop"), Layout(zero_output="drop"), Layout(None, None, "t")):
+        assert Layout(**ColumnsPart.model_validate(asdict(layout)).model_dump()) == layout
+    before = ColumnsPart.model_validate({"prompt": "p", "output": "o", "time": "t", "time_unit_s": 1.0})
+    assert Layout(**before.model_dump()) == Layout("p", "o", "t", 1.0)

@@ -228,8 +228,7 @@ def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layou
     if options.arrivals == "trace":
         name = problem.service.name
         trace = None if name in bundled() else read_workload_file(name, layout)
-        single = isinstance(trace, Trace) and trace.weight is None and not trace.bucket_s
-        if not single or trace.arrival_s is None or not trace.arrival_s[-1] > 0:
+        if not isinstance(trace, Trace) or trace.arrival_s is None or trace.bucket_s or not trace.arrival_s[-1] > 0:
             raise BadInput(
                 "--arrivals trace",
                 f"{name} has no time stamps of single requests",

@@ -16,6 +16,7 @@ import pyarrow.json
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import MIB, first_line, shown
 from fleetopt_jax.workload.readers import limits
+from fleetopt_jax.workload.readers.numbers import arrow
 from fleetopt_jax.workload.readers.paths import Path, columns_of, has_pairs, paths_of, value_of
 from fleetopt_jax.workload.readers.records import Columns, Layout, Source
 from fleetopt_jax.workload.readers.shapes import unfold
@@ -70,11 +71,9 @@ def _unfolded(where: str, pieces: Iterator[bytes], paths: dict[str, Path]) -> It
     """The records inside the lines."""
     before, lines = 0, 0
     for piece in pieces:
-        records = []
-        for row, line in _numbered(piece):
-            shape = unfold(_row(where, lines + row, line))
-            records += list(shape.records) if shape else []
-        lines += row
+        rows = [_row(where, lines + row, line) for row, line in _numbered(piece)]
+        records = [record for row in rows if (shape := unfold(row)) for record in shape.records]
+        lines += len(rows)
         yield columns_of(where, before, records, paths)
         before += len(records)
 
@@ -95,7 +94,7 @@ def _by_arrow(piece: bytes, schema: pa.Schema, paths: dict[str, Path]) -> Column
     for name, path in paths.items():
         column = table.column(path[0]).combine_chunks()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        found[name] = pa.compute.struct_field(column, list(path[1:])) if path[1:] else column
+        found[name] = arrow.struct_field(column, list(path[1:])) if path[1:] else column
     return found
 
 

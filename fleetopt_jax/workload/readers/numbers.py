@@ -1,5 +1,7 @@
 """Columns as numbers, whatever type or writing they come in; a wrong one is named by its row."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -7,6 +9,7 @@ import pyarrow.compute as pc
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import shown
 
+arrow: Any = pc  # which makes its functions at run time, unseen by type checkers
 GROUPS = (",", "'", "\u2019", " ", "\u00a0", "\u202f")  # between thousands
 BLANKS = " \t\u00a0"
 
@@ -72,25 +75,25 @@ def tokens(name: str, column: pa.Array, *, decimal_comma: bool, most: float) -> 
 
 def _plainly_written(column: pa.Array, decimal_comma: bool, whole: bool) -> pa.Array:
     """Text numbers without blanks, separators of thousands and decimal commas."""
-    text = pc.utf8_trim(column, characters=BLANKS)
+    text = arrow.utf8_trim(column, characters=BLANKS)
     for group in GROUPS:
         if group == "," and decimal_comma and not whole:
             continue
         end = "$" if whole else r"(\.\d+)?$"
-        grouped = pc.match_substring_regex(text, rf"^[-+]?[1-9]\d{{0,2}}({group}\d{{3}})+{end}")
-        text = pc.if_else(grouped, pc.replace_substring(text, group, ""), text)
+        grouped = arrow.match_substring_regex(text, rf"^[-+]?[1-9]\d{{0,2}}({group}\d{{3}})+{end}")
+        text = arrow.if_else(grouped, arrow.replace_substring(text, group, ""), text)
     if decimal_comma:
-        with_comma = pc.match_substring_regex(text, r"^[-+]?\d[\d.]*,\d+$")
-        dotless = pc.replace_substring(pc.replace_substring(text, ".", ""), ",", ".")
-        text = pc.if_else(with_comma, dotless, text)
+        with_comma = arrow.match_substring_regex(text, r"^[-+]?\d[\d.]*,\d+$")
+        dotless = arrow.replace_substring(arrow.replace_substring(text, ".", ""), ",", ".")
+        text = arrow.if_else(with_comma, dotless, text)
     return text
 
 
 def _without_dots(column: pa.Array) -> pa.Array:
     """`1.234` as 1234, where thousands are parted by dots."""
-    text = pc.utf8_trim(column, characters=BLANKS)
-    grouped = pc.match_substring_regex(text, r"^[1-9]\d{0,2}(\.\d{3})+$")
-    return pc.if_else(grouped, pc.replace_substring(text, ".", ""), text)
+    text = arrow.utf8_trim(column, characters=BLANKS)
+    grouped = arrow.match_substring_regex(text, r"^[1-9]\d{0,2}(\.\d{3})+$")
+    return arrow.if_else(grouped, arrow.replace_substring(text, ".", ""), text)
 
 
 def is_text(kind: pa.DataType) -> bool:

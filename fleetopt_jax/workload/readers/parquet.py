@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet
 
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.workload.readers import limits
 from fleetopt_jax.workload.readers.containers import seekable
+from fleetopt_jax.workload.readers.numbers import arrow
 from fleetopt_jax.workload.readers.records import Columns, Layout, Source
 
 Paths = dict[str, tuple[str, ...]]
@@ -37,7 +37,7 @@ def _batches(file: pyarrow.parquet.ParquetFile, paths: Paths, columns: list[str]
 
 def _field(batch: pa.RecordBatch, path: tuple[str, ...]) -> pa.Array:
     column = batch.column(path[0])
-    return pc.struct_field(column, list(path[1:])) if path[1:] else column
+    return arrow.struct_field(column, list(path[1:])) if path[1:] else column
 
 
 def _leaves(field: pa.Field, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

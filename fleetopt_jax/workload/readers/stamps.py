@@ -17,6 +17,7 @@ from fleetopt_jax.core.units import HOUR_S, MS, NS, US
 from fleetopt_jax.workload.readers import limits
 from fleetopt_jax.workload.readers.numbers import (
     BadRow,
+    arrow,
     cast,
     first_uncastable,
     is_text,
@@ -64,7 +65,7 @@ class Stamps:
         if pa.types.is_date(column.type):
             column = column.cast(pa.timestamp("ms")) if pa.types.is_date64(column.type) else column
         elif is_text(column.type):
-            self.days_only = self.days_only and bool(pc.all(pc.match_substring_regex(column, _DAY)).as_py())
+            self.days_only = self.days_only and bool(arrow.all(arrow.match_substring_regex(column, _DAY)).as_py())
         else:
             self.days_only = False
         stamps = cast(column, self.clock)
@@ -190,12 +191,12 @@ def _name(size: float) -> str:
 
 def _as_iso(column: pa.Array) -> pa.Array:
     """Text stamps as Arrow reads them: no blanks, `UTC` as Z, a fraction after a dot, of nine digits at most."""
-    text = pc.utf8_trim_whitespace(column)
+    text = arrow.utf8_trim_whitespace(column)
     for found, instead in (
         (r"\s*(UTC|GMT|[zZ])$", "Z"),
         (r"(\d{2}:\d{2}:\d{2}),(\d+)", r"\1.\2"),
         (r"(\d{2}:\d{2}:\d{2}\.\d{9})\d+", r"\1"),
         (r"(:\d{2}(?:\.\d+)?)\s+([-+]\d{2})", r"\1\2"),
     ):
-        text = pc.replace_substring_regex(text, found, instead)
+        text = arrow.replace_substring_regex(text, found, instead)
     return text
