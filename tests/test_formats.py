@@ -316,6 +316,11 @@ def test_stamps_that_may_be_two_things_are_refused(tmp_path, values, name, says)
         (EVEN * 10**5, Layout("in", "out", "when", 1.0), "0.0364 requests an hour is an odd rate"),
         (EVEN, Layout("in", "out", "when", 1e-9), "1.01e+09 requests/s is an odd rate"),
         (EVEN * 270_000, Layout("in", "out", "when", 1.0), "span 309 days"),
+        (
+            EPOCH_S * 10**9 + EVEN * 10**9,
+            Layout("in", "out", "when", 1e-6),
+            "are read in us, and look like ns since 1970",
+        ),
         (EVEN * 0 + 5, NAMED, "all time stamps are the same"),
         (["2024-05-10", "2024-05-11"] * 50, NAMED, "50 requests a day over 2 whole days"),
     ],

@@ -17,7 +17,6 @@ from fleetopt_jax.workload.readers.known import settle
 from fleetopt_jax.workload.readers.records import Columns, Layout, Source
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-NULLS = ["", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "\\N", "-"]
 SAMPLE_ROWS = 20
 RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _SEP = re.compile(r"^\ufeff?\"?sep=(.)\"?\s*$")  # Excel's own line before the header
@@ -63,8 +62,6 @@ def _batches(where: str, stream: BinaryIO, header: _Header, columns: list[str]) 
             pyarrow.csv.ConvertOptions(
                 include_columns=list(wanted.values()),
                 column_types={name: pa.string() for name in wanted.values()},
-                null_values=NULLS,
-                strings_can_be_null=True,
             ),
         ):
             yield {name: batch.column(as_given) for name, as_given in wanted.items()}

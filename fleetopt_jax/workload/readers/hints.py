@@ -50,12 +50,13 @@ def _of_lengths(trace: Trace, settled: Settled) -> list[str]:
 
 def _of_time(trace: Trace, arrivals: Arrivals) -> list[str]:
     span_s, n = float(arrivals.seconds.max(initial=0.0)), trace.n_requests
-    said = []
+    said = [arrivals.doubt] if arrivals.doubt else []
     if arrivals.unit == "day":
         days = (span_s + trace.bucket_s) / DAY_S
+        over = "one day" if days == 1 else f"{days:,.0f} whole days"
         said.append(
-            f"the stamps are dates without a time of day: {n / days:,.4g} requests a day over {days:,.0f} whole days, "
-            "and no rate of any hour"
+            f"the stamps are dates without a time of day: {n / days:,.4g} requests a day over {over}, and no rate of "
+            "any hour"
         )
     elif span_s == 0 and n > 1:
         said.append("all time stamps are the same: they tell no rate")

@@ -11,6 +11,7 @@ from fleetopt_jax.core.files import shown
 
 arrow: Any = pc  # which makes its functions at run time, unseen by type checkers
 GROUPS = (",", "'", "\u2019", " ", "\u00a0", "\u202f")  # between thousands
+NULLS = ("", "null", "NULL", "Null", "None", "NA", "N/A", "#N/A", "\\N", "-")  # texts for no value
 BLANKS = " \t\u00a0"
 
 
@@ -40,7 +41,10 @@ def numbers(name: str, column: pa.Array, *, decimal_comma: bool, whole: bool) ->
     values = None if pa.types.is_boolean(column.type) else cast(column, pa.float64())
     plain = column
     if values is None and is_text(column.type):
-        plain = _plainly_written(column, decimal_comma, whole)
+        plain = _with_nulls(column)
+        values = cast(plain, pa.float64())
+    if values is None and is_text(column.type):
+        plain = _plainly_written(plain, decimal_comma, whole)
         values = cast(plain, pa.float64())
     if values is None:
         row = 0 if pa.types.is_boolean(column.type) else first_uncastable(plain, pa.float64())
@@ -73,9 +77,16 @@ def tokens(name: str, column: pa.Array, *, decimal_comma: bool, most: float) -> 
     return values
 
 
+def _with_nulls(column: pa.Array) -> pa.Array:
+    """Texts that stand for no value as none."""
+    text = arrow.utf8_trim(column, characters=BLANKS)
+    nothing = arrow.is_in(text, value_set=pa.array(NULLS, text.type))
+    return arrow.if_else(nothing, pa.scalar(None, text.type), text)
+
+
 def _plainly_written(column: pa.Array, decimal_comma: bool, whole: bool) -> pa.Array:
     """Text numbers without blanks, separators of thousands and decimal commas."""
-    text = arrow.utf8_trim(column, characters=BLANKS)
+    text = column
     for group in GROUPS:
         if group == "," and decimal_comma and not whole:
             continue

@@ -134,6 +134,7 @@ class Arrivals:
     first_s: float  # on the file's own clock; since 1970 where that is a calendar
     unit: str  # s, ms, us, ns, calendar or day
     note: str
+    doubt: str = ""  # why the unit that was asked for may be wrong
 
 
 def arrivals(stamps: Stamps, n_requests: float, asked_s: float | None, documented_s: float | None) -> Arrivals:
@@ -150,7 +151,11 @@ def arrivals(stamps: Stamps, n_requests: float, asked_s: float | None, documente
     name = next((each for each, size in UNITS.items() if size == unit_s), f"{unit_s:g} s")
     with np.errstate(over="ignore"):
         seconds, first_s = (raw - first) * unit_s, float(first * unit_s)
-    return Arrivals(seconds, first_s, name, f"time in {name} ({note})")
+    epoch = _epoch(raw) if asked_s else None
+    doubt = ""
+    if epoch not in (None, asked_s):
+        doubt = f"time stamps in {stamps.name!r} are read in {name}, and look like {_name(epoch)} since 1970"
+    return Arrivals(seconds, first_s, name, f"time in {name} ({note})", doubt)
 
 
 def _unit(
@@ -160,8 +165,7 @@ def _unit(
     asked_s, documented_s = given
     if asked_s is not None:
         return asked_s, "as asked"
-    low, high = float(stamps.min()), float(stamps.max())
-    epoch = next((size for size in UNITS.values() if EPOCH_S[0] <= low * size and high * size <= EPOCH_S[1]), None)
+    low, high, epoch = float(stamps.min()), float(stamps.max()), _epoch(stamps)
     if epoch is not None and documented_s in (None, epoch):
         return epoch, f"{len(f'{high:.0f}')} digits since 1970"
     if epoch is not None and documented_s is not None:
@@ -185,7 +189,13 @@ def _unit(
     return next(iter(able.values()), 1.0), "the only unit that gives a rate a log may have"
 
 
-def _name(size: float) -> str:
+def _epoch(stamps: np.ndarray) -> float | None:
+    """The unit in which all stamps lie between 2000 and 2100."""
+    low, high = float(stamps.min()), float(stamps.max())
+    return next((size for size in UNITS.values() if EPOCH_S[0] <= low * size and high * size <= EPOCH_S[1]), None)
+
+
+def _name(size: float | None) -> str:
     return next(each for each, known in UNITS.items() if known == size)
 
 
