@@ -10,11 +10,13 @@ line that can be printed; anything else, a crash below Python, or an input that 
 import argparse
 import gzip
 import importlib.util
+import io
 import json
 import math
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,11 +191,83 @@ PARQUETS = [
     ),
     parquet({"prompt_tokens": [[1], [2]], "output_tokens": [{"a": 1}, {"a": 2}], "timestamp_s": ["1", None]}),
 ]
+_SPAN = {
+    "startTimeUnixNano": "1760000000536514560",
+    "attributes": [
+        {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "374"}},
+        {"key": "gen_ai.usage.output_tokens", "value": {"intValue": "44"}},
+    ],
+}
+_ANSWER = 'data: {"usage": {"prompt_tokens": 374, "completion_tokens": 44}}\n\n'
+_PERF = {"timestamp": 1760000000536514560, "request_inputs": {"payload": '{"prompt": "a b c"}'}}
+REPORTS = [
+    packed([{"usage": {"prompt_tokens": "374", "completion_tokens": 44}, "created": 1760000000}] * 2),
+    packed({"input_lens": [374, 396], "output_lens": [44, 0], "start_times": [0.5, 2.5], "ttfts": [[], 1]}),
+    packed({"benchmarks": [{"requests": {"successful": [{"prompt_tokens": 1, "output_tokens": 2}]}}] * 2}),
+    packed({"experiments": [{"requests": [_PERF | {"response_outputs": [{"response": _ANSWER}]}, _PERF]}]}),
+    packed({"resourceSpans": [{"scopeSpans": [{"spans": [_SPAN, _SPAN]}]}]}),
+    packed(
+        {
+            "data": [
+                {
+                    "start_time": 1760000000,
+                    "results": [
+                        {"input_tokens": 900, "output_tokens": 90, "num_model_requests": 3},
+                        {"num_model_requests": 0},
+                    ],
+                }
+            ]
+        }
+    ),
+    packed({"data": [{"promptTokens": 5, "completionTokens": None, "startTime": "2024-05-10T00:00:00Z"}]}),
+]
+_METRIC = 'vllm:request_{}_tokens_{}{{le="{}"}} {}\n'
+METRICS = (
+    "".join(
+        _METRIC.format(kind, "bucket", edge, count)
+        for kind in ("prompt", "generation")
+        for edge, count in (("1.0", 0), ("100.0", 7), ("2000.0", 9), ("+Inf", 10))
+    )
+    + "vllm:request_prompt_tokens_sum 5000\nvllm:request_generation_tokens_sum 900 1760000000000\n"
+)
+PROMQL = {
+    "status": "success",
+    "data": {
+        "resultType": "matrix",
+        "result": [
+            {
+                "metric": {"__name__": f"vllm:request_{kind}_tokens_bucket", "le": edge, "pod": "a"},
+                "values": [[1760000000, "1"], [1760000060.5, count]],
+            }
+            for kind in ("prompt", "generation")
+            for edge, count in (("50", "2"), ("+Inf", "9"))
+        ],
+    },
+}
+
+
+def zipped(data: bytes) -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("trace.csv", data)
+    return held.getvalue()
+
+
 SEEDS: dict[str, list[bytes]] = {
     "csv": [CSV, AZURE, b'"prompt_tokens","output_tokens","a\nb"\n1,2,"x\ny"\n\n3,4,z\n'],
     "jsonl": [JSONL, STAMPED, b'{"prompt_tokens": true, "output_tokens": "5"}\n[]\n' + STAMPED],
     "parquet": PARQUETS,
     "gzip": [gzip.compress(CSV)],
+    "packed": [zipped(CSV), pa.compress(CSV, "zstd", asbytes=True), CSV.decode().encode("utf-16")],
+    "dialects": [
+        b"# said\nts;in_tokens; out_tokens\n0,5;1.374;44\n2,5;396;\n",
+        b'sep=\t\nTimestamp\tRequest tokens\tResponse tokens\n05/10/2024\t"1,374"\t0\n',
+        b"start_time|input_tokens|output_tokens|num_model_requests\n1760000000|9|9|3\n1760003600|0|0|0\n",
+        b"date,prompt_tokens,completion_tokens\n2024-05-10,5,5\n2024-05-11 00:00:03 UTC,6,0\n",
+    ],
+    "reports": REPORTS,
+    "metrics": [METRICS.encode()],
+    "promql": [packed(PROMQL)],
     "cdf": [CDF, b"[[100, 0.5], [200, 1]]", *WRONG],
     "engine": [packed(ENGINE), *WRONG],
     "config": [
@@ -209,10 +283,37 @@ SEEDS: dict[str, list[bytes]] = {
 }
 
 
+def check_workload(found) -> None:
+    """Whatever a workload file holds."""
+    if hasattr(found, "knots"):
+        check_cdf(found)
+    elif hasattr(found, "prompt_tokens"):
+        check_trace(found)
+    else:
+        check_histograms(found)
+
+
+def check_histograms(found) -> None:
+    from fleetopt_jax.workload.histogram import join
+
+    joined = join(found)
+    assert (joined.prompt_tokens >= 1).all()
+    assert (joined.output_tokens >= 0).all()
+    assert abs(joined.weight.sum() - 1) < 1e-6
+    assert joined.longest_tokens >= joined.prompt_tokens.max()
+    assert joined.total_sd_range[0] <= joined.total_sd_tokens * (1 + 1e-6) + 1e-6
+    assert joined.total_sd_tokens <= joined.total_sd_range[1] * (1 + 1e-6) + 1e-6
+    assert found.rate_per_s is None or found.rate_per_s > 0
+
+
 def check_trace(trace) -> None:
-    for tokens in (trace.prompt_tokens, trace.output_tokens):
+    for tokens, least in ((trace.prompt_tokens, 1), (trace.output_tokens, 0)):
         assert len(tokens) == len(trace.prompt_tokens) > 0
-        assert ((tokens >= 1) & (tokens <= 1e9) & (tokens == np.floor(tokens))).all()
+        assert ((tokens >= least) & (tokens <= (1e9 if trace.weight is None else 1e15))).all()
+        assert trace.weight is not None or (tokens == np.floor(tokens)).all()
+    assert trace.output_tokens.any()
+    assert trace.weight is None or ((trace.weight >= 1) & (len(trace.weight) == len(trace.prompt_tokens))).all()
+    assert all(line.isprintable() for line in (trace.understood.line, *trace.understood.warnings))
     if trace.arrival_s is not None:
         assert len(trace.arrival_s) == len(trace.prompt_tokens)
         assert np.isfinite(trace.arrival_s).all()
@@ -277,11 +378,16 @@ def targets(folder: Path) -> dict[str, Callable[[bytes], object]]:
         return run
 
     return {
-        "csv": of_file("trace.csv", read_workload_file, check_trace),
-        "jsonl": of_file("trace.jsonl", read_workload_file, check_trace),
-        "parquet": of_file("trace.parquet", read_workload_file, check_trace),
-        "gzip": of_file("trace.csv.gz", read_workload_file, check_trace),
-        "cdf": of_file("lengths.json", read_workload_file, check_cdf),
+        "csv": of_file("trace.csv", read_workload_file, check_workload),
+        "jsonl": of_file("trace.jsonl", read_workload_file, check_workload),
+        "parquet": of_file("trace.parquet", read_workload_file, check_workload),
+        "gzip": of_file("trace.csv.gz", read_workload_file, check_workload),
+        "packed": of_file("trace", read_workload_file, check_workload),
+        "dialects": of_file("trace.txt", read_workload_file, check_workload),
+        "reports": of_file("report", read_workload_file, check_workload),
+        "metrics": of_file("metrics", read_workload_file, check_workload),
+        "promql": of_file("answer.json", read_workload_file, check_workload),
+        "cdf": of_file("lengths.json", read_workload_file, check_workload),
         "engine": of_file("engine.json", load_engine, lambda spec: check_numbers(spec.laws)),
         "config": of_file("config.json", read_config, check_numbers),
         "measurements": of_file("points.csv", read_measurements, check_numbers),

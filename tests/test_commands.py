@@ -97,6 +97,13 @@ def no_derivatives(monkeypatch) -> None:
     monkeypatch.setattr(sensitivity_command, "sensitivity", by_hand)
 
 
+def besides_reading(ran) -> str:
+    """stderr without the one line that says what the workload's file was taken for."""
+    lines = ran.err.splitlines(keepends=True)
+    assert sum(": read " in line for line in lines) == 1
+    return "".join(line for line in lines if ": read " not in line)
+
+
 def drawn(path: Path) -> bool:
     return path.read_bytes().startswith((b"<?xml", b"\x89PNG"))
 
@@ -105,7 +112,9 @@ def test_optimize_says_on_stderr_what_no_fleet_holds(fleetopt, named):
     ran = fleetopt("optimize", *named, *PLAIN, "--max-gpus", 8, "--json")
     assert (ran.code, ran.document["status"]) == (INFEASIBLE, "infeasible")
     nearest = f"the smallest reachable is {ran.document['binding']['nearest_feasible']:,.0f} GPUs"
-    assert ran.err == f"fleetopt optimize: infeasible: no fleet holds its latencies with 8 GPUs; {nearest}\n"
+    assert (
+        besides_reading(ran) == f"fleetopt optimize: infeasible: no fleet holds its latencies with 8 GPUs; {nearest}\n"
+    )
 
 
 def test_carbon_is_an_objective_and_a_limit(fleetopt, named):
@@ -126,7 +135,7 @@ def test_evaluate_takes_a_plan_by_its_own_columns_and_draws_its_pools(fleetopt, 
     figure = tmp_path / "pools.svg"
     ran = fleetopt("evaluate", plan, "--json", "--figure", figure)
     before = json.loads(plan.read_text())
-    assert (ran.code, ran.err) == (OK, "")
+    assert (ran.code, besides_reading(ran)) == (OK, "")
     for part in ("status", "method", "workload", "metrics", "pools"):
         assert ran.document[part] == before[part]
     assert drawn(figure)
@@ -160,7 +169,7 @@ def test_pareto_draws_a_front_and_an_axis(fleetopt, named, tmp_path):
     table, figure = tmp_path / "front.csv", tmp_path / "front.svg"
     ask = ("pareto", *named, *PLAIN, "--pools", 1)
     ran = fleetopt(*ask, "--points", 3, "--json", "--csv", table, "--figure", figure)
-    assert (ran.code, ran.err) == (OK, "")
+    assert (ran.code, besides_reading(ran)) == (OK, "")
     points = ran.document["points"]
     lines = table.read_text().splitlines()
     assert len([line for line in lines if line.startswith("front,")]) == len(points) > 0
@@ -178,7 +187,7 @@ def test_pareto_draws_a_front_and_an_axis(fleetopt, named, tmp_path):
 def test_sensitivity_says_what_a_plan_rests_on(fleetopt, plan, tmp_path, no_derivatives):
     figure = tmp_path / "tornado.svg"
     ran = fleetopt("sensitivity", plan, "--json", "--figure", figure, "--metric", "power_w", "--top", 5)
-    assert (ran.code, ran.err) == (OK, "")
+    assert (ran.code, besides_reading(ran)) == (OK, "")
     assert ran.document["shown"] == {"metric": "power_w", "top": 5}
     assert ran.document["plan"]["pools"] == json.loads(plan.read_text())["pools"]
     assert drawn(figure)
@@ -188,7 +197,7 @@ def test_sensitivity_says_what_a_plan_rests_on(fleetopt, plan, tmp_path, no_deri
 def test_report_is_one_page_of_everything(fleetopt, plan, tmp_path, no_derivatives):
     page = tmp_path / "page.html"
     ran = fleetopt("report", plan, "--out", page)
-    assert (ran.code, ran.out, ran.err) == (OK, f"Wrote {page}\n", "")
+    assert (ran.code, ran.out, besides_reading(ran)) == (OK, f"Wrote {page}\n", "")
     text = page.read_text()
     assert text.startswith("<!doctype html>")
     assert "fleetopt report" in text
@@ -212,7 +221,7 @@ def test_the_ledger_has_a_row_for_every_choice(fleetopt, named, tmp_path, monkey
     monkeypatch.setattr(published_ledger, "CHOICES", choices)
     path, figure = tmp_path / "ledger.json", tmp_path / "ledger.svg"
     ran = fleetopt("ledger", *named, "--pue", 1.5, "--json", "--out", path, "--figure", figure)
-    assert (ran.code, ran.err) == (OK, "")
+    assert (ran.code, besides_reading(ran)) == (OK, "")
     rows = load_ledger(path)
     assert [row.choice for row in rows] == ["published", *choices]
     watts = [1.0 / row.tok_per_j_homogeneous for row in rows[1:] if row.tok_per_j_homogeneous]

@@ -83,7 +83,7 @@ def test_columns_are_found_by_name_wherever_they_stand(tmp_path):
         '\ufeff"output_tokens","model","timestamp_s","prompt_tokens"\n44,"a,b",1.5,374\n\n109,,2.5,396\n55,x,2.0,879\n'
     )
     trace = read_workload_file(write(tmp_path / "own.csv", text))
-    assert pairs_of(trace) == PAIRS
+    assert pairs_of(trace) == [PAIRS[0], PAIRS[2], PAIRS[1]]  # in order of arrival
     np.testing.assert_allclose(trace.arrival_s, [0.0, 0.5, 1.0])
 
 
@@ -235,7 +235,7 @@ def test_a_cdf_is_read_as_a_list_or_with_its_output_share(tmp_path, name, docume
         ('{"cdf": [[100, 1]], "output_share": NaN}', ", line 1: output_share = NaN; need a finite number"),
         ('{"cdf": [[100, 1]], "output_share": "most"}', "output_share = most"),
         ('{"cdf": [[100, 1]', "not JSON"),
-        ("tokens,fraction\n100,1\n", "not JSON"),
+        ("tokens,fraction\n100,1\n", "columns are tokens, fraction"),
         ("[" * 100_000, "is nested more than 100 deep"),
         (b'[[100, 1]]\xff\xfe"', "not JSON"),
         ("", "the file is empty"),
@@ -245,14 +245,18 @@ def test_json_that_is_no_cdf_is_refused_with_the_knot_and_the_value(tmp_path, co
     assert says in refusal(write(tmp_path / "lengths.json", content))
 
 
-@pytest.mark.parametrize("value", ["0", "-3", "1.5", "nan", "inf", "1e10", "", "many", "None", "0x10"])
+@pytest.mark.parametrize("value", ["-3", "1.5", "nan", "inf", "1e10", "many", "0x10", "0", ""])
 @pytest.mark.parametrize("column", ["prompt_tokens", "output_tokens"])
 def test_a_bad_token_count_is_refused_with_its_row_column_and_value(tmp_path, column, value):
     good, bad = {"prompt_tokens": "10", "output_tokens": "5"}, {"prompt_tokens": "10", "output_tokens": "5"}
     bad[column] = value
     lines = [",".join(good), *(",".join(row.values()) for row in (good, good, bad, good))]
-    said = refusal(write(tmp_path / "bad.csv", "\n".join(lines)))
-    assert said.startswith(f", row 3: {column} = ")
+    path = write(tmp_path / "bad.csv", "\n".join(lines))
+    if column == "output_tokens" and value in ("0", ""):  # an aborted request, which cost its prefill
+        assert read_workload_file(path).output_tokens.tolist() == [5, 5, 0, 5]
+        return
+    said = refusal(path)
+    assert said.startswith(f", row 3: {column} {'= ' + value if value == '0' else '= ' if value else 'is missing'}")
     assert value in said
 
 
@@ -287,8 +291,8 @@ def test_typed_columns_are_checked_alike(tmp_path, ending, value):
 
 
 def test_a_missing_token_count_is_refused_with_its_row(tmp_path):
-    rows = [{"prompt_tokens": 10, "output_tokens": 5}, {"prompt_tokens": 10}]
-    assert ", row 2: output_tokens is missing" in refusal(write(tmp_path / "gap.jsonl", jsonl(rows)))
+    rows = [{"prompt_tokens": 10, "output_tokens": 5}, {"output_tokens": 10}]
+    assert ", row 2: prompt_tokens is missing" in refusal(write(tmp_path / "gap.jsonl", jsonl(rows)))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def test_a_missing_token_count_is_refused_with_its_row(tmp_path):
     [
         (["0", "nan"], ", row 2: timestamp_s = nan"),
         (["0", "1", "-inf"], ", row 3: timestamp_s = -inf"),
-        (["0", ""], ", row 2: timestamp_s = ''"),
+        (["0", ""], ", row 2: timestamp_s is missing"),
         (["0", "noon"], ", row 2: timestamp_s = 'noon'"),
         (["yesterday", "noon"], ", row 1: timestamp_s = 'yesterday'"),
         (["2024-02-30", "2024-03-01"], ", row 1: timestamp_s = '2024-02-30'"),
@@ -328,20 +332,18 @@ def packed_parquet() -> bytes:
         ("latin.csv", "prompt_tokens,output_tokens,é\n1,2,3\n".encode("latin-1"), "cannot be read as csv"),
         ("latin_row.csv", "prompt_tokens,output_tokens\n1,é\n".encode("latin-1"), "cannot be read as csv"),
         ("binary.jsonl", bytes(range(256)), ", row 1: cannot be read as jsonl"),
-        ("list.jsonl", '[{"prompt_tokens": 5}]', ", row 1: [{'prompt_tokens': 5}] is not a JSON object"),
+        ("list.jsonl", '[{"prompt_tokens": 5}]', "columns are prompt_tokens"),
+        ("lists.jsonl", '{"prompt_tokens": 5, "output_tokens": 5}\n[5]\n', ", row 2: [5] is not a JSON object"),
         ("cut.jsonl", '{"prompt_tokens": 5, "outp', ", row 1: cannot be read as jsonl: Unterminated string"),
         (
             "mixed.jsonl",
             jsonl([{"prompt_tokens": p, "output_tokens": 5} for p in (5, "a")]),
-            ", row 2: prompt_tokens = a",
+            ", row 2: prompt_tokens = 'a'; need a number",
         ),
-        ("text.parquet", OWN + "0,1,1\n", "cannot be read as parquet"),
         ("cut.parquet", packed_parquet()[:-20], "cannot be read as parquet"),
-        ("plain.csv.gz", None, "cannot be read"),
         ("cut.csv.gz", None, "cannot be read"),
-        ("trace.txt", "1 2\n", "unknown file ending '.txt'"),
-        ("trace", "1 2\n", "unknown file ending ''"),
-        ("trace.gz", "1 2\n", "unknown file ending ''"),
+        ("trace.txt", "1 2\n", "the header is one cell: 1 2; its words are parted by blanks"),
+        ("trace", "ab\n1\n", "the header is one cell: ab"),
         ("folder.csv", None, "cannot be read"),
     ],
 )
@@ -349,8 +351,6 @@ def test_a_file_that_holds_no_trace_is_refused(tmp_path, name, content, says):
     path = tmp_path / name
     if name == "folder.csv":
         path.mkdir()
-    elif name == "plain.csv.gz":
-        path.write_text(OWN + "0,1,1\n")
     elif name == "cut.csv.gz":
         path.write_bytes(gzip.compress((OWN + "0,1,1\n" * 99).encode())[:-9])
     elif content is not None:

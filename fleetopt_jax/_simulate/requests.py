@@ -68,7 +68,8 @@ def replay_requests(trace: Trace, rate_per_s: float, n_requests: int, n_replicat
     span_s = float(trace.arrival_s[-1]) * n / max(n - 1, 1)  # the last request has a gap behind it, too
     stamp_s = trace.arrival_s[row] + lap * span_s
     arrival_s = (stamp_s - stamp_s[:, :1]) * (n / span_s / rate_per_s)
-    return Requests(arrival_s, trace.prompt_tokens[row].astype(np.int64), trace.output_tokens[row].astype(np.int64))
+    output = np.maximum(trace.output_tokens[row], 1)  # a request that is only prefilled leaves with its first token
+    return Requests(arrival_s, trace.prompt_tokens[row].astype(np.int64), output.astype(np.int64))
 
 
 def span_requests(rate_per_s: float, seconds: float) -> int:

@@ -24,7 +24,7 @@ from fleetopt_jax.workload.compress import compress
 from fleetopt_jax.workload.summary import TraceSummary, summarize, weighted_quantiles
 
 if TYPE_CHECKING:
-    from fleetopt_jax.workload.readers import Layout, Trace
+    from fleetopt_jax.workload.readers import Histograms, Layout, Trace, Understood
 
 PAPER_RATE_PER_S = 1000.0
 DATA = files("fleetopt_jax.catalog") / "data"
@@ -40,6 +40,7 @@ class LoadedWorkload:
     output_share: float  # of a request's length, where the assumptions split it
     knots: list[tuple[float, float]] | None = None  # of a CDF
     rate_known: bool = True  # False where neither the file nor the caller says how often requests come
+    understood: "Understood | None" = None  # what a file was taken for
 
     def require_window(self, window_tokens: float) -> None:
         """Refuse a window that does not hold the longest request, saying how many requests would not fit."""
@@ -74,22 +75,19 @@ def load(
     """
     if rate_per_s is not None and not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise BadField("arrival_rate_per_s", f"{rate_per_s}", "need a positive, finite number of requests per second")
-    if layout and (name_or_file in bundled() or name_or_file.lower().endswith((".json", ".json.gz"))):
+    if layout and name_or_file in bundled():
         raise BadField("columns", f"{name_or_file} has no columns", "leave them out")
     if name_or_file in bundled():
         return _load_bundled(name_or_file, rate_per_s or PAPER_RATE_PER_S)
     if not _looks_like_file(name_or_file):
         raise unknown_name("workload", name_or_file, bundled())
-    from fleetopt_jax.workload.readers import CdfFile, read_workload_file  # and pyarrow, which bundled ones do without
-
-    found = read_workload_file(name_or_file, layout)
-    if isinstance(found, CdfFile):
-        loaded = _of_cdf(name_or_file, found.knots, found.output_share, rate_per_s or 1.0)
-    else:
-        loaded = _of_trace(name_or_file, found, rate_per_s)
+    loaded = _of_file(name_or_file, rate_per_s, layout)
     known = rate_per_s is not None or loaded.summary.arrival_rate_per_s is not None
     if need_rate and not known:
-        problem = f"{name_or_file} has no arrival times to take a rate from"
+        why = "no arrival times"
+        if loaded.understood and (loaded.understood.time_unit or loaded.understood.time_note):
+            why = f"no span of time ({loaded.understood.time_note})"
+        problem = f"{name_or_file} has {why} to take a rate from"
         raise BadField("arrival_rate_per_s", problem, "need a number of requests per second")
     return replace(loaded, rate_known=known)
 
@@ -150,6 +148,20 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
     return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
 
 
+def _of_file(name: str, rate_per_s: float | None, layout: "Layout | None") -> LoadedWorkload:
+    from fleetopt_jax.workload.readers import CdfFile, Trace, read_workload_file  # and pyarrow, unlike bundled ones
+
+    found = read_workload_file(name, layout)
+    if isinstance(found, Trace):
+        return _of_trace(name, found, rate_per_s)
+    if layout is not None:
+        what = "a CDF" if isinstance(found, CdfFile) else "histograms"
+        raise BadField("columns", f"{name} holds {what}: it has no columns", "leave them out")
+    if isinstance(found, CdfFile):
+        return _of_cdf(name, found.knots, found.output_share, rate_per_s or 1.0)
+    return _of_histograms(name, found, rate_per_s)
+
+
 def _of_cdf(name: str, knots: list[tuple[float, float]], output_share: float, rate_per_s: float) -> LoadedWorkload:
     workload = cdf_workload(knots, arrival_rate_per_s=rate_per_s, output_share=output_share)
     return replace(made_workload(name, workload, output_share=output_share), knots=knots)
@@ -158,12 +170,35 @@ def _of_cdf(name: str, knots: list[tuple[float, float]], output_share: float, ra
 def _of_trace(name: str, trace: "Trace", rate_per_s: float | None) -> LoadedWorkload:
     summary = summarize(trace)
     workload = make_workload(
-        *compress(trace.prompt_tokens, trace.output_tokens),
+        *compress(trace.prompt_tokens, trace.output_tokens, trace.weight),
         arrival_rate_per_s=rate_per_s or summary.arrival_rate_per_s or 1.0,
         arrival_scv=1.0 if summary.arrival_scv is None else summary.arrival_scv,
         longest_tokens=summary.longest_tokens,
     )
-    return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
+    return LoadedWorkload(name, workload, summary, OUTPUT_SHARE, understood=trace.understood)
+
+
+def _of_histograms(name: str, histograms: "Histograms", rate_per_s: float | None) -> LoadedWorkload:
+    """The joint of two marginals by independence, and what another joint would change."""
+    from fleetopt_jax.workload.histogram import join
+
+    joined = join(histograms)
+    workload = make_workload(
+        joined.prompt_tokens,
+        joined.output_tokens,
+        joined.weight,
+        arrival_rate_per_s=rate_per_s or histograms.rate_per_s or 1.0,
+        longest_tokens=joined.longest_tokens,
+    )
+    loaded = made_workload(name, workload)
+    low, high = joined.total_sd_range
+    assumed = (
+        f"two histograms do not say which prompt had which output: taken as independent; the mean total is exact, its "
+        f"standard deviation {joined.total_sd_tokens:,.0f} tokens, {low:,.0f} to {high:,.0f} for other joints"
+    )
+    read = replace(histograms.understood, warnings=(assumed, *histograms.understood.warnings))
+    n, rate = read.n_rows, histograms.rate_per_s
+    return replace(loaded, summary=replace(loaded.summary, n_requests=n, arrival_rate_per_s=rate), understood=read)
 
 
 def _looks_like_file(name: str) -> bool:

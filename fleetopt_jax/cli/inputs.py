@@ -22,7 +22,7 @@ from fleetopt_jax.cli.table import TABLE
 from fleetopt_jax.cli.terminal import detail, say, warn
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
-from fleetopt_jax.core.units import GIB, KW, MS, US
+from fleetopt_jax.core.units import GIB, KW, MS
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file
 from fleetopt_jax.fleet.assumptions import DISPATCHES, Assumptions, parse_assumptions
@@ -33,6 +33,7 @@ from fleetopt_jax.fleet.surroundings import Surroundings, make_site, make_surrou
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.workload.atoms import digest
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
+from fleetopt_jax.workload.readers.stamps import UNITS
 
 COLUMNS = "--prompt-column, --output-column"  # only together
 NAMED = {"columns": COLUMNS} | {option.name: flag(option.name) for option in TABLE}
@@ -57,14 +58,15 @@ def at_door(where: str) -> Iterator[None]:
 
 
 def layout_of(options: argparse.Namespace) -> Layout | None:
-    """The columns that the options name, if any."""
-    named = (options.prompt_column, options.output_column, options.time_column, options.time_unit)
-    if not any(named):
+    """How the options say that a file is to be read, if they do."""
+    columns = (options.prompt_column, options.output_column, options.time_column, options.count_column)
+    if not any((*columns, options.time_unit, options.zero_output)):
         return None
-    if not (options.prompt_column and options.output_column):
+    prompt, output, time, count = columns
+    if bool(prompt) != bool(output):
         raise BadInput(COLUMNS, "not both are given", "need both to read another layout")
-    unit_s = {"s": 1.0, "ms": MS, "us": US}[options.time_unit or "s"]
-    return Layout(options.prompt_column, options.output_column, options.time_column, unit_s)
+    unit_s = UNITS[options.time_unit] if options.time_unit else None
+    return Layout(prompt, output, time, unit_s, count, options.zero_output or "keep")
 
 
 def workload_of(
@@ -77,7 +79,22 @@ def workload_of(
         if window is not None:
             loaded.require_window(window)
     _describe(options, loaded)
+    if options.command != "trace":  # which prints it
+        _say_understood(options, loaded)
     return loaded
+
+
+def _say_understood(options: argparse.Namespace, loaded: LoadedWorkload) -> None:
+    """What a file was taken for, in a line, and what is odd about it."""
+    if loaded.understood is None or options.quiet:
+        return
+    summary = loaded.summary
+    n = "" if summary.n_requests is None else f"{summary.n_requests:,} requests, "
+    means = f"mean {summary.mean_prompt_tokens:,.0f} prompt and {summary.mean_output_tokens:,.0f} output tokens"
+    rate = "" if summary.arrival_rate_per_s is None else f", {summary.arrival_rate_per_s:,.4g} requests/s"
+    say(options, f"read {loaded.name} as {loaded.understood.line}: {n}{means}{rate}")
+    for warning in loaded.understood.warnings:
+        warn(options, f"{loaded.name}: {warning}")
 
 
 def _describe(options: argparse.Namespace, loaded: LoadedWorkload) -> None:
@@ -230,6 +247,7 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         layout = layout or file.layout
         loaded = workload_of_file(file, options.plan, rate_per_s=options.rate, layout=layout)
         _describe(options, loaded)
+        _say_understood(options, loaded)
         if is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch), layout
@@ -247,8 +265,12 @@ def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layou
     if options.arrivals == "trace":
         name = problem.service.name
         trace = None if name in bundled() else read_workload_file(name, layout)
-        if not isinstance(trace, Trace) or trace.arrival_s is None or not trace.arrival_s[-1] > 0:
-            raise BadInput("--arrivals trace", f"{name} has no time stamps", "need a trace file with arrival times")
+        if not isinstance(trace, Trace) or trace.arrival_s is None or trace.bucket_s or not trace.arrival_s[-1] > 0:
+            raise BadInput(
+                "--arrivals trace",
+                f"{name} has no time stamps of single requests",
+                "need a trace file with arrival times",
+            )
         n = options.requests or max(1, len(trace.arrival_s) // options.replications)
         how["requests"] = replay_requests(trace, float(problem.workload.arrival_rate_per_s), n, options.replications)
     elif options.arrivals == "poisson":

@@ -15,6 +15,7 @@ import re
 import reprlib
 import secrets
 import stat
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ MAX_DIGITS = 300  # of a JSON integer: one that a double can hold
 MAX_SEARCHED_CHARS = 4 * MIB  # of a text whose wrong line is looked for
 BUFFER_BYTES = MIB
 SHOWN_CHARS = 60  # of a wrong value
+GZIP_MAGIC = b"\x1f\x8b"
 
 KeyPath = tuple[str | int, ...]  # keys and indices that lead to a value of a document
 
@@ -47,7 +49,7 @@ class Invalid(Protocol):
     def errors(self, *, include_url: bool) -> Sequence[Mapping[str, Any]]: ...
 
 
-class _Bounded(io.RawIOBase):
+class Bounded(io.RawIOBase):
     """The bytes of `source` up to a limit, then `BadInput`; also where the source cannot be read on."""
 
     def __init__(self, where: str, source: BinaryIO, most_bytes: int, seekable: bool):
@@ -69,7 +71,7 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer) -> int:
         try:
             data = self._source.read(len(buffer))
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise BadInput(self._where, f"cannot be read: {first_line(error)}") from error
         self._position += len(data)
         if self._position > self._most_bytes:
@@ -79,8 +81,8 @@ class _Bounded(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def opened(where: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[BinaryIO]:
-    """A file's bytes as a stream, unpacked if its name ends in .gz; `BadInput` beyond `most_bytes`.
+def opened(where: str, most_bytes: int = MAX_DOCUMENT_BYTES, *, unpack: bool = True) -> Iterator[BinaryIO]:
+    """A file's bytes as a stream, unpacked if they are gzip's (unless not `unpack`); `BadInput` beyond `most_bytes`.
 
     Regular files and pipes only. A pipe that nobody writes to is empty: to open one never waits.
     """
@@ -101,9 +103,9 @@ def opened(where: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[BinaryI
         if not regular:
             os.set_blocking(descriptor, True)
         with open(descriptor, "rb", closefd=False) as raw:
-            packed = where.lower().endswith(".gz")
+            packed = unpack and raw.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC)
             source = cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw)
-            yield io.BufferedReader(_Bounded(where, source, most_bytes, regular and not packed), BUFFER_BYTES)
+            yield io.BufferedReader(Bounded(where, source, most_bytes, regular and not packed), BUFFER_BYTES)
     finally:
         os.close(descriptor)
 
@@ -113,7 +115,7 @@ def _too_large(where: str, problem: str, most_bytes: int) -> BadInput:
 
 
 def read_bytes(where: str, most_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
-    """A file's bytes, unpacked if its name ends in .gz; `BadInput` where it is missing, unreadable, large or empty."""
+    """A file's bytes, unpacked if they are gzip's; `BadInput` where it is missing, unreadable, large or empty."""
     with opened(where, most_bytes) as stream:
         data = stream.read()
     if not data or data.isspace():

@@ -21,10 +21,12 @@ MAX_POOLS = 16
 
 
 class ColumnsPart(Part):
-    prompt: Name
-    output: Name
+    prompt: Name | None = None  # these two: a known layout's
+    output: Name | None = None
     time: Name | None = None
-    time_unit_s: Positive = 1.0
+    time_unit_s: Positive | None = None  # none: what the stamps tell
+    count: Name | None = None
+    zero_output: Literal["keep", "drop"] = "keep"
 
 
 class WorkloadPart(Part):

@@ -13,6 +13,8 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.prefill import Prefill
 
+NO_STEPS = 1e-9  # mean decode steps of a request below which nothing is decoded: the rounding of running sums
+
 
 @pytree
 class Demand:
@@ -64,8 +66,9 @@ def squeezed_demand(window_tokens: ArrayLike, output_powers: Array) -> Demand:
 
 def held_tokens(mean: Demand) -> tuple[Array, Array]:
     """(mean [tokens], variance [tokens^2]) of the KV tokens an active sequence holds, weighted by decode time."""
-    m = safe_div(mean.held, mean.steps)
-    return m, jnp.maximum(safe_div(mean.held2, mean.steps) - m**2, 0.0)
+    steps = jnp.where(mean.steps > NO_STEPS, mean.steps, 0.0)
+    m = safe_div(mean.held, steps)
+    return m, jnp.maximum(safe_div(mean.held2, steps) - m**2, 0.0)
 
 
 def prefill_moments_s(prefill: Prefill, mean: Demand) -> tuple[Array, Array]:

@@ -224,10 +224,11 @@ def trace_table(document: Mapping[str, Any]) -> RenderableType:
         ("recorded rate", or_dash(document["recorded_rate_per_s"], "{:,.6g} requests/s")),
         ("arrival SCV (1 = Poisson)", or_dash(document["arrival_scv"], "{:.3g}")),
         ("atoms", f"{document['n_atoms']:,}"),
+        *_understood_rows(document),
     ]
     for row in rows:
         table.add_row(*row)
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = [table, *(Text(f"Warning: {each}.") for each in document.get("warnings", ()))]
     if document.get("source"):
         parts.append(Text(f"{document['source']}; {document['licence']}", style="dim"))
     if document.get("compression_error"):
@@ -240,6 +241,22 @@ def trace_table(document: Mapping[str, Any]) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _understood_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a file was taken for."""
+    if "format" not in document:
+        return []
+    details = f" ({', '.join(document['details'])})" if document["details"] else ""
+    rows = [("read as", f"{document['format']}{details}, {document['layout']}")]
+    rows += [(f"{role} column", name) for role, name in document["columns"].items()]
+    rows.append(("time", document["time"] or "no time stamps"))
+    if document["n_rows_left_out"]:
+        rows.append(("rows left out", f"{document['n_rows_left_out']:,} of {document['n_rows']:,}"))
+    if document["zero_output_requests"]:
+        how = "left out" if document["zero_output"] == "drop" else "prefilled only"
+        rows.append(("requests without output", f"{document['zero_output_requests']:,}, {how}"))
+    return rows
 
 
 def catalog_tables(document: Mapping[str, Any]) -> RenderableType:

@@ -23,7 +23,9 @@ def check_cdf(where: str, knots: list[tuple[float, float]]) -> None:
         i = int(np.argmin(whole & sensible))
         if whole[i]:
             raise BadInput(f"{where}, knot {i + 1}", f"fraction = {knots[i][1]}", "need 0..1")
-        raise BadInput(f"{where}, knot {i + 1}", f"tokens = {knots[i][0]}", f"need a whole number 1..{MAX_CDF_TOKENS}")
+        hint = "; a histogram's open bucket: put the longest length in its place" if tokens[i] == np.inf else ""
+        problem = f"tokens = {knots[i][0]}"
+        raise BadInput(f"{where}, knot {i + 1}", problem, f"need a whole number 1..{MAX_CDF_TOKENS}{hint}")
     if fractions.max() > 1 + 1e-9:
         hint = "; it looks like percent: divide by 100" if 50 <= fractions.max() <= 100 else ""
         raise BadInput(where, f"fraction = {fractions.max():g} is above 1", f"need 0..1{hint}")

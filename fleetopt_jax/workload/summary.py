@@ -1,5 +1,6 @@
 """What is in a workload, in the numbers a planner asks for first."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,23 +26,30 @@ class TraceSummary:
 
 
 def summarize(trace: "Trace") -> TraceSummary:
-    """Means, quantiles (linear interpolation), rate = n / (last - first) and squared CV of the gaps."""
+    """Means, quantiles (linear interpolation), rate = n / (last - first) and squared CV of the gaps.
+
+    Where a stamp stands for a stretch of time (an hour of sums, a day of dates alone), the last stretch counts as well,
+    and the gaps are not known.
+    """
     total = trace.prompt_tokens + trace.output_tokens
-    rate = scv = None
-    if trace.arrival_s is not None and len(total) > 1 and trace.arrival_s[-1] > 0:
-        gaps = np.diff(trace.arrival_s)
+    weight = np.ones_like(total) if trace.weight is None else trace.weight
+    n, rate, scv = trace.n_requests, None, None
+    span_s = 0.0 if trace.arrival_s is None else float(trace.arrival_s[-1]) + trace.bucket_s
+    if trace.arrival_s is not None and n > 1 and span_s > 0:
         with np.errstate(all="ignore"):
-            span_rate, span_scv = len(total) / trace.arrival_s[-1], np.var(gaps) / np.mean(gaps) ** 2
+            span_rate = n / span_s
+            gaps = np.diff(trace.arrival_s)
+            span_scv = 1.0 if trace.bucket_s else np.var(gaps) / np.mean(gaps) ** 2
         if np.isfinite(span_rate) and np.isfinite(span_scv):  # not so for stamps at the ends of float64
-            rate, scv = float(span_rate), float(span_scv)
+            rate, scv = float(span_rate), None if trace.bucket_s else float(span_scv)
     return TraceSummary(
-        n_requests=len(total),
-        mean_prompt_tokens=float(trace.prompt_tokens.mean()),
-        mean_output_tokens=float(trace.output_tokens.mean()),
-        longest_tokens=int(total.max()),
+        n_requests=n,
+        mean_prompt_tokens=float(np.average(trace.prompt_tokens, weights=weight)),
+        mean_output_tokens=float(np.average(trace.output_tokens, weights=weight)),
+        longest_tokens=math.ceil(total.max()),
         arrival_rate_per_s=rate,
         arrival_scv=scv,
-        total_token_quantiles=weighted_quantiles(total, np.ones_like(total)),
+        total_token_quantiles=weighted_quantiles(total, weight),
     )
 
 
@@ -49,5 +57,6 @@ def weighted_quantiles(values: np.ndarray, weight: np.ndarray) -> dict[str, floa
     """Quantiles of weighted values; numpy's linear interpolation where the weights are equal."""
     if np.all(weight == weight[0]):
         return {str(q): float(np.quantile(values, q)) for q in QUANTILES}
-    cumulative = np.cumsum(weight) / np.sum(weight)
+    order = np.argsort(values, kind="stable")
+    values, cumulative = values[order], np.cumsum(weight[order]) / np.sum(weight)
     return {str(q): float(values[min(np.searchsorted(cumulative, q), len(values) - 1)]) for q in QUANTILES}

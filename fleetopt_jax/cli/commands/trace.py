@@ -1,8 +1,11 @@
 """`fleetopt trace`: what is in a workload."""
 
 import argparse
+from typing import Any
 
-from fleetopt_jax.catalog.workloads import bundled
+import numpy as np
+
+from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import workload_of
@@ -24,7 +27,30 @@ def run(options: argparse.Namespace) -> Answer:
         "arrival_scv": summary.arrival_scv,
         "n_atoms": len(loaded.workload.weight),
         "quantiles": {"total_tokens": summary.total_token_quantiles},
+        **_understood(loaded),
     }
     about = bundled().get(loaded.name, {})
     document |= {key: about[key] for key in ("source", "licence", "compression_error") if key in about}
     return Answer(document, tables.trace_table, OK)
+
+
+def _understood(loaded: LoadedWorkload) -> dict[str, Any]:
+    """What a file was taken for; of a bundled workload, only the requests without output."""
+    read, n = loaded.understood, loaded.summary.n_requests
+    if read is None:
+        workload = loaded.workload
+        share = float(np.sum(np.where(np.asarray(workload.output_tokens) == 0, np.asarray(workload.weight), 0.0)))
+        return {"zero_output_requests": None if n is None else round(n * share), "warnings": []}
+    return {
+        "format": read.file_format,
+        "details": list(read.details),
+        "layout": read.layout,
+        "columns": read.columns,
+        "time_unit": read.time_unit,
+        "time": read.time_note,
+        "n_rows": read.n_rows,
+        "n_rows_left_out": read.n_dropped,
+        "zero_output_requests": read.n_zero_output,
+        "zero_output": read.zero_output,
+        "warnings": list(read.warnings),
+    }

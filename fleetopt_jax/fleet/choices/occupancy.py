@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.laws.demand import Demand, held_tokens
+from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
 from fleetopt_jax.laws.occupancy import sequences_in_flight, shared_prefill
 from fleetopt_jax.laws.service import MIN_SCV, StepMoments, service_moments_s
 
@@ -100,7 +100,8 @@ class FixedPoint(Occupancy):
         # Iterations as a token sees them: longer than the mean one where prompts come together, which n contains; where
         # requests avoid each other shorter, to first order, but no shorter than without prefill.
         lengthening = jnp.maximum(1.0 + shared / jnp.maximum(n, 1e-9), 1.0 - jnp.minimum(prefill_frac, 0.5))
-        lengthening = jnp.where(shared == 0, 1.0, lengthening)
+        # Where requests are prefilled only, no token sees an iteration.
+        lengthening = jnp.where((shared == 0) | (load.steps <= NO_STEPS), 1.0, lengthening)
         n = jnp.where(stable, n * jnp.minimum(lengthening, 1.0), n_max)
         # In overload the slots are full and prefill takes what it takes of an instance at its capacity.
         overload_frac = jnp.minimum(load.prefill_s * load.instance_per_s, 1.0)
