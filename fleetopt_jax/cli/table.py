@@ -146,6 +146,15 @@ _OF_THE_WORKLOAD = (
         section=WORKLOAD,
         field=Field("arrival_rate_per_s"),
     ),
+    Option(
+        name="at",
+        kind=Choice(("mean", "peak", "p95")),
+        about="rate of a trace to plan for: its mean, that of its busiest hour, or the one that 95 % of its hours do "
+        "not exceed; --rate is the mean of all hours",
+        otherwise="default: mean; the plan's where one is given",
+        commands=(*SEARCHES, *PLANNED),
+        section=WORKLOAD,
+    ),
     replace(_COLUMN, name="prompt_column", about="column of the prompt tokens, for a file of another layout"),
     replace(_COLUMN, name="output_column", about="column of the output tokens"),
     replace(_COLUMN, name="time_column", about="column of the time stamps (seconds or ISO 8601)"),
@@ -816,6 +825,7 @@ _FIGURES = (
     _figure("the waterfall", "ledger"),
     _figure("power and tokens per joule over the batch", "engine"),
     _figure("fit and residuals", "calibrate"),
+    _figure("the rate by hour", "trace"),
     Option(
         name="csv",
         kind=Text(),

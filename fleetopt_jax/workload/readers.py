@@ -67,7 +67,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Trace:
-    """Requests as recorded. Arrays [n]; `arrival_s` counts from the first arrival, or is None."""
+    """Requests in the order of their arrival. Arrays [n]; `arrival_s` counts from the first arrival, or is None."""
 
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
@@ -151,8 +151,14 @@ def parse_trace(where: str, ending: str, stream: BinaryIO, layout: Layout | None
         raise BadInput(where, f"cannot be read as {ending[1:]}: {first_line(error)}") from error
     if not rows:
         raise BadInput(where, "no rows")
-    arrival_s, first_arrival_s = _seconds(np.concatenate(times)) if times else (None, 0.0)
-    return Trace(np.concatenate(prompts), np.concatenate(outputs), arrival_s, first_arrival_s)
+    prompt, output = np.concatenate(prompts), np.concatenate(outputs)
+    if not times:
+        return Trace(prompt, output, None)
+    stamps = np.concatenate(times)
+    if np.any(stamps[1:] < stamps[:-1]):
+        order = np.argsort(stamps, kind="stable")  # a request keeps its own lengths
+        stamps, prompt, output = stamps[order], prompt[order], output[order]
+    return Trace(prompt, output, *_seconds(stamps))
 
 
 def parse_cdf(where: str, data: bytes) -> CdfFile:
@@ -442,8 +448,7 @@ def _stamps(where: str, before: int, name: str, unit_s: float, column: pa.Array,
 
 
 def _seconds(stamps: np.ndarray) -> tuple[np.ndarray, float]:
-    """(seconds since the first arrival, in arrival order; the first arrival on the file's own clock [s])."""
-    stamps = np.sort(stamps)
+    """(seconds since the first arrival of stamps in order; the first arrival on the file's own clock [s])."""
     first = stamps[0]
     if stamps.dtype == np.int64:  # nanoseconds: their span may be more than an int64 holds
         return (stamps - first).view(np.uint64) / 1e9, float(first / 1e9)

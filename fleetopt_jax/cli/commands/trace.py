@@ -1,12 +1,20 @@
 """`fleetopt trace`: what is in a workload."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
 
 from fleetopt_jax.catalog.workloads import bundled
-from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.answer import Answer, Document
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import workload_of
+from fleetopt_jax.documents.rates import rates_to_json
 from fleetopt_jax.report import tables
+from fleetopt_jax.report.rates import rates_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -26,5 +34,17 @@ def run(options: argparse.Namespace) -> Answer:
         "quantiles": {"total_tokens": summary.total_token_quantiles},
     }
     about = bundled().get(loaded.name, {})
+    document |= rates_to_json(loaded.profile)
     document |= {key: about[key] for key in ("source", "licence", "compression_error") if key in about}
-    return Answer(document, tables.trace_table, OK)
+    return Answer(document, _table, OK, _figure if loaded.profile else None)
+
+
+def _table(document: Document) -> RenderableType:
+    parts = [tables.trace_table(document)]
+    return Group(*parts, rates_table(document)) if document["recorded_rate_per_s"] else parts[0]
+
+
+def _figure(document: Document) -> "Figure":
+    from fleetopt_jax.report.rates_figure import rates_figure  # and matplotlib, which a table does without
+
+    return rates_figure(document)

@@ -1,0 +1,265 @@
+"""When requests come: the rate by hour, the busiest hour, and what a fleet that is planned for that hour must serve.
+
+**Bins.** The clock is cut where the file's own clock has whole hours, so that a bin of a trace with calendar times is an
+hour of the day in the zone of its stamps. A trace of less than six hours is cut finer (1, 5, 10 or 15 minutes, at most
+24 bins), and a thin one coarser (2, 3, 4 or 6 hours), so that a bin has at least 100 requests on average: Poisson's
+counts then scatter by 10 %, and the busiest of 24 bins of a constant rate is about 20 % above its mean, not more. With
+fewer than four whole bins there is no profile.
+
+**Rate of a bin** = requests / seconds of the bin between the first and the last arrival. The bins hold all n requests and
+all of the span, so the time-weighted mean of their rates is the trace's own, n / (last - first). The first and the last
+bin are covered in part only: below nine tenths they are shown, but are neither busiest nor quiet. A bin without requests
+is a rate of 0 (an outage looks the same).
+
+**Whether the rate varies** or only scatters: an analysis of variance of the counts in tenths of the bins. F = (mean
+square between bins) / (mean square within them) with its degrees of freedom; within bins the counts scatter by Poisson's
+law and by whatever bursts there are up to a tenth of a bin, so a bursty but steady trace is not taken for a cycle. The
+rate varies where chance gives such an F less than once in a thousand traces, and the busiest bin is 20 % above the mean.
+
+**Burstiness.** The squared CV of all gaps of a day holds the cycle too: gaps are long at night. A law that reads it as
+bursts around a constant rate counts the cycle as bursts at the mean, where it is too little of a peak, and once more at
+the peak, where it is too much. `arrival_scv` here is of gaps inside bins, each over the mean gap of its bin.
+
+**Lengths** at an hour are those of the whole trace, whose tails are better known, unless that hour's own requests differ
+beyond chance (mean prompt or output by 5 % and by 3.3 standard errors) and are at least 1,000.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from scipy.special import fdtrc
+
+from fleetopt_jax.core.units import HOUR_S
+
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.readers import Trace
+
+At = Literal["mean", "peak", "p95"]
+MOMENTS: tuple[At, ...] = get_args(At)
+P95 = 0.95
+
+MIN_REQUESTS = 100  # in a bin on average: Poisson's counts scatter by a tenth
+MIN_BINS = 4  # whole ones
+MAX_BINS = 20_000  # two years of hours
+BINS_S = (60, 300, 600, 900, HOUR_S, 2 * HOUR_S, 3 * HOUR_S, 4 * HOUR_S, 6 * HOUR_S)  # parts of a day
+FINE_BINS = 24  # of a trace of less than HOURS_FROM_S
+HOURS_FROM_S = 6 * HOUR_S
+WHOLE_FRAC = 0.9  # of a bin: less is a part
+PARTS = 10  # of a bin, whose counts scatter by chance and bursts alone
+
+CHANCE = 1e-3  # of an F by chance below which the rate varies
+VARIES_FROM = 1.2  # busiest bin over the mean: less is nothing to plan for
+MIN_OWN_REQUESTS = 1000  # of an hour whose lengths are planned with
+OWN_FROM_FRAC = 0.05  # of a mean length: less is nothing to plan for
+OWN_FROM_ERRORS = 3.3  # standard errors of the difference: once in a thousand traces by chance
+
+
+@dataclass(frozen=True)
+class RateProfile:
+    """Rates and lengths by bin. Arrays [B], but for `rows`."""
+
+    bin_s: float
+    start_s: np.ndarray  # of each bin, on the file's own clock
+    covered_s: np.ndarray  # of each bin, between the first and the last arrival
+    rows: np.ndarray  # the first request of each bin, and the number of them all, [B + 1]
+    mean_prompt_tokens: np.ndarray  # NaN where there are no requests
+    mean_output_tokens: np.ndarray
+    arrival_scv: float  # squared CV of the gaps inside bins [-]
+    chance: float  # of rates that differ so much where none does [-]
+
+    @property
+    def n_requests(self) -> np.ndarray:
+        return np.diff(self.rows)
+
+    @cached_property
+    def rate_per_s(self) -> np.ndarray:
+        """Of each bin [1/s]."""
+        return self.n_requests / self.covered_s
+
+    @property
+    def mean_rate_per_s(self) -> float:
+        """Of the trace: n / (last - first)."""
+        return float(self.rows[-1] / self.covered_s.sum())
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Whether a bin is covered, but for a tenth of it at most."""
+        return self.covered_s >= WHOLE_FRAC * self.bin_s
+
+    @cached_property
+    def busiest(self) -> int:
+        """The whole bin with the highest rate; the first of several."""
+        return int(np.argmax(np.where(self.whole, self.rate_per_s, -1.0)))
+
+    @cached_property
+    def p95(self) -> int:
+        """The whole bin with the lowest rate that the rate exceeds in 5 % of the (whole bins') time at most."""
+        order = np.argsort(np.where(self.whole, self.rate_per_s, -1.0), kind="stable")
+        order = order[~self.whole.sum() :]
+        share = np.cumsum(self.covered_s[order]) / self.covered_s[order].sum()
+        return int(order[np.argmax(share >= P95 - 1e-9)])
+
+    @property
+    def peak_over_mean(self) -> float:
+        return float(self.rate_per_s[self.busiest]) / self.mean_rate_per_s
+
+    @property
+    def varies(self) -> bool:
+        """Whether the rate has hours, beyond chance and by enough to plan for."""
+        return self.chance < CHANCE and self.peak_over_mean >= VARIES_FROM
+
+    @property
+    def tokens_per_s(self) -> np.ndarray:
+        """Prompts and outputs that come in each bin [tokens/s]."""
+        length = np.nan_to_num(self.mean_prompt_tokens + self.mean_output_tokens)
+        return self.rate_per_s * length
+
+    def at(self, at: Literal["peak", "p95"]) -> int:
+        """The bin that a fleet is planned for."""
+        return self.busiest if at == "peak" else self.p95
+
+
+@dataclass(frozen=True)
+class Hour:
+    """The hour of a trace (a finer or coarser bin of a short or thin one) that a fleet is planned for."""
+
+    at: Literal["peak", "p95"]
+    start_s: float  # on the file's own clock
+    length_s: float
+    n_requests: int  # that came in it
+    rate_per_s: float  # that is planned for
+    mean_rate_per_s: float  # of the whole trace at the same scale
+    own_lengths: bool  # whether the lengths are this hour's own, or all hours'
+    other_lengths: bool  # whether this hour's requests are longer or shorter than those of other hours, beyond chance
+
+    @property
+    def over_mean(self) -> float:
+        return self.rate_per_s / self.mean_rate_per_s
+
+    def at_rate(self, rate_per_s: float) -> "Hour":
+        """The same hour with this rate in it [1/s]."""
+        return replace(self, rate_per_s=rate_per_s, mean_rate_per_s=rate_per_s / self.over_mean)
+
+
+def rate_profile(trace: "Trace") -> RateProfile | None:
+    """The rate by hour of a trace; None without time stamps, or with too few requests or too short a time for one."""
+    arrival_s, n = trace.arrival_s, len(trace.prompt_tokens)
+    if arrival_s is None:
+        return None
+    span_s, first_s = float(arrival_s[-1]), trace.first_arrival_s
+    bin_s = _bin_s(span_s, n)
+    if bin_s is None:
+        return None
+    offset_s = first_s % bin_s
+    edges_s = bin_s * np.arange(max(1, math.ceil((span_s + offset_s) / bin_s)) + 1) - offset_s
+    rows = np.concatenate([[0], np.searchsorted(arrival_s, edges_s[1:-1]), [n]])
+    covered_s = np.minimum(edges_s[1:], span_s) - np.maximum(edges_s[:-1], 0.0)
+    profile = RateProfile(
+        bin_s=bin_s,
+        start_s=first_s + edges_s[:-1],
+        covered_s=covered_s,
+        rows=rows,
+        mean_prompt_tokens=_means(trace.prompt_tokens, rows),
+        mean_output_tokens=_means(trace.output_tokens, rows),
+        arrival_scv=_scv_within(arrival_s, rows),
+        chance=_chance(arrival_s, edges_s[0], bin_s, covered_s >= WHOLE_FRAC * bin_s),
+    )
+    return profile if profile.whole.sum() >= MIN_BINS else None
+
+
+def hour_of(trace: "Trace", profile: RateProfile, at: Literal["peak", "p95"], mean_rate_per_s: float) -> Hour:
+    """The hour to plan for of a trace that is planned with `mean_rate_per_s` on average [1/s]: as many times that as
+    the hour has over the mean of the trace."""
+    k = profile.at(at)
+    n, other = int(profile.n_requests[k]), differs(trace, profile, k)
+    return Hour(
+        at=at,
+        start_s=float(profile.start_s[k]),
+        length_s=profile.bin_s,
+        n_requests=n,
+        rate_per_s=mean_rate_per_s * (float(profile.rate_per_s[k]) / profile.mean_rate_per_s),
+        mean_rate_per_s=mean_rate_per_s,
+        own_lengths=other and n >= MIN_OWN_REQUESTS,
+        other_lengths=other,
+    )
+
+
+def requests_of(trace: "Trace", profile: RateProfile, k: int) -> "Trace":
+    """The requests of the k-th bin, their time counted from the first of them."""
+    assert trace.arrival_s is not None
+    rows = slice(profile.rows[k], profile.rows[k + 1])
+    arrival_s = trace.arrival_s[rows]
+    return replace(
+        trace,
+        prompt_tokens=trace.prompt_tokens[rows],
+        output_tokens=trace.output_tokens[rows],
+        arrival_s=arrival_s - arrival_s[0],
+        first_arrival_s=trace.first_arrival_s + float(arrival_s[0]),
+    )
+
+
+def differs(trace: "Trace", profile: RateProfile, k: int) -> bool:
+    """Whether the requests of a bin are longer or shorter than those of the others, beyond chance and by enough to
+    plan for."""
+    inside = slice(profile.rows[k], profile.rows[k + 1])
+    return any(_differ(lengths, inside) for lengths in (trace.prompt_tokens, trace.output_tokens))
+
+
+def _differ(lengths: np.ndarray, inside: slice) -> bool:
+    """Welch's test of two means, of the lengths inside and outside a part."""
+    ours, n = lengths[inside], len(lengths)
+    n_else = n - len(ours)
+    if min(len(ours), n_else) < 2:
+        return False
+    mean, square = lengths.mean(), np.mean(lengths**2)
+    mean_else = (n * mean - ours.sum()) / n_else
+    variance_else = max((n * square - np.sum(ours**2)) / n_else - mean_else**2, 0.0)
+    difference = abs(ours.mean() - mean_else)
+    error = math.sqrt(ours.var() / len(ours) + variance_else / n_else)
+    return difference > OWN_FROM_FRAC * mean and difference > OWN_FROM_ERRORS * error
+
+
+def _bin_s(span_s: float, n: int) -> float | None:
+    """The length of a bin; None where none will do."""
+    for bin_s in BINS_S:
+        fine = bin_s >= HOUR_S if span_s >= HOURS_FROM_S else span_s <= FINE_BINS * bin_s
+        if fine and span_s <= MAX_BINS * bin_s and n * bin_s >= MIN_REQUESTS * span_s:
+            return float(bin_s) if span_s >= MIN_BINS * WHOLE_FRAC * bin_s else None
+    return None
+
+
+def _means(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    count = np.diff(rows)
+    means = np.full(len(count), np.nan)
+    means[count > 0] = np.add.reduceat(values, rows[:-1][count > 0]) / count[count > 0]
+    return means
+
+
+def _scv_within(arrival_s: np.ndarray, rows: np.ndarray) -> float:
+    """Squared CV of the gaps inside bins, each over the mean gap of its bin; Poisson's 1 where there are none."""
+    squares, n_gaps = 0.0, 0
+    for first, end in zip(rows[:-1], rows[1:]):
+        if end - first > 2 and (length_s := arrival_s[end - 1] - arrival_s[first]) > 0:
+            gaps = np.diff(arrival_s[first:end]) * ((end - first - 1) / length_s)
+            squares, n_gaps = squares + float(np.sum((gaps - 1.0) ** 2)), n_gaps + len(gaps)
+    return squares / n_gaps if n_gaps else 1.0
+
+
+def _chance(arrival_s: np.ndarray, begin_s: float, bin_s: float, whole: np.ndarray) -> float:
+    """The chance of counts in bins that differ at least so much where the rate does not [-]."""
+    edges_s = begin_s + bin_s / PARTS * np.arange(PARTS * len(whole) + 1)
+    counts = np.diff(np.searchsorted(arrival_s, edges_s)).reshape(-1, PARTS).astype(float)
+    inside = ((edges_s[:-1] >= 0) & (edges_s[1:] <= arrival_s[-1])).reshape(-1, PARTS) & whole[:, None]
+    size = inside.sum(axis=1)
+    counts, inside, size = counts[size > 0], inside[size > 0], size[size > 0]
+    if len(size) < 2:
+        return 1.0
+    mean = np.sum(counts, axis=1, where=inside) / size
+    between = float(np.sum(size * (mean - np.average(mean, weights=size)) ** 2)) / (len(size) - 1)
+    within = float(np.sum((counts - mean[:, None]) ** 2, where=inside)) / max(size.sum() - len(size), 1)
+    if within == 0:
+        return 0.0 if between > 0 else 1.0
+    return float(fdtrc(len(size) - 1, size.sum() - len(size), between / within))
