@@ -85,8 +85,8 @@ def load(
     `at` "peak" or "p95" is the workload in that hour of a trace (`workload.profile`): `rate_per_s` is still the mean of
     all hours, and that hour has as many times it as in the trace.
 
-    Raises BadField for `workload`, `arrival_rate_per_s`, `at` or `columns` (of `layout`), and BadInput for what is wrong
-    in the file, naming it and the line.
+    Raises BadField for `workload`, `arrival_rate_per_s`, `at` or `columns` (of `layout`), and BadInput for what is
+    wrong in the file, naming it and the line.
     """
     if at not in MOMENTS:
         raise unknown_name("at", at, MOMENTS)

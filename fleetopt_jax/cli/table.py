@@ -149,8 +149,8 @@ _OF_THE_WORKLOAD = (
     Option(
         name="at",
         kind=Choice(("mean", "peak", "p95")),
-        about="rate of a trace to plan for: its mean, that of its busiest hour, or the one that 95 % of its hours do "
-        "not exceed; --rate is the mean of all hours",
+        about="plan for the mean rate of a trace, that of its busiest hour, or the one that 95 % of its hours do not "
+        "exceed; --rate remains the mean of all hours",
         otherwise="default: mean; the plan's where one is given",
         commands=(*SEARCHES, *PLANNED),
         section=WORKLOAD,
@@ -637,7 +637,8 @@ _OF_THE_SIMULATION = (
     Option(
         name="arrivals",
         kind=Choice(("renewal", "poisson", "trace")),
-        about="as bursty as the workload's (default), Poisson, or the file's own time stamps, stretched to the rate",
+        about="as bursty as the workload's (default), Poisson, or the file's own time stamps, stretched to the rate; "
+        "of a plan for an hour (--at), that hour's requests",
         default="renewal",
         commands=_SIMULATING,
         section=SIMULATION,

@@ -40,6 +40,7 @@ from fleetopt_jax.workload.profile import At, Hour
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout  # and pyarrow, which bundled workloads do without
 
+HOW_IT_WAS_READ = ("columns", "at", "hour")  # of a workload; its rate and its digest say what was read
 SAME = 1e-9  # relative, between two evaluations of one fleet: compilations round differently
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -68,6 +69,7 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
             "mean_prompt_tokens": mean_prompt,
             "mean_output_tokens": mean_output,
             "digest": digest(problem.workload),
+            **hour_to_json(problem.service.hour),
         },
         "slo": slo_to_json(problem.slo),
         "budget": {name: float(cap) for name, cap in problem.budget.caps.items()},
@@ -85,7 +87,6 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
         document["binding"] = dataclasses.asdict(plan.binding)
     if columns is not None:
         document["workload"]["columns"] = dataclasses.asdict(columns)
-    document["workload"] |= hour_to_json(problem.service.hour)
     return document
 
 
@@ -124,6 +125,7 @@ def _question(document: Mapping[str, Any]) -> str:
     """A name of what was asked, but for the engines to choose from: a certificate is worth nothing under another."""
     parts = ("workload", "slo", "budget", "objective", "site", "compressor", "assumptions", "dispatch", "output_share")
     asked = [document[part] for part in parts] + [document[part] for part in ("route_by",) if part in document]
+    asked[0] = {name: value for name, value in asked[0].items() if name not in HOW_IT_WAS_READ}
     content = json.dumps(asked, sort_keys=True)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 

@@ -72,9 +72,10 @@ def planned_for(workload: Mapping[str, Any]) -> dict[str, str]:
         return {}
     length_s = hour["length_s"]
     lengths = f"its own {hour['n_requests']:,} requests" if hour["own_lengths"] else "the lengths of the whole trace"
+    when, rate = clock(hour["start_s"], length_s), per_s(hour["rate_per_s"])
     said = (
-        f"Its {called(hour['at'], length_s)} ({clock(hour['start_s'], length_s)}, {per_s(hour['rate_per_s'])} requests/s"
-        f"; the mean is {per_s(hour['mean_rate_per_s'])}), with {lengths}."
+        f"Its {called(hour['at'], length_s)} ({when}, {rate} requests/s; the mean is "
+        f"{per_s(hour['mean_rate_per_s'])}), with {lengths}."
     )
     return {"Planned for": said}
 
@@ -104,11 +105,8 @@ def hour_warnings(profile: RateProfile, hour: Hour) -> list[str]:
     tokens = profile.tokens_per_s * profile.whole
     heaviest = int(tokens.argmax())
     if hour.at == "peak" and tokens[heaviest] > HEAVIER * tokens[k]:
-        when = clock(float(profile.start_s[heaviest]), hour.length_s)
-        said.append(
-            f"{when} has fewer requests but {tokens[heaviest] / tokens[k]:.2f} times the tokens of {name}: the plan does "
-            "not answer for it"
-        )
+        when, over = clock(float(profile.start_s[heaviest]), hour.length_s), tokens[heaviest] / tokens[k]
+        said.append(f"{when} has fewer requests, but {over:.2f} times the tokens of {name}: it may need more")
     return said
 
 

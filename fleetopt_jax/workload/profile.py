@@ -1,29 +1,30 @@
 """When requests come: the rate by hour, the busiest hour, and what a fleet that is planned for that hour must serve.
 
-**Bins.** The clock is cut where the file's own clock has whole hours, so that a bin of a trace with calendar times is an
-hour of the day in the zone of its stamps. A trace of less than six hours is cut finer (1, 5, 10 or 15 minutes, at most
-24 bins), and a thin one coarser (2, 3, 4 or 6 hours), so that a bin has at least 100 requests on average: Poisson's
-counts then scatter by 10 %, and the busiest of 24 bins of a constant rate is about 20 % above its mean, not more. With
-fewer than four whole bins there is no profile.
+**Bins** begin at the whole hours of the file's own clock: hours of the day, in the zone of its stamps, where that is a
+calendar. A trace of less than six hours has finer ones (1, 5, 10 or 15 minutes, at most 24), a thin one coarser ones
+(2, 3, 4 or 6 hours), so that a bin holds 100 requests on average: Poisson's counts then scatter by 10 %, and the
+busiest of 24 bins of a constant rate is about 20 % above the mean. With fewer than four whole bins there is no profile.
 
-**Rate of a bin** = requests / seconds of the bin between the first and the last arrival. The bins hold all n requests and
-all of the span, so the time-weighted mean of their rates is the trace's own, n / (last - first). The first and the last
-bin are covered in part only: below nine tenths they are shown, but are neither busiest nor quiet. A bin without requests
-is a rate of 0 (an outage looks the same).
+**Rate of a bin** = requests / seconds of the bin between the first and the last arrival [1/s]. The bins hold all n
+requests and the whole span, so the time-weighted mean of their rates is the trace's own, n / (last - first). A bin that
+is covered by less than nine tenths, where the trace begins or ends, is shown, but is neither busiest nor quiet. A bin
+without requests has the rate 0: an outage looks like a quiet hour.
 
-**Whether the rate varies** or only scatters: an analysis of variance of the counts in tenths of the bins. F = (mean
-square between bins) / (mean square within them) with its degrees of freedom; within bins the counts scatter by Poisson's
-law and by whatever bursts there are up to a tenth of a bin, so a bursty but steady trace is not taken for a cycle. The
-rate varies where chance gives such an F less than once in a thousand traces, and the busiest bin is 20 % above the mean.
+**Whether the rate varies** or only scatters: analysis of variance of the counts in quarters of bins, F = mean square
+between bins / mean square within them, the latter at least that of renewals with the gaps' own squared CV. So bursts
+that are shorter than a bin are not taken for a cycle; longer ones are hours of their own. The rate varies where chance
+gives such an F in fewer than one of a thousand traces and the busiest bin is 20 % above the mean.
 
-**Burstiness.** The squared CV of all gaps of a day holds the cycle too: gaps are long at night. A law that reads it as
-bursts around a constant rate counts the cycle as bursts at the mean, where it is too little of a peak, and once more at
-the peak, where it is too much. `arrival_scv` here is of gaps inside bins, each over the mean gap of its bin.
+**Burstiness.** The squared CV of all gaps of a day holds the cycle too, for gaps are long at night. Taken for bursts it
+is too much at the busiest hour, which is busy already. So an hour has the squared CV of the gaps inside bins, each over
+the mean gap of its bin; the mean rate keeps that of all gaps.
 
-**Lengths** at an hour are those of the whole trace, whose tails are better known, unless that hour's own requests differ
-beyond chance (mean prompt or output by 5 % and by 3.3 standard errors) and are at least 1,000.
+**Lengths** of an hour are those of the whole trace, whose tails are better known, unless the hour has at least 1,000
+requests of its own and their mean prompt or output differs from that of the others by more than 5 % and 3.3 standard
+errors (Welch's test, one in a thousand by chance).
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -48,7 +49,7 @@ BINS_S = (60, 300, 600, 900, HOUR_S, 2 * HOUR_S, 3 * HOUR_S, 4 * HOUR_S, 6 * HOU
 FINE_BINS = 24  # of a trace of less than HOURS_FROM_S
 HOURS_FROM_S = 6 * HOUR_S
 WHOLE_FRAC = 0.9  # of a bin: less is a part
-PARTS = 10  # of a bin, whose counts scatter by chance and bursts alone
+PARTS = 4  # of a bin, whose counts scatter by chance and bursts alone
 
 CHANCE = 1e-3  # of an F by chance below which the rate varies
 VARIES_FROM = 1.2  # busiest bin over the mean: less is nothing to plan for
@@ -153,19 +154,21 @@ def rate_profile(trace: "Trace") -> RateProfile | None:
     bin_s = _bin_s(span_s, n)
     if bin_s is None:
         return None
-    offset_s = first_s % bin_s
+    bins_before = math.floor(first_s / bin_s)
+    offset_s = first_s - bin_s * bins_before
     edges_s = bin_s * np.arange(max(1, math.ceil((span_s + offset_s) / bin_s)) + 1) - offset_s
     rows = np.concatenate([[0], np.searchsorted(arrival_s, edges_s[1:-1]), [n]])
     covered_s = np.minimum(edges_s[1:], span_s) - np.maximum(edges_s[:-1], 0.0)
+    scv = _scv_within(arrival_s, rows)
     profile = RateProfile(
         bin_s=bin_s,
-        start_s=first_s + edges_s[:-1],
+        start_s=bin_s * (bins_before + np.arange(len(covered_s))),
         covered_s=covered_s,
         rows=rows,
         mean_prompt_tokens=_means(trace.prompt_tokens, rows),
         mean_output_tokens=_means(trace.output_tokens, rows),
-        arrival_scv=_scv_within(arrival_s, rows),
-        chance=_chance(arrival_s, edges_s[0], bin_s, covered_s >= WHOLE_FRAC * bin_s),
+        arrival_scv=scv,
+        chance=_chance(arrival_s, edges_s[0], bin_s, covered_s >= WHOLE_FRAC * bin_s, scv),
     )
     return profile if profile.whole.sum() >= MIN_BINS else None
 
@@ -241,14 +244,14 @@ def _means(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _scv_within(arrival_s: np.ndarray, rows: np.ndarray) -> float:
     """Squared CV of the gaps inside bins, each over the mean gap of its bin; Poisson's 1 where there are none."""
     squares, n_gaps = 0.0, 0
-    for first, end in zip(rows[:-1], rows[1:]):
+    for first, end in itertools.pairwise(rows):
         if end - first > 2 and (length_s := arrival_s[end - 1] - arrival_s[first]) > 0:
             gaps = np.diff(arrival_s[first:end]) * ((end - first - 1) / length_s)
             squares, n_gaps = squares + float(np.sum((gaps - 1.0) ** 2)), n_gaps + len(gaps)
     return squares / n_gaps if n_gaps else 1.0
 
 
-def _chance(arrival_s: np.ndarray, begin_s: float, bin_s: float, whole: np.ndarray) -> float:
+def _chance(arrival_s: np.ndarray, begin_s: float, bin_s: float, whole: np.ndarray, scv: float) -> float:
     """The chance of counts in bins that differ at least so much where the rate does not [-]."""
     edges_s = begin_s + bin_s / PARTS * np.arange(PARTS * len(whole) + 1)
     counts = np.diff(np.searchsorted(arrival_s, edges_s)).reshape(-1, PARTS).astype(float)
@@ -258,8 +261,10 @@ def _chance(arrival_s: np.ndarray, begin_s: float, bin_s: float, whole: np.ndarr
     if len(size) < 2:
         return 1.0
     mean = np.sum(counts, axis=1, where=inside) / size
-    between = float(np.sum(size * (mean - np.average(mean, weights=size)) ** 2)) / (len(size) - 1)
+    over_all = np.average(mean, weights=size)
+    between = float(np.sum(size * (mean - over_all) ** 2)) / (len(size) - 1)
     within = float(np.sum((counts - mean[:, None]) ** 2, where=inside)) / max(size.sum() - len(size), 1)
+    within = max(within, scv * over_all)  # of renewals, however rare their bursts are
     if within == 0:
         return 0.0 if between > 0 else 1.0
     return float(fdtrc(len(size) - 1, size.sum() - len(size), between / within))
