@@ -93,7 +93,8 @@ def test_a_constant_rate_has_no_hours_however_bursty_it_is(scv):
     assert np.all(chances >= np.arange(60) / 60 - 0.25)  # Kolmogorov-Smirnov at one in a thousand
     over = np.array([profile.peak_over_mean for profile in profiles])
     assert np.all((over > 1) & (over < 1 + 4.5 * np.sqrt(scv * 24 / 20_000)))
-    assert np.median([profile.arrival_scv for profile in profiles]) == pytest.approx(scv, rel=0.1)
+    low = 1 - np.median([profile.arrival_scv for profile in profiles]) / scv
+    assert -0.02 < low < 0.01 * scv  # gaps that end in another bin are left out, and the longest most of all
 
 
 def test_a_cosine_has_its_peak_where_and_as_high_as_it_is():

@@ -149,8 +149,8 @@ _OF_THE_WORKLOAD = (
     Option(
         name="at",
         kind=Choice(("mean", "peak", "p95")),
-        about="plan for the mean rate of a trace, that of its busiest hour, or the one that 95 % of its hours do not "
-        "exceed; --rate remains the mean of all hours",
+        about="plan for the mean rate of a trace, its busiest hour, or the 95th percentile of its hours; --rate remains "
+        "the mean of all hours",
         otherwise="default: mean; the plan's where one is given",
         commands=(*SEARCHES, *PLANNED),
         section=WORKLOAD,
