@@ -149,7 +149,7 @@ _OF_THE_WORKLOAD = (
     Option(
         name="at",
         kind=Choice(("mean", "peak", "p95")),
-        about="plan for the mean rate of a trace, its busiest hour, or the 95th percentile of its hours; --rate remains "
+        about="plan for the mean rate of a trace, its busiest hour, or the 95th percentile of its hours; --rate stays "
         "the mean of all hours",
         otherwise="default: mean; the plan's where one is given",
         commands=(*SEARCHES, *PLANNED),

@@ -103,7 +103,10 @@ def slo_to_json(slo: Slo) -> dict[str, Any]:
 
 def hour_to_json(hour: Hour | None) -> dict[str, Any]:
     """The hour of a trace that is planned for, beside the workload's other fields."""
-    return {"at": "mean"} if hour is None else {"at": hour.at, "hour": dataclasses.asdict(hour)}
+    if hour is None:
+        return {"at": "mean"}
+    values = dataclasses.asdict(hour)
+    return {"at": values.pop("at"), "hour": values}
 
 
 def _assume(problem: Problem) -> str:

@@ -141,7 +141,7 @@ def rates_said(document: Mapping[str, Any]) -> list[str]:
         said.append("The rate varies beyond chance: plan with --at peak, or --at p95.")
     else:
         said.append("The rate varies by no more than chance and bursts, or too little to plan for.")
-    if any(not each["whole"] for each in bins):
+    if len(bins) <= MOST_ROWS and any(not each["whole"] for each in bins):
         said.append(f"(part): the trace begins or ends in it; such {_plural(unit)} are not compared.")
     return said
 

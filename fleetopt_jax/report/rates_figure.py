@@ -63,12 +63,13 @@ def _rates(axes, document: Mapping[str, Any], edges_s: np.ndarray) -> None:
     rates = np.array([each["rate_per_s"] for each in bins])
     whole = np.array([each["whole"] for each in bins])
     peak = np.array([each["start_s"] == busiest for each in bins])
-    for chosen, colour, alpha in ((whole & ~peak, BLUE, 0.75), (~whole, MUTED, 0.25), (peak, VERMILLION, 0.9)):
+    for chosen, colour, alpha in ((whole & ~peak, BLUE, 1.0), (~whole, MUTED, 0.35), (peak, VERMILLION, 1.0)):
         axes.stairs(np.where(chosen, rates, 0.0), edges_s, fill=True, color=colour, alpha=alpha, linewidth=0)
     mean = sum(each["n_requests"] for each in bins) / sum(each["covered_s"] for each in bins)
     p95 = document["p95_rate_per_s"]
     axes.axhline(mean, color=INK, linestyle="--", linewidth=1.3, label=f"mean {per_s(mean)}/s")
-    axes.axhline(p95, color=MUTED, linestyle=":", linewidth=1.6, label=f"95 % of the time at most {per_s(p95)}/s")
+    if p95 < rates[peak][0]:  # not so of fewer than 20 bins
+        axes.axhline(p95, color=MUTED, linestyle=":", linewidth=1.6, label=f"95 % of the time at most {per_s(p95)}/s")
     axes.stairs([], [0], fill=True, color=VERMILLION, label=f"busiest {per_s(rates[peak][0])}/s")
     axes.set_xlim(edges_s[0], edges_s[-1])
     axes.set_ylim(0, 1.25 * rates[whole].max())

@@ -2,13 +2,14 @@
 
 **Bins** begin at the whole hours of the file's own clock: hours of the day, in the zone of its stamps, where that is a
 calendar. A trace of less than six hours has finer ones (1, 5, 10 or 15 minutes, at most 24), a thin one coarser ones
-(2, 3, 4 or 6 hours), so that a bin holds 100 requests on average: Poisson's counts then scatter by 10 %, and the
-busiest of 24 bins of a constant rate is about 20 % above the mean. With fewer than four whole bins there is no profile.
+(2, 3, 4 or 6 hours), so that a bin holds 100 requests on average: Poisson's counts then scatter by 10 %. With fewer
+than four whole bins there is no profile.
 
 **Rate of a bin** = requests / seconds of the bin between the first and the last arrival [1/s]. The bins hold all n
 requests and the whole span, so the time-weighted mean of their rates is the trace's own, n / (last - first). A bin that
 is covered by less than nine tenths, where the trace begins or ends, is shown, but is neither busiest nor quiet. A bin
-without requests has the rate 0: an outage looks like a quiet hour.
+without requests has the rate 0: an outage looks like a quiet hour. The busiest of many bins is high by chance too:
+with m requests a bin by about 2 / sqrt(m) in a day of hours, 3 / sqrt(m) in a fortnight.
 
 **Whether the rate varies** or only scatters: analysis of variance of the counts in quarters of bins, F = mean square
 between bins / mean square within them, the latter at least that of renewals with the gaps' own squared CV. So bursts
