@@ -29,6 +29,7 @@ from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
 from fleetopt_jax.laws.compression import MAX_SHRINK
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload, share_above, total_tokens, with_rate
+from fleetopt_jax.workload.profile import Hour
 
 MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
 GAMMA_MAX = 2.0  # the largest compression the paper uses
@@ -46,6 +47,7 @@ class Service:
     slo: Slo
     specs: tuple[EngineSpec, ...]  # everything said (`catalog.engines.resolved`)
     window_tokens: float  # window of the last pool: the longest request the fleet promises to serve
+    hour: Hour | None = None  # of its trace that the workload is; None: all of it, at the mean rate
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def make_problem(
     surroundings: Surroundings | None = None,
     budget: Budget | None = None,
     free: Sequence[Tunable] = (),
+    hour: Hour | None = None,
 ) -> Problem:
     """A checked `Problem` of one service. The default window is the longest request, rounded up to a whole block of 16
     tokens.
@@ -180,6 +183,7 @@ def make_problem(
         slo=slo or make_slo(),
         specs=tuple(dict.fromkeys(resolved(spec) for spec in specs)),
         window_tokens=window,
+        hour=hour,
     )
     problem = Problem(
         services=(service,),

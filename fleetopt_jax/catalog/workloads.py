@@ -18,9 +18,11 @@ from fleetopt_jax.workload.atoms import (
     mean_tokens,
     share_above,
     total_tokens,
+    with_rate,
 )
 from fleetopt_jax.workload.cdf import cdf_workload
 from fleetopt_jax.workload.compress import compress
+from fleetopt_jax.workload.profile import MOMENTS, At, Hour, RateProfile, hour_of, rate_profile, requests_of
 from fleetopt_jax.workload.summary import TraceSummary, summarize, weighted_quantiles
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ class LoadedWorkload:
     knots: list[tuple[float, float]] | None = None  # of a CDF
     rate_known: bool = True  # False where neither the file nor the caller says how often requests come
     understood: "Understood | None" = None  # what a file was taken for
+    profile: RateProfile | None = None  # of a trace that is long enough
+    hour: Hour | None = None  # that the workload is; None: all hours, at their mean rate
+
+    @property
+    def over_mean(self) -> float:
+        """Its rate over the mean rate of all hours [-]."""
+        return 1.0 if self.hour is None else self.hour.over_mean
 
     def require_window(self, window_tokens: float) -> None:
         """Refuse a window that does not hold the longest request, saying how many requests would not fit."""
@@ -64,24 +73,35 @@ def bundled() -> dict[str, dict[str, Any]]:
 
 
 def load(
-    name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None, need_rate: bool = True
+    name_or_file: str,
+    *,
+    rate_per_s: float | None = None,
+    layout: "Layout | None" = None,
+    need_rate: bool = True,
+    at: At = "mean",
 ) -> LoadedWorkload:
     """A bundled workload (1,000 requests/s unless `rate_per_s`) or a file's (its own mean rate unless `rate_per_s`).
 
     A file without arrival times is refused where no rate is given, unless `need_rate` is False: then 1 request/s.
+    `at` "peak" or "p95" is the workload in that hour of a trace (`workload.profile`): `rate_per_s` is still the mean of
+    all hours, and that hour has as many times it as in the trace.
 
-    Raises BadField for `workload`, `arrival_rate_per_s` or `columns` (of `layout`), and BadInput for what is wrong in
-    the file, naming it and the line.
+    Raises BadField for `workload`, `arrival_rate_per_s`, `at` or `columns` (of `layout`), and BadInput for what is
+    wrong in the file, naming it and the line.
     """
+    if at not in MOMENTS:
+        raise unknown_name("at", at, MOMENTS)
     if rate_per_s is not None and not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise BadField("arrival_rate_per_s", f"{rate_per_s}", "need a positive, finite number of requests per second")
     if layout and name_or_file in bundled():
         raise BadField("columns", f"{name_or_file} has no columns", "leave them out")
     if name_or_file in bundled():
+        if at != "mean":
+            raise _no_hours(name_or_file, at, "is bundled without its arrival times")
         return _load_bundled(name_or_file, rate_per_s or PAPER_RATE_PER_S)
     if not _looks_like_file(name_or_file):
         raise unknown_name("workload", name_or_file, bundled())
-    loaded = _of_file(name_or_file, rate_per_s, layout)
+    loaded = _of_file(name_or_file, rate_per_s, layout, at)
     known = rate_per_s is not None or loaded.summary.arrival_rate_per_s is not None
     if need_rate and not known:
         why = "no arrival times"
@@ -107,13 +127,21 @@ def made_workload(name: str, workload: Workload, *, output_share: float = OUTPUT
     return LoadedWorkload(name, workload, summary, output_share)
 
 
-def load_workload(name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None) -> Workload:
+def at_rate(loaded: LoadedWorkload, rate_per_s: float) -> LoadedWorkload:
+    """The same requests at this rate: of the hour, where they are those of one [1/s]."""
+    hour = loaded.hour and loaded.hour.at_rate(rate_per_s)
+    return replace(loaded, workload=with_rate(loaded.workload, rate_per_s), hour=hour)
+
+
+def load_workload(
+    name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None, at: At = "mean"
+) -> Workload:
     """The atoms of a bundled workload or a file; see `load`. A CDF with an output share of its own needs `load`.
 
     >>> float(fo.load_workload("azure-conv", rate_per_s=50.0).arrival_rate_per_s)
     50.0
     """
-    loaded = load(name_or_file, rate_per_s=rate_per_s, layout=layout)
+    loaded = load(name_or_file, rate_per_s=rate_per_s, layout=layout, at=at)
     if loaded.output_share != OUTPUT_SHARE:
         raise BadInput(
             name_or_file,
@@ -148,15 +176,17 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
     return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
 
 
-def _of_file(name: str, rate_per_s: float | None, layout: "Layout | None") -> LoadedWorkload:
+def _of_file(name: str, rate_per_s: float | None, layout: "Layout | None", at: At) -> LoadedWorkload:
     from fleetopt_jax.workload.readers import CdfFile, Trace, read_workload_file  # and pyarrow, unlike bundled ones
 
     found = read_workload_file(name, layout)
     if isinstance(found, Trace):
-        return _of_trace(name, found, rate_per_s)
+        return _of_trace(name, found, rate_per_s, at)
+    what = "a CDF" if isinstance(found, CdfFile) else "histograms"
     if layout is not None:
-        what = "a CDF" if isinstance(found, CdfFile) else "histograms"
         raise BadField("columns", f"{name} holds {what}: it has no columns", "leave them out")
+    if at != "mean":
+        raise _no_hours(name, at, f"holds {what}, without arrival times")
     if isinstance(found, CdfFile):
         return _of_cdf(name, found.knots, found.output_share, rate_per_s or 1.0)
     return _of_histograms(name, found, rate_per_s)
@@ -167,15 +197,24 @@ def _of_cdf(name: str, knots: list[tuple[float, float]], output_share: float, ra
     return replace(made_workload(name, workload, output_share=output_share), knots=knots)
 
 
-def _of_trace(name: str, trace: "Trace", rate_per_s: float | None) -> LoadedWorkload:
-    summary = summarize(trace)
+def _of_trace(name: str, trace: "Trace", rate_per_s: float | None, at: At) -> LoadedWorkload:
+    summary, profile = summarize(trace), rate_profile(trace)
+    rate, scv = rate_per_s or summary.arrival_rate_per_s or 1.0, summary.arrival_scv
+    hour, served = None, trace
+    if at != "mean":
+        profile = _require_hours(name, at, trace, profile)
+        hour = hour_of(trace, profile, at, rate)
+        rate, scv = hour.rate_per_s, profile.arrival_scv
+        served = requests_of(trace, profile, profile.at(at)) if hour.own_lengths else trace
     workload = make_workload(
-        *compress(trace.prompt_tokens, trace.output_tokens, trace.weight),
-        arrival_rate_per_s=rate_per_s or summary.arrival_rate_per_s or 1.0,
-        arrival_scv=1.0 if summary.arrival_scv is None else summary.arrival_scv,
+        *compress(served.prompt_tokens, served.output_tokens, served.weight),
+        arrival_rate_per_s=rate,
+        arrival_scv=1.0 if scv is None else scv,
         longest_tokens=summary.longest_tokens,
     )
-    return LoadedWorkload(name, workload, summary, OUTPUT_SHARE, understood=trace.understood)
+    return LoadedWorkload(
+        name, workload, summary, OUTPUT_SHARE, understood=trace.understood, profile=profile, hour=hour
+    )
 
 
 def _of_histograms(name: str, histograms: "Histograms", rate_per_s: float | None) -> LoadedWorkload:
@@ -199,6 +238,19 @@ def _of_histograms(name: str, histograms: "Histograms", rate_per_s: float | None
     read = replace(histograms.understood, warnings=(assumed, *histograms.understood.warnings))
     n, rate = read.n_rows, histograms.rate_per_s
     return replace(loaded, summary=replace(loaded.summary, n_requests=n, arrival_rate_per_s=rate), understood=read)
+
+
+def _require_hours(name: str, at: At, trace: "Trace", profile: RateProfile | None) -> RateProfile:
+    if profile is not None:
+        return profile
+    if trace.arrival_s is None:
+        raise _no_hours(name, at, "has no arrival times")
+    n, span_s = len(trace.arrival_s), trace.arrival_s[-1]
+    raise _no_hours(name, at, f"has {n:,} requests in {span_s:,.0f} s, too few to tell its busiest hour or minute")
+
+
+def _no_hours(name: str, at: At, why: str) -> BadField:
+    return BadField("at", f"{at}: {name} {why}", "need a longer trace with arrival times, or mean")
 
 
 def _looks_like_file(name: str) -> bool:

@@ -18,6 +18,7 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
 from fleetopt_jax.cli.answer import refuse_outputs
 from fleetopt_jax.cli.fields import FLAGS, said_as_options
+from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import TABLE
 from fleetopt_jax.cli.terminal import detail, say, warn
 from fleetopt_jax.cli.values import flag
@@ -31,7 +32,9 @@ from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Budget, Objective, make_budget
 from fleetopt_jax.fleet.surroundings import Surroundings, make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
+from fleetopt_jax.report.rates import hour_warnings, mean_warning
 from fleetopt_jax.workload.atoms import digest
+from fleetopt_jax.workload.profile import Hour, rate_profile, requests_of
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
 from fleetopt_jax.workload.readers.stamps import UNITS
 
@@ -72,15 +75,24 @@ def layout_of(options: argparse.Namespace) -> Layout | None:
 def workload_of(
     options: argparse.Namespace, *, rate_per_s: float | None = None, need_rate: bool = True
 ) -> LoadedWorkload:
-    """The workload the options name, at `rate_per_s` if given, with room for it in the window they promise."""
+    """The workload the options name, at their hour, of `rate_per_s` on average if given, with room for it in the window
+    they promise."""
     rate, window = rate_per_s or options.rate, getattr(options, "window", None)
+    at = getattr(options, "at", None)
     with at_door(options.workload):
-        loaded = load(options.workload, rate_per_s=rate, layout=layout_of(options), need_rate=need_rate)
+        loaded = load(
+            options.workload, rate_per_s=rate, layout=layout_of(options), need_rate=need_rate, at=at or "mean"
+        )
         if window is not None:
             loaded.require_window(window)
     _describe(options, loaded)
     if options.command != "trace":  # which prints it
         _say_understood(options, loaded)
+    if at is None and options.command in SEARCHES and loaded.profile and loaded.profile.varies:
+        warn(options, mean_warning(loaded.name, loaded.profile, float(loaded.workload.arrival_rate_per_s)))
+    if loaded.profile and loaded.hour:
+        for text in hour_warnings(loaded.profile, loaded.hour):
+            warn(options, text)
     return loaded
 
 
@@ -224,6 +236,7 @@ def problem_of(
             slo=slo_of(options),
             window_tokens=options.window,
             workload_name=loaded.name,
+            hour=loaded.hour,
             n_pools=options.pools,
             gamma=options.gamma,
             objective=objective,
@@ -242,13 +255,15 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
     refuse_outputs(options, [file.workload.name, *files])
     layout = layout_of(options)
     if options.workload:
-        loaded = workload_of(options, rate_per_s=options.rate or file.workload.arrival_rate_per_s)
+        planned = file.mean_rate_per_s if options.at else file.workload.arrival_rate_per_s
+        loaded = workload_of(options, rate_per_s=options.rate or planned)
     else:
         layout = layout or file.layout
-        loaded = workload_of_file(file, options.plan, rate_per_s=options.rate, layout=layout)
+        with at_door(options.plan):
+            loaded = workload_of_file(file, options.plan, rate_per_s=options.rate, layout=layout, at=options.at)
         _describe(options, loaded)
         _say_understood(options, loaded)
-        if is_another(file, loaded.workload):
+        if options.at in (None, file.workload.at) and is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch), layout
 
@@ -271,8 +286,15 @@ def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layou
                 f"{name} has no time stamps of single requests",
                 "need a trace file with arrival times",
             )
-        n = options.requests or max(1, len(trace.arrival_s) // options.replications)
+        trace = _of_the_hour(trace, problem.service.hour)
+        n = options.requests or max(1, len(trace.prompt_tokens) // options.replications)
         how["requests"] = replay_requests(trace, float(problem.workload.arrival_rate_per_s), n, options.replications)
     elif options.arrivals == "poisson":
         how["arrival_scv"] = 1.0
     return how
+
+
+def _of_the_hour(trace: Trace, hour: Hour | None) -> Trace:
+    """The requests that a plan is for: all, or those of its hour, with their own lengths."""
+    profile = rate_profile(trace) if hour else None
+    return requests_of(trace, profile, profile.at(hour.at)) if hour and profile else trace

@@ -146,6 +146,15 @@ _OF_THE_WORKLOAD = (
         section=WORKLOAD,
         field=Field("arrival_rate_per_s"),
     ),
+    Option(
+        name="at",
+        kind=Choice(("mean", "peak", "p95")),
+        about="plan for the mean rate of a trace, its busiest hour, or the 95th percentile of its hours; --rate stays "
+        "the mean of all hours",
+        otherwise="default: mean; the plan's where one is given",
+        commands=(*SEARCHES, *PLANNED),
+        section=WORKLOAD,
+    ),
     replace(_COLUMN, name="prompt_column", about="column of the prompt tokens, for a file of another layout"),
     replace(_COLUMN, name="output_column", about="column of the output tokens"),
     replace(_COLUMN, name="time_column", about="column of the time stamps (numbers or ISO 8601)"),
@@ -636,7 +645,8 @@ _OF_THE_SIMULATION = (
     Option(
         name="arrivals",
         kind=Choice(("renewal", "poisson", "trace")),
-        about="as bursty as the workload's (default), Poisson, or the file's own time stamps, stretched to the rate",
+        about="as bursty as the workload's (default), Poisson, or the file's own time stamps, stretched to the rate; "
+        "of a plan for an hour (--at), that hour's requests",
         default="renewal",
         commands=_SIMULATING,
         section=SIMULATION,
@@ -840,6 +850,7 @@ _FIGURES = (
     _figure("the waterfall", "ledger"),
     _figure("power and tokens per joule over the batch", "engine"),
     _figure("fit and residuals", "calibrate"),
+    _figure("the rate by hour", "trace"),
     Option(
         name="csv",
         kind=Text(),

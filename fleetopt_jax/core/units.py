@@ -8,6 +8,7 @@ US = 1e-6
 NS = 1e-9
 KW = 1e3
 HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
 GIB = 1024.0**3
 TFLOP = 1e12
 TB = 1e12

@@ -17,7 +17,7 @@ from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive, read_as
-from fleetopt_jax.documents.plan import is_another, plan_of_file, plan_to_json, workload_of_file
+from fleetopt_jax.documents.plan import hour_to_json, is_another, plan_of_file, plan_to_json, workload_of_file
 from fleetopt_jax.documents.plan_file import PlanFile
 from fleetopt_jax.fleet.fleet import with_limits
 
@@ -48,6 +48,7 @@ def front_to_json(front: Front | NoFront, columns: "Layout | None" = None) -> di
         "workload": {
             "name": problem.service.name,
             "arrival_rate_per_s": float(problem.workload.arrival_rate_per_s),
+            **hour_to_json(problem.service.hour),
         },
         "assume": problem.assume,
         "n_pools": problem.n_pools,

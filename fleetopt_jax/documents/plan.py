@@ -23,7 +23,7 @@ from fleetopt_jax.catalog.engines import engine_entry, resolved
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.catalog.workloads import LoadedWorkload, load, made_workload
+from fleetopt_jax.catalog.workloads import LoadedWorkload, at_rate, load, made_workload
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.engine import load_engine
@@ -34,11 +34,13 @@ from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Objective, Weights, make_budget
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens, with_rate
+from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens
+from fleetopt_jax.workload.profile import At, Hour
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout  # and pyarrow, which bundled workloads do without
 
+HOW_IT_WAS_READ = ("columns", "at", "hour")  # of a workload; its rate and its digest say what was read
 SAME = 1e-9  # relative, between two evaluations of one fleet: compilations round differently
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -67,6 +69,7 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
             "mean_prompt_tokens": mean_prompt,
             "mean_output_tokens": mean_output,
             "digest": digest(problem.workload),
+            **hour_to_json(problem.service.hour),
         },
         "slo": slo_to_json(problem.slo),
         "budget": {name: float(cap) for name, cap in problem.budget.caps.items()},
@@ -98,6 +101,14 @@ def slo_to_json(slo: Slo) -> dict[str, Any]:
     return values | {"itl_s": values["itl_s"] if math.isfinite(values["itl_s"]) else None}
 
 
+def hour_to_json(hour: Hour | None) -> dict[str, Any]:
+    """The hour of a trace that is planned for, beside the workload's other fields."""
+    if hour is None:
+        return {"at": "mean"}
+    values = dataclasses.asdict(hour)
+    return {"at": values.pop("at"), "hour": values}
+
+
 def _assume(problem: Problem) -> str:
     """A preset and choices changed in it that are the assumptions: the problem's own words where they are."""
     names = choice_names(problem.assumptions)
@@ -117,6 +128,7 @@ def _question(document: Mapping[str, Any]) -> str:
     """A name of what was asked, but for the engines to choose from: a certificate is worth nothing under another."""
     parts = ("workload", "slo", "budget", "objective", "site", "compressor", "assumptions", "dispatch", "output_share")
     asked = [document[part] for part in parts] + [document[part] for part in ("route_by",) if part in document]
+    asked[0] = {name: value for name, value in asked[0].items() if name not in HOW_IT_WAS_READ}
     content = json.dumps(asked, sort_keys=True)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
@@ -217,6 +229,8 @@ def load_plan(
     Where nothing has changed, the plan keeps the search that found it, and its certificate; where its fleet now breaks
     a limit, its status says so. Warns where the file's workload has other requests by now.
 
+    `rate_per_s` is the mean of all hours, as in `load_workload`: a plan for the busiest hour is then evaluated in it.
+
     Raises BadInput that names the file, the field and the value; also for a plan without pools, of no fleet at all.
 
     >>> import tempfile
@@ -238,20 +252,33 @@ def load_plan(
     share = {} if file.output_share is None else {"output_share": file.output_share}
     given = workload if isinstance(workload, LoadedWorkload) else made_workload(file.workload.name, workload, **share)
     if rate_per_s is not None:
-        given = dataclasses.replace(given, workload=with_rate(given.workload, rate_per_s))
+        given = at_rate(given, rate_per_s * given.over_mean)
     return plan_of_file(file, where, given, specs=specs)
 
 
 def workload_of_file(
-    file: PlanFile, where: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None
+    file: PlanFile,
+    where: str,
+    *,
+    rate_per_s: float | None = None,
+    layout: "Layout | None" = None,
+    at: At | None = None,
 ) -> LoadedWorkload:
-    """A plan's own workload, at its own rate and read by its own columns unless others are given."""
-    places = {"workload": "workload.name", "columns": "workload.columns"}
-    rate = rate_per_s or file.workload.arrival_rate_per_s
+    """A plan's own workload, at its own rate and hour and read by its own columns unless others are given.
+
+    Another rate is the mean of all hours; another hour has its share of the mean that the plan was made with.
+    """
+    places = {"workload": "workload.name", "columns": "workload.columns"} | (
+        {"at": "workload.at"} if at is None else {}
+    )
+    rate = rate_per_s or file.mean_rate_per_s
     try:
-        return load(file.workload.name, rate_per_s=rate, layout=layout or file.layout)
+        loaded = load(file.workload.name, rate_per_s=rate, layout=layout or file.layout, at=at or file.workload.at)
     except BadField as error:
         raise error.at(lambda field: f"{where}, {places[field]}" if field in places else field) from None
+    if rate_per_s is None and at in (None, file.workload.at):
+        return at_rate(loaded, file.workload.arrival_rate_per_s)  # whatever requests the file has by now
+    return loaded
 
 
 def plan_of_file(
@@ -282,6 +309,7 @@ def plan_of_file(
             slo=make_slo(**file.slo.limits()),
             window_tokens=max(last.window_tokens, float(loaded.workload.longest_tokens)),
             workload_name=loaded.name,
+            hour=loaded.hour,
             n_pools=len(chosen),
             objective=_objective_of(file.objective),
             budget=make_budget(**file.budget.limits()),

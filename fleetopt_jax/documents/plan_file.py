@@ -12,6 +12,7 @@ from fleetopt_jax.core.files import invalid, parse_json, read_bytes
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
 from fleetopt_jax.fleet.resources import OBJECTIVES, Objective
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.workload.profile import At
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout
@@ -29,6 +30,12 @@ class ColumnsPart(Part):
     zero_output: Literal["keep", "drop"] = "keep"
 
 
+class HourPart(Part):
+    """The hour of its trace that a plan is for."""
+
+    mean_rate_per_s: Positive
+
+
 class WorkloadPart(Part):
     name: Name
     arrival_rate_per_s: Positive
@@ -36,6 +43,8 @@ class WorkloadPart(Part):
     mean_output_tokens: float | None = None
     digest: Name | None = None
     columns: ColumnsPart | None = None
+    at: At = "mean"
+    hour: HourPart | None = None
 
 
 class SloPart(Part):
@@ -170,6 +179,11 @@ class PlanFile(Part):
     route_by: RouteByPart | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
     pools: Annotated[list[PoolPart], Field(min_length=1, max_length=MAX_POOLS)]
+
+    @property
+    def mean_rate_per_s(self) -> float:
+        """Of all hours of its trace [1/s]."""
+        return self.workload.hour.mean_rate_per_s if self.workload.hour else self.workload.arrival_rate_per_s
 
     @property
     def layout(self) -> "Layout | None":

@@ -5,6 +5,7 @@ from typing import Any
 
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.resources import limited_resource
+from fleetopt_jax.report.rates import planned_for
 from fleetopt_jax.report.words import (
     HARDLY,
     NOT_TOGETHER,
@@ -25,6 +26,7 @@ NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
 def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Question and answer, of a plan document with metrics; sharper with its sensitivity document."""
     return {
+        **planned_for(plan["workload"]),
         "Buy": _buy(plan),
         "Split": _split(plan),
         "It saves": _saves(plan),

@@ -7,6 +7,7 @@ from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import at_door, slo_of, specs_of, surroundings_of, workload_of
 from fleetopt_jax.cli.terminal import progress
 from fleetopt_jax.documents.ledger import ledger_to_json
+from fleetopt_jax.documents.plan import hour_to_json
 from fleetopt_jax.fleet.assumptions import PHYSICAL
 from fleetopt_jax.published.ledger import ledger
 from fleetopt_jax.report import tables
@@ -30,4 +31,5 @@ def run(options: argparse.Namespace) -> Answer:
         )
     rate_per_s = float(loaded.workload.arrival_rate_per_s)
     document = ledger_to_json(rows, workload_name=loaded.name, arrival_rate_per_s=rate_per_s, spec=spec, slo=slo)
+    document["workload"] |= hour_to_json(loaded.hour)
     return Answer(document, tables.ledger_table, OK, ledger_figure)

@@ -73,7 +73,9 @@ def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, 
     if options.robust_workloads and not options.robust:
         raise BadInput("--robust-workloads", "only read with --robust", "give --robust quantile or --robust cvar")
     try:
-        others = [load(name.strip(), rate_per_s=options.rate) for name in options.robust_workloads]
+        others = [
+            load(name.strip(), rate_per_s=options.rate, at=options.at or "mean") for name in options.robust_workloads
+        ]
     except BadField as error:
         raise error.at(lambda _: "--robust-workloads") from None
     except BadInput as error:

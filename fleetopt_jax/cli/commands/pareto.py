@@ -9,7 +9,7 @@ from fleetopt_jax._optimize.front import Front, NoFront, checked_objectives
 from fleetopt_jax._optimize.pareto import pareto
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.search import optimize
-from fleetopt_jax.catalog.workloads import LoadedWorkload
+from fleetopt_jax.catalog.workloads import LoadedWorkload, at_rate
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, layout_of, problem_of, workload_of
@@ -30,7 +30,6 @@ from fleetopt_jax.report.pareto import (
     front_figure,
     front_table,
 )
-from fleetopt_jax.workload.atoms import with_rate
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -87,8 +86,8 @@ def _along_axis(
     with progress(options, f"Sweeping {name}") as step:
         for done, value in enumerate(values):
             at = argparse.Namespace(**{**vars(options), field: value})
-            workload = with_rate(loaded.workload, value) if name == "workload-rate" else loaded.workload
-            problem = problem_of(at, dataclasses.replace(loaded, workload=workload), objective, budget_of(options))
+            there = at_rate(loaded, value * loaded.over_mean) if name == "workload-rate" else loaded
+            problem = problem_of(at, there, objective, budget_of(options))
             plans.append(optimize(problem, options.method))
             step(done + 1, len(values))
     for value, plan in zip(values, plans):

@@ -1,15 +1,21 @@
 """`fleetopt trace`: what is in a workload."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Group, RenderableType
 
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled
-from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.answer import Answer, Document
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import workload_of
+from fleetopt_jax.documents.rates import rates_to_json
 from fleetopt_jax.report import tables
+from fleetopt_jax.report.rates import rates_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -30,8 +36,9 @@ def run(options: argparse.Namespace) -> Answer:
         **_understood(loaded),
     }
     about = bundled().get(loaded.name, {})
+    document |= rates_to_json(loaded.profile)
     document |= {key: about[key] for key in ("source", "licence", "compression_error") if key in about}
-    return Answer(document, tables.trace_table, OK)
+    return Answer(document, _table, OK, _figure if loaded.profile else None)
 
 
 def _understood(loaded: LoadedWorkload) -> dict[str, Any]:
@@ -54,3 +61,14 @@ def _understood(loaded: LoadedWorkload) -> dict[str, Any]:
         "zero_output": read.zero_output,
         "warnings": list(read.warnings),
     }
+
+
+def _table(document: Document) -> RenderableType:
+    parts = [tables.trace_table(document)]
+    return Group(*parts, rates_table(document)) if document["recorded_rate_per_s"] else parts[0]
+
+
+def _figure(document: Document) -> "Figure":
+    from fleetopt_jax.report.rates_figure import rates_figure  # and matplotlib, which a table does without
+
+    return rates_figure(document)
