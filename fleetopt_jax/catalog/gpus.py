@@ -137,7 +137,8 @@ _SHEETS = (
         nominal_memory_bytes=200 * GIB,
         chunk_tokens=2048,
         source="NVIDIA GB200 NVL72 data sheet; price: arXiv 2603.17280v1, table 5; "
-        "memory: PyTorch on GB200 (nvidia-smi 189,471 MiB); idle power with a model loaded: not published, a quarter of the TDP (empty boards 138 to 181 W)",
+        "memory: PyTorch on GB200 (nvidia-smi 189,471 MiB); idle power with a model loaded: not published, a "
+        "quarter of the TDP (empty boards 138 to 181 W)",
         law="b200",
     ),
     GpuEntry(

@@ -100,7 +100,9 @@ def kept_beside(document: dict[str, Any], path: str | os.PathLike) -> dict[str, 
     pools = document.get("pools")
     if document.get("schema") != SCHEMA or not any(pool.get("catalog_file") for pool in pools or ()):
         return document
-    return document | {"pools": [pool | {"catalog_file": _seen_from(pool["catalog_file"], folder)} for pool in pools]}
+    return document | {
+        "pools": [pool | {"catalog_file": _seen_from(pool["catalog_file"], folder)} for pool in pools or ()]
+    }
 
 
 def _seen_from(name: str | None, folder: str) -> str | None:

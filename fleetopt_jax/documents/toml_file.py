@@ -51,7 +51,10 @@ def line_of(text: str, location: Sequence[str]) -> int | None:
             inside = header[1]
         key = re.match(r"""\s*([^\s=]+)\s*=""", line)
         here = [*_parts(inside), *(_parts(key[1]) if key else ())]
-        if here and here == list(location[: len(here)]) and (key or header):
+        if not (key or header) or not here:
+            continue
+        on_the_way, beneath = here == list(location[: len(here)]), here[: len(location)] == list(location)
+        if on_the_way or (beneath and found is None):  # [gpu.x1] is where an unknown table `gpu` begins
             found = number
     return found
 
