@@ -69,7 +69,6 @@ class _Pool(_Part):
     precision: str | None = None
     kv_precision: str = "bf16"
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
-    memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
 
 
 class _Workload(_Part):
@@ -195,7 +194,7 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
         "max-num-seqs": pool.max_num_seqs,
         "max-num-batched-tokens": max(step_tokens, pool.max_num_seqs),
         "enable-chunked-prefill": None,
-        "gpu-memory-utilization": pool.memory_utilization,
+        "gpu-memory-utilization": MEMORY_UTILIZATION,
         **({"quantization": quantization} if quantization else {}),
         **({"kv-cache-dtype": "fp8"} if pool.kv_precision.lower() == "fp8" else {}),
         "port": PORT,
