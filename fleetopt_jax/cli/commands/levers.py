@@ -57,6 +57,8 @@ def _present_fleet(options: argparse.Namespace) -> tuple[Problem, Plan | None, L
         if getattr(options, name) != default:
             raise BadInput(flag(name), f"{options.plan} says it itself", "give one of the two")
     plan, layout = plan_of(argparse.Namespace(**{**vars(options), "dispatch": None}))
+    if priced := {spec.gpu_name for spec in plan.specs} & set(options.usd_per_gpu_h):
+        raise BadInput(f"--usd-per-gpu-h {min(priced)}", f"{options.plan} says it itself", "price the next GPU alone")
     gammas = {float(gamma) for gamma in plan.fleet.gamma[:-1]} or {1.0}
     gamma = gammas.pop() if len(gammas) == 1 else None  # several: searched
     return dataclasses.replace(plan.problem, gamma=gamma, objective=options.objective), plan, layout
