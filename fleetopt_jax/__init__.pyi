@@ -70,6 +70,7 @@ from .catalog.engines import build as build
 from .catalog.engines import engine_entry as engine_entry
 from .catalog.gpus import GpuEntry as GpuEntry
 from .catalog.llms import LlmEntry as LlmEntry
+from .catalog.own import Catalog as Catalog
 from .catalog.spec import EngineSpec as EngineSpec
 from .catalog.spec import OwnLaws as OwnLaws
 from .fleet.engine import Engine as Engine
@@ -128,6 +129,7 @@ from .workload.columns import Columns as Columns
 from .core.errors import BadField as BadField
 from .core.errors import BadInput as BadInput
 from .documents.engine import load_engine as load_engine
+from .documents.own_catalog import load_catalog as load_catalog
 from .documents.engine import save_engine as save_engine
 from .documents.front import front_to_json as front_to_json
 from .documents.front import load_front as load_front

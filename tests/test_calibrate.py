@@ -485,3 +485,83 @@ def test_the_table_gives_estimates_errors_and_notes(measured, document):
     assert "15.74" in text
     assert "0.46" in text
     assert "not fitted: 3 points for 3 parameters" in " ".join(text.split())
+
+
+# Columns as people have them
+
+
+def written_rows(tmp_path, header: str, rows) -> Path:
+    path = tmp_path / "rows.csv"
+    path.write_text(header + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "note"),
+    [
+        # `vllm bench serve`
+        ("max_concurrency,median_itl_ms", lambda n, s: (n, s * 1e3), ""),
+        (
+            "max_concurrency,output_throughput,mean_tpot_ms",
+            lambda n, s: (n, 1.0, s * 1e3),
+            "mean_tpot_ms holds the pre",
+        ),
+        ("max_concurrency,output_throughput,mean_itl_ms", lambda n, s: (n, 1.0, s * 1e3), "mean_itl_ms holds the pre"),
+        (
+            "Max_Concurrency,Output_Throughput",
+            lambda n, s: (n, n / s),
+            "output_throughput holds prefill, and the start",
+        ),
+        # InferenceX: seconds, and rates of one GPU
+        ("conc,tp,median_tpot", lambda n, s: (n, 8, s), "median_tpot holds the prefill of other requests"),
+        ("conc,tp,output_tput_per_gpu", lambda n, s: (n, 8, n / s / 8), "output_tput_per_gpu holds prefill"),
+        # without prefill before with it
+        ("concurrency,mean_tpot_ms,step_s", lambda n, s: (n, 7.0, s), ""),
+    ],
+)
+def test_columns_of_benchmarks_are_read_in_their_units(tmp_path, header, row, note):
+    path = written_rows(tmp_path, header, [row(n, s) for n, s in zip(BATCH, dense_s(BATCH))])
+    found = read_measurements(path)
+    np.testing.assert_allclose(found.batch, BATCH)
+    np.testing.assert_allclose(found.step_s, dense_s(BATCH))
+    assert len(found.notes) == bool(note) and (not note or found.notes[0].startswith(note))
+    fit = fit_decode(found)
+    assert fit.estimates["base_s"] == pytest.approx(0.01, rel=1e-4)
+    assert set(found.notes) <= set(fit.notes)
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells"),
+    [
+        ("isl,osl", (1000, 200)),
+        ("random_input_len,random_output_len", (1000, 200)),
+        ("total_input_tokens,total_output_tokens,completed", (50_000, 10_000, 50)),
+    ],
+)
+def test_the_context_follows_from_the_lengths(tmp_path, columns, cells):
+    path = written_rows(tmp_path, f"batch,step_s,{columns}", [(n, dense_s(n), *cells) for n in (1.0, 8.0, 64.0)])
+    np.testing.assert_allclose(read_measurements(path).context_tokens, 1000 + 200 / 2)
+
+
+def test_names_of_inferencex_choose_the_engine(tmp_path):
+    rows = [(gpu, "openai/gpt-oss-120b", 8, n, dense_s(n)) for gpu in ("h100", "b200") for n in (1.0, 8.0, 64.0)]
+    path = written_rows(tmp_path, "hw,model,tp,conc,median_tpot", rows)
+    found = read_measurements(path, gpu="b200")
+    assert (found.gpu, found.llm, found.tp, len(found.batch)) == ("b200", "openai/gpt-oss-120b", 8, 3)
+    rate = written_rows(tmp_path, "conc,output_tput_per_gpu", [(1, 5.0), (8, 9.0)])
+    assert refusal(read_measurements, rate).endswith(
+        "output_tput_per_gpu without tp; need the GPUs of an instance as well"
+    )
+
+
+def test_a_calibrated_engine_says_what_stays_the_catalogs(tmp_path):
+    path = tmp_path / "mine.json"
+    step = fit_decode(Measurements(BATCH, dense_s(BATCH)))
+    save_engine(path, step, None, gpu="h100", llm="llama-3.1-70b", tp=4, source="mine.csv")
+    assert json.loads(path.read_text())["of_catalog"] == ["power", "prefill", "KV cache", "idle power"]
+    entry = engine_entry(load_engine(path))
+    assert entry.of_catalog == ("power", "prefill", "KV cache", "idle power")
+    assert entry.source == f"{path}: mine.csv; of the catalog: power, prefill, KV cache, idle power"
+    power = fit_power(Measurements(BATCH, dense_s(BATCH), power_w_per_gpu=power_w(BATCH)))
+    save_engine(path, step, power, gpu="h100", llm="llama-3.1-70b", tp=4)
+    assert engine_entry(load_engine(path)).of_catalog == ("prefill", "KV cache", "idle power")

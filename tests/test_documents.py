@@ -23,6 +23,7 @@ from fleetopt_jax.catalog.workloads import load
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.engine import load_engine, save_engine
 from fleetopt_jax.documents.ledger import LedgerRow, load_ledger, save_ledger
+from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.documents.plan import load_plan, plan_to_json, save_plan
 from fleetopt_jax.documents.plan_file import PlanFile
 from fleetopt_jax.documents.schemas import schemas
@@ -114,8 +115,11 @@ def test_under_another_rate_a_plan_is_no_longer_what_was_found(old_trace):
 
 def test_a_plan_comes_back_with_everything_it_rests_on(few, tmp_path):
     weights = Weights(power_w=1.0, usd_per_h=200.0, gpus_of={"h100": 3.0})
+    (tmp_path / "my.toml").write_text("[gpus.h100]\nidle_w = 90\n")
+    catalog = load_catalog(tmp_path / "my.toml").at_prices({"h100": 2.5})
     problem = fast(
         few,
+        (catalog.spec("h100", "llama-3.1-70b", 8, source="projected"),),
         slo=make_slo(ttft_p99_s=2.0, ttft_s_per_token=1e-4, itl_s=0.4, max_utilization=0.7),
         objective=weights,
         budget=make_budget(max_gpus=99, max_kg_co2_per_h=1e3, gpus_of={"b200": 5}),
@@ -128,6 +132,8 @@ def test_a_plan_comes_back_with_everything_it_rests_on(few, tmp_path):
     specs = (replace(problem.specs[0], clock_frac=0.8), replace(problem.specs[0], max_num_seqs=64))
     loaded = back(given_plan(problem, specs, gamma=(1.5, 1.0)), tmp_path / "plan.json", few)
     assert loaded.problem.objective == weights
+    assert [float(x.usd_per_gpu_h) for x in loaded.fleet.engines] == [2.5, 2.5]
+    assert json.loads((tmp_path / "plan.json").read_text())["pools"][0]["catalog_file"] == str(tmp_path / "my.toml")
     assert loaded.problem.budget == problem.budget
     assert loaded.problem.assumptions == problem.assumptions
 

@@ -1,5 +1,6 @@
 """What the README shows works as shown."""
 
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,20 @@ IN_TABLES = [
     each for row in README.splitlines() if row.startswith("|") for each in re.findall(r"`(fleetopt [^`]*)`", row)
 ]
 COMMANDS = [line.split("   #")[0] for line in [*BLOCKS.splitlines(), *IN_TABLES] if line.startswith("fleetopt ")]
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+    "max_position_embeddings": 131_072,
+    "torch_dtype": "bfloat16",
+}
 
 
 def test_every_command_shown_is_understood():
@@ -56,6 +71,10 @@ def test_every_command_shown_runs(tmp_path):
     batch = np.array([4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
     rows = "".join(f"{n:g},{13 + 0.09 * n:.3f},1500,{420 + 45 * np.log2(n):.1f}\n" for n in batch)
     (tmp_path / "measured.csv").write_text("batch,step_ms,context_tokens,power_w_per_gpu\n" + rows)
+    (catalog,) = re.findall(r"```toml\n(schema = \"fleetopt-catalog/1\".*?)```", README, re.DOTALL)
+    (tmp_path / "my.toml").write_text(catalog)
+    (tmp_path / "my-chat").mkdir()
+    (tmp_path / "my-chat" / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "experiments").mkdir()
     shutil.copytree(ROOT / "experiments" / "scenarios", tmp_path / "experiments" / "scenarios")
     shutil.copy(ROOT / "experiments" / "router.py", tmp_path / "experiments" / "router.py")

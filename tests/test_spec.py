@@ -141,7 +141,8 @@ def test_own_laws_take_the_place_of_the_catalogs_and_the_rest_stays(source):
     for name in ("kv", "prefill", "gpus_per_instance", "usd_per_gpu_h"):
         for a, b in zip(*(jax.tree.leaves(getattr(each.engine, name)) for each in (own, plain))):
             np.testing.assert_array_equal(a, b)
-    assert (own.quality, own.step_error, own.power_error, own.source) == ("calibrated", 0.02, 0.03, "bench")
+    assert (own.quality, own.step_error, own.power_error) == ("calibrated", 0.02, 0.03)
+    assert own.source == "bench; of the catalog: prefill, KV cache" and own.of_catalog == ("prefill", "KV cache")
     assert own.prompt_per_output == 0.0
 
 
@@ -244,6 +245,18 @@ def test_a_catalog_gpu_with_another_price_is_as_good_as_the_catalogs():
         ("tp", EngineSpec("h100", tp=0), "0; need 1 to 64 GPUs per instance"),
         ("tp", EngineSpec("h100", tp=65), "65; need 1 to 64"),
         ("tp", EngineSpec("h100", tp=2.5), "2.5; need 1 to 64"),
+        (
+            "tp",
+            EngineSpec("h100", tp=3),
+            "3 GPUs cannot share the 64 attention heads of llama-3.1-70b; need one of 1, 2, ",
+        ),
+        ("memory_utilization", EngineSpec("h100", memory_utilization=0.0), "0; need a share above 0, at most 1"),
+        ("memory_utilization", EngineSpec("h100", memory_utilization=1.1), "1.1; need a share above 0, at most 1"),
+        (
+            "memory_utilization",
+            EngineSpec("h100", source="projected", memory_utilization=0.8),
+            "0.8; the paper's KV cache is given: need 0.9",
+        ),
         ("precision", EngineSpec("h100", precision="fp9"), "unknown name 'fp9'; did you mean fp8"),
         ("precision", EngineSpec("h100", precision="mxfp4"), "mxfp4 is for routed experts"),
         ("kv_precision", EngineSpec("h100", kv_precision="int4"), "unknown name 'int4'"),

@@ -6,7 +6,10 @@ one's own. Clocks are of the top clock, whatever the present one is.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from fleetopt_jax.catalog.gpus import GpuEntry
+from fleetopt_jax.catalog.llms import LlmEntry
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.choices.lengths import SplitByShare
@@ -71,7 +74,12 @@ OWN_OUTPUT = Need(
 
 
 def all_levers(
-    present: Sequence[EngineSpec], n_pools: int, gamma: float | None, *, next_gpu: str | None, llm: str
+    present: Sequence[EngineSpec],
+    n_pools: int,
+    gamma: float | None,
+    *,
+    next_gpu: str | GpuEntry | None,
+    llm: str | LlmEntry,
 ) -> list[Lever]:
     """Every lever that the present fleet has not pulled."""
     levers = [*_of_routing(n_pools, gamma), TENSOR_PARALLEL, MAX_NUM_SEQS]
@@ -97,24 +105,26 @@ def _of_routing(n_pools: int, gamma: float | None) -> list[Lever]:
     return levers
 
 
-def _of_engines(present: Sequence[EngineSpec], next_gpu: str | None, llm: str) -> list[Lever]:
+def _of_engines(present: Sequence[EngineSpec], next_gpu: str | GpuEntry | None, llm: str | LlmEntry) -> list[Lever]:
     """Another GPU, precision or model in every pool."""
 
-    def lever(name: str, title: str, touches: str, quality: str = "measured", note: str = "", **changes: str) -> Lever:
+    def lever(name: str, title: str, touches: str, quality: str = "measured", note: str = "", **changes: Any) -> Lever:
         return Lever(
             name, title, frozenset({touches}), quality, variants=lambda spec: (changed(spec, **changes),), note=note
         )
 
     levers = []
-    if next_gpu is not None and {spec.gpu_name for spec in present} != {next_gpu}:
-        levers.append(lever("generation", f"{next_gpu.upper()} in every pool", "gpu", gpu=next_gpu))
+    name = next_gpu.name if isinstance(next_gpu, GpuEntry) else next_gpu
+    if name is not None and {spec.gpu_name for spec in present} != {name}:
+        levers.append(lever("generation", f"{name.upper()} in every pool", "gpu", gpu=next_gpu))
     if any(spec.precision == "bf16" for spec in present):
         levers.append(lever("precision", "weights in fp8", "precision", note=FP8_NOTE, precision="fp8"))
     if any(spec.kv_precision == "bf16" for spec in present):
         of_cache = lever("kv_precision", "KV cache in fp8", "kv", "law", FP8_NOTE, kv_precision="fp8")
         levers.append(replace(of_cache, need=PAGED_BYTES))
     if {spec.llm for spec in present} != {llm}:
-        levers.append(lever("model", f"serve {llm}", "llm", note="another model: other answers", llm=llm))
+        title = llm.title if isinstance(llm, LlmEntry) else llm
+        levers.append(lever("model", f"serve {title}", "llm", note="another model: other answers", llm=llm))
     return levers
 
 

@@ -38,6 +38,8 @@ from fleetopt_jax._optimize.uncertainty import (
     shared_errors,
 )
 from fleetopt_jax.catalog.engines import engine_entry, resolved
+from fleetopt_jax.catalog.gpus import GpuEntry
+from fleetopt_jax.catalog.llms import LlmEntry
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
@@ -148,8 +150,8 @@ def pull_levers(
     problem: Problem,
     *,
     given: Plan | None = None,
-    next_gpu: str | None = None,
-    llm: str = "qwen3-235b-a22b",
+    next_gpu: str | GpuEntry | None = None,
+    llm: str | LlmEntry = "qwen3-235b-a22b",
     every_pair: bool = False,
     progress: Progress | None = None,
     search: Search | None = None,
@@ -158,7 +160,7 @@ def pull_levers(
 
     `given` is the present fleet where there is one: then its specs, with their clocks and batch limits. A lever for
     which the catalog has no engine is left out, with the reason. `next_gpu` and `llm` are names of the catalog, in
-    lower case. Raises BadInput where the present fleet itself cannot be searched for.
+    lower case, or records of your own. Raises BadInput where the present fleet itself cannot be searched for.
     """
     bench = _Bench(problem, given.specs if given else problem.specs, search or optimize)
     present = bench.pull(())

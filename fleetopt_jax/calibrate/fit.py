@@ -111,7 +111,7 @@ def fit_decode(
     ]
     return DecodeFit(
         **vars(solved),
-        notes=tuple(notes),
+        notes=(*measurements.notes, *notes),
         form=form,
         context_tokens=None if contexts is None else known["mean_context"],
         step=make_decode_step(**_step_fields(solved.parameters)),

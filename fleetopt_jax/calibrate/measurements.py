@@ -15,23 +15,41 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import read_bytes, shown
 from fleetopt_jax.core.units import MS
 
-BATCH = ("batch", "avg_batch_size", "n_sequences")
-STEP = {"step_s": 1.0, "step_ms": MS, "median_itl_ms": MS}  # column: its unit [s]
-RATE = ("tok_per_s", "decode_tok_per_s")
+# Ours, ML.ENERGY's, those of `vllm bench serve` (its result as a row) and of InferenceX, which has seconds.
+BATCH = ("batch", "avg_batch_size", "n_sequences", "max_concurrency", "concurrency", "conc")
+WITHOUT_PREFILL = {"step_s": 1.0, "step_ms": MS, "median_itl_ms": MS, "median_itl": 1.0}  # column: its unit [s]
+STEP = WITHOUT_PREFILL | {
+    "median_tpot_ms": MS,
+    "mean_tpot_ms": MS,
+    "mean_itl_ms": MS,
+    "median_tpot": 1.0,
+    "mean_tpot": 1.0,
+    "mean_itl": 1.0,
+}
+DECODE_RATE = ("tok_per_s", "decode_tok_per_s")
+RATE_PER_GPU = "output_tput_per_gpu"
+RATE = (*DECODE_RATE, "output_throughput", RATE_PER_GPU)
 PARTIAL_CONTEXT = "sim_mean_output_position_tokens"
 CONTEXT = ("context_tokens", PARTIAL_CONTEXT, "context_window_tokens")
+LENGTHS = (  # (prompt, output) of a request
+    ("isl", "osl"),
+    ("input_len", "output_len"),
+    ("random_input_len", "random_output_len"),
+)
+TOTALS = ("total_input_tokens", "total_output_tokens", "completed")  # of a run
 POWER = ("power_w_per_gpu", "avg_power_per_gpu_w")
-GPUS = ("n_gpus", "num_gpus")
+GPUS = ("n_gpus", "num_gpus", "tensor_parallel_size")
 NAMES = {  # selector: the columns it looks at
-    "model": ("llm", "model_id"),
-    "gpu": ("gpu", "gpu_model"),
+    "model": ("llm", "model_id", "model"),
+    "gpu": ("gpu", "gpu_model", "hw"),
     "tp": ("tp", *GPUS),
     "task": ("task",),
     "precision": ("precision", "weight_precision"),
 }
 NEED = (
     f"need {' | '.join(BATCH)} and {' | '.join((*STEP, *RATE))}; "
-    f"optional: {' | '.join(CONTEXT)}; {' | '.join(POWER)} | power_w with n_gpus"
+    f"optional: {' | '.join(CONTEXT)} | {' | '.join(' with '.join(pair) for pair in LENGTHS)}; "
+    f"{' | '.join(POWER)} | power_w with n_gpus"
 )
 LISTED = 8  # groups a refusal names
 LEAST = 1e-12  # of any number: smaller ones underflow in the fit
@@ -52,15 +70,26 @@ class MeasurementsRow(BaseModel):
         ge=LEAST,
         le=1e6,
     )
-    step_s: float | None = _column("Decode iteration [s].", "step_s", ge=LEAST, le=1e6)
-    step_ms: float | None = _column("Decode iteration [ms].", "step_ms", "median_itl_ms", ge=LEAST, le=1e6)
-    tok_per_s: float | None = _column("Output of the instance [tokens/s].", *RATE, ge=LEAST, le=1e9)
+    step_s: float | None = _column(
+        "Decode iteration [s].", *(name for name, unit in STEP.items() if unit == 1.0), ge=LEAST, le=1e6
+    )
+    step_ms: float | None = _column(
+        "Decode iteration [ms]; means and time per output token hold the prefill of others.",
+        *(name for name, unit in STEP.items() if unit == MS),
+        ge=LEAST,
+        le=1e6,
+    )
+    tok_per_s: float | None = _column(
+        "Output of the instance [tokens/s]; the last name is of one GPU.", *RATE, ge=LEAST, le=1e9
+    )
     context_tokens: float | None = _column(
         "Mean context of a sequence in flight [tokens]; the second name is without the prompt, the third the window.",
         *CONTEXT,
         ge=LEAST,
         le=1e9,
     )
+    isl: float | None = _column("Prompt of a request [tokens].", *(pair[0] for pair in LENGTHS), ge=LEAST, le=1e9)
+    osl: float | None = _column("Output of a request [tokens].", *(pair[1] for pair in LENGTHS), ge=LEAST, le=1e9)
     power_w_per_gpu: float | None = _column("Power of a GPU [W].", *POWER, ge=LEAST, le=1e5)
     power_w: float | None = _column("Power of all n_gpus GPUs [W].", "power_w", ge=LEAST, le=1e8)
     n_gpus: int | None = _column("GPUs of the instance; or tp.", *GPUS, "tp", ge=1, le=1024)
@@ -84,6 +113,7 @@ class Measurements:
     precision: str | None = None
     source: str = "measurements"  # the file, for messages
     context_is_partial: bool = False  # without the prompt: it does not tell the cost of a context token
+    notes: tuple[str, ...] = ()  # what its columns hold beside a decode step
 
 
 @dataclass(frozen=True)
@@ -129,12 +159,9 @@ def read_measurements(
     asked = {"model": model, "gpu": gpu, "tp": None if tp is None else str(tp), "task": task}
     rows = [row for row in rows if row.cells.get("flag_multimodal", "0") in ("0", "False", "false")]
     rows = _one_group(where, rows, {name: column for name, column in names.items() if column}, asked)
-    batch_column, step_column = _first(columns, BATCH), _first(columns, (*STEP, *RATE))
+    batch_column = _first(columns, BATCH)
     batch = np.array([row.number(batch_column, 1e6) for row in rows])
-    if step_column in STEP:
-        step_s = np.array([row.number(step_column, 1e6) for row in rows]) * STEP[step_column]
-    else:
-        step_s = batch / np.array([row.number(step_column, 1e9) for row in rows])
+    step_s, notes = _step_s(columns, rows, batch, names["tp"])
     said = {name: rows[0].cells[column] for name, column in names.items() if column}
     for name, text in said.items():
         if not text.isprintable():
@@ -150,7 +177,28 @@ def read_measurements(
         precision=said.get("precision") or None,
         source=where,
         context_is_partial=_first(columns, CONTEXT) == PARTIAL_CONTEXT,
+        notes=notes,
     )
+
+
+def _step_s(
+    columns: list[str], rows: list[_Row], batch: np.ndarray, tp_column: str | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The decode step [s], and what its column holds besides."""
+    column = _first(columns, (*STEP, *RATE)) or ""
+    if column in STEP:
+        step_s = np.array([row.number(column, 1e6) for row in rows]) * STEP[column]
+        holds = "" if column in WITHOUT_PREFILL else "the prefill of other requests"
+    else:
+        rate = np.array([row.number(column, 1e9) for row in rows])
+        if column == RATE_PER_GPU:
+            if tp_column is None:
+                raise BadInput(rows[0].place, f"{column} without tp", "need the GPUs of an instance as well")
+            rate = rate * np.array([row.count(tp_column) for row in rows])
+        step_s = batch / rate
+        holds = "" if column in DECODE_RATE else "prefill, and the start and the end of the run"
+    note = f"{column} holds {holds}: the step is too long by that; median_itl_ms is not"
+    return step_s, (note,) if holds else ()
 
 
 def _table(where: str) -> tuple[list[str], list[_Row]]:
@@ -158,7 +206,7 @@ def _table(where: str) -> tuple[list[str], list[_Row]]:
         lines = list(csv.reader(io.StringIO(read_bytes(where).decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(where, f"cannot be read as csv: {error}") from error
-    columns, rows = [name.strip() for name in (lines or [[]])[0]], []  # no line: a byte-order mark alone
+    columns, rows = [name.strip().lower() for name in (lines or [[]])[0]], []  # no line: a byte-order mark alone
     for name, count in Counter(columns).items():
         if count > 1:
             raise BadInput(where, f"column {shown(name)!r} is there more than once", "need it once")
@@ -211,7 +259,7 @@ def _listed(texts) -> str:
 def _context_tokens(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
     column = _first(columns, CONTEXT)
     if column is None:
-        return None
+        return _context_of_lengths(columns, rows)
     tokens = np.array([row.number(column, 1e9) for row in rows])
     if column == "context_window_tokens" and "output_tokens_per_request" in columns:
         held = tokens - np.array([row.number("output_tokens_per_request", 1e9) for row in rows]) / 2
@@ -221,6 +269,18 @@ def _context_tokens(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
             raise BadInput(row.place, f"output_tokens_per_request = {longer}", "need less than twice the window")
         return held
     return tokens
+
+
+def _context_of_lengths(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
+    """p + o / 2 of requests of one length, or of the mean ones of a run."""
+    pair = next((pair for pair in LENGTHS if set(pair) <= set(columns)), None)
+    if pair is not None:
+        prompt, output = (np.array([row.number(name, 1e9) for row in rows]) for name in pair)
+        return prompt + output / 2
+    if not set(TOTALS) <= set(columns):
+        return None
+    prompts, outputs, requests = (np.array([row.number(name, 1e15) for row in rows]) for name in TOTALS)
+    return (prompts + outputs / 2) / requests
 
 
 def _power_w_per_gpu(columns: list[str], rows: list[_Row]) -> np.ndarray | None:

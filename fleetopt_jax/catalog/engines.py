@@ -15,6 +15,7 @@ from typing import Literal, cast
 
 import numpy as np
 
+from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec, OwnLaws, Quality
@@ -32,11 +33,11 @@ from fleetopt_jax.fleet.engine import (
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
-from fleetopt_jax.laws.kv_cache import make_kv_capacity
+from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, make_kv_capacity, physical_kv, workspace_bytes
 from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
 from fleetopt_jax.laws.power import ActivityPower, make_logistic_power
-from fleetopt_jax.laws.prefill import Prefill
+from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR, Prefill
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
@@ -55,6 +56,8 @@ class EngineEntry:
     power_error: float | None
     source: str
     prompt_per_output: float = 0.0  # prompt tokens prefilled for each output token in the benchmark it was fitted to
+    prefill_error: float | None = EFFICIENCY_ERROR  # of the time a prompt takes
+    of_catalog: tuple[str, ...] = ()  # what an engine with laws of its own still has of the catalog
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,13 @@ def law_of(gpu: GpuEntry) -> _LawOf:
 
 
 def _is_ours(gpu: GpuEntry) -> bool:
-    """Whether it is the catalog's GPU, at whatever price, and not another of the same name: what was measured was
-    measured on ours."""
+    """Whether it is the catalog's GPU and not another of the same name: what was measured was measured on ours. At
+    whatever price, idle power, memory and defaults of the serving engine, which no measured law reads."""
     ours = GPUS.get(gpu.name)
-    return ours is not None and replace(ours, title=gpu.title, source=gpu.source, usd_per_h=gpu.usd_per_h) == gpu
+    return ours is not None and all(getattr(ours, name) == getattr(gpu, name) for name in _MEASURED_ON)
+
+
+_MEASURED_ON = ("bandwidth_bytes_per_s", "peak_flop_per_s", "peak_flop8_per_s", "tdp_w", "law")
 
 
 def build(spec: EngineSpec) -> Engine:
@@ -125,6 +131,9 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
         raise BadField("max_num_seqs", f"{spec.max_num_seqs}", "need at least 1")
     if not MIN_CLOCK_FRAC <= spec.clock_frac <= 1:
         raise BadField("clock_frac", f"{spec.clock_frac:g}", f"need {MIN_CLOCK_FRAC:g} to 1")
+    if not 0 < spec.memory_utilization <= 1:
+        raise BadField("memory_utilization", f"{spec.memory_utilization:g}", "need a share above 0, at most 1")
+    _require_whole_heads(spec, llm.architecture)
     gpu = gpu_entry(spec.gpu)
     a = llm.architecture
     said = replace(
@@ -136,18 +145,45 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
     return _as_run(_with_laws(_of_catalog(said, gpu, llm, numbers), spec.laws))
 
 
+def _require_whole_heads(spec: EngineSpec, architecture: Architecture) -> None:
+    """Refuse GPUs that the attention heads cannot be shared among, as serving engines do; KV heads may be copied."""
+    heads = architecture.q_heads
+    if heads and heads % spec.tp:
+        allowed = ", ".join(str(tp) for tp in range(1, min(heads, MAX_TP) + 1) if heads % tp == 0)
+        problem = f"{spec.tp} GPUs cannot share the {heads} attention heads of {spec.llm_name}"
+        raise BadField("tp", problem, f"need one of {allowed}")
+
+
+def workspace_of(architecture: Architecture, gpu: GpuEntry, tp: int) -> float:
+    """What an engine keeps free of one GPU's share besides weights, NCCL and KV cache [B]: `workspace_bytes` at the
+    tokens of a step that the serving engine takes on this GPU, with the widths that the parameters come to."""
+    a = architecture
+    of_a_width = 3.0 * a.layers * a.hidden  # parameters of gate, up and down
+    return float(
+        workspace_bytes(
+            hidden=a.hidden,
+            mlp_width=a.dense_params / of_a_width,
+            tp=tp,
+            batched_tokens=gpu.batched_tokens,
+            experts_per_token=a.experts_per_token,
+            expert_width=a.expert_params / of_a_width / max(a.n_experts, 1),
+        )
+    )
+
+
 def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> EngineEntry:
     """The engine at its top clock, by the catalog's coefficients."""
-    names = _names(spec, entry)
+    names, workspace = _names(spec, entry), workspace_of(entry.architecture, gpu, spec.tp)
     published = None
     if spec.source == "projected" and _is_ours(gpu):
         published = next((PUBLISHED_FLEETS[name] for name in names if name in PUBLISHED_FLEETS), None)
     if published:
         return _published(spec, gpu, llm, published)
-    require_fit(f"{spec.llm_name} on {spec.tp} x {gpu.name}", gpu.gpu, llm, spec.tp)
+    of = f"{spec.llm_name} on {spec.tp} x {gpu.name}"
+    require_fit(of, gpu.gpu, llm, spec.tp, spec.memory_utilization, workspace)
     if spec.source == "projected":
         return _roofline(spec, gpu, llm)
-    law = _of_law(spec, gpu, llm)
+    law = _of_law(spec, gpu, llm, workspace)
     fits = own_fits() if spec.own_fit and _is_ours(gpu) else {}
     fit = next((fits[name[:4]] for name in names if name[:4] in fits), None)
     return _of_fit(law, fit) if fit else law
@@ -167,15 +203,21 @@ def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:
     own = {name: value for name in ("decode", "power", "prefill", "kv") if (value := getattr(laws, name)) is not None}
     if laws.idle_w is not None:
         own |= as_floats(idle_w=laws.idle_w)
+    of_catalog = tuple(words for name, words in _LAW_WORDS.items() if name not in own)
     return replace(
         entry,
         engine=replace(engine, **own),
         quality=laws.quality,
         step_error=laws.step_error if laws.decode is not None else entry.step_error,
         power_error=laws.power_error if laws.power is not None else entry.power_error,
-        source=laws.source,
+        source=f"{laws.source}; of the catalog: {', '.join(of_catalog)}" if of_catalog else laws.source,
         prompt_per_output=0.0 if laws.decode is not None else entry.prompt_per_output,
+        prefill_error=None if laws.prefill is not None else entry.prefill_error,
+        of_catalog=of_catalog,
     )
+
+
+_LAW_WORDS = {"decode": "decode step", "power": "power", "prefill": "prefill", "kv": "KV cache", "idle_w": "idle power"}
 
 
 def _as_run(entry: EngineEntry) -> EngineEntry:
@@ -198,26 +240,38 @@ class EnginePoint:
     context_tokens: float
     step_s: float  # between two tokens of a sequence, with the prefill of others in it [s]
     decode_step_s: float  # without [s]
+    prefill_frac: float  # share of the step that prefill takes [-]
     tok_per_s: float  # of the instance [1/s]
     power_w_per_gpu: float  # [W]
     tok_per_j: float  # of the instance [1/J]
 
 
 def engine_points(
-    entry: EngineEntry, batches: list[float], context_tokens: float, prompt_per_output: float | None = None
+    entry: EngineEntry,
+    batches: list[float],
+    context_tokens: float,
+    prompt_per_output: float | None = None,
+    prompt_tokens: float | None = None,
 ) -> list[EnginePoint]:
     """Step, throughput, power and tokens per joule at each batch.
 
-    With `prompt_per_output` prompt tokens prefilled for every output token: by default the benchmark's own mix, which a
-    measured throughput contains.
+    With `prompt_per_output` prompt tokens prefilled for every output token, by default the benchmark's own mix, which a
+    measured throughput contains; in prompts of `prompt_tokens`, by default those of `prompt_of_mix`. A step holds the
+    prefill of n mix prompt tokens of (tau1 + tau2 p) each, and draws its power meanwhile: a plan of one constant length
+    has the same. A benchmark's measured power contains that of its own mix.
     """
     engine = entry.engine
     mix = entry.prompt_per_output if prompt_per_output is None else prompt_per_output
+    prompt = prompt_of_mix(context_tokens, mix) if prompt_tokens is None else prompt_tokens
+    prefill_s = mix * (float(engine.prefill.per_token_s) + prompt * float(engine.prefill.per_token2_s))
     points = []
     for batch in batches:
         decode_s = float(engine.decode.step_s(batch, context_tokens))
-        step_s = decode_s + batch * mix * float(engine.prefill.per_token_s)
+        step_s = decode_s + batch * prefill_s
+        prefill_frac = batch * prefill_s / step_s
         power_w = float(engine.power.gpu_w(float(batch), context_tokens))
+        if prompt_per_output is not None:
+            power_w += prefill_frac * (float(engine.prefill.gpu_w) - power_w)
         tok_per_s = batch / step_s
         points.append(
             EnginePoint(
@@ -225,12 +279,18 @@ def engine_points(
                 context_tokens=context_tokens,
                 step_s=step_s,
                 decode_step_s=decode_s,
+                prefill_frac=prefill_frac,
                 tok_per_s=tok_per_s,
                 power_w_per_gpu=power_w,
                 tok_per_j=tok_per_s / (power_w * entry.spec.tp),
             )
         )
     return points
+
+
+def prompt_of_mix(context_tokens: float, prompt_per_output: float) -> float:
+    """The prompt of requests of one length, from the mean context of their decoding, p + o / 2, and the mix p / o."""
+    return context_tokens * 2.0 * prompt_per_output / (2.0 * prompt_per_output + 1.0)
 
 
 @dataclass(frozen=True)
@@ -264,8 +324,9 @@ def own_fits() -> dict[tuple[str, str, int, str], OwnFit]:
     }
 
 
-def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
+def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm, workspace: float) -> EngineEntry:
     law = law_of(gpu)
+    kv = physical_kv(gpu.gpu, llm, spec.tp, gpu.max_num_seqs, spec.memory_utilization, workspace)
     engine = measured_engine(
         law.law(),
         gpu.gpu,
@@ -273,7 +334,7 @@ def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
         spec.tp,
         chunk_tokens=gpu.chunk_tokens,
         budget_tokens=gpu.batched_tokens,
-        max_num_seqs=gpu.max_num_seqs,
+        kv=kv,
     )
     return EngineEntry(
         spec=spec,
@@ -342,6 +403,9 @@ def _prefill(spec: EngineSpec, gpu: GpuEntry, llm: Llm, calibration_tokens: floa
 
 
 def _published(spec: EngineSpec, gpu: GpuEntry, llm: Llm, paper: "_Paper") -> EngineEntry:
+    if spec.memory_utilization != MEMORY_UTILIZATION:
+        given = f"{spec.memory_utilization:g}"
+        raise BadField("memory_utilization", given, f"the paper's KV cache is given: need {MEMORY_UTILIZATION:g}")
     (base_s, per_seq_s, blocks, slots, idle_w, nominal_w, x0), quality, source = paper
     engine = make_engine(
         make_decode_step(base_s=base_s, per_token_s=per_seq_s / CALIBRATION_TOKENS),
@@ -359,7 +423,7 @@ def _roofline(spec: EngineSpec, gpu: GpuEntry, llm: Llm) -> EngineEntry:
     prefill = _prefill(spec, gpu, llm, ROOFLINE_CONTEXT_TOKENS)
     return EngineEntry(
         spec=spec,
-        engine=roofline_engine(gpu.gpu, llm, spec.tp, prefill),
+        engine=roofline_engine(gpu.nominal_gpu, llm, spec.tp, prefill, spec.memory_utilization),
         quality="roofline",
         step_error=0.5,
         power_error=None,

@@ -1,8 +1,14 @@
 """GPUs by name. Prices are the paper's (table 5: USD/h of eight GPUs), but for A100 and L40S.
 
-Peaks are dense, without sparsity. Where no idle power is given it is the default share of the TDP.
+Peaks are dense, without sparsity. Memory is what CUDA reports, as PyTorch prints it ("GPU 0 has a total capacity of
+79.20 GiB"): 0.4 to 1.9 % less than nvidia-smi shows (81,559 MiB), and 1 to 8 % less than the name says.
+
+Idle power is that with a model loaded and nothing to do: a CUDA context keeps the clocks up, so it is 25 to 65 W above
+an empty board's (72 W H100, 54 W A100, 36 W L40S: arXiv 2605.23918, as quoted in sgl-project/sglang#27567). Where
+nobody has published it, it is the default share of the TDP.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +24,7 @@ class GpuEntry:
 
     name: str
     title: str
-    memory_bytes: float  # high-bandwidth memory [B]
+    memory_bytes: float  # as CUDA reports it: what an engine's share is taken of [B]
     bandwidth_bytes_per_s: float  # peak memory bandwidth [B/s]
     peak_flop_per_s: float  # dense 16-bit tensor-core peak [FLOP/s]
     tdp_w: float  # thermal design power [W]
@@ -28,6 +34,7 @@ class GpuEntry:
     peak_flop8_per_s: float | None = None  # dense 8-bit peak; None where the GPU has no such units [FLOP/s]
     formats: tuple[str, ...] = ("fp8", "int8")  # that its tensor cores multiply besides 16 bits
     idle_w: float | None = None  # with a model loaded and nothing to do; None: the default share of the TDP [W]
+    nominal_memory_bytes: float | None = None  # as its name says, which the paper counts with; None: as CUDA has it [B]
     nccl_bytes: float = 411_041_792  # communication buffers when tensor-parallel; the published one at TP 8 [B]
     law: Literal["h100", "b200"] = "h100"  # whose measured law its engines go by, carried over by data-sheet figures
     # vLLM's server defaults (get_batch_defaults in vllm/engine/arg_utils.py): 1024 sequences and 8192 tokens on boards
@@ -49,51 +56,65 @@ class GpuEntry:
             nccl_bytes=self.nccl_bytes,
         )
 
+    @property
+    def nominal_gpu(self) -> Gpu:
+        """With the memory that its name says: as the paper's engines have it."""
+        return dataclasses.replace(self, memory_bytes=self.nominal_memory_bytes or self.memory_bytes).gpu
+
 
 _SHEETS = (
     GpuEntry(
         name="a100",
         title="A100 SXM 80 GB",
-        memory_bytes=80 * GIB,
+        memory_bytes=79.25 * GIB,
         bandwidth_bytes_per_s=2.039 * TB,
         peak_flop_per_s=312 * TFLOP,
         peak_flop8_per_s=624 * TFLOP,  # of integers: it has no units of 8-bit floats
         formats=("int8",),
         tdp_w=400,
+        idle_w=62,
         usd_per_h=2.21,
+        nominal_memory_bytes=80 * GIB,
         chunk_tokens=512,
-        source="NVIDIA A100 data sheet; price: vllm-sr-sim's A100 80 GB profile",
+        source="NVIDIA A100 data sheet; price: vllm-sr-sim's A100 80 GB profile; memory: PyTorch on A100-SXM4-80GB "
+        "(nvidia-smi 81,920 MiB); idle power: 59 to 62 W in chuyishang/inference-energy, 80 W in arXiv 2605.23918",
         max_num_seqs=256,
         batched_tokens=2048,
     ),
     GpuEntry(
         name="h100",
         title="H100 SXM 80 GB",
-        memory_bytes=80 * GIB,
+        memory_bytes=79.2 * GIB,
         bandwidth_bytes_per_s=3.35 * TB,
         peak_flop_per_s=989 * TFLOP,
         peak_flop8_per_s=1979 * TFLOP,
         tdp_w=700,
+        idle_w=121.7,
         usd_per_h=32.2 / 8,
+        nominal_memory_bytes=80 * GIB,
         chunk_tokens=1024,
-        source="NVIDIA H100 data sheet; price: arXiv 2603.17280v1, table 5",
+        source="NVIDIA H100 data sheet; price: arXiv 2603.17280v1, table 5; memory: PyTorch on H100 80GB HBM3, 79.18 "
+        "to 79.21 GiB (nvidia-smi 81,559 MiB); idle power: arXiv 2605.23918",
     ),
     GpuEntry(
         name="h200",
         title="H200 SXM 141 GB",
-        memory_bytes=141 * GIB,
+        memory_bytes=139.8 * GIB,
         bandwidth_bytes_per_s=4.8 * TB,
         peak_flop_per_s=989 * TFLOP,
         peak_flop8_per_s=1979 * TFLOP,
         tdp_w=700,
+        idle_w=115,
         usd_per_h=48.0 / 8,
+        nominal_memory_bytes=141 * GIB,
         chunk_tokens=1024,
-        source="NVIDIA H200 data sheet; price: arXiv 2603.17280v1, table 5",
+        source="NVIDIA H200 data sheet; price: arXiv 2603.17280v1, table 5; memory: PyTorch on H200, 139.72 to 139.83 "
+        "GiB (nvidia-smi 143,771 MiB); idle power: sgl-project/sglang#3196, 124.6 GiB loaded (80 W on another host)",
     ),
     GpuEntry(
         name="b200",
         title="B200 SXM 180 GB",
-        memory_bytes=180 * GIB,
+        memory_bytes=178.35 * GIB,
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2250 * TFLOP,
         peak_flop8_per_s=4500 * TFLOP,
@@ -101,36 +122,44 @@ _SHEETS = (
         tdp_w=1000,
         idle_w=251.3,
         usd_per_h=64.0 / 8,
+        nominal_memory_bytes=180 * GIB,
         chunk_tokens=2048,
         source="NVIDIA B200 data sheet; price: arXiv 2603.17280v1, table 5; "
-        "idle power: B200 context sweep of vllm-project/semantic-router (Apache-2.0)",
+        "memory: PyTorch on B200 (nvidia-smi 183,359 MiB); idle power: B200 context sweep of "
+        "vllm-project/semantic-router (Apache-2.0), between requests; nvidia-smi shows 187 W with 165 GiB loaded",
         law="b200",
     ),
     GpuEntry(
         name="gb200",
         title="GB200 (one GPU of NVL72) 200 GB",
-        memory_bytes=200 * GIB,
+        memory_bytes=184.31 * GIB,
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2500 * TFLOP,
         peak_flop8_per_s=5000 * TFLOP,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=1200,
         usd_per_h=80.0 / 8,
+        nominal_memory_bytes=200 * GIB,
         chunk_tokens=2048,
-        source="NVIDIA GB200 NVL72 data sheet; price: arXiv 2603.17280v1, table 5",
+        source="NVIDIA GB200 NVL72 data sheet; price: arXiv 2603.17280v1, table 5; "
+        "memory: PyTorch on GB200 (nvidia-smi 189,471 MiB); idle power with a model loaded: not published, a "
+        "quarter of the TDP (empty boards 138 to 181 W)",
         law="b200",
     ),
     GpuEntry(
         name="l40s",
         title="L40S 48 GB",
-        memory_bytes=45 * GIB,  # of 48 GB of GDDR6; the driver shows 46,068 MiB with error correction on
+        memory_bytes=44.39 * GIB,
         bandwidth_bytes_per_s=0.864 * TB,
         peak_flop_per_s=362 * TFLOP,
         peak_flop8_per_s=733 * TFLOP,
         tdp_w=350,
+        idle_w=102.1,
         usd_per_h=1.861,
+        nominal_memory_bytes=45 * GIB,
         chunk_tokens=512,
-        source="NVIDIA L40S data sheet; price assumed: AWS g6e.xlarge, on demand in us-east-1",
+        source="NVIDIA L40S data sheet; price assumed: AWS g6e.xlarge, on demand in us-east-1; memory: PyTorch on L40S "
+        "with error correction on (nvidia-smi 46,068 MiB); idle power: arXiv 2605.23918",
         max_num_seqs=256,
         batched_tokens=2048,
     ),

@@ -9,7 +9,7 @@ import numpy as np
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.catalog.llms import LlmEntry
 from fleetopt_jax.laws.decode import DecodeLaw
-from fleetopt_jax.laws.kv_cache import KvCapacity
+from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, KvCapacity
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 
@@ -66,10 +66,12 @@ class EngineSpec:
     kv_precision: str | None = None  # of the KV cache; None: what the checkpoint asks for, else bf16
     serving: str = "vllm"  # the engine that serves it
     max_num_seqs: int | None = None  # sequences an instance runs; None: the serving engine's default on this GPU
+    memory_utilization: float = MEMORY_UTILIZATION  # share of each GPU's memory the engine may use [-]
     clock_frac: float = 1.0  # of its GPUs' cores, of their top clock [-]
     source: Literal["measured", "projected"] = "measured"  # of its coefficients: the choice `engine` of `Assumptions`
     own_fit: bool = True  # a configuration's own fit where there is one; else the law, even there
     laws: OwnLaws | None = None
+    catalog: str | None = None  # the file of one's own that its GPU or its LLM was found in
     speculation: None = None  # room for drafts: no engine has one yet
 
     def __post_init__(self) -> None:

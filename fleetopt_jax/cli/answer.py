@@ -68,7 +68,7 @@ def _place(path: str) -> str:
 def deliver(options: argparse.Namespace, answer: Answer) -> None:
     """Files first, each whole; then stdout, as --json or as the table."""
     text = to_json(answer.document)
-    written = answer.shown if isinstance(answer.shown, str) else text + "\n"
+    written = answer.shown if isinstance(answer.shown, str) else _kept(answer.document, options.out) + "\n"
     if getattr(options, "figure", None) and answer.figure:
         from fleetopt_jax.report.figures import write_figure
 
@@ -90,6 +90,15 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
         raise
     except OSError as error:
         raise BadInput("stdout", f"cannot be written: {error.strerror or error}") from None
+
+
+def _kept(document: Document, path: str | None) -> str:
+    """The document as a file has it: a plan's names of files are seen from there."""
+    if path and document.get("pools"):
+        from fleetopt_jax.documents.plan import kept_beside  # and JAX, which not every command loads
+
+        return to_json(kept_beside(document, path))
+    return to_json(document)
 
 
 def _print(options: argparse.Namespace, answer: Answer, text: str) -> None:

@@ -14,6 +14,7 @@ from fleetopt_jax._simulate import replay_requests
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import LlmEntry, checkpoint_size_bytes, llm_entry, precision_notes
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
 from fleetopt_jax.cli.answer import refuse_outputs
@@ -25,6 +26,7 @@ from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.units import GIB, KW, MS
 from fleetopt_jax.documents.engine import load_engine
+from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file
 from fleetopt_jax.fleet.assumptions import DISPATCHES, Assumptions, parse_assumptions
 from fleetopt_jax.fleet.engine import DoesNotFit
@@ -129,8 +131,7 @@ def slo_of(options: argparse.Namespace) -> Slo:
 
 def budget_of(options: argparse.Namespace) -> Budget:
     """What all pools together may use."""
-    for gpu in options.gpus_of:
-        gpu_entry(gpu, "--gpus-of")
+    _refuse_unused(options)
     return make_budget(
         max_gpus=options.max_gpus or math.inf,
         max_power_w=math.inf if options.max_power_kw is None else options.max_power_kw * KW,
@@ -163,12 +164,14 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
     if "" in precisions:
         raise BadInput("--precision", repr(options.precision), "need bf16,fp8,...")
     ways = list(itertools.product(options.gpu.split(","), tps, precisions))
-    say_llm(options)
+    catalog = catalog_of(options)
+    say_llm(options, catalog)
     specs, refusals = [], []
     for gpu, tp, precision in ways:
         try:
-            spec = named_spec(gpu.strip(), options.llm, tp, precision, source=assumptions.engine.name)
+            spec = named_spec(catalog, gpu.strip(), options.llm, tp, precision, source=assumptions.engine.name)
             as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
+            as_run |= {"memory_utilization": options.gpu_memory_utilization}
             specs.append(resolved(dataclasses.replace(spec, **as_run)))
         except DoesNotFit:
             refusals.append(f"{tp} x {gpu.strip()} {precision or ''}".strip())
@@ -180,12 +183,12 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
     return list(dict.fromkeys(specs))
 
 
-def say_llm(options: argparse.Namespace) -> list[str]:
+def say_llm(options: argparse.Namespace, catalog: Catalog) -> list[str]:
     """Say how a configuration file of --llm was understood, and warn of what may be wrong with it; the warnings."""
     if all(gpu.strip().lower().endswith(".json") for gpu in options.gpu.split(",")):
         return []  # engines' files name their own
     with at_door(options.llm):
-        entry = llm_entry(options.llm)
+        entry = llm_entry(catalog.llm(options.llm))
     if entry.family and not options.quiet:
         say(options, f"{entry.title}: {understood(entry)}")
     warnings = [] if options.precision else [f"{entry.title}: {warning}" for warning in entry.warnings]
@@ -214,9 +217,30 @@ def understood(entry: LlmEntry) -> str:
     )
 
 
-def named_spec(gpu: str, llm: str, tp: int, precision: str | None, **how: Any) -> EngineSpec:
-    """The engine of these names, unchecked; or that of the file that `gpu` names, whatever the others say."""
-    return load_engine(gpu) if gpu.lower().endswith(".json") else EngineSpec(gpu, llm, tp, precision, **how)
+def named_spec(catalog: Catalog, gpu: str, llm: str, tp: int, precision: str | None, **how: Any) -> EngineSpec:
+    """The engine of these names; or that of the file that `gpu` names, whatever the others say."""
+    if gpu.lower().endswith(".json"):
+        return load_engine(gpu, catalog)
+    return catalog.spec(gpu, llm, tp, precision, **how)
+
+
+def catalog_of(options: argparse.Namespace) -> Catalog:
+    """What the options' names stand for, at the options' prices."""
+    catalog = load_catalog(options.catalog) if options.catalog else Catalog()
+    return catalog.at_prices(getattr(options, "usd_per_gpu_h", {}), "--usd-per-gpu-h")
+
+
+def _refuse_unused(options: argparse.Namespace) -> None:
+    """A stock of GPUs that no pool may be made of is a mistake."""
+    catalog = catalog_of(options)
+    names = [name.strip() for name in options.gpu.split(",")]
+    known = [load_engine(name, catalog).gpu_name if name.lower().endswith(".json") else name.lower() for name in names]
+    for gpu, count in options.gpus_of.items():
+        catalog.gpu(gpu, "--gpus-of")
+        if gpu not in known:
+            raise BadInput(
+                f"--gpus-of {gpu}={count:g}", f"no pool may be of {gpu}: --gpu {options.gpu}", f"add {gpu} to --gpu"
+            )
 
 
 def problem_of(
@@ -251,7 +275,7 @@ def problem_of(
 def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
     """The plan in a file, evaluated under its own workload or the one the options name, and how that was read."""
     file = read_plan_file(options.plan)
-    files = [name for pool in file.pools for name in (pool.engine_file, pool.llm)]
+    files = [name for pool in file.pools for name in (pool.engine_file, pool.catalog_file, pool.llm)]
     refuse_outputs(options, [file.workload.name, *files])
     layout = layout_of(options)
     if options.workload:

@@ -40,7 +40,7 @@ class Option:
     section: Section | None = None  # of a scenario
     key: str = ""  # in the section, where it is not the name
     grouped: bool = True  # in its section's group of the help
-    of_plan: bool = False  # a plan file says it itself
+    of_plan: bool | None = None  # whether a plan file says it itself; None: as its section
     field: Field | None = None
     file: Literal["read", "named", "written"] | None = None  # named: a name of ours, or a file that is read
     nargs: str | None = None  # of what is given by its place: "" once, "?" perhaps, "*" any number
@@ -54,7 +54,9 @@ class Option:
 
     @property
     def said_by_a_plan(self) -> bool:
-        return self.of_plan or (self.section is not None and self.section.of_plan)
+        if self.of_plan is not None:
+            return self.of_plan
+        return self.section is not None and self.section.of_plan
 
     @property
     def unless(self) -> str:

@@ -9,8 +9,6 @@ import contextlib
 import io
 import math
 import os
-import re
-import tomllib
 from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import Annotated, Any, Literal
@@ -26,11 +24,11 @@ from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Several, Stock, Sweep, Text
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.files import first_problem, read_bytes
+from fleetopt_jax.core.files import first_problem
+from fleetopt_jax.documents.toml_file import read_toml
 
 SCHEMA = "fleetopt-scenario/1"
-MAX_BYTES = 2**20  # a scenario is a page of text
-FILE_ENDINGS = (".json", ".csv", ".jsonl", ".parquet", ".gz")
+FILE_ENDINGS = (".json", ".csv", ".jsonl", ".parquet", ".gz", ".toml")
 
 OneOrMore = BeforeValidator(lambda value: value if isinstance(value, list) else [value])  # gpu = "h100" will do
 
@@ -129,48 +127,14 @@ Scenario = _model(
 
 def read_scenario(path: str) -> dict[str, Any]:
     """What a scenario file says of each option, or `BadInput` naming the first thing that is wrong and its line."""
-    data = read_bytes(path, MAX_BYTES)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(path, f"is not UTF-8 text: byte {error.start + 1}") from None
-    try:
-        said = Scenario.model_validate(tomllib.loads(text)).model_dump(exclude_none=True)
-    except ValidationError as error:
-        line = _line_of(text, [str(part) for part in error.errors()[0]["loc"]])
-        where = f"{path}, line {line}" if line else path
-        raise BadInput(where, first_problem(error), _allowed(error)) from None
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise BadInput(path, f"is not TOML: {error}") from None
+    known = {"": ("schema", *SECTIONS)} | {name: tuple(model.model_fields) for name, model in SECTIONS.items()}
+    said = read_toml(path, Scenario, known).model_dump(exclude_none=True)
     return {
         option.name: said[section.name][key]
         for section in table.SECTIONS
         for key, option in keys_of(section).items()
         if key in said[section.name]
     }
-
-
-def _allowed(error: ValidationError) -> str:
-    """The keys there are, where an unknown one was found."""
-    problem = error.errors()[0]
-    if problem["type"] != "extra_forbidden":
-        return ""
-    known = SECTIONS[str(problem["loc"][0])].model_fields if len(problem["loc"]) > 1 else ("schema", *SECTIONS)
-    return f"known: {', '.join(known)}"
-
-
-def _line_of(text: str, location: Sequence[str]) -> int | None:
-    """The line of a key, by its table; of the table where the key is not found."""
-    found, inside = None, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[\s*([^\]]*?)\s*\]", line)
-        if header:
-            inside = header[1]
-        key = re.match(r"""\s*([^\s=]+)\s*=""", line)
-        here = [part.strip(" \"'") for part in (*inside.split("."), *(key[1].split(".") if key else ())) if part]
-        if here and here == list(location[: len(here)]) and (key or header):
-            found = number
-    return found
 
 
 def with_scenario(

@@ -31,6 +31,7 @@ MAX_GAMMA = 10  # nobody compresses a prompt further
 MAX_BATCH = 100_000
 MAX_TP = 64
 RATES_PER_S = (1e-6, 1e9)
+MEMORY_UTILIZATION = 0.9  # as the laws have it; nothing here loads them
 
 POSITIVE = Number(0, open=True)
 NOT_NEGATIVE = Number(0)
@@ -243,6 +244,38 @@ _OF_THE_ENGINE = (
         otherwise="default vLLM's",
         commands=SEARCHES,
         section=ENGINES,
+    ),
+    Option(
+        name="gpu_memory_utilization",
+        kind=Number(0.01, 1),
+        about="share of each GPU's memory the engine may use",
+        default=MEMORY_UTILIZATION,
+        otherwise="default {}",
+        commands=(*SEARCHES, "engine"),
+        metavar="SHARE",
+        section=ENGINES,
+        field=Field("memory_utilization"),
+    ),
+    Option(
+        name="catalog",
+        kind=Text(),
+        about="GPUs, LLMs and prices of your own, beside the catalog's",
+        commands=(*SEARCHES, "engine", "calibrate"),
+        metavar="FILE.toml",
+        section=ENGINES,
+        of_plan=False,
+        file="named",
+    ),
+    Option(
+        name="usd_per_gpu_h",
+        kind=Stock(OneName(), NOT_NEGATIVE, "USD"),
+        about="prices of GPUs: h100=2.1,b200=4",
+        default={},
+        otherwise="default: the catalog's",
+        commands=SEARCHES,
+        metavar="GPU=USD,...",
+        section=ENGINES,
+        of_plan=False,
     ),
 )
 
@@ -688,6 +721,13 @@ _OF_ONE_COMMAND = (
         kind=NOT_NEGATIVE,
         about="prompt tokens prefilled for each output token",
         otherwise="default: the benchmark's own mix",
+        commands=("engine",),
+    ),
+    Option(
+        name="prompt_tokens",
+        kind=replace(NOT_NEGATIVE, unit="tokens"),
+        about="tokens of one prompt, whose attention grows with its square",
+        otherwise="default: that of the context and the mix",
         commands=("engine",),
     ),
     Option(

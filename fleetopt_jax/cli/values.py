@@ -247,22 +247,24 @@ class OneOf(Kind):
 
 @dataclass(frozen=True)
 class Stock(Kind):
-    """How many there are of each GPU that is named."""
+    """A number for each GPU that is named: how many there are, or what one costs."""
 
     gpu: OneName
     count: Number
+    counts: str = "N"
 
     @property
     def allowed(self) -> str:
-        return "GPU=N,GPU=N,..."
+        return f"GPU={self.counts},GPU={self.counts},..."
 
     def parse(self, text: str) -> dict[str, float]:
         found = {}
         for part in text.split(","):
             gpu, equals, count = part.partition("=")
-            if not equals:
-                raise refused(repr(part), self.allowed)
-            found[gpu.strip().lower()] = self.count.parse(count)
+            name = gpu.strip().lower()
+            if not (equals and name) or name in found:
+                raise refused(repr(part), f"{self.allowed}, each GPU once")
+            found[name] = self.count.parse(count)
         return found
 
     def kept(self, value: Any) -> Any:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fleetopt_jax.calibrate.fit import DecodeFit, Form, PowerFit
 from fleetopt_jax.catalog.engines import MAX_TP, resolved
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown, to_json, write_whole
@@ -16,6 +17,7 @@ from fleetopt_jax.laws.power import make_logistic_power
 
 SCHEMA = "fleetopt-engine/1"
 MAX_FIELDS = 100  # of a fit, or its notes
+NEVER_MEASURED = ("prefill", "KV cache", "idle power")  # what a calibrated engine has of the catalog
 
 
 def _printable(text: str) -> str:
@@ -56,6 +58,7 @@ def engine_to_json(
             "power": power_fit and power_fit.leave_one_out_mape,
         },
         "source": source,
+        "of_catalog": [*([] if power_fit else ["power"]), *NEVER_MEASURED],
         "decode": _numbers(decode_fit.step),
         "power": power_fit and _numbers(power_fit.power),
         "fit": {"decode": decode, "power": power},
@@ -78,9 +81,9 @@ def save_engine(
     write_whole(path, to_json(document) + "\n")
 
 
-def load_engine(path: str | os.PathLike) -> EngineSpec:
+def load_engine(path: str | os.PathLike, catalog: Catalog | None = None) -> EngineSpec:
     """The engine in a file that `fleetopt calibrate` or `save_engine` wrote: its own step, and its own power where that
-    was measured, on the memory, prefill and price of the GPU and LLM it names.
+    was measured, on the memory, prefill and price of the GPU and LLM it names, by a `catalog` of one's own or ours.
 
     Raises BadInput that names the file, the line and the field; BadField for a name that the catalog does not have.
     """
@@ -95,8 +98,8 @@ def load_engine(path: str | os.PathLike) -> EngineSpec:
         source=f"{where}: {found.source}",
         file=where,
     )
-    spec = EngineSpec(found.gpu, found.llm, found.tp, found.precision, own_fit=False, laws=laws)
     try:
+        spec = (catalog or Catalog()).spec(found.gpu, found.llm, found.tp, found.precision, own_fit=False, laws=laws)
         return resolved(spec)
     except BadField as error:
         raise error.at(lambda field: f"{where}, {field}") from None
@@ -229,6 +232,7 @@ class EngineFile(_Strict):
     quality: Literal["measured"]
     relative_error: ErrorsPart
     source: str = Field(description="Where the measurements are from.")
+    of_catalog: list[Name] = Field([], description="What was not measured: it stays the catalog's.")
     decode: DecodePart
     power: PowerPart | None = Field(description="null: no power was measured.")
     fit: FitsPart

@@ -20,13 +20,15 @@ from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.catalog.engines import engine_entry, resolved
-from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.llms import LLMS
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import LoadedWorkload, at_rate, load, made_workload
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.engine import load_engine
+from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.documents.plan_file import SCHEMA, PlanFile, PoolPart, WeightsPart, read_plan_file
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PRESETS, Assumptions, choice_names, parse_assumptions
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
@@ -92,7 +94,22 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
 
 def save_plan(plan: Plan | Infeasible, path: str | os.PathLike, columns: "Layout | None" = None) -> None:
     """`plan_to_json` as a file, written whole or not at all: `load_plan` reads it back."""
-    write_whole(path, to_json(plan_to_json(plan, columns)) + "\n")
+    write_whole(path, to_json(kept_beside(plan_to_json(plan, columns), path)) + "\n")
+
+
+def kept_beside(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+    """A plan's document with the files of its engines' catalogs as they are seen from the folder it is written to."""
+    folder = os.path.dirname(os.path.abspath(path))
+    pools = document.get("pools")
+    if document.get("schema") != SCHEMA or not any(pool.get("catalog_file") for pool in pools or ()):
+        return document
+    return document | {
+        "pools": [pool | {"catalog_file": _seen_from(pool["catalog_file"], folder)} for pool in pools or ()]
+    }
+
+
+def _seen_from(name: str | None, folder: str) -> str | None:
+    return name if name is None or os.path.isabs(name) else os.path.relpath(name, folder)
 
 
 def slo_to_json(slo: Slo) -> dict[str, Any]:
@@ -159,6 +176,7 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
             "n_gpus": int(pools.n_gpus[k]),
             "max_num_seqs": int(pools.n_max[k]),
             "max_num_seqs_asked": spec.max_num_seqs,
+            "memory_utilization": spec.memory_utilization,
             "clock_frac": spec.clock_frac,
             "gamma": float(plan.fleet.gamma[k]),
             **{name: values[k] for name, values in numbers.items()},
@@ -176,10 +194,14 @@ def _engine(spec: EngineSpec) -> dict[str, Any]:
         "tp": spec.tp,
         "precision": entry.spec.precision,
         "kv_precision": entry.spec.kv_precision,
+        "usd_per_gpu_h": float(entry.engine.usd_per_gpu_h),
+        "catalog_file": spec.catalog,
         "engine_file": spec.file,
         "engine_quality": entry.quality,
         "engine_step_error": entry.step_error,
         "engine_power_error": entry.power_error,
+        "engine_prefill_error": entry.prefill_error,
+        "engine_of_catalog": list(entry.of_catalog),
     }
     return document | ({"laws": "own"} if _is_own(spec) else {})
 
@@ -187,9 +209,15 @@ def _engine(spec: EngineSpec) -> dict[str, Any]:
 def _is_own(spec: EngineSpec) -> bool:
     """Whether neither names nor a file describe the engine."""
     laws = spec.laws is not None and spec.file is None
-    gpu = not isinstance(spec.gpu, str) and GPUS.get(spec.gpu.name) != spec.gpu
+    gpu = not isinstance(spec.gpu, str) and GPUS.get(spec.gpu.name) != _at_our_price(spec.gpu)
     llm = not isinstance(spec.llm, str) and LLMS.get(spec.llm_name) != spec.llm
-    return laws or gpu or llm
+    return laws or ((gpu or llm) and spec.catalog is None)
+
+
+def _at_our_price(gpu: GpuEntry) -> GpuEntry:
+    """A GPU at the catalog's price, if it is there: a plan says the price by itself."""
+    ours = GPUS.get(gpu.name)
+    return gpu if ours is None else dataclasses.replace(gpu, usd_per_h=ours.usd_per_h)
 
 
 def _metrics(plan: Plan) -> dict[str, Any]:
@@ -347,13 +375,26 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
         if pool.laws == "own":
             spec = _handed_over(pool, specs)
         elif engine_file:
-            spec = load_engine(engine_file)
+            spec = load_engine(engine_file, catalog_of_pool(pool, where))
         else:
-            spec = EngineSpec(pool.gpu, pool.llm, pool.tp, pool.precision, source=assumptions.engine.name)
+            catalog = catalog_of_pool(pool, where)
+            spec = catalog.spec(pool.gpu, pool.llm, pool.tp, pool.precision, source=assumptions.engine.name)
         as_run = {"kv_precision": pool.kv_precision, "max_num_seqs": cap, "clock_frac": pool.clock_frac}
-        return resolved(dataclasses.replace(spec, **as_run))
+        return resolved(dataclasses.replace(spec, **as_run, memory_utilization=pool.memory_utilization))
     except BadField as error:
         raise error.at(lambda field: f"{where}, pools.{k}.{field}") from None
+
+
+def catalog_of_pool(pool: PoolPart, where: str) -> Catalog:
+    """What a pool's names stand for, at its price; the plan was read from `where`."""
+    catalog = load_catalog(_beside(pool.catalog_file, where)) if pool.catalog_file else Catalog()
+    return catalog if pool.usd_per_gpu_h is None else catalog.at_prices({pool.gpu: pool.usd_per_gpu_h}, "gpu")
+
+
+def _beside(name: str, where: str) -> str:
+    """A file that a plan names: from the plan's own folder; as it is where there is none (a plan sent to stdout)."""
+    beside = os.path.normpath(os.path.join(os.path.dirname(where), name))
+    return beside if os.path.exists(beside) or not os.path.exists(name) else name
 
 
 def _handed_over(pool: PoolPart, specs: Sequence[EngineSpec]) -> EngineSpec:

@@ -12,6 +12,7 @@ from fleetopt_jax.core.files import invalid, parse_json, read_bytes
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
 from fleetopt_jax.fleet.resources import OBJECTIVES, Objective
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
 from fleetopt_jax.workload.profile import At
 
 if TYPE_CHECKING:
@@ -82,8 +83,11 @@ class PoolPart(Part):
     precision: Name | None = None
     kv_precision: Name | None = None  # the checkpoint's
     engine_file: Name | None = None
+    catalog_file: Name | None = None  # of one's own, from the plan's folder, that its GPU or its LLM was found in
+    usd_per_gpu_h: NotNegative | None = None  # none: the catalog's
     laws: Literal["own"] | None = None  # of an engine that neither names nor a file describe
     max_num_seqs_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of this pool alone
+    memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from fleetopt_jax.calibrate.measurements import MeasurementsRow
 from fleetopt_jax.catalog.hf_config import HfConfig
 from fleetopt_jax.documents.engine import EngineFile
+from fleetopt_jax.documents.own_catalog import CatalogFile
 from fleetopt_jax.documents.plan_file import PlanFile
 from fleetopt_jax.documents.simulation import SimulationFile
 from fleetopt_jax.workload.readers import CdfDocument
@@ -19,6 +20,7 @@ def schemas(others: Mapping[str, type[BaseModel]] | None = None) -> dict[str, An
         **(others or {}),
         "plan": PlanFile,
         "engine": EngineFile,
+        "catalog": CatalogFile,
         "simulation": SimulationFile,
         "CDF": CdfDocument,
         "Hugging Face config": HfConfig,

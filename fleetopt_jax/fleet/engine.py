@@ -100,13 +100,16 @@ def measured_engine(
     *,
     chunk_tokens: float,
     budget_tokens: float = 8192.0,
-    max_num_seqs: float = DEFAULT_MAX_NUM_SEQS,
+    kv: KvCapacity | None = None,
 ) -> Engine:
-    """The engine the measured law gives for any GPU, LLM and tensor parallelism. Pure: no check that the model fits."""
+    """The engine the measured law gives for any GPU, LLM and tensor parallelism. Pure: no check that the model fits.
+
+    `kv` is what an instance can hold; without it that of `physical_kv` at vLLM's defaults.
+    """
     decode = measured_decode_step(law, gpu, llm, tp)
     return Engine(
         decode=decode,
-        kv=physical_kv(gpu, llm, tp, max_num_seqs),
+        kv=physical_kv(gpu, llm, tp, DEFAULT_MAX_NUM_SEQS) if kv is None else kv,
         power=measured_power(law, gpu, llm, tp, decode),
         prefill=law_prefill(
             law,
@@ -123,10 +126,12 @@ def measured_engine(
     )
 
 
-def roofline_engine(gpu: Gpu, llm: Llm, tp: float, prefill: Prefill) -> Engine:
+def roofline_engine(
+    gpu: Gpu, llm: Llm, tp: float, prefill: Prefill, utilization: ArrayLike = MEMORY_UTILIZATION
+) -> Engine:
     """The published roofline engine of any GPU, LLM and tensor parallelism. Pure: no check that the model fits."""
     decode = roofline_decode_step(gpu, llm, tp)
-    blocks = roofline_kv_blocks(gpu, llm, tp)
+    blocks = roofline_kv_blocks(gpu, llm, tp, utilization)
     zero = blocks * 0.0
     return Engine(
         decode=decode,
@@ -158,15 +163,22 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
     )
 
 
-def require_fit(of: str, gpu: Gpu, llm: Llm, tp: int) -> None:
+def require_fit(
+    of: str,
+    gpu: Gpu,
+    llm: Llm,
+    tp: int,
+    utilization: float = MEMORY_UTILIZATION,
+    workspace: float = WORKSPACE_BYTES,
+) -> None:
     """Refuse a model whose weights leave no room for a single KV block; `of` says in words which on which."""
-    if float(kv_capacity_tokens(gpu, llm, tp)) < BLOCK_TOKENS:
-        needs = (float(weight_bytes(llm)) / tp + WORKSPACE_BYTES + float(gpu.nccl_bytes) * (tp > 1)) / GIB
-        has = MEMORY_UTILIZATION * float(gpu.memory_bytes) / GIB
+    if float(kv_capacity_tokens(gpu, llm, tp, utilization, workspace)) < BLOCK_TOKENS:
+        needs = (float(weight_bytes(llm)) / tp + workspace + float(gpu.nccl_bytes) * (tp > 1)) / GIB
+        has = utilization * float(gpu.memory_bytes) / GIB
         raise DoesNotFit(
             "llm",
             f"does not fit: needs {needs:.1f} GiB per GPU at TP {tp} for weights and workspace, before any KV cache, "
-            f"has {has:.1f} GiB ({MEMORY_UTILIZATION:.0%} of the memory)",
-            "use more GPUs per instance, a larger GPU or fewer bytes per weight",
+            f"has {has:.1f} GiB ({utilization:.0%} of the memory)",
+            "use more GPUs per instance, a larger GPU, fewer bytes per weight or a higher memory utilization",
             of=of,
         )

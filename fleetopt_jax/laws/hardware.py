@@ -6,14 +6,14 @@ from jax import Array
 
 from fleetopt_jax.core.struct import as_floats, pytree
 
-IDLE_FRAC_OF_TDP = 0.25  # with a model loaded and no work: measured on one B200 (251 W), assumed elsewhere
+IDLE_FRAC_OF_TDP = 0.25  # with a model loaded and no work, where nobody has published it: 0.16 to 0.29 where one has
 
 
 @pytree
 class Gpu:
     """One GPU board. Every field is traced; shape () or a leading vmap axis."""
 
-    memory_bytes: Array  # high-bandwidth memory [B]
+    memory_bytes: Array  # as CUDA reports it [B]
     bandwidth_bytes_per_s: Array  # peak memory bandwidth [B/s]
     peak_flop_per_s: Array  # dense 16-bit tensor-core peak [FLOP/s]
     peak_flop8_per_s: Array  # dense 8-bit floating-point peak; the 16-bit one where the GPU has no such units [FLOP/s]

@@ -6,6 +6,7 @@ Paged (vLLM): a sequence holds the blocks of the tokens it has, so capacity depe
 """
 
 import math
+from typing import cast
 
 import jax.numpy as jnp
 from jax import Array
@@ -18,7 +19,8 @@ from fleetopt_jax.laws.llm import Llm, kv_split, weight_bytes
 
 BLOCK_TOKENS = 16.0  # tokens of a KV block (vLLM's default)
 MEMORY_UTILIZATION = 0.90  # share of GPU memory the engine may use (vLLM's default once; 0.92 in 0.33.0)
-WORKSPACE_BYTES = 3 * 1024.0**3  # activations and captured graphs of one GPU; vLLM logged 4 to 9 GiB on one B200 node
+CONTEXT_BYTES = 1.9 * 1024.0**3  # of `workspace_bytes`: CUDA context, kernels' own buffers, sampler, captured graphs
+WORKSPACE_BYTES = 2.7 * 1024.0**3  # `workspace_bytes` of 8B to 14B dense models on one GPU at 8,192 tokens a step
 OVERFLOW_Z = 2.3263478740408408  # standard normal quantile of 0.99: KV demand exceeds capacity 1 % of the time
 
 
@@ -93,23 +95,64 @@ def paged_sequences(
     return jnp.where(window_tokens + kv.fixed_tokens <= capacity, jnp.maximum(n, 1.0), 0.0)
 
 
-def kv_capacity_tokens(gpu: Gpu, llm: Llm, tp: ArrayLike) -> Array:
+def workspace_bytes(
+    *,
+    hidden: ArrayLike,
+    mlp_width: ArrayLike,
+    tp: ArrayLike,
+    batched_tokens: ArrayLike,
+    experts_per_token: ArrayLike = 0.0,
+    expert_width: ArrayLike = 0.0,
+) -> Array:
+    """What an engine keeps free of one GPU's share for anything but weights, NCCL and KV cache [B].
+
+    1.9 GiB, and the activations of one step of `batched_tokens` tokens in 16 bits at their peak, which is in the MLP:
+    twice the hidden state (4 H bytes a token), gate, up and their product (6 I / TP); with experts, for each of the k
+    a token goes to, the hidden state gathered, its output and their sum, and the expert's own (6 H + 6 I_e / TP).
+
+    Held against the "Available KV cache memory" or "GPU KV cache size" that vLLM 0.7 to 0.30 logged, with the weights
+    it logged: KV tokens within -4 and +1 % for Qwen3-8B, Llama-3.1-8B, Qwen2.5-14B, Llama-3.1-70B (8 bits, 0.98 of one
+    80 GB GPU), Llama-3.3-70B-FP8 on 4 H200, MiniMax-M2.7 on 4 of 80 GB, DeepSeek-R1 on 8 H200, gpt-oss-20b on A100.
+    The rest is 0.6 GiB too large where steps have 2,048 tokens and 256 sequences (1.4 GiB for Qwen3-0.6B on L40S), and
+    3.6 GiB too small for Qwen3-Next-80B on 2 H200 by vLLM 0.10.2, which sampled without FlashInfer.
+    """
+    dense_bytes = 4.0 * hidden + 6.0 * mlp_width / tp
+    routed_bytes = experts_per_token * (6.0 * hidden + 6.0 * expert_width / tp)
+    return cast(Array, CONTEXT_BYTES + batched_tokens * (dense_bytes + routed_bytes))
+
+
+def kv_capacity_tokens(
+    gpu: Gpu,
+    llm: Llm,
+    tp: ArrayLike,
+    utilization: ArrayLike = MEMORY_UTILIZATION,
+    workspace: ArrayLike = WORKSPACE_BYTES,
+) -> Array:
     """Tokens of one instance's KV cache [tokens], of the layers with full attention; negative where weights do not fit.
 
-    (0.90 memory - weights / TP - NCCL - workspace) / (KV bytes of a token on one GPU), the cache divided over
-    min(TP, KV heads) GPUs. 1 to 6 % above the 3.53 to 3.68 million tokens vLLM logged for Llama-3.1-70B on 8 B200.
+    (utilization x memory - weights / TP - NCCL - workspace) / (KV bytes of a token on one GPU), the cache divided over
+    min(TP, KV heads) GPUs. Error: `workspace_bytes`; 1 to 5 % above the 3.53 to 3.68 million tokens vLLM logged for
+    Llama-3.1-70B on 8 B200.
     """
     xp = namespace(gpu, llm, tp)
     nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
-    free_bytes = MEMORY_UTILIZATION * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes - WORKSPACE_BYTES
+    free_bytes = utilization * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes - workspace
     full_frac = xp.maximum(1.0 - llm.windowed_frac, 1e-9)
     return free_bytes / (full_frac * llm.kv_bytes_per_token / kv_split(llm, tp))
 
 
-def physical_kv(gpu: Gpu, llm: Llm, tp: ArrayLike, max_num_seqs: ArrayLike) -> KvCapacity:
+def physical_kv(
+    gpu: Gpu,
+    llm: Llm,
+    tp: ArrayLike,
+    max_num_seqs: ArrayLike,
+    utilization: ArrayLike = MEMORY_UTILIZATION,
+    workspace: ArrayLike = WORKSPACE_BYTES,
+) -> KvCapacity:
     """`KvCapacity` of any GPU, LLM and tensor parallelism, from memory alone."""
     xp = namespace(gpu, llm, tp, max_num_seqs)
-    blocks = xp.floor(xp.maximum(kv_capacity_tokens(gpu, llm, tp), 0.0) / BLOCK_TOKENS)
+    tokens = kv_capacity_tokens(gpu, llm, tp, utilization, workspace)
+    blocks = xp.floor(xp.maximum(tokens, 0.0) / BLOCK_TOKENS)
     full_frac = xp.maximum(1.0 - llm.windowed_frac, 1e-9)
     return KvCapacity(
         n_blocks=blocks,
@@ -119,12 +162,12 @@ def physical_kv(gpu: Gpu, llm: Llm, tp: ArrayLike, max_num_seqs: ArrayLike) -> K
     )
 
 
-def roofline_kv_blocks(gpu: Gpu, llm: Llm, tp: ArrayLike) -> Array:
+def roofline_kv_blocks(gpu: Gpu, llm: Llm, tp: ArrayLike, utilization: ArrayLike = MEMORY_UTILIZATION) -> Array:
     """Blocks = floor((0.90 memory - weights / TP - NCCL) / (16 * KV bytes per token)), at least 0.
 
     As published: the KV cache is *not* divided by TP, which understates capacity by up to TP.
     """
     xp = namespace(gpu, llm, tp)
     nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
-    free_bytes = MEMORY_UTILIZATION * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes
+    free_bytes = utilization * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes
     return xp.maximum(0.0, xp.floor(free_bytes / (BLOCK_TOKENS * llm.kv_bytes_per_token)))

@@ -90,7 +90,7 @@ class PublishedEngine:
 
 def published_engine(gpu_name: str, llm_name: str) -> PublishedEngine:
     """The paper's roofline engine of this GPU and LLM."""
-    gpu, entry = GPUS[gpu_name].gpu, LLMS[llm_name]
+    gpu, entry = GPUS[gpu_name].nominal_gpu, LLMS[llm_name]
     decode = roofline_decode_step(gpu, entry.llm, entry.tp)
     power_step = decode
     if entry.power_weight_stream_s:

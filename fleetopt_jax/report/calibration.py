@@ -29,13 +29,13 @@ from fleetopt_jax.report.style import (
 )
 
 LABELS = {  # parameter: what it is, its unit, the unit in SI
-    "base_s": ("step at batch 0, W", "ms", MS),
-    "per_seq_at_context_s": ("one more sequence, h", "ms", MS),
-    "expert_s": ("all experts", "ms", MS),
-    "per_token_s": ("one more context token", "ns", 1e-9),
-    "idle_w": ("power at the lower end", "W", 1.0),
-    "nominal_w": ("power at the upper end", "W", 1.0),
-    "log2_half_batch": ("midpoint, log2 of the batch", "", 1.0),
+    "base_s": ("decode step at batch 0", "ms", MS),
+    "per_seq_at_context_s": ("each sequence in flight", "ms", MS),
+    "expert_s": ("reading all experts", "ms", MS),
+    "per_token_s": ("each token of context", "ns", 1e-9),
+    "idle_w": ("power at the smallest batches", "W", 1.0),
+    "nominal_w": ("power at the largest batches", "W", 1.0),
+    "log2_half_batch": ("log2 of the batch half way between", "", 1.0),
 }
 
 
@@ -122,4 +122,5 @@ def calibration_table(document: Mapping[str, Any]) -> RenderableType:
             f"{fit['max_ape']:.1%} at most; by {fit['leave_one_out_mape']:.1%} where a point is left out."
         )
         parts += [Text(f"  {note}", style="yellow") for note in fit["notes"]]
+    parts.append(Text(f"Not measured, so the catalog's: {', '.join(document['of_catalog'])}.", style="dim"))
     return Group(*parts)

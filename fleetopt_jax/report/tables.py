@@ -166,10 +166,14 @@ def engine_table(document: Mapping[str, Any]) -> RenderableType:
     facts = (
         f"KV cache {document['kv_capacity_tokens']:,.0f} tokens; prefill {ms(document['prefill_s_per_1k_tokens'])} "
         f"per 1,000 tokens at {document['prefill_power_w_per_gpu']:,.0f} W a GPU. 'Step' holds the prefill of "
-        f"{document['prompt_per_output']:.2g} prompt tokens for each output token."
+        f"{document['prompt_per_output']:,.4g} prompt tokens for each output token{_in_prompts(document)}."
     )
     trust = f"Quality: {document['quality']} ({', '.join(errors)}). {document['source']}."
     return Group(table, Text(facts), Text(trust, style="dim"))
+
+
+def _in_prompts(document: Mapping[str, Any]) -> str:
+    return f", in prompts of {document['prompt_tokens']:,.0f}" if document["prompt_per_output"] else ""
 
 
 def reproduction_table(document: Mapping[str, Any]) -> RenderableType:

@@ -12,7 +12,7 @@ from fleetopt_jax.catalog.llms import catalog_name
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.cli.inputs import at_door
+from fleetopt_jax.cli.inputs import at_door, catalog_of
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.engine import engine_to_json
 from fleetopt_jax.laws.decode import DecodeStep
@@ -51,9 +51,9 @@ def _measured_spec(options: argparse.Namespace, measured: Measurements) -> Engin
     llm = options.llm or (catalog_name(measured.llm) if measured.llm else None)
     precision = options.precision or PRECISION_NAMES.get(measured.precision or "", measured.precision)
     path = options.measurements
-    return EngineSpec(
-        _known("--gpu", gpu, path), _known("--llm", llm, path), _known("--tp", tp, path), precision, own_fit=False
-    )
+    names = _known("--gpu", gpu, path), _known("--llm", llm, path), _known("--tp", tp, path), precision
+    with at_door(path):
+        return catalog_of(options).spec(*names, own_fit=False)
 
 
 def _known(option: str, value: T | None, path: str) -> T:

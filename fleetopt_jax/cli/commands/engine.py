@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fleetopt_jax.calibrate.measurements import read_measurements
-from fleetopt_jax.catalog.engines import engine_entry, engine_points
+from fleetopt_jax.catalog.engines import engine_entry, engine_points, prompt_of_mix
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.cli.inputs import at_door, named_spec, say_llm, warn_of_units
+from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, warn_of_units
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.report import tables
@@ -21,14 +21,18 @@ N_DRAWN = 48  # points of the line
 
 
 def run(options: argparse.Namespace) -> Answer:
-    warnings = say_llm(options)
     with at_door(options.gpu):
-        spec = named_spec(options.gpu, options.llm, options.tp, options.precision, own_fit=not options.law)
-        entry = engine_entry(dataclasses.replace(spec, kv_precision=options.kv_precision))
+        catalog, own_fit = catalog_of(options), not options.law
+        warnings = say_llm(options, catalog)
+        spec = named_spec(catalog, options.gpu, options.llm, options.tp, options.precision, own_fit=own_fit)
+        as_run = {"kv_precision": options.kv_precision, "memory_utilization": options.gpu_memory_utilization}
+        entry = engine_entry(dataclasses.replace(spec, **as_run))
     warnings += warn_of_units(options, [entry.spec])
     measured = read_measurements(options.measured, tp=options.tp) if options.measured else None
-    engine, points = entry.engine, engine_points(entry, options.batch, options.context, options.prompt_per_output)
+    engine, asked = entry.engine, (options.context, options.prompt_per_output, options.prompt_tokens)
+    points = engine_points(entry, options.batch, *asked)
     mix = entry.prompt_per_output if options.prompt_per_output is None else options.prompt_per_output
+    prompt = prompt_of_mix(options.context, mix) if options.prompt_tokens is None else options.prompt_tokens
     document = {
         "gpu": entry.spec.gpu_name,
         "llm": entry.spec.llm_name,
@@ -39,7 +43,11 @@ def run(options: argparse.Namespace) -> Answer:
         "relative_error": entry.step_error,
         "power_relative_error": entry.power_error,
         "source": entry.source,
+        "prefill_relative_error": entry.prefill_error,
+        "of_catalog": list(entry.of_catalog),
         "prompt_per_output": mix,
+        "prompt_tokens": prompt,
+        "memory_utilization": entry.spec.memory_utilization,
         "kv_capacity_tokens": float(engine.kv.n_blocks) * BLOCK_TOKENS,
         "max_num_seqs": float(engine.kv.max_num_seqs),
         "prefill_s_per_1k_tokens": float(prefill_s(engine.prefill, 1000.0)),
@@ -50,7 +58,7 @@ def run(options: argparse.Namespace) -> Answer:
 
     def draw(shown: dict[str, Any]) -> Figure:
         ends = min(options.batch), max(options.batch)
-        line = engine_points(entry, np.geomspace(*ends, N_DRAWN).tolist(), options.context, options.prompt_per_output)
+        line = engine_points(entry, np.geomspace(*ends, N_DRAWN).tolist(), *asked)
         return engine_figure(shown, [dataclasses.asdict(point) for point in line], measured)
 
     return Answer(document, tables.engine_table, OK, draw)

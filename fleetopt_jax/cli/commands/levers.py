@@ -6,11 +6,10 @@ import dataclasses
 from fleetopt_jax._optimize.levers import pull_levers
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import llm_entry
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
-from fleetopt_jax.cli.inputs import layout_of, plan_of, problem_of, workload_of
+from fleetopt_jax.cli.inputs import catalog_of, layout_of, plan_of, problem_of, workload_of
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.cli.verdicts import why
@@ -23,17 +22,19 @@ NEXT_GPU = {"a100": "h100", "l40s": "h100", "h100": "b200", "h200": "b200", "b20
 
 
 def run(options: argparse.Namespace) -> Answer:
+    catalog = catalog_of(options)
     if options.next_gpu:
-        gpu_entry(options.next_gpu, "--next-gpu")
-    llm_entry(options.other_llm, "--other-llm")
+        catalog.gpu(options.next_gpu, "--next-gpu")
+    other_llm = catalog.llm(options.other_llm, "--other-llm")
+    llm_entry(other_llm, "--other-llm")
     problem, given, layout = _present_fleet(options)
     next_gpu = options.next_gpu or NEXT_GPU.get(problem.specs[0].gpu_name)
     with progress(options, "Pulling levers") as step:
         found = pull_levers(
             problem,
             given=given,
-            next_gpu=next_gpu and next_gpu.lower(),
-            llm=options.other_llm,
+            next_gpu=next_gpu and catalog.gpu(next_gpu),
+            llm=other_llm,
             every_pair=options.all_pairs,
             progress=step,
         )
@@ -56,6 +57,8 @@ def _present_fleet(options: argparse.Namespace) -> tuple[Problem, Plan | None, L
         if getattr(options, name) != default:
             raise BadInput(flag(name), f"{options.plan} says it itself", "give one of the two")
     plan, layout = plan_of(argparse.Namespace(**{**vars(options), "dispatch": None}))
+    if priced := {spec.gpu_name for spec in plan.specs} & set(options.usd_per_gpu_h):
+        raise BadInput(f"--usd-per-gpu-h {min(priced)}", f"{options.plan} says it itself", "price the next GPU alone")
     gammas = {float(gamma) for gamma in plan.fleet.gamma[:-1]} or {1.0}
     gamma = gammas.pop() if len(gammas) == 1 else None  # several: searched
     return dataclasses.replace(plan.problem, gamma=gamma, objective=options.objective), plan, layout

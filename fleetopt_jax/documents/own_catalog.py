@@ -1,0 +1,147 @@
+"""A catalog file of one's own (TOML, `fleetopt-catalog/1`): GPUs, LLMs and prices, checked whole when it is read.
+
+schema = "fleetopt-catalog/1"
+
+[gpus.x1]                          # a GPU of your own, as its data sheet has it (SI units)
+memory_bytes = 96e9
+bandwidth_bytes_per_s = 4.2e12
+peak_flop_per_s = 1.1e15
+tdp_w = 650
+usd_per_h = 3.1
+
+[gpus.h100]                        # one of ours: what is said here goes before
+idle_w = 90
+
+[llms.my-chat]                     # relative to this file
+config = "my-chat/config.json"
+
+[usd_per_gpu_h]
+b200 = 4.0
+"""
+
+import dataclasses
+import os
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from fleetopt_jax.catalog.architecture import Architecture
+from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
+from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry
+from fleetopt_jax.catalog.own import Catalog
+from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.documents.fields import Name, NotNegative, Positive
+from fleetopt_jax.documents.toml_file import read_toml
+
+SCHEMA = "fleetopt-catalog/1"
+MAX_NAMES = 256
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # without a comma: options list names
+NEEDED = ("memory_bytes", "bandwidth_bytes_per_s", "peak_flop_per_s", "tdp_w", "usd_per_h")  # of a GPU we do not know
+PUBLISHED_CHUNK_TOKENS = 1024.0  # of a GPU the paper does not have
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class GpuPart(_Strict):
+    """A GPU as its data sheet has it. Of one that the catalog has, only what differs."""
+
+    title: Name | None = Field(None, description="What tables call it.")
+    memory_bytes: Positive | None = Field(None, description="Memory as CUDA reports it [B].")
+    bandwidth_bytes_per_s: Positive | None = Field(None, description="Peak memory bandwidth [B/s].")
+    peak_flop_per_s: Positive | None = Field(None, description="Dense 16-bit peak [FLOP/s].")
+    peak_flop8_per_s: Positive | None = Field(None, description="Dense 8-bit peak [FLOP/s]; none: no such units.")
+    tdp_w: Positive | None = Field(None, description="Thermal design power [W].")
+    idle_w: NotNegative | None = Field(None, description="With a model loaded and nothing to do [W].")
+    usd_per_h: NotNegative | None = Field(None, description="Price of one GPU [USD/h].")
+    nccl_bytes: NotNegative | None = Field(None, description="Communication buffers when tensor-parallel [B].")
+    law: Literal["h100", "b200"] | None = Field(None, description="Whose measured law it goes by, carried over.")
+    chunk_tokens: Positive | None = Field(None, description="Prefill chunk under `published` [tokens].")
+    max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(None, description="Most sequences in flight.")
+    batched_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = Field(None, description="Most tokens of a step.")
+    source: Name | None = Field(None, description="Where its numbers come from.")
+
+
+def _architecture_fields() -> dict[str, Any]:
+    """The fields of `Architecture`, none of them needed: a configuration file may say it all."""
+    hints = get_type_hints(Architecture)
+    return {field.name: (hints[field.name] | None, None) for field in dataclasses.fields(Architecture)}
+
+
+class _Llm(_Strict):
+    config: Name | None = Field(None, description="A Hugging Face config.json, relative to this file.")
+    repository: Name | None = Field(None, description="Of the checkpoint on Hugging Face.")
+    max_position_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Longest sequence [tokens].")
+    source: Name | None = Field(None, description="Where its numbers come from.")
+
+
+LlmPart = create_model(
+    "LlmPart", __base__=_Llm, __doc__="An LLM: a config.json, or its architecture.", **_architecture_fields()
+)
+
+
+class CatalogFile(_Strict):
+    """GPUs, LLMs and prices of one's own."""
+
+    model_config = ConfigDict(title=SCHEMA)
+
+    format: Literal["fleetopt-catalog/1"] = Field(SCHEMA, alias="schema")
+    gpus: Annotated[dict[Key, GpuPart], Field(max_length=MAX_NAMES)] = {}
+    llms: Annotated[dict[Key, LlmPart], Field(max_length=MAX_NAMES)] = {}  # pyright: ignore[reportInvalidTypeForm]
+    usd_per_gpu_h: dict[Key, NotNegative] = Field({}, description="Prices by GPU [USD/h].")
+
+
+def load_catalog(path: str | os.PathLike) -> Catalog:
+    """The catalog in a file of one's own. Raises BadInput that names the file, the field, the value and what is
+    allowed."""
+    where = os.fspath(path)
+    tables = {"": ("schema", *list(CatalogFile.model_fields)[1:])}
+    tables |= {"gpus": tuple(GpuPart.model_fields), "llms": tuple(LlmPart.model_fields)}
+    found = read_toml(where, CatalogFile, tables)
+    gpus = tuple(_gpu(where, name.lower(), part) for name, part in found.gpus.items())
+    llms = tuple(_llm(where, name.lower(), part) for name, part in found.llms.items())
+    for kind, names in (("gpus", [gpu.name for gpu in gpus]), ("llms", [llm.title for llm in llms])):
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise BadInput(f"{where}, {kind}.{twice}", "is there more than once, but for its case", "need it once")
+    return Catalog(gpus, llms, file=where).at_prices(found.usd_per_gpu_h, f"{where}, usd_per_gpu_h")
+
+
+def _gpu(where: str, name: str, part: GpuPart) -> GpuEntry:
+    said = part.model_dump(exclude_none=True)
+    place = f"{where}, gpus.{name}"
+    if name in GPUS:
+        entry = dataclasses.replace(GPUS[name], **{"source": f"{where}; else {GPUS[name].source}", **said})
+    else:
+        if lacks := [field for field in NEEDED if field not in said]:
+            raise BadInput(place, f"has no {', '.join(lacks)}", f"a GPU of your own needs {', '.join(NEEDED)}")
+        usual = {"title": name.upper(), "chunk_tokens": PUBLISHED_CHUNK_TOKENS, "source": where}
+        entry = GpuEntry(name=name, **{**usual, **said})
+    try:
+        _ = entry.gpu
+    except ValueError as error:
+        raise BadInput(place, str(error)) from None
+    return entry
+
+
+def _llm(where: str, name: str, part: _Llm) -> LlmEntry:
+    said = part.model_dump(exclude_none=True)
+    place = f"{where}, llms.{name}"
+    of_entry = {key: said.pop(key) for key in ("repository", "max_position_tokens") if key in said}
+    source, config = said.pop("source", None), said.pop("config", None)
+    if config is not None:
+        if said:
+            raise BadInput(place, f"config and {', '.join(said)}", "need one of the two: a config.json says it all")
+        read = llm_entry(os.path.join(os.path.dirname(where), config), place)
+        return dataclasses.replace(read, title=name, source=source or read.source, **of_entry)
+    needed = [field.name for field in dataclasses.fields(Architecture) if field.default is dataclasses.MISSING]
+    if lacks := [field for field in needed if field not in said]:
+        raise BadInput(place, f"has no {', '.join(lacks)}", "need config = a config.json, or its architecture")
+    try:
+        architecture = Architecture(**said)
+        at_precision(architecture)
+    except BadField as error:
+        raise error.at(lambda field: f"{place}.{field}") from None
+    except (ValueError, ZeroDivisionError) as error:
+        raise BadInput(place, str(error), "need whole numbers of layers, heads and parameters, above 0") from None
+    return LlmEntry(name, architecture, source or where, **of_entry)
