@@ -387,8 +387,13 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
 
 def catalog_of_pool(pool: PoolPart, where: str) -> Catalog:
     """What a pool's names stand for, at its price; the plan was read from `where`."""
-    catalog = load_catalog(_beside(pool.catalog_file, where)) if pool.catalog_file else Catalog()
+    catalog = own_catalog(pool.catalog_file, where)
     return catalog if pool.usd_per_gpu_h is None else catalog.at_prices({pool.gpu: pool.usd_per_gpu_h}, "gpu")
+
+
+def own_catalog(file: str | None, where: str) -> Catalog:
+    """The catalog file that a pool of the plan in `where` names, if any, beside ours."""
+    return load_catalog(_beside(file, where)) if file else Catalog()
 
 
 def _beside(name: str, where: str) -> str:

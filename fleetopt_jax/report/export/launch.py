@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, at_precision, llm_entry
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
+from fleetopt_jax.documents.plan import own_catalog
 from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
@@ -78,6 +79,7 @@ class _Pool(_Part):
     gamma: Annotated[float, Field(ge=1, le=10**6)] = 1.0
     precision: str | None = None
     kv_precision: str = "bf16"
+    catalog_file: str | None = None
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     utilization: float | None = 0.0  # null is overload
@@ -125,7 +127,14 @@ def fleet_launch(
     fleet = dns_label(name, NAME_LENGTH)
     assumptions = parse_assumptions(plan.assume, f"{where}, assume")
     pools = tuple(
-        _pool_launch(f"{where}, pools.{k}", f"{fleet}-pool-{pool.window_tokens}", pool, models, assumptions)
+        _pool_launch(
+            f"{where}, pools.{k}",
+            f"{fleet}-pool-{pool.window_tokens}",
+            pool,
+            own_catalog(pool.catalog_file, where),
+            models,
+            assumptions,
+        )
         for k, pool in enumerate(plan.pools)
     )
     n_instances = sum(pool.n_instances for pool in pools)
@@ -238,8 +247,10 @@ def _llm_name(pool: _Pool) -> str:
     return pool.llm.lower() if pool.llm.lower() in LLMS else pool.llm
 
 
-def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], assumptions: Assumptions) -> PoolLaunch:
-    model, quantization, longest_tokens, notes = _checkpoint(where, pool, models)
+def _pool_launch(
+    where: str, name: str, pool: _Pool, catalog: Catalog, models: Mapping[str, str], assumptions: Assumptions
+) -> PoolLaunch:
+    model, quantization, longest_tokens, notes = _checkpoint(where, pool, catalog, models)
     window_tokens = pool.window_tokens
     if longest_tokens is not None and window_tokens > longest_tokens:
         window_tokens = longest_tokens
@@ -247,7 +258,7 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
             f"The plan's window of {pool.window_tokens:,} tokens is beyond {model}, which has {longest_tokens:,} "
             "positions: the router refuses longer requests. Name a checkpoint that reaches further with --model."
         )
-    gpu = gpu_entry(pool.gpu, f"{where}.gpu")
+    gpu = catalog.gpu_entry(pool.gpu, f"{where}.gpu")
     step_tokens = int(gpu.chunk_tokens) if assumptions.prefill.reads_chunk else gpu.batched_tokens
     notes += _pool_notes(pool, step_tokens)
     flags: dict[str, Any] = {
@@ -272,7 +283,7 @@ def _pool_launch(where: str, name: str, pool: _Pool, models: Mapping[str, str], 
         window_tokens=window_tokens,
         drain_s=pool.drain_s,
         n_active=min(pool.n_active if pool.n_active is not None else math.inf, pool.max_num_seqs),
-        checkpoint_bytes=_checkpoint_bytes(pool, models),
+        checkpoint_bytes=_checkpoint_bytes(pool, catalog, models),
         args=(model, *(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())),
         notes=tuple(plain(note) for note in notes),
     )
@@ -304,7 +315,9 @@ def _pool_notes(pool: _Pool, step_tokens: int) -> list[str]:
     return notes
 
 
-def _checkpoint(where: str, pool: _Pool, models: Mapping[str, str]) -> tuple[str, str | None, int | None, list[str]]:
+def _checkpoint(
+    where: str, pool: _Pool, catalog: Catalog, models: Mapping[str, str]
+) -> tuple[str, str | None, int | None, list[str]]:
     """(checkpoint, its --quantization, its longest sequence where known [tokens], notes).
 
     A quantized checkpoint says so in its own config, and vLLM refuses a flag that says otherwise. 16-bit weights are
@@ -315,7 +328,7 @@ def _checkpoint(where: str, pool: _Pool, models: Mapping[str, str]) -> tuple[str
     asked = pool.precision and pool.precision.lower()
     if f"{llm}:{asked}" in models:
         return models[f"{llm}:{asked}"], None, None, []
-    entry = llm_entry(llm, f"{where}.llm")
+    entry = llm_entry(catalog.llm(llm, f"{where}.llm"))
     native = entry.architecture.native_precision
     precision = asked or native
     quantized = precision == "fp8" and native == "bf16"
@@ -331,10 +344,10 @@ def _checkpoint(where: str, pool: _Pool, models: Mapping[str, str]) -> tuple[str
     return entry.repository, flag, entry.max_position_tokens, []
 
 
-def _checkpoint_bytes(pool: _Pool, models: Mapping[str, str]) -> float:
+def _checkpoint_bytes(pool: _Pool, catalog: Catalog, models: Mapping[str, str]) -> float:
     """Of the files that are loaded [B]: those of another precision where one is named. 0 for a file that is gone."""
     try:
-        architecture = llm_entry(_llm_name(pool)).architecture
+        architecture = llm_entry(catalog.llm(_llm_name(pool))).architecture
         named = f"{_llm_name(pool)}:{pool.precision and pool.precision.lower()}" in models
         return float(weight_bytes(at_precision(architecture, pool.precision if named else None)))
     except BadInput:
