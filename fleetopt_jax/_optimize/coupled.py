@@ -73,10 +73,10 @@ def within_budget(fleets: Fleets) -> Found:
         best = better or best
     else:
         complete = True
-    bound = best.cost if complete else dual.bound
+    found = as_found(fleets, best.answer, [])  # its cost is the objective's alone, that of `best` breaks ties as well
+    bound = found.cost if complete else min(dual.bound, found.cost)
     certified = fleets.certified and complete
-    found = as_found(fleets, best.answer, [])
-    return replace(found, cost=best.cost, certified=certified, lower_bound=bound if fleets.certified else None)
+    return replace(found, certified=certified, lower_bound=bound if fleets.certified else None)
 
 
 def dual_bound(problem: Problem) -> float:
@@ -111,7 +111,7 @@ def frugal_prices(problem: Problem) -> list[PoolPrices]:
 
 def _prices(problem: Problem) -> _Prices:
     limits = tuple(problem.prices(weights) for weights in problem.limit_weights.values())
-    return _Prices(problem.prices(problem.objective_weights), limits, np.array([*problem.budget.caps.values()]))
+    return _Prices(problem.prices(problem.search_weights), limits, np.array([*problem.budget.caps.values()]))
 
 
 class _NoFleet(Exception):

@@ -157,9 +157,10 @@ def _plan(
     windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))
     kept = fleet_of([fleet.engines[k] for k in used], windows, gammas, n, fleet.surroundings)
     if found is not None and found.homogeneous_w is not None:
-        reference = demanded_tok_per_s(problem) / found.homogeneous_w
+        least_w, one_pool = found.homogeneous_w, found.one_pool
     else:
-        reference = homogeneous_tok_per_j(problem)
+        least_w, one_pool = exact.homogeneous(problem)
+    reference = demanded_tok_per_s(problem) / least_w
     plan = Plan(
         status=status,
         method=method,
@@ -169,6 +170,7 @@ def _plan(
         metrics=dataclasses.replace(metrics, pools=pools),
         gain_vs_homogeneous=float(metrics.tok_per_j) / reference if reference else None,
         search=search,
+        one_pool=one_pool,
     )
     binding = broken_limit(problem, metrics, plan.used, float(np.max(pools.itl_s)))
     return dataclasses.replace(plan, status="infeasible", binding=binding) if binding else plan
@@ -176,7 +178,7 @@ def _plan(
 
 def homogeneous_tok_per_j(problem: Problem) -> float:
     """tok/J of the best fleet with one pool of the full window; 0 where none holds the limits."""
-    return demanded_tok_per_s(problem) / exact.homogeneous_w(problem)
+    return demanded_tok_per_s(problem) / exact.homogeneous(problem)[0]
 
 
 def _infeasible(problem: Problem, method: Method, found: Found, started: float) -> Infeasible:
