@@ -28,7 +28,9 @@ def refused(text: str, allowed: str) -> argparse.ArgumentTypeError:
 
 def no_choice(text: str, names: Iterable[str]) -> argparse.ArgumentTypeError:
     """The refusal of what is none of a few names, with the nearest of them."""
-    return argparse.ArgumentTypeError(f"invalid choice: {text!r}; {did_you_mean(text, names, NEAR)}need {one_of(names)}")
+    return argparse.ArgumentTypeError(
+        f"invalid choice: {text!r}; {did_you_mean(text, names, NEAR)}need {one_of(names)}"
+    )
 
 
 def one_of(names: Iterable[str]) -> str:

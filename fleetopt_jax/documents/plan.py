@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fleetopt_jax import __version__
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax._optimize.plan import Infeasible, OnePoolFleet, Plan, Search
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.catalog.engines import engine_entry, resolved
@@ -34,11 +34,13 @@ from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Objective, Weights, make_budget
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
+from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
 from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens, with_rate
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout  # and pyarrow, which bundled workloads do without
 
+CALIBRATED = ("decode", "power", "prefill", "kv")  # laws that an engine may have of its own
 SAME = 1e-9  # relative, between two evaluations of one fleet: compilations round differently
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -76,6 +78,7 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
         "compressor": _numbers(problem.around.compressor),
         "pools": _pools(plan) if isinstance(plan, Plan) else [],
         "metrics": _metrics(plan) if isinstance(plan, Plan) else None,
+        "one_pool": dataclasses.asdict(plan.one_pool) if isinstance(plan, Plan) and plan.one_pool else None,
     }
     if problem.assumptions.route_by != TotalTokens():
         document["route_by"] = {"name": problem.assumptions.route_by.name, **vars(problem.assumptions.route_by)}
@@ -146,6 +149,7 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
             "n_instances": int(pools.n_instances[k]),
             "n_gpus": int(pools.n_gpus[k]),
             "max_num_seqs": int(pools.n_max[k]),
+            "max_num_seqs_by": _batch_limit(plan, k),
             "max_num_seqs_asked": spec.max_num_seqs,
             "clock_frac": spec.clock_frac,
             "gamma": float(plan.fleet.gamma[k]),
@@ -153,6 +157,13 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
         }
         for k, spec in enumerate(plan.specs)
     ]
+
+
+def _batch_limit(plan: Plan, k: int) -> Literal["kv_cache", "max_num_seqs"]:
+    """What keeps the batch of a pool's instances from being larger."""
+    scheduled = plan.problem.assumptions.kv_cache.caps_sequences
+    at_most = float(plan.fleet.engines[k].kv.max_num_seqs)
+    return "max_num_seqs" if scheduled and float(plan.metrics.pools.n_max[k]) >= at_most else "kv_cache"
 
 
 def _engine(spec: EngineSpec) -> dict[str, Any]:
@@ -168,7 +179,10 @@ def _engine(spec: EngineSpec) -> dict[str, Any]:
         "engine_quality": entry.quality,
         "engine_step_error": entry.step_error,
         "engine_power_error": entry.power_error,
+        "engine_prefill_error": EFFICIENCY_ERROR,
     }
+    if spec.file is not None:
+        document["engine_not_calibrated"] = [law for law in CALIBRATED if getattr(spec.laws, law) is None]
     return document | ({"laws": "own"} if _is_own(spec) else {})
 
 
@@ -362,4 +376,12 @@ def _as_found(plan: Plan, file: PlanFile) -> Plan:
     search = Search(**file.search.model_dump(exclude={"asked"}))
     told = "gain_vs_homogeneous" in file.metrics.model_fields_set
     gain = file.metrics.gain_vs_homogeneous if told else plan.gain_vs_homogeneous
-    return dataclasses.replace(plan, status=file.status, method=file.method, search=search, gain_vs_homogeneous=gain)
+    beside = OnePoolFleet(**file.one_pool.model_dump()) if file.one_pool else None
+    return dataclasses.replace(
+        plan,
+        status=file.status,
+        method=file.method,
+        search=search,
+        gain_vs_homogeneous=gain,
+        one_pool=beside if "one_pool" in file.model_fields_set else plan.one_pool,
+    )

@@ -95,6 +95,19 @@ class MetricsPart(Part):
     gain_vs_homogeneous: float | None = None
 
 
+class OnePoolPart(Part):
+    """The best fleet with one pool, of what the search had to choose from."""
+
+    gpu: Name
+    tp: Annotated[int, Field(ge=1)]
+    n_instances: Annotated[int, Field(ge=1)]
+    n_gpus: Annotated[int, Field(ge=1)]
+    power_w: Positive
+    usd_per_h: NotNegative
+    kg_co2_per_h: NotNegative
+    tok_per_j: Positive
+
+
 class BudgetPart(BaseModel):
     model_config = ConfigDict(extra="allow")  # gpus_of.NAME
     max_gpus: Positive = math.inf
@@ -161,6 +174,7 @@ class PlanFile(Part):
     method: Literal["exact", "grid", "gradient", "given"] = "given"
     search: SearchPart | None = None
     metrics: MetricsPart | None = None
+    one_pool: OnePoolPart | None = None
     objective: ObjectiveField = "tok_per_j"
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()

@@ -184,6 +184,14 @@ def limits_said(slo: Mapping[str, Any]) -> str:
     return f"{ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
 
 
+def ttft_said(plan: Mapping[str, Any]) -> str:
+    """The P99 TTFT of a plan and how far it is from its limit, where that does not grow with the prompt."""
+    reached, slo = plan["metrics"]["ttft_p99_s"], plan["slo"]
+    if slo["ttft_s_per_token"]:
+        return f"P99 TTFT {ms(reached)} (limit {limits_said(slo)})"
+    return f"P99 TTFT {ms(reached)}, {margin(reached, slo['ttft_p99_s'])} of {limits_said(slo)}"
+
+
 def edge(pool: Mapping[str, Any]) -> str:
     compressed = f" (gamma {pool['gamma']:g})" if pool["gamma"] > 1 else ""
     return f"{pool['gamma'] * pool['window_tokens']:,.0f} tokens{compressed}"
