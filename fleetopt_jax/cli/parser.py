@@ -59,6 +59,7 @@ def make_parser() -> Parser:
         epilog="Example: fleetopt optimize --workload azure-cdf --gpu b200 --rate 500. Compiled programs are kept in "
         "~/.cache/fleetopt_jax; delete it to clear them. FLEETOPT_CACHE names another folder, or is 'off'.",
     )
+    parser.set_defaults(warned=[])  # what `terminal.warn` is told
     parser.add_argument("--version", action="version", version=f"fleetopt {__version__}")
     parser.add_argument(
         "--print-completion",

@@ -100,9 +100,9 @@ OBJECTIVES: Mapping[str, Weights] = MappingProxyType(
         "co2": Weights(kg_co2_per_h=1.0),
     }
 )
-# What breaks ties, which whole instances make: of fleets that cost the same the one that draws least, of as many GPUs the
-# cheapest, then the one that draws least. Prices too small to outweigh a cent or a GPU: as if electricity cost 1e-7 USD a
-# kWh, or every million USD an hour counted as a GPU.
+# What breaks ties, which whole instances make: of fleets that cost the same the one that draws least; of as many GPUs
+# the cheapest, then the one that draws least. Prices too small to outweigh a cent or a GPU: as if electricity cost
+# 1e-7 USD a kWh, or every million USD an hour counted as a GPU.
 _TIES: Mapping[str, Weights] = MappingProxyType(
     {"usd": Weights(power_w=1e-10), "gpus": Weights(usd_per_h=1e-6, power_w=1e-11)}
 )

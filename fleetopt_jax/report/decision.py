@@ -40,7 +40,7 @@ def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = No
         "What limits it": _limiting(plan, sensitivity),
         "How sure": _sure(plan, sensitivity),
     }
-    warnings = [sentence(text.rstrip(".")) + "." for text in plan.get("warnings", ())]
+    warnings = [text.rstrip(".") + "." for text in plan.get("warnings", ())]  # begun by a name, perhaps
     return said | ({"Beware": " ".join(warnings)} if warnings else {})
 
 

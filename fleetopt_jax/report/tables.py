@@ -7,6 +7,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -99,9 +100,9 @@ def _part(table: Table, kept: list[int], *, wraps: bool) -> Table:
 def _stacked(answers: Table) -> RenderableType:
     """Each answer under its question."""
     questions, texts = (list(column.cells) for column in answers.columns)
-    lines = [
-        part for pair in zip(questions, texts) for part in (Text(str(pair[0]), style="bold"), Text(f"  {pair[1]}"))
-    ]
+    lines: list[RenderableType] = []
+    for question, text in zip(questions, texts, strict=True):
+        lines += [Text(str(question), style="bold"), Padding(text, (0, 0, 0, 2))]
     return Group(*lines)
 
 
