@@ -23,11 +23,19 @@ from fleetopt_jax.catalog.engines import engine_entry, resolved
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.catalog.workloads import LoadedWorkload, load, made_workload
+from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load, made_workload
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.engine import load_engine
-from fleetopt_jax.documents.plan_file import SCHEMA, PlanFile, PoolPart, WeightsPart, read_plan_file
+from fleetopt_jax.documents.plan_file import (
+    SCHEMA,
+    PlanFile,
+    PoolPart,
+    WeightsPart,
+    beside_plan,
+    read_plan_file,
+    seen_from_plan,
+)
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PRESETS, Assumptions, choice_names, parse_assumptions
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
 from fleetopt_jax.fleet.fleet import Slo, make_slo
@@ -46,10 +54,13 @@ SAME = 1e-9  # relative, between two evaluations of one fleet: compilations roun
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> dict[str, Any]:
+def plan_to_json(
+    plan: Plan | Infeasible, columns: "Layout | None" = None, *, path: str | os.PathLike | None = None
+) -> dict[str, Any]:
     """The plan, or what no fleet holds, as the contract's JSON object (SI units).
 
-    `columns` are those that a trace of another layout was read by: with them its plan can be evaluated again.
+    `columns` are those that a trace of another layout was read by: with them its plan can be evaluated again. `path` is
+    the file it is written to, if any: its workload's file is then also named as seen from there.
     """
     problem = plan.problem
     mean_prompt, mean_output = (float(x) for x in mean_tokens(problem.workload))
@@ -85,6 +96,8 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
     document["search"] = dataclasses.asdict(plan.search) | {"asked": _question(document)}
     if plan.binding is not None:
         document["binding"] = dataclasses.asdict(plan.binding)
+    if path is not None and (seen := seen_from_plan(problem.service.name, path)):
+        document["workload"]["file"] = seen
     if columns is not None:
         document["workload"]["columns"] = dataclasses.asdict(columns)
     return document
@@ -92,7 +105,7 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
 
 def save_plan(plan: Plan | Infeasible, path: str | os.PathLike, columns: "Layout | None" = None) -> None:
     """`plan_to_json` as a file, written whole or not at all: `load_plan` reads it back."""
-    write_whole(path, to_json(plan_to_json(plan, columns)) + "\n")
+    write_whole(path, to_json(plan_to_json(plan, columns, path=path)) + "\n")
 
 
 def slo_to_json(slo: Slo) -> dict[str, Any]:
@@ -259,13 +272,20 @@ def load_plan(
 def workload_of_file(
     file: PlanFile, where: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None
 ) -> LoadedWorkload:
-    """A plan's own workload, at its own rate and read by its own columns unless others are given."""
+    """A plan's own workload, at its own rate and read by its own columns unless others are given. A relative path is
+    seen from the folder of the plan, `where`, or from the current one where nothing is there."""
     places = {"workload": "workload.name", "columns": "workload.columns"}
     rate = rate_per_s or file.workload.arrival_rate_per_s
     try:
-        return load(file.workload.name, rate_per_s=rate, layout=layout or file.layout)
+        return load(workload_place(file, where), rate_per_s=rate, layout=layout or file.layout)
     except BadField as error:
         raise error.at(lambda field: f"{where}, {places[field]}" if field in places else field) from None
+
+
+def workload_place(file: PlanFile, where: str) -> str:
+    """The bundled workload, or where the file lies, that a plan was made for."""
+    name = file.workload.name
+    return name if name in bundled() else beside_plan(name, where, file.workload.file)
 
 
 def plan_of_file(
@@ -328,6 +348,8 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
     """The engine of the k-th pool."""
     pool = file.pools[k]
     engine_file = pool.engine_file or (pool.gpu if pool.gpu.lower().endswith(".json") else None)
+    engine_file = engine_file and beside_plan(engine_file, where)
+    llm = beside_plan(pool.llm, where) if pool.llm.lower().endswith(".json") else pool.llm
     cap = pool.max_num_seqs_asked if "max_num_seqs_asked" in pool.model_fields_set else file.max_num_seqs
     try:
         if pool.laws == "own":
@@ -335,7 +357,7 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
         elif engine_file:
             spec = load_engine(engine_file)
         else:
-            spec = EngineSpec(pool.gpu, pool.llm, pool.tp, pool.precision, source=assumptions.engine.name)
+            spec = EngineSpec(pool.gpu, llm, pool.tp, pool.precision, source=assumptions.engine.name)
         as_run = {"kv_precision": pool.kv_precision, "max_num_seqs": cap, "clock_frac": pool.clock_frac}
         return resolved(dataclasses.replace(spec, **as_run))
     except BadField as error:

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> Answer:
         plan = optimize(problem, method, step)
     if isinstance(plan, Infeasible):
         say(options, f"infeasible: {why(plan.binding)}")
-        return Answer(plan_to_json(plan, layout), tables.plan_table, INFEASIBLE)
+        return Answer(plan_to_json(plan, layout, path=options.out), tables.plan_table, INFEASIBLE)
     extras, table = {"seed": options.seed} if options.robust or options.verify else {}, tables.plan_table
     if options.robust:
         from fleetopt_jax.report.sensitivity import robust_plan_table as table
@@ -53,13 +53,13 @@ def run(options: argparse.Namespace) -> Answer:
         plan, found = _robust(options, problem, plan, tomorrow)
         extras |= found
     if not options.verify:
-        return Answer(plan_to_json(plan, layout) | extras, table, OK, pool_map_of(plan))
+        return Answer(plan_to_json(plan, layout, path=options.out) | extras, table, OK, pool_map_of(plan))
     from fleetopt_jax.report.simulation import verified_plan_table
 
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         say(options, "infeasible: no fleet that was simulated holds the limits")
-    document = plan_to_json(plan, layout) | extras | {"verified": verified}
+    document = plan_to_json(plan, layout, path=options.out) | extras | {"verified": verified}
     return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
 
 
