@@ -216,18 +216,23 @@ def _fewest(free: Problem, limit: str, method: Method) -> float | None:
 
 def _unreachable(problem: Problem) -> Unreachable:
     """The latency or window that no fleet reaches, and what is reachable with one kind of engine in all pools."""
-    scorers = [Scorer(problem, (spec,) * problem.n_pools) for spec in problem.specs]
-    ttft_s, itl_s = (
-        np.concatenate(each) for each in zip(*(_best_latencies(scorer) for scorer in scorers), strict=True)
-    )
+    ttft_s, itl_s = best_latencies(problem)
     itl_held = itl_s <= float(problem.slo.itl_s)
     if not np.isfinite(ttft_s).any():
-        limit, asked, nearest = "window_tokens", problem.window_tokens, _largest_window(problem)
+        limit, asked, nearest = "window_tokens", problem.window_tokens, largest_window(problem)
     elif not itl_held.any():
         limit, asked, nearest = "itl_s", float(problem.slo.itl_s), float(itl_s.min())
     else:
         limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), float(ttft_s[itl_held].min())
     return Unreachable(limit, asked, nearest)
+
+
+def best_latencies(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """(P99 TTFT less what its limit grows with the prompt, mean ITL) [s] of a spread of fleets with the most instances
+    worth having, each with one kind of engine in all pools; inf where none serves."""
+    scorers = [Scorer(problem, (spec,) * problem.n_pools) for spec in problem.specs]
+    ttft_s, itl_s = zip(*(_best_latencies(scorer) for scorer in scorers), strict=True)
+    return np.concatenate(ttft_s), np.concatenate(itl_s)
 
 
 def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +251,7 @@ def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     return ttft_s, itl_s
 
 
-def _largest_window(problem: Problem) -> float:
+def largest_window(problem: Problem) -> float:
     """The largest window of which some engine's KV cache holds one sequence [tokens]."""
     caches = [engine.kv for engine in problem.engines]
     return max(float(min(kv.n_blocks * BLOCK_TOKENS, kv.slot_tokens)) for kv in caches)

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, predict_power_w, predict_step_s
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.units import MS
+from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
 from fleetopt_jax.report.style import (
     BLUE,
     MUTED,
@@ -27,15 +26,17 @@ from fleetopt_jax.report.style import (
     styled,
     ticks_at,
 )
+from fleetopt_jax.report.tables import new_table
+from fleetopt_jax.report.words import listed, percent
 
 LABELS = {  # parameter: what it is, its unit, the unit in SI
-    "base_s": ("step at batch 0, W", "ms", MS),
-    "per_seq_at_context_s": ("one more sequence, h", "ms", MS),
-    "expert_s": ("all experts", "ms", MS),
-    "per_token_s": ("one more context token", "ns", 1e-9),
-    "idle_w": ("power at the lower end", "W", 1.0),
-    "nominal_w": ("power at the upper end", "W", 1.0),
-    "log2_half_batch": ("midpoint, log2 of the batch", "", 1.0),
+    "base_s": ("decode step at batch 0 (weights and launches)", "ms", MS),
+    "per_seq_at_context_s": ("each sequence more, at the mean context", "ms", MS),
+    "expert_s": ("reading all experts", "ms", MS),
+    "per_token_s": ("each token of KV cache more", "ns", 1e-9),
+    "idle_w": ("power of a GPU at batch 0", "W", 1.0),
+    "nominal_w": ("power of a GPU at a large batch", "W", 1.0),
+    "log2_half_batch": ("batch of half the rise, as log2", "", 1.0),
 }
 
 
@@ -102,12 +103,8 @@ def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:
 
 def calibration_table(document: Mapping[str, Any]) -> RenderableType:
     """Estimates with their standard errors, how well they predict, and what the data could not tell."""
-    title = f"{document['llm']} on {document['tp']} x {document['gpu']}"
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    table.add_column("Quantity", justify="left")
-    table.add_column("Estimate", justify="right")
-    table.add_column("Standard error", justify="right")
-    table.add_column("", justify="left")
+    title = f"{document['llm']} on {document['tp']} x {document['gpu'].upper()}"
+    table = new_table("Quantity", "Estimate", "Standard error", "Unit", title=title)
     parts: list[RenderableType] = [table]
     for law, fit in document["fit"].items():
         if fit is None:
@@ -117,9 +114,12 @@ def calibration_table(document: Mapping[str, Any]) -> RenderableType:
             table.add_row(label, f"{value / size:.4g}", f"{fit['standard_errors'][name] / size:.2g}", unit)
         table.add_section()
         parts.append(
-            f"{'Step' if law == 'decode' else 'Power'}: {fit['n_points']} points of {fit['batch_min']:,.0f} to "
-            f"{fit['batch_max']:,.0f} sequences, off by {fit['fit_mape']:.1%} on average and "
-            f"{fit['max_ape']:.1%} at most; by {fit['leave_one_out_mape']:.1%} where a point is left out."
+            f"{'Decode step' if law == 'decode' else 'Power'}: {fit['n_points']} points of {fit['batch_min']:,.0f} to "
+            f"{fit['batch_max']:,.0f} sequences in flight, off by {percent(fit['fit_mape'], 1)} on average and "
+            f"{percent(fit['max_ape'], 1)} at most; by {percent(fit['leave_one_out_mape'], 1)} where a point is left "
+            "out."
         )
         parts += [Text(f"  {note}", style="yellow") for note in fit["notes"]]
-    return Group(*parts)
+    left = ["prefill", "the KV cache", *([] if document["fit"]["power"] else ["power"])]
+    said = f"Not calibrated, as the catalog has it: {listed(left)}. Prefill is known to +-{percent(EFFICIENCY_ERROR)}."
+    return Group(*parts, Text(said, style="dim"))

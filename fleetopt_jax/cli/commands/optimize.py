@@ -20,7 +20,7 @@ from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, how_to_simulate, layout_of, problem_of, workload_of
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
-from fleetopt_jax.cli.verdicts import pool_map_of, why
+from fleetopt_jax.cli.verdicts import help_said, pool_map_of, why
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> Answer:
     with progress(options, f"Searching ({method})") as step:
         plan = optimize(problem, method, step)
     if isinstance(plan, Infeasible):
-        say(options, f"infeasible: {why(plan.binding)}")
+        say(options, f"infeasible: {why(plan.binding)}{help_said(options, plan)}")
         return Answer(plan_to_json(plan, layout, path=options.out), tables.plan_table, INFEASIBLE)
     extras, table = {"seed": options.seed} if options.robust or options.verify else {}, tables.plan_table
     if options.robust:
