@@ -158,7 +158,7 @@ def rests_on(pool: Mapping[str, Any]) -> str:
     quality = _QUALITIES.get(pool["engine_quality"], "laws as given")
     if not own:
         return quality
-    left = [_OWN_LAWS.get(law, law) for law in pool.get("engine_not_calibrated", ())]
+    left = [_OWN_LAWS.get(str(law), str(law)) for law in pool.get("engine_not_calibrated", ())]
     return f"your measurements in {own}" + (f" (not calibrated, the catalog's: {listed(left)})" if left else "")
 
 
