@@ -24,8 +24,8 @@ from fleetopt_jax.cli.option import Option, Section
 from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
-from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Several, Stock, Sweep, Text
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.cli.values import NEAR, Choice, Flag, Kind, Number, NumberOrAuto, Several, Stock, Sweep, Text
+from fleetopt_jax.core.errors import BadInput, did_you_mean
 from fleetopt_jax.core.files import first_problem, read_bytes
 
 SCHEMA = "fleetopt-scenario/1"
@@ -156,7 +156,7 @@ def _allowed(error: ValidationError) -> str:
     if problem["type"] != "extra_forbidden":
         return ""
     known = SECTIONS[str(problem["loc"][0])].model_fields if len(problem["loc"]) > 1 else ("schema", *SECTIONS)
-    return f"known: {', '.join(known)}"
+    return f"{did_you_mean(str(problem['loc'][-1]), known, NEAR)}known: {', '.join(known)}"
 
 
 def _line_of(text: str, location: Sequence[str]) -> int | None:

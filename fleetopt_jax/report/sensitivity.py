@@ -73,7 +73,7 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
     parts.append(Text(f"{about}: {_takeaway(document)}", style="bold"))
     if ranked:
         of = f"What moves {title} [{QUANTITIES[name].unit}]: % more of it for 1 % more of an input (+ is {_PLUS[name]})"
-        table = new_table("Input", "Title", "Value", "% per %", title=of)
+        table = new_table("Input", "Quantity", "Value", "% per %", title=of)
         for e in ranked[:top]:
             table.add_row(e["input"], input_label(e["input"]), f"{e['value']:.4g}", f"{e['elasticity']:+.3f}")
         parts.append(table)
