@@ -51,7 +51,7 @@ def remedies(answer: Infeasible) -> list[Remedy]:
 def _alike(problem: Problem, of_ttft: bool) -> Iterator[tuple[Remedy, Problem]]:
     """A TTFT limit that grows with the prompt, where that is what cannot be held; the most GPUs an instance."""
     slo = problem.slo
-    if of_ttft and float(slo.ttft_s_per_token) == 0.0 and problem.assumptions.prefill.name != "free_chunks":
+    if of_ttft and float(slo.ttft_s_per_token) == 0.0:
         fastest_s = min(float(prefill_s(engine.prefill, 1000.0)) for engine in problem.engines) / 1000.0
         for growth in GROWTHS:
             grows = float(np.ceil(growth * fastest_s * 1e6) / 1e6)  # whole milliseconds for 1,000 tokens

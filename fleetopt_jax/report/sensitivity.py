@@ -141,7 +141,10 @@ def _prices(document: Mapping[str, Any]) -> RenderableType:
         "% per %",
         *(["Whole plans"] if checked else []),
     ]
-    table = new_table(*columns, title=f"Shadow prices, in the {objective.title} it is planned for (windows stay, instances as real numbers)")
+    table = new_table(
+        *columns,
+        title=f"Shadow prices, in the {objective.title} it is planned for (windows stay, instances as real numbers)",
+    )
     for price in document["shadow_prices"]:
         limit = limit_quantity(price["limit"])
         known = price["elasticity"] is not None
