@@ -156,7 +156,7 @@ def _allowed(error: ValidationError) -> str:
     if problem["type"] != "extra_forbidden":
         return ""
     known = SECTIONS[str(problem["loc"][0])].model_fields if len(problem["loc"]) > 1 else ("schema", *SECTIONS)
-    return f"{did_you_mean(str(problem['loc'][-1]), known, NEAR)}known: {', '.join(known)}"
+    return f"{did_you_mean(str([*problem['loc']][-1]), known, NEAR)}known: {', '.join(known)}"
 
 
 def _line_of(text: str, location: Sequence[str]) -> int | None:

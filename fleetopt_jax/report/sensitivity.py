@@ -143,7 +143,7 @@ def _prices(document: Mapping[str, Any]) -> RenderableType:
     ]
     table = new_table(
         *columns,
-        title=f"Shadow prices, in the {objective.title} it is planned for (windows stay, instances as real numbers)",
+        title=f"Shadow prices, in {objective.title} (windows stay, instances as real numbers)",
     )
     for price in document["shadow_prices"]:
         limit = limit_quantity(price["limit"])
