@@ -25,7 +25,7 @@ from fleetopt_jax.fleet.resources import PoolPrices
 
 DUAL_STEPS = 60
 MAX_POOLS = 3_000_000  # of three pools and more: each step searches the table again
-TIED = 1e-5  # of a cost: what breaks ties is less
+TIED = 1e-4  # of a cost: what breaks ties is less
 MAX_EXACT = 100_000  # pools whose exact cost is computed for a list
 
 
