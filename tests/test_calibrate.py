@@ -481,7 +481,7 @@ def test_the_table_gives_estimates_errors_and_notes(measured, document):
         names = {"gpu": "h100", "llm": "x", "tp": 4, "precision": None, "source": "y"}
         console.print(calibration_table(engine_to_json(fit_decode(measured), fit_power(few), **names)))
     text = console.export_text()
-    assert "llama-3.1-70b on 4 x h100" in text
+    assert "llama-3.1-70b on 4 x H100" in text
     assert "15.74" in text
     assert "0.46" in text
     assert "not fitted: 3 points for 3 parameters" in " ".join(text.split())

@@ -111,7 +111,7 @@ def test_a_number_takes_its_range_and_says_it(number, taken, refused, says):
 def test_a_list_is_refused_by_the_value_that_is_wrong():
     assert "'x' is not allowed: need a whole number from 1 to 64" in refusal("optimize", "--tp", "2,x")
     assert "200000 is not allowed: need a number from 1 to 100000" in refusal("engine", "--batch", "8,200000")
-    assert "'speed' is not allowed: need max_num_seqs or clock" in refusal("optimize", "--free", "clock,speed")
+    assert "invalid choice: 'speed'; need max_num_seqs or clock" in refusal("optimize", "--free", "clock,speed")
     assert "'4,8' is not allowed" in refusal("levers", "--tp", "4,8")
     assert "'h100,b200' is not allowed: need one name" in refusal("engine", "--gpu", "h100,b200")
     assert "tp: 99 is not allowed" in refusal("pareto", "--axis", "tp=1,99")

@@ -213,6 +213,25 @@ def test_grid_and_gradient_find_the_least_of_any_weights(problem, every_fleet, o
     assert best * (1.0 - SAME) <= optimize(asked, "gradient").cost <= best * 1.005
 
 
+def test_ties_are_broken_by_what_comes_next(problem, every_fleet):
+    """Of all fleets of as few GPUs the cheapest; of all that cost as little the one that draws least."""
+    rented = replace(problem, surroundings=make_surroundings(replace(SITE, usd_per_kwh=np.zeros(()))))
+    rent = Weights(gpus_of={kind: float(build(spec).usd_per_gpu_h) for kind, spec in zip(problem.kinds, problem.specs)})
+    for asked, first, then in (
+        (replace(problem, objective="gpus"), weights_of("gpus"), weights_of("usd")),
+        (replace(rented, objective="usd"), rent, weights_of("power")),
+    ):
+        cost, further = (np.where(every_fleet.kept, every_fleet.used(weights), np.inf) for weights in (first, then))
+        tied = further[cost <= cost.min() * (1.0 + SAME)]
+        assert tied.max() > tied.min() * (1.0 + 4e-6)  # there is something to break
+        plan = optimize(asked)
+        assert plan.cost == plan.search.lower_bound == pytest.approx(cost.min(), rel=SAME)
+        assert usage(then, plan.kinds, plan.metrics.pools.resources) == pytest.approx(tied.min(), rel=1e-6)
+        again = optimize(asked)
+        np.testing.assert_array_equal(again.fleet.window_tokens, plan.fleet.window_tokens)
+        assert again.specs == plan.specs
+
+
 def test_carbon_of_electricity_alone_is_power(problem):
     power, carbon = (optimize(replace(problem, objective=objective)) for objective in ("power", "co2"))
     for name in ("window_tokens", "n_instances"):

@@ -193,7 +193,7 @@ class Scorer:
         none = np.ones(len(specs))
         self._fleet = problem.fleet(specs, none, none, none)
         self._caps = make_caps(problem, specs)
-        self._objective = weight_rows([problem.objective_weights], specs)
+        self._objective = weight_rows([problem.search_weights], specs)
 
     def _score(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         problem = self.problem

@@ -25,6 +25,7 @@ from fleetopt_jax.fleet.resources import PoolPrices
 
 DUAL_STEPS = 60
 MAX_POOLS = 3_000_000  # of three pools and more: each step searches the table again
+TIED = 1e-4  # of a cost: what breaks ties is less
 MAX_EXACT = 100_000  # pools whose exact cost is computed for a list
 
 
@@ -73,10 +74,10 @@ def within_budget(fleets: Fleets) -> Found:
         best = better or best
     else:
         complete = True
-    bound = best.cost if complete else dual.bound
+    found = as_found(fleets, best.answer, [])  # its cost is the objective's alone, that of `best` breaks ties as well
+    bound = found.cost if complete else min(dual.bound * (1.0 - TIED), found.cost)
     certified = fleets.certified and complete
-    found = as_found(fleets, best.answer, [])
-    return replace(found, cost=best.cost, certified=certified, lower_bound=bound if fleets.certified else None)
+    return replace(found, certified=certified, lower_bound=bound if fleets.certified else None)
 
 
 def dual_bound(problem: Problem) -> float:
@@ -86,7 +87,7 @@ def dual_bound(problem: Problem) -> float:
 
 def dual_bound_of(fleets: Fleets) -> float:
     """A lower bound of the cost of every one of these fleets that keeps the budget; inf where there is none."""
-    dual = _Dual(fleets, _prices(fleets.problem))
+    dual = _Dual(fleets, _prices(fleets.problem, ties=False))
     dual.solve()
     return math.inf if dual.proves_infeasible else dual.bound
 
@@ -109,9 +110,11 @@ def frugal_prices(problem: Problem) -> list[PoolPrices]:
     return [total, *(shares if len(shares) > 1 else [])]
 
 
-def _prices(problem: Problem) -> _Prices:
+def _prices(problem: Problem, *, ties: bool = True) -> _Prices:
+    """With what breaks ties of the objective, or for a bound of it without."""
+    objective = problem.search_weights if ties else problem.objective_weights
     limits = tuple(problem.prices(weights) for weights in problem.limit_weights.values())
-    return _Prices(problem.prices(problem.objective_weights), limits, np.array([*problem.budget.caps.values()]))
+    return _Prices(problem.prices(objective), limits, np.array([*problem.budget.caps.values()]))
 
 
 class _NoFleet(Exception):

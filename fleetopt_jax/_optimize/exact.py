@@ -12,6 +12,7 @@ the best: these are not certified.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,11 +21,11 @@ import numpy as np
 from fleetopt_jax._optimize.candidates import GAMMA_STEP, gamma_grid
 from fleetopt_jax._optimize.graph import Boundaries, Pools
 from fleetopt_jax._optimize.layouts import Layout, ManyPools, OnePool, Path, Step, TwoPools
-from fleetopt_jax._optimize.plan import Found, nothing
-from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem
+from fleetopt_jax._optimize.plan import Found, OnePoolFleet, nothing
+from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem, demanded_tok_per_s
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.resources import PoolPrices
+from fleetopt_jax.fleet.resources import PoolPrices, Weights
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 
@@ -35,7 +36,7 @@ MAX_GAMMA_NODES = 2500  # boundaries (a window and a gamma) for three pools and 
 NEAR = 12  # windows on either side of the best that are searched again, with
 NEAR_GAMMA = 0.15  # gammas within this
 ROUND = 65_536  # pools made exact at once
-COST_TOLERANCE = 1e-12  # costs are compared this loosely
+COST_TOLERANCE = 1e-14  # costs are compared this loosely: sums of a few float64, whose ties a far smaller part breaks
 
 
 NO_PATH = Path(math.inf, ())
@@ -214,20 +215,39 @@ def _evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:
 def search(problem: Problem, progress: Progress | None = None) -> Found:
     """The cheapest fleet over the candidates."""
     fleets = Fleets(problem, progress)
-    answers = fleets.cheapest(problem.prices(problem.objective_weights))
+    answers = fleets.cheapest(problem.prices(problem.search_weights))
     return as_found(fleets, answers[-1], answers)
+
+
+def own_cost(problem: Problem, answer: Cheapest) -> float:
+    """What a path costs by the objective alone, without what breaks its ties; inf where there is none."""
+    if not answer.settled.path.steps:
+        return math.inf
+    return path_cost(problem.prices(problem.objective_weights), answer.layout.pools, answer.settled.path.steps)
+
+
+def path_cost(prices: PoolPrices, pools: Pools, steps: Sequence[Step]) -> float:
+    """What the pools of a path cost together."""
+    return float(
+        sum(
+            prices.per_instance[e] * float(pools.instances[e, p]) + prices.per_watt[e] * float(pools.watts[e, p])
+            for p, e in steps
+        )
+    )
 
 
 def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found:
     """A path as the fleet it stands for."""
     boundaries, path = fleets.boundaries, answer.settled.path
+    cost, *by_pools = (own_cost(fleets.problem, each) for each in (answer, *answers))
+    by_pools = tuple(by_pools)
     if not path.steps:
         none = nothing(boundaries.n_evaluated, fleets.description(), certified=fleets.certified)
-        return replace(none, by_pools=tuple(each.cost for each in answers))
+        return replace(none, by_pools=by_pools)
     ends = [answer.layout.pools.ends(np.array(step.pool)) for step in path.steps]
     upper = [int(high) for _, high in ends]
     return Found(
-        cost=path.cost,
+        cost=cost,
         specs=tuple(fleets.problem.specs[step.engine] for step in path.steps),
         window_tokens=boundaries.window_tokens[upper],
         gamma=boundaries.gamma[upper],
@@ -235,16 +255,43 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
         certified=fleets.certified,
         n_evaluated=boundaries.n_evaluated,
         candidates=fleets.description(),
-        lower_bound=path.cost if fleets.certified else None,
-        by_pools=tuple(each.cost for each in answers),
+        lower_bound=cost if fleets.certified else None,
+        by_pools=by_pools,
         homogeneous_w=float(np.min(fleets.layouts[0].pools.watts)),
+        one_pool=_one_pool(fleets.problem, fleets.layouts[0].pools),
         pools=tuple(
             boundaries.metrics(step.engine, int(low), int(high)) for step, (low, high) in zip(path.steps, ends)
         ),
     )
 
 
-def homogeneous_w(problem: Problem) -> float:
-    """Power of the best fleet with one pool of the full window [W]; inf where none holds the limits."""
+def homogeneous(problem: Problem) -> tuple[float, OnePoolFleet | None]:
+    """(least power [W], the best by the objective) of one pool of the full window; (inf, None) where none holds the
+    limits."""
     alone = OnePool(Boundaries(problem, np.zeros(0), np.zeros(0))).seeded()
-    return float(np.min(alone.pools.watts))
+    return float(np.min(alone.pools.watts)), _one_pool(problem, alone.pools)
+
+
+def _one_pool(problem: Problem, pools: Pools) -> OnePoolFleet | None:
+    """The best of the only pool with each engine."""
+    prices = problem.prices(problem.search_weights)
+    e = int(np.argmin([pools.costs(prices, engine)[0] for engine in range(pools.n_engines)]))
+    watts, n = float(pools.watts[e, 0]), float(pools.instances[e, 0])
+    if not math.isfinite(watts):
+        return None
+
+    def used(weights: Weights) -> float:
+        of = problem.prices(weights)
+        return float(of.per_instance[e] * n + of.per_watt[e] * watts)
+
+    spec = problem.specs[e]
+    return OnePoolFleet(
+        gpu=spec.gpu_name,
+        tp=spec.tp,
+        n_instances=round(n),
+        n_gpus=round(n) * spec.tp,
+        power_w=watts,
+        usd_per_h=used(Weights(usd_per_h=1.0)),
+        kg_co2_per_h=used(Weights(kg_co2_per_h=1.0)),
+        tok_per_j=demanded_tok_per_s(problem) / watts,
+    )

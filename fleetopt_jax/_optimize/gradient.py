@@ -65,7 +65,7 @@ def search(problem: Problem, progress: Progress | None = None, *, warm: bool = T
     known: list[Found] = []
     bound = None
     if fleets:
-        own = problem.prices(problem.objective_weights)
+        own = problem.prices(problem.search_weights)
         weights = [own, *(coupled.frugal_prices(problem) if problem.budget.caps else [])]
         known = [exact.as_found(fleets, fleets.cheapest_of_all(each), []) for each in weights]
         bound = known[0].cost
@@ -194,7 +194,7 @@ class Near(exact.Fleets):
         """The cheapest of them that keeps the budget."""
         if self.problem.budget.caps:
             return coupled.within_budget(self)
-        return exact.as_found(self, self.cheapest_of_all(self.problem.prices(self.problem.objective_weights)), [])
+        return exact.as_found(self, self.cheapest_of_all(self.problem.prices(self.problem.search_weights)), [])
 
 
 def _rounded(

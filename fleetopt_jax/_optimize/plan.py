@@ -28,6 +28,21 @@ class Search:
 
 
 @dataclass(frozen=True)
+class OnePoolFleet:
+    """The best fleet with one pool of the full window, by the objective and without the budget: what a plan is compared
+    with. Host-side numbers, SI units but for USD and kg CO2 an hour."""
+
+    gpu: str
+    tp: int
+    n_instances: int
+    n_gpus: int
+    power_w: float
+    usd_per_h: float
+    kg_co2_per_h: float
+    tok_per_j: float
+
+
+@dataclass(frozen=True)
 class Found:
     """What a method found: the cheapest fleet, its pools with engines, or a cost of inf. Arrays [K]."""
 
@@ -42,6 +57,7 @@ class Found:
     lower_bound: float | None = None  # of the cost
     by_pools: tuple[float, ...] = ()  # least cost with at most 1, 2, ... pools, where the method knows
     homogeneous_w: float | None = None  # least power of one pool [W]; inf where none holds the limits
+    one_pool: OnePoolFleet | None = None  # the best of one pool, where the method knows `homogeneous_w`
     pools: tuple[PoolMetrics, ...] = ()  # of each, P99s not solved for, where the method has computed them
 
 
@@ -82,6 +98,7 @@ class Plan:
     gain_vs_homogeneous: float | None  # tok/J over the best one-pool fleet's; None if no such fleet holds the limits
     search: Search
     binding: BrokenLimit | None = None
+    one_pool: OnePoolFleet | None = None  # None if no such fleet holds the limits
 
     @property
     def kinds(self) -> tuple[str, ...]:

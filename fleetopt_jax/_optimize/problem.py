@@ -23,6 +23,7 @@ from fleetopt_jax.fleet.resources import (
     Weights,
     limit_weights,
     pool_prices,
+    search_weights,
     weights_of,
 )
 from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
@@ -137,6 +138,11 @@ class Problem:
     @property
     def objective_weights(self) -> Weights:
         return weights_of(self.objective)
+
+    @property
+    def search_weights(self) -> Weights:
+        """The objective's, and what breaks its ties: with USD fewer watts, with GPUs fewer USD, then fewer watts."""
+        return search_weights(self.objective, self.around.site)
 
     @property
     def limit_weights(self) -> dict[str, Weights]:

@@ -157,9 +157,10 @@ def _plan(
     windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))
     kept = fleet_of([fleet.engines[k] for k in used], windows, gammas, n, fleet.surroundings)
     if found is not None and found.homogeneous_w is not None:
-        reference = demanded_tok_per_s(problem) / found.homogeneous_w
+        least_w, one_pool = found.homogeneous_w, found.one_pool
     else:
-        reference = homogeneous_tok_per_j(problem)
+        least_w, one_pool = exact.homogeneous(problem)
+    reference = demanded_tok_per_s(problem) / least_w
     plan = Plan(
         status=status,
         method=method,
@@ -169,6 +170,7 @@ def _plan(
         metrics=dataclasses.replace(metrics, pools=pools),
         gain_vs_homogeneous=float(metrics.tok_per_j) / reference if reference else None,
         search=search,
+        one_pool=one_pool,
     )
     binding = broken_limit(problem, metrics, plan.used, float(np.max(pools.itl_s)))
     return dataclasses.replace(plan, status="infeasible", binding=binding) if binding else plan
@@ -176,7 +178,7 @@ def _plan(
 
 def homogeneous_tok_per_j(problem: Problem) -> float:
     """tok/J of the best fleet with one pool of the full window; 0 where none holds the limits."""
-    return demanded_tok_per_s(problem) / exact.homogeneous_w(problem)
+    return demanded_tok_per_s(problem) / exact.homogeneous(problem)[0]
 
 
 def _infeasible(problem: Problem, method: Method, found: Found, started: float) -> Infeasible:
@@ -214,18 +216,23 @@ def _fewest(free: Problem, limit: str, method: Method) -> float | None:
 
 def _unreachable(problem: Problem) -> Unreachable:
     """The latency or window that no fleet reaches, and what is reachable with one kind of engine in all pools."""
-    scorers = [Scorer(problem, (spec,) * problem.n_pools) for spec in problem.specs]
-    ttft_s, itl_s = (
-        np.concatenate(each) for each in zip(*(_best_latencies(scorer) for scorer in scorers), strict=True)
-    )
+    ttft_s, itl_s = best_latencies(problem)
     itl_held = itl_s <= float(problem.slo.itl_s)
     if not np.isfinite(ttft_s).any():
-        limit, asked, nearest = "window_tokens", problem.window_tokens, _largest_window(problem)
+        limit, asked, nearest = "window_tokens", problem.window_tokens, largest_window(problem)
     elif not itl_held.any():
         limit, asked, nearest = "itl_s", float(problem.slo.itl_s), float(itl_s.min())
     else:
         limit, asked, nearest = "ttft_p99_s", float(problem.slo.ttft_p99_s), float(ttft_s[itl_held].min())
     return Unreachable(limit, asked, nearest)
+
+
+def best_latencies(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """(P99 TTFT less what its limit grows with the prompt, mean ITL) [s] of a spread of fleets with the most instances
+    worth having, each with one kind of engine in all pools; inf where none serves."""
+    scorers = [Scorer(problem, (spec,) * problem.n_pools) for spec in problem.specs]
+    ttft_s, itl_s = zip(*(_best_latencies(scorer) for scorer in scorers), strict=True)
+    return np.concatenate(ttft_s), np.concatenate(itl_s)
 
 
 def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +251,7 @@ def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     return ttft_s, itl_s
 
 
-def _largest_window(problem: Problem) -> float:
+def largest_window(problem: Problem) -> float:
     """The largest window of which some engine's KV cache holds one sequence [tokens]."""
     caches = [engine.kv for engine in problem.engines]
     return max(float(min(kv.n_blocks * BLOCK_TOKENS, kv.slot_tokens)) for kv in caches)

@@ -1,9 +1,11 @@
 """What a command answers, and its delivery: a table or JSON on stdout, and the files that were asked for."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import RenderableType
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Document = dict[str, Any]
+PLAN = "fleetopt-plan/1"
 
 
 class Answer(NamedTuple):
@@ -67,8 +70,11 @@ def _place(path: str) -> str:
 
 def deliver(options: argparse.Namespace, answer: Answer) -> None:
     """Files first, each whole; then stdout, as --json or as the table."""
+    if options.warned:  # a command that says its own has them among these
+        said = [*answer.document.get("warnings", []), *options.warned]
+        answer = answer._replace(document={**answer.document, "warnings": list(dict.fromkeys(said))})
     text = to_json(answer.document)
-    written = answer.shown if isinstance(answer.shown, str) else _kept(answer.document, options.out) + "\n"
+    written = answer.shown if isinstance(answer.shown, str) else text + "\n"
     if getattr(options, "figure", None) and answer.figure:
         from fleetopt_jax.report.figures import write_figure
 
@@ -81,7 +87,9 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
             write_whole(path, answer.files[name], flag(name))
         elif path:
             say(options, f"{flag(name)} {path}: nothing to write, not written")
-    if options.out:
+    if options.out and _would_spoil(options.out, answer):
+        say(options, f"--out {options.out}: no fleet holds the limits, so the file that is there stays")
+    elif options.out:
         write_whole(options.out, written, "--out")
     try:
         _print(options, answer, text)
@@ -92,13 +100,15 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
         raise BadInput("stdout", f"cannot be written: {error.strerror or error}") from None
 
 
-def _kept(document: Document, path: str | None) -> str:
-    """The document as a file has it: a plan's names of files are seen from there."""
-    if path and document.get("pools"):
-        from fleetopt_jax.documents.plan import kept_beside  # and JAX, which not every command loads
-
-        return to_json(kept_beside(document, path))
-    return to_json(document)
+def _would_spoil(path: str, answer: Answer) -> bool:
+    """Whether a plan that holds its limits, or whatever else is there, would make way for one that does not."""
+    if answer.document.get("schema") != PLAN or answer.document.get("status") != "infeasible":
+        return False
+    try:
+        there = json.loads(Path(path).read_bytes()) if os.path.isfile(path) else {}
+    except (OSError, ValueError):
+        return True
+    return bool(there) and not (isinstance(there, dict) and there.get("status") == "infeasible")
 
 
 def _print(options: argparse.Namespace, answer: Answer, text: str) -> None:

@@ -18,8 +18,9 @@ MIN_COMPILE_S = 0.05  # what compiles faster is not worth a file
 QUICK_COMPILE, TRIED_WITH = "--xla_cpu_use_fusion_emitters=false", "0.10.1"
 
 
-def configure() -> None:
-    """Set JAX up, before any array is made: queueing needs float64."""
+def configure() -> str:
+    """Set JAX up, before any array is made: queueing needs float64. Returns why compiled programs are not kept, if they
+    should be and cannot."""
     # XLA calls two tuning hints of its own (prefer-no-gather, prefer-no-scatter) missing features of the processor, two
     # lines on stderr for every program it loads; errors still reach us as exceptions.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in (None, "1"):  # 1 is JAX's own default, perhaps a parent process's
@@ -30,26 +31,38 @@ def configure() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    folder = cache_folder()
+    folder, why_not = _cache()
     if folder is not None:
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return why_not
 
 
 def cache_folder() -> Path | None:
     """Where compiled programs are kept; None where nothing is."""
+    return _cache()[0]
+
+
+def _cache() -> tuple[Path | None, str]:
+    """(where compiled programs are kept, why they are not although they should be): without, runs are slower, not
+    worse."""
     asked = os.environ.get("FLEETOPT_CACHE")
     if asked == "off":
-        return None
+        return None, ""
+    place = asked or "~/.cache/fleetopt_jax"
     try:
         base = Path(asked) if asked else _user_caches() / "fleetopt_jax"
         folder = base / _processor()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that cannot be written: slower, not worse
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+        if os.access(folder, os.W_OK):
+            return folder, ""
+        place, problem = folder, "is read-only"
+    except (OSError, RuntimeError) as error:  # no home, or one that cannot be written
+        problem = f"cannot be written: {getattr(error, 'strerror', None) or error}"
+    mend = "name another folder in FLEETOPT_CACHE, or set it to off"
+    return None, f"{place} {problem}, so compiled programs are not kept and every run compiles again; {mend}"
 
 
 def _user_caches() -> Path:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,10 +25,12 @@ from fleetopt_jax.cli.table import TABLE
 from fleetopt_jax.cli.terminal import detail, say, warn
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.core.files import same_file
 from fleetopt_jax.core.units import GIB, KW, MS
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.own_catalog import load_catalog
-from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file
+from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file, workload_place
+from fleetopt_jax.documents.plan_file import beside_plan
 from fleetopt_jax.fleet.assumptions import DISPATCHES, Assumptions, parse_assumptions
 from fleetopt_jax.fleet.engine import DoesNotFit
 from fleetopt_jax.fleet.fleet import Slo, make_slo
@@ -275,14 +278,16 @@ def problem_of(
 def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
     """The plan in a file, evaluated under its own workload or the one the options name, and how that was read."""
     file = read_plan_file(options.plan)
-    files = [name for pool in file.pools for name in (pool.engine_file, pool.catalog_file, pool.llm)]
-    refuse_outputs(options, [file.workload.name, *files])
+    named = [name for pool in file.pools for name in (pool.engine_file, pool.catalog_file, pool.llm) if name]
+    place = workload_place(file, options.plan)
+    refuse_outputs(options, [place, *named, *(beside_plan(name, options.plan) for name in named)])
     layout = layout_of(options)
     if options.workload:
         planned = file.mean_rate_per_s if options.at else file.workload.arrival_rate_per_s
         loaded = workload_of(options, rate_per_s=options.rate or planned)
     else:
         layout = layout or file.layout
+        _say_place(options, file.workload.name, place)
         with at_door(options.plan):
             loaded = workload_of_file(file, options.plan, rate_per_s=options.rate, layout=layout, at=options.at)
         _describe(options, loaded)
@@ -290,6 +295,16 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         if options.at in (None, file.workload.at) and is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch), layout
+
+
+def _say_place(options: argparse.Namespace, name: str, place: str) -> None:
+    """Which file a plan's workload is read from, where it is not the one its name leads to from here."""
+    if place == name or same_file(place, name):
+        return
+    if os.path.isfile(name):
+        warn(options, f"the workload is read from {place}, seen from the plan, not from {name} in the current folder")
+    elif not options.quiet:
+        say(options, f"the workload is read from {place}, seen from the plan")
 
 
 def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layout | None) -> dict[str, Any]:

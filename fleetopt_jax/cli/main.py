@@ -40,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from fleetopt_jax.cli import backend
 
-    backend.configure()  # before JAX is imported
+    unkept = backend.configure()  # before JAX is imported
     from fleetopt_jax.cli.answer import check_outputs, deliver
     from fleetopt_jax.cli.commands import run
+    from fleetopt_jax.cli.terminal import say, say_warnings
     from fleetopt_jax.core.files import write_whole
 
     if getattr(options, "scenario", None):
@@ -50,6 +51,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
 
         options = with_scenario(parser, options, arguments)
     options.line = shlex.join(["fleetopt", *arguments])  # to say how to repeat it
+    if unkept and not options.quiet:  # of this machine, not of the answer
+        say(options, f"warning: {unkept}")
     _check_texts(options)
     check_outputs(options)
     scenario = None
@@ -57,8 +60,11 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
         from fleetopt_jax.cli.scenario import scenario_text
 
         scenario = scenario_text(options)
-    answer = run(argparse.Namespace(**vars(options)))
-    deliver(options, answer)
+    try:
+        answer = run(argparse.Namespace(**vars(options)))
+        deliver(options, answer)
+    finally:  # beside the answer, or the refusal
+        say_warnings(options)
     if scenario is not None:
         write_whole(options.save_scenario, scenario, "--save-scenario")
     return answer.code

@@ -9,15 +9,46 @@ from fleetopt_jax.cli.codes import BAD_INPUT
 from fleetopt_jax.cli.option import Option
 from fleetopt_jax.cli.synopsis import COMMANDS, Command
 from fleetopt_jax.cli.table import options_of
-from fleetopt_jax.cli.values import flag
+from fleetopt_jax.cli.values import NEAR, flag, no_choice
+from fleetopt_jax.core.errors import MOST_CHARS, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, with what was perhaps meant."""
 
     def error(self, message: str) -> NoReturn:
         line = "".join(c if c.isprintable() else " " for c in message)
         self.exit(BAD_INPUT, f"{self.prog}: {line} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refuses what is not known where it is found: the whole command line would not know whose options to name."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return found, unknown
+
+    def _unknown(self, word: str) -> str:
+        name = word.partition("=")[0]
+        if not name.startswith("-"):
+            return f"unexpected {word[:MOST_CHARS]!r}"
+        takes = sorted(option for option in self._option_string_actions if option.startswith("--"))
+        said = f"unknown option {name[:MOST_CHARS]}; {did_you_mean(name, takes, NEAR).rstrip()}"
+        others = [command.name for command in COMMANDS if name in map(_flag, options_of(command.name))]
+        return said.removesuffix("; ") + (f"; it is of {', '.join(others)}" if others else "")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is none of an option's choices, or no command; argparse's own refusal lists them only."""
+        choices = None if action.choices is None else [str(choice) for choice in action.choices]
+        if choices is None or value in choices:
+            return
+        if isinstance(action, argparse._SubParsersAction):
+            known = f"the commands are {', '.join(choices)}"
+            self.error(f"unknown command {value[:MOST_CHARS]!r}; {did_you_mean(value, choices, NEAR)}{known}")
+        raise argparse.ArgumentError(action, str(no_choice(value, choices)))
+
+
+def _flag(option: Option) -> str:
+    return flag(option.name) if option.nargs is None else ""
 
 
 def make_parser() -> Parser:
@@ -28,6 +59,7 @@ def make_parser() -> Parser:
         epilog="Example: fleetopt optimize --workload azure-cdf --gpu b200 --rate 500. Compiled programs are kept in "
         "~/.cache/fleetopt_jax; delete it to clear them. FLEETOPT_CACHE names another folder, or is 'off'.",
     )
+    parser.set_defaults(warned=[])  # what `terminal.warn` is told
     parser.add_argument("--version", action="version", version=f"fleetopt {__version__}")
     parser.add_argument(
         "--print-completion",

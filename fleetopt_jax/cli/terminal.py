@@ -20,8 +20,14 @@ def say(options: argparse.Namespace, text: str) -> None:
 
 
 def warn(options: argparse.Namespace, text: str) -> None:
-    """One line, unless --quiet."""
-    if not options.quiet:
+    """One line beside the answer: in its document, and on stderr after it unless --quiet. Each is said once."""
+    if text not in options.warned:
+        options.warned.append(text)
+
+
+def say_warnings(options: argparse.Namespace) -> None:
+    """What was warned of."""
+    for text in () if options.quiet else options.warned:
         say(options, f"warning: {text}")
 
 

@@ -6,12 +6,15 @@ it. Nothing here needs JAX or pydantic, so that `--help` is immediate.
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fleetopt_jax.core.errors import did_you_mean
+
 MAX_CHARS = 4096  # of a name in a scenario
 MAX_NAMES = 64
+NEAR = 0.6  # of a choice or an option to what was typed: from here on it is offered instead
 
 
 def flag(name: str) -> str:
@@ -21,6 +24,19 @@ def flag(name: str) -> str:
 
 def refused(text: str, allowed: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{text} is not allowed: need {allowed}")
+
+
+def no_choice(text: str, names: Iterable[str]) -> argparse.ArgumentTypeError:
+    """The refusal of what is none of a few names, with the nearest of them."""
+    return argparse.ArgumentTypeError(
+        f"invalid choice: {text!r}; {did_you_mean(text, names, NEAR)}need {one_of(names)}"
+    )
+
+
+def one_of(names: Iterable[str]) -> str:
+    """'a, b or c'."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 class Kind:
@@ -155,17 +171,16 @@ class Choice(Kind):
 
     @property
     def allowed(self) -> str:
-        *most, last = self.names
-        return f"{', '.join(most)} or {last}"
+        return one_of(self.names)
 
     @property
     def argument(self) -> dict[str, Any]:
         return {"choices": self.names}
 
     def parse(self, text: str) -> str:
-        """For lists of choices: alone, argparse itself says what is known."""
+        """For lists of choices; alone, the parser checks them."""
         if text not in self.names:
-            raise refused(repr(text), self.allowed)
+            raise no_choice(text, self.names)
         return text
 
 
@@ -312,8 +327,10 @@ class Sweep(Kind):
     def parse(self, text: str) -> tuple[str, list[float]]:
         name, equals, values = text.partition("=")
         name = {"rate": "workload-rate"}.get(name.strip(), name.strip())
-        if not equals or name not in self.axes:
+        if not equals:
             raise refused(repr(text), self.allowed)
+        if name not in self.axes:
+            raise no_choice(name, self.axes)
         _, kind = self.axes[name]
         try:
             found = {kind.parse(value.strip()) for value in values.split(",")}

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fleetopt_jax._optimize.plan import Plan, Unreachable
-from fleetopt_jax.cli.terminal import say
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable
+from fleetopt_jax._optimize.remedies import remedies
+from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report.decision import broken
 from fleetopt_jax.report.words import NOT_TOGETHER, slope_said
@@ -50,6 +51,24 @@ def why(binding: Unreachable) -> str:
     whole = limit == "max_gpus" or limit.startswith("gpus_of.")
     reachable = f"{nearest:,.0f}" if whole else f"{np.ceil(nearest / size * 10) / 10:.1f}"
     return f"{text}; the smallest reachable is {reachable} {unit}"
+
+
+def help_said(options: argparse.Namespace, answer: Infeasible) -> str:
+    """What would help, by the options that say so: each was tried by itself."""
+    said = []
+    with progress(options, "Trying what would help"):
+        for remedy in remedies(answer):
+            value = remedy.value
+            match remedy.field:
+                case "ttft_s_per_token":
+                    said.append(f"--ttft-ms-per-1k {float(value) * 1000.0 / MS:g} (the limit grows with the prompt)")
+                case "scope":
+                    said.append("--slo-scope fleet (of all requests together, not of each pool)")
+                case "n_pools":
+                    said.append(f"--pools {value}")
+                case "tp":
+                    said.append(f"--tp {value}")
+    return f"; what would help: {' or '.join(said)}" if said else ""
 
 
 def pool_map_of(plan: Plan) -> "Callable[[dict[str, Any]], Figure]":

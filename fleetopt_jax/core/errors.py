@@ -33,9 +33,15 @@ class BadField(BadInput):
 def unknown_name(where: str, name: str, known: Iterable[str]) -> BadField:
     """The refusal of a name that is not in a catalog, with the nearest ones that are."""
     names = sorted(known)
-    near = difflib.get_close_matches(name[:MOST_CHARS].lower(), names, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    return BadField(where, f"unknown name {name!r}", f"{hint}known: {', '.join(names)}")
+    return BadField(where, f"unknown name {name!r}", f"{did_you_mean(name, names)}known: {', '.join(names)}")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
+    """What begins the list of what is known: the names nearest to one that is not, if any are near."""
+    asked, names = name[:MOST_CHARS].lower(), list(known)
+    near = difflib.get_close_matches(asked, names, n=3, cutoff=cutoff)
+    near = near or [each for each in names if len(asked) > 2 and asked in each][:3]
+    return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _short(text: str) -> str:

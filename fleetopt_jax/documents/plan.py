@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fleetopt_jax import __version__
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax._optimize.plan import Infeasible, OnePoolFleet, Plan, Search
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.catalog.engines import engine_entry, resolved
@@ -24,12 +24,20 @@ from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.catalog.workloads import LoadedWorkload, at_rate, load, made_workload
+from fleetopt_jax.catalog.workloads import LoadedWorkload, at_rate, bundled, load, made_workload
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.own_catalog import load_catalog
-from fleetopt_jax.documents.plan_file import SCHEMA, PlanFile, PoolPart, WeightsPart, read_plan_file
+from fleetopt_jax.documents.plan_file import (
+    SCHEMA,
+    PlanFile,
+    PoolPart,
+    WeightsPart,
+    beside_plan,
+    read_plan_file,
+    seen_from_plan,
+)
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PRESETS, Assumptions, choice_names, parse_assumptions
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
 from fleetopt_jax.fleet.fleet import Slo, make_slo
@@ -48,10 +56,13 @@ SAME = 1e-9  # relative, between two evaluations of one fleet: compilations roun
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> dict[str, Any]:
+def plan_to_json(
+    plan: Plan | Infeasible, columns: "Layout | None" = None, *, path: str | os.PathLike | None = None
+) -> dict[str, Any]:
     """The plan, or what no fleet holds, as the contract's JSON object (SI units).
 
-    `columns` are those that a trace of another layout was read by: with them its plan can be evaluated again.
+    `columns` are those that a trace of another layout was read by: with them its plan can be evaluated again. `path` is
+    the file it is written to, if any: its workload's file is then also named as seen from there.
     """
     problem = plan.problem
     mean_prompt, mean_output = (float(x) for x in mean_tokens(problem.workload))
@@ -81,35 +92,32 @@ def plan_to_json(plan: Plan | Infeasible, columns: "Layout | None" = None) -> di
         "compressor": _numbers(problem.around.compressor),
         "pools": _pools(plan) if isinstance(plan, Plan) else [],
         "metrics": _metrics(plan) if isinstance(plan, Plan) else None,
+        "one_pool": dataclasses.asdict(plan.one_pool) if isinstance(plan, Plan) and plan.one_pool else None,
     }
     if problem.assumptions.route_by != TotalTokens():
         document["route_by"] = {"name": problem.assumptions.route_by.name, **vars(problem.assumptions.route_by)}
     document["search"] = dataclasses.asdict(plan.search) | {"asked": _question(document)}
     if plan.binding is not None:
         document["binding"] = dataclasses.asdict(plan.binding)
+    if path is not None:
+        _say_places(document, path)
     if columns is not None:
         document["workload"]["columns"] = dataclasses.asdict(columns)
     return document
 
 
+def _say_places(document: dict[str, Any], path: str | os.PathLike) -> None:
+    """Name the files of a plan as they are seen from the folder it is written to."""
+    if seen := seen_from_plan(document["workload"]["name"], path):
+        document["workload"]["file"] = seen
+    for pool in document["pools"]:
+        if pool["catalog_file"]:
+            pool["catalog_file"] = seen_from_plan(pool["catalog_file"], path) or pool["catalog_file"]
+
+
 def save_plan(plan: Plan | Infeasible, path: str | os.PathLike, columns: "Layout | None" = None) -> None:
     """`plan_to_json` as a file, written whole or not at all: `load_plan` reads it back."""
-    write_whole(path, to_json(kept_beside(plan_to_json(plan, columns), path)) + "\n")
-
-
-def kept_beside(document: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
-    """A plan's document with the files of its engines' catalogs as they are seen from the folder it is written to."""
-    folder = os.path.dirname(os.path.abspath(path))
-    pools = document.get("pools")
-    if document.get("schema") != SCHEMA or not any(pool.get("catalog_file") for pool in pools or ()):
-        return document
-    return document | {
-        "pools": [pool | {"catalog_file": _seen_from(pool["catalog_file"], folder)} for pool in pools or ()]
-    }
-
-
-def _seen_from(name: str | None, folder: str) -> str | None:
-    return name if name is None or os.path.isabs(name) else os.path.relpath(name, folder)
+    write_whole(path, to_json(plan_to_json(plan, columns, path=path)) + "\n")
 
 
 def slo_to_json(slo: Slo) -> dict[str, Any]:
@@ -175,6 +183,7 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
             "n_instances": int(pools.n_instances[k]),
             "n_gpus": int(pools.n_gpus[k]),
             "max_num_seqs": int(pools.n_max[k]),
+            "max_num_seqs_by": _batch_limit(plan, k),
             "max_num_seqs_asked": spec.max_num_seqs,
             "memory_utilization": spec.memory_utilization,
             "clock_frac": spec.clock_frac,
@@ -183,6 +192,13 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
         }
         for k, spec in enumerate(plan.specs)
     ]
+
+
+def _batch_limit(plan: Plan, k: int) -> Literal["kv_cache", "max_num_seqs"]:
+    """What keeps the batch of a pool's instances from being larger."""
+    scheduled = plan.problem.assumptions.kv_cache.caps_sequences
+    at_most = float(plan.fleet.engines[k].kv.max_num_seqs)
+    return "max_num_seqs" if scheduled and float(plan.metrics.pools.n_max[k]) >= at_most else "kv_cache"
 
 
 def _engine(spec: EngineSpec) -> dict[str, Any]:
@@ -292,7 +308,8 @@ def workload_of_file(
     layout: "Layout | None" = None,
     at: At | None = None,
 ) -> LoadedWorkload:
-    """A plan's own workload, at its own rate and hour and read by its own columns unless others are given.
+    """A plan's own workload, at its own rate and hour and read by its own columns unless others are given. A relative
+    path is seen from the folder of the plan, `where`, or from the current one where nothing is there.
 
     Another rate is the mean of all hours; another hour has its share of the mean that the plan was made with.
     """
@@ -301,12 +318,20 @@ def workload_of_file(
     )
     rate = rate_per_s or file.mean_rate_per_s
     try:
-        loaded = load(file.workload.name, rate_per_s=rate, layout=layout or file.layout, at=at or file.workload.at)
+        loaded = load(
+            workload_place(file, where), rate_per_s=rate, layout=layout or file.layout, at=at or file.workload.at
+        )
     except BadField as error:
         raise error.at(lambda field: f"{where}, {places[field]}" if field in places else field) from None
     if rate_per_s is None and at in (None, file.workload.at):
         return at_rate(loaded, file.workload.arrival_rate_per_s)  # whatever requests the file has by now
     return loaded
+
+
+def workload_place(file: PlanFile, where: str) -> str:
+    """The bundled workload, or where the file lies, that a plan was made for."""
+    name = file.workload.name
+    return name if name in bundled() else beside_plan(name, where, file.workload.file)
 
 
 def plan_of_file(
@@ -370,6 +395,8 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
     """The engine of the k-th pool."""
     pool = file.pools[k]
     engine_file = pool.engine_file or (pool.gpu if pool.gpu.lower().endswith(".json") else None)
+    engine_file = engine_file and beside_plan(engine_file, where)
+    llm = beside_plan(pool.llm, where) if pool.llm.lower().endswith(".json") else pool.llm
     cap = pool.max_num_seqs_asked if "max_num_seqs_asked" in pool.model_fields_set else file.max_num_seqs
     try:
         if pool.laws == "own":
@@ -378,7 +405,7 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
             spec = load_engine(engine_file, catalog_of_pool(pool, where))
         else:
             catalog = catalog_of_pool(pool, where)
-            spec = catalog.spec(pool.gpu, pool.llm, pool.tp, pool.precision, source=assumptions.engine.name)
+            spec = catalog.spec(pool.gpu, llm, pool.tp, pool.precision, source=assumptions.engine.name)
         as_run = {"kv_precision": pool.kv_precision, "max_num_seqs": cap, "clock_frac": pool.clock_frac}
         return resolved(dataclasses.replace(spec, **as_run, memory_utilization=pool.memory_utilization))
     except BadField as error:
@@ -393,13 +420,7 @@ def catalog_of_pool(pool: PoolPart, where: str) -> Catalog:
 
 def own_catalog(file: str | None, where: str) -> Catalog:
     """The catalog file that a pool of the plan in `where` names, if any, beside ours."""
-    return load_catalog(_beside(file, where)) if file else Catalog()
-
-
-def _beside(name: str, where: str) -> str:
-    """A file that a plan names: from the plan's own folder; as it is where there is none (a plan sent to stdout)."""
-    beside = os.path.normpath(os.path.join(os.path.dirname(where), name))
-    return beside if os.path.exists(beside) or not os.path.exists(name) else name
+    return load_catalog(beside_plan(file, where)) if file else Catalog()
 
 
 def _handed_over(pool: PoolPart, specs: Sequence[EngineSpec]) -> EngineSpec:
@@ -436,4 +457,12 @@ def _as_found(plan: Plan, file: PlanFile) -> Plan:
     search = Search(**file.search.model_dump(exclude={"asked"}))
     told = "gain_vs_homogeneous" in file.metrics.model_fields_set
     gain = file.metrics.gain_vs_homogeneous if told else plan.gain_vs_homogeneous
-    return dataclasses.replace(plan, status=file.status, method=file.method, search=search, gain_vs_homogeneous=gain)
+    beside = OnePoolFleet(**file.one_pool.model_dump()) if file.one_pool else None
+    return dataclasses.replace(
+        plan,
+        status=file.status,
+        method=file.method,
+        search=search,
+        gain_vs_homogeneous=gain,
+        one_pool=beside if "one_pool" in file.model_fields_set else plan.one_pool,
+    )

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -39,6 +40,7 @@ class HourPart(Part):
 
 class WorkloadPart(Part):
     name: Name
+    file: Name | None = None  # of a trace: its path as seen from the plan's folder
     arrival_rate_per_s: Positive
     mean_prompt_tokens: float | None = None
     mean_output_tokens: float | None = None
@@ -110,6 +112,19 @@ class MetricsPart(Part):
     gain_vs_homogeneous: float | None = None
 
 
+class OnePoolPart(Part):
+    """The best fleet with one pool, of what the search had to choose from."""
+
+    gpu: Name
+    tp: Annotated[int, Field(ge=1)]
+    n_instances: Annotated[int, Field(ge=1)]
+    n_gpus: Annotated[int, Field(ge=1)]
+    power_w: Positive
+    usd_per_h: NotNegative
+    kg_co2_per_h: NotNegative
+    tok_per_j: Positive
+
+
 class BudgetPart(BaseModel):
     model_config = ConfigDict(extra="allow")  # gpus_of.NAME
     max_gpus: Positive = math.inf
@@ -176,6 +191,7 @@ class PlanFile(Part):
     method: Literal["exact", "grid", "gradient", "given"] = "given"
     search: SearchPart | None = None
     metrics: MetricsPart | None = None
+    one_pool: OnePoolPart | None = None
     objective: ObjectiveField = "tok_per_j"
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()
@@ -196,6 +212,26 @@ class PlanFile(Part):
 
         columns = self.workload.columns
         return Layout(**columns.model_dump()) if columns else None
+
+
+def seen_from_plan(name: str, plan: str | os.PathLike) -> str | None:
+    """A file's path relative to the folder of a plan, to be found there however both are moved together; None of an
+    absolute path, or of what is no file here."""
+    folder = os.path.dirname(os.path.abspath(plan))
+    if os.path.isabs(name) or not os.path.isfile(name):
+        return None
+    return Path(os.path.relpath(name, folder)).as_posix()
+
+
+def beside_plan(name: str, plan: str | os.PathLike, file: str | None = None) -> str:
+    """Where a file that a plan names lies, as seen from here: in the plan's folder, at `file` or else by its name; if
+    it is not there, the name as it is, in the current folder."""
+    folder = os.path.dirname(os.fspath(plan))
+    for each in (file, name):
+        place = os.path.normpath(os.path.join(folder, each)) if each else ""
+        if place and not os.path.isabs(each or "") and os.path.isfile(place):
+            return place
+    return name
 
 
 def read_plan_file(path: str | os.PathLike) -> PlanFile:

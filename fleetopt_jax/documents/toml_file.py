@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.errors import BadInput, did_you_mean
 from fleetopt_jax.core.files import first_problem, read_bytes
 
 MAX_BYTES = 2**20  # what people write is a page of text
+NEAR = 0.6  # of a key to what was typed: from here on it is offered instead
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -39,7 +40,9 @@ def _allowed(error: ValidationError, known: Mapping[str, Sequence[str]]) -> str:
     if problem["type"] != "extra_forbidden":
         return ""
     table = str(problem["loc"][0]) if len(problem["loc"]) > 1 else ""
-    return f"known: {', '.join(known[table])}" if table in known else ""
+    if table not in known:
+        return ""
+    return f"{did_you_mean(str([*problem['loc']][-1]), known[table], NEAR)}known: {', '.join(known[table])}"
 
 
 def line_of(text: str, location: Sequence[str]) -> int | None:

@@ -100,6 +100,12 @@ OBJECTIVES: Mapping[str, Weights] = MappingProxyType(
         "co2": Weights(kg_co2_per_h=1.0),
     }
 )
+# What breaks ties, which whole instances make: of fleets that cost the same the one that draws least; of as many GPUs
+# the cheapest, then the one that draws least. Prices too small to outweigh a cent or a GPU: as if electricity cost
+# 1e-7 USD a kWh, or every million USD an hour counted as a GPU.
+_TIES: Mapping[str, Weights] = MappingProxyType(
+    {"usd": Weights(power_w=1e-10), "gpus": Weights(usd_per_h=1e-6, power_w=1e-11)}
+)
 _TOTALS: Mapping[str, tuple[str, Weights]] = MappingProxyType(  # limits of all pools: (what is limited, its weights)
     {
         "max_gpus": ("n_gpus", Weights(n_gpus=1.0)),
@@ -118,6 +124,15 @@ def weights_of(objective: "Objective | Weights") -> Weights:
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, OBJECTIVES)
     return OBJECTIVES[objective]
+
+
+def search_weights(objective: "Objective | Weights", site: Site) -> Weights:
+    """What searches compare fleets by: the objective, and what breaks its ties. Where electricity has a price costs do
+    not tie."""
+    weights = weights_of(objective)
+    if not isinstance(objective, str) or objective not in _TIES or (objective == "usd" and float(site.usd_per_kwh) > 0):
+        return weights
+    return weights.plus(1.0, _TIES[objective])
 
 
 def limit_weights(limit: str) -> Weights:

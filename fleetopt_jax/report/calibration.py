@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, predict_power_w, predict_step_s
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.units import MS
+from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
 from fleetopt_jax.report.style import (
     BLUE,
     MUTED,
@@ -27,6 +26,8 @@ from fleetopt_jax.report.style import (
     styled,
     ticks_at,
 )
+from fleetopt_jax.report.tables import new_table
+from fleetopt_jax.report.words import listed, percent
 
 LABELS = {  # parameter: what it is, its unit, the unit in SI
     "base_s": ("decode step at batch 0", "ms", MS),
@@ -102,12 +103,8 @@ def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:
 
 def calibration_table(document: Mapping[str, Any]) -> RenderableType:
     """Estimates with their standard errors, how well they predict, and what the data could not tell."""
-    title = f"{document['llm']} on {document['tp']} x {document['gpu']}"
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    table.add_column("Quantity", justify="left")
-    table.add_column("Estimate", justify="right")
-    table.add_column("Standard error", justify="right")
-    table.add_column("", justify="left")
+    title = f"{document['llm']} on {document['tp']} x {document['gpu'].upper()}"
+    table = new_table("Quantity", "Estimate", "Standard error", "Unit", title=title)
     parts: list[RenderableType] = [table]
     for law, fit in document["fit"].items():
         if fit is None:
@@ -117,10 +114,13 @@ def calibration_table(document: Mapping[str, Any]) -> RenderableType:
             table.add_row(label, f"{value / size:.4g}", f"{fit['standard_errors'][name] / size:.2g}", unit)
         table.add_section()
         parts.append(
-            f"{'Step' if law == 'decode' else 'Power'}: {fit['n_points']} points of {fit['batch_min']:,.0f} to "
-            f"{fit['batch_max']:,.0f} sequences, off by {fit['fit_mape']:.1%} on average and "
-            f"{fit['max_ape']:.1%} at most; by {fit['leave_one_out_mape']:.1%} where a point is left out."
+            f"{'Decode step' if law == 'decode' else 'Power'}: {fit['n_points']} points of {fit['batch_min']:,.0f} to "
+            f"{fit['batch_max']:,.0f} sequences in flight, off by {percent(fit['fit_mape'], 1)} on average and "
+            f"{percent(fit['max_ape'], 1)} at most; by {percent(fit['leave_one_out_mape'], 1)} where a point is left "
+            "out."
         )
         parts += [Text(f"  {note}", style="yellow") for note in fit["notes"]]
-    parts.append(Text(f"Not measured, so the catalog's: {', '.join(document['of_catalog'])}.", style="dim"))
-    return Group(*parts)
+    said = f"Not calibrated, as the catalog has it: {listed(document['of_catalog'])}."
+    if "prefill" in document["of_catalog"]:
+        said += f" Prefill is known to +-{percent(EFFICIENCY_ERROR)}."
+    return Group(*parts, Text(said, style="dim"))

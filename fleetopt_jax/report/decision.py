@@ -1,5 +1,6 @@
 """What a plan says: what to buy, where to split, what it saves, what limits it, how sure."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,16 @@ from fleetopt_jax.report.rates import planned_for
 from fleetopt_jax.report.words import (
     HARDLY,
     NOT_TOGETHER,
+    QUANTITIES,
+    UNBOUNDED,
     broken_quantity,
+    factor,
     goal_of,
     limit_quantity,
     listed,
+    margin,
     ms,
+    percent,
     pool_edges,
     routed_by,
     sentence,
@@ -21,11 +27,14 @@ from fleetopt_jax.report.words import (
 
 NOTHING = 0.005  # of an elasticity: not worth a word
 NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
+NEXT = 0.9  # of a limit: it is near, though another one stops the fleet
+NOTICED = 0.0005  # of USD, GPUs or energy: less is rounding
+FULL = 0.9  # of the load: a batch as full as that is what the load is of
 
 
 def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Question and answer, of a plan document with metrics; sharper with its sensitivity document."""
-    return {
+    said = {
         **planned_for(plan["workload"]),
         "Buy": _buy(plan),
         "Split": _split(plan),
@@ -33,16 +42,24 @@ def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = No
         "What limits it": _limiting(plan, sensitivity),
         "How sure": _sure(plan, sensitivity),
     }
+    warnings = [text.rstrip(".") + "." for text in plan.get("warnings", ())]  # begun by a name, perhaps
+    return said | ({"Beware": " ".join(warnings)} if warnings else {})
 
 
 def _buy(plan: Mapping[str, Any]) -> str:
     parts = [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in plan["pools"]]
     llms = ", ".join(dict.fromkeys(f"{pool['llm']} in {pool['precision']}" for pool in plan["pools"]))
     metrics = plan["metrics"]
+    scope = " (counting the power of one GPU an instance)" if plan["power_scope"] == "one_gpu_per_instance" else ""
     return (
         f"{gpus_said(plan)}: {listed(parts)}, each instance running {llms}; "
-        f"{metrics['power_w'] / KW:,.4g} kW, ${metrics['usd_per_h']:,.0f} an hour."
+        f"{metrics['tok_per_j']:#.3g} output tokens per joule{scope}, {_kw(metrics['power_w'])}, "
+        f"${metrics['usd_per_h']:,.0f} an hour."
     )
+
+
+def _kw(power_w: float) -> str:
+    return f"{power_w / KW:,.4g} kW"
 
 
 def _split(plan: Mapping[str, Any]) -> str:
@@ -55,24 +72,81 @@ def _split(plan: Mapping[str, Any]) -> str:
 
 
 def _saves(plan: Mapping[str, Any]) -> str:
-    metrics = plan["metrics"]
-    scope = ", counting the power of one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
-    gain, said = metrics["gain_vs_homogeneous"], f"{metrics['tok_per_j']:#.3g} output tokens per joule{scope}"
-    if gain is None:
-        return f"{said}; there is no one-pool fleet within the limits to compare with."
-    if len(plan["pools"]) == 1:
-        return f"{said}, {gain:.3f} times the best one-pool fleet."
-    if gain < 1.0 / HARDLY:
-        worth = _why_worse(plan)
-    elif gain < HARDLY:
-        worth = ". Splitting by length hardly pays here: whole instances decide as much"
-    else:
-        worth = f" ({1.0 - 1.0 / gain:.0%} less energy a token)"
-    return f"{said}, {gain:.3f} times the best one-pool fleet{worth}."
+    """What is less than the best one-pool fleet takes, and what is more: energy a token, USD, GPUs."""
+    beside, gain = plan.get("one_pool"), plan["metrics"]["gain_vs_homogeneous"]
+    if not beside:
+        if gain is None:
+            return "There is no one-pool fleet within the limits to compare with."
+        return f"{factor(gain)} the tokens per joule of the best one-pool fleet{_why_worse(plan, gain)}."
+    best = f"the {_BEST_BY.get(_name_of(plan), 'best')} one-pool fleet"
+    best += f" ({beside['n_instances']:,} x {beside['tp']} {beside['gpu'].upper()}"
+    best += ", which breaks the budget)" if _breaks_budget(plan, beside) else ")"
+    if plan.get("binding"):
+        takes = f"{_kw(beside['power_w'])}, ${beside['usd_per_h']:,.0f} an hour and {beside['n_gpus']:,} GPUs"
+        return f"Nothing: it does not hold its limits. What does, {best}, takes {takes}."
+    changes = _changes(plan["metrics"], beside)
+    rate, own = 1.0 / changes[0][0], {"usd": 1, "gpus": 2}.get(_name_of(plan), 0)
+    ordered = sorted(changes, key=lambda each: each is not changes[min(own, len(changes) - 1)])  # the objective's first
+    saved = [less for ratio, less, _ in ordered if ratio < 1.0 - NOTICED]
+    lost = [more for ratio, _, more in ordered if ratio > 1.0 + NOTICED]
+    if not saved and not lost:
+        if len(plan["pools"]) == 1:
+            return f"Nothing: this is {best}{_behind(plan, rate)}."
+        same = "as many GPUs and as much money"
+        return (
+            f"Nothing: {factor(rate)} the tokens per joule of {best} for {same}. To split by length does not pay here."
+        )
+    if not saved:
+        return f"Nothing: against {best} this has {listed(lost)}{_why_worse(plan, rate)}."
+    hardly = min(ratio for ratio, *_ in changes) > 1.0 / HARDLY
+    said = f"{'Hardly anything: ' if hardly else ''}{listed(saved)}, against {best}"
+    said += f"; but it has {listed(lost)}{_why_worse(plan, rate)}" if lost else _behind(plan, rate)
+    return f"{said}{'. Whole instances decide as much' if hardly else ''}."
 
 
-def _why_worse(plan: Mapping[str, Any]) -> str:
-    """Than one pool: what else the plan was made for, if anything."""
+def _name_of(plan: Mapping[str, Any]) -> str:
+    return plan["objective"] if isinstance(plan["objective"], str) else ""
+
+
+def _behind(plan: Mapping[str, Any], rate: float) -> str:
+    """Of another one-pool fleet, where one has more tokens per joule than the best by the plan's own objective."""
+    gain = plan["metrics"]["gain_vs_homogeneous"]
+    if gain is None or gain > min(rate, 1.0) - NOTICED:
+        return ""
+    return f". One pool can have more tokens per joule: this is {factor(gain)} of the most{_why_worse(plan, gain)}"
+
+
+_BEST_BY = {"usd": "cheapest", "gpus": "smallest", "co2": "cleanest"}  # of one-pool fleets, by the objective
+
+
+def _changes(metrics: Mapping[str, Any], beside: Mapping[str, Any]) -> list[tuple[float, str, str]]:
+    """(ratio, as less, as more) of what a fleet takes to what another does: energy a token, USD, GPUs."""
+    energy = beside["tok_per_j"] / metrics["tok_per_j"]
+    watts = f"({_kw(metrics['power_w'])} instead of {_kw(beside['power_w'])})"
+    rate = f"{factor(1.0 / energy)} the tokens per joule {watts}"
+    found = [(energy, f"{percent(1.0 - energy)} of the energy, {rate}", rate)]
+    for field, name, of in (("usd_per_h", "an hour", "${:,.0f}"), ("n_gpus", "GPUs", "{:,.0f}")):
+        mine, other = metrics[field], beside[field]
+        by, instead = of.format(abs(mine - other)), f"({of.format(mine)} instead of {of.format(other)})"
+        if other > 0:
+            found.append((mine / other, f"{by} {name} {instead}", f"{by} {name} more {instead}"))
+    return found
+
+
+def _breaks_budget(plan: Mapping[str, Any], beside: Mapping[str, Any]) -> bool:
+    used = {
+        name: beside["n_gpus"] * (beside["gpu"] == name.removeprefix("gpus_of."))
+        if name.startswith("gpus_of.")
+        else beside[limited_resource(name)]
+        for name in plan["budget"]
+    }
+    return any(used[name] > cap * (1.0 + NOTICED) for name, cap in plan["budget"].items())
+
+
+def _why_worse(plan: Mapping[str, Any], gain: float) -> str:
+    """Of fewer tokens per joule than one pool has: what else the plan was made for, if anything."""
+    if gain > 1.0 - NOTICED:
+        return ""
     of_energy = plan["objective"] == "tok_per_j"
     if plan["method"] == "given" or (of_energy and not plan["budget"]):
         return ". One pool would do better"
@@ -82,18 +156,138 @@ def _why_worse(plan: Mapping[str, Any]) -> str:
 
 
 def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
-    binding = plan.get("binding")
+    """What stops the fleet from being smaller: as a simulation has it, where one had the last word."""
+    binding, verified = plan.get("binding"), plan.get("verified")
     if binding:
         return f"This fleet breaks a limit: {broken(binding)}."
-    near = _near(plan)
-    none_near = "No limit is near: whole instances decide."
-    if plan["slo"]["ttft_s_per_token"]:  # every prompt has a limit of its own, and the plan does not say how near
-        none_near = "The TTFT limit, which grows with the prompt, or whole instances decide."
-    said = f"{sentence(listed(near))}." if near else none_near
+    if verified and (verified["instances_added"] or not verified["held"]):
+        return _simulated(plan, verified)
+    parts = [*_stops(plan), *_budgets(plan)] or ["no limit is near: fewer instances may do"]
+    said = f"{sentence('; '.join(parts))}."
     if sensitivity:
         priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
         said += "".join(f" {sentence(text)}." for text in priced if text)
     return said
+
+
+def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
+    """The nearest latency of a simulation that asked for more instances than the laws do."""
+    added, slo = verified["instances_added"], plan["slo"]
+    more = f"{added:,} instance{'s' if added != 1 else ''} more than the laws ask for"
+    found = [each for each in verified["metrics"].items() if each[0] in ("ttft_p99_s", "itl_s") and slo[each[0]]]
+    parts = [
+        f"{QUANTITIES[name].title} {ms(each['simulated'])}, {margin(each['simulated'], slo[name])}"
+        for name, each in found
+        if name != "ttft_p99_s" or not slo["ttft_s_per_token"]
+    ]
+    if not verified["held"]:
+        return f"In simulation the limits do not hold, even with {more}: {', '.join(parts)}."
+    return f"The simulation, whose latencies need {more}: with them {', '.join(parts) or 'the limits hold'}."
+
+
+def _stops(plan: Mapping[str, Any]) -> list[str]:
+    """Which limit each pool would break with one instance fewer; of a fleet that was given, which are near."""
+    slo, pools = plan["slo"], plan["pools"]
+    cap, sized = slo["max_utilization"], plan["method"] != "given"
+    by: dict[str, list[int]] = {}
+    for k, pool in enumerate(pools):
+        n, load = pool["n_instances"], pool["utilization"]
+        if load is None or load >= NEAR * cap:
+            by.setdefault("load", []).append(k)
+        elif sized and n == 1:
+            by.setdefault("alone", []).append(k)
+        elif sized and load * n / (n - 1) > cap:
+            by.setdefault("whole", []).append(k)
+        elif name := _latency(slo, _judged(plan, pool), NEXT if sized else NEAR):
+            by.setdefault(name, []).append(k)
+        elif sized:
+            by.setdefault("ttft_p99_s" if slo["itl_s"] is None else "some", []).append(k)
+    parts = [_stop(plan, name, held) for name, held in by.items()]
+    if sized and not {"ttft_p99_s", "itl_s", "some"} & set(by):
+        k = max(range(len(pools)), key=lambda each: _nearness(slo, _judged(plan, pools[each])))
+        name = _latency(slo, _judged(plan, pools[k]), NEXT)
+        parts += [f"next is the {_latency_said(plan, name, [k])}"] if name else []
+    return parts
+
+
+def _stop(plan: Mapping[str, Any], name: str, held: list[int]) -> str:
+    pools, cap = plan["pools"], percent(plan["slo"]["max_utilization"])
+    who, one = _pools_said(held), len(held) == 1
+    loads = listed([percent(pools[k]["utilization"]) for k in held])
+    match name:
+        case "load":
+            they = "ies all the load it may" if one else "y all the load they may"
+            return f"{who} carr{they} ({cap}); {_full(plan, held)}".rstrip("; ")
+        case "whole":
+            fewer = "with one instance fewer it" if one else "with one instance fewer each"
+            return f"whole instances: {who} run{'s' if one else ''} at {loads} load, {fewer} would exceed {cap}"
+        case "alone":
+            return f"{who} {'is one instance' if one else 'are one instance each'}, the least there is"
+        case "some":
+            return f"the latencies of {who}, which one instance fewer would exceed"
+    return f"the {_latency_said(plan, name, held)}"
+
+
+def _full(plan: Mapping[str, Any], held: list[int]) -> str:
+    """What the load of the first of these pools is of: a full batch, or the time of its GPUs."""
+    pool = plan["pools"][held[0]]
+    load, n, most = pool["utilization"], pool["n_active"], pool["max_num_seqs"]
+    if load is None or not most:
+        return ""
+    which = "" if len(held) == 1 else f" of pool {held[0] + 1}"
+    if n >= FULL * load * most:
+        by = "max_num_seqs" if pool.get("max_num_seqs_by") == "max_num_seqs" else "the KV cache"
+        return f"full is the batch{which}: {by} allows {most:,} sequences an instance"
+    prefill = f" (prefill takes {percent(pool['prefill_frac'])})" if pool["prefill_frac"] else ""
+    return f"full is the GPUs' time{which}{prefill}, not the batch ({n:,.0f} of {most:,} sequences)"
+
+
+def _pools_said(held: list[int]) -> str:
+    return f"pool{'s' if len(held) > 1 else ''} {listed([str(k + 1) for k in held])}"
+
+
+def _judged(plan: Mapping[str, Any], pool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Whose latencies are limited: the pool's, or those of all requests together."""
+    return plan["metrics"] if plan["slo"]["scope"] == "fleet" else pool
+
+
+def _latency(slo: Mapping[str, Any], judged: Mapping[str, Any], near: float) -> str | None:
+    """The latency that is nearest to its limit, if it is as near as that."""
+    shares = _shares(slo, judged)
+    name = max(shares, key=lambda each: shares[each], default=None)
+    return name if name and shares[name] >= near else None
+
+
+def _nearness(slo: Mapping[str, Any], judged: Mapping[str, Any]) -> float:
+    return max(_shares(slo, judged).values(), default=0.0)
+
+
+def _shares(slo: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str, float]:
+    """Latencies over their limits. Where the limit of the TTFT grows with the prompt, a plan does not say how near."""
+    named = ("itl_s",) if slo["ttft_s_per_token"] else ("ttft_p99_s", "itl_s")
+    return {name: (judged[name] or 0.0) / slo[name] for name in named if slo[name] is not None}
+
+
+def _latency_said(plan: Mapping[str, Any], name: str, held: list[int]) -> str:
+    slo, of = plan["slo"], QUANTITIES[name].title
+    who = _pools_said(held)
+    if name == "ttft_p99_s" and slo["ttft_s_per_token"]:
+        return f"{of} of {who}, whose limit grows with the prompt"
+    values = [_judged(plan, plan["pools"][k])[name] for k in held]
+    if slo["scope"] == "fleet":
+        who, values = "all requests together", values[:1]
+    nearest = max(values, key=lambda each: math.inf if each is None else each)
+    return f"{of} of {who}, {listed([ms(each) for each in values])}, {margin(nearest, slo[name])} of {ms(slo[name])}"
+
+
+def _budgets(plan: Mapping[str, Any]) -> list[str]:
+    """Limits of the budget that are used up."""
+    found = []
+    for name, cap in plan["budget"].items():
+        if cap > 0 and _used(plan, name) >= NEAR * cap:
+            limit = limit_quantity(name)
+            found.append(f"the budget of {limit.amount(cap)} is used ({limit.title})")
+    return found
 
 
 def broken(binding: Mapping[str, Any]) -> str:
@@ -108,26 +302,6 @@ def broken(binding: Mapping[str, Any]) -> str:
         for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
     )
     return f"{of.title} {had} {reached}; asked is {limit}"
-
-
-def _near(plan: Mapping[str, Any]) -> list[str]:
-    """Limits the fleet is close to, in words."""
-    slo, pools, metrics = plan["slo"], plan["pools"], plan["metrics"]
-    found = []
-    loads = [(pool["utilization"], k) for k, pool in enumerate(pools, 1) if pool["utilization"] is not None]
-    full = [str(k) for load, k in loads if load >= NEAR * slo["max_utilization"]]
-    if full:
-        who = f"pool {full[0]} carries all the load it" if len(full) == 1 else f"pools {listed(full)} carry all they"
-        found.append(f"{who} may ({slo['max_utilization']:.0%})")
-    if not slo["ttft_s_per_token"] and (metrics["ttft_p99_s"] or 0.0) >= NEAR * slo["ttft_p99_s"]:
-        found.append(f"the P99 TTFT is {ms(metrics['ttft_p99_s'])} of {ms(slo['ttft_p99_s'])} allowed")
-    if slo["itl_s"] is not None and (metrics["itl_s"] or 0.0) >= NEAR * slo["itl_s"]:
-        found.append(f"the mean ITL is {ms(metrics['itl_s'])} of {ms(slo['itl_s'])} allowed")
-    for name, cap in plan["budget"].items():
-        if cap > 0 and _used(plan, name) >= NEAR * cap:
-            limit = limit_quantity(name)
-            found.append(f"the budget of {limit.amount(cap)} is used ({limit.title})")
-    return found
 
 
 def _used(plan: Mapping[str, Any], limit: str) -> float:
@@ -159,13 +333,33 @@ def _sure(plan: Mapping[str, Any], sensitivity) -> str:
         low, high = (number(end) for end in intervals["metrics"]["tok_per_j"]["sampled"])
         parts.append(
             f"With the engines' errors tokens per joule lie between {low} and {high} "
-            f"({intervals['level']:.0%}), and all limits hold with {intervals['hold_probability']:.0%} probability."
+            f"({percent(intervals['level'])}), and all limits hold with {percent(intervals['hold_probability'])} "
+            "probability."
         )
-    else:
-        errors = [pool[key] for pool in plan["pools"] for key in ("engine_step_error", "engine_power_error")]
-        known = [error for error in errors if error is not None]
-        parts.append(f"The engines' laws are off by up to {max(known):.0%} on average." if known else "")
-    return " ".join(filter(None, parts))
+    return " ".join(filter(None, [*parts, doubts_said(plan)]))
+
+
+def doubts_said(plan: Mapping[str, Any]) -> str:
+    """The largest error of the engines' laws by what it does to the plan: of times by the share of the time, of watts
+    in full."""
+    found: dict[str, tuple[float, float, str]] = {}
+    for k, pool in enumerate(plan["pools"], 1):
+        counted = plan["assumptions"]["prefill"] != "free_chunks"
+        prefill = (pool["prefill_frac"] or 0.0) if counted else 0.0
+        where = f" in pool {k}" if len(plan["pools"]) > 1 else ""
+        takes = f", and it takes {percent(prefill)} of the time{where}"
+        for name, error, share, said in (
+            ("prefill", pool.get("engine_prefill_error"), prefill, takes),
+            ("the decode step", pool["engine_step_error"], 1.0 - prefill, ""),
+            ("power", pool["engine_power_error"], 1.0, ""),
+        ):
+            if error is not None and share > 0 and error * share > found.get(name, (0.0,))[0]:
+                found[name] = (error * share, error, said)
+    if not found:
+        return "Nobody has stated how far the engines' laws are off."
+    (first, (_, error, said)), *rest = sorted(found.items(), key=lambda each: -each[1][0])
+    others = [f"{name} +-{percent(each[1])}" for name, each in rest]
+    return f"The largest doubt is {first}: +-{percent(error)}{said}{'; ' if others else ''}{listed(others)}."
 
 
 def gpus_said(plan: Mapping[str, Any]) -> str:
@@ -176,6 +370,4 @@ def gpus_said(plan: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, size: float = 1.0) -> str:
-    return (
-        "unbounded" if value is None else f"{value / size:,.3g}" if abs(value / size) < 1e3 else f"{value / size:,.0f}"
-    )
+    return UNBOUNDED if value is None else f"{value / size:,.3g}" if abs(value / size) < 1e3 else f"{value / size:,.0f}"

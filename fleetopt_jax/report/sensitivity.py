@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import QUANTITIES, goal_of, limit_quantity
+from fleetopt_jax.report.words import QUANTITIES, UNBOUNDED, goal_of, limit_quantity, percent, sentence
 
 INPUTS = {  # the last part of a path: in the field's words
     "n_instances": "instances",
@@ -44,6 +44,13 @@ INPUTS = {  # the last part of a path: in the field's words
     "s_per_token": "time of compression per token",
     "j_per_token": "energy of compression per token",
 }
+_PLUS = {  # what more of a metric is
+    "tok_per_j": "better",
+    "power_w": "worse",
+    "usd_per_h": "dearer",
+    "ttft_p99_s": "slower",
+    "itl_s": "slower",
+}
 _PARTS = {
     "decode": "decode",
     "prefill": "prefill",
@@ -65,7 +72,8 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
     about = f"{plan['workload']['name']} at {plan['workload']['arrival_rate_per_s']:,.6g} requests/s"
     parts.append(Text(f"{about}: {_takeaway(document)}", style="bold"))
     if ranked:
-        table = new_table("Input", "", "Value", "Elasticity", title=f"What moves {title}, in % per %")
+        of = f"What moves {title} [{QUANTITIES[name].unit}]: % more of it for 1 % more of an input (+ is {_PLUS[name]})"
+        table = new_table("Input", "Quantity", "Value", "% per %", title=of)
         for e in ranked[:top]:
             table.add_row(e["input"], input_label(e["input"]), f"{e['value']:.4g}", f"{e['elasticity']:+.3f}")
         parts.append(table)
@@ -102,18 +110,18 @@ def _takeaway(document: Mapping[str, Any]) -> str:
     of, shown = document["intervals"]["metrics"][name], QUANTITIES[name]
     value, low, high = (_number(x, shown.si) for x in (of["value"], *of["sampled"]))
     return (
-        f"{shown.title} {value} {shown.unit}, between {low} and {high} with "
-        f"{document['intervals']['level']:.0%} probability; all latency and load limits hold with "
-        f"{document['intervals']['hold_probability']:.0%}."
+        f"{sentence(shown.title)} {value} {shown.unit}, between {low} and {high} with "
+        f"{percent(document['intervals']['level'])} probability; all latency and load limits hold with "
+        f"{percent(document['intervals']['hold_probability'])}."
     )
 
 
 def _number(value: float | None, size: float = 1.0) -> str:
-    return "unbounded" if value is None or not math.isfinite(value) else f"{value / size:,.4g}"
+    return UNBOUNDED if value is None or not math.isfinite(value) else f"{value / size:,.4g}"
 
 
 def _intervals(intervals: Mapping[str, Any]) -> RenderableType:
-    title = f"{intervals['level']:.0%} intervals ({intervals['n_samples']:,} draws of the engines' errors)"
+    title = f"{percent(intervals['level'])} intervals ({intervals['n_samples']:,} draws of the engines' errors)"
     table = new_table("Metric", "Value", "Sampled", "Linear", "", title=title)
     for name, of in intervals["metrics"].items():
         shown = QUANTITIES[name]
@@ -133,7 +141,10 @@ def _prices(document: Mapping[str, Any]) -> RenderableType:
         "% per %",
         *(["Whole plans"] if checked else []),
     ]
-    table = new_table(*columns, title="Shadow prices (windows as they are, instances as real numbers)")
+    table = new_table(
+        *columns,
+        title=f"Shadow prices, in {objective.title} (windows stay, instances as real numbers)",
+    )
     for price in document["shadow_prices"]:
         limit = limit_quantity(price["limit"])
         known = price["elasticity"] is not None

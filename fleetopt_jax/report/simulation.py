@@ -12,6 +12,7 @@ from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.documents.simulation import TOLERANCE, TOLERANCE_ELSE
 from fleetopt_jax.report.style import GREEN, INK, MUTED, POOL_COLOURS, POOL_MARKERS, grid_along, new_figure, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
+from fleetopt_jax.report.words import UNBOUNDED
 
 SHOWN = {
     "tok_per_j": ("tokens per joule", "{:.3f}", 1.0),
@@ -67,7 +68,7 @@ def verified_plan_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def _metrics_table(title: str, metrics: dict[str, dict[str, Any]]) -> Table:
-    table = new_table(title, "analytic", "simulated", "95 % interval", "difference", "")
+    table = new_table(title, "laws", "simulated", "95 % interval", "laws against it", "")
     for name in SHOWN:
         if name in metrics:
             table.add_row(*_row(name, metrics[name]))
@@ -79,14 +80,14 @@ def _row(name: str, each: Mapping[str, Any]) -> list[str]:
     analytic, simulated, (low, high) = each["analytic"], each["simulated"], each["ci95"]
 
     def shown(value: float | None) -> str:
-        return "never" if value is None else pattern.format(value / unit)
+        return UNBOUNDED if value is None else pattern.format(value / unit)
 
     return [
         label,
         "" if each["agrees"] is None else shown(analytic),
         shown(simulated),
-        "" if low is None else f"{shown(low)} - {shown(high)}",
-        f"{analytic / simulated - 1:+.1%}" if analytic is not None and simulated else "",
+        "" if low is None else f"{shown(low)} to {shown(high)}",
+        f"{100 * (analytic / simulated - 1):+.1f} %" if analytic is not None and simulated else "",
         "differs" if each["agrees"] is False else "",
     ]
 

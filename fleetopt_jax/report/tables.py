@@ -1,41 +1,109 @@
 """Rich tables for the terminal. Each takes the same JSON document that `--json` prints."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import GIB, KW, MS, TB, TFLOP
 from fleetopt_jax.report.decision import decision
-from fleetopt_jax.report.words import certificate, choices_said, edge, limits_said, ms, or_dash, percent, site_said
+from fleetopt_jax.report.words import (
+    certificate,
+    choices_said,
+    edge,
+    factor,
+    ms,
+    or_dash,
+    percent,
+    rests_on,
+    site_said,
+    ttft_said,
+)
 
 PIPED_WIDTH = 120  # columns, where there is no terminal to ask
 WIDEST = 1000  # columns a table may ask for
 GAP = 3  # columns between two cells
+NUMBER = 14  # columns of a number with its unit, '14,096 tokens'
+NARROW = 60  # columns below which an answer stands under its question
 
 
 def show(renderable: RenderableType) -> None:
-    """Print to stdout; plain text when it is not a terminal. No number is cut to fit: rather are lines too long."""
+    """Print to stdout; plain text when it is not a terminal, of 120 columns unless COLUMNS says how many. No number is
+    cut to fit: a table that is too wide is folded, its columns in several tables with the first one repeated."""
     console = Console(markup=False, highlight=False, emoji=False)  # names are the user's
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         console.width = PIPED_WIDTH
+    console.print(_fitted(console, renderable))
+
+
+def _fitted(console: Console, renderable: RenderableType) -> RenderableType:
+    """Everything that is shown, its tables folded where the console is narrower."""
+    if isinstance(renderable, Group):
+        return Group(*(_fitted(console, part) for part in renderable.renderables))
+    if not isinstance(renderable, Table):
+        return renderable
+    if renderable.box is None:  # the answers
+        return _stacked(renderable) if console.width < NARROW else renderable
+    return _folded(console, renderable)
+
+
+def _folded(console: Console, table: Table) -> RenderableType:
+    """The table as it is, or in parts of as many columns as there is room for; a lone column wraps, letter by letter at
+    last."""
     wide = console.options.update(max_width=WIDEST)
-    for table in _tables(renderable):
-        for column in table.columns:
-            sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
-            column.min_width = max(size.maximum if column.no_wrap else size.minimum for size in sizes)
-        widths = [column.min_width or 0 for column in table.columns]
-        console.width = max(console.width, sum(width + GAP for width in widths) + GAP)
-    console.print(renderable)
+    least = []
+    for column in table.columns:
+        sizes = [Measurement.get(console, wide, cell) for cell in (column.header, *column.cells)]
+        whole = column.justify == "right"  # numbers stand beside their units
+        of_cells = [size.maximum if whole and size.maximum <= NUMBER else size.minimum for size in sizes[1:]]
+        of_column = [size.maximum for size in sizes] if column.no_wrap else [sizes[0].minimum, *of_cells]
+        least.append(max(of_column))
+        column.min_width, column.overflow = least[-1], "fold"
+    room = console.width - GAP
+    if sum(least) + GAP * len(least) <= room or len(least) < 2:
+        return table
+    head = min(least[0], max(room - 2 * GAP - max(least[1:]), room // 3))  # where even two are too wide, it wraps
+    parts, first = [], 1
+    while first < len(least):
+        last = first + 1
+        while last < len(least) and head + sum(least[first : last + 1]) + GAP * (last - first + 2) <= room:
+            last += 1
+        parts.append(_part(table, [0, *range(first, last)], wraps=head < least[0]))
+        first = last
+    return Group(*parts)
 
 
-def _tables(renderable: RenderableType) -> list[Table]:
-    parts = renderable.renderables if isinstance(renderable, Group) else [renderable]
-    return [part for part in parts if isinstance(part, Table)]
+def _part(table: Table, kept: list[int], *, wraps: bool) -> Table:
+    """Some columns of a table, the first of which `wraps`."""
+    part = Table(title=table.title if kept[1] == 1 else None, title_justify="left", header_style="bold", box=table.box)
+    for i in kept:
+        column, free = table.columns[i], i == 0 and wraps
+        part.add_column(
+            column.header,
+            justify=column.justify,
+            overflow="fold",
+            no_wrap=column.no_wrap and not free,
+            min_width=None if free else column.min_width,
+        )
+    cells = [list(table.columns[i].cells) for i in kept]
+    for row, values in zip(table.rows, zip(*cells, strict=True), strict=True):
+        part.add_row(*values, end_section=row.end_section)
+    return part
+
+
+def _stacked(answers: Table) -> RenderableType:
+    """Each answer under its question."""
+    questions, texts = (list(column.cells) for column in answers.columns)
+    lines: list[RenderableType] = []
+    for question, text in zip(questions, texts, strict=True):
+        lines += [Text(str(question), style="bold"), Padding(text, (0, 0, 0, 2))]
+    return Group(*lines)
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
@@ -50,8 +118,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     table.add_row("instances", *(f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools))
     table.add_row("max_num_seqs", *(f"{pool['max_num_seqs']:,}" for pool in pools))
     if any(pool["clock_frac"] < 1 for pool in pools):
-        table.add_row("clock", *(f"{pool['clock_frac']:.0%} of the top" for pool in pools))
-    table.add_row("share of requests", *(f"{pool['traffic_frac']:.2%}" for pool in pools))
+        table.add_row("clock", *(f"{percent(pool['clock_frac'])} of the top" for pool in pools))
+    table.add_row("share of requests", *(percent(pool["traffic_frac"], 2) for pool in pools))
     table.add_row("load", *(percent(pool["utilization"]) for pool in pools))
     if plan["assumptions"]["prefill"] != "free_chunks":
         table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
@@ -64,8 +132,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         table.add_row("P99 ITL", *(ms(pool["itl_p99_s"]) for pool in pools))
     facts = (
         f"{metrics['output_tok_per_s']:,.0f} output tok/s, {metrics['power_w'] / KW:,.1f} kW, "
-        f"${metrics['usd_per_h']:,.0f}/h, P99 TTFT {ms(metrics['ttft_p99_s'])} "
-        f"(limit {limits_said(plan['slo'])})."
+        f"${metrics['usd_per_h']:,.0f}/h, {ttft_said(plan)}."
     )
     return Group(_answer(plan), table, facts, Text(_how(plan), style="dim"))
 
@@ -101,12 +168,16 @@ def _trust(plan: Mapping[str, Any]) -> str:
     parts = []
     for (gpu, llm, tp, precision), pool in seen.items():
         errors = [
-            f"{name} +-{pool[key]:.0%}"
-            for name, key in (("step", "engine_step_error"), ("power", "engine_power_error"))
-            if pool[key] is not None
+            f"{name} +-{percent(pool[key])}"
+            for name, key in (
+                ("step", "engine_step_error"),
+                ("power", "engine_power_error"),
+                ("prefill", "engine_prefill_error"),
+            )
+            if pool.get(key) is not None
         ]
         known = f" ({', '.join(errors)})" if errors else ""
-        parts.append(f"{tp} x {gpu.upper()} {llm} {precision}: {pool['engine_quality']}{known}")
+        parts.append(f"{tp} x {gpu.upper()} {llm} {precision}: {rests_on(pool)}{known}")
     return f"Engines: {'; '.join(parts)}." if parts else ""
 
 
@@ -126,7 +197,7 @@ def ledger_table(document: Mapping[str, Any]) -> RenderableType:
                 or_dash(row[name], "{:.4g}")
                 for name in ("tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt")
             ),
-            or_dash(row["gain"], "{:.3f}x"),
+            "-" if row["gain"] is None else factor(row["gain"]),
             split,
         )
     first, last = document["rows"][0], document["rows"][-1]
@@ -135,8 +206,8 @@ def ledger_table(document: Mapping[str, Any]) -> RenderableType:
     else:
         alone = last["tok_per_j_two_pool"] / last["tok_per_j_homogeneous"]
         answer = (
-            f"Published gain {first['gain']:.2f}x; physical {last['gain']:.2f}x, "
-            f"of which splitting by length alone is {alone:.3f}x."
+            f"Published gain {factor(first['gain'])}; physical {factor(last['gain'])}, "
+            f"of which splitting by length alone is {factor(alone)}."
         )
     note = "FleetOpt: two pools, gamma searched; 'Split at' its short window x gamma. -: no fleet holds the limits."
     return Group(Text(answer, style="bold"), table, Text(note, style="dim"))
@@ -159,7 +230,7 @@ def engine_table(document: Mapping[str, Any]) -> RenderableType:
             f"{point['tok_per_j']:.3f}",
         )
     errors = [
-        f"{name} +-{document[key]:.1%}"
+        f"{name} +-{percent(document[key], 1)}"
         for name, key in (("step", "relative_error"), ("power", "power_relative_error"))
         if document[key] is not None
     ]
@@ -351,8 +422,8 @@ def _engines(entries: Mapping[str, Any]) -> Table:
             name,
             engine["quality"],
             or_dash(engine["base_s"] and engine["base_s"] / MS, "{:.2f} ms"),
-            f"{engine['step_error']:.1%}",
-            f"{engine['power_error']:.1%}",
+            percent(engine["step_error"], 1),
+            percent(engine["power_error"], 1),
         )
     return table
 

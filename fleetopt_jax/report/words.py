@@ -83,6 +83,9 @@ def goal_of(objective: str | Mapping[str, Any]) -> Goal:
     return OBJECTIVES[objective] if isinstance(objective, str) else _WEIGHTED
 
 
+NO_LIMIT = "no limit"
+UNBOUNDED = "unbounded"  # a latency or an end of an interval that is infinite
+AT_LIMIT = 0.005  # of a limit: what is nearer to it is at it
 NOT_TOGETHER = "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
 HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
 _CHOICES = {  # by the names of their records
@@ -104,11 +107,18 @@ _CHOICES = {  # by the names of their records
     },
     "prefill": {"free_chunks": "prefill rides along free", "compute": "prefill takes engine time and power"},
     "kv_cache": {"reserved": "a slot reserves its whole window", "paged": "the KV cache is paged"},
-    "engine": {"projected": "engines are the paper's projections", "measured": "engines go by measurements"},
     "tail": {
         "mean_prefill": "TTFT is the P99 wait and a mean prefill",
         "quantile": "TTFT is the P99 of wait, prefill queue and own prefill",
     },
+}
+_QUALITIES = {  # of an engine's coefficients: what they rest on
+    "measured": "measurements of this very configuration",
+    "law": "a law fitted to measurements on its GPU",
+    "projected": "the law of another GPU, carried over by data-sheet figures",
+    "calibrated": "the paper's coefficients, calibrated by hand",
+    "scaled": "the paper's coefficients, scaled from another GPU",
+    "roofline": "the paper's roofline law on data-sheet figures",
 }
 _DISPATCHES = {
     "jsq": "a pool sends each request to its instance with the fewest in flight",
@@ -119,13 +129,36 @@ _DISPATCHES = {
 
 def choices_said(plan: Mapping[str, Any]) -> list[str]:
     """The assumptions of a plan in words, but for the integration, which in every plan is exact; a record of somebody's
-    own by its name."""
+    own by its name. Engines by what the coefficients of each rest on, not by what was asked for."""
     texts = []
     for choice, name in plan["assumptions"].items():
-        if choice != "integration":
+        if choice == "engine" and plan["pools"]:
+            texts.append(engines_said(plan))
+        elif choice != "integration":
             text = _CHOICES.get(choice, {}).get(name)
             texts.append(text.format(share=plan["output_share"]) if text else f"{choice.replace('_', ' ')}: {name}")
     return texts
+
+
+def engines_said(plan: Mapping[str, Any]) -> str:
+    """What the engines of a plan go by, each kind once."""
+    pools_of: dict[str, list[str]] = {}
+    for k, pool in enumerate(plan["pools"], 1):
+        pools_of.setdefault(rests_on(pool), []).append(str(k))
+    if len(pools_of) == 1:
+        return f"engines go by {next(iter(pools_of))}"
+    parts = [f"{'pools' if len(pools) > 1 else 'pool'} {listed(pools)} by {text}" for text, pools in pools_of.items()]
+    return f"engines go by different things: {', '.join(parts)}"
+
+
+def rests_on(pool: Mapping[str, Any]) -> str:
+    """What the coefficients of a pool's engine rest on, and what of a calibrated one does not."""
+    own = pool.get("engine_file")
+    quality = _QUALITIES.get(pool["engine_quality"], "laws as given")
+    if not own:
+        return quality
+    left = pool.get("engine_of_catalog", ())
+    return f"your measurements in {own}" + (f" (not calibrated, the catalog's: {listed(left)})" if left else "")
 
 
 def dispatch_said(plan: Mapping[str, Any]) -> str:
@@ -148,6 +181,14 @@ def limits_said(slo: Mapping[str, Any]) -> str:
     itl = f", mean ITL {ms(slo['itl_s'])}" if slo["itl_s"] is not None else ""
     held = ", of all requests together" if slo["scope"] == "fleet" else ""
     return f"{ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
+
+
+def ttft_said(plan: Mapping[str, Any]) -> str:
+    """The P99 TTFT of a plan and how far it is from its limit, where that does not grow with the prompt."""
+    reached, slo = plan["metrics"]["ttft_p99_s"], plan["slo"]
+    if slo["ttft_s_per_token"]:
+        return f"P99 TTFT {ms(reached)} (limit {limits_said(slo)})"
+    return f"P99 TTFT {ms(reached)}, {margin(reached, slo['ttft_p99_s'])} of {limits_said(slo)}"
 
 
 def edge(pool: Mapping[str, Any]) -> str:
@@ -186,12 +227,29 @@ def site_said(plan: Mapping[str, Any]) -> str:
 
 def ms(seconds: float | None) -> str:
     if seconds is None:
-        return "never (overload)"
+        return UNBOUNDED
     return f"{seconds:,.4g} s" if seconds >= 10.0 else f"{seconds / MS:,.4g} ms"
 
 
-def percent(share: float | None) -> str:
-    return "overload" if share is None else f"{share:.0%}"
+def percent(share: float | None, digits: int = 0) -> str:
+    """'85 %'; of a load without bound 'overload'."""
+    return "overload" if share is None else f"{100.0 * share:.{digits}f} %"
+
+
+def factor(gain: float) -> str:
+    """A gain: '1.13x'."""
+    return f"{gain:.2f}x"
+
+
+def margin(value: float | None, limit: float | None) -> str:
+    """How far a value is from its limit: '18.7 % under the limit'."""
+    if limit is None:
+        return NO_LIMIT
+    if value is None:
+        return f"{UNBOUNDED}, over the limit"
+    if abs(value / limit - 1.0) < AT_LIMIT:
+        return "at the limit"
+    return f"{percent(abs(value / limit - 1.0), 1)} {'under' if value < limit else 'over'} the limit"
 
 
 def or_dash(value: float | None, template: str) -> str:

@@ -14,4 +14,4 @@ def run(options: argparse.Namespace) -> Answer:
     plan, layout = plan_of(options)
     say_broken(options, plan)
     code = INFEASIBLE if plan.binding else OK
-    return Answer(plan_to_json(plan, layout), tables.plan_table, code, pool_map_of(plan))
+    return Answer(plan_to_json(plan, layout, path=options.out), tables.plan_table, code, pool_map_of(plan))

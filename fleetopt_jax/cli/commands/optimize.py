@@ -20,7 +20,7 @@ from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, how_to_simulate, layout_of, problem_of, workload_of
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
-from fleetopt_jax.cli.verdicts import pool_map_of, why
+from fleetopt_jax.cli.verdicts import help_said, pool_map_of, why
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> Answer:
     with progress(options, f"Searching ({method})") as step:
         plan = optimize(problem, method, step)
     if isinstance(plan, Infeasible):
-        say(options, f"infeasible: {why(plan.binding)}")
-        return Answer(plan_to_json(plan, layout), tables.plan_table, INFEASIBLE)
+        say(options, f"infeasible: {why(plan.binding)}{help_said(options, plan)}")
+        return Answer(plan_to_json(plan, layout, path=options.out), tables.plan_table, INFEASIBLE)
     extras, table = {"seed": options.seed} if options.robust or options.verify else {}, tables.plan_table
     if options.robust:
         from fleetopt_jax.report.sensitivity import robust_plan_table as table
@@ -53,13 +53,13 @@ def run(options: argparse.Namespace) -> Answer:
         plan, found = _robust(options, problem, plan, tomorrow)
         extras |= found
     if not options.verify:
-        return Answer(plan_to_json(plan, layout) | extras, table, OK, pool_map_of(plan))
+        return Answer(plan_to_json(plan, layout, path=options.out) | extras, table, OK, pool_map_of(plan))
     from fleetopt_jax.report.simulation import verified_plan_table
 
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         say(options, "infeasible: no fleet that was simulated holds the limits")
-    document = plan_to_json(plan, layout) | extras | {"verified": verified}
+    document = plan_to_json(plan, layout, path=options.out) | extras | {"verified": verified}
     return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
 
 

@@ -1,0 +1,337 @@
+"""What the command says: what is saved, what limits, what is in doubt, what was perhaps meant; on any width."""
+
+import argparse
+import json
+from typing import Any
+
+import pytest
+
+from fleetopt_jax._optimize.plan import Infeasible, Search, Unreachable
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.remedies import remedies
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.cli import backend
+from fleetopt_jax.cli.answer import Answer, deliver
+from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE
+from fleetopt_jax.cli.main import main
+from fleetopt_jax.cli.terminal import warn
+from fleetopt_jax.documents.plan_file import beside_plan, seen_from_plan
+from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
+from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.report.decision import decision
+from fleetopt_jax.report.tables import new_table, plan_table, show
+from fleetopt_jax.report.words import choices_said, margin, ms, percent
+
+POOL = {
+    "window_tokens": 14096,
+    "gpu": "h100",
+    "llm": "llama-3.1-70b",
+    "tp": 8,
+    "precision": "bf16",
+    "kv_precision": "bf16",
+    "engine_file": None,
+    "engine_quality": "law",
+    "engine_step_error": 0.16,
+    "engine_power_error": 0.13,
+    "engine_prefill_error": 0.4,
+    "n_instances": 40,
+    "n_gpus": 320,
+    "max_num_seqs": 700,
+    "max_num_seqs_by": "kv_cache",
+    "max_num_seqs_asked": None,
+    "clock_frac": 1.0,
+    "gamma": 1.0,
+    "traffic_frac": 1.0,
+    "utilization": 0.6,
+    "n_active": 200.0,
+    "prefill_frac": 0.3,
+    "gpu_power_w": 590.0,
+    "power_w": 200e3,
+    "tok_per_j": 0.5,
+    "ttft_p99_s": 0.3,
+    "itl_s": 0.05,
+    "itl_p99_s": 0.1,
+}
+ONE_POOL = {"gpu": "h100", "tp": 8, "n_instances": 50, "n_gpus": 400, "power_w": 250e3, "usd_per_h": 1600.0}
+ONE_POOL |= {"kg_co2_per_h": 0.0, "tok_per_j": 0.4}
+
+
+def plan_of(*pools: dict[str, Any], metrics: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """A plan document of pools that differ from `POOL`."""
+    made = [POOL | {"window_tokens": 1000 * (k + 1)} | pool for k, pool in enumerate(pools or ({},))]
+    plan = {
+        "status": "optimal",
+        "assume": "physical",
+        "power_scope": "instance",
+        "output_share": 0.2,
+        "assumptions": choice_names(PHYSICAL),
+        "method": "exact",
+        "slo": {"ttft_p99_s": 0.5, "ttft_s_per_token": 0.0, "itl_s": None, "max_utilization": 0.85, "scope": "pool"},
+        "budget": {},
+        "objective": "tok_per_j",
+        "site": {"host_w_per_gpu": 0.0, "pue": 1.0, "usd_per_kwh": 0.0, "kg_co2_per_kwh": 0.0},
+        "pools": made,
+        "metrics": {
+            "tok_per_j": 0.5,
+            "output_tok_per_s": 1e5,
+            "power_w": 200e3,
+            "n_instances": 40,
+            "n_gpus": 320,
+            "usd_per_h": 1288.0,
+            "ttft_p99_s": 0.3,
+            "itl_s": 0.05,
+            "gain_vs_homogeneous": 1.25,
+        }
+        | (metrics or {}),
+        "one_pool": ONE_POOL,
+        "search": {"n_evaluated": 10, "wall_s": 1.0, "candidates": "some", "gap": 0.0, "by_pools": [0.4, 0.5]},
+    }
+    return plan | more
+
+
+# --- what is saved ----------------------------------------------------------------------------------------------------
+
+
+def saves(**more: Any) -> str:
+    return decision(plan_of({}, {}, **more))["It saves"]
+
+
+def test_what_is_saved_is_a_number_with_what_it_is_compared_with():
+    said = saves()
+    for text in ("20 % of the energy", "1.25x the tokens per joule", "200 kW instead of 250 kW", "50 x 8 H100"):
+        assert text in said
+    assert "$312 an hour ($1,288 instead of $1,600)" in said and "80 GPUs (320 instead of 400)" in said
+
+
+@pytest.mark.parametrize(("field", "more"), [("usd_per_h", 1700.0), ("n_gpus", 408)])
+def test_what_costs_more_is_never_praised(field, more):
+    said = saves(metrics={field: more})
+    saved, lost = said.split("; but it has ")
+    word = {"usd_per_h": "an hour", "n_gpus": "GPUs"}[field]
+    assert word not in saved and f"{word} more" in lost
+    said = saves(metrics={"tok_per_j": 0.3, "power_w": 333e3, "usd_per_h": 1700.0, "n_gpus": 408})
+    assert said.startswith("Nothing") and "0.75x the tokens per joule" in said and "One pool would do better" in said
+
+
+def test_nothing_is_saved_by_a_fleet_that_does_not_hold_its_limits_or_is_the_one_compared_with():
+    broken = {"limit": "utilization", "asked": 0.85, "value": 1.2}
+    assert saves(binding=broken, status="infeasible", method="given").startswith("Nothing: it does not hold its limits")
+    same = {name: ONE_POOL[name] for name in ("tok_per_j", "power_w", "usd_per_h", "n_gpus")}
+    assert decision(plan_of(metrics=same | {"gain_vs_homogeneous": 1.0}))["It saves"].startswith("Nothing: this is the")
+    assert "does not pay" in saves(metrics=same | {"gain_vs_homogeneous": 1.0})
+
+
+def test_the_plan_is_compared_by_its_own_objective_first():
+    said = saves(objective="usd", metrics={"gain_vs_homogeneous": 0.9})
+    assert said.startswith("$312 an hour") and "the cheapest one-pool fleet" in said
+    assert "0.90x of the most, for this seeks the least cost" in said
+    assert "which breaks the budget" in saves(budget={"max_gpus": 390.0})
+
+
+# --- what limits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pool", "more", "said"),
+    [
+        ({"utilization": 0.85}, {}, "Pool 1 carries all the load it may (85 %); full is the GPUs' time"),
+        ({"utilization": 0.85, "n_active": 590.0}, {}, "full is the batch: the KV cache allows 700 sequences"),
+        (
+            {"utilization": 0.85, "n_active": 590.0, "max_num_seqs_by": "max_num_seqs"},
+            {},
+            "full is the batch: max_num_seqs allows 700",
+        ),
+        ({"utilization": 0.7, "n_instances": 4}, {}, "Whole instances: pool 1 runs at 70 % load"),
+        ({"ttft_p99_s": 0.499}, {}, "The P99 TTFT of pool 1, 499 ms, at the limit of 500 ms"),
+        ({"ttft_p99_s": 0.45}, {}, "The P99 TTFT of pool 1, 450 ms, 10.0 % under the limit of 500 ms"),
+        ({"n_instances": 1}, {}, "Pool 1 is one instance, the least there is"),
+        ({}, {"method": "given"}, "No limit is near"),
+        (
+            {"utilization": 0.85, "ttft_p99_s": 0.48},
+            {},
+            "next is the P99 TTFT of pool 1, 480 ms, 4.0 % under the limit",
+        ),
+    ],
+)
+def test_what_limits_is_what_one_instance_fewer_would_break(pool, more, said):
+    assert said in decision(plan_of(pool, **more))["What limits it"]
+
+
+def test_a_simulation_that_asked_for_more_has_the_last_word():
+    metrics = {"ttft_p99_s": {"simulated": 0.4}, "itl_s": {"simulated": 0.05}}
+    verified = {"held": True, "instances_added": 3, "metrics": metrics}
+    said = decision(plan_of({"utilization": 0.85}, verified=verified))["What limits it"]
+    assert "3 instances more than the laws ask for" in said and "400 ms, 20.0 % under the limit" in said
+    assert (
+        "carries all"
+        in decision(plan_of({"utilization": 0.85}, verified=verified | {"instances_added": 0}))["What limits it"]
+    )
+
+
+# --- how sure ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_doubt_is_said_with_its_share_of_the_time():
+    said = decision(plan_of({"prefill_frac": 0.57, "engine_step_error": 0.04, "engine_power_error": 0.05}))["How sure"]
+    assert "The largest doubt is prefill: +-40 %, and it takes 57 % of the time; power +-5 %" in said
+    said = decision(plan_of({"prefill_frac": 0.02}))["How sure"]
+    assert "The largest doubt is the decode step: +-16 %" in said
+    assert (
+        "Nobody has stated"
+        in decision(plan_of({"engine_step_error": None, "engine_power_error": None, "engine_prefill_error": None}))[
+            "How sure"
+        ]
+    )
+
+
+def test_engines_go_by_what_they_go_by():
+    kinds = {"measured": "this very configuration", "law": "a law fitted", "projected": "another GPU"}
+    for quality, text in kinds.items():
+        assert any(text in each for each in choices_said(plan_of({"engine_quality": quality})))
+    mine = {"engine_file": "mine.json", "engine_quality": "measured", "engine_of_catalog": ["prefill", "KV cache"]}
+    (said,) = (each for each in choices_said(plan_of({}, mine)) if "engines go by" in each)
+    assert "pool 1 by a law" in said and "not calibrated, the catalog's: prefill and KV cache" in said
+
+
+def test_one_word_for_one_figure():
+    assert (ms(None), percent(0.187, 1), percent(None)) == ("unbounded", "18.7 %", "overload")
+    assert [margin(x, 1.0) for x in (0.813, 1.05, 0.999, None)] == [
+        "18.7 % under the limit",
+        "5.0 % over the limit",
+        "at the limit",
+        "unbounded, over the limit",
+    ]
+    assert margin(0.1, None) == "no limit"
+
+
+def test_warnings_stand_in_the_answer_and_after_it(capsys):
+    plan = plan_of()
+    options = argparse.Namespace(command="optimize", out=None, json=False, quiet=False, warned=[])
+    for _ in range(2):
+        warn(options, "azure-conv has other requests")
+    deliver(options, Answer(plan, plan_table, 0))
+    assert decision(plan | {"warnings": options.warned})["Beware"] == "azure-conv has other requests."
+    assert capsys.readouterr().out.count("azure-conv has other requests") == 1
+    deliver(argparse.Namespace(**{**vars(options), "json": True}), Answer(plan, plan_table, 0))
+    assert json.loads(capsys.readouterr().out)["warnings"] == ["azure-conv has other requests"]
+
+
+# --- any width --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_table_loses_a_letter_on_a_narrow_screen(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    cells = [
+        [f"row-{i}-of-many", *(f"{1000 * i + j}.25 kW" for j in range(9)), "law fitted elsewhere"] for i in range(3)
+    ]
+    table = new_table("Name", *(f"Column {j}" for j in range(9)), "Quality", title="What there is")
+    for row in cells:
+        table.add_row(*row)
+    show(table)
+    show(plan_table(plan_of(*[{}] * 6)))
+    out = capsys.readouterr().out
+    assert "…" not in out and max(map(len, out.splitlines())) <= width
+    for row in cells:
+        assert all(cell in out for cell in row[:-1])
+    for word in ("requests", "P99 ITL", "300 ms", "What limits it", *(f"Column {j}" for j in range(9))):
+        assert word in " ".join(out.split())
+
+
+# --- what was meant ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("optimise", "unknown command 'optimise'; did you mean optimize?"),
+        ("optimize --objectve usd", "fleetopt optimize: unknown option --objectve; did you mean --objective?"),
+        ("optimize --objective gpu", "invalid choice: 'gpu'; did you mean gpus? need tok_per_j, usd"),
+        ("optimize --free clok", "invalid choice: 'clok'; did you mean clock?"),
+        ("catalog workload", "did you mean workloads?"),
+        ("pareto --axis rate-of-work=1,2", "invalid choice: 'rate-of-work'"),
+        ("evaluate plan.json --pools 3", "unknown option --pools; it is of optimize, pareto"),
+        ("optimize trace.csv", "unexpected 'trace.csv'"),
+        ("trace azure-cnv", "unknown name 'azure-cnv'; did you mean azure-conv"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_perhaps_meant(line, said, capsys):
+    try:
+        code = main(line.split())
+    except SystemExit as error:
+        code = error.code
+    done = capsys.readouterr()
+    assert (code, done.out, done.err.count("\n")) == (BAD_INPUT, "", 1)
+    assert said in done.err
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_infeasible_run_leaves_a_good_plan_alone(tmp_path, capsys):
+    path, bad = tmp_path / "plan.json", {"schema": "fleetopt-plan/1", "status": "infeasible", "n": 1}
+    options = argparse.Namespace(command="optimize", out=str(path), json=True, quiet=False, warned=[])
+    deliver(options, Answer(bad, plan_table, INFEASIBLE))
+    assert json.loads(path.read_text())["n"] == 1  # there was nothing
+    deliver(options, Answer(bad | {"n": 2}, plan_table, INFEASIBLE))
+    assert json.loads(path.read_text())["n"] == 2  # no better
+    assert capsys.readouterr().err == ""
+    for good in ('{"schema": "fleetopt-plan/1", "status": "optimal"}', "notes of mine"):
+        path.write_text(good)
+        deliver(options, Answer(bad, plan_table, INFEASIBLE))
+        assert path.read_text() == good
+        assert "stays" in capsys.readouterr().err
+    deliver(options, Answer(bad | {"status": "optimal"}, plan_table, 0))
+    assert json.loads(path.read_text())["status"] == "optimal"
+
+
+def test_a_workload_is_found_from_the_plan_wherever_both_are_moved(tmp_path, monkeypatch):
+    for name in ("here/data/t.csv", "here/plans/plan.json", "there/data/t.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path / "here")
+    assert seen_from_plan("data/t.csv", "plans/plan.json") == "../data/t.csv"
+    assert seen_from_plan("azure-conv", "plans/plan.json") is None
+    assert beside_plan("data/t.csv", "plans/plan.json", "../data/t.csv") == "data/t.csv"
+    assert beside_plan("data/t.csv", "plans/plan.json") == "data/t.csv"  # of an older plan: from the current folder
+    monkeypatch.chdir(tmp_path / "there")
+    assert beside_plan("data/t.csv", "../here/plans/plan.json", "../data/t.csv") == "../here/data/t.csv"
+    assert beside_plan("data/t.csv", "../here/plan.json") == "../here/data/t.csv"
+    absolute = str(tmp_path / "here/data/t.csv")
+    assert beside_plan(absolute, "plan.json") == absolute and seen_from_plan(absolute, "plan.json") is None
+
+
+def test_an_unusable_cache_folder_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLEETOPT_CACHE", str(tmp_path / "file" / "below"))
+    folder, why_not = backend._cache()
+    assert (
+        folder is None and f"{tmp_path / 'file' / 'below'} cannot be written" in why_not and "FLEETOPT_CACHE" in why_not
+    )
+    for usable in ("off", str(tmp_path)):
+        monkeypatch.setenv("FLEETOPT_CACHE", usable)
+        assert backend._cache()[1] == ""
+
+
+# --- what would help --------------------------------------------------------------------------------------------------
+
+
+def infeasible(problem, limit: str) -> Infeasible:
+    return Infeasible("exact", problem, Search(1, 0.0, "none"), Unreachable(limit, 0.0, None))
+
+
+def test_a_window_is_held_by_the_least_tp_that_holds_it(small_workload):
+    problem = make_problem(small_workload, [EngineSpec("h100", tp=4)], window_tokens=500_000)
+    assert [(each.field, each.value) for each in remedies(infeasible(problem, "window_tokens"))] == [("tp", 8)]
+    assert remedies(infeasible(problem, "max_gpus")) == []
+
+
+@pytest.mark.slow
+def test_what_would_help_does(small_workload):
+    """A TTFT limit below the prefill of the longest prompt: one that grows with prompts can be held. Of an ITL no limit
+    that grows with the prompt is a help."""
+    spec = EngineSpec("h100", tp=4)
+    of_ttft = remedies(infeasible(make_problem(small_workload, [spec], slo=make_slo(ttft_p99_s=0.1)), "ttft_p99_s"))
+    assert "ttft_s_per_token" in [each.field for each in of_ttft]
+    tight = make_problem(small_workload, [spec], slo=make_slo(ttft_p99_s=60.0, itl_s=0.016))
+    assert "ttft_s_per_token" not in [each.field for each in remedies(infeasible(tight, "itl_s"))]
