@@ -194,6 +194,13 @@ def percent(share: float | None) -> str:
     return "overload" if share is None else f"{share:.0%}"
 
 
+def in_flight(n: float) -> str:
+    """Sequences in flight, a mean: '277', '1.4', '0.03'."""
+    if n >= 9.95 or n == round(n):
+        return f"{n:,.0f}"
+    return f"{n:.1f}" if n >= 0.95 else f"{n:.1g}" if n >= 0.001 else "under 0.001"
+
+
 def or_dash(value: float | None, template: str) -> str:
     return "-" if value is None else template.format(value)
 

@@ -18,6 +18,7 @@ from fleetopt_jax.report import tables
 from fleetopt_jax.report.power import engine_figure
 
 N_DRAWN = 48  # points of the line
+BEYOND = 1.5  # how far it goes past the batches asked for and measured, either way
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -46,7 +47,8 @@ def run(options: argparse.Namespace) -> Answer:
     }
 
     def draw(shown: dict[str, Any]) -> Figure:
-        ends = min(options.batch), max(options.batch)
+        batches = [*options.batch, *(() if measured is None else measured.batch)]
+        ends = max(min(batches) / BEYOND, 1.0), max(batches) * BEYOND  # a line, even of one batch
         line = engine_points(entry, np.geomspace(*ends, N_DRAWN).tolist(), options.context, options.prompt_per_output)
         return engine_figure(shown, [dataclasses.asdict(point) for point in line], measured)
 
