@@ -20,7 +20,7 @@ from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
-from fleetopt_jax.report.sensitivity import tornado_figure
+from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure
 from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
 from fleetopt_jax.report.svg import COLOURS, inline_svg
 from fleetopt_jax.report.words import (
@@ -210,25 +210,17 @@ def _prices(sensitivity: Mapping[str, Any]) -> str:
     rows = []
     for price in sensitivity["shadow_prices"]:
         limit = limit_quantity(price["limit"])
-        known = price["per_unit"] is not None
-        worth = f"{price['per_unit'] * limit.si / objective.si:+.3g} per {limit.unit}" if known else "not held"
-        worth = worth if price["per_unit"] != 0 else "0"
         elasticity = "-" if price["elasticity"] is None else f"{price['elasticity']:+.3f}"
         binds = "yes" if price["binds"] else "no"
-        rows.append([limit.title, limit.amount(price["asked"]), binds, worth, elasticity])
+        rows.append([limit.title, limit.amount(price["asked"]), binds, one_more(price, objective), elasticity])
     head = ["limit", "asked", "binds", f"one more unit [{objective.unit}]", "% per %"]
     return _table("What the limits cost (shadow prices)", head, rows)
 
 
 def _thresholds(sensitivity: Mapping[str, Any]) -> str:
-    rows = []
-    for of in sensitivity["thresholds"]:
-        moves = [
-            f"{move['window_tokens']:,.0f}: {'not held' if move['change'] is None else format(move['change'], '+.2%')}"
-            for move in of["moves"]
-        ]
-        rows.append([f"{of['window_tokens']:,.0f} tokens", ", ".join(moves)])
-    return _table("What another threshold costs, the fleet sized anew", ["threshold", "tokens per joule"], rows)
+    rows = [[f"{of['window_tokens']:,.0f} tokens", moves_said(of["moves"])] for of in sensitivity["thresholds"]]
+    title = goal_of(sensitivity["objective"]).quantity.title
+    return _table("What another threshold costs, the fleet sized anew", ["threshold", title], rows)
 
 
 def _simulated(simulation: Mapping[str, Any]) -> str:
