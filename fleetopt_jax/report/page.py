@@ -3,6 +3,7 @@
 Built of the JSON documents that `--json` prints. Whatever a user typed is escaped, in the figures too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -46,6 +47,9 @@ DOCUMENTS = {  # what each optional document must hold
     "pareto": ("points", "objectives", "hypervolume"),
 }
 LONG_CELL = 30  # letters from which a cell of a table may wrap
+NARROW = 36  # letters of a row that a phone shows
+NO_NUMBER = ("", "-", "0", "not held", "unbounded", "never (overload)", "overload", "nobody knows")
+SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
 QUALITY_SAID = {
@@ -322,19 +326,38 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column heads the rows; it scrolls in its own box where the screen is narrow."""
-    columns = "".join(f'<th scope="col">{_text(name)}</th>' if name else "<td></td>" for name in head)
-    lines = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(map(_cell, cells))}</tr>' for first, *cells in rows
+    """A table whose first column heads the rows, numbers to the right; it scrolls in its own box where the screen is
+    narrow."""
+    right = [False, *(_is_of_numbers([row[k] for row in rows]) for k in range(1, len(head)))]
+    columns = "".join(
+        f'<th scope="col"{_aligned(right[k])}>{_text(name)}</th>' if name else "<td></td>"
+        for k, name in enumerate(head)
     )
+    lines = "".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:], right[1:]))}</tr>' for row in rows
+    )
+    letters = sum(max(len(row[k]) for row in (head, *rows)) + 2 for k in range(len(head)))
     return (
         f'<h3>{_text(title)}</h3><div class="scroll" tabindex="0" role="region" aria-label="{_text(title)}">'
         f'<table aria-label="{_text(title)}"><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>'
+        f"{SCROLLS if letters > NARROW else ''}"
     )
 
 
-def _cell(text: str) -> str:
-    return f'<td class="long">{_text(text)}</td>' if len(text) > LONG_CELL else f"<td>{_text(text)}</td>"
+def _is_of_numbers(cells: Sequence[str]) -> bool:
+    """Whether a column is numbers, or what stands for one that there is not."""
+    numbers = [re.match(r"[-+$]?[\d.]", cell) for cell in cells]
+    short = all(len(cell) <= LONG_CELL for cell in cells)
+    return short and any(numbers) and all(of or cell in NO_NUMBER for of, cell in zip(numbers, cells))
+
+
+def _aligned(right: bool) -> str:
+    return ' class="number"' if right else ""
+
+
+def _cell(text: str, right: bool) -> str:
+    kind = ' class="long"' if len(text) > LONG_CELL else _aligned(right)
+    return f"<td{kind}>{_text(text)}</td>"
 
 
 def _figure(key: str, title: str, figure: Figure) -> str:
@@ -345,7 +368,7 @@ def _figure(key: str, title: str, figure: Figure) -> str:
     return (
         f'<figure id="figure-{key}"><h3>{escape(title)}</h3><figcaption>{_text(takeaway)}</figcaption>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
-        f"{inline_svg(figure, key, said)}</div></figure>"
+        f"{inline_svg(figure, key, said)}</div>{SCROLLS}</figure>"
     )
 
 
@@ -384,10 +407,12 @@ h1, h3, p, li, dd, dt, figcaption, code, .long { overflow-wrap: anywhere; }
 dt { font-weight: 600; }
 dd { margin: 0; }
 .scroll { overflow-x: auto; margin: .6rem 0 1.2rem; }
+.hint { display: none; margin: -.9rem 0 1.2rem; color: var(--muted); font-size: .85rem; }
 .scroll:focus-visible, a:focus-visible { outline: 3px solid var(--blue); outline-offset: 2px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem 1rem .25rem 0; text-align: left; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--grid); }
+.number { text-align: right; }
 .long { white-space: normal; min-width: 15rem; }
 th[scope=row] { font-weight: 400; color: var(--muted); }
 figure { margin: 0 0 1.5rem; }
@@ -399,6 +424,9 @@ pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--grid); whit
 @media (max-width: 40rem) {
   .decision div { grid-template-columns: 1fr; gap: 0; }
   h1 { font-size: 1.35rem; }
+  .hint { display: block; }
+  .scroll { border-right: 1px dashed var(--muted); }
+  th[scope=row] { position: sticky; left: 0; max-width: 9rem; white-space: normal; background: var(--paper); }
 }
 @media print {
   body { font-size: 10pt; }
@@ -409,6 +437,6 @@ pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--grid); whit
   h2, h3, figcaption { break-after: avoid; }
   td, th { white-space: normal; }
   .long { min-width: 0; }
-  .skip { display: none; }
+  .skip, .hint { display: none; }
 }
 """

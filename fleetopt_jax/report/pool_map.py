@@ -1,6 +1,7 @@
 """Which requests go to which pool, and what each pool takes of the fleet."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def _bins(low: float, edges: Sequence[float], high: float) -> np.ndarray:
     stops = np.array([low, *(edge * (1 + 1e-9) for edge in edges), high])  # a request at a threshold is below it
     spans = [
         np.geomspace(start, stop, max(1, round(np.log(stop / start) / width)), endpoint=False)
-        for start, stop in zip(stops, stops[1:])
+        for start, stop in pairwise(stops)
     ]
     return np.concatenate([*spans, [high]])
 
@@ -142,9 +143,7 @@ def _shares(plan: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[s
     ]
 
 
-def _bars(
-    axes, title: str, shares: Sequence[float], texts: Sequence[str], reach: float, *, label_pools: bool
-) -> None:
+def _bars(axes, title: str, shares: Sequence[float], texts: Sequence[str], reach: float, *, label_pools: bool) -> None:
     """Shares on a scale up to `reach`, the same in every panel, with room for their labels."""
     for k, (part, text) in enumerate(zip(shares, texts)):
         look = {"color": POOL_COLOURS[k % 6], "hatch": POOL_HATCHES[k % 6], "edgecolor": PAPER}

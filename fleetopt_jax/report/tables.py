@@ -11,7 +11,17 @@ from rich.text import Text
 
 from fleetopt_jax.core.units import GIB, KW, MS, TB, TFLOP
 from fleetopt_jax.report.decision import decision
-from fleetopt_jax.report.words import certificate, choices_said, edge, in_flight, limits_said, ms, or_dash, percent, site_said
+from fleetopt_jax.report.words import (
+    certificate,
+    choices_said,
+    edge,
+    in_flight,
+    limits_said,
+    ms,
+    or_dash,
+    percent,
+    site_said,
+)
 
 PIPED_WIDTH = 120  # columns, where there is no terminal to ask
 WIDEST = 1000  # columns a table may ask for

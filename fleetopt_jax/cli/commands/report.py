@@ -9,6 +9,7 @@ from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.commands.sensitivity import differentiated
 from fleetopt_jax.cli.commands.simulate import simulated
 from fleetopt_jax.cli.inputs import plan_of
+from fleetopt_jax.cli.repeat import commands_of
 from fleetopt_jax.cli.verdicts import say_broken
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.report.page import report_page
@@ -34,6 +35,6 @@ def run(options: argparse.Namespace) -> Answer:
         curves=document["curves"],
         sensitivity=document["sensitivity"],
         simulation=document.get("simulation"),
-        commands=[options.line],
+        commands=commands_of(options, plan),
     )
     return Answer(document, page, INFEASIBLE if plan.binding else OK)
