@@ -29,8 +29,10 @@ def _changed(options: argparse.Namespace, command: str) -> list[str]:
     """The options of a command that say what is asked, where they are not at their defaults."""
     words = []
     for option in options_of(command):
-        kept, usual = (option.kind.kept(value) for value in (getattr(options, option.name), option.default))
-        if option.section and kept is not None and kept != usual:
+        if option.section is None:
+            continue
+        kept = option.kind.kept(getattr(options, option.name))
+        if kept is not None and kept != option.kind.kept(option.default):
             words += [part for word in option.kind.words(option.name, kept) for part in _parted(word)]
     return words
 

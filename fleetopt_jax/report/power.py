@@ -132,10 +132,14 @@ def power_takeaway(plan: Mapping[str, Any]) -> str:
 
 @styled
 def engine_figure(
-    document: Mapping[str, Any], between: Sequence[Mapping[str, Any]] = (), measured: Measurements | None = None
+    document: Mapping[str, Any],
+    between: Sequence[Mapping[str, Any]] = (),
+    steps: Sequence[Mapping[str, Any]] = (),
+    measured: Measurements | None = None,
 ) -> Figure:
     """The same of one engine: the points of the document of `fleetopt engine`, measured points, and a line through
-    points `between` them of the same kind (where there are none, straight from one to the next)."""
+    points `between` them of the same kind (where there are none, straight from one to the next); `steps` are the
+    engine's points without prefill, in the context that was measured."""
     figure = new_figure(10.4, 5.0)
     left, right = figure.subplots(1, 2)
     points = sorted(document["points"], key=lambda point: point["batch"])
@@ -149,6 +153,9 @@ def engine_figure(
     for axes, name in ((left, "power_w_per_gpu"), (right, "tok_per_j")):
         asked = [point["batch"] for point in points], [point[name] for point in points]
         axes.plot(*asked, "o", color=BLUE, label="at the batches asked for", clip_on=False)
+    if steps:
+        alone = f"its decode steps alone, {steps[0]['context_tokens']:,.0f} tokens in context"
+        _curve(left, right, {"points": steps, "step_error": None, "power_error": None}, BLUE, "--", label=alone)
     _measured(left, right, measured, document["tp"])
     batches = [point["batch"] for point in curve["points"]]
     _finish(figure, left, right, [*batches, *(measured.batch if measured else [])])
@@ -161,7 +168,7 @@ def engine_figure(
     return figure
 
 
-def _curve(left, right, curve: Curve, colour: str, line, *, filled: bool, label: str | None = None) -> None:
+def _curve(left, right, curve: Curve, colour: str, line, *, filled: bool = False, label: str | None = None) -> None:
     batch, power_w, tok_per_j = (
         np.array([point[name] for point in curve["points"]]) for name in ("batch", "power_w_per_gpu", "tok_per_j")
     )

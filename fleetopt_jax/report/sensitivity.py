@@ -10,7 +10,7 @@ from rich.text import Text
 from fleetopt_jax.report.decision import number
 from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, plain_numbers, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import QUANTITIES, Quantity, goal_of, limit_quantity
+from fleetopt_jax.report.words import QUANTITIES, Quantity, goal_of, limit_quantity, signed
 
 INPUTS = {  # the end of a path: in the field's words
     "n_instances": "instances",
@@ -197,7 +197,7 @@ def one_more(price: Mapping[str, Any], objective: Quantity) -> str:
         return "not held"
     limit = limit_quantity(price["limit"])
     worth = price["per_unit"] * limit.si / objective.si
-    return f"{worth:+.3g} per {limit.unit}" if worth else "0"
+    return f"{signed(worth)} per {limit.unit}" if worth else "0"
 
 
 def moves_said(moves: Sequence[Mapping[str, Any]]) -> str:

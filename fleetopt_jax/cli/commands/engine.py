@@ -49,7 +49,15 @@ def run(options: argparse.Namespace) -> Answer:
     def draw(shown: dict[str, Any]) -> Figure:
         batches = [*options.batch, *(() if measured is None else measured.batch)]
         ends = max(min(batches) / BEYOND, 1.0), max(batches) * BEYOND  # a line, even of one batch
-        line = engine_points(entry, np.geomspace(*ends, N_DRAWN).tolist(), options.context, options.prompt_per_output)
-        return engine_figure(shown, [dataclasses.asdict(point) for point in line], measured)
+        drawn = np.geomspace(*ends, N_DRAWN).tolist()
+        line = engine_points(entry, drawn, options.context, options.prompt_per_output)
+        if measured is None:
+            return engine_figure(shown, [dataclasses.asdict(point) for point in line])
+        contexts = measured.context_tokens
+        alike = options.context if contexts is None else float(contexts.mean())
+        steps = engine_points(entry, drawn, alike, 0.0)  # as they were measured: without prefill
+        return engine_figure(
+            shown, *([dataclasses.asdict(point) for point in each] for each in (line, steps)), measured
+        )
 
     return Answer(document, tables.engine_table, OK, draw)
