@@ -48,7 +48,7 @@ DOCUMENTS = {  # what each optional document must hold
 }
 LONG_CELL = 30  # letters from which a cell of a table may wrap
 NARROW = 36  # letters of a row that a phone shows
-NO_NUMBER = ("", "-", "0", "not held", "unbounded", "never (overload)", "overload", "nobody knows")
+NO_NUMBER = ("", "-", "not held", "unbounded", "unbounded (overload)", "never (overload)", "overload", "nobody knows")
 SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
@@ -336,7 +336,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     lines = "".join(
         f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:], right[1:]))}</tr>' for row in rows
     )
-    letters = sum(max(len(row[k]) for row in (head, *rows)) + 2 for k in range(len(head)))
+    widths = [max(len(row[k]) for row in (head, *rows)) + 2 for k in range(len(head))]
+    letters = min(widths[0], NARROW // 2) + sum(widths[1:])  # the heads of rows wrap
     return (
         f'<h3>{_text(title)}</h3><div class="scroll" tabindex="0" role="region" aria-label="{_text(title)}">'
         f'<table aria-label="{_text(title)}"><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>'
@@ -425,7 +426,7 @@ pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--grid); whit
   .decision div { grid-template-columns: 1fr; gap: 0; }
   h1 { font-size: 1.35rem; }
   .hint { display: block; }
-  .scroll { border-right: 1px dashed var(--muted); }
+  .scroll:has(+ .hint) { border-right: 1px dashed var(--muted); }
   th[scope=row] { position: sticky; left: 0; max-width: 9rem; white-space: normal; background: var(--paper); }
 }
 @media print {

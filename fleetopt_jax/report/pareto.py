@@ -91,7 +91,7 @@ def _row(point: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) 
         *(_cell(name, point["objectives"][name]) for name in names),
         *(_cell(name, metrics[name]) for name in others),
         f"{metrics['n_gpus']:,}",
-        "-" if gain is None else f"{gain:.3f}x",
+        "-" if gain is None else f"{gain:.2f}x",
         *_pools(pools),
     ]
 
@@ -342,7 +342,7 @@ def axis_table(document: Mapping[str, Any]) -> RenderableType:
             _value("usd_per_h", metrics["usd_per_h"]),
             _value("ttft_p99_s", metrics["ttft_p99_s"]),
             f"{metrics['n_gpus']:,}",
-            "-" if gain is None else f"{gain:.3f}x",
+            "-" if gain is None else f"{gain:.2f}x",
             *_pools(plan["pools"]),
         )
     note = "Gain: tokens per joule over the best one-pool fleet at the same value; -: no such fleet holds the limits."

@@ -90,7 +90,7 @@ def _row(name: str, each: Mapping[str, Any]) -> list[str]:
     analytic, simulated, (low, high) = each["analytic"], each["simulated"], each["ci95"]
 
     def shown(value: float | None) -> str:
-        return "never" if value is None else pattern.format(value / unit)
+        return "unbounded" if value is None else pattern.format(value / unit)
 
     return [
         label,

@@ -18,7 +18,7 @@ from fleetopt_jax.report import tables
 from fleetopt_jax.report.power import engine_figure
 
 N_DRAWN = 48  # points of the line
-BEYOND = 1.5  # how far it goes past the batches asked for and measured, either way
+BEYOND = 2.0  # how far it goes past the batches asked for and measured, either way
 
 
 def run(options: argparse.Namespace) -> Answer:
