@@ -72,7 +72,7 @@ def pool_curves(plan: Plan) -> list[Curve]:
 @partial(jax.jit, static_argnames="assumptions")
 def _curves(
     fleet: Fleet, n_active: Array, workload: Workload, assumptions: Assumptions
-) -> tuple[StageLoad, tuple[Array, Array, Array], Array]:
+) -> tuple[StageLoad, tuple[Array, ...], Array]:
     """Each pool's load, (batch, power of one GPU [W], tokens per joule) of ever fewer instances, and which of them are
     shown, [K, N_POINTS]."""
     setting = setting_of(workload, fleet.surroundings, assumptions)

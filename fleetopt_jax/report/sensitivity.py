@@ -75,7 +75,7 @@ NOTHING = 0.005  # of an elasticity: it would be shown as 0.00
 _METRICS = {"usd": "usd_per_h", "power": "power_w"}  # of an objective, where it is not tokens per joule
 
 
-def metric_of(objective: str | Mapping[str, Any]) -> str:
+def metric_of(objective: object) -> str:
     """The metric to rank inputs for, where none is asked for: what a plan was chosen by, as far as it is a metric."""
     return _METRICS.get(objective, "tok_per_j") if isinstance(objective, str) else "tok_per_j"
 
