@@ -51,13 +51,12 @@ def run(options: argparse.Namespace) -> Answer:
         ends = max(min(batches) / BEYOND, 1.0), max(batches) * BEYOND  # a line, even of one batch
         drawn = np.geomspace(*ends, N_DRAWN).tolist()
         line = engine_points(entry, drawn, options.context, options.prompt_per_output)
-        if measured is None:
-            return engine_figure(shown, [dataclasses.asdict(point) for point in line])
-        contexts = measured.context_tokens
-        alike = options.context if contexts is None else float(contexts.mean())
-        steps = engine_points(entry, drawn, alike, 0.0)  # as they were measured: without prefill
-        return engine_figure(
-            shown, *([dataclasses.asdict(point) for point in each] for each in (line, steps)), measured
-        )
+        steps = []
+        if measured is not None:  # as they were measured: in their context, without prefill
+            contexts = measured.context_tokens
+            alike = options.context if contexts is None else float(contexts.mean())
+            steps = engine_points(entry, drawn, alike, 0.0)
+        between, alone = ([dataclasses.asdict(point) for point in each] for each in (line, steps))
+        return engine_figure(shown, between, alone, measured)
 
     return Answer(document, tables.engine_table, OK, draw)
