@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fleetopt_jax.core.files import write_whole
-from fleetopt_jax.report.style import BLUE, GREEN, GRID, MUTED, PURPLE, ticks_at, tokens_k
+from fleetopt_jax.report.style import BLUE, GREEN, GRID, MUTED, PURPLE, plain, ticks_at, tokens_k
 
 RESULTS = Path(__file__).parent / "results"
 GREY = MUTED
@@ -42,4 +42,4 @@ def finish(axes, *, x: str, y: str, title: str = "") -> None:
 
 def log_ticks(axis, values: Sequence[float], *, kilo: bool = False) -> None:
     """Label a logarithmic axis at these values only; `kilo`: in 1024s, as context windows are named."""
-    ticks_at(axis, values, tokens_k if kilo else "{:g}".format)
+    ticks_at(axis, values, tokens_k if kilo else plain)

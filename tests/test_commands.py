@@ -1,7 +1,10 @@
 """Every command once, in this process, on forty requests: its JSON, its table, and the files it is asked for."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,7 +203,30 @@ def test_report_is_one_page_of_everything(fleetopt, plan, tmp_path, no_derivativ
     assert (ran.code, ran.out, besides_reading(ran)) == (OK, f"Wrote {page}\n", "")
     text = page.read_text()
     assert text.startswith("<!doctype html>")
-    assert "fleetopt report" in text
+    found, itself = repeating(text)
+    assert itself == ["fleetopt", "report", str(plan), "--out", str(page)]
+    first = json.loads(plan.read_text())
+    again = fleetopt(*found[1:-2], "--json").document  # but for --out, which would write over the plan
+    assert found[-2:] == ["--out", str(plan)]
+    assert _without_time(again) == _without_time(first)
+
+
+def repeating(page: str) -> list[list[str]]:
+    """The commands under "How to repeat it"."""
+    return [shlex.split(unescape(line)) for line in re.findall("<pre><code>(.*?)</code></pre>", page)]
+
+
+def _without_time(plan: dict[str, Any]) -> dict[str, Any]:
+    return plan | {"search": plan["search"] | {"wall_s": 0.0}}
+
+
+def test_a_page_of_another_traffic_repeats_its_evaluation(fleetopt, plan, tmp_path, no_derivatives):
+    page = tmp_path / "page.html"
+    assert fleetopt("report", plan, "--rate", 1900, "--out", page).code == OK
+    evaluated, _ = repeating(page.read_text())
+    assert evaluated == ["fleetopt", "evaluate", str(plan), "--rate", "1900"]
+    again = fleetopt(*evaluated[1:], "--json").document
+    assert f"{again['metrics']['tok_per_j']:#.3g} tokens per joule" in page.read_text()
 
 
 def test_levers_start_from_a_plan_or_from_options(fleetopt, plan, named, tmp_path):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from fleetopt_jax.cli.codes import BAD_INPUT
 from fleetopt_jax.cli.fields import FLAGS, said_as_options
 from fleetopt_jax.cli.parser import make_parser
 from fleetopt_jax.cli.reference import options_table
+from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.synopsis import ALL, COMMANDS, PLANNED
 from fleetopt_jax.cli.table import AXES, SECTIONS, TABLE, keys_of, options_of
 from fleetopt_jax.cli.values import Number, flag
@@ -81,6 +83,8 @@ def test_what_is_typed_comes_back_through_a_scenario():
         said = [option for option in options_of(command) if option.section and kept[option.name] is not None]
         again = parse(command, *(word for option in said for word in option.kind.words(option.name, kept[option.name])))
         assert vars(again) == vars(asked)
+        _, ran, *repeated = shlex.split(command_said(asked))
+        assert ran == command and vars(parse(command, *repeated)) == vars(asked)
 
 
 # ---------------------------------------------------------------------------------------------------------- its kinds

@@ -186,7 +186,7 @@ class ShadowPrice:
 
 @dataclass(frozen=True)
 class ThresholdValue:
-    """What moving a threshold is worth. Changes are relative, of tok/J."""
+    """What moving a threshold is worth. Changes are relative, of the objective but for `as_sized`."""
 
     window_tokens: float
     as_sized: float  # d ln(tok/J) / d ln B with the instances there are
@@ -392,18 +392,28 @@ def with_limit(problem: Problem, name: str, value: float) -> Problem:
 # --- thresholds -----------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames="assumptions")
-def _sized_tok_per_j(
-    fleet: Fleet, windows: Array, workload: Workload, slo: Slo, *, assumptions: Assumptions = PHYSICAL
+@partial(jax.jit, static_argnames=("assumptions", "weights", "kinds", "per_joule"))
+def _sized_objective(
+    fleet: Fleet,
+    windows: Array,
+    workload: Workload,
+    slo: Slo,
+    *,
+    assumptions: Assumptions,
+    weights: Weights,
+    kinds: tuple[str, ...],
+    per_joule: bool,
 ) -> Array:
-    """tok/J [M] of the fleet sized anew with windows [M, K]; 0 where none holds the limits."""
+    """The objective [M] of the fleet sized anew with windows [M, K], tok/J or what is used; 0 where none holds the
+    limits."""
 
     def one(window: Array) -> Array:
         moved = fleet_of(fleet.engines, window, fleet.gamma, fleet.n_instances, fleet.surroundings)
         traffic = route(moved, workload, assumptions)
         n = instances_for(moved, traffic, workload, slo, assumptions)
         metrics = fleet_metrics(moved.with_instances(n), traffic, workload, assumptions, quantiles=False)
-        return jnp.where(jnp.all(jnp.isfinite(n)), metrics.tok_per_j, 0.0)
+        value = metrics.tok_per_j if per_joule else _used(weights, kinds, metrics.pools.resources)
+        return jnp.where(jnp.all(jnp.isfinite(n)), value, 0.0)
 
     return jax.vmap(one)(windows)
 
@@ -423,10 +433,17 @@ def _thresholds(plan: Plan, found: Elasticities, optimum: _Optimum) -> list[Thre
     rows = np.tile(windows, (len(places), 1))
     for row, (k, window) in zip(rows, places, strict=True):
         row[k] = window
-    sized = _sized_tok_per_j(
-        plan.fleet, jnp.asarray(rows), problem.workload, problem.slo, assumptions=problem.assumptions
+    sized = _sized_objective(
+        plan.fleet,
+        jnp.asarray(rows),
+        problem.workload,
+        problem.slo,
+        assumptions=problem.assumptions,
+        weights=problem.objective_weights,
+        kinds=plan.kinds,
+        per_joule=problem.objective == "tok_per_j",
     )
-    change = [float(x) / float(plan.metrics.tok_per_j) - 1.0 if x > 0 else None for x in np.asarray(sized)]
+    change = [float(x) / plan.objective - 1.0 if x > 0 else None for x in np.asarray(sized)]
     return [
         ThresholdValue(
             window_tokens=float(windows[k]),

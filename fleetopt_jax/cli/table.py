@@ -823,8 +823,7 @@ _OF_ONE_COMMAND = (
         name="metric",
         kind=Choice(("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s")),
         about="to rank inputs for, in the table and the figure",
-        default="tok_per_j",
-        otherwise="default {}",
+        otherwise="default: the plan's objective",
         commands=("sensitivity",),
     ),
     Option(

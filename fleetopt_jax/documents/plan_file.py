@@ -198,6 +198,7 @@ class PlanFile(Part):
     dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
     route_by: RouteByPart | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
+    command: Name | None = None  # that found it
     pools: Annotated[list[PoolPart], Field(min_length=1, max_length=MAX_POOLS)]
 
     @property

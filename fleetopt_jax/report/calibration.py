@@ -22,6 +22,7 @@ from fleetopt_jax.report.style import (
     batch_ticks,
     log_values,
     new_figure,
+    plain_numbers,
     say,
     styled,
     ticks_at,
@@ -77,8 +78,8 @@ class _Column:
     law: np.ndarray  # at those of the line
 
 
-def _draw(axes, batch: np.ndarray, line: np.ndarray, column: _Column) -> None:
-    (upper, lower), fit, colour = axes, column.fit, column.colour
+def _draw(pair, batch: np.ndarray, line: np.ndarray, column: _Column) -> None:
+    (upper, lower), fit, colour = pair, column.fit, column.colour
     upper.plot(line, column.law, color=colour, label=column.label)
     upper.plot(batch, column.measured, "o", color=colour, markerfacecolor=PAPER, label="measured")
     upper.set_title(column.title, loc="left")
@@ -91,6 +92,8 @@ def _draw(axes, batch: np.ndarray, line: np.ndarray, column: _Column) -> None:
     lower.set_ylim(-1.15 * largest, 1.85 * largest)  # the legend lies above the points
     lower.legend(loc="upper left", ncols=2, handletextpad=0.2, columnspacing=1.0)
     lower.yaxis.set_major_locator(MaxNLocator(5))
+    for axes in pair:
+        plain_numbers(axes.yaxis)
     batch_ticks(lower, batch.min(), batch.max())
     lower.set_xlabel("sequences in flight")
 

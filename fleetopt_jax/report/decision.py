@@ -23,6 +23,7 @@ from fleetopt_jax.report.words import (
     pool_edges,
     routed_by,
     sentence,
+    signed,
 )
 
 NOTHING = 0.005  # of an elasticity: not worth a word
@@ -317,7 +318,7 @@ def _priced(price: Mapping[str, Any], objective: str | Mapping[str, Any]) -> str
         return ""
     limit, of = limit_quantity(price["limit"]), goal_of(objective).quantity
     worth = price["per_unit"] * limit.si / of.si
-    return f"one more {limit.unit} of {limit.title} is worth {worth:+.3g} {of.unit}"
+    return f"one more {limit.unit} of {limit.title} is worth {signed(worth)} {of.unit}"
 
 
 def _sure(plan: Mapping[str, Any], sensitivity) -> str:
@@ -370,4 +371,6 @@ def gpus_said(plan: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, size: float = 1.0) -> str:
-    return UNBOUNDED if value is None else f"{value / size:,.3g}" if abs(value / size) < 1e3 else f"{value / size:,.0f}"
+    if value is None or not math.isfinite(value):
+        return UNBOUNDED
+    return f"{value / size:,.3g}" if abs(value / size) < 999.5 else f"{value / size:,.0f}"

@@ -21,6 +21,7 @@ from fleetopt_jax.report.style import (
     STYLE,
     grid_along,
     new_figure,
+    plain_numbers,
     say,
     styled,
     ticks_at,
@@ -75,6 +76,10 @@ LEDGER_LABELS = {
 }
 
 
+LEDGER_BASE = 0.9  # where the axis of gains begins
+LABEL_GAP = 0.015  # of the axis, between a bar and its label
+
+
 @styled
 def ledger_figure(document: Mapping[str, Any]) -> Figure:
     """The waterfall: FleetOpt's gain after each choice, and what the choice took; the two-pool gain as marks."""
@@ -89,7 +94,9 @@ def ledger_figure(document: Mapping[str, Any]) -> Figure:
         for row in rows
     ]
     known = 1.0  # level of the last row with an answer
-    for i, gain in enumerate(gains):
+    top = 1.12 * max([gain for gain in (*gains, *two_pools) if gain] or [1.0])
+    gap = LABEL_GAP * (top - LEDGER_BASE)
+    for i, (gain, mark) in enumerate(zip(gains, two_pools)):
         if gain is None:
             axes.text(i, 1.02, "no fleet\nholds the\nlimits", ha="center", fontsize=9.5, color=MUTED)
             continue
@@ -98,7 +105,9 @@ def ledger_figure(document: Mapping[str, Any]) -> Figure:
         colour, hatch = (MUTED, "") if total else (MORE, "") if gain >= known else (LESS, "///")
         look = {"color": colour, "hatch": hatch, "edgecolor": PAPER, "linewidth": 0}
         axes.bar(i, max(high - low, 0.012), bottom=low, width=0.62, **look)
-        at, va = (low - 0.03, "top") if gain < known and not total else (high + 0.03, "bottom")
+        beneath = gain < known and not total and not (mark and low - 6 * gap < mark < low + gap)
+        over = high if not mark or abs(mark - high) > gap else max(mark, high) + gap  # a mark has its place
+        at, va = (low - gap, "top") if beneath else (over + gap, "bottom")
         axes.text(i, at, f"{gain:.2f}x", ha="center", va=va, fontsize=11)
         known = gain
     marked = [(i, gain) for i, gain in enumerate(two_pools) if gain is not None]
@@ -109,7 +118,8 @@ def ledger_figure(document: Mapping[str, Any]) -> Figure:
     axes.set_xticks(range(len(rows)), labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.set_ylabel("tokens per joule over the\nbest homogeneous fleet")
-    axes.set_ylim(0.9, 1.12 * max([gain for gain in (*gains, *two_pools) if gain] or [1.0]))
+    axes.set_ylim(LEDGER_BASE, top)
+    plain_numbers(axes.yaxis)
     say(figure, _ledger_takeaway(document, gains, two_pools))
     grid_along(axes, "y")
     axes.legend(loc="upper right")
@@ -120,7 +130,7 @@ def _ledger_takeaway(document: Mapping[str, Any], gains: list[float | None], two
     where = f"{document['workload']['name']} on {document['gpu'].upper()}"
     if gains[-1] is None or gains[0] is None:
         return f"{where}: no fleet holds the limits once all is counted"
-    alone = f", {two_pools[-1]:.2f}x of it without compression" if two_pools[-1] else ""
+    alone = f" ({two_pools[-1]:.2f}x without compression)" if two_pools[-1] else ""
     return f"{where}: a gain of {gains[0]:.2f}x as published,\n{gains[-1]:.2f}x with all nine choices physical{alone}"
 
 

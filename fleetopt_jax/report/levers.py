@@ -18,6 +18,7 @@ from fleetopt_jax.report.style import (
     PAPER,
     grid_along,
     new_figure,
+    plain,
     printable,
     say,
     styled,
@@ -192,7 +193,8 @@ def _bars(axes, document: Mapping[str, Any], levers: Sequence[Mapping[str, Any]]
         hatch = "///" if lever["quality"] in ("projected", "roofline", "assumed") else None
         axes.barh(i, gain - 1.0, left=1.0, height=0.62, color=PAPER if hatch else colour, edgecolor=colour, hatch=hatch)
         reach = [[max(0.0, gain - lows[i])], [max(0.0, highs[i] - gain)]]
-        axes.errorbar(gain, i, xerr=reach, color=INK, linewidth=1.1, capsize=3)
+        if max(map(max, reach)) > 1e-6 * gain:  # of what energy decides
+            axes.errorbar(gain, i, xerr=reach, color=INK, linewidth=1.1, capsize=3)
         axes.text(max(gain, highs[i], 1.0), i, f"  {gain:.2f}x", va="center", ha="left", fontsize=11, clip_on=False)
     axes.axvline(1.0, color=MUTED, linewidth=1.0)
     axes.set_yticks(range(len(levers)), [printable(lever_label(lever)) for lever in levers])
@@ -200,8 +202,8 @@ def _bars(axes, document: Mapping[str, Any], levers: Sequence[Mapping[str, Any]]
     axes.set_xscale("log")
     low, high = min([*lows, *gains, 0.95]), max([*highs, *gains, 1.05])
     axes.set_xlim(low * 0.93, high * (high / low) ** 0.18)
-    ticks = [t for t in (0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16) if low * 0.93 <= t <= high * 1.2]
-    ticks_at(axes.xaxis, ticks, "{:g}x".format)
+    ticks = [t for t in (0.05, 0.1, 0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16, 32) if low * 0.93 <= t <= high * 1.2]
+    ticks_at(axes.xaxis, ticks, lambda gain: f"{plain(gain)}x")
     axes.set_xlabel(
         f"{goal_of(document['objective']).gain} over the present fleet, 90 % interval\n"
         "of the engines' errors (hatched: projected or assumed)"
@@ -222,27 +224,27 @@ def _takeaway(document: Mapping[str, Any], levers: Sequence[Mapping[str, Any]]) 
 
 
 def _matrix(axes, document: Mapping[str, Any], names: list[str]) -> None:
-    ratios = {frozenset(pair["levers"]): pair for pair in document["pairs"]}
-    table = [[math.nan] * len(names) for _ in names]
-    for i, a in enumerate(names):
-        for j, b in enumerate(names):
-            pair = ratios.get(frozenset((a, b))) if i > j else None
-            if pair is None:
-                continue
-            known = pair["ratio"] is not None
-            table[i][j] = math.log(pair["ratio"]) if known else math.nan
-            text = f"{pair['ratio']:.2f}\n({pair['gain']:.2f}x)" if known else "no fleet"
-            dark = known and abs(math.log(pair["ratio"])) > 0.6 * math.log(MOST_RATIO)
-            axes.text(j, i, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
+    """The pairs below the diagonal, without the rows and columns that hold none."""
+    pairs = {frozenset(pair["levers"]): pair for pair in document["pairs"]}
+    tried = [(i, j) for i, a in enumerate(names) for j, b in enumerate(names) if i > j and frozenset((a, b)) in pairs]
+    rows, columns = (sorted({place[axis] for place in tried}) for axis in (0, 1))
+    table = [[math.nan] * len(columns) for _ in rows]
+    for i, j in tried:
+        pair, y, x = pairs[frozenset((names[i], names[j]))], rows.index(i), columns.index(j)
+        known = pair["ratio"] is not None
+        table[y][x] = math.log(pair["ratio"]) if known else math.nan
+        text = f"{pair['ratio']:.2f}\n({pair['gain']:.2f}x)" if known else "no fleet"
+        dark = known and abs(math.log(pair["ratio"])) > 0.6 * math.log(MOST_RATIO)
+        axes.text(x, y, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
     reach = math.log(MOST_RATIO)
     axes.imshow(table, cmap="PuOr", vmin=-reach, vmax=reach, aspect="auto")
-    labels = [_short(document, name) for name in names]
-    axes.set_xticks(range(len(names) - 1), labels[:-1], rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(1, len(names)), labels[1:])
-    axes.set_xlim(-0.5, len(names) - 1.5)
-    axes.set_ylim(len(names) - 0.5, 0.5)
+    labels = [printable(_short(document, name)) for name in names]
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), [labels[j] for j in columns], **turned)
+    axes.set_yticks(range(len(rows)), [labels[i] for i in rows])
+    blank = ";\nblank: not tried together" if len(tried) < sum(i > j for i in rows for j in columns) else ""
     axes.set_title(
-        "Pairs: gain of both over the product of theirs\n(orange, below 1: they cancel; purple: they reinforce)"
+        f"Pairs: gain of both over the product of theirs\n(orange, below 1: they cancel; purple: they reinforce{blank})"
     )
     axes.grid(False)
     axes.spines[:].set_visible(False)

@@ -3,6 +3,7 @@
 Built of the JSON documents that `--json` prints. Whatever a user typed is escaped, in the figures too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -20,7 +21,7 @@ from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
-from fleetopt_jax.report.sensitivity import tornado_figure
+from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure
 from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
 from fleetopt_jax.report.svg import COLOURS, inline_svg
 from fleetopt_jax.report.words import (
@@ -30,6 +31,7 @@ from fleetopt_jax.report.words import (
     dispatch_said,
     edge,
     goal_of,
+    in_flight,
     limit_quantity,
     limits_said,
     ms,
@@ -45,6 +47,9 @@ DOCUMENTS = {  # what each optional document must hold
     "pareto": ("points", "objectives", "hypervolume"),
 }
 LONG_CELL = 30  # letters from which a cell of a table may wrap
+NARROW = 36  # letters of a row that a phone shows
+NO_NUMBER = ("", "-", "not held", "unbounded", "unbounded (overload)", "never (overload)", "overload", "nobody knows")
+SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
 QUALITY_SAID = {
@@ -152,7 +157,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
         ("share of requests", [f"{pool['traffic_frac']:.2%}" for pool in pools]),
         ("load", [percent(pool["utilization"]) for pool in pools]),
         ("time in prefill", [percent(pool["prefill_frac"]) for pool in pools]),
-        ("in flight per instance", [f"{pool['n_active']:,.0f}" for pool in pools]),
+        ("in flight per instance", [in_flight(pool["n_active"]) for pool in pools]),
         ("power", [f"{pool['power_w'] / KW:,.4g} kW" for pool in pools]),
         ("tokens per joule", [f"{pool['tok_per_j']:#.3g}" for pool in pools]),
         ("P99 TTFT", [ms(pool["ttft_p99_s"]) for pool in pools]),
@@ -209,25 +214,17 @@ def _prices(sensitivity: Mapping[str, Any]) -> str:
     rows = []
     for price in sensitivity["shadow_prices"]:
         limit = limit_quantity(price["limit"])
-        known = price["per_unit"] is not None
-        worth = f"{price['per_unit'] * limit.si / objective.si:+.3g} per {limit.unit}" if known else "not held"
-        worth = worth if price["per_unit"] != 0 else "0"
         elasticity = "-" if price["elasticity"] is None else f"{price['elasticity']:+.3f}"
         binds = "yes" if price["binds"] else "no"
-        rows.append([limit.title, limit.amount(price["asked"]), binds, worth, elasticity])
+        rows.append([limit.title, limit.amount(price["asked"]), binds, one_more(price, objective), elasticity])
     head = ["limit", "asked", "binds", f"one more unit [{objective.unit}]", "% per %"]
     return _table("What the limits cost (shadow prices)", head, rows)
 
 
 def _thresholds(sensitivity: Mapping[str, Any]) -> str:
-    rows = []
-    for of in sensitivity["thresholds"]:
-        moves = [
-            f"{move['window_tokens']:,.0f}: {'not held' if move['change'] is None else format(move['change'], '+.2%')}"
-            for move in of["moves"]
-        ]
-        rows.append([f"{of['window_tokens']:,.0f} tokens", ", ".join(moves)])
-    return _table("What another threshold costs, the fleet sized anew", ["threshold", "tokens per joule"], rows)
+    rows = [[f"{of['window_tokens']:,.0f} tokens", moves_said(of["moves"])] for of in sensitivity["thresholds"]]
+    title = goal_of(sensitivity["objective"]).quantity.title
+    return _table("What another threshold costs, the fleet sized anew", ["threshold", title], rows)
 
 
 def _simulated(simulation: Mapping[str, Any]) -> str:
@@ -329,19 +326,39 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column heads the rows; it scrolls in its own box where the screen is narrow."""
-    columns = "".join(f'<th scope="col">{_text(name)}</th>' if name else "<td></td>" for name in head)
-    lines = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>{"".join(map(_cell, cells))}</tr>' for first, *cells in rows
+    """A table whose first column heads the rows, numbers to the right; it scrolls in its own box where the screen is
+    narrow."""
+    right = [False, *(_is_of_numbers([row[k] for row in rows]) for k in range(1, len(head)))]
+    columns = "".join(
+        f'<th scope="col"{_aligned(right[k])}>{_text(name)}</th>' if name else "<td></td>"
+        for k, name in enumerate(head)
     )
+    lines = "".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:], right[1:]))}</tr>' for row in rows
+    )
+    widths = [max(len(row[k]) for row in (head, *rows)) + 2 for k in range(len(head))]
+    letters = min(widths[0], NARROW // 2) + sum(widths[1:])  # the heads of rows wrap
     return (
         f'<h3>{_text(title)}</h3><div class="scroll" tabindex="0" role="region" aria-label="{_text(title)}">'
         f'<table aria-label="{_text(title)}"><thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>'
+        f"{SCROLLS if letters > NARROW else ''}"
     )
 
 
-def _cell(text: str) -> str:
-    return f'<td class="long">{_text(text)}</td>' if len(text) > LONG_CELL else f"<td>{_text(text)}</td>"
+def _is_of_numbers(cells: Sequence[str]) -> bool:
+    """Whether a column is numbers, or what stands for one that there is not."""
+    numbers = [re.match(r"[-+$]?[\d.]", cell) for cell in cells]
+    short = all(len(cell) <= LONG_CELL for cell in cells)
+    return short and any(numbers) and all(of or cell in NO_NUMBER for of, cell in zip(numbers, cells))
+
+
+def _aligned(right: bool) -> str:
+    return ' class="number"' if right else ""
+
+
+def _cell(text: str, right: bool) -> str:
+    kind = ' class="long"' if len(text) > LONG_CELL else _aligned(right)
+    return f"<td{kind}>{_text(text)}</td>"
 
 
 def _figure(key: str, title: str, figure: Figure) -> str:
@@ -352,7 +369,7 @@ def _figure(key: str, title: str, figure: Figure) -> str:
     return (
         f'<figure id="figure-{key}"><h3>{escape(title)}</h3><figcaption>{_text(takeaway)}</figcaption>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
-        f"{inline_svg(figure, key, said)}</div></figure>"
+        f"{inline_svg(figure, key, said)}</div>{SCROLLS}</figure>"
     )
 
 
@@ -391,10 +408,12 @@ h1, h3, p, li, dd, dt, figcaption, code, .long { overflow-wrap: anywhere; }
 dt { font-weight: 600; }
 dd { margin: 0; }
 .scroll { overflow-x: auto; margin: .6rem 0 1.2rem; }
+.hint { display: none; margin: -.9rem 0 1.2rem; color: var(--muted); font-size: .85rem; }
 .scroll:focus-visible, a:focus-visible { outline: 3px solid var(--blue); outline-offset: 2px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem 1rem .25rem 0; text-align: left; vertical-align: top; white-space: nowrap;
   border-bottom: 1px solid var(--grid); }
+.number { text-align: right; }
 .long { white-space: normal; min-width: 15rem; }
 th[scope=row] { font-weight: 400; color: var(--muted); }
 figure { margin: 0 0 1.5rem; }
@@ -406,6 +425,9 @@ pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--grid); whit
 @media (max-width: 40rem) {
   .decision div { grid-template-columns: 1fr; gap: 0; }
   h1 { font-size: 1.35rem; }
+  .hint { display: block; }
+  .scroll:has(+ .hint) { border-right: 1px dashed var(--muted); }
+  th[scope=row] { position: sticky; left: 0; max-width: 9rem; white-space: normal; background: var(--paper); }
 }
 @media print {
   body { font-size: 10pt; }
@@ -416,6 +438,6 @@ pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--grid); whit
   h2, h3, figcaption { break-after: avoid; }
   td, th { white-space: normal; }
   .long { min-width: 0; }
-  .skip { display: none; }
+  .skip, .hint { display: none; }
 }
 """

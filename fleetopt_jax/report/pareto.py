@@ -8,14 +8,28 @@ from typing import Any
 
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import AutoLocator, MaxNLocator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
-from fleetopt_jax.report.style import BLUE, MUTED, PURPLE, VERMILLION, log_values, new_figure, say, styled, ticks_at
+from fleetopt_jax.report.style import (
+    BLUE,
+    INK,
+    LESS,
+    MUTED,
+    PURPLE,
+    VERMILLION,
+    log_values,
+    new_figure,
+    plain,
+    plain_numbers,
+    say,
+    styled,
+    ticks_at,
+)
 from fleetopt_jax.report.tables import new_table
-from fleetopt_jax.report.words import QUANTITIES
+from fleetopt_jax.report.words import QUANTITIES, listed
 
 FRONT_COLOUR, KNEE_COLOUR, FLEETOPT_COLOUR = BLUE, VERMILLION, PURPLE
 LOG_FROM = 6.0  # an axis whose values spread over a larger factor is logarithmic
@@ -77,7 +91,7 @@ def _row(point: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) 
         *(_cell(name, point["objectives"][name]) for name in names),
         *(_cell(name, metrics[name]) for name in others),
         f"{metrics['n_gpus']:,}",
-        "-" if gain is None else f"{gain:.3f}x",
+        "-" if gain is None else f"{gain:.2f}x",
         *_pools(pools),
     ]
 
@@ -210,12 +224,14 @@ def draw_front(axes, document: Mapping[str, Any], *, colour: str = FRONT_COLOUR,
     if shade:
         shades = [point[shade] for point in points]
         norm = LogNorm() if max(shades) > LOG_FROM * min(shades) else None
-        dots = axes.scatter(xs, ys, c=shades, cmap="cividis", norm=norm, s=42, label=label, zorder=3)
+        edge = {"edgecolors": INK, "linewidths": 0.8}
+        dots = axes.scatter(xs, ys, c=shades, cmap="cividis", norm=norm, s=46, zorder=3, **edge)
+        axes.plot([], [], "o", color=MUTED, label=f"{label}, by {QUANTITIES[shade].title}")
         bar = axes.figure.colorbar(dots, ax=axes, label=_axis_label(shade, document))
         if norm:
-            ticks_at(bar.ax.yaxis, log_values(min(shades), max(shades)), "{:,.4g}".format)
+            ticks_at(bar.ax.yaxis, log_values(min(shades), max(shades)))
         else:
-            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+            plain_numbers(bar.ax.yaxis)
         bar.ax.grid(False)
     else:
         order = sorted(range(len(xs)), key=xs.__getitem__)
@@ -267,14 +283,10 @@ def _scale(axes, which: str, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_FROM:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        ticks_at(axis, log_values(low / 1.3, high * 1.3), _plain)
+        ticks_at(axis, log_values(low / 1.3, high * 1.3))
     else:
         axis.set_major_locator(AutoLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        plain_numbers(axis)
 
 
 def _wrapped(text: str) -> str:
@@ -284,7 +296,7 @@ def _wrapped(text: str) -> str:
 
 # --- along one input --------------------------------------------------------------------------------------------------
 
-AXIS_SHOWN: Mapping[str, str] = {
+AXIS_SHOWN: Mapping[str, str] = {  # what is swept
     "workload-rate": "requests per second",
     "ttft-p99-ms": "limit of the P99 TTFT [ms]",
     "itl-ms": "limit of the mean inter-token latency [ms]",
@@ -294,6 +306,17 @@ AXIS_SHOWN: Mapping[str, str] = {
     "max-num-seqs": "sequences an instance runs",
     "tp": "GPUs an instance",
     "pools": "most pools",
+}
+_AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
+    "workload-rate": "{} requests/s",
+    "ttft-p99-ms": "a P99 TTFT of {} ms",
+    "itl-ms": "a mean ITL of {} ms",
+    "pue": "a PUE of {}",
+    "usd-per-kwh": "{} USD/kWh",
+    "host-w-per-gpu": "{} W of host a GPU",
+    "max-num-seqs": "{} sequences an instance",
+    "tp": "{} GPUs an instance",
+    "pools": "at most {} pools",
 }
 _PANELS = {
     "tok_per_j": "output tokens\nper joule",
@@ -305,7 +328,7 @@ _PANELS = {
 def axis_table(document: Mapping[str, Any]) -> RenderableType:
     """The optimum at each value."""
     name = document["axis"]["name"]
-    table = new_table(name, "tok/J", "Power", "Cost", "P99 TTFT", *_FLEET_COLUMNS)
+    table = new_table(AXIS_SHOWN[name], "tok/J", "Power", "Cost", "P99 TTFT", *_FLEET_COLUMNS)
     for row in document["rows"]:
         plan = row["plan"]
         if plan["metrics"] is None:
@@ -319,7 +342,7 @@ def axis_table(document: Mapping[str, Any]) -> RenderableType:
             _value("usd_per_h", metrics["usd_per_h"]),
             _value("ttft_p99_s", metrics["ttft_p99_s"]),
             f"{metrics['n_gpus']:,}",
-            "-" if gain is None else f"{gain:.3f}x",
+            "-" if gain is None else f"{gain:.2f}x",
             *_pools(plan["pools"]),
         )
     note = "Gain: tokens per joule over the best one-pool fleet at the same value; -: no such fleet holds the limits."
@@ -331,15 +354,20 @@ def axis_takeaway(document: Mapping[str, Any]) -> str:
     name, where = document["axis"]["name"], document["workload"]["name"]
     held = [row for row in document["rows"] if row["plan"]["metrics"]]
     if not held:
-        return f"{where}: no fleet holds the limits at any {name}."
+        return f"{where}: no fleet holds the limits at any value of the {AXIS_SHOWN[name]}."
     first, last = held[0], held[-1]
+
+    def at(row: Mapping[str, Any]) -> str:
+        return _AXIS_AT[name].format(plain(row["value"]))
 
     def said(row: Mapping[str, Any]) -> str:
         gain = row["plan"]["metrics"]["gain_vs_homogeneous"]
         worth = "" if gain is None else f" ({gain:.2f}x one pool)"
-        return f"{row['plan']['metrics']['tok_per_j']:.3g} tok/J{worth} at {name} {row['value']:,g}"
+        return f"{row['plan']['metrics']['tok_per_j']:.3g} tok/J{worth} at {at(row)}"
 
-    return f"{where}: {said(first)}; {said(last)}." if last is not first else f"{where}: {said(first)}."
+    ends = f"{said(first)}; {said(last)}" if last is not first else said(first)
+    missing = [at(row) for row in document["rows"] if not row["plan"]["metrics"]]
+    return f"{where}: {ends}{f'; none at {listed(missing)}' if missing else ''}."
 
 
 def axis_csv(document: Mapping[str, Any]) -> str:
@@ -369,18 +397,23 @@ def axis_figure(document: Mapping[str, Any]) -> Figure:
         known = [(x, y) for x, y in known if y is not None and math.isfinite(y)]
         ys = [y for _, y in known]
         if known:
-            axes.plot([x for x, _ in known], ys, "o-", color=FRONT_COLOUR)
+            axes.plot([x for x, _ in known], ys, "o-", color=FRONT_COLOUR, clip_on=False)
             _scale(axes, "y", ys)
         else:
             axes.text(0.5, 0.5, "no one-pool fleet holds the limits", transform=axes.transAxes, ha="center")
         if name == "gain_vs_homogeneous":
             axes.axhline(1.0, color=MUTED, linewidth=1.0)
             if known:  # no zooming in on nothing
-                axes.yaxis.set_major_locator(MaxNLocator(5))
                 axes.set_ylim(min(0.95, *ys) - 0.02, max(1.05, *ys) + 0.02)
+                axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_ylabel(label)
+        for row in document["rows"]:
+            if row not in held:
+                axes.axvline(row["value"], color=LESS, linestyle=":", label="no fleet holds the limits")
+    if len(held) < len(document["rows"]):
+        panels[0].legend(handles=[panels[0].lines[-1]])
     if held:
-        _scale(panels[-1], "x", [row["value"] for row in held])
+        _scale(panels[-1], "x", [row["value"] for row in document["rows"]])
     panels[-1].set_xlabel(AXIS_SHOWN[document["axis"]["name"]])
     say(figure, _wrapped(axis_takeaway(document)))
     return figure

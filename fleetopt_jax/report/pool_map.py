@@ -1,6 +1,7 @@
 """Which requests go to which pool, and what each pool takes of the fleet."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fleetopt_jax.report.style import (
     POOL_HATCHES,
     log_values,
     new_figure,
+    plain_numbers,
     say,
     styled,
     ticks_at,
@@ -43,8 +45,10 @@ def pool_map_figure(plan: Mapping[str, Any], total_tokens: ArrayLike, weight: Ar
     _map(panels["map"], pools, edges, total, share)
     rows = _label_edges(panels["map"], pools, edges)
     figure.set_figheight(figure.get_figheight() + 0.27 * (rows - 1))
-    for name, title, parts, texts in _shares(plan):
-        _bars(panels[name], title, parts, texts, label_pools=name == "requests")
+    shares = _shares(plan)
+    reach = max(part for _, _, parts, _ in shares for part in parts)
+    for name, title, parts, texts in shares:
+        _bars(panels[name], title, parts, texts, reach, label_pools=name == "requests")
     say(figure, map_takeaway(plan))
     return figure
 
@@ -67,9 +71,7 @@ def _map(
     low, high = min(total.min(), edges[0]), max(total.max(), edges[-1])
     spread = max((high / low) ** 0.02, 1.05)
     low, high = low / spread, high * spread
-    width = np.log(high / low) / N_BINS
-    first = edges[0] * (1 + 1e-9)  # an end of a bin, so that the first two pools share none
-    bins = first * np.exp(width * np.arange(np.floor(np.log(low / first) / width), np.log(high / first) / width + 1))
+    bins = _bins(low, edges, high)
     of_pool = np.minimum(np.searchsorted(edges, total, side="left"), len(pools) - 1)
     base = np.zeros(len(bins) - 1)
     for k in range(len(pools)):
@@ -80,11 +82,23 @@ def _map(
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     axes.set_ylim(0, 1.12 * base.max())
-    ticks_at(axes.xaxis, log_values(low, high), "{:,.0f}".format)
+    ticks_at(axes.xaxis, log_values(low, high))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    shaded = "; shaded: prompts are shrunk to the window" if any(pool["gamma"] > 1 for pool in pools) else ""
+    shaded = "\nshaded: prompts are shrunk to the window" if any(pool["gamma"] > 1 for pool in pools) else ""
     axes.set_xlabel(f"total length of a request, prompt and output [tokens]{shaded}")
+    plain_numbers(axes.yaxis)
     axes.set_ylabel("requests [%]")
+
+
+def _bins(low: float, edges: Sequence[float], high: float) -> np.ndarray:
+    """Ends of bins alike in log-length, but that one ends at every threshold: no bin is of two pools."""
+    width = np.log(high / low) / N_BINS
+    stops = np.array([low, *(edge * (1 + 1e-9) for edge in edges), high])  # a request at a threshold is below it
+    spans = [
+        np.geomspace(start, stop, max(1, round(np.log(stop / start) / width)), endpoint=False)
+        for start, stop in pairwise(stops)
+    ]
+    return np.concatenate([*spans, [high]])
 
 
 def _label_edges(axes, pools: Sequence[Mapping[str, Any]], edges: Sequence[float]) -> int:
@@ -111,32 +125,33 @@ def _label_edges(axes, pools: Sequence[Mapping[str, Any]], edges: Sequence[float
 def _shares(plan: Mapping[str, Any]) -> list[tuple[str, str, list[float], list[str]]]:
     """(panel, title, shares, labels) of what the pools share."""
     pools, metrics = plan["pools"], plan["metrics"]
-    scope = ", one GPU an instance" if plan["power_scope"] == "one_gpu_per_instance" else ""
+    scope = "\n(one GPU of each instance)" if plan["power_scope"] == "one_gpu_per_instance" else ""
     return [
         ("requests", "Share of requests", [pool["traffic_frac"] for pool in pools], [""] * len(pools)),
         (
             "gpus",
-            f"of {metrics['n_gpus']:,} GPUs",
+            f"Share of {metrics['n_gpus']:,} GPUs",
             [pool["n_gpus"] / metrics["n_gpus"] for pool in pools],
             [f"{pool['n_gpus']:,} {pool['gpu'].upper()}" for pool in pools],
         ),
         (
             "power",
-            f"of {_kw(metrics['power_w'])}{scope}",
+            f"Share of {_kw(metrics['power_w'])}{scope}",
             [pool["power_w"] / metrics["power_w"] for pool in pools],
             [_kw(pool["power_w"]) for pool in pools],
         ),
     ]
 
 
-def _bars(axes, title: str, shares: Sequence[float], texts: Sequence[str], *, label_pools: bool) -> None:
+def _bars(axes, title: str, shares: Sequence[float], texts: Sequence[str], reach: float, *, label_pools: bool) -> None:
+    """Shares on a scale up to `reach`, the same in every panel, with room for their labels."""
     for k, (part, text) in enumerate(zip(shares, texts)):
         look = {"color": POOL_COLOURS[k % 6], "hatch": POOL_HATCHES[k % 6], "edgecolor": PAPER}
         axes.barh(k, part, height=0.72, linewidth=0, **look)
         said = f"{_percent(part)}{f', {text}' if text else ''}"
         axes.annotate(said, (part, k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10.5)
     axes.set_title(title)
-    axes.set_xlim(0, 2.1 * max(shares))
+    axes.set_xlim(0, 2.1 * reach)
     axes.set_ylim(len(shares) - 0.45, -0.55)
     axes.set_yticks(
         range(len(shares)), [f"pool {k + 1}" for k in range(len(shares))] if label_pools else [""] * len(shares)
@@ -153,6 +168,7 @@ def _kw(power_w: float) -> str:
 
 
 def _percent(share: float) -> str:
+    share = round(share, 9)  # sums of shares are off by their rounding
     if 0.995 <= share < 1.0:
         return f"{share:.1%}" if share < 0.9995 else "almost all"
     return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}" if share >= 0.00095 else f"{share:.2%}"

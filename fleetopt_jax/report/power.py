@@ -16,7 +16,7 @@ from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import for_each_lane
+from fleetopt_jax.fleet.evaluate import for_each_lane, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.stage import StageLoad, setting_of, stage_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
@@ -29,24 +29,30 @@ from fleetopt_jax.report.style import (
     POOL_MARKERS,
     batch_ticks,
     new_figure,
+    plain_numbers,
     printable,
     say,
     styled,
 )
+from fleetopt_jax.report.words import in_flight
 from fleetopt_jax.workload.atoms import Workload
 
-N_POINTS = 48
+N_POINTS = 96
+LEAST_IN_FLIGHT = 1.0  # sequences an instance: curves begin there, or where a pool with fewer runs
+NEARLY_FULL = 0.002  # more instances than the fewest that keep up, where curves end
 Curve = Mapping[str, Any]  # an engine document's "points", or a pool's
 MOST_FILLED = 2  # curves whose errors can be told apart
 
 
 def pool_curves(plan: Plan) -> list[Curve]:
-    """What an instance of each pool would do at any batch, serving the requests the pool gets: `points` and errors.
+    """What an instance of each pool would do if the pool had more or fewer instances: `points` and errors.
 
-    A decode step of n sequences, then the prefill that their tokens call for; power is the mean over both. The pool
-    runs at one point of it, up to the prefill it shares with others, which the curve leaves out.
+    From a load near the most it can take down to less than one sequence in flight, where a GPU idles between two. The
+    pool itself is one point of its curve.
     """
-    loads, points = _curves(plan.fleet, plan.problem.workload, plan.problem.assumptions)
+    loads, points, shown = _curves(
+        plan.fleet, plan.metrics.pools.n_active, plan.problem.workload, plan.problem.assumptions
+    )
     names = ("batch", "power_w_per_gpu", "tok_per_j")
     entries = [engine_entry(spec) for spec in plan.specs]
     return [
@@ -54,34 +60,39 @@ def pool_curves(plan: Plan) -> list[Curve]:
             "context_tokens": float(loads.context_tokens[k]),
             "step_error": entry.step_error,
             "power_error": entry.power_error,
-            "points": [dict(zip(names, point)) for point in np.stack([values[k] for values in points], 1).tolist()],
+            "points": [
+                dict(zip(names, point))
+                for point in np.stack([np.asarray(values[k])[np.asarray(shown[k])] for values in points], 1).tolist()
+            ],
         }
         for k, entry in enumerate(entries)
     ]
 
 
 @partial(jax.jit, static_argnames="assumptions")
-def _curves(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> tuple[StageLoad, tuple[Array, Array, Array]]:
-    """Each pool's load, and (batch, power of one GPU [W], tokens per joule), [K, N_POINTS]."""
+def _curves(
+    fleet: Fleet, n_active: Array, workload: Workload, assumptions: Assumptions
+) -> tuple[StageLoad, tuple[Array, ...], Array]:
+    """Each pool's load, (batch, power of one GPU [W], tokens per joule) of ever fewer instances, and which of them are
+    shown, [K, N_POINTS]."""
     setting = setting_of(workload, fleet.surroundings, assumptions)
 
-    def curve(engine: Engine, traffic: PoolTraffic, window_tokens: Array):
+    def curve(engine: Engine, traffic: PoolTraffic, window_tokens: Array, n_instances: Array, runs: Array):
         load = stage_load(engine, traffic, window_tokens, setting)
-        batch = jnp.geomspace(1.0, jnp.maximum(load.n_max, 2.0), N_POINTS)
-        gpu_w, tok_per_s = jax.vmap(partial(_at, engine, load))(batch)
-        instance_w = assumptions.power_scope.pool_w(engine, fleet.surroundings.site, 1.0, gpu_w, 0.0)
-        return load, (batch, gpu_w, tok_per_s / instance_w)
+        fewest = safe_div(load.rate_per_s * load.service_s, load.n_max)  # all slots of all instances full
+        least = jnp.minimum(runs, LEAST_IN_FLIGHT)
+        most = 1.5 * n_instances * runs / least  # or more than enough: steps are shorter then
+        beyond = jnp.geomspace(jnp.maximum(most / fewest, 2.0) - 1.0, NEARLY_FULL, N_POINTS)  # of the fewest
+
+        def at(n: Array) -> tuple[Array, Array, Array, Array]:
+            of = pool_metrics(engine, traffic, window_tokens, n, setting)
+            return of.n_active, of.gpu_power_w, of.tok_per_j, of.stable & (of.n_active >= 0.7 * least)
+
+        *values, shown = jax.vmap(at)(fewest * (1.0 + beyond))
+        return load, tuple(values), shown
 
     traffic = route(fleet, workload, assumptions)
-    return for_each_lane(curve, fleet.engines, traffic, fleet.window_tokens)
-
-
-def _at(engine: Engine, load: StageLoad, n: Array) -> tuple[Array, Array]:
-    """(power of one GPU [W], output tokens per second) of an instance that decodes `n` sequences."""
-    prefill_s = n * safe_div(load.prefill_s, load.steps)
-    round_s = engine.decode.step_s(n, load.context_tokens) + prefill_s
-    decode_w = engine.power.gpu_w(n, load.context_tokens)
-    return decode_w + prefill_s / round_s * (engine.prefill.gpu_w - decode_w), n / round_s
+    return for_each_lane(curve, fleet.engines, traffic, fleet.window_tokens, fleet.n_instances, n_active)
 
 
 @styled
@@ -96,7 +107,8 @@ def power_figure(plan: Mapping[str, Any], curves: Sequence[Curve], measured: Mea
         label = f"pool {k + 1}: {pool['tp']} {pool['gpu'].upper()}, {curve['context_tokens']:,.0f} tokens in context"
         for axes, name in ((left, "gpu_power_w"), (right, "tok_per_j")):
             look = {"color": colour, "linestyle": POOL_LINES[k % 6], "markeredgecolor": INK, "markersize": 11}
-            axes.plot([pool["n_active"]], [pool[name]], marker, **look, label=printable(label), zorder=4)
+            at = [pool["n_active"]], [pool[name]]
+            axes.plot(*at, marker, **look, label=printable(label), zorder=4, clip_on=False)
     _measured(left, right, measured, plan["pools"][0]["tp"])
     _finish(figure, left, right, [point["batch"] for curve in curves for point in curve["points"]])
     say(figure, power_takeaway(plan))
@@ -108,22 +120,26 @@ def power_takeaway(plan: Mapping[str, Any]) -> str:
     pools = plan["pools"]
     if len(pools) == 1:
         return (
-            f"The pool runs {pools[0]['n_active']:,.0f} sequences an instance, "
-            f"at {pools[0]['tok_per_j']:.2f} tokens per joule"
+            f"The pool runs {in_flight(pools[0]['n_active'])} sequences an instance, "
+            f"at {pools[0]['tok_per_j']:#.3g} tokens per joule"
         )
-    batches, tok_per_j = ([pool[name] for pool in pools] for name in ("n_active", "tok_per_j"))
+    batches, tok_per_j = (sorted(pool[name] for pool in pools) for name in ("n_active", "tok_per_j"))
     return (
-        f"The pools run {min(batches):,.0f} to {max(batches):,.0f} sequences an instance, "
-        f"at {min(tok_per_j):.2f} to {max(tok_per_j):.2f} tokens per joule"
+        f"The pools run {in_flight(batches[0])} to {in_flight(batches[-1])} sequences an instance, "
+        f"at {tok_per_j[0]:#.3g} to {tok_per_j[-1]:#.3g} tokens per joule"
     )
 
 
 @styled
 def engine_figure(
-    document: Mapping[str, Any], between: Sequence[Mapping[str, Any]] = (), measured: Measurements | None = None
+    document: Mapping[str, Any],
+    between: Sequence[Mapping[str, Any]] = (),
+    steps: Sequence[Mapping[str, Any]] = (),
+    measured: Measurements | None = None,
 ) -> Figure:
     """The same of one engine: the points of the document of `fleetopt engine`, measured points, and a line through
-    points `between` them of the same kind (where there are none, straight from one to the next)."""
+    points `between` them of the same kind (where there are none, straight from one to the next); `steps` are the
+    engine's points without prefill, in the context that was measured."""
     figure = new_figure(10.4, 5.0)
     left, right = figure.subplots(1, 2)
     points = sorted(document["points"], key=lambda point: point["batch"])
@@ -136,20 +152,23 @@ def engine_figure(
     _curve(left, right, curve, BLUE, "-", filled=True, label=label)
     for axes, name in ((left, "power_w_per_gpu"), (right, "tok_per_j")):
         asked = [point["batch"] for point in points], [point[name] for point in points]
-        axes.plot(*asked, "o", color=BLUE, label="at the batches asked for")
+        axes.plot(*asked, "o", color=BLUE, label="at the batches asked for", clip_on=False)
+    if steps:
+        alone = f"its decode steps alone, {steps[0]['context_tokens']:,.0f} tokens in context"
+        _curve(left, right, {"points": steps, "step_error": None, "power_error": None}, BLUE, "--", label=alone)
     _measured(left, right, measured, document["tp"])
     batches = [point["batch"] for point in curve["points"]]
     _finish(figure, left, right, [*batches, *(measured.batch if measured else [])])
     last = points[-1]
     say(
         figure,
-        f"{document['llm']} on {document['tp']} {document['gpu'].upper()}: {last['tok_per_j']:.3g} tokens per joule at "
-        f"a batch of {last['batch']:,g}, {last['power_w_per_gpu']:,.0f} W a GPU",
+        f"{document['llm']} on {document['tp']} {document['gpu'].upper()}: {last['tok_per_j']:.3f} tokens per joule "
+        f"with {in_flight(last['batch'])} sequences in flight, {last['power_w_per_gpu']:,.0f} W a GPU",
     )
     return figure
 
 
-def _curve(left, right, curve: Curve, colour: str, line, *, filled: bool, label: str | None = None) -> None:
+def _curve(left, right, curve: Curve, colour: str, line, *, filled: bool = False, label: str | None = None) -> None:
     batch, power_w, tok_per_j = (
         np.array([point[name] for point in curve["points"]]) for name in ("batch", "power_w_per_gpu", "tok_per_j")
     )
@@ -172,6 +191,7 @@ def _measured(left, right, measured: Measurements | None, tp: int) -> None:
         "markerfacecolor": PAPER,
         "linestyle": "none",
         "zorder": 5,
+        "clip_on": False,
         "label": f"measured decode steps{context}",
     }
     left.plot(measured.batch, power_w, "h", **look)
@@ -180,6 +200,7 @@ def _measured(left, right, measured: Measurements | None, tp: int) -> None:
 
 def _finish(figure: Figure, left, right, batches: Sequence[float]) -> None:
     for axes in (left, right):
+        plain_numbers(axes.yaxis)
         batch_ticks(axes, min(batches), max(batches))
         axes.set_xlabel("sequences in flight an instance")
         axes.set_ylim(bottom=0)

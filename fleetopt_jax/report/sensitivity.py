@@ -1,6 +1,5 @@
 """What a plan rests on: elasticities ranked, intervals, prices of the limits; and the tornado."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +7,12 @@ from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, say, styled
+from fleetopt_jax.report.decision import number
+from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, plain_numbers, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import QUANTITIES, UNBOUNDED, goal_of, limit_quantity, percent, sentence
+from fleetopt_jax.report.words import QUANTITIES, Quantity, goal_of, limit_quantity, percent, sentence, signed
 
-INPUTS = {  # the last part of a path: in the field's words
+INPUTS = {  # the end of a path: in the field's words
     "n_instances": "instances",
     "window_tokens": "window",
     "gamma": "gamma",
@@ -23,18 +23,44 @@ INPUTS = {  # the last part of a path: in the field's words
     "prompt_scale": "length of all prompts",
     "output_scale": "length of all outputs",
     "base_s": "step at batch 0",
+    "expert_s": "step for the weights of all experts",
+    "expert_share": "share of the experts a token takes",
     "per_seq_s": "step per sequence",
     "per_token_s": "time per token",
     "per_token2_s": "attention time per token squared",
-    "n_blocks": "KV blocks",
+    "windowed_token_s": "time per token in the sliding window",
+    "decode.window_tokens": "sliding window",
+    "step.window_tokens": "sliding window",
+    "ideal_bytes.base_s": "bytes at batch 0",
+    "ideal_bytes.expert_s": "bytes of all experts",
+    "ideal_bytes.expert_share": "share of the experts whose bytes a token takes",
+    "ideal_bytes.per_seq_s": "bytes per sequence",
+    "ideal_bytes.per_token_s": "bytes per token",
+    "ideal_bytes.windowed_token_s": "bytes per token in the sliding window",
+    "ideal_bytes.window_tokens": "sliding window of the bytes",
+    "ideal_flops.base_s": "FLOPs at batch 0",
+    "ideal_flops.expert_s": "FLOPs of all experts",
+    "ideal_flops.expert_share": "share of the experts whose FLOPs a token takes",
+    "ideal_flops.per_seq_s": "FLOPs per sequence",
+    "ideal_flops.per_token_s": "FLOPs per token",
+    "ideal_flops.windowed_token_s": "FLOPs per token in the sliding window",
+    "ideal_flops.window_tokens": "sliding window of the FLOPs",
+    "n_blocks": "blocks",
     "max_num_seqs": "max_num_seqs",
-    "slot_tokens": "slot tokens",
+    "slot_tokens": "tokens a slot reserves",
+    "fixed_tokens": "tokens a sequence holds whatever its length",
+    "chunk_tokens": "chunk",
+    "calibration_tokens": "length of its calibration",
+    "budget_tokens": "tokens an iteration takes",
     "idle_w": "idle power",
     "nominal_w": "nominal power",
+    "steepness": "steepness",
+    "log2_half_batch": "midpoint (log2 of the batch)",
     "floor_w": "floor of the power",
     "memory_w": "power at the full bandwidth",
     "sqrt_flop_w": "power at the full FLOP/s",
     "cap_w": "power cap",
+    "factor": "factor",
     "gpu_w": "power while prefilling",
     "usd_per_gpu_h": "price of a GPU hour",
     "host_w_per_gpu": "host power a GPU",
@@ -51,20 +77,19 @@ _PLUS = {  # what more of a metric is
     "ttft_p99_s": "slower",
     "itl_s": "slower",
 }
-_PARTS = {
-    "decode": "decode",
-    "prefill": "prefill",
-    "kv": "KV cache",
-    "power": "power law",
-    "step": "its step",
-    "ideal_bytes": "its bytes",
-    "ideal_flops": "its FLOPs",
-}
+_PARTS = {"decode": "decode", "prefill": "prefill", "kv": "KV cache", "power": "power law"}
+NOTHING = 0.005  # of an elasticity: it would be shown as 0.00
+_METRICS = {"usd": "usd_per_h", "power": "power_w"}  # of an objective, where it is not tokens per joule
+
+
+def metric_of(objective: object) -> str:
+    """The metric to rank inputs for, where none is asked for: what a plan was chosen by, as far as it is a metric."""
+    return _METRICS.get(objective, "tok_per_j") if isinstance(objective, str) else "tok_per_j"
 
 
 def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
     """The metric shown, input by input; then every metric, give or take; then what limits and thresholds are worth."""
-    name, top = document["shown"]["metric"], document["shown"]["top"]
+    name = document["shown"]["metric"]
     title = QUANTITIES[name].title
     ranked = document["elasticities"][name]
     parts: list[RenderableType] = []
@@ -73,20 +98,20 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
     parts.append(Text(f"{about}: {_takeaway(document)}", style="bold"))
     if ranked:
         of = f"What moves {title} [{QUANTITIES[name].unit}]: % more of it for 1 % more of an input (+ is {_PLUS[name]})"
-        table = new_table("Input", "Quantity", "Value", "% per %", title=of)
-        for e in ranked[:top]:
-            table.add_row(e["input"], input_label(e["input"]), f"{e['value']:.4g}", f"{e['elasticity']:+.3f}")
+        table = new_table("Input", "Value in SI units", "% per %", title=of)
+        for e in _largest(document):
+            table.add_row(input_label(e["input"]), f"{e['value']:.4g}", f"{e['elasticity']:+.3f}")
         parts.append(table)
     else:
         parts.append(f"No elasticity: {title} is 0 or infinite here.")
     parts += [_intervals(document["intervals"]), _prices(document)]
     if document["thresholds"]:
-        parts.append(_thresholds(document["thresholds"]))
-    quiet = len(ranked) - top
+        parts.append(_thresholds(document))
+    quiet = len(ranked) - len(_largest(document))
     notes = [
         *([f"{quiet} more inputs move it less (--top)."] if quiet > 0 else []),
         f"{len(document['skipped'])} inputs at 0 or infinity have no elasticity. The fleet is as it is: nothing is "
-        "sized anew. Values in SI units.",
+        "sized anew. --json has every input by its path.",
         "Instances and slots are taken as real numbers; windows, gamma and lengths move traffic as a router of "
         "log-width 0.05 would.",
         "Intervals: errors of the engines' step, power and prefill alone; sampled and linear part near a limit.",
@@ -95,29 +120,32 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def _largest(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The elasticities to show: the first, without those that would be shown as 0.00."""
+    ranked = document["elasticities"][document["shown"]["metric"]][: document["shown"]["top"]]
+    return [e for e in ranked if abs(e["elasticity"]) >= NOTHING]
+
+
 def input_label(path: str) -> str:
     """'pools.0.engine.decode.base_s' -> 'pool 1: decode, step at batch 0'; 'surroundings.site.pue' -> 'PUE'."""
     keys = path.split(".")
-    where = f"pool {int(keys[1]) + 1}: " if keys[0] == "pools" else ""
-    parts = [_PARTS.get(key, "") for key in keys[3:-1]] if keys[0] == "pools" else []
-    words = " ".join(part for part in parts if part)
-    last = INPUTS.get(keys[-1], keys[-1].replace("_", " "))
-    return f"{where}{words + ', ' if words else ''}{last}"
+    of_pool = keys[0] == "pools"
+    where = f"pool {int(keys[1]) + 1}: " if of_pool else ""
+    parts = [_PARTS[key] for key in keys[3:-1] if key in _PARTS] if of_pool else []
+    last = INPUTS.get(".".join(keys[-2:])) or INPUTS.get(keys[-1], keys[-1].replace("_", " "))
+    return where + ", ".join([*dict.fromkeys(parts), last])
 
 
 def _takeaway(document: Mapping[str, Any]) -> str:
     name = document["shown"]["metric"]
     of, shown = document["intervals"]["metrics"][name], QUANTITIES[name]
-    value, low, high = (_number(x, shown.si) for x in (of["value"], *of["sampled"]))
+    value, low, high = (number(x, shown.si) for x in (of["value"], *of["sampled"]))
+    within = f"between {low} and {high} with {percent(document['intervals']['level'])} probability"
+    within = "whatever the engines' errors" if low == high == value else within
     return (
-        f"{sentence(shown.title)} {value} {shown.unit}, between {low} and {high} with "
-        f"{percent(document['intervals']['level'])} probability; all latency and load limits hold with "
-        f"{percent(document['intervals']['hold_probability'])}."
+        f"{sentence(shown.title)} {value} {shown.unit}, {within}; all latency and load limits hold with "
+        f"{percent(document['intervals']['hold_probability'])} probability."
     )
-
-
-def _number(value: float | None, size: float = 1.0) -> str:
-    return UNBOUNDED if value is None or not math.isfinite(value) else f"{value / size:,.4g}"
 
 
 def _intervals(intervals: Mapping[str, Any]) -> RenderableType:
@@ -125,8 +153,8 @@ def _intervals(intervals: Mapping[str, Any]) -> RenderableType:
     table = new_table("Metric", "Value", "Sampled", "Linear", "", title=title)
     for name, of in intervals["metrics"].items():
         shown = QUANTITIES[name]
-        ends = [" to ".join(_number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
-        table.add_row(shown.title, _number(of["value"], shown.si), *ends, shown.unit)
+        ends = [" to ".join(number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
+        table.add_row(shown.title, number(of["value"], shown.si), *ends, shown.unit)
     return table
 
 
@@ -152,7 +180,7 @@ def _prices(document: Mapping[str, Any]) -> RenderableType:
             limit.title,
             limit.amount(price["asked"]),
             "yes" if price["binds"] else "no",
-            f"{price['per_unit'] * limit.si / objective.si:+.3g} / {limit.unit}" if known else "not held",
+            one_more(price, objective),
             f"{price['elasticity']:+.3f}" if known else "-",
         ]
         if checked:
@@ -161,31 +189,42 @@ def _prices(document: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _thresholds(values: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = new_table(
-        "Window",
-        "As sized",
-        "Sized anew",
-        "Whole fleets sized anew",
-        title="Thresholds: tok/J in % per % of the window",
-    )
-    for value in values:
-        moves = ", ".join(
-            f"{move['window_tokens']:,.0f}: {'not held' if move['change'] is None else format(move['change'], '+.2%')}"
-            for move in value["moves"]
-        )
+def _thresholds(document: Mapping[str, Any]) -> RenderableType:
+    of_energy = document["objective"] == "tok_per_j"
+    as_sized = ["As sized"] if of_energy else []  # with the instances there are, only energy moves
+    title = f"Thresholds: {goal_of(document['objective']).quantity.title} in % per % of the window"
+    table = new_table("Window", *as_sized, "Sized anew", "Whole fleets sized anew", title=title)
+    for value in document["thresholds"]:
+        slopes = [value["as_sized"], value["resized"]] if of_energy else [value["resized"]]
         table.add_row(
-            f"{value['window_tokens']:,.0f} tokens", f"{value['as_sized']:+.3f}", f"{value['resized']:+.3f}", moves
+            f"{value['window_tokens']:,.0f} tokens", *(f"{slope:+.3f}" for slope in slopes), moves_said(value["moves"])
         )
     return table
+
+
+def one_more(price: Mapping[str, Any], objective: Quantity) -> str:
+    """What one more unit of a limit is worth, of a shadow price."""
+    if price["per_unit"] is None:
+        return "not held"
+    limit = limit_quantity(price["limit"])
+    worth = price["per_unit"] * limit.si / objective.si
+    return f"{signed(worth)} per {limit.unit}" if worth else "0"
+
+
+def moves_said(moves: Sequence[Mapping[str, Any]]) -> str:
+    """Other places of a threshold, and what they change."""
+    return ", ".join(
+        f"{move['window_tokens']:,.0f}: {'not held' if move['change'] is None else format(move['change'], '+.2%')}"
+        for move in moves
+    )
 
 
 @styled
 def tornado_figure(document: Mapping[str, Any]) -> Figure:
     """The largest elasticities of the metric shown, as bars either side of nought."""
-    name, top = document["shown"]["metric"], document["shown"]["top"]
+    name = document["shown"]["metric"]
     shown = QUANTITIES[name]
-    ranked = document["elasticities"][name][:top]
+    ranked = _largest(document)
     figure = new_figure(9.2, 1.9 + 0.38 * max(len(ranked), 3))
     axes = figure.subplots()
     for i, e in enumerate(ranked):
@@ -207,15 +246,21 @@ def tornado_figure(document: Mapping[str, Any]) -> Figure:
     axes.set_xlim(-reach, reach)
     axes.axvline(0.0, color=MUTED, linewidth=1.0)
     axes.set_xlabel(f"% more {shown.title} for 1 % more of the input")
-    of = document["intervals"]["metrics"][name]
-    value, low, high = (_number(x, shown.si) for x in (of["value"], *of["sampled"]))
-    first = f"{input_label(ranked[0]['input'])} moves {shown.title} most" if ranked else f"nothing moves {shown.title}"
-    takeaway = f"{document['plan']['workload']['name']}: {first};\n"
-    say(figure, f"{takeaway}{value} {shown.unit}, {low} to {high} with the engines' errors")
+    plain_numbers(axes.xaxis)
+    say(figure, _tornado_takeaway(document, ranked))
     grid_along(axes, "x")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _tornado_takeaway(document: Mapping[str, Any], ranked: Sequence[Mapping[str, Any]]) -> str:
+    name = document["shown"]["metric"]
+    of, shown = document["intervals"]["metrics"][name], QUANTITIES[name]
+    value, low, high = (number(x, shown.si) for x in (of["value"], *of["sampled"]))
+    first = f"{input_label(ranked[0]['input'])} moves {shown.title} most" if ranked else f"nothing moves {shown.title}"
+    within = "whatever" if low == high == value else f"{low} to {high} with"
+    return f"{document['plan']['workload']['name']}, {first};\n{value} {shown.unit}, {within} the engines' errors"
 
 
 def robust_table(found: Mapping[str, Any]) -> RenderableType:

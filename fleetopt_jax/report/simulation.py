@@ -1,6 +1,6 @@
-"""Analytic beside simulated: the table and the figure of a simulation document."""
+"""The laws beside a simulation: the table and the figure of a simulation document."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,7 +10,18 @@ from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.documents.simulation import TOLERANCE, TOLERANCE_ELSE
-from fleetopt_jax.report.style import GREEN, INK, MUTED, POOL_COLOURS, POOL_MARKERS, grid_along, new_figure, say, styled
+from fleetopt_jax.report.style import (
+    GREEN,
+    INK,
+    MUTED,
+    POOL_COLOURS,
+    POOL_MARKERS,
+    grid_along,
+    new_figure,
+    plain_numbers,
+    say,
+    styled,
+)
 from fleetopt_jax.report.tables import new_table, plan_table
 from fleetopt_jax.report.words import UNBOUNDED
 
@@ -92,13 +103,16 @@ def _row(name: str, each: Mapping[str, Any]) -> list[str]:
     ]
 
 
-RATIO_LIMITS = (0.5, 1.6)  # of the axis; what lies beyond is marked at its end
+RATIO_LIMITS = (0.5, 1.6)  # of the axis; what lies beyond has an arrow at its end, and its number
+NEAR_LIMITS = (0.84, 1.21)  # that it reaches at least
+Part = tuple[str, str, str, Mapping[str, Any]]  # title, colour, marker and metrics of the fleet, or of a pool
 
 
 @styled
 def agreement_figure(document: Mapping[str, Any]) -> Figure:
-    """Simulated over analytic of every metric, the fleet's and its pools', with 95 % intervals and the tolerance."""
-    parts = [("fleet", INK, "o", document["metrics"])]
+    """Simulated over the laws' figure of every metric, the fleet's and its pools', with 95 % intervals and the
+    tolerance."""
+    parts: list[Part] = [("fleet", INK, "o", document["metrics"])]
     if len(document["pools"]) > 1:
         parts += [
             (f"pool {k + 1}", POOL_COLOURS[k % 6], POOL_MARKERS[k % 6], pool["metrics"])
@@ -112,20 +126,26 @@ def agreement_figure(document: Mapping[str, Any]) -> Figure:
         low, high = 1 / (1 + tolerance), 1 / (1 - tolerance)
         label = "tolerance" if row == 0 else None
         axes.barh(row, high - low, left=low, height=0.92, color=GREEN, alpha=0.22, linewidth=0, label=label)
-    beyond = [_points(axes, names, i, parts) for i in range(len(parts))]
+    reach = [x for *_, metrics in parts for name in names for x in (_ratio(metrics.get(name)), *_ends(metrics, name))]
+    known = [x for x in reach if x is not None]
+    limits = max(min([*known, NEAR_LIMITS[0]]), RATIO_LIMITS[0]), min(max([*known, NEAR_LIMITS[1]]), RATIO_LIMITS[1])
+    axes.set_xlim(*limits)
+    for i in range(len(parts)):
+        _points(axes, names, i, parts)
     axes.axvline(1.0, color=MUTED, linewidth=1.0, zorder=0.9)
-    reach = [ratio for ratios in beyond for ratio in ratios]
-    low, high = max(min([0.87, *reach]) - 0.03, RATIO_LIMITS[0]), min(max([1.18, *reach]) + 0.03, RATIO_LIMITS[1])
-    axes.set_xlim(low, high)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.set_yticks(range(len(names)), [SHOWN[name][0].split(",")[0] for name in names])
-    axes.set_xlabel("simulated over analytic, 95 % interval")
+    axes.set_xlabel("simulated over the laws' figure, 95 % interval")
+    plain_numbers(axes.xaxis)
     grid_along(axes, "x")
     axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower left", ncols=4)
+    axes.tick_params(axis="y", length=0, pad=BESIDE if min([*known, 1.0]) < limits[0] else 4)
+    figure.legend(loc="outside lower left", ncols=5)
     say(figure, f"{document['workload']['name']}: {agreement_takeaway(document)}")
     return figure
+
+
+BESIDE = 34  # points that a number beside the axis takes
 
 
 def agreement_takeaway(document: Mapping[str, Any]) -> str:
@@ -137,34 +157,48 @@ def agreement_takeaway(document: Mapping[str, Any]) -> str:
 
 
 def _ratio(each: Mapping[str, Any] | None) -> float | None:
-    """Simulated over analytic; None where one of them says nothing."""
+    """Simulated over the laws' figure; None where one of them says nothing."""
     if each is None or each["agrees"] is None or each["analytic"] in (None, 0) or each["simulated"] is None:
         return None
     return each["simulated"] / each["analytic"]
 
 
-def _points(axes, names: list[str], i: int, parts: list[tuple[str, str, str, dict[str, Any]]]) -> list[float]:
-    """The ratios of one part with their intervals; returns what the axis should reach."""
+def _ends(metrics: Mapping[str, Any], name: str) -> list[float]:
+    """The interval of a ratio, where it has one."""
+    each = metrics.get(name)
+    if _ratio(each) is None or each is None or None in each["ci95"]:
+        return []
+    return [end / each["analytic"] for end in each["ci95"]]
+
+
+def _points(axes, names: list[str], i: int, parts: Sequence[Part]) -> None:
+    """The ratios of one part with their intervals, within the axis."""
     title, colour, marker, metrics = parts[i]
-    reach: list[float] = []
+    low, high = axes.get_xlim()
     label: str | None = title
     for row, name in enumerate(names):
         ratio = _ratio(metrics.get(name))
         if ratio is None:
             continue
         at = row + (i - (len(parts) - 1) / 2) * 0.8 / len(parts)
-        ends = [end / metrics[name]["analytic"] for end in metrics[name]["ci95"] if end is not None]
-        seen = min(max(ratio, RATIO_LIMITS[0]), RATIO_LIMITS[1])
-        if len(ends) == 2:
-            axes.plot(ends, [at, at], "-", color=colour, linewidth=1.6)
+        ends = _ends(metrics, name)
+        if ends and ends[0] < high and ends[1] > low:
+            axes.plot([max(ends[0], low), min(ends[1], high)], [at, at], "-", color=colour, linewidth=1.6)
         look = {"color": colour, "markeredgecolor": INK, "markeredgewidth": 0.8, "linestyle": "none"}
-        if seen == ratio:
-            axes.plot([ratio], [at], marker, label=label, **look)
+        if low <= ratio <= high:
+            axes.plot([ratio], [at], marker, label=label, clip_on=False, **look)
+            for end in ends:
+                if not low <= end <= high:
+                    _beyond(axes, end, at, f"{end:.2g}", {"color": colour, "markersize": 5, "linestyle": "none"})
         else:
-            axes.plot([seen], [at], "<" if ratio < seen else ">", label=label, clip_on=False, **look)
-            side = 1 if ratio < seen else -1
-            look = {"ha": "left" if side == 1 else "right", "va": "center", "fontsize": 10}
-            axes.annotate(f"{ratio:.2g}", (seen, at), xytext=(9 * side, 0), textcoords="offset points", **look)
-        reach += [seen, *(min(max(end, 0.7 * seen), 1.3 * seen) for end in ends)]
+            _beyond(axes, ratio, at, f"{ratio:.2g}", look | {"label": label})
         label = None
-    return reach
+
+
+def _beyond(axes, value: float, at: float, said: str, look: Mapping[str, Any]) -> None:
+    """An arrow at the end of the axis that a value lies beyond, and its number beside the axis."""
+    low, high = axes.get_xlim()
+    side, end, arrow = (-1, low, "<") if value < low else (1, high, ">")
+    axes.plot([end], [at], arrow, clip_on=False, **look)
+    around = {"ha": "right" if side < 0 else "left", "va": "center", "fontsize": 8.5, "annotation_clip": False}
+    axes.annotate(said, (end, at), xytext=(6 * side, 0), textcoords="offset points", **around)

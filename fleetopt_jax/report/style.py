@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.unicode_minus": False,  # as in texts
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "hatch.linewidth": 0.8,
@@ -78,7 +79,18 @@ def grid_along(axes, which: str) -> None:
     axes.grid(False, axis="y" if which == "x" else "x")
 
 
-def ticks_at(axis, values: Sequence[float], label: Callable[[float], str] = "{:g}".format) -> None:
+def plain(value: float) -> str:
+    """A number in full, whatever its size: '0.05', '20,000'; no power of ten."""
+    digits = 4 if abs(value) >= 1 else 6 if abs(value) >= 1e-3 else 12
+    return f"{round(value, digits) + 0.0:,.{digits}f}".rstrip("0").rstrip(".")  # and no -0
+
+
+def plain_numbers(axis) -> None:
+    """Ticks where matplotlib puts them, as plain numbers."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def ticks_at(axis, values: Sequence[float], label: Callable[[float], str] = plain) -> None:
     """Ticks at these values and no others, as plain numbers."""
     axis.set_major_locator(FixedLocator(list(values)))
     axis.set_minor_locator(NullLocator())
@@ -99,7 +111,7 @@ def log_values(low: float, high: float) -> list[float]:
 
 
 def batch_ticks(axes, low: float, high: float) -> None:
-    """A logarithmic axis of sequences in flight, in powers of two."""
+    """A logarithmic axis of sequences in flight, in powers of two: of less than one, where an instance idles."""
     axes.set_xscale("log", base=2)
-    powers = [2.0**power for power in range(21) if low / 1.1 <= 2.0**power <= high * 1.1]
-    ticks_at(axes.xaxis, powers[:: 1 + len(powers) // 8], "{:,.0f}".format)
+    powers = [2.0**power for power in range(-20, 21) if low / 1.1 <= 2.0**power <= high * 1.1]
+    ticks_at(axes.xaxis, powers[:: 1 + len(powers) // 8])

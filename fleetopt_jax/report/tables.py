@@ -18,6 +18,7 @@ from fleetopt_jax.report.words import (
     choices_said,
     edge,
     factor,
+    in_flight,
     ms,
     or_dash,
     percent,
@@ -123,7 +124,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     table.add_row("load", *(percent(pool["utilization"]) for pool in pools))
     if plan["assumptions"]["prefill"] != "free_chunks":
         table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
-    table.add_row("in flight per instance", *(f"{pool['n_active']:,.0f}" for pool in pools))
+    table.add_row("in flight per instance", *(in_flight(pool["n_active"]) for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
     table.add_row("tokens per joule", *(f"{pool['tok_per_j']:#.3g}" for pool in pools))
     table.add_row("P99 TTFT", *(ms(pool["ttft_p99_s"]) for pool in pools))

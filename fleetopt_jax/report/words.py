@@ -1,5 +1,6 @@
 """How quantities, limits, objectives and choices are said, wherever a plan is shown: one table of each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -250,6 +251,21 @@ def margin(value: float | None, limit: float | None) -> str:
     if abs(value / limit - 1.0) < AT_LIMIT:
         return "at the limit"
     return f"{percent(abs(value / limit - 1.0), 1)} {'under' if value < limit else 'over'} the limit"
+
+
+def in_flight(n: float) -> str:
+    """Sequences in flight, a mean: '277', '1.4', '0.03'."""
+    if n >= 9.95 or n == round(n):
+        return f"{n:,.0f}"
+    return f"{n:.1f}" if n >= 0.95 else f"{n:.1g}" if n >= 0.001 else "under 0.001"
+
+
+def signed(value: float) -> str:
+    """A change with three digits, in full: '+0.0000594', '-24.8', '0'."""
+    if not value:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{float(f'{value:.3g}'):+,.{digits}f}"
 
 
 def or_dash(value: float | None, template: str) -> str:

@@ -18,6 +18,7 @@ from fleetopt_jax.report import tables
 from fleetopt_jax.report.power import engine_figure
 
 N_DRAWN = 48  # points of the line
+BEYOND = 2.0  # how far it goes past the batches asked for and measured, either way
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -57,8 +58,16 @@ def run(options: argparse.Namespace) -> Answer:
     }
 
     def draw(shown: dict[str, Any]) -> Figure:
-        ends = min(options.batch), max(options.batch)
-        line = engine_points(entry, np.geomspace(*ends, N_DRAWN).tolist(), *asked)
-        return engine_figure(shown, [dataclasses.asdict(point) for point in line], measured)
+        batches = [*options.batch, *(() if measured is None else measured.batch)]
+        ends = max(min(batches) / BEYOND, 1.0), max(batches) * BEYOND  # a line, even of one batch
+        drawn = np.geomspace(*ends, N_DRAWN).tolist()
+        line = engine_points(entry, drawn, *asked)
+        steps = []
+        if measured is not None:  # as they were measured: in their context, without prefill
+            contexts = measured.context_tokens
+            alike = options.context if contexts is None else float(contexts.mean())
+            steps = engine_points(entry, drawn, alike, 0.0)
+        between, alone = ([dataclasses.asdict(point) for point in each] for each in (line, steps))
+        return engine_figure(shown, between, alone, measured)
 
     return Answer(document, tables.engine_table, OK, draw)

@@ -19,6 +19,7 @@ from fleetopt_jax.catalog.workloads import load
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, how_to_simulate, layout_of, problem_of, workload_of
+from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
 from fleetopt_jax.cli.verdicts import help_said, pool_map_of, why
 from fleetopt_jax.core.errors import BadField, BadInput
@@ -46,7 +47,10 @@ def run(options: argparse.Namespace) -> Answer:
     if isinstance(plan, Infeasible):
         say(options, f"infeasible: {why(plan.binding)}{help_said(options, plan)}")
         return Answer(plan_to_json(plan, layout, path=options.out), tables.plan_table, INFEASIBLE)
-    extras, table = {"seed": options.seed} if options.robust or options.verify else {}, tables.plan_table
+    extras: dict[str, Any] = {"command": command_said(options)}
+    table = tables.plan_table
+    if options.robust or options.verify:
+        extras["seed"] = options.seed
     if options.robust:
         from fleetopt_jax.report.sensitivity import robust_plan_table as table
 

@@ -9,10 +9,12 @@ from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.commands.sensitivity import differentiated
 from fleetopt_jax.cli.commands.simulate import simulated
 from fleetopt_jax.cli.inputs import plan_of
+from fleetopt_jax.cli.repeat import commands_of
 from fleetopt_jax.cli.verdicts import say_broken
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.report.page import report_page
 from fleetopt_jax.report.power import pool_curves
+from fleetopt_jax.report.sensitivity import metric_of
 from fleetopt_jax.workload.atoms import total_tokens
 
 
@@ -21,7 +23,8 @@ def run(options: argparse.Namespace) -> Answer:
     plan, layout = plan_of(options)
     say_broken(options, plan)
     document = {"plan": plan_to_json(plan, layout), "curves": pool_curves(plan)}
-    document["sensitivity"] = differentiated(options, plan, document["plan"], {"metric": "tok_per_j", "top": 15})
+    shown = {"metric": metric_of(plan.problem.objective), "top": 15}
+    document["sensitivity"] = differentiated(options, plan, document["plan"], shown)
     if options.simulate:
         document["simulation"], _ = simulated(options, plan, layout)
     workload = plan.problem.workload
@@ -32,6 +35,6 @@ def run(options: argparse.Namespace) -> Answer:
         curves=document["curves"],
         sensitivity=document["sensitivity"],
         simulation=document.get("simulation"),
-        commands=[options.line],
+        commands=commands_of(options, plan),
     )
     return Answer(document, page, INFEASIBLE if plan.binding else OK)

@@ -13,13 +13,13 @@ from fleetopt_jax.cli.terminal import progress
 from fleetopt_jax.cli.verdicts import say_broken
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.sensitivity import sensitivity_to_json
-from fleetopt_jax.report.sensitivity import sensitivity_table, tornado_figure
+from fleetopt_jax.report.sensitivity import metric_of, sensitivity_table, tornado_figure
 
 
 def run(options: argparse.Namespace) -> Answer:
     plan, layout = plan_of(options)
     say_broken(options, plan)
-    shown = {"metric": options.metric, "top": options.top}
+    shown = {"metric": options.metric or metric_of(plan.problem.objective), "top": options.top}
     document = differentiated(options, plan, plan_to_json(plan, layout), shown, reoptimize=options.reoptimize)
     return Answer(document, sensitivity_table, INFEASIBLE if plan.binding else OK, tornado_figure)
 

@@ -1,0 +1,43 @@
+"""The command line that makes an answer again, written from the options as they were understood."""
+
+import argparse
+import shlex
+
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax.cli.table import options_of
+from fleetopt_jax.documents.plan_file import read_plan_file
+
+
+def command_said(options: argparse.Namespace) -> str:
+    """The command with what it is about: each option that is not at its default, a scenario's included. What is
+    written, and how loudly, is left out."""
+    return shlex.join(["fleetopt", options.command, *_changed(options, options.command)])
+
+
+def commands_of(options: argparse.Namespace, plan: Plan) -> list[str]:
+    """What repeats the plan of a file: the search that found it, where the file says which and still is what was found;
+    else its evaluation, as the options ask for it. Then the command that is running."""
+    found = None if plan.method == "given" else read_plan_file(options.plan).command
+    asked = _changed(options, "evaluate")
+    said = shlex.join(["fleetopt", "evaluate", options.plan, *asked])
+    if found and not asked:
+        said = f"{found} --out {shlex.quote(options.plan)}"
+    return [said, options.line]
+
+
+def _changed(options: argparse.Namespace, command: str) -> list[str]:
+    """The options of a command that say what is asked, where they are not at their defaults."""
+    words = []
+    for option in options_of(command):
+        if option.section is None:
+            continue
+        kept = option.kind.kept(getattr(options, option.name))
+        if kept is not None and kept != option.kind.kept(option.default):
+            words += [part for word in option.kind.words(option.name, kept) for part in _parted(word)]
+    return words
+
+
+def _parted(word: str) -> list[str]:
+    """'--gpu=h100' as two words, unless the second would be taken for an option."""
+    name, equals, value = word.partition("=")
+    return [name, value] if equals and not value.startswith("-") else [word]
