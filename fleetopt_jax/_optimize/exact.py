@@ -98,12 +98,19 @@ class Cheapest(NamedTuple):
 class Fleets:
     """All fleets of at most K pools over the candidates of a problem."""
 
-    def __init__(self, problem: Problem, progress: Progress | None = None, max_pools: int = MAX_POOLS):
+    def __init__(
+        self,
+        problem: Problem,
+        progress: Progress | None = None,
+        max_pools: int = MAX_POOLS,
+        *,
+        compresses: bool = False,
+    ):
         if problem.slo.scope == "fleet":
             raise BadInput("method exact", "limits of the whole fleet couple its pools", "need method grid or gradient")
         self.problem, self._progress, self._max_pools = problem, progress, max_pools
         windows, gammas = candidates(problem)
-        self.boundaries = Boundaries(problem, windows, gammas)
+        self.boundaries = Boundaries(problem, windows, gammas, compresses=compresses)
         self._inner = np.arange(1, self.boundaries.last)
         self.layouts: list[Layout] = [OnePool(self.boundaries).seeded()]
         if problem.n_pools > 1 and len(windows):
@@ -211,9 +218,9 @@ def _evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:
     return kept[:: 1 + len(kept) // (most + 1)] if len(kept) > most else kept
 
 
-def search(problem: Problem, progress: Progress | None = None) -> Found:
-    """The cheapest fleet over the candidates."""
-    fleets = Fleets(problem, progress)
+def search(problem: Problem, progress: Progress | None = None, *, compresses: bool = False) -> Found:
+    """The cheapest fleet over the candidates. Where it `compresses`, by programs that can, whatever gamma is."""
+    fleets = Fleets(problem, progress, compresses=compresses)
     answers = fleets.cheapest(problem.prices(problem.objective_weights))
     return as_found(fleets, answers[-1], answers)
 
@@ -246,5 +253,5 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
 
 def homogeneous_w(problem: Problem) -> float:
     """Power of the best fleet with one pool of the full window [W]; inf where none holds the limits."""
-    alone = OnePool(Boundaries(problem, np.zeros(0), np.zeros(0))).seeded()
-    return float(np.min(alone.pools.watts))
+    alone, ends = Boundaries(problem, np.zeros(0), np.zeros(0)), (np.array([0]), np.array([1]))
+    return min(float(alone.exact(e, *ends)[1][0]) for e in range(len(problem.specs)))

@@ -94,10 +94,13 @@ def _chunked(law: Callable[[Slice], T], pools: Slice) -> T:
 class Boundaries:
     """What pools can be cut by, with the workload's sums for every engine a pool may have.
 
-    Boundary 0 is nothing, the last one the promised window; windows [S] need not rise where gammas differ.
+    Boundary 0 is nothing, the last one the promised window; windows [S] need not rise where gammas differ. Where it
+    `compresses`, the programs can although no gamma asks for it.
     """
 
-    def __init__(self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray):
+    def __init__(
+        self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray, *, compresses: bool = False
+    ):
         self.problem, self.n_evaluated = problem, 0
         self.window_tokens = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
         self.gamma = np.concatenate([[1.0], gamma, [1.0]])
@@ -110,7 +113,7 @@ class Boundaries:
             chunk = float(engine.prefill.chunk_tokens) if assumptions.prefill.reads_chunk else 0.0
             if chunk not in by_chunk:
                 by_chunk[chunk] = _running_sums(
-                    engine.prefill, problem.workload, assumptions=assumptions, compresses=problem.gamma != 1.0
+                    engine.prefill, problem.workload, assumptions=assumptions, compresses=compresses or problem.gamma != 1.0
                 )
             self.sums.append(by_chunk[chunk])
         route_tokens = np.asarray(self.sums[0].route_tokens)

@@ -30,8 +30,6 @@ METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
     "gradient": gradient.search,
 }
 
-_evaluate = jax.jit(evaluate, static_argnames="assumptions")
-
 
 def optimize(problem: Problem, method: Method | None = None, progress: Progress | None = None) -> Plan | Infeasible:
     """The best plan `method` finds over the engines each pool may have, re-evaluated hard in whole instances; or the
@@ -51,8 +49,20 @@ def optimize(problem: Problem, method: Method | None = None, progress: Progress 
     if problem.free and method != "gradient":
         names = " and ".join(problem.free)
         raise BadInput(f"method {method}", f"pools choose their own {names}", "need method gradient")
+    return _answer(problem, method, lambda: METHODS[method](problem, progress))
+
+
+def optimize_as_compressing(problem: Problem) -> Plan | Infeasible:
+    """`optimize` by the programs of the same problem with another gamma: who asks both compiles once."""
+    if default_method(problem.slo) != "exact" or problem.budget.caps:
+        return optimize(problem)
+    return _answer(problem, "exact", lambda: exact.search(problem, compresses=True))
+
+
+def _answer(problem: Problem, method: Method, search: Callable[[], Found]) -> Plan | Infeasible:
+    """What a search found, as a re-checked plan."""
     started = time.perf_counter()
-    found = METHODS[method](problem, progress)
+    found = search()
     if not math.isfinite(found.cost):
         return _infeasible(problem, method, found, started)
     fleet = problem.fleet(found.specs, found.window_tokens, found.gamma, found.n_instances)
@@ -151,7 +161,7 @@ def _plan(
     if found is not None and found.pools:
         metrics = _from_pools(stack(found.pools))
     else:
-        metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
+        metrics = evaluate(fleet, problem.workload, problem.assumptions)
     used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
     pools = jax.tree.map(lambda x: np.asarray(x)[used], metrics.pools)
     windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))

@@ -12,6 +12,7 @@ unread, which it cannot do with the columns of a matrix.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -289,10 +290,12 @@ def _by_column(along_rows: Callable[[Array], Array], tree: T) -> T:
 # --- the router -------------------------------------------------------------------------------------------------------
 
 
+@partial(jax.jit, static_argnames="assumptions")
 def route(
     fleet: Fleet, workload: Workload, assumptions: Assumptions, *, router_width: ArrayLike | None = None
 ) -> PoolTraffic:
-    """The traffic of each lane, a leading axis of K; hard, or with a router of log-width `router_width` > 0.
+    """The traffic of each lane, a leading axis of K; hard, or with a router of log-width `router_width` > 0. A compiled
+    program of its own, which all who route the same fleets share.
 
     A request goes to the first pool whose edge gamma B it does not exceed. Longer than B, it is compressed to B; where
     that fails it goes to the first pool whose window holds it as it is. Requests beyond the last edge are served by
