@@ -98,9 +98,7 @@ class Boundaries:
     `compresses`, the programs can although no gamma asks for it.
     """
 
-    def __init__(
-        self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray, *, compresses: bool = False
-    ):
+    def __init__(self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray, *, compresses: bool = False):
         self.problem, self.n_evaluated = problem, 0
         self.window_tokens = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
         self.gamma = np.concatenate([[1.0], gamma, [1.0]])
@@ -113,7 +111,10 @@ class Boundaries:
             chunk = float(engine.prefill.chunk_tokens) if assumptions.prefill.reads_chunk else 0.0
             if chunk not in by_chunk:
                 by_chunk[chunk] = _running_sums(
-                    engine.prefill, problem.workload, assumptions=assumptions, compresses=compresses or problem.gamma != 1.0
+                    engine.prefill,
+                    problem.workload,
+                    assumptions=assumptions,
+                    compresses=compresses or problem.gamma != 1.0,
                 )
             self.sums.append(by_chunk[chunk])
         route_tokens = np.asarray(self.sums[0].route_tokens)
