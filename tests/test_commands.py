@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.derivatives import outcomes
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.sensitivity import Elasticities, Elasticity, Sensitivity
-from fleetopt_jax._optimize.uncertainty import Interval, MetricTrust, Trust, outcomes
+from fleetopt_jax._optimize.uncertainty import Interval, MetricTrust, Trust
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.commands import sensitivity as sensitivity_command
 from fleetopt_jax.cli.main import main

@@ -310,27 +310,30 @@ def _tallied(state: State, engine: Engine, iteration: _Iteration, tokens: _Token
     A gap is as long as the iteration, but for the first token after a preemption: from the last token before it.
     """
     instances, tally, inside, took_s = state.instances, state.tally, iteration.inside, iteration.took_s
-    n_gaps = _count(tokens.emits & ~tokens.first & ~tokens.again)
-    stalled_s = jnp.where(tokens.again, iteration.end_s[:, None] - state.slots.last_s, 0.0)
+    n_again = _count(tokens.again)
+    n_emits = _count(tokens.emits)
+    n_gaps = n_emits - _count(tokens.first) - n_again
     group = jnp.arange(len(inside)) // (len(inside) // len(state.gap_counts))
     gap_counts = state.gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
-    gap_counts = jax.lax.cond(
-        jnp.any(tokens.again),
-        lambda: gap_counts.at[group[:, None], gap_bin(stalled_s)].add(jnp.where(tokens.again, inside[:, None], 0.0)),
-        lambda: gap_counts,
-    )
+
+    def stalled() -> tuple[Array, Array]:
+        gap_s = jnp.where(tokens.again, iteration.end_s[:, None] - state.slots.last_s, 0.0)
+        counts = jnp.where(tokens.again, inside[:, None], 0.0)
+        return gap_counts.at[group[:, None], gap_bin(gap_s)].add(counts), jnp.sum(gap_s, axis=1)
+
+    gap_counts, stalled_s = jax.lax.cond(jnp.any(n_again > 0), stalled, lambda: (gap_counts, jnp.zeros_like(inside)))
     n = jnp.maximum(instances.n_decoding, 1e-9)
     decode_j = engine.power.gpu_w(n, instances.tokens / n) * iteration.decode_s
     path_s = jnp.where(iteration.runs, took_s, 0.0)
     tally = tally._replace(
         gpu_j=tally.gpu_j + inside * (decode_j + engine.prefill.gpu_w * instances.scheduled_s),
-        tokens=tally.tokens + inside * _count(tokens.emits),
+        tokens=tally.tokens + inside * n_emits,
         in_flight_s=tally.in_flight_s + inside * took_s * instances.n_running,
         blocks_s=tally.blocks_s + inside * took_s * instances.n_blocks,
         prefill_s=tally.prefill_s + inside * instances.scheduled_s,
         busy_s=tally.busy_s + inside * took_s,
-        gaps=tally.gaps + inside * (n_gaps + _count(tokens.again)),
-        gaps_s=tally.gaps_s + inside * (n_gaps * took_s + jnp.sum(stalled_s, axis=1)),
+        gaps=tally.gaps + inside * (n_gaps + n_again),
+        gaps_s=tally.gaps_s + inside * (n_gaps * took_s + stalled_s),
         path_in_flight_s=tally.path_in_flight_s + path_s * instances.n_running,
         path_in_system_s=tally.path_in_system_s + path_s * (instances.n_running + instances.n_waiting),
         path_iterations=tally.path_iterations + iteration.runs,

@@ -250,8 +250,7 @@ def _ended(state: State, last_s: Array) -> np.ndarray:
 
 
 def _slots(n: int) -> int:
-    """A power of two."""
-    return max(LEAST_SLOTS, 1 << (n - 1).bit_length())
+    return max(LEAST_SLOTS, _round_up(n))
 
 
 def _round_up(n: int) -> int:
