@@ -147,9 +147,14 @@ class Boundaries:
 
     def metrics(self, e: int, lower: int, upper: int) -> PoolMetrics:
         """Of one pool with engine e and the instances it needs, by the search's program. P99s are not solved for."""
-        index = np.full(EXACT_BATCH, lower), np.full(EXACT_BATCH, upper)
-        _, metrics = exact_batch(*self._about(e, *index))
-        return jax.tree.map(lambda x: np.asarray(x)[0], metrics)
+        _, metrics = self.sized(e, np.array([lower]), np.array([upper]))
+        return jax.tree.map(lambda x: x[0], metrics)
+
+    def sized(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, PoolMetrics]:
+        """(instances, metrics) [M] of a few pools with engine e, as `metrics`; inf instances where none will do."""
+        index = np.minimum(np.arange(EXACT_BATCH), len(lower) - 1)
+        found = exact_batch(*self._about(e, lower[index], upper[index]))
+        return jax.tree.map(lambda x: np.asarray(x)[: len(lower)], found)
 
     def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Engine, Slice, Slo, Setting]:
         problem = self.problem

@@ -29,6 +29,7 @@ from fleetopt_jax._optimize.derivatives import (
     limit_excesses,
     outcomes,
 )
+from fleetopt_jax._optimize.graph import Boundaries
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.uncertainty import Trust, plan_trust
@@ -281,11 +282,27 @@ def with_limit(problem: Problem, name: str, value: float) -> Problem:
 # --- thresholds -----------------------------------------------------------------------------------------------------
 
 
+def _sized_tok_per_j(plan: Plan, windows: np.ndarray) -> np.ndarray:
+    """tok/J [M] of the plan's fleet sized anew with windows [M, K], by the search's program; 0 where none holds the
+    limits."""
+    problem, gamma = plan.problem.serving(specs=tuple(dict.fromkeys(plan.specs))), np.asarray(plan.fleet.gamma)
+    compresses = bool(np.any(gamma != 1.0))
+    boundaries = Boundaries(problem, windows.ravel(), np.tile(gamma, len(windows)), compresses=compresses)
+    upper = 1 + np.arange(windows.size).reshape(windows.shape)
+    lower = np.column_stack([np.zeros(len(windows), int), upper[:, :-1]])
+    output, watts = np.zeros((2, len(windows)))
+    for k, spec in enumerate(plan.specs):
+        n, metrics = boundaries.sized(problem.specs.index(spec), lower[:, k], upper[:, k])
+        output += np.where(np.isfinite(n), metrics.output_tok_per_s, -np.inf)
+        watts += np.asarray(metrics.power_w)
+    return np.maximum(output, 0.0) / watts
+
+
 @partial(jax.jit, static_argnames="assumptions")
-def _sized_tok_per_j(
+def _shared_tok_per_j(
     fleet: Fleet, windows: Array, workload: Workload, slo: Slo, *, assumptions: Assumptions = PHYSICAL
 ) -> Array:
-    """tok/J [M] of the fleet sized anew with windows [M, K]; 0 where none holds the limits."""
+    """The same where the limits are those of the whole fleet."""
 
     def one(window: Array) -> Array:
         moved = fleet_of(fleet.engines, window, fleet.gamma, fleet.n_instances, fleet.surroundings)
@@ -312,9 +329,10 @@ def _thresholds(plan: Plan, found: Elasticities, optimum: _Optimum) -> list[Thre
     rows = np.tile(windows, (len(places), 1))
     for row, (k, window) in zip(rows, places, strict=True):
         row[k] = window
-    sized = _sized_tok_per_j(
-        plan.fleet, jnp.asarray(rows), problem.workload, problem.slo, assumptions=problem.assumptions
-    )
+    if problem.slo.scope == "fleet":
+        sized = _shared_tok_per_j(plan.fleet, rows, problem.workload, problem.slo, assumptions=problem.assumptions)
+    else:
+        sized = _sized_tok_per_j(plan, rows)
     change = [float(x) / float(plan.metrics.tok_per_j) - 1.0 if x > 0 else None for x in np.asarray(sized)]
     return [
         ThresholdValue(
