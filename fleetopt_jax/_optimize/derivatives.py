@@ -25,7 +25,7 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import excesses
 from fleetopt_jax.fleet.resources import Resources
-from fleetopt_jax.fleet.traffic import PoolTraffic, route
+from fleetopt_jax.fleet.traffic import PoolTraffic, route, routed
 from fleetopt_jax.workload.atoms import Workload
 
 ROUTER_WIDTH = 0.05  # in log-length: 5 % either side of a threshold
@@ -188,7 +188,7 @@ def relaxed(
     """
     real = replace(assumptions, rounding="real")
     moved = _moved(moves, fleet, workload)
-    as_is = route(moved.unmoved, workload, real)
+    as_is = routed(moved.unmoved, workload, real)
     there, here = _soft_traffic(moved.rerouted, moved.scaled, real), _soft_traffic(fleet, workload, real)
     traffic = _relaxed_traffic(as_is, there, here)
     return _measures(moved.fleet, traffic, moved.arrivals, slo, moves.limits, assumptions), traffic

@@ -18,10 +18,11 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import stack
-from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, evaluate, total_metrics, with_quantiles
+from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, fleet_metrics, total_metrics, with_quantiles
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.fleet.resources import Budget, limit_weights
+from fleetopt_jax.fleet.traffic import routed
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
 METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
@@ -161,7 +162,8 @@ def _plan(
     if found is not None and found.pools:
         metrics = _from_pools(stack(found.pools))
     else:
-        metrics = evaluate(fleet, problem.workload, problem.assumptions)
+        traffic = routed(fleet, problem.workload, problem.assumptions)
+        metrics = fleet_metrics(fleet, traffic, problem.workload, problem.assumptions)
     used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
     pools = jax.tree.map(lambda x: np.asarray(x)[used], metrics.pools)
     windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))

@@ -38,7 +38,7 @@ from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, with_limits
 from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax.fleet.sizing import instances_for
-from fleetopt_jax.fleet.traffic import PoolTraffic, route
+from fleetopt_jax.fleet.traffic import PoolTraffic, route, routed
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload
 
@@ -114,7 +114,7 @@ def relaxed_instances(fleet: Fleet, workload: Workload, slo: Slo, *, assumptions
 
     Limits of the whole fleet are held by pools that grow in one proportion.
     """
-    traffic = route(fleet, workload, replace(assumptions, rounding="real"))
+    traffic = routed(fleet, workload, replace(assumptions, rounding="real"))
     return _relaxed_instances(fleet, traffic, workload, slo, assumptions)
 
 

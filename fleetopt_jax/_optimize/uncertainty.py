@@ -35,7 +35,7 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import held
-from fleetopt_jax.fleet.traffic import PoolTraffic, route
+from fleetopt_jax.fleet.traffic import PoolTraffic, routed
 from fleetopt_jax.workload.atoms import Workload
 
 LEVEL = 0.9  # of an interval: from the 5th to the 95th percentile
@@ -52,7 +52,7 @@ def sample(
 ) -> tuple[dict[str, Array], Array]:
     """(`outcomes` [n], whether the limits hold [n]) of one fleet under `factors` [n, E], all in one `vmap`. No factor
     sends a request another way: the traffic is the fleet's own."""
-    traffic = route(fleet, workload, assumptions)
+    traffic = routed(fleet, workload, assumptions)
     return _sample(fleet, traffic, workload, slo, factors, engine_of, assumptions=assumptions)
 
 

@@ -20,7 +20,7 @@ from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Lane, Slo, make_slo
-from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.fleet.traffic import routed
 from fleetopt_jax.laws.latency import TAIL_PROBABILITY
 from fleetopt_jax.workload.atoms import Workload
 
@@ -196,7 +196,7 @@ def pools_holding(pools: Sequence[dict[str, Estimate]], total: dict[str, Estimat
 
 def _outlook(fleet: Fleet, workload: Workload, *, assumptions: Assumptions) -> tuple[FleetMetrics, np.ndarray]:
     """The analytic metrics, and the mean residual life of a pool's sequences E[d^2] / E[d] ITL [K]."""
-    traffic = route(fleet, workload, assumptions)
+    traffic = routed(fleet, workload, assumptions)
     metrics = fleet_metrics(fleet, traffic, workload, assumptions)
     steps2, steps = np.asarray(traffic.demand.steps2), np.asarray(traffic.demand.steps)
     return metrics, steps2 / np.where(steps > 0, steps, np.inf) * np.asarray(metrics.pools.itl_s)

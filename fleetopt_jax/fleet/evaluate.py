@@ -119,7 +119,7 @@ def fleet_metrics(
     fleet: Fleet, traffic: PoolTraffic, workload: Workload, assumptions: Assumptions, *, quantiles: bool = True
 ) -> FleetMetrics:
     """Metrics of `fleet` whose lanes get `traffic` [K], of which a search needs to route but once; see `evaluate`. A
-    compiled program of its own, as `route` is."""
+    compiled program of its own, as `routed` is."""
     setting = setting_of(workload, fleet.surroundings, assumptions)
     pools = for_each_lane(
         lambda engine, pool, window, n: pool_metrics(engine, pool, window, n, setting),

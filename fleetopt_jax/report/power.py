@@ -19,7 +19,7 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import for_each_lane
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.stage import StageLoad, setting_of, stage_load
-from fleetopt_jax.fleet.traffic import PoolTraffic, route
+from fleetopt_jax.fleet.traffic import PoolTraffic, routed
 from fleetopt_jax.report.style import (
     BLUE,
     INK,
@@ -46,7 +46,8 @@ def pool_curves(plan: Plan) -> list[Curve]:
     A decode step of n sequences, then the prefill that their tokens call for; power is the mean over both. The pool
     runs at one point of it, up to the prefill it shares with others, which the curve leaves out.
     """
-    loads, points = _curves(plan.fleet, plan.problem.workload, plan.problem.assumptions)
+    workload, assumptions = plan.problem.workload, plan.problem.assumptions
+    loads, points = _curves(plan.fleet, routed(plan.fleet, workload, assumptions), workload, assumptions)
     names = ("batch", "power_w_per_gpu", "tok_per_j")
     entries = [engine_entry(spec) for spec in plan.specs]
     return [
@@ -61,7 +62,9 @@ def pool_curves(plan: Plan) -> list[Curve]:
 
 
 @partial(jax.jit, static_argnames="assumptions")
-def _curves(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> tuple[StageLoad, tuple[Array, Array, Array]]:
+def _curves(
+    fleet: Fleet, pools: PoolTraffic, workload: Workload, assumptions: Assumptions
+) -> tuple[StageLoad, tuple[Array, Array, Array]]:
     """Each pool's load, and (batch, power of one GPU [W], tokens per joule), [K, N_POINTS]."""
     setting = setting_of(workload, fleet.surroundings, assumptions)
 
@@ -72,8 +75,7 @@ def _curves(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> tuple
         instance_w = assumptions.power_scope.pool_w(engine, fleet.surroundings.site, 1.0, gpu_w, 0.0)
         return load, (batch, gpu_w, tok_per_s / instance_w)
 
-    traffic = route(fleet, workload, assumptions)
-    return for_each_lane(curve, fleet.engines, traffic, fleet.window_tokens)
+    return for_each_lane(curve, fleet.engines, pools, fleet.window_tokens)
 
 
 def _at(engine: Engine, load: StageLoad, n: Array) -> tuple[Array, Array]:
