@@ -96,12 +96,10 @@ def _run_together(
     n_groups, n_requests = requests.arrival_s.shape
     width, n_padded = _round_up(n_requests), _round_up(pool.n_instances)
     ticks = _ticks(requests.arrival_s, horizon_s, balancer)
-    state = empty_state(request_table(requests, width), n_groups, n_padded, n_slots)
-    state = jax.tree.map(jnp.copy, state)  # buffers of their own, so that they can be given away
+    state = _empty_state(request_table(requests, width), n_groups, n_padded, n_slots)
     serves = np.arange(n_padded) < pool.n_instances
-    numbers = jnp.arange(n_groups) + balancer.first_replication
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(balancer.seed), numbers)
-    n_instances = jnp.asarray(pool.n_instances)
+    keys = _keys(balancer.seed, np.arange(n_groups) + balancer.first_replication)
+    n_instances = np.asarray(pool.n_instances)
     for start in range(0, len(ticks.now_s), SEGMENT):
         part = {name: values[start : start + SEGMENT] for name, values in vars(ticks).items()}
         state = _segment(state, pool.engine, pool.scheduler, part, n_instances, keys, serves, policy=balancer.policy)
@@ -156,21 +154,31 @@ def request_table(requests: PoolRequests, width: int) -> RequestTable:
     n_groups, n = requests.arrival_s.shape
     nobody = n_groups * width
 
-    def column(values: np.ndarray, pad, dtype) -> Array:
+    def column(values: np.ndarray, pad, dtype) -> np.ndarray:
         padded = np.full((n_groups, width), pad, dtype)
         padded[:, :n] = values
-        return jnp.asarray(np.append(padded.ravel(), np.asarray(pad, dtype)))
+        return np.append(padded.ravel(), np.asarray(pad, dtype))
 
-    never = jnp.full(nobody + 1, NEVER, float)  # not of a weak type: the second call of `_segment` would compile again
+    never = np.full(nobody + 1, NEVER)
     return RequestTable(
         arrival_s=column(requests.arrival_s, np.inf, float),
         prompt_tokens=column(requests.prompt_tokens, 0, np.int32),
         output_tokens=column(requests.output_tokens, 0, np.int32),
-        next=jnp.full(nobody + 1, nobody, jnp.int32),
+        next=np.full(nobody + 1, nobody, np.int32),
         admit_s=never,
         first_s=never,
         last_s=never,
     )
+
+
+# One program makes all arrays, each with a buffer of its own, so that it can be given away.
+_empty_state = jax.jit(empty_state, static_argnums=(1, 2, 3))
+
+
+@jax.jit
+def _keys(seed: int, numbers: Array) -> Array:
+    """Random numbers of each replication's own."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
 @partial(jax.jit, static_argnames="policy", donate_argnames="state")
