@@ -19,7 +19,7 @@ from jax import Array
 
 from fleetopt_jax._optimize.engine_errors import EngineFactors, factors_of, perturb
 from fleetopt_jax._optimize.plan import Plan
-from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
@@ -69,8 +69,8 @@ class Moves:
 def no_moves(fleet: Fleet, workload: Workload) -> Moves:
     """Everything as it is."""
     still = np.zeros(len(fleet.lanes))
-    n_inputs = len(jax.tree.leaves(fleet_inputs(fleet, workload)))
-    return Moves(np.zeros(n_inputs), EngineFactors(still, still, still), np.zeros(len(SLO_LIMITS)))
+    numbers = as_floats(inputs=np.zeros(len(input_names(fleet, workload))), limits=np.zeros(len(SLO_LIMITS)))
+    return Moves(factors=EngineFactors(**as_floats(step=still, power=still, prefill=still)), **numbers)
 
 
 def fleet_inputs(fleet: Fleet, workload: Workload) -> dict[str, Any]:
@@ -243,4 +243,4 @@ def derivatives_of(plan: Plan) -> Derivatives:
 
 def log_jacobian(fleet: Fleet, workload: Workload, slo: Slo, assumptions: Assumptions = PHYSICAL) -> np.ndarray:
     """d ln outcome / d ln input [5, inputs]."""
-    return differentiate(fleet, workload, slo, assumptions).of_outcomes.inputs
+    return np.asarray(differentiate(fleet, workload, slo, assumptions).of_outcomes.inputs)

@@ -12,8 +12,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 from scipy.special import ndtri
 
 from fleetopt_jax.catalog.engines import engine_entry
@@ -126,10 +128,11 @@ def factors_of(factors: EngineFactors, index: int | Array) -> EngineFactors:
     return jax.tree.map(lambda x: x[index], factors)
 
 
-def perturbed(fleet: Fleet, factors: EngineFactors, engine_of: Array) -> Fleet:
+def perturbed(fleet: Fleet, factors: EngineFactors, engine_of: ArrayLike) -> Fleet:
     """The fleet whose lane k has the engine it has, off by `factors` [E] of engine `engine_of`[k]."""
+    index = jnp.asarray(engine_of)
     return fleet.with_engines(
-        [perturb(engine, factors_of(factors, engine_of[k])) for k, engine in enumerate(fleet.engines)]
+        [perturb(engine, factors_of(factors, index[k])) for k, engine in enumerate(fleet.engines)]
     )
 
 

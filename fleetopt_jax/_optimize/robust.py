@@ -129,7 +129,7 @@ class _Scenarios:
     problem: Problem
     workloads: tuple[tuple[str, Workload], ...]  # by name; the problem's own first
     errors: EngineErrors  # [E] of the problem's distinct engines
-    engine_of: Array  # which of these each spec of the problem is
+    engine_of: np.ndarray  # which of these each spec of the problem is
     factors: EngineFactors  # [n, E]
 
     def engines_of(self, plan: Plan) -> Array:

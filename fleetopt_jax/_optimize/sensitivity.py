@@ -33,6 +33,7 @@ from fleetopt_jax._optimize.graph import Boundaries
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.uncertainty import Trust, plan_trust
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, with_limits
@@ -185,11 +186,11 @@ def _at_relaxed_optimum(plan: Plan, traffic: PoolTraffic | None = None) -> _Opti
         output = float(found.measures.output_tok_per_s)
         log_cost, cost = log_cost - math.log(output), replace(cost, output_tok_per_s=np.asarray(-1.0 / output))
     used = [_log_used(found, problem.limit_weights[name], plan.kinds)[1] for name in caps]
-    limits = [_one_excess(found, i) for i in active]
+    limits = [_one_excess(found, int(i)) for i in active]
     of = found.of([cost, *used, *limits])  # derivatives of each in everything
     inputs = input_names(fleet, problem.workload)
     by_n, by_window = (
-        of.inputs[:, [inputs.index(f"pools.{k}.{name}") for k in range(len(plan.specs))]]
+        np.asarray(of.inputs)[:, [inputs.index(f"pools.{k}.{name}") for k in range(len(plan.specs))]]
         for name in ("n_instances", "window_tokens")
     )
     free = len(plan.specs) - 1 if caps else 0  # windows that may move with the instances
@@ -197,7 +198,7 @@ def _at_relaxed_optimum(plan: Plan, traffic: PoolTraffic | None = None) -> _Opti
     multipliers, _ = nnls(gradient[1:].T, -gradient[0])
     on_caps, on_limits = np.split(multipliers, [len(caps)])
     first = 1 + len(caps)
-    by_slo = on_limits @ of.limits[first:]
+    by_slo = on_limits @ np.asarray(of.limits)[first:]
     return _Optimum(
         reached=bool(np.all(excess <= ACTIVE)),
         log_cost=log_cost,
@@ -213,8 +214,8 @@ def _log_used(found: Derivatives, weights: Weights, kinds: Sequence[str]) -> tup
     used = max(usage(weights, kinds, found.measures.resources), 1e-9)
     by_kind = np.array([weights.gpus_of.get(kind, 0.0) for kind in kinds])
     plain = {name: np.full(len(kinds), getattr(weights, name)) for name in vars(found.measures.resources)}
-    per_unit = Resources(**plain | {"n_gpus": plain["n_gpus"] + by_kind})
-    return math.log(used), found.weights(resources=jax.tree.map(lambda x: x / used, per_unit))
+    per_unit = as_floats(**plain | {"n_gpus": plain["n_gpus"] + by_kind})
+    return math.log(used), found.weights(resources=jax.tree.map(lambda x: x / used, Resources(**per_unit)))
 
 
 def _one_excess(found: Derivatives, i: int) -> Measures:

@@ -20,6 +20,7 @@ from statistics import NormalDist
 import jax
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from fleetopt_jax._optimize.derivatives import OUTCOMES, Derivatives, derivatives_of, outcomes
 from fleetopt_jax._optimize.engine_errors import (
@@ -31,6 +32,7 @@ from fleetopt_jax._optimize.engine_errors import (
     shared_errors,
 )
 from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
@@ -46,7 +48,7 @@ def sample(
     workload: Workload,
     slo: Slo,
     factors: EngineFactors,
-    engine_of: Array,
+    engine_of: ArrayLike,
     *,
     assumptions: Assumptions = PHYSICAL,
 ) -> tuple[dict[str, Array], Array]:
@@ -63,7 +65,7 @@ def _sample(
     workload: Workload,
     slo: Slo,
     factors: EngineFactors,
-    engine_of: Array,
+    engine_of: ArrayLike,
     *,
     assumptions: Assumptions,
 ) -> tuple[dict[str, Array], Array]:
@@ -74,7 +76,7 @@ def _sample(
     return jax.vmap(one)(factors)
 
 
-def slopes(derivatives: Derivatives, engine_of: Array, n_engines: int) -> dict[str, EngineFactors]:
+def slopes(derivatives: Derivatives, engine_of: ArrayLike, n_engines: int) -> dict[str, EngineFactors]:
     """d ln outcome / d ln factor [E] of a fleet whose lane k has engine `engine_of`[k], of the relaxation with
     real-valued slots."""
     of_lane = derivatives.of_outcomes.factors  # [5, K]
@@ -144,7 +146,8 @@ def _trust(plans: Sequence[Plan], n_samples: int, level: float, seed: int, deriv
     values = {name: 1.0 for name in OUTCOMES}
     drawn = {name: np.ones(n_samples) for name in OUTCOMES}
     nothing = np.zeros_like(errors.step)
-    slope = {name: EngineFactors(nothing, nothing, nothing) for name in OUTCOMES}
+    no_slope = EngineFactors(**as_floats(step=nothing, power=nothing, prefill=nothing))
+    slope = {name: no_slope for name in OUTCOMES}
     holds = np.ones(n_samples, dtype=bool)
     of_plans = np.split(engine_of, ends[:-1])
     for plan, power, indices, known in zip(plans, (1.0, -1.0), of_plans, derivatives, strict=False):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,15 +161,14 @@ def request_table(requests: PoolRequests, width: int) -> RequestTable:
         return np.append(padded.ravel(), np.asarray(pad, dtype))
 
     never = np.full(nobody + 1, NEVER)
-    return RequestTable(
-        arrival_s=column(requests.arrival_s, np.inf, float),
-        prompt_tokens=column(requests.prompt_tokens, 0, np.int32),
-        output_tokens=column(requests.output_tokens, 0, np.int32),
-        next=np.full(nobody + 1, nobody, np.int32),
-        admit_s=never,
-        first_s=never,
-        last_s=never,
-    )
+    columns: dict[str, Any] = {
+        "arrival_s": column(requests.arrival_s, np.inf, float),
+        "prompt_tokens": column(requests.prompt_tokens, 0, np.int32),
+        "output_tokens": column(requests.output_tokens, 0, np.int32),
+        "next": np.full(nobody + 1, nobody, np.int32),
+    }
+    columns |= {name: never for name in ("admit_s", "first_s", "last_s")}
+    return RequestTable(**columns)
 
 
 # One program makes all arrays, each with a buffer of its own, so that it can be given away.
