@@ -228,7 +228,6 @@ class _Tokens:
 
     emits: Array
     first: Array  # those whose first it is
-    again: Array  # those whose first since a preemption it is
     ended: Array  # those whose last it is
 
 
@@ -243,9 +242,8 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
 
     emits = runs[:, None] & (slots.left > 0) & (slots.phase <= 1)
     first = emits & jnp.isinf(slots.first_s)
-    again = emits & ~first & (slots.phase == 1)
     left = slots.left - emits
-    tokens = _Tokens(emits, first, again, emits & (left == 0))
+    tokens = _Tokens(emits, first, emits & (left == 0))
     if scheduler.chunks_are_free:
         phase = jnp.where(runs[:, None], jnp.maximum(slots.phase - 1, 0), slots.phase)
         decodes = left > 0
@@ -310,18 +308,20 @@ def _tallied(state: State, engine: Engine, iteration: _Iteration, tokens: _Token
     A gap is as long as the iteration, but for the first token after a preemption: from the last token before it.
     """
     instances, tally, inside, took_s = state.instances, state.tally, iteration.inside, iteration.took_s
-    n_again = _count(tokens.again)
+    group = jnp.arange(len(inside)) // (len(inside) // len(state.gap_counts))
+
+    def stalled() -> tuple[Array, Array, Array]:
+        again = tokens.emits & ~tokens.first & (state.slots.phase == 1)  # the first since a preemption
+        gap_s = jnp.where(again, iteration.end_s[:, None] - state.slots.last_s, 0.0)
+        counts = jnp.where(again, inside[:, None], 0.0)
+        gap_counts = state.gap_counts.at[group[:, None], gap_bin(gap_s)].add(counts)
+        return gap_counts, jnp.sum(gap_s, axis=1), _count(again)
+
+    nobody = state.gap_counts, jnp.zeros_like(inside), jnp.zeros_like(instances.n_decoding)
+    gap_counts, stalled_s, n_again = jax.lax.cond(jnp.any(tally.preemptions > 0), stalled, lambda: nobody)
     n_emits = _count(tokens.emits)
     n_gaps = n_emits - _count(tokens.first) - n_again
-    group = jnp.arange(len(inside)) // (len(inside) // len(state.gap_counts))
-    gap_counts = state.gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
-
-    def stalled() -> tuple[Array, Array]:
-        gap_s = jnp.where(tokens.again, iteration.end_s[:, None] - state.slots.last_s, 0.0)
-        counts = jnp.where(tokens.again, inside[:, None], 0.0)
-        return gap_counts.at[group[:, None], gap_bin(gap_s)].add(counts), jnp.sum(gap_s, axis=1)
-
-    gap_counts, stalled_s = jax.lax.cond(jnp.any(n_again > 0), stalled, lambda: (gap_counts, jnp.zeros_like(inside)))
+    gap_counts = gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
     n = jnp.maximum(instances.n_decoding, 1e-9)
     decode_j = engine.power.gpu_w(n, instances.tokens / n) * iteration.decode_s
     path_s = jnp.where(iteration.runs, took_s, 0.0)

@@ -181,7 +181,12 @@ def _keys(seed: int, numbers: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
-@partial(jax.jit, static_argnames="policy", donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames="policy",
+    donate_argnames="state",
+    compiler_options={"xla_cpu_use_fusion_emitters": True},
+)
 def _segment(
     state: State,
     engine: Engine,
