@@ -1,5 +1,6 @@
 """One pool's instances over all its requests: dispatch, batch, dispatch, ..., in one compiled loop."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -171,6 +172,13 @@ def request_table(requests: PoolRequests, width: int) -> RequestTable:
     return RequestTable(**columns)
 
 
+def _for_speed() -> dict[str, bool] | None:
+    """Options that undo, for loops that run for long, a flag that compiles quickly what then runs half as fast. Where
+    the flag is not set the compiler may not know it."""
+    quick = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+    return {"xla_cpu_use_fusion_emitters": True} if quick else None
+
+
 # One program makes all arrays, each with a buffer of its own, so that it can be given away.
 _empty_state = jax.jit(empty_state, static_argnums=(1, 2, 3))
 
@@ -181,12 +189,7 @@ def _keys(seed: int, numbers: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
-@partial(
-    jax.jit,
-    static_argnames="policy",
-    donate_argnames="state",
-    compiler_options={"xla_cpu_use_fusion_emitters": True},
-)
+@partial(jax.jit, static_argnames="policy", donate_argnames="state", compiler_options=_for_speed())
 def _segment(
     state: State,
     engine: Engine,
