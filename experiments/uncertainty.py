@@ -26,18 +26,20 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from _results import GREY, LAW, MEASURED, RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 
-from fleetopt_jax._optimize.plan import Plan, require_plan  # noqa: E402
-from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
-from fleetopt_jax._optimize.search import optimize  # noqa: E402
-from fleetopt_jax._optimize.uncertainty import (  # noqa: E402
+from fleetopt_jax._optimize.engine_errors import (  # noqa: E402
     OF_MEAN_ABSOLUTE,
     EngineErrors,
     EngineFactors,
     draw,
     errors_of,
     make_errors,
-    metric_trust,
     perturbed,
+)
+from fleetopt_jax._optimize.plan import Plan, require_plan  # noqa: E402
+from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
+from fleetopt_jax._optimize.search import optimize  # noqa: E402
+from fleetopt_jax._optimize.uncertainty import (  # noqa: E402
+    metric_trust,
 )
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402

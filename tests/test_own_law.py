@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.engine_errors import EngineFactors, perturb
 from fleetopt_jax._optimize.problem import make_problem
 from fleetopt_jax._optimize.search import optimize
-from fleetopt_jax._optimize.uncertainty import EngineFactors, perturb, plan_trust
+from fleetopt_jax._optimize.uncertainty import plan_trust
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import as_floats, pytree

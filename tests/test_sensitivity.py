@@ -10,22 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize.derivatives import OUTCOMES, SLO_LIMITS, input_names, log_jacobian, log_outcomes
+from fleetopt_jax._optimize.engine_errors import EngineFactors, perturb
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax._optimize.sensitivity import (
-    SLO_LIMITS,
     Sensitivity,
     elasticities,
-    input_names,
-    log_jacobian,
-    log_outcomes,
     relaxed_instances,
     sensitivity,
     shadow_prices,
     with_limit,
 )
-from fleetopt_jax._optimize.uncertainty import OUTCOMES, EngineFactors, perturb
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.main import main

@@ -10,25 +10,22 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from fleetopt_jax._optimize.plan import Plan, require_plan
-from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.robust import robust, score
-from fleetopt_jax._optimize.search import evaluate_given, optimize
-from fleetopt_jax._optimize.uncertainty import (
+from fleetopt_jax._optimize.engine_errors import (
     OF_MEAN_ABSOLUTE,
     EngineFactors,
     draw,
     errors_of,
-    gain_trust,
     however_run,
-    log_deviation,
     make_errors,
-    metric_trust,
     perturb,
     perturbed_spec,
-    plan_trust,
     shared_errors,
 )
+from fleetopt_jax._optimize.plan import Plan, require_plan
+from fleetopt_jax._optimize.problem import make_problem
+from fleetopt_jax._optimize.robust import robust, score
+from fleetopt_jax._optimize.search import evaluate_given, optimize
+from fleetopt_jax._optimize.uncertainty import gain_trust, log_deviation, metric_trust, plan_trust
 from fleetopt_jax.catalog.engines import build, engine_entry, resolved
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput

@@ -99,12 +99,19 @@ class Cheapest(NamedTuple):
 class Fleets:
     """All fleets of at most K pools over the candidates of a problem."""
 
-    def __init__(self, problem: Problem, progress: Progress | None = None, max_pools: int = MAX_POOLS):
+    def __init__(
+        self,
+        problem: Problem,
+        progress: Progress | None = None,
+        max_pools: int = MAX_POOLS,
+        *,
+        compresses: bool = False,
+    ):
         if problem.slo.scope == "fleet":
             raise BadInput("method exact", "limits of the whole fleet couple its pools", "need method grid or gradient")
         self.problem, self._progress, self._max_pools = problem, progress, max_pools
         windows, gammas = candidates(problem)
-        self.boundaries = Boundaries(problem, windows, gammas)
+        self.boundaries = Boundaries(problem, windows, gammas, compresses=compresses)
         self._inner = np.arange(1, self.boundaries.last)
         self.layouts: list[Layout] = [OnePool(self.boundaries).seeded()]
         if problem.n_pools > 1 and len(windows):
@@ -212,9 +219,9 @@ def _evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:
     return kept[:: 1 + len(kept) // (most + 1)] if len(kept) > most else kept
 
 
-def search(problem: Problem, progress: Progress | None = None) -> Found:
-    """The cheapest fleet over the candidates."""
-    fleets = Fleets(problem, progress)
+def search(problem: Problem, progress: Progress | None = None, *, compresses: bool = False) -> Found:
+    """The cheapest fleet over the candidates. Where it `compresses`, by programs that can, whatever gamma is."""
+    fleets = Fleets(problem, progress, compresses=compresses)
     answers = fleets.cheapest(problem.prices(problem.search_weights))
     return as_found(fleets, answers[-1], answers)
 
@@ -238,7 +245,7 @@ def path_cost(prices: PoolPrices, pools: Pools, steps: Sequence[Step]) -> float:
 
 def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found:
     """A path as the fleet it stands for."""
-    boundaries, path = fleets.boundaries, answer.settled.path
+    boundaries, path, alone = fleets.boundaries, answer.settled.path, fleets.layouts[0].pools
     cost, *by_pools = (own_cost(fleets.problem, each) for each in (answer, *answers))
     by_pools = tuple(by_pools)
     if not path.steps:
@@ -257,8 +264,8 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
         candidates=fleets.description(),
         lower_bound=cost if fleets.certified else None,
         by_pools=by_pools,
-        homogeneous_w=float(np.min(fleets.layouts[0].pools.watts)),
-        one_pool=_one_pool(fleets.problem, fleets.layouts[0].pools),
+        homogeneous_w=float(np.min(alone.watts)),
+        one_pool=_one_pool(fleets.problem, alone.instances[:, 0], alone.watts[:, 0]),
         pools=tuple(
             boundaries.metrics(step.engine, int(low), int(high)) for step, (low, high) in zip(path.steps, ends)
         ),
@@ -268,30 +275,32 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
 def homogeneous(problem: Problem) -> tuple[float, OnePoolFleet | None]:
     """(least power [W], the best by the objective) of one pool of the full window; (inf, None) where none holds the
     limits."""
-    alone = OnePool(Boundaries(problem, np.zeros(0), np.zeros(0))).seeded()
-    return float(np.min(alone.pools.watts)), _one_pool(problem, alone.pools)
+    alone, ends = Boundaries(problem, np.zeros(0), np.zeros(0)), (np.array([0]), np.array([1]))
+    found = [alone.exact(e, *ends) for e in range(len(problem.specs))]
+    instances, watts = np.concatenate(found, axis=1)
+    return float(np.min(watts)), _one_pool(problem, instances, watts)
 
 
-def _one_pool(problem: Problem, pools: Pools) -> OnePoolFleet | None:
-    """The best of the only pool with each engine."""
-    prices = problem.prices(problem.search_weights)
-    e = int(np.argmin([pools.costs(prices, engine)[0] for engine in range(pools.n_engines)]))
-    watts, n = float(pools.watts[e, 0]), float(pools.instances[e, 0])
-    if not math.isfinite(watts):
+def _one_pool(problem: Problem, instances: np.ndarray, watts: np.ndarray) -> OnePoolFleet | None:
+    """The best of the only pool with each engine [E]."""
+    if not np.isfinite(watts).any():
         return None
 
-    def used(weights: Weights) -> float:
-        of = problem.prices(weights)
-        return float(of.per_instance[e] * n + of.per_watt[e] * watts)
+    def used(weights: Weights) -> np.ndarray:
+        of, some = problem.prices(weights), np.isfinite(watts)  # 0 times inf is not 0
+        return np.where(
+            some, of.per_instance * np.where(some, instances, 0) + of.per_watt * np.where(some, watts, 0), np.inf
+        )
 
-    spec = problem.specs[e]
+    e = int(np.argmin(used(problem.search_weights)))
+    spec, n = problem.specs[e], round(float(instances[e]))
     return OnePoolFleet(
         gpu=spec.gpu_name,
         tp=spec.tp,
-        n_instances=round(n),
-        n_gpus=round(n) * spec.tp,
-        power_w=watts,
-        usd_per_h=used(Weights(usd_per_h=1.0)),
-        kg_co2_per_h=used(Weights(kg_co2_per_h=1.0)),
-        tok_per_j=demanded_tok_per_s(problem) / watts,
+        n_instances=n,
+        n_gpus=n * spec.tp,
+        power_w=float(watts[e]),
+        usd_per_h=float(used(Weights(usd_per_h=1.0))[e]),
+        kg_co2_per_h=float(used(Weights(kg_co2_per_h=1.0))[e]),
+        tok_per_j=demanded_tok_per_s(problem) / float(watts[e]),
     )

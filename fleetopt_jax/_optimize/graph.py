@@ -94,10 +94,11 @@ def _chunked(law: Callable[[Slice], T], pools: Slice) -> T:
 class Boundaries:
     """What pools can be cut by, with the workload's sums for every engine a pool may have.
 
-    Boundary 0 is nothing, the last one the promised window; windows [S] need not rise where gammas differ.
+    Boundary 0 is nothing, the last one the promised window; windows [S] need not rise where gammas differ. Where it
+    `compresses`, the programs can although no gamma asks for it.
     """
 
-    def __init__(self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray):
+    def __init__(self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray, *, compresses: bool = False):
         self.problem, self.n_evaluated = problem, 0
         self.window_tokens = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
         self.gamma = np.concatenate([[1.0], gamma, [1.0]])
@@ -110,7 +111,10 @@ class Boundaries:
             chunk = float(engine.prefill.chunk_tokens) if assumptions.prefill.reads_chunk else 0.0
             if chunk not in by_chunk:
                 by_chunk[chunk] = _running_sums(
-                    engine.prefill, problem.workload, assumptions=assumptions, compresses=problem.gamma != 1.0
+                    engine.prefill,
+                    problem.workload,
+                    assumptions=assumptions,
+                    compresses=compresses or problem.gamma != 1.0,
                 )
             self.sums.append(by_chunk[chunk])
         route_tokens = np.asarray(self.sums[0].route_tokens)
@@ -143,9 +147,14 @@ class Boundaries:
 
     def metrics(self, e: int, lower: int, upper: int) -> PoolMetrics:
         """Of one pool with engine e and the instances it needs, by the search's program. P99s are not solved for."""
-        index = np.full(EXACT_BATCH, lower), np.full(EXACT_BATCH, upper)
-        _, metrics = exact_batch(*self._about(e, *index))
-        return jax.tree.map(lambda x: np.asarray(x)[0], metrics)
+        _, metrics = self.sized(e, np.array([lower]), np.array([upper]))
+        return jax.tree.map(lambda x: x[0], metrics)
+
+    def sized(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, PoolMetrics]:
+        """(instances, metrics) [M] of a few pools with engine e, as `metrics`; inf instances where none will do."""
+        index = np.minimum(np.arange(EXACT_BATCH), len(lower) - 1)
+        found = exact_batch(*self._about(e, lower[index], upper[index]))
+        return jax.tree.map(lambda x: np.asarray(x)[: len(lower)], found)
 
     def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Engine, Slice, Slo, Setting]:
         problem = self.problem

@@ -24,19 +24,12 @@ import numpy as np
 from jax import Array
 
 from fleetopt_jax._optimize.changes import Lever, all_levers, lacking
+from fleetopt_jax._optimize.derivatives import outcomes
+from fleetopt_jax._optimize.engine_errors import draw, however_run, shared_errors
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import optimize
-from fleetopt_jax._optimize.uncertainty import (
-    LEVEL,
-    Interval,
-    draw,
-    however_run,
-    outcomes,
-    sample,
-    sampled_interval,
-    shared_errors,
-)
+from fleetopt_jax._optimize.uncertainty import LEVEL, Interval, sample, sampled_interval
 from fleetopt_jax.catalog.engines import engine_entry, resolved
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.catalog.llms import LlmEntry

@@ -19,10 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax._optimize.plan import Plan
-from fleetopt_jax._optimize.problem import Method, Problem
-from fleetopt_jax._optimize.search import optimize, with_fleet
-from fleetopt_jax._optimize.uncertainty import (
+from fleetopt_jax._optimize.engine_errors import (
     EngineErrors,
     EngineFactors,
     draw,
@@ -30,9 +27,12 @@ from fleetopt_jax._optimize.uncertainty import (
     however_run,
     perturbed,
     perturbed_spec,
-    sample,
     shared_errors,
 )
+from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.problem import Method, Problem
+from fleetopt_jax._optimize.search import optimize, with_fleet
+from fleetopt_jax._optimize.uncertainty import sample
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.fleet import Fleet
@@ -129,7 +129,7 @@ class _Scenarios:
     problem: Problem
     workloads: tuple[tuple[str, Workload], ...]  # by name; the problem's own first
     errors: EngineErrors  # [E] of the problem's distinct engines
-    engine_of: Array  # which of these each spec of the problem is
+    engine_of: np.ndarray  # which of these each spec of the problem is
     factors: EngineFactors  # [n, E]
 
     def engines_of(self, plan: Plan) -> Array:

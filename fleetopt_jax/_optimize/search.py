@@ -18,10 +18,11 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import stack
-from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, evaluate, total_metrics, with_quantiles
+from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, fleet_metrics, total_metrics, with_quantiles
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.fleet.resources import Budget, limit_weights
+from fleetopt_jax.fleet.traffic import routed
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
 METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
@@ -29,8 +30,6 @@ METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
     "grid": grid.search,
     "gradient": gradient.search,
 }
-
-_evaluate = jax.jit(evaluate, static_argnames="assumptions")
 
 
 def optimize(problem: Problem, method: Method | None = None, progress: Progress | None = None) -> Plan | Infeasible:
@@ -51,8 +50,20 @@ def optimize(problem: Problem, method: Method | None = None, progress: Progress 
     if problem.free and method != "gradient":
         names = " and ".join(problem.free)
         raise BadInput(f"method {method}", f"pools choose their own {names}", "need method gradient")
+    return _answer(problem, method, lambda: METHODS[method](problem, progress))
+
+
+def optimize_as_compressing(problem: Problem) -> Plan | Infeasible:
+    """`optimize` by the programs of the same problem with another gamma: who asks both compiles once."""
+    if default_method(problem.slo) != "exact" or problem.budget.caps:
+        return optimize(problem)
+    return _answer(problem, "exact", lambda: exact.search(problem, compresses=True))
+
+
+def _answer(problem: Problem, method: Method, search: Callable[[], Found]) -> Plan | Infeasible:
+    """What a search found, as a re-checked plan."""
     started = time.perf_counter()
-    found = METHODS[method](problem, progress)
+    found = search()
     if not math.isfinite(found.cost):
         return _infeasible(problem, method, found, started)
     fleet = problem.fleet(found.specs, found.window_tokens, found.gamma, found.n_instances)
@@ -151,7 +162,8 @@ def _plan(
     if found is not None and found.pools:
         metrics = _from_pools(stack(found.pools))
     else:
-        metrics = _evaluate(fleet, problem.workload, assumptions=problem.assumptions)
+        traffic = routed(fleet, problem.workload, problem.assumptions)
+        metrics = fleet_metrics(fleet, traffic, problem.workload, problem.assumptions)
     used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
     pools = jax.tree.map(lambda x: np.asarray(x)[used], metrics.pools)
     windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))

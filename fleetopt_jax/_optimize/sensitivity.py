@@ -1,18 +1,14 @@
 """What matters: elasticities of a fleet's metrics in every input number, prices of its limits, value of its thresholds.
 
-All are derivatives of one function, the relaxed fleet: `evaluate` at the plan's own traffic with real-valued slots
-(`rounding="real"`), whose traffic moves with windows, gamma and the lengths of requests as that of a router of
-log-width `ROUTER_WIDTH` would (a hard router's moves in steps); nothing else is softened. An elasticity is
-d ln(metric) / d ln(input), the percent a metric moves when an input moves by one percent, the fleet as it is: no
-instance is added. Inputs at 0 or inf have none. The limits themselves move no metric of a given fleet; their worth is
-their shadow price.
+All are derivatives of one function, the relaxed fleet (`derivatives.py`). An elasticity is d ln(metric) / d ln(input),
+the percent a metric moves when an input moves by one percent, the fleet as it is: no instance is added. Inputs at 0 or
+inf have none. The limits themselves move no metric of a given fleet; their worth is their shadow price.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,116 +16,36 @@ import numpy as np
 from jax import Array
 from scipy.optimize import nnls
 
+from fleetopt_jax._optimize.derivatives import (
+    LIMITS,
+    OUTCOMES,
+    SLO_LIMITS,
+    Derivatives,
+    Measures,
+    derivatives_of,
+    differentiate,
+    fleet_inputs,
+    input_names,
+    limit_excesses,
+    outcomes,
+)
+from fleetopt_jax._optimize.graph import Boundaries
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax._optimize.uncertainty import OUTCOMES, Trust, log_or_zero, outcomes, plan_trust
+from fleetopt_jax._optimize.uncertainty import Trust, plan_trust
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
+from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, with_limits
-from fleetopt_jax.fleet.limits import excesses
 from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax.fleet.sizing import instances_for
-from fleetopt_jax.fleet.traffic import PoolTraffic, route
+from fleetopt_jax.fleet.traffic import PoolTraffic, route, routed
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload
 
-ROUTER_WIDTH = 0.05  # in log-length: 5 % either side of a threshold
 BISECTIONS = 60
 ACTIVE = 1e-6  # a limit this near to zero excess binds
 MOVES = (0.9, 1.1)  # by how much a threshold is moved, besides a block of 16 tokens either way
-
-
-# --- the relaxed fleet ----------------------------------------------------------------------------------------------
-
-
-def fleet_inputs(fleet: Fleet, workload: Workload) -> dict[str, Any]:
-    """Every number the metrics of a fleet depend on, under the names of the records. Lengths have a common scale."""
-    one = jnp.ones(())
-    return {
-        "pools": tuple(
-            {
-                "engine": lane.stage.engine,
-                "window_tokens": lane.window_tokens,
-                "gamma": lane.gamma,
-                "n_instances": lane.stage.n_instances,
-            }
-            for lane in fleet.lanes
-        ),
-        "surroundings": fleet.surroundings,
-        "workload": {
-            "arrival_rate_per_s": workload.arrival_rate_per_s,
-            "arrival_scv": workload.arrival_scv,
-            "prompt_scale": one,
-            "output_scale": one,
-        },
-    }
-
-
-def relaxed_fleet(
-    inputs: dict[str, Any], fleet: Fleet, workload: Workload, assumptions: Assumptions = PHYSICAL
-) -> tuple[Fleet, PoolTraffic, Workload]:
-    """(fleet, its traffic [K], its workload) with the numbers of `fleet` moved to `inputs`, as `fleet_metrics` takes
-    them.
-
-    Traffic is the fleet's own, plus what a router of log-width 0.05 moves when windows, gamma or lengths do. Lengths
-    are whole tokens, so a window lies half a token above its whole number there: no request is at its edge.
-    """
-    pools, about = inputs["pools"], inputs["workload"]
-    windows, gamma, n = (jnp.stack([p[name] for p in pools]) for name in ("window_tokens", "gamma", "n_instances"))
-    moved = fleet_of([pool["engine"] for pool in pools], windows, gamma, n, inputs["surroundings"])
-    scaled = replace(
-        workload,
-        prompt_tokens=about["prompt_scale"] * workload.prompt_tokens,
-        output_tokens=about["output_scale"] * workload.output_tokens,
-    )
-    real = replace(assumptions, rounding="real")
-    unmoved = fleet_of(moved.engines, fleet.window_tokens, fleet.gamma, n, moved.surroundings)
-    as_is = _hard_traffic(unmoved, workload, real)
-    there = _soft_traffic(fleet_of(fleet.engines, windows, gamma, n, fleet.surroundings), scaled, real)
-    here = _soft_traffic(fleet, workload, real)
-    traffic = jax.tree.map(lambda x, to, away: x + (to - jax.lax.stop_gradient(away)), as_is, there, here)
-    arrivals = replace(workload, arrival_rate_per_s=about["arrival_rate_per_s"], arrival_scv=about["arrival_scv"])
-    return moved, traffic, arrivals
-
-
-# Compiled one by one: the reverse mode of the three together takes several times as long to compile.
-_hard_traffic = jax.jit(route, static_argnums=2)
-
-
-@partial(jax.jit, static_argnums=2)
-def _soft_traffic(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTraffic:
-    above = fleet_of(fleet.engines, fleet.window_tokens + 0.5, fleet.gamma, fleet.n_instances, fleet.surroundings)
-    return route(above, workload, assumptions, router_width=ROUTER_WIDTH)
-
-
-@partial(jax.jit, static_argnums=4)
-def _log_outcomes(fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, assumptions: Assumptions) -> Array:
-    values = outcomes(fleet_metrics(fleet, traffic, workload, replace(assumptions, rounding="real")), slo)
-    return jnp.stack([log_or_zero(values[name]) for name in OUTCOMES])
-
-
-def log_outcomes(
-    log_moves: Array, fleet: Fleet, workload: Workload, slo: Slo, assumptions: Assumptions = PHYSICAL
-) -> Array:
-    """ln of `OUTCOMES` [5] with input i of `input_names` times exp(`log_moves`[i]). jit, vmap and grad work."""
-    leaves, structure = jax.tree.flatten(fleet_inputs(fleet, workload))
-    finite = [jnp.isfinite(x) for x in leaves]
-    moved = [jnp.where(ok, jnp.where(ok, x, 0.0) * jnp.exp(move), x) for x, ok, move in zip(leaves, finite, log_moves)]
-    about = relaxed_fleet(jax.tree.unflatten(structure, moved), fleet, workload, assumptions)
-    return _log_outcomes(*about, slo, assumptions)
-
-
-def log_jacobian(fleet: Fleet, workload: Workload, slo: Slo, assumptions: Assumptions = PHYSICAL) -> Array:
-    """d ln outcome / d ln input [5, inputs], in reverse mode: its cost does not grow with the inputs."""
-    still = jnp.zeros(len(jax.tree.leaves(fleet_inputs(fleet, workload))))
-    _, pull_back = jax.vjp(lambda moves: log_outcomes(moves, fleet, workload, slo, assumptions), still)
-    return jnp.stack([pull_back(row)[0] for row in jnp.eye(len(OUTCOMES))])
-
-
-def input_names(fleet: Fleet, workload: Workload) -> list[str]:
-    """The path of every input: 'pools.0.engine.decode.base_s', 'surroundings.site.pue', 'workload.arrival_scv'."""
-    paths = jax.tree_util.tree_leaves_with_path(fleet_inputs(fleet, workload))
-    return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
 
 
 # --- elasticities ---------------------------------------------------------------------------------------------------
@@ -152,10 +68,10 @@ class Elasticities:
     skipped: Mapping[str, str]
 
 
-def elasticities(plan: Plan) -> Elasticities:
+def elasticities(plan: Plan, derivatives: Derivatives | None = None) -> Elasticities:
     """Of the plan's metrics in every input. A metric that is infinite or free (0 USD) has none: its list is empty."""
     fleet, problem = plan.fleet, plan.problem
-    jacobian = np.asarray(log_jacobian(fleet, problem.workload, problem.slo, problem.assumptions))
+    jacobian = (derivatives or derivatives_of(plan)).of_outcomes.inputs
     names = input_names(fleet, problem.workload)
     values = [float(x) for x in jax.tree.leaves(fleet_inputs(fleet, problem.workload))]
     here = outcomes(plan.metrics, problem.slo)
@@ -194,18 +110,25 @@ class ThresholdValue:
     moves: Mapping[float, float | None]  # whole fleets sized anew at other thresholds; None where none holds the limits
 
 
-@partial(jax.jit, static_argnames="assumptions")
 def relaxed_instances(fleet: Fleet, workload: Workload, slo: Slo, *, assumptions: Assumptions = PHYSICAL) -> Array:
     """Real instances [K] at which the limits just hold, the fleet's windows as they are; by bisection in ln N.
 
     Limits of the whole fleet are held by pools that grow in one proportion.
     """
+    traffic = routed(fleet, workload, replace(assumptions, rounding="real"))
+    return _relaxed_instances(fleet, traffic, workload, slo, assumptions)
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def _relaxed_instances(
+    fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, assumptions: Assumptions
+) -> Array:
     real = replace(assumptions, rounding="real")
-    traffic = route(fleet, workload, real)
 
     def worst(n: Array) -> Array:
         metrics = fleet_metrics(fleet.with_instances(n), traffic, workload, real, quantiles=False)
-        return jnp.max(jnp.stack([jnp.broadcast_to(x, n.shape) for x in _limits(metrics, n, slo, assumptions)]), axis=0)
+        found = limit_excesses(metrics, n, slo, assumptions).values()
+        return jnp.max(jnp.stack([jnp.broadcast_to(x, n.shape) for x in found]), axis=0)
 
     def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
@@ -215,57 +138,6 @@ def relaxed_instances(fleet: Fleet, workload: Workload, slo: Slo, *, assumptions
 
     start = jnp.log(fleet.n_instances)
     return jnp.exp(jax.lax.fori_loop(0, BISECTIONS, halve, (start - 4.0, start + 2.0))[1])
-
-
-SLO_LIMITS = ("ttft_p99_s", "itl_s", "max_utilization")
-_LIMITS = ("max_utilization", "ttft_p99_s", "itl_s", "spare")  # of `_limits`: the SLO's, and the published rule's
-
-
-def _limits(metrics: FleetMetrics, n: Array, slo: Slo, assumptions: Assumptions) -> tuple[Array, ...]:
-    """The excess of each of `_LIMITS`, [K] or of the whole fleet; "spare" is the published rule's spare instance."""
-    excess = excesses(metrics.pools, slo)
-    spare = metrics.pools.utilization + assumptions.occupancy.spare_instances / n - 1.0
-    return excess["utilization"], excess["ttft_p99_s"], excess["itl_s"], spare
-
-
-def _used(weights: Weights, kinds: Sequence[str], pools: Resources) -> Array:
-    """`fleet.resources.usage` of traced resources [K]."""
-    by_kind = np.array([weights.gpus_of.get(kind, 0.0) for kind in kinds])
-    return jnp.sum(jnp.asarray(weights.of(pools))) + by_kind @ pools.n_gpus
-
-
-@partial(jax.jit, static_argnames=("assumptions", "weights", "kinds"))
-def _conditions(
-    fleet: Fleet,
-    workload: Workload,
-    slo: Slo,
-    *,
-    assumptions: Assumptions,
-    weights: tuple[Weights, ...],
-    kinds: tuple[str, ...],
-):
-    """((excesses of `_limits`, ln of what is used by each of `weights` [W], ln of output tokens per second), their
-    derivatives in ln N [K], ln B [K] and ln of the SLO's numbers [3])."""
-    limits = jnp.minimum(jnp.stack([getattr(slo, name) for name in SLO_LIMITS]), 1e9)  # inf has no derivative
-    real = replace(assumptions, rounding="real")
-
-    def values(log_n: Array, log_window: Array, log_slo: Array):
-        inputs = fleet_inputs(fleet, workload)
-        factors = zip(inputs["pools"], jnp.exp(log_n), jnp.exp(log_window), strict=True)
-        pools = tuple(
-            pool | {"n_instances": pool["n_instances"] * n, "window_tokens": pool["window_tokens"] * b}
-            for pool, n, b in factors
-        )
-        moved, traffic, arrivals = relaxed_fleet(inputs | {"pools": pools}, fleet, workload, assumptions)
-        metrics = fleet_metrics(moved, traffic, arrivals, real, quantiles=False)
-        moved_slo = replace(slo, **dict(zip(SLO_LIMITS, limits * jnp.exp(log_slo), strict=True)))
-        excess = tuple(jnp.atleast_1d(x) for x in _limits(metrics, moved.n_instances, moved_slo, assumptions))
-        used = jnp.stack([_used(each, kinds, metrics.pools.resources) for each in weights])
-        return excess, jnp.log(jnp.maximum(used, 1e-9)), jnp.log(metrics.output_tok_per_s)
-
-    still = jnp.zeros(len(kinds))
-    at = (still, still, jnp.zeros(len(SLO_LIMITS)))
-    return values(*at), jax.jacfwd(values, argnums=(0, 1, 2))(*at)
 
 
 Reoptimize = Callable[[Problem], Plan | Infeasible]
@@ -295,43 +167,62 @@ class _Optimum:
     binding: set[str]
 
 
-def _at_relaxed_optimum(plan: Plan) -> _Optimum:
+def _at_relaxed_optimum(plan: Plan, traffic: PoolTraffic | None = None) -> _Optimum:
+    """`traffic` [K] is the plan's with real-valued lengths, where it is known."""
     problem = plan.problem
-    about = {"assumptions": problem.assumptions}
-    n = relaxed_instances(plan.fleet, problem.workload, problem.slo, **about)
+    about = problem.workload, problem.slo
+    if traffic is None:
+        n = relaxed_instances(plan.fleet, *about, assumptions=problem.assumptions)
+    else:
+        n = _relaxed_instances(plan.fleet, traffic, *about, problem.assumptions)
+    fleet = plan.fleet.with_instances(np.asarray(n))
+    found = differentiate(fleet, *about, problem.assumptions)
     caps = _binding_caps(plan)
-    weights = (problem.objective_weights, *(problem.limit_weights[name] for name in caps))
-    values, derivatives = _conditions(
-        plan.fleet.with_instances(n), problem.workload, problem.slo, **about, weights=weights, kinds=plan.kinds
-    )
-    per_token = 1.0 if problem.objective == "tok_per_j" else 0.0
-    excess, used, output = values
-    names = np.concatenate([[name] * len(x) for name, x in zip(_LIMITS, excess, strict=True)])
-    excess = np.concatenate(excess)
-    # Derivatives in ln N, ln B and ln of the SLO's numbers, one array each.
-    of_excess = [np.concatenate([x[i] for x in derivatives[0]]) for i in range(3)]
-    of_used = [np.asarray(x) for x in derivatives[1]]
-    of_cost = [x[0] - per_token * np.asarray(y) for x, y in zip(of_used, derivatives[2], strict=True)]
+    excess = np.concatenate([found.measures.excesses[name] for name in LIMITS])
+    names = np.concatenate([[name] * len(found.measures.excesses[name]) for name in LIMITS])
     active = np.flatnonzero(excess > -ACTIVE)
-    free = len(plan.specs) - 1 if caps else 0  # windows that may move with the instances
-
-    def gradient(by_n: np.ndarray, by_window: np.ndarray) -> np.ndarray:
-        return np.concatenate([by_n, by_window[..., :free]], axis=-1)
-
-    columns = np.concatenate(
-        [gradient(of_excess[0][active], of_excess[1][active]), gradient(of_used[0][1:], of_used[1][1:])]
+    log_cost, cost = _log_used(found, problem.objective_weights, plan.kinds)
+    if problem.objective == "tok_per_j":
+        output = float(found.measures.output_tok_per_s)
+        log_cost, cost = log_cost - math.log(output), replace(cost, output_tok_per_s=np.asarray(-1.0 / output))
+    used = [_log_used(found, problem.limit_weights[name], plan.kinds)[1] for name in caps]
+    limits = [_one_excess(found, int(i)) for i in active]
+    of = found.of([cost, *used, *limits])  # derivatives of each in everything
+    inputs = input_names(fleet, problem.workload)
+    by_n, by_window = (
+        np.asarray(of.inputs)[:, [inputs.index(f"pools.{k}.{name}") for k in range(len(plan.specs))]]
+        for name in ("n_instances", "window_tokens")
     )
-    multipliers, _ = nnls(columns.T, -gradient(of_cost[0], of_cost[1]))
-    on_limits, on_caps = np.split(multipliers, [len(active)])
-    by_slo = on_limits @ of_excess[2][active]
+    free = len(plan.specs) - 1 if caps else 0  # windows that may move with the instances
+    gradient = np.concatenate([by_n, by_window[:, :free]], axis=1)
+    multipliers, _ = nnls(gradient[1:].T, -gradient[0])
+    on_caps, on_limits = np.split(multipliers, [len(caps)])
+    first = 1 + len(caps)
+    by_slo = on_limits @ np.asarray(of.limits)[first:]
     return _Optimum(
         reached=bool(np.all(excess <= ACTIVE)),
-        log_cost=float(used[0]) - per_token * float(output),
+        log_cost=log_cost,
         by_limit=dict(zip(SLO_LIMITS, by_slo.tolist(), strict=True))
         | dict(zip(caps, (-on_caps).tolist(), strict=True)),
-        by_window=of_cost[1] + on_limits @ of_excess[1][active],
+        by_window=by_window[0] + on_limits @ by_window[first:],
         binding={*names[active].tolist(), *caps},
     )
+
+
+def _log_used(found: Derivatives, weights: Weights, kinds: Sequence[str]) -> tuple[float, Measures]:
+    """ln of what all pools use by weights, and its own weights among the measures."""
+    used = max(usage(weights, kinds, found.measures.resources), 1e-9)
+    by_kind = np.array([weights.gpus_of.get(kind, 0.0) for kind in kinds])
+    plain = {name: np.full(len(kinds), getattr(weights, name)) for name in vars(found.measures.resources)}
+    per_unit = as_floats(**plain | {"n_gpus": plain["n_gpus"] + by_kind})
+    return math.log(used), found.weights(resources=jax.tree.map(lambda x: x / used, Resources(**per_unit)))
+
+
+def _one_excess(found: Derivatives, i: int) -> Measures:
+    """The weights of the i-th excess of all."""
+    sizes = [len(found.measures.excesses[name]) for name in LIMITS]
+    parts = np.split(np.eye(sum(sizes))[i], np.cumsum(sizes)[:-1])
+    return found.weights(excesses=dict(zip(LIMITS, parts, strict=True)))
 
 
 def _binding_caps(plan: Plan) -> list[str]:
@@ -392,28 +283,50 @@ def with_limit(problem: Problem, name: str, value: float) -> Problem:
 # --- thresholds -----------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("assumptions", "weights", "kinds", "per_joule"))
-def _sized_objective(
-    fleet: Fleet,
-    windows: Array,
-    workload: Workload,
-    slo: Slo,
-    *,
-    assumptions: Assumptions,
-    weights: Weights,
-    kinds: tuple[str, ...],
-    per_joule: bool,
-) -> Array:
-    """The objective [M] of the fleet sized anew with windows [M, K], tok/J or what is used; 0 where none holds the
-    limits."""
+def _sized_objective(plan: Plan, windows: np.ndarray) -> np.ndarray:
+    """The objective [M] of the plan's fleet sized anew with windows [M, K], tok/J or what is used, by the search's
+    program; 0 where none holds the limits."""
+    problem, gamma = plan.problem.serving(specs=tuple(dict.fromkeys(plan.specs))), np.asarray(plan.fleet.gamma)
+    compresses, prices = bool(np.any(gamma != 1.0)), problem.prices(problem.objective_weights)
+    boundaries = Boundaries(problem, windows.ravel(), np.tile(gamma, len(windows)), compresses=compresses)
+    upper = 1 + np.arange(windows.size).reshape(windows.shape)
+    lower = np.column_stack([np.zeros(len(windows), int), upper[:, :-1]])
+    output, watts, used = np.zeros((3, len(windows)))
+    for k, spec in enumerate(plan.specs):
+        e = problem.specs.index(spec)
+        n, metrics = boundaries.sized(e, lower[:, k], upper[:, k])
+        output += np.where(np.isfinite(n), metrics.output_tok_per_s, -np.inf)
+        watts += np.asarray(metrics.power_w)
+        used += prices.per_instance[e] * np.where(np.isfinite(n), n, 0.0) + prices.per_watt[e] * metrics.power_w
+    held = output > 0
+    return np.where(held, output / watts if problem.objective == "tok_per_j" else used, 0.0)
 
-    def one(window: Array) -> Array:
+
+def _shared_objective(plan: Plan, windows: np.ndarray) -> np.ndarray:
+    """The same where the limits are those of the whole fleet."""
+    problem = plan.problem
+    held, tok_per_j, resources = _shared(
+        plan.fleet, jnp.asarray(windows), problem.workload, problem.slo, assumptions=problem.assumptions
+    )
+    if problem.objective == "tok_per_j":
+        return np.where(held, tok_per_j, 0.0)
+    rows = [jax.tree.map(lambda x, m=m: x[m], resources) for m in range(len(windows))]
+    return np.where(held, [usage(problem.objective_weights, plan.kinds, row) for row in rows], 0.0)
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def _shared(
+    fleet: Fleet, windows: Array, workload: Workload, slo: Slo, *, assumptions: Assumptions
+) -> tuple[Array, Array, Resources]:
+    """(whether the limits are held [M], tok/J [M], what the pools take [M, K]) of the fleet sized anew with windows
+    [M, K]."""
+
+    def one(window: Array) -> tuple[Array, Array, Resources]:
         moved = fleet_of(fleet.engines, window, fleet.gamma, fleet.n_instances, fleet.surroundings)
         traffic = route(moved, workload, assumptions)
         n = instances_for(moved, traffic, workload, slo, assumptions)
         metrics = fleet_metrics(moved.with_instances(n), traffic, workload, assumptions, quantiles=False)
-        value = metrics.tok_per_j if per_joule else _used(weights, kinds, metrics.pools.resources)
-        return jnp.where(jnp.all(jnp.isfinite(n)), value, 0.0)
+        return jnp.all(jnp.isfinite(n)), metrics.tok_per_j, metrics.pools.resources
 
     return jax.vmap(one)(windows)
 
@@ -433,16 +346,7 @@ def _thresholds(plan: Plan, found: Elasticities, optimum: _Optimum) -> list[Thre
     rows = np.tile(windows, (len(places), 1))
     for row, (k, window) in zip(rows, places, strict=True):
         row[k] = window
-    sized = _sized_objective(
-        plan.fleet,
-        jnp.asarray(rows),
-        problem.workload,
-        problem.slo,
-        assumptions=problem.assumptions,
-        weights=problem.objective_weights,
-        kinds=plan.kinds,
-        per_joule=problem.objective == "tok_per_j",
-    )
+    sized = (_shared_objective if problem.slo.scope == "fleet" else _sized_objective)(plan, rows)
     change = [float(x) / plan.objective - 1.0 if x > 0 else None for x in np.asarray(sized)]
     return [
         ThresholdValue(
@@ -477,10 +381,11 @@ class Sensitivity:
 
 def sensitivity(plan: Plan, *, reoptimize: Reoptimize | None = None) -> Sensitivity:
     """Elasticities, intervals, shadow prices and the value of the thresholds of a plan."""
-    found, optimum = elasticities(plan), _at_relaxed_optimum(plan)
+    here = derivatives_of(plan)
+    found, optimum = elasticities(plan, here), _at_relaxed_optimum(plan, here.traffic)
     return Sensitivity(
         elasticities=found,
-        trust=plan_trust(plan),
+        trust=plan_trust(plan, derivatives=here),
         shadow_prices=_prices(plan, optimum, reoptimize),
         thresholds=_thresholds(plan, found, optimum),
     )

@@ -1,11 +1,7 @@
 """How far to trust a fleet's metrics: the errors of its engines, propagated by sampling and by the linear method.
 
-An engine is off by three factors, exp(sigma z) with z standard normal: on the time of a decode step, on the watts at a
-given batch, on the engine time of prefill. A factor is common to all batches and contexts of an engine, to every pool
-and every fleet that uses it (so that ratios of two fleets keep only what differs), and independent between engines.
-Two tensor parallelisms or precisions on one GPU count as two engines: their errors surely go together, so intervals of
-ratios between them are too wide rather than too narrow. Left out: errors of the workload, of the KV cache, of the
-queueing laws themselves (`experiments/agreement.py` states those), and of the shape of an engine's laws.
+What engines are off by is in `engine_errors.py`. Left out: errors of the workload, of the KV cache, of the queueing
+laws themselves (`experiments/agreement.py` states those), and of the shape of an engine's laws.
 
     sampled   the quantiles of the metric over draws, limits and floors as they are
     linear    ln m ~ normal with variance sum (d ln m / d ln factor * sigma)^2, from one derivative of the relaxation
@@ -16,202 +12,81 @@ power at the board's cap grows no further, and whole sequences in flight move in
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.special import ndtri
+from jax.typing import ArrayLike
 
+from fleetopt_jax._optimize.derivatives import OUTCOMES, Derivatives, derivatives_of, outcomes
+from fleetopt_jax._optimize.engine_errors import (
+    N_SAMPLES,
+    EngineErrors,
+    EngineFactors,
+    draw,
+    perturbed,
+    shared_errors,
+)
 from fleetopt_jax._optimize.plan import Plan
-from fleetopt_jax.catalog.engines import engine_entry
-from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
-from fleetopt_jax.core.struct import as_floats, pytree, stack
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
+from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import held
-from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
+from fleetopt_jax.fleet.traffic import PoolTraffic, routed
 from fleetopt_jax.workload.atoms import Workload
 
 LEVEL = 0.9  # of an interval: from the 5th to the 95th percentile
-N_SAMPLES = 1000
-OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2.0)  # sigma of a normal error over its mean absolute value
-UNSTATED = 0.2  # sigma where nobody states an error: what the paper states of its B200 (+-20 %)
-OUTCOMES = ("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s")
 
 
-@pytree
-class EngineErrors:
-    """Standard deviations of the logarithms of an engine's factors [-]. Shape (), or [E] of E engines."""
-
-    step: Array  # time of a decode step
-    power: Array  # watts of a GPU at a given batch
-    prefill: Array  # engine time of a prompt
-
-
-@pytree
-class EngineFactors:
-    """What an engine is off by; 1 as it stands [-]. Shape (), [E] of E engines, or with axes before it."""
-
-    step: Array
-    power: Array
-    prefill: Array
-
-
-def make_errors(*, step: float, power: float, prefill: float) -> EngineErrors:
-    """Checked `EngineErrors`."""
-    values = dict(locals())
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"need a finite {name} error >= 0, got {value}")
-    return EngineErrors(**as_floats(**values))
-
-
-def errors_of(spec: EngineSpec) -> EngineErrors:
-    """The errors of an engine, from what its catalog entry states.
-
-    Stated step and power errors are mean absolute ones of predictions, so sigma is sqrt(pi / 2) times as much. Where
-    none is stated (the paper's engines) sigma is 0.2, the +-20 % the paper gives its B200: for its H100 a guess,
-    and no bound, for the published shape refitted to measurements is 49 % off on architectures left out. Prefill is
-    0.4 everywhere: no engine's has been measured by itself.
-    """
-    entry = engine_entry(spec)
-
-    def sigma(stated: float | None) -> float:
-        return UNSTATED if stated is None else OF_MEAN_ABSOLUTE * stated
-
-    return make_errors(step=sigma(entry.step_error), power=sigma(entry.power_error), prefill=EFFICIENCY_ERROR)
-
-
-def however_run(spec: EngineSpec) -> EngineSpec:
-    """The spec at its top clock and with the default batch: what of it shares its errors."""
-    return replace(spec, max_num_seqs=None, clock_frac=1.0)
-
-
-def shared_errors(
-    specs: Sequence[EngineSpec], same: Callable[[EngineSpec], Hashable] = however_run
-) -> tuple[EngineErrors, Array]:
-    """(errors [E] of the distinct engines, index of its engine for each spec): those with an equal `same` share their
-    factors."""
-    keys = [same(spec) for spec in specs]
-    distinct = {key: errors_of(spec) for key, spec in zip(keys, specs, strict=True)}
-    return stack(list(distinct.values())), jnp.array([list(distinct).index(key) for key in keys])
-
-
-def perturb(engine: Engine, factors: EngineFactors) -> Engine:
-    """The engine with its step, its power and its prefill off by `factors` of shape (). jit, vmap and grad work.
-
-    Each factor is on what was compared with measurements at a given batch, so power does not follow the step. Watts
-    below a board's power limit grow, the limit (known, where the law has one) does not.
-    """
-    prefill = engine.prefill.slower(factors.prefill)
-    return replace(
-        engine,
-        decode=engine.decode.slower(factors.step),
-        power=engine.power.hungrier(factors.power),
-        idle_w=engine.idle_w * factors.power,
-        prefill=replace(prefill, gpu_w=engine.power.bent_w(prefill.gpu_w, factors.power)),
-    )
-
-
-def perturbed_spec(spec: EngineSpec, factors: EngineFactors) -> EngineSpec:
-    """The spec whose laws, at the top clock, are off by `factors` of shape (): run as it was, and as well known."""
-    entry = engine_entry(however_run(spec))
-    engine = jax.tree.map(np.asarray, perturb(entry.engine, factors))
-    laws = OwnLaws(
-        decode=engine.decode,
-        power=engine.power,
-        prefill=engine.prefill,
-        kv=engine.kv,
-        idle_w=float(engine.idle_w),
-        quality=entry.quality,
-        step_error=entry.step_error,
-        power_error=entry.power_error,
-        source=entry.source,
-        file=spec.file,
-    )
-    return replace(spec, laws=laws)
-
-
-def factors_of(factors: EngineFactors, index: int | Array) -> EngineFactors:
-    """Those of one engine, of [E]; or of one draw, of [n, E]."""
-    return jax.tree.map(lambda x: x[index], factors)
-
-
-def perturbed(fleet: Fleet, factors: EngineFactors, engine_of: Array) -> Fleet:
-    """The fleet whose lane k has the engine it has, off by `factors` [E] of engine `engine_of`[k]."""
-    return fleet.with_engines(
-        [perturb(engine, factors_of(factors, engine_of[k])) for k, engine in enumerate(fleet.engines)]
-    )
-
-
-def draw(errors: EngineErrors, n_samples: int = N_SAMPLES, seed: int = 0) -> EngineFactors:
-    """Factors [n, E], a Latin hypercube: of each factor one draw in each n-th of its distribution."""
-    sigma = np.stack([errors.step, errors.power, errors.prefill])  # [3, E]
-    rng = np.random.default_rng(seed)
-    ranks = rng.permuted(np.broadcast_to(np.arange(n_samples), (*sigma.shape, n_samples)), axis=-1)
-    z = ndtri((ranks + rng.uniform(1e-9, 1.0 - 1e-9, ranks.shape)) / n_samples)
-    step, power, prefill = np.moveaxis(np.exp(sigma[..., None] * z), -1, 1)
-    return EngineFactors(**as_floats(step=step, power=power, prefill=prefill))
-
-
-def outcomes(metrics: FleetMetrics, slo: Slo) -> dict[str, Array]:
-    """The metrics a plan is judged by: `OUTCOMES`, TTFT in the scope of `slo`."""
-    values = {name: getattr(metrics, name) for name in OUTCOMES}
-    return values | {"ttft_p99_s": metrics.ttft_p99_of_all_s} if slo.scope == "fleet" else values
-
-
-@partial(jax.jit, static_argnames="assumptions")
 def sample(
     fleet: Fleet,
     workload: Workload,
     slo: Slo,
     factors: EngineFactors,
-    engine_of: Array,
+    engine_of: ArrayLike,
     *,
     assumptions: Assumptions = PHYSICAL,
 ) -> tuple[dict[str, Array], Array]:
-    """(`outcomes` [n], whether the limits hold [n]) of one fleet under `factors` [n, E], all in one `vmap`."""
+    """(`outcomes` [n], whether the limits hold [n]) of one fleet under `factors` [n, E], all in one `vmap`. No factor
+    sends a request another way: the traffic is the fleet's own."""
+    traffic = routed(fleet, workload, assumptions)
+    return _sample(fleet, traffic, workload, slo, factors, engine_of, assumptions=assumptions)
 
+
+@partial(jax.jit, static_argnames="assumptions")
+def _sample(
+    fleet: Fleet,
+    traffic: PoolTraffic,
+    workload: Workload,
+    slo: Slo,
+    factors: EngineFactors,
+    engine_of: ArrayLike,
+    *,
+    assumptions: Assumptions,
+) -> tuple[dict[str, Array], Array]:
     def one(drawn: EngineFactors) -> tuple[dict[str, Array], Array]:
-        metrics = evaluate(perturbed(fleet, drawn, engine_of), workload, assumptions)
+        metrics = fleet_metrics(perturbed(fleet, drawn, engine_of), traffic, workload, assumptions)
         return outcomes(metrics, slo), held(metrics.pools, slo)
 
     return jax.vmap(one)(factors)
 
 
-@partial(jax.jit, static_argnames="assumptions")
-def slopes(
-    fleet: Fleet,
-    workload: Workload,
-    slo: Slo,
-    errors: EngineErrors,
-    engine_of: Array,
-    *,
-    assumptions: Assumptions = PHYSICAL,
-) -> dict[str, EngineFactors]:
-    """d ln outcome / d ln factor [E] of one fleet, of the relaxation with real-valued slots (`errors` gives E)."""
-    real = replace(assumptions, rounding="real")
+def slopes(derivatives: Derivatives, engine_of: ArrayLike, n_engines: int) -> dict[str, EngineFactors]:
+    """d ln outcome / d ln factor [E] of a fleet whose lane k has engine `engine_of`[k], of the relaxation with
+    real-valued slots."""
+    of_lane = derivatives.of_outcomes.factors  # [5, K]
 
-    def logs(log_factors: EngineFactors) -> dict[str, Array]:
-        factors = jax.tree.map(jnp.exp, log_factors)
-        values = outcomes(evaluate(perturbed(fleet, factors, engine_of), workload, real), slo)
-        return {name: log_or_zero(value) for name, value in values.items()}
+    def of_engines(by_lane: np.ndarray) -> np.ndarray:
+        total = np.zeros(n_engines)
+        np.add.at(total, np.asarray(engine_of), by_lane)
+        return total
 
-    zero = jnp.zeros_like(errors.step)
-    return jax.jacfwd(logs)(EngineFactors(zero, zero, zero))
-
-
-def log_or_zero(value: Array) -> Array:
-    """ln of a positive, finite value; 0, and so without slope, for a fleet that is free or overloaded."""
-    usable = (value > 0) & jnp.isfinite(value)
-    return jnp.where(usable, jnp.log(jnp.where(usable, value, 1.0)), 0.0)
+    return {name: jax.tree.map(lambda x, i=i: of_engines(x[i]), of_lane) for i, name in enumerate(OUTCOMES)}
 
 
 @dataclass(frozen=True)
@@ -242,9 +117,17 @@ class Trust:
     hold_probability: float  # share of the draws in which every limit of the service holds
 
 
-def plan_trust(plan: Plan, *, n_samples: int = N_SAMPLES, level: float = LEVEL, seed: int = 0) -> Trust:
-    """The intervals of a plan's metrics, its fleet as it is, and the probability that its limits hold."""
-    return _trust([plan], n_samples, level, seed)
+def plan_trust(
+    plan: Plan,
+    *,
+    n_samples: int = N_SAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+    derivatives: Derivatives | None = None,
+) -> Trust:
+    """The intervals of a plan's metrics, its fleet as it is, and the probability that its limits hold; by its
+    `derivatives` where they are known."""
+    return _trust([plan], n_samples, level, seed, [derivatives or derivatives_of(plan)])
 
 
 def gain_trust(plan: Plan, base: Plan, *, n_samples: int = N_SAMPLES, level: float = LEVEL, seed: int = 0) -> Trust:
@@ -252,23 +135,26 @@ def gain_trust(plan: Plan, base: Plan, *, n_samples: int = N_SAMPLES, level: flo
 
     The limits are those of both fleets at once.
     """
-    return _trust([plan, base], n_samples, level, seed)
+    return _trust([plan, base], n_samples, level, seed, [derivatives_of(plan), derivatives_of(base)])
 
 
-def _trust(plans: Sequence[Plan], n_samples: int, level: float, seed: int) -> Trust:
+def _trust(plans: Sequence[Plan], n_samples: int, level: float, seed: int, derivatives: Sequence[Derivatives]) -> Trust:
     """Of the first plan, over the second where there is one."""
     errors, engine_of = shared_errors([spec for plan in plans for spec in plan.specs])
     factors = draw(errors, n_samples, seed)
     ends = np.cumsum([len(plan.specs) for plan in plans])
     values = {name: 1.0 for name in OUTCOMES}
     drawn = {name: np.ones(n_samples) for name in OUTCOMES}
-    slope = {name: EngineFactors(*(jnp.zeros_like(errors.step) for _ in range(3))) for name in OUTCOMES}
+    nothing = np.zeros_like(errors.step)
+    no_slope = EngineFactors(**as_floats(step=nothing, power=nothing, prefill=nothing))
+    slope = {name: no_slope for name in OUTCOMES}
     holds = np.ones(n_samples, dtype=bool)
-    for plan, power, indices in zip(plans, (1.0, -1.0), jnp.split(engine_of, ends[:-1]), strict=False):
+    of_plans = np.split(engine_of, ends[:-1])
+    for plan, power, indices, known in zip(plans, (1.0, -1.0), of_plans, derivatives, strict=False):
         problem = plan.problem
         about = (plan.fleet, problem.workload, problem.slo)
         sampled, held_there = sample(*about, factors, indices, assumptions=problem.assumptions)
-        derivative = slopes(*about, errors, indices, assumptions=problem.assumptions)
+        derivative = slopes(known, indices, len(nothing))
         here = outcomes(plan.metrics, problem.slo)
         for name in OUTCOMES:
             values[name] *= float(here[name]) ** power

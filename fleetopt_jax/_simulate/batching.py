@@ -10,9 +10,9 @@ cache, go back to the head of the queue, and later prefill their prompt and what
 sequence is never preempted while another is there, and alone it fits (longer requests are refused at the door), so some
 sequence always advances: no livelock.
 
-One `advance` does a small step for every instance whose clock has not reached its limit: it admits at most one request
-and, if no other can be admitted now, runs one iteration, or idles to the next arrival. So instances that admit do not
-hold up those that decode. Shapes as in `state.py`.
+One `advance` does a step for every instance whose clock has not reached its limit: it admits whom it can, one request
+of each queue at a time, which touches no more than their slots, and then runs one iteration, or idles to the next
+arrival, which touches all slots. Shapes as in `state.py`.
 """
 
 from dataclasses import replace
@@ -38,11 +38,11 @@ def run_until(state: State, engine: Engine, scheduler: Scheduler, until_s: Array
 
 
 def advance(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) -> State:
-    """One admission, or one iteration, or a pause, of every instance whose clock is before `until_s` [I]."""
+    """Admissions, and then one iteration or a pause, of every instance whose clock is before `until_s` [I]."""
     active = state.instances.clock_s < until_s
-    state, more = _admit(state, engine, scheduler, active)
-    runs = active & ~more & (state.instances.n_running > 0)
-    state = _pause(state, engine, scheduler, active & ~more & ~runs, until_s)
+    state = _admit_all(state, engine, scheduler, active)
+    runs = active & (state.instances.n_running > 0)
+    state = _pause(state, engine, scheduler, active & ~runs, until_s)
     state = _iterate(state, engine, scheduler, runs)
     if scheduler.chunks_are_free:
         return state  # slots are reserved: the cache cannot overflow
@@ -74,12 +74,14 @@ def _seen(engine: Engine, tokens: Array) -> Array:
     return engine.decode.seen_tokens(tokens).astype(tokens.dtype)
 
 
+# Whole numbers summed by a product with ones, several times as fast as a sum of integers, and as exact: float32 holds
+# whole numbers up to 2^24, float64 up to 2^53.
 def _count(mask: Array) -> Array:
-    return jnp.sum(mask, axis=1, dtype=jnp.int32)
+    return (mask.astype(jnp.float32) @ jnp.ones(mask.shape[1], jnp.float32)).astype(jnp.int32)
 
 
 def _sum(mask: Array, values: Array) -> Array:
-    return jnp.sum(jnp.where(mask, values, 0), axis=1, dtype=int)
+    return (jnp.where(mask, values, 0).astype(float) @ jnp.ones(mask.shape[1])).astype(int)
 
 
 # --- admission --------------------------------------------------------------------------------------------------------
@@ -124,28 +126,42 @@ def _first_chunk(prompt: Array, engine: Engine, scheduler: Scheduler, instances:
     return _FirstChunk(tokens, prefill_s(engine.prefill, tokens.astype(float)), phase)
 
 
-def _admit(state: State, engine: Engine, scheduler: Scheduler, active: Array) -> tuple[State, Array]:
-    """Take the head of each queue that can be taken; and whether the next can be taken too."""
+def _admit_all(state: State, engine: Engine, scheduler: Scheduler, active: Array) -> State:
+    """Take from the head of each queue whom the scheduler takes now."""
+    n_slots = state.slots.left.shape[1]
+
+    def taking(state: State) -> Array:
+        return active & _admissible(state, engine, scheduler) & (state.instances.n_running < n_slots)
+
+    def admit(loop: tuple[State, Array]) -> tuple[State, Array]:
+        state = _admit(*loop, engine, scheduler)
+        return state, taking(state)
+
+    state, _ = jax.lax.while_loop(lambda loop: jnp.any(loop[1]), admit, (state, taking(state)))
+    full = active & _admissible(state, engine, scheduler) & (state.instances.n_running >= n_slots)
+    return replace(state, cramped=state.cramped | jnp.any(full))
+
+
+def _admit(state: State, takes: Array, engine: Engine, scheduler: Scheduler) -> State:
+    """Take the head of each queue of the instances `takes`, into the first slot that is free."""
     table, slots, instances = state.table, state.slots, state.instances
     n_slots = slots.left.shape[1]
-    takes = active & _admissible(state, engine, scheduler)
-    cramped = jnp.any(takes & (instances.n_running >= n_slots))
-    takes &= instances.n_running < n_slots
     index = jnp.arange(n_slots, dtype=jnp.int32)
     slot = jnp.min(jnp.where(slots.left == 0, index, n_slots - 1), axis=1)
-    place = jnp.arange(len(slot)), slot
+    row = jnp.arange(len(slot))
     request = jnp.where(takes, instances.head, table.nobody)
     prompt = table.prompt_tokens[request]
     chunk = _first_chunk(prompt, engine, scheduler, instances)
 
     # The request that had the slot leaves its times; the new one brings what it had before a preemption.
-    leaver = jnp.where(takes, slots.request[place], table.nobody)
-    table = _leave(table, leaver, slots.first_s[place], slots.last_s[place])
-    table = replace(table, admit_s=table.admit_s.at[request].min(instances.clock_s))
-    here = takes[:, None] & (index == slot[:, None])
+    leaver = jnp.where(takes, slots.request[row, slot], table.nobody)
+    table = _leave(table, leaver, slots.first_s[row, slot], slots.last_s[row, slot])
+    admit_s = jnp.where(takes, jnp.minimum(table.admit_s[request], instances.clock_s), NEVER)
+    table = replace(table, admit_s=table.admit_s.at[request].set(admit_s))
+    place = row, jnp.where(takes, slot, n_slots)  # n_slots is out of range: dropped
 
     def put(values: Array, new: Array) -> Array:
-        return jnp.where(here, new[:, None], values)
+        return values.at[place].set(new.astype(values.dtype), mode="drop", unique_indices=True)
 
     slots = Slots(
         request=put(slots.request, request),
@@ -158,8 +174,7 @@ def _admit(state: State, engine: Engine, scheduler: Scheduler, active: Array) ->
     )
     behind = table.next[instances.head]
     instances = _with_admitted(instances, engine, scheduler, takes, behind, prompt, chunk, slot)
-    state = replace(state, table=table, slots=slots, instances=instances, cramped=state.cramped | cramped)
-    return state, _admissible(state, engine, scheduler) & (instances.n_running < n_slots)
+    return replace(state, table=table, slots=slots, instances=instances)
 
 
 def _with_admitted(
@@ -213,7 +228,6 @@ class _Tokens:
 
     emits: Array
     first: Array  # those whose first it is
-    again: Array  # those whose first since a preemption it is
     ended: Array  # those whose last it is
 
 
@@ -228,9 +242,8 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
 
     emits = runs[:, None] & (slots.left > 0) & (slots.phase <= 1)
     first = emits & jnp.isinf(slots.first_s)
-    again = emits & ~first & (slots.phase == 1)
     left = slots.left - emits
-    tokens = _Tokens(emits, first, again, emits & (left == 0))
+    tokens = _Tokens(emits, first, emits & (left == 0))
     if scheduler.chunks_are_free:
         phase = jnp.where(runs[:, None], jnp.maximum(slots.phase - 1, 0), slots.phase)
         decodes = left > 0
@@ -295,27 +308,32 @@ def _tallied(state: State, engine: Engine, iteration: _Iteration, tokens: _Token
     A gap is as long as the iteration, but for the first token after a preemption: from the last token before it.
     """
     instances, tally, inside, took_s = state.instances, state.tally, iteration.inside, iteration.took_s
-    n_gaps = _count(tokens.emits & ~tokens.first & ~tokens.again)
-    stalled_s = jnp.where(tokens.again, iteration.end_s[:, None] - state.slots.last_s, 0.0)
     group = jnp.arange(len(inside)) // (len(inside) // len(state.gap_counts))
-    gap_counts = state.gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
-    gap_counts = jax.lax.cond(
-        jnp.any(tokens.again),
-        lambda: gap_counts.at[group[:, None], gap_bin(stalled_s)].add(jnp.where(tokens.again, inside[:, None], 0.0)),
-        lambda: gap_counts,
-    )
+
+    def stalled() -> tuple[Array, Array, Array]:
+        again = tokens.emits & ~tokens.first & (state.slots.phase == 1)  # the first since a preemption
+        gap_s = jnp.where(again, iteration.end_s[:, None] - state.slots.last_s, 0.0)
+        counts = jnp.where(again, inside[:, None], 0.0)
+        gap_counts = state.gap_counts.at[group[:, None], gap_bin(gap_s)].add(counts)
+        return gap_counts, jnp.sum(gap_s, axis=1), _count(again)
+
+    nobody = state.gap_counts, jnp.zeros_like(inside), jnp.zeros_like(instances.n_decoding)
+    gap_counts, stalled_s, n_again = jax.lax.cond(jnp.any(tally.preemptions > 0), stalled, lambda: nobody)
+    n_emits = _count(tokens.emits)
+    n_gaps = n_emits - _count(tokens.first) - n_again
+    gap_counts = gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
     n = jnp.maximum(instances.n_decoding, 1e-9)
     decode_j = engine.power.gpu_w(n, instances.tokens / n) * iteration.decode_s
     path_s = jnp.where(iteration.runs, took_s, 0.0)
     tally = tally._replace(
         gpu_j=tally.gpu_j + inside * (decode_j + engine.prefill.gpu_w * instances.scheduled_s),
-        tokens=tally.tokens + inside * _count(tokens.emits),
+        tokens=tally.tokens + inside * n_emits,
         in_flight_s=tally.in_flight_s + inside * took_s * instances.n_running,
         blocks_s=tally.blocks_s + inside * took_s * instances.n_blocks,
         prefill_s=tally.prefill_s + inside * instances.scheduled_s,
         busy_s=tally.busy_s + inside * took_s,
-        gaps=tally.gaps + inside * (n_gaps + _count(tokens.again)),
-        gaps_s=tally.gaps_s + inside * (n_gaps * took_s + jnp.sum(stalled_s, axis=1)),
+        gaps=tally.gaps + inside * (n_gaps + n_again),
+        gaps_s=tally.gaps_s + inside * (n_gaps * took_s + stalled_s),
         path_in_flight_s=tally.path_in_flight_s + path_s * instances.n_running,
         path_in_system_s=tally.path_in_system_s + path_s * (instances.n_running + instances.n_waiting),
         path_iterations=tally.path_iterations + iteration.runs,

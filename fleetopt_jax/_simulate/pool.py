@@ -1,7 +1,9 @@
 """One pool's instances over all its requests: dispatch, batch, dispatch, ..., in one compiled loop."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,12 +98,10 @@ def _run_together(
     n_groups, n_requests = requests.arrival_s.shape
     width, n_padded = _round_up(n_requests), _round_up(pool.n_instances)
     ticks = _ticks(requests.arrival_s, horizon_s, balancer)
-    state = empty_state(request_table(requests, width), n_groups, n_padded, n_slots)
-    state = jax.tree.map(jnp.copy, state)  # buffers of their own, so that they can be given away
+    state = _empty_state(request_table(requests, width), n_groups, n_padded, n_slots)
     serves = np.arange(n_padded) < pool.n_instances
-    numbers = jnp.arange(n_groups) + balancer.first_replication
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(balancer.seed), numbers)
-    n_instances = jnp.asarray(pool.n_instances)
+    keys = _keys(balancer.seed, np.arange(n_groups) + balancer.first_replication)
+    n_instances = np.asarray(pool.n_instances)
     for start in range(0, len(ticks.now_s), SEGMENT):
         part = {name: values[start : start + SEGMENT] for name, values in vars(ticks).items()}
         state = _segment(state, pool.engine, pool.scheduler, part, n_instances, keys, serves, policy=balancer.policy)
@@ -156,24 +156,40 @@ def request_table(requests: PoolRequests, width: int) -> RequestTable:
     n_groups, n = requests.arrival_s.shape
     nobody = n_groups * width
 
-    def column(values: np.ndarray, pad, dtype) -> Array:
+    def column(values: np.ndarray, pad, dtype) -> np.ndarray:
         padded = np.full((n_groups, width), pad, dtype)
         padded[:, :n] = values
-        return jnp.asarray(np.append(padded.ravel(), np.asarray(pad, dtype)))
+        return np.append(padded.ravel(), np.asarray(pad, dtype))
 
-    never = jnp.full(nobody + 1, NEVER, float)  # not of a weak type: the second call of `_segment` would compile again
-    return RequestTable(
-        arrival_s=column(requests.arrival_s, np.inf, float),
-        prompt_tokens=column(requests.prompt_tokens, 0, np.int32),
-        output_tokens=column(requests.output_tokens, 0, np.int32),
-        next=jnp.full(nobody + 1, nobody, jnp.int32),
-        admit_s=never,
-        first_s=never,
-        last_s=never,
-    )
+    never = np.full(nobody + 1, NEVER)
+    columns: dict[str, Any] = {
+        "arrival_s": column(requests.arrival_s, np.inf, float),
+        "prompt_tokens": column(requests.prompt_tokens, 0, np.int32),
+        "output_tokens": column(requests.output_tokens, 0, np.int32),
+        "next": np.full(nobody + 1, nobody, np.int32),
+    }
+    columns |= {name: never for name in ("admit_s", "first_s", "last_s")}
+    return RequestTable(**columns)
 
 
-@partial(jax.jit, static_argnames="policy", donate_argnames="state")
+def _for_speed() -> dict[str, bool] | None:
+    """Options that undo, for loops that run for long, a flag that compiles quickly what then runs half as fast. Where
+    the flag is not set the compiler may not know it."""
+    quick = "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+    return {"xla_cpu_use_fusion_emitters": True} if quick else None
+
+
+# One program makes all arrays, each with a buffer of its own, so that it can be given away.
+_empty_state = jax.jit(empty_state, static_argnums=(1, 2, 3))
+
+
+@jax.jit
+def _keys(seed: int, numbers: Array) -> Array:
+    """Random numbers of each replication's own."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+
+
+@partial(jax.jit, static_argnames="policy", donate_argnames="state", compiler_options=_for_speed())
 def _segment(
     state: State,
     engine: Engine,
@@ -250,8 +266,7 @@ def _ended(state: State, last_s: Array) -> np.ndarray:
 
 
 def _slots(n: int) -> int:
-    """A power of two."""
-    return max(LEAST_SLOTS, 1 << (n - 1).bit_length())
+    return max(LEAST_SLOTS, _round_up(n))
 
 
 def _round_up(n: int) -> int:

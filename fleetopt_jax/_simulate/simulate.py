@@ -2,13 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from fleetopt_jax._simulate import observed
 from fleetopt_jax._simulate.dispatch import Balancer
@@ -18,12 +15,12 @@ from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool
 from fleetopt_jax._simulate.requests import Requests, draw_requests, span_requests
 from fleetopt_jax._simulate.routing import REJECTED, Routed, route_requests
 from fleetopt_jax._simulate.state import Scheduler
-from fleetopt_jax.core.numerics import require_float64, safe_div
+from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Lane, Slo, make_slo
-from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.fleet.traffic import routed
 from fleetopt_jax.laws.latency import TAIL_PROBABILITY
 from fleetopt_jax.workload.atoms import Workload
 
@@ -197,12 +194,12 @@ def pools_holding(pools: Sequence[dict[str, Estimate]], total: dict[str, Estimat
     ]
 
 
-@partial(jax.jit, static_argnames="assumptions")
-def _outlook(fleet: Fleet, workload: Workload, *, assumptions: Assumptions) -> tuple[FleetMetrics, Array]:
+def _outlook(fleet: Fleet, workload: Workload, *, assumptions: Assumptions) -> tuple[FleetMetrics, np.ndarray]:
     """The analytic metrics, and the mean residual life of a pool's sequences E[d^2] / E[d] ITL [K]."""
-    traffic = route(fleet, workload, assumptions)
+    traffic = routed(fleet, workload, assumptions)
     metrics = fleet_metrics(fleet, traffic, workload, assumptions)
-    return metrics, safe_div(traffic.demand.steps2, traffic.demand.steps) * metrics.pools.itl_s
+    steps2, steps = np.asarray(traffic.demand.steps2), np.asarray(traffic.demand.steps)
+    return metrics, steps2 / np.where(steps > 0, steps, np.inf) * np.asarray(metrics.pools.itl_s)
 
 
 def _enough(workload: Workload, needed_s: float) -> int:

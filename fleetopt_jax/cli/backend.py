@@ -13,13 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 MIN_COMPILE_S = 0.05  # what compiles faster is not worth a file
-# Compiles two thirds as long on the CPU as with the newer emitters, and runs as fast. Only where it was tried: an XLA
-# that does not know a flag ends the process.
+# Compiles two thirds as long on the CPU as with the newer emitters, and what runs for milliseconds runs as fast (the
+# simulator, which runs for long, undoes it). Only where it was tried: an XLA that does not know a flag ends the
+# process.
 QUICK_COMPILE, TRIED_WITH = "--xla_cpu_use_fusion_emitters=false", "0.10.1"
 
 
 def configure() -> str:
-    """Set JAX up, before any array is made: queueing needs float64. Returns why compiled programs are not kept, if they
+    """Set JAX up, before any array is made: queueing needs float64. Returns why programs are not kept, if they
     should be and cannot."""
     # XLA calls two tuning hints of its own (prefer-no-gather, prefer-no-scatter) missing features of the processor, two
     # lines on stderr for every program it loads; errors still reach us as exceptions.

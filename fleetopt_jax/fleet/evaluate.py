@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -113,10 +114,12 @@ def evaluate(
     return fleet_metrics(fleet, traffic, workload, assumptions, quantiles=quantiles)
 
 
+@partial(jax.jit, static_argnames=("assumptions", "quantiles"))
 def fleet_metrics(
     fleet: Fleet, traffic: PoolTraffic, workload: Workload, assumptions: Assumptions, *, quantiles: bool = True
 ) -> FleetMetrics:
-    """Metrics of `fleet` whose lanes get `traffic` [K], of which a search needs to route but once; see `evaluate`."""
+    """Metrics of `fleet` whose lanes get `traffic` [K], of which a search needs to route but once; see `evaluate`. A
+    compiled program of its own, as `routed` is."""
     setting = setting_of(workload, fleet.surroundings, assumptions)
     pools = for_each_lane(
         lambda engine, pool, window, n: pool_metrics(engine, pool, window, n, setting),

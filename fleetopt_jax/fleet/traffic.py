@@ -12,6 +12,7 @@ unread, which it cannot do with the columns of a matrix.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -290,9 +291,15 @@ def _by_column(along_rows: Callable[[Array], Array], tree: T) -> T:
 
 
 def route(
-    fleet: Fleet, workload: Workload, assumptions: Assumptions, *, router_width: ArrayLike | None = None
+    fleet: Fleet,
+    workload: Workload,
+    assumptions: Assumptions,
+    *,
+    router_width: ArrayLike | None = None,
+    all_read: bool = False,
 ) -> PoolTraffic:
-    """The traffic of each lane, a leading axis of K; hard, or with a router of log-width `router_width` > 0.
+    """The traffic of each lane, a leading axis of K; hard, or with a router of log-width `router_width` > 0. `all_read`
+    as in `running_sums`.
 
     A request goes to the first pool whose edge gamma B it does not exceed. Longer than B, it is compressed to B; where
     that fails it goes to the first pool whose window holds it as it is. Requests beyond the last edge are served by
@@ -319,11 +326,17 @@ def route(
     )
 
     def one(prefill: Prefill, requests: Slice) -> PoolTraffic:
-        sums = running_sums(prefill, replace(atoms, cells=None), assumptions, compresses=True)
+        sums = running_sums(prefill, replace(atoms, cells=None), assumptions, compresses=True, all_read=all_read)
         in_cells = _slice_in_cells(atoms, requests, assumptions.compression.success_frac(compressor))
         return slice_traffic(replace(sums, cells=atoms.cells), prefill, compressor, requests, assumptions, in_cells)
 
     return jax.vmap(one)(prefills, slices)
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def routed(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTraffic:
+    """`route`, hard, as a compiled program of its own, which all who keep the traffic of a fleet share."""
+    return route(fleet, workload, assumptions, all_read=True)
 
 
 def _slice_in_cells(atoms: Atoms, requests: Slice, success_frac: ArrayLike) -> Array | None:

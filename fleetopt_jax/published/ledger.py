@@ -12,7 +12,7 @@ import numpy as np
 
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import homogeneous_tok_per_j, optimize
+from fleetopt_jax._optimize.search import homogeneous_tok_per_j, optimize, optimize_as_compressing
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.progress import Progress
@@ -73,7 +73,7 @@ def ledger(
 
 
 def _row(choice: str, before: str, after: str, problem: Problem) -> LedgerRow:
-    two_pool = optimize(problem)
+    two_pool = optimize_as_compressing(problem)
     fleetopt = optimize(replace(problem, gamma=None))
     best = _tok_per_j(fleetopt)
     if best is None or (_tok_per_j(two_pool) or 0.0) > best:
@@ -82,7 +82,7 @@ def _row(choice: str, before: str, after: str, problem: Problem) -> LedgerRow:
         choice,
         before,
         after,
-        homogeneous_tok_per_j(problem) or None,
+        _homogeneous_tok_per_j(two_pool),
         _tok_per_j(two_pool),
         _tok_per_j(fleetopt),
         *_short_pool(fleetopt),
@@ -91,6 +91,14 @@ def _row(choice: str, before: str, after: str, problem: Problem) -> LedgerRow:
 
 def _tok_per_j(answer: Plan | Infeasible) -> float | None:
     return None if isinstance(answer, Infeasible) else float(answer.metrics.tok_per_j)
+
+
+def _homogeneous_tok_per_j(two_pool: Plan | Infeasible) -> float | None:
+    """Of the best homogeneous fleet, as the search for two pools has it along."""
+    if isinstance(two_pool, Infeasible):
+        return homogeneous_tok_per_j(two_pool.problem) or None
+    gain = two_pool.gain_vs_homogeneous
+    return float(two_pool.metrics.tok_per_j) / gain if gain else None
 
 
 def _short_pool(answer: Plan | Infeasible) -> tuple[int | None, float | None]:

@@ -19,7 +19,7 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import for_each_lane, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.stage import StageLoad, setting_of, stage_load
-from fleetopt_jax.fleet.traffic import PoolTraffic, route
+from fleetopt_jax.fleet.traffic import PoolTraffic, routed
 from fleetopt_jax.report.style import (
     BLUE,
     INK,
@@ -50,9 +50,9 @@ def pool_curves(plan: Plan) -> list[Curve]:
     From a load near the most it can take down to less than one sequence in flight, where a GPU idles between two. The
     pool itself is one point of its curve.
     """
-    loads, points, shown = _curves(
-        plan.fleet, plan.metrics.pools.n_active, plan.problem.workload, plan.problem.assumptions
-    )
+    workload, assumptions = plan.problem.workload, plan.problem.assumptions
+    traffic = routed(plan.fleet, workload, assumptions)
+    loads, points, shown = _curves(plan.fleet, plan.metrics.pools.n_active, traffic, workload, assumptions)
     names = ("batch", "power_w_per_gpu", "tok_per_j")
     entries = [engine_entry(spec) for spec in plan.specs]
     return [
@@ -71,7 +71,7 @@ def pool_curves(plan: Plan) -> list[Curve]:
 
 @partial(jax.jit, static_argnames="assumptions")
 def _curves(
-    fleet: Fleet, n_active: Array, workload: Workload, assumptions: Assumptions
+    fleet: Fleet, n_active: Array, pools: PoolTraffic, workload: Workload, assumptions: Assumptions
 ) -> tuple[StageLoad, tuple[Array, ...], Array]:
     """Each pool's load, (batch, power of one GPU [W], tokens per joule) of ever fewer instances, and which of them are
     shown, [K, N_POINTS]."""
@@ -91,8 +91,7 @@ def _curves(
         *values, shown = jax.vmap(at)(fewest * (1.0 + beyond))
         return load, tuple(values), shown
 
-    traffic = route(fleet, workload, assumptions)
-    return for_each_lane(curve, fleet.engines, traffic, fleet.window_tokens, fleet.n_instances, n_active)
+    return for_each_lane(curve, fleet.engines, pools, fleet.window_tokens, fleet.n_instances, n_active)
 
 
 @styled
