@@ -93,6 +93,7 @@ def random_llms(seed: int = 3) -> Llm:
         attention_flop_per_token2=np.zeros(N),
         windowed_frac=np.zeros(N),
         window_tokens=np.zeros(N),
+        padding_bytes=np.zeros(N),
     )
 
 

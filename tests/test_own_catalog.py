@@ -117,7 +117,7 @@ def test_prices_go_with_the_gpu_not_with_the_engine():
         (("tdp_w = 650", "tdp_w = -650"), "line 8: gpus.x1.tdp_w = -650: input should be greater than 0"),
         (
             ("tdp_w = 650", "tdp = 650"),
-            "line 8: gpus.x1.tdp = 650: extra inputs are not permitted; known: title, memory_",
+            "line 8: gpus.x1.tdp = 650: extra inputs are not permitted; did you mean tdp_w",
         ),
         (("tdp_w = 650\n", ""), "gpus.x1: has no tdp_w; a GPU of your own needs memory_bytes, "),
         (("idle_w = 90", "idle_w = 900"), "gpus.h100: need idle_w <= tdp_w, got 900.0 > 700"),

@@ -387,7 +387,8 @@ def test_the_command_draws_writes_and_prints(capsys, trace_file, tmp_path):
 def test_the_command_refuses_in_one_line(capsys, trace_file, tmp_path):
     wrong = {
         "workload-rate": ["--axis", "workload-rate=0,5"],
-        "NAME=V1,V2": ["--axis", "speed=1,2"],
+        "NAME=V1,V2": ["--axis", "speed"],
+        "need workload-rate, ": ["--axis", "speed=1,2"],
         "two different": ["--axis", "pue=1.2"],
         "tokens": ["--objectives", "tok_per_j,tokens"],
         "two or three": ["--objectives", "tok_per_j"],

@@ -68,6 +68,7 @@ def plan_of(*pools: dict[str, Any], metrics: dict[str, Any] | None = None, **mor
         "method": "exact",
         "slo": {"ttft_p99_s": 0.5, "ttft_s_per_token": 0.0, "itl_s": None, "max_utilization": 0.85, "scope": "pool"},
         "budget": {},
+        "workload": {"name": "mine", "arrival_rate_per_s": 1000.0, "at": "mean", "hour": None},
         "objective": "tok_per_j",
         "site": {"host_w_per_gpu": 0.0, "pue": 1.0, "usd_per_kwh": 0.0, "kg_co2_per_kwh": 0.0},
         "pools": made,

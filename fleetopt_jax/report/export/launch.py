@@ -328,7 +328,7 @@ def _checkpoint(
     asked = pool.precision and pool.precision.lower()
     if f"{llm}:{asked}" in models:
         return models[f"{llm}:{asked}"], None, None, []
-    entry = llm_entry(catalog.llm(llm, f"{where}.llm"))
+    entry = llm_entry(catalog.llm(llm, f"{where}.llm"), f"{where}.llm")
     native = entry.architecture.native_precision
     precision = asked or native
     quantized = precision == "fp8" and native == "bf16"
