@@ -14,7 +14,8 @@ from pathlib import Path
 
 MIN_COMPILE_S = 0.05  # what compiles faster is not worth a file
 # Compiles two thirds as long on the CPU as with the newer emitters, and what runs for milliseconds runs as fast (the
-# simulator, which runs for long, undoes it). Only where it was tried: an XLA that does not know a flag ends the process.
+# simulator, which runs for long, undoes it). Only where it was tried: an XLA that does not know a flag ends the
+# process.
 QUICK_COMPILE, TRIED_WITH = "--xla_cpu_use_fusion_emitters=false", "0.10.1"
 
 
