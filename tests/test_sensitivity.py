@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fleetopt_jax._optimize import derivatives
 from fleetopt_jax._optimize.derivatives import OUTCOMES, SLO_LIMITS, input_names, log_jacobian, log_outcomes
 from fleetopt_jax._optimize.engine_errors import EngineFactors, perturb
 from fleetopt_jax._optimize.plan import Plan
@@ -124,6 +125,19 @@ def test_the_relaxed_fleet_is_the_fleet(one_pool):
     hard = [math.log(float(getattr(one_pool.metrics, name))) for name in OUTCOMES]
     # Whole slots and sequences against real ones; and a prompt's chunks, which are few.
     assert np.all(np.abs(still - hard) < [0.02, 0.02, 1e-12, 0.5, 0.02])
+
+
+def test_an_engine_that_is_off_by_nothing_is_itself():
+    """At the board's limit as well, where watts of prefill are bent, and their derivatives with them."""
+    engine = build(EngineSpec("b200"))
+    capped = dataclasses.replace(engine, prefill=dataclasses.replace(engine.prefill, gpu_w=engine.power.cap_w))
+    still = EngineFactors(*np.ones(3))
+    for each in (engine, capped):
+        jax.tree.map(np.testing.assert_array_equal, derivatives._off(each, still), each)
+    inputs = jax.grad(lambda moved: derivatives._off(moved, still).prefill.gpu_w)(jax.tree.map(jnp.asarray, capped))
+    assert sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(inputs)) == float(inputs.prefill.gpu_w) == 1.0
+    by_power = jax.grad(lambda f: derivatives._off(engine, dataclasses.replace(still, power=f)).prefill.gpu_w)(1.0)
+    assert 0.0 < by_power <= float(engine.prefill.gpu_w)
 
 
 def optimum(log_slo: list[float], plan: Plan) -> float:

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from fleetopt_jax._optimize.engine_errors import EngineFactors, factors_of, perturb
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
+from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import excesses
@@ -127,7 +129,7 @@ def _moved(moves: Moves, fleet: Fleet, workload: Workload) -> _Moved:
     pools, about, around = inputs["pools"], inputs["workload"], inputs["surroundings"]
     windows, gamma, n = (jnp.stack([p[name] for p in pools]) for name in ("window_tokens", "gamma", "n_instances"))
     factors = jax.tree.map(jnp.exp, moves.factors)
-    engines = [perturb(pool["engine"], factors_of(factors, k)) for k, pool in enumerate(pools)]
+    engines = [_off(pool["engine"], factors_of(factors, k)) for k, pool in enumerate(pools)]
     return _Moved(
         fleet=fleet_of(engines, windows, gamma, n, around),
         unmoved=fleet_of(engines, fleet.window_tokens, fleet.gamma, n, around),
@@ -139,6 +141,18 @@ def _moved(moves: Moves, fleet: Fleet, workload: Workload) -> _Moved:
         ),
         arrivals=replace(workload, arrival_rate_per_s=about["arrival_rate_per_s"], arrival_scv=about["arrival_scv"]),
     )
+
+
+def _off(engine: Engine, factors: EngineFactors) -> Engine:
+    """`perturb`, which at factors of 1 is the engine itself, derivatives too: watts of prefill that are bent below the
+    board's limit are moved by how much more they are bent."""
+    off, fixed = perturb(engine, factors), jax.lax.stop_gradient(engine)
+
+    def bent_w(factor: ArrayLike) -> Array:
+        return fixed.power.bent_w(fixed.prefill.gpu_w, factor)
+
+    gpu_w = engine.prefill.gpu_w + (bent_w(factors.power) - bent_w(1.0))
+    return replace(off, prefill=replace(off.prefill, gpu_w=gpu_w))
 
 
 @partial(jax.jit, static_argnames="assumptions")
