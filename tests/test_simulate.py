@@ -481,7 +481,7 @@ def test_counters_equal_what_the_slots_hold_and_the_cache_never_overflows():
     engine = engine_of(per_token_s=1e-6, windowed_token_s=1e-6, window_tokens=30, budget=12)
     rows = random_rows(np.random.default_rng(3), gap_s=0.01)
     requests = requests_of(rows)
-    state = empty_state(request_table(requests, N_COLUMNS), N_ROWS, 1, 8)
+    state = jax.tree.map(jnp.asarray, empty_state(request_table(requests, N_COLUMNS), N_ROWS, 1, 8))
     everybody = jnp.arange(N_ROWS * N_COLUMNS, dtype=jnp.int32).reshape(N_ROWS, N_COLUMNS)
     zero, keys = jnp.zeros(N_ROWS, jnp.int32), jax.random.split(jax.random.key(0), N_ROWS)
     state = dispatch(state, everybody, IN_TURN.policy, rank=zero, now_s=zero * 1.0, keys=keys, n_instances=1)
@@ -560,7 +560,8 @@ def sent(policy: Dispatch, known: np.ndarray, n_instances: int, n_first: int = N
     width = N_SENT
     times = np.tile(np.arange(width, dtype=float), (N_GROUPS, 1))
     ones = np.ones((N_GROUPS, width), int)
-    state = empty_state(request_table(PoolRequests(times, ones, ones), width), N_GROUPS, N_INSTANCES, 1)
+    table = request_table(PoolRequests(times, ones, ones), width)
+    state = jax.tree.map(jnp.asarray, empty_state(table, N_GROUPS, N_INSTANCES, 1))
     state = replace(state, instances=replace(state.instances, n_running=jnp.asarray(known.ravel(), jnp.int32)))
     numbers = np.arange(width) + width * np.arange(N_GROUPS)[:, None]
     send = jax.jit(dispatch, static_argnames="policy")
