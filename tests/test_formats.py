@@ -338,7 +338,11 @@ def test_odd_times_are_said(tmp_path, values, layout, says):
     [
         ("a,b\n10,5\n10,5\n", Layout("a", "b"), "all 2 rows are the same"),
         ("a,b\n10,10\n9,9\n", Layout("a", "b"), "equal in every row"),
-        ("in,out\n10,5\n9,4\n", Layout("out", "in"), "prompts are read from 'out' and outputs from 'in': swapped?"),
+        (
+            "in,out\n10,5\n9,4\n",
+            Layout("out", "in"),
+            "prompts are read from 'out' and outputs from 'in', as if swapped",
+        ),
         ("a,b\n10,500\n9,40\n", Layout("a", "b"), "times as long as prompts"),
         ("total tokens,b\n10,5\n9,4\n", Layout("total tokens", "b"), "prompt and output together"),
         ("prompt_tokens,output_tokens\n1048576,5\n9,4\n", None, "1 request of 2 has 1,048,581 tokens"),

@@ -7,7 +7,7 @@ biases, draft (MTP) layers and the encoders of multimodal models are left out; c
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import PurePath
@@ -97,7 +97,6 @@ class HfModel:
 
 
 Checked = TypeVar("Checked", bound=Part)
-Check = Callable[[type[Checked]], Checked]
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def load(
     if rate_per_s is not None and not (math.isfinite(rate_per_s) and rate_per_s > 0):
         raise BadField("arrival_rate_per_s", f"{rate_per_s}", "need a positive, finite number of requests per second")
     if layout and name_or_file in bundled():
-        raise BadField("columns", f"{name_or_file} has no columns", "leave them out")
+        raise BadField(_said_of(layout), f"{name_or_file} has no columns", "leave them out")
     if name_or_file in bundled():
         if at != "mean":
             raise _no_hours(name_or_file, at, "is bundled without its arrival times")
@@ -184,12 +184,19 @@ def _of_file(name: str, rate_per_s: float | None, layout: "Layout | None", at: A
         return _of_trace(name, found, rate_per_s, at)
     what = "a CDF" if isinstance(found, CdfFile) else "histograms"
     if layout is not None:
-        raise BadField("columns", f"{name} holds {what}: it has no columns", "leave them out")
+        raise BadField(_said_of(layout), f"{name} holds {what}: it has no columns", "leave them out")
     if at != "mean":
         raise _no_hours(name, at, f"holds {what}, without arrival times")
     if isinstance(found, CdfFile):
         return _of_cdf(name, found.knots, found.output_share, rate_per_s or 1.0)
     return _of_histograms(name, found, rate_per_s)
+
+
+def _said_of(layout: "Layout") -> str:
+    """The field of a layout that a workload without columns cannot be read by."""
+    if layout.prompt or layout.time or layout.count:
+        return "columns"
+    return "time_unit" if layout.time_unit_s else "zero_output"
 
 
 def _of_cdf(name: str, knots: list[tuple[float, float]], output_share: float, rate_per_s: float) -> LoadedWorkload:

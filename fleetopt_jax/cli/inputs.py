@@ -93,12 +93,26 @@ def workload_of(
     _describe(options, loaded)
     if options.command != "trace":  # which prints it
         _say_understood(options, loaded)
-    if at is None and options.command in SEARCHES and loaded.profile and loaded.profile.varies:
+    if at or options.command in SEARCHES:
+        _warn_of_hours(options, loaded, at=at)
+    return loaded
+
+
+def _warn_of_hours(options: argparse.Namespace, loaded: LoadedWorkload, *, at: str | None) -> None:
+    """Warn of what the mean of a trace, or one of its hours, leaves out; not where the mean was asked for."""
+    if loaded.profile and loaded.profile.varies and not loaded.hour and getattr(options, "at", None) != "mean":
         warn(options, mean_warning(loaded.name, loaded.profile, float(loaded.workload.arrival_rate_per_s)))
-    if loaded.profile and loaded.hour:
+    if loaded.profile and loaded.hour and at != "mean":
         for text in hour_warnings(loaded.profile, loaded.hour):
             warn(options, text)
-    return loaded
+
+
+def _filled(options: argparse.Namespace, layout: Layout | None, planned: Layout | None) -> Layout | None:
+    """How the options say that a file is to be read, and the plan where they do not."""
+    if layout is None or planned is None:
+        return layout or planned
+    said = {name: value for name, value in vars(layout).items() if value is not None}
+    return dataclasses.replace(planned, **said | {"zero_output": options.zero_output or planned.zero_output})
 
 
 def _say_understood(options: argparse.Namespace, loaded: LoadedWorkload) -> None:
@@ -286,12 +300,13 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         planned = file.mean_rate_per_s if options.at else file.workload.arrival_rate_per_s
         loaded = workload_of(options, rate_per_s=options.rate or planned)
     else:
-        layout = layout or file.layout
+        layout = _filled(options, layout, file.layout)
         _say_place(options, file.workload.name, place)
         with at_door(options.plan):
             loaded = workload_of_file(file, options.plan, rate_per_s=options.rate, layout=layout, at=options.at)
         _describe(options, loaded)
         _say_understood(options, loaded)
+        _warn_of_hours(options, loaded, at=options.at or file.workload.at)
         if options.at in (None, file.workload.at) and is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch), layout

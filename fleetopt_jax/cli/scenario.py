@@ -28,7 +28,10 @@ from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.toml_file import read_toml
 
 SCHEMA = "fleetopt-scenario/1"
-FILE_ENDINGS = (".json", ".csv", ".jsonl", ".parquet", ".gz", ".toml")
+FILE_ENDINGS = (
+    *(".json", ".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".prom", ".toml"),
+    *(".gz", ".zst", ".zip"),
+)
 
 OneOrMore = BeforeValidator(lambda value: value if isinstance(value, list) else [value])  # gpu = "h100" will do
 

@@ -35,10 +35,12 @@ MAX_POINTS = 1000
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def front_to_json(front: Front | NoFront, columns: "Layout | None" = None) -> dict[str, Any]:
-    """The front, or the limit for which there is none. `columns` as in `plan_to_json`."""
+def front_to_json(
+    front: Front | NoFront, columns: "Layout | None" = None, *, path: str | os.PathLike | None = None
+) -> dict[str, Any]:
+    """The front, or the limit for which there is none. `columns` and `path` as in `plan_to_json`."""
     problem, axes = front.problem, [FRONT_OBJECTIVES[name] for name in front.objectives]
-    found = _found(front, columns) if isinstance(front, Front) else NOTHING
+    found = _found(front, columns, path) if isinstance(front, Front) else NOTHING
     return {
         "schema": SCHEMA,
         "objectives": [
@@ -86,13 +88,13 @@ NOTHING = {
 }
 
 
-def _found(front: Front, columns: "Layout | None") -> dict[str, Any]:
+def _found(front: Front, columns: "Layout | None", path: str | os.PathLike | None) -> dict[str, Any]:
     def point(each: Point | None) -> dict[str, Any] | None:
         if each is None:
             return None
         return {
             "objectives": dict(zip(front.objectives, each.values, strict=True)),
-            "plan": plan_to_json(each.plan, columns),
+            "plan": plan_to_json(each.plan, columns, path=path),
         }
 
     return {
@@ -116,7 +118,7 @@ def _ttft_is(front: Front | NoFront) -> str:
 
 def save_front(front: Front | NoFront, path: str | os.PathLike, columns: "Layout | None" = None) -> None:
     """`front_to_json` as a file, written whole or not at all: `load_front` reads it back."""
-    write_whole(path, to_json(front_to_json(front, columns)) + "\n")
+    write_whole(path, to_json(front_to_json(front, columns, path=path)) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

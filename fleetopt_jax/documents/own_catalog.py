@@ -52,6 +52,9 @@ class GpuPart(_Strict):
     bandwidth_bytes_per_s: Positive | None = Field(None, description="Peak memory bandwidth [B/s].")
     peak_flop_per_s: Positive | None = Field(None, description="Dense 16-bit peak [FLOP/s].")
     peak_flop8_per_s: Positive | None = Field(None, description="Dense 8-bit peak [FLOP/s]; none: no such units.")
+    formats: Annotated[list[Literal["fp8", "int8", "nvfp4"]], Field(max_length=3)] | None = Field(
+        None, description="What its tensor cores multiply besides 16 bits; fp8 and int8 where it has an 8-bit peak."
+    )
     tdp_w: Positive | None = Field(None, description="Thermal design power [W].")
     idle_w: NotNegative | None = Field(None, description="With a model loaded and nothing to do [W].")
     usd_per_h: NotNegative | None = Field(None, description="Price of one GPU [USD/h].")
@@ -66,7 +69,8 @@ class GpuPart(_Strict):
 def _architecture_fields() -> dict[str, Any]:
     """The fields of `Architecture`, none of them needed: a configuration file may say it all."""
     hints = get_type_hints(Architecture)
-    return {field.name: (hints[field.name] | None, None) for field in dataclasses.fields(Architecture)}
+    fields = [field.name for field in dataclasses.fields(Architecture) if field.name not in ("held", "no_law")]
+    return {name: (hints[name] | None, None) for name in fields}  # those two are of a checkpoint that was read
 
 
 class _Llm(_Strict):
@@ -110,12 +114,17 @@ def load_catalog(path: str | os.PathLike) -> Catalog:
 def _gpu(where: str, name: str, part: GpuPart) -> GpuEntry:
     said = part.model_dump(exclude_none=True)
     place = f"{where}, gpus.{name}"
+    if "formats" in said:
+        said["formats"] = tuple(said["formats"])
     if name in GPUS:
+        if "memory_bytes" in said:
+            said["nominal_memory_bytes"] = None  # the paper's law counts with what is said, too
         entry = dataclasses.replace(GPUS[name], **{"source": f"{where}; else {GPUS[name].source}", **said})
     else:
         if lacks := [field for field in NEEDED if field not in said]:
             raise BadInput(place, f"has no {', '.join(lacks)}", f"a GPU of your own needs {', '.join(NEEDED)}")
         usual = {"title": name.upper(), "chunk_tokens": PUBLISHED_CHUNK_TOKENS, "source": where}
+        usual |= {} if "peak_flop8_per_s" in said else {"formats": ()}
         entry = GpuEntry(name=name, **{**usual, **said})
     try:
         _ = entry.gpu

@@ -270,8 +270,9 @@ def _compressed(plan: Mapping[str, Any]) -> str:
 
 def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
     said = [
-        "The arrival rate and the lengths are taken to stay as they are: no daily swing, no growth, no spare for "
-        "failures.",
+        "The arrival rate and the lengths are taken to stay as they are"
+        + (": no daily swing, " if plan["workload"].get("at", "mean") == "mean" else " in the hour planned for: ")
+        + "no growth, no spare for failures.",
         "Clients are taken to ask for as many tokens as said, however many they then get."
         if plan.get("route_by")
         else "Every request is known by its total length when it is routed; a router that must guess the output does "

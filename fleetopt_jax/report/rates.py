@@ -74,7 +74,7 @@ def planned_for(workload: Mapping[str, Any]) -> dict[str, str]:
     lengths = f"its own {hour['n_requests']:,} requests" if hour["own_lengths"] else "the lengths of the whole trace"
     when, rate = clock(hour["start_s"], length_s), per_s(hour["rate_per_s"])
     said = (
-        f"Its {called(hour['at'], length_s)} ({when}, {rate} requests/s; the mean is "
+        f"Its {called(workload['at'], length_s)} ({when}, {rate} requests/s; the mean is "
         f"{per_s(hour['mean_rate_per_s'])}), with {lengths}."
     )
     return {"Planned for": said}

@@ -238,7 +238,7 @@ def _differ(lengths: np.ndarray, inside: slice) -> bool:
 def _bin_s(span_s: float, n: int, bucket_s: float) -> float | None:
     """The length of a bin; None where none will do."""
     for bin_s in BINS_S:
-        if bucket_s and bin_s % bucket_s:
+        if bucket_s and not math.isclose(bin_s / bucket_s, max(1, round(bin_s / bucket_s)), rel_tol=1e-6):
             continue
         fine = bin_s >= HOUR_S if span_s >= HOURS_FROM_S else span_s <= FINE_BINS * bin_s
         if fine and span_s <= MAX_BINS * bin_s and n * bin_s >= MIN_REQUESTS * span_s:

@@ -15,7 +15,7 @@ from fleetopt_jax._optimize.robust import require_window, robust
 from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
 from fleetopt_jax._simulate import verify
 from fleetopt_jax.catalog.engines import engine_entry
-from fleetopt_jax.catalog.workloads import load
+from fleetopt_jax.catalog.workloads import bundled, load
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, how_to_simulate, layout_of, problem_of, workload_of
@@ -77,8 +77,10 @@ def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, 
     if options.robust_workloads and not options.robust:
         raise BadInput("--robust-workloads", "only read with --robust", "give --robust quantile or --robust cvar")
     try:
+        layout, names = layout_of(options), [name.strip() for name in options.robust_workloads]
         others = [
-            load(name.strip(), rate_per_s=options.rate, at=options.at or "mean") for name in options.robust_workloads
+            load(name, rate_per_s=options.rate, layout=None if name in bundled() else layout, at=options.at or "mean")
+            for name in names
         ]
     except BadField as error:
         raise error.at(lambda _: "--robust-workloads") from None

@@ -73,7 +73,7 @@ def _front(
         )
     if isinstance(front, NoFront):
         say(options, f"infeasible: {why(front.binding)}")
-    return front_to_json(front), isinstance(front, Front)
+    return front_to_json(front, path=options.out), isinstance(front, Front)
 
 
 def _along_axis(
@@ -96,6 +96,6 @@ def _along_axis(
     document = {
         "axis": {"name": name, "values": values},
         "workload": {"name": loaded.name},
-        "rows": [{"value": value, "plan": plan_to_json(plan)} for value, plan in zip(values, plans)],
+        "rows": [{"value": value, "plan": plan_to_json(plan, path=options.out)} for value, plan in zip(values, plans)],
     }
     return document, any(isinstance(plan, Plan) for plan in plans)

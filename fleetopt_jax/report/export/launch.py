@@ -6,6 +6,7 @@ prefixes), so everything a law reads is said.
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -13,12 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, at_precision, llm_entry
-from fleetopt_jax.catalog.own import Catalog
+from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, LlmEntry, at_precision, llm_entry
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.plan import own_catalog
-from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart
+from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart, beside_plan
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
@@ -110,6 +110,7 @@ class _Plan(_Part):
     dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
     route_by: RouteByPart | None = None
     verified: _Verified | None = None
+    command: str | None = None
     workload: _Workload
     pools: Annotated[list[_Pool], Field(max_length=MAX_POOLS)]
 
@@ -127,14 +128,7 @@ def fleet_launch(
     fleet = dns_label(name, NAME_LENGTH)
     assumptions = parse_assumptions(plan.assume, f"{where}, assume")
     pools = tuple(
-        _pool_launch(
-            f"{where}, pools.{k}",
-            f"{fleet}-pool-{pool.window_tokens}",
-            pool,
-            own_catalog(pool.catalog_file, where),
-            models,
-            assumptions,
-        )
+        _pool_launch(where, k, f"{fleet}-pool-{pool.window_tokens}", pool, models, assumptions)
         for k, pool in enumerate(plan.pools)
     )
     n_instances = sum(pool.n_instances for pool in pools)
@@ -149,7 +143,7 @@ def fleet_launch(
         name=fleet,
         title=title,
         verified=verified,
-        header=(f"{title}.", plain(f"Written by fleetopt export from {where}."), *_how_sure(verified)),
+        header=(f"{title}.", plain(f"Written by fleetopt export from {where}."), *_how_sure(plan, where)),
         arrival_rate_per_s=rate_per_s,
         output_tok_per_s=rate_per_s * plan.workload.mean_output_tokens,
         pools=pools,
@@ -168,13 +162,13 @@ def fleet_launch(
     )
 
 
-def _how_sure(verified: bool) -> tuple[str, ...]:
-    if verified:
+def _how_sure(plan: _Plan, where: str) -> tuple[str, ...]:
+    if plan.verified is not None:
         return ("Verified: a simulation of every iteration held the plan's limits.",)
     return (
         "This plan is unverified: no simulation has held its limits. Make it again with",
-        "  fleetopt optimize [ITS OPTIONS] --verify --json --out plan.json",
-        "and export that. What a simulation of this one finds: fleetopt simulate plan.json",
+        plain(f"  {plan.command or 'fleetopt optimize [ITS OPTIONS]'} --verify --out {shlex.quote(where)}"),
+        plain(f"and export that. What a simulation of this one finds: fleetopt simulate {shlex.quote(where)}"),
     )
 
 
@@ -248,9 +242,12 @@ def _llm_name(pool: _Pool) -> str:
 
 
 def _pool_launch(
-    where: str, name: str, pool: _Pool, catalog: Catalog, models: Mapping[str, str], assumptions: Assumptions
+    plan: str, k: int, name: str, pool: _Pool, models: Mapping[str, str], assumptions: Assumptions
 ) -> PoolLaunch:
-    model, quantization, longest_tokens, notes = _checkpoint(where, pool, catalog, models)
+    """Of the k-th pool of the plan file `plan`."""
+    where, catalog = f"{plan}, pools.{k}", own_catalog(pool.catalog_file, plan)
+    named = catalog.llm(beside_plan(_llm_name(pool), plan), f"{where}.llm")
+    model, quantization, longest_tokens, notes = _checkpoint(where, pool, named, models)
     window_tokens = pool.window_tokens
     if longest_tokens is not None and window_tokens > longest_tokens:
         window_tokens = longest_tokens
@@ -283,7 +280,7 @@ def _pool_launch(
         window_tokens=window_tokens,
         drain_s=pool.drain_s,
         n_active=min(pool.n_active if pool.n_active is not None else math.inf, pool.max_num_seqs),
-        checkpoint_bytes=_checkpoint_bytes(pool, catalog, models),
+        checkpoint_bytes=_checkpoint_bytes(pool, named, models),
         args=(model, *(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())),
         notes=tuple(plain(note) for note in notes),
     )
@@ -316,7 +313,7 @@ def _pool_notes(pool: _Pool, step_tokens: int) -> list[str]:
 
 
 def _checkpoint(
-    where: str, pool: _Pool, catalog: Catalog, models: Mapping[str, str]
+    where: str, pool: _Pool, named: str | LlmEntry, models: Mapping[str, str]
 ) -> tuple[str, str | None, int | None, list[str]]:
     """(checkpoint, its --quantization, its longest sequence where known [tokens], notes).
 
@@ -328,7 +325,7 @@ def _checkpoint(
     asked = pool.precision and pool.precision.lower()
     if f"{llm}:{asked}" in models:
         return models[f"{llm}:{asked}"], None, None, []
-    entry = llm_entry(catalog.llm(llm, f"{where}.llm"), f"{where}.llm")
+    entry = llm_entry(named, f"{where}.llm")
     native = entry.architecture.native_precision
     precision = asked or native
     quantized = precision == "fp8" and native == "bf16"
@@ -344,10 +341,10 @@ def _checkpoint(
     return entry.repository, flag, entry.max_position_tokens, []
 
 
-def _checkpoint_bytes(pool: _Pool, catalog: Catalog, models: Mapping[str, str]) -> float:
+def _checkpoint_bytes(pool: _Pool, llm: str | LlmEntry, models: Mapping[str, str]) -> float:
     """Of the files that are loaded [B]: those of another precision where one is named. 0 for a file that is gone."""
     try:
-        architecture = llm_entry(catalog.llm(_llm_name(pool))).architecture
+        architecture = llm_entry(llm).architecture
         named = f"{_llm_name(pool)}:{pool.precision and pool.precision.lower()}" in models
         return float(weight_bytes(at_precision(architecture, pool.precision if named else None)))
     except BadInput:
@@ -357,9 +354,10 @@ def _checkpoint_bytes(pool: _Pool, catalog: Catalog, models: Mapping[str, str]) 
 def _served_name(pool: _Pool) -> str:
     """One name for all precisions, so that a client need not know which pool answers."""
     name = _llm_name(pool)
-    if name not in LLMS:  # .../my-model/config.json, .../my-model.json
+    if name.lower().endswith(".json"):  # .../my-model/config.json, .../my-model.json
         path = PurePath(name)
-        name = plain(path.parent.name if path.stem == "config" else path.stem).strip()
+        name = path.parent.name if path.stem == "config" else path.stem
+    name = plain(name).strip()
     return name or "model"
 
 

@@ -17,7 +17,6 @@ from fleetopt_jax.workload.readers.known import settle
 from fleetopt_jax.workload.readers.records import Columns, Layout, Source
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-SAMPLE_ROWS = 20
 RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 _SEP = re.compile(r"^\ufeff?\"?sep=(.)\"?\s*$")  # Excel's own line before the header
 
@@ -48,31 +47,62 @@ def open_csv(where: str, stream: BinaryIO, layout: Layout | None) -> Source:
 
 def _batches(where: str, stream: BinaryIO, header: _Header, columns: list[str]) -> Iterator[Columns]:
     stream.read(header.n_bytes)
-    if not stream.peek(1):  # type: ignore[attr-defined]
-        return
     given = [f"{i}" for i in range(len(header.names))]  # the header's own may be there twice, or empty
     wanted = {name: given[header.names.index(name)] for name in columns}
-    try:
-        for batch in pyarrow.csv.open_csv(
-            stream,
-            pyarrow.csv.ReadOptions(  # threads do not count rows
-                block_size=limits.PIECE_BYTES, use_threads=False, column_names=given
-            ),
-            pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=header.delimiter),
-            pyarrow.csv.ConvertOptions(
-                include_columns=list(wanted.values()),
-                column_types={name: pa.string() for name in wanted.values()},
-            ),
-        ):
+    before = 0
+    for piece in _whole_records(where, stream):
+        try:
+            table = pyarrow.csv.read_csv(
+                pa.BufferReader(piece),
+                pyarrow.csv.ReadOptions(  # threads do not count rows
+                    block_size=len(piece), use_threads=False, column_names=given
+                ),
+                pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=header.delimiter),
+                pyarrow.csv.ConvertOptions(
+                    include_columns=list(wanted.values()),
+                    column_types={name: pa.string() for name in wanted.values()},
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            if "Empty CSV file" in str(error):
+                continue
+            ragged = RAGGED.search(str(error))
+            if not ragged:
+                raise
+            row, expected, found = map(int, ragged.groups())
+            raise BadInput(
+                f"{where}, row {before + row}", f"{found} cells", f"need {expected} as in the header"
+            ) from None
+        for batch in table.combine_chunks().to_batches():
             yield {name: batch.column(as_given) for name, as_given in wanted.items()}
-    except pa.ArrowInvalid as error:
-        if "Empty CSV file" in str(error):
-            return
-        ragged = RAGGED.search(str(error))
-        if not ragged:
-            raise
-        row, expected, found = map(int, ragged.groups())
-        raise BadInput(f"{where}, row {row}", f"{found} cells", f"need {expected} as in the header") from None
+        before += table.num_rows
+
+
+def _whole_records(where: str, stream: BinaryIO) -> Iterator[bytes]:
+    """The text in pieces that end with a row. Arrow's own reader of pieces leaves a thread behind, which ends the
+    process where it ends soon (exit code 134)."""
+    rest = b""
+    while data := stream.read(limits.PIECE_BYTES):
+        rest += data
+        end = _end_of_records(rest)
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+        elif len(rest) > 2 * limits.PIECE_BYTES:
+            raise BadInput(where, f"a row is longer than {limits.PIECE_BYTES // MIB} MiB", "need a line break each row")
+    if rest:
+        yield rest
+
+
+def _end_of_records(text: bytes) -> int:
+    """Where the last whole row ends: after a line break that is not between quotes; 0 where there is none."""
+    end = text.rfind(b"\n") + 1
+    odd = text.count(b'"', 0, end) % 2
+    while end and odd:
+        earlier = text.rfind(b"\n", 0, text.rfind(b'"', 0, end)) + 1
+        odd = (odd + text.count(b'"', earlier, end)) % 2
+        end = earlier
+    return end
 
 
 def _header(where: str, head: bytes, layout: Layout | None) -> _Header:

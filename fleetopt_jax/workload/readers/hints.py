@@ -31,9 +31,9 @@ def _of_lengths(trace: Trace, settled: Settled) -> list[str]:
     by_name = _OUT.search(settled.prompt) and _IN.search(settled.output) and not _OUT.search(settled.output)
     means = float(np.average(prompt, weights=trace.weight)), float(np.average(output, weights=trace.weight))
     if by_name:
-        said.append(f"prompts are read from {settled.prompt!r} and outputs from {settled.output!r}: swapped?")
+        said.append(f"prompts are read from {settled.prompt!r} and outputs from {settled.output!r}, as if swapped")
     elif means[1] > SWAPPED * means[0]:
-        said.append(f"outputs are {means[1] / means[0]:,.3g} times as long as prompts: are the columns swapped?")
+        said.append(f"outputs are {means[1] / means[0]:,.3g} times as long as prompts: the columns may be swapped")
     if "total" in settled.prompt.lower():
         said.append(f"{settled.prompt!r} sounds like prompt and output together: the prompt alone is needed")
     total = prompt + output

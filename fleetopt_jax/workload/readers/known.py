@@ -73,7 +73,7 @@ KNOWN = (
     Known("input and output lengths", "input_len", "output_len"),
     Known("prompt and output lengths", "prompt_len", "output_len"),
 )
-TEXTS = ("conversations", "conversation", "messages")  # of files that hold words, not token counts
+TEXTS = ("conversations", "messages")  # of files that hold words, not token counts
 UNIT_NAMES = {
     **dict.fromkeys(("s", "sec", "secs", "seconds"), SECOND),
     **dict.fromkeys(("ms", "millis", "milliseconds", "msec"), MS),
