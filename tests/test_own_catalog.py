@@ -208,3 +208,17 @@ def test_an_engine_of_ones_own_catalog(mine, monkeypatch, capsys):
     document = json.loads(capsys.readouterr().out)
     assert (document["gpu"], document["llm"], document["memory_utilization"]) == ("x1", "my-chat", 0.9)
     assert document["prefill_relative_error"] == 0.4 and document["points"][0]["prefill_frac"] == 0.0
+
+
+def test_a_gpu_of_ones_own_has_the_units_and_the_memory_that_are_said(tmp_path):
+    """No 8-bit peak, no 8-bit units; and what is said of memory counts for every law."""
+    file = tmp_path / "my.toml"
+    sheet = "memory_bytes = 96e9\nbandwidth_bytes_per_s = 4e12\npeak_flop_per_s = 1e15\ntdp_w = 650\nusd_per_h = 3\n"
+    fast = sheet + 'peak_flop8_per_s = 2e15\nformats = ["fp8"]\n'
+    file.write_text(f"[gpus.x1]\n{sheet}[gpus.x2]\n{fast}[gpus.h200]\nmemory_bytes = 60e9\n")
+    catalog = load_catalog(file)
+    assert [catalog.gpu_entry(name).formats for name in ("x1", "x2")] == [(), ("fp8",)]
+    assert float(catalog.gpu_entry("h200").nominal_gpu.memory_bytes) == 60e9
+    file.write_text("[llms.mine.held]\nattention_bytes = 1.0\n")
+    with pytest.raises(BadInput, match="held"):
+        load_catalog(file)

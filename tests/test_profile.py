@@ -11,7 +11,8 @@ from fleetopt_jax.cli.main import main
 from fleetopt_jax.cli.table import options_of
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.units import DAY_S, HOUR_S
-from fleetopt_jax.report.rates import clock, rates_table
+from fleetopt_jax.documents.plan import hour_to_json
+from fleetopt_jax.report.rates import clock, planned_for, rates_table
 from fleetopt_jax.workload.atoms import digest
 from fleetopt_jax.workload.profile import BINS_S, MIN_REQUESTS, MOMENTS, hour_of, rate_profile, requests_of
 from fleetopt_jax.workload.readers import Trace, read_workload_file
@@ -297,3 +298,21 @@ def test_rows_that_sum_requests_count_as_many_as_they_stand_for():
     flat = rate_profile(Trace(prompt, prompt, hours[:-1], weight=np.full(24, 800.0), bucket_s=HOUR_S))
     assert flat is not None and not flat.varies
     assert rate_profile(Trace(prompt, prompt, DAY_S * np.arange(24.0), weight=n.astype(float), bucket_s=DAY_S)) is None
+
+
+def test_the_hour_of_a_plan_is_said_in_its_answer():
+    trace = trace_of(day())
+    profile = rate_profile(trace)
+    assert profile is not None
+    for at, words in (("peak", "Its busiest hour ("), ("p95", "Its p95 hour (")):
+        hour = hour_of(trace, profile, at, 10.0)
+        said = planned_for({"name": "mine", **hour_to_json(hour)})["Planned for"]
+        assert said.startswith(words) and "the mean is 10)" in said
+    assert planned_for(hour_to_json(None)) == {}
+
+
+def test_sums_are_binned_whatever_their_stamps_are_rounded_to():
+    n = np.full(24, 800.0)
+    for bucket_s in (HOUR_S - 1.5e-11, 0.1 * HOUR_S / 0.1, HOUR_S / 3600):
+        trace = Trace(n, n, HOUR_S * np.arange(24.0), weight=n, bucket_s=bucket_s)
+        assert rate_profile(trace) is not None

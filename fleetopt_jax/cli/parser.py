@@ -72,7 +72,9 @@ def make_parser() -> Parser:
     for command in COMMANDS:
         description = command.summary[0].upper() + command.summary[1:] + "."
         _fill(
-            commands.add_parser(command.name, help=command.summary, description=description, epilog=command.epilog),
+            commands.add_parser(
+                command.name, help=command.summary, description=description, epilog=command.epilog, allow_abbrev=False
+            ),
             command,
         )
     return parser
