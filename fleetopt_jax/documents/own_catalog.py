@@ -80,7 +80,7 @@ class _Llm(_Strict):
     source: Name | None = Field(None, description="Where its numbers come from.")
 
 
-LlmPart = create_model(
+_LlmPart = create_model(
     "LlmPart", __base__=_Llm, __doc__="An LLM: a config.json, or its architecture.", **_architecture_fields()
 )
 
@@ -92,7 +92,7 @@ class CatalogFile(_Strict):
 
     format: Literal["fleetopt-catalog/1"] = Field(SCHEMA, alias="schema")
     gpus: Annotated[dict[Key, GpuPart], Field(max_length=MAX_NAMES)] = {}
-    llms: Annotated[dict[Key, LlmPart], Field(max_length=MAX_NAMES)] = {}  # pyright: ignore[reportInvalidTypeForm]
+    llms: Annotated[dict[Key, _LlmPart], Field(max_length=MAX_NAMES)] = {}  # pyright: ignore[reportInvalidTypeForm]
     usd_per_gpu_h: dict[Key, NotNegative] = Field({}, description="Prices by GPU [USD/h].")
 
 
@@ -101,7 +101,7 @@ def load_catalog(path: str | os.PathLike) -> Catalog:
     allowed."""
     where = os.fspath(path)
     tables = {"": ("schema", *list(CatalogFile.model_fields)[1:])}
-    tables |= {"gpus": tuple(GpuPart.model_fields), "llms": tuple(LlmPart.model_fields)}
+    tables |= {"gpus": tuple(GpuPart.model_fields), "llms": tuple(_LlmPart.model_fields)}
     found = read_toml(where, CatalogFile, tables)
     gpus = tuple(_gpu(where, name.lower(), part) for name, part in found.gpus.items())
     llms = tuple(_llm(where, name.lower(), part) for name, part in found.llms.items())
