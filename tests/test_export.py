@@ -236,7 +236,7 @@ def test_a_plan_of_the_library_is_exported_as_it_is(h100, b200):
     workload = make_workload([100.0, 3000.0, 20_000.0], [50.0, 100.0, 100.0], arrival_rate_per_s=10.0)
     problem = make_problem(workload, [h100, b200], n_pools=2, gamma=1.5, assume="published", assumptions=PUBLISHED)
     windows = [2048, int(problem.window_tokens)]
-    found = evaluate_given(problem, (h100, b200), window_tokens=windows, gamma=[1.5, 1.0], n_instances=[4, 3])
+    found = evaluate_given(problem, (h100, b200), window_tokens=windows, gamma=[1.5, 1.0], n_instances=[4, 6])
     document = json.loads(json.dumps(plan_to_json(found)))
     check_all(document)
     fleet = fleet_launch(document, "plan.json")

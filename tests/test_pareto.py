@@ -367,7 +367,7 @@ def test_the_command_draws_writes_and_prints(capsys, trace_file, tmp_path):
         capsys, *given_, "--points", 6, "--json", "--figure", files["front.svg"], "--csv", files["front.csv"],
         "--out", files["front.json"],
     )  # fmt: skip
-    assert (code, err) == (OK, "")
+    assert code == OK and err.count("\n") == 1 and ": read " in err
     document = json.loads(out)
     assert document == json.loads(files["front.json"].read_text())
     assert len(files["front.csv"].read_text().splitlines()) >= 1 + len(document["points"])

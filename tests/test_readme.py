@@ -65,7 +65,7 @@ def test_every_command_shown_runs(tmp_path):
     """In the order of the README, in one folder that holds what a reader has: a trace, measurements, the scenarios."""
     rng = np.random.default_rng(1)
     prompt, output = np.exp(rng.normal(6.5, 0.9, 1000)), np.exp(rng.normal(4.8, 0.6, 1000))
-    arrival = np.cumsum(rng.exponential(0.02, 1000))
+    arrival = np.cumsum(rng.exponential(0.5, 1000))
     rows = "".join(f"{p:.0f},{o:.0f},{t:.3f}\n" for p, o, t in zip(prompt + 1, output + 1, arrival))
     (tmp_path / "mine.csv").write_text("in,out,t\n" + rows)
     batch = np.array([4.0, 8.0, 16.0, 32.0, 64.0, 128.0])

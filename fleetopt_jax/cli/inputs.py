@@ -23,6 +23,7 @@ from fleetopt_jax.cli.fields import FLAGS, said_as_options
 from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import TABLE
 from fleetopt_jax.cli.terminal import detail, say, warn
+from fleetopt_jax.cli.terminal import understood as tell
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import same_file
@@ -123,7 +124,7 @@ def _say_understood(options: argparse.Namespace, loaded: LoadedWorkload) -> None
     n = "" if summary.n_requests is None else f"{summary.n_requests:,} requests, "
     means = f"mean {summary.mean_prompt_tokens:,.0f} prompt and {summary.mean_output_tokens:,.0f} output tokens"
     rate = "" if summary.arrival_rate_per_s is None else f", {summary.arrival_rate_per_s:,.4g} requests/s"
-    say(options, f"read {loaded.name} as {loaded.understood.line}: {n}{means}{rate}")
+    tell(options, f"read {loaded.name} as {loaded.understood.line}: {n}{means}{rate}")
     for warning in loaded.understood.warnings:
         warn(options, f"{loaded.name}: {warning}")
 
@@ -207,7 +208,7 @@ def say_llm(options: argparse.Namespace, catalog: Catalog) -> list[str]:
     with at_door(options.llm):
         entry = llm_entry(catalog.llm(options.llm))
     if entry.family and not options.quiet:
-        say(options, f"{entry.title}: {understood(entry)}")
+        tell(options, f"{entry.title}: {understood(entry)}")
     warnings = [] if options.precision else [f"{entry.title}: {warning}" for warning in entry.warnings]
     for warning in warnings:
         warn(options, warning)

@@ -43,7 +43,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
     unkept = backend.configure()  # before JAX is imported
     from fleetopt_jax.cli.answer import check_outputs, deliver
     from fleetopt_jax.cli.commands import run
-    from fleetopt_jax.cli.terminal import say, say_warnings
+    from fleetopt_jax.cli.terminal import say, say_understood, say_warnings
     from fleetopt_jax.core.files import write_whole
 
     if getattr(options, "scenario", None):
@@ -63,6 +63,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
     try:
         answer = run(argparse.Namespace(**vars(options)))
         deliver(options, answer)
+        if answer.code == OK:
+            say_understood(options)
     finally:  # beside the answer, or the refusal
         say_warnings(options)
     if scenario is not None:

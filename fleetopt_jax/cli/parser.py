@@ -59,7 +59,7 @@ def make_parser() -> Parser:
         epilog="Example: fleetopt optimize --workload azure-cdf --gpu b200 --rate 500. Compiled programs are kept in "
         "~/.cache/fleetopt_jax; delete it to clear them. FLEETOPT_CACHE names another folder, or is 'off'.",
     )
-    parser.set_defaults(warned=[])  # what `terminal.warn` is told
+    parser.set_defaults(warned=[], read=[])  # what `terminal.warn` and `terminal.understood` are told
     parser.add_argument("--version", action="version", version=f"fleetopt {__version__}")
     parser.add_argument(
         "--print-completion",

@@ -19,6 +19,17 @@ def say(options: argparse.Namespace, text: str) -> None:
     print(f"fleetopt {options.command}: {text}", file=sys.stderr)
 
 
+def understood(options: argparse.Namespace, text: str) -> None:
+    """One line of how an input was read, on stderr after an answer unless --quiet: a refusal stands alone."""
+    options.read.append(text)
+
+
+def say_understood(options: argparse.Namespace) -> None:
+    """How the inputs were read."""
+    for text in () if options.quiet else options.read:
+        say(options, text)
+
+
 def warn(options: argparse.Namespace, text: str) -> None:
     """One line beside the answer: in its document, and on stderr after it unless --quiet. Each is said once."""
     if text not in options.warned:
