@@ -74,7 +74,8 @@ def test_every_option_of_a_search_is_in_the_scenario_and_the_other_way_round():
         section.name: list(keys_of(section)) for section in TABLES
     }
     options = {name for command in SEARCHES for name in vars(parser.parse_args([command]))}
-    of_the_run = {"command", "json", "out", "quiet", "verbose", "warned", "scenario", "save_scenario", "figure", "csv"}
+    of_the_run = {"command", "json", "out", "quiet", "verbose", "scenario", "save_scenario", "figure", "csv"}
+    of_the_run |= {"warned", "read"}
     of_a_plan = {"plan", "plan_says"}
     assert {option.name for _, _, option in KEYS} == options - of_the_run - of_a_plan
 
