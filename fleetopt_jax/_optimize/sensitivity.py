@@ -331,11 +331,6 @@ def _shared(
     return jax.vmap(one)(windows)
 
 
-def threshold_values(plan: Plan, found: Elasticities) -> list[ThresholdValue]:
-    """Of every window but the last; see `ThresholdValue`."""
-    return _thresholds(plan, found, _at_relaxed_optimum(plan))
-
-
 def _thresholds(plan: Plan, found: Elasticities, optimum: _Optimum) -> list[ThresholdValue]:
     problem, windows = plan.problem, np.asarray(plan.fleet.window_tokens)
     sign = -1.0 if problem.objective == "tok_per_j" else 1.0

@@ -13,10 +13,10 @@ from typing import Any
 from fleetopt_jax.catalog.architecture import Held
 from fleetopt_jax.catalog.hf_fields import HfGroup, HfQuantization, HfWeights
 from fleetopt_jax.catalog.hf_layers import Matrix
+from fleetopt_jax.catalog.llms import BYTES_16_BIT
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import shown
 
-BYTES_16_BIT = 2.0
 MAX_PATTERNS = 1_000  # of those with wildcards; lists of whole names may be longer
 MAX_FREE = 50  # of those that begin with one
 MAX_PATTERN_CHARS = 300

@@ -22,8 +22,7 @@ from fleetopt_jax.cli.answer import refuse_outputs
 from fleetopt_jax.cli.fields import FLAGS, said_as_options
 from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import TABLE
-from fleetopt_jax.cli.terminal import detail, say, warn
-from fleetopt_jax.cli.terminal import understood as tell
+from fleetopt_jax.cli.terminal import detail, say, understood, warn
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import same_file
@@ -95,15 +94,15 @@ def workload_of(
     if options.command != "trace":  # which prints it
         _say_understood(options, loaded)
     if at or options.command in SEARCHES:
-        _warn_of_hours(options, loaded, at=at)
+        _warn_of_hours(options, loaded)
     return loaded
 
 
-def _warn_of_hours(options: argparse.Namespace, loaded: LoadedWorkload, *, at: str | None) -> None:
+def _warn_of_hours(options: argparse.Namespace, loaded: LoadedWorkload) -> None:
     """Warn of what the mean of a trace, or one of its hours, leaves out; not where the mean was asked for."""
     if loaded.profile and loaded.profile.varies and not loaded.hour and getattr(options, "at", None) != "mean":
         warn(options, mean_warning(loaded.name, loaded.profile, float(loaded.workload.arrival_rate_per_s)))
-    if loaded.profile and loaded.hour and at != "mean":
+    if loaded.profile and loaded.hour:
         for text in hour_warnings(loaded.profile, loaded.hour):
             warn(options, text)
 
@@ -124,7 +123,7 @@ def _say_understood(options: argparse.Namespace, loaded: LoadedWorkload) -> None
     n = "" if summary.n_requests is None else f"{summary.n_requests:,} requests, "
     means = f"mean {summary.mean_prompt_tokens:,.0f} prompt and {summary.mean_output_tokens:,.0f} output tokens"
     rate = "" if summary.arrival_rate_per_s is None else f", {summary.arrival_rate_per_s:,.4g} requests/s"
-    tell(options, f"read {loaded.name} as {loaded.understood.line}: {n}{means}{rate}")
+    understood(options, f"read {loaded.name} as {loaded.understood.line}: {n}{means}{rate}")
     for warning in loaded.understood.warnings:
         warn(options, f"{loaded.name}: {warning}")
 
@@ -208,7 +207,7 @@ def say_llm(options: argparse.Namespace, catalog: Catalog) -> list[str]:
     with at_door(options.llm):
         entry = llm_entry(catalog.llm(options.llm))
     if entry.family and not options.quiet:
-        tell(options, f"{entry.title}: {understood(entry)}")
+        understood(options, f"{entry.title}: {llm_said(entry)}")
     warnings = [] if options.precision else [f"{entry.title}: {warning}" for warning in entry.warnings]
     for warning in warnings:
         warn(options, warning)
@@ -224,7 +223,7 @@ def warn_of_units(options: argparse.Namespace, specs: Sequence[EngineSpec]) -> l
     return warnings
 
 
-def understood(entry: LlmEntry) -> str:
+def llm_said(entry: LlmEntry) -> str:
     """One line of what a configuration file says."""
     a = entry.architecture
     active = f", {a.n_active_params / 1e9:,.4g} B active" if a.n_experts else ""
@@ -250,6 +249,8 @@ def catalog_of(options: argparse.Namespace) -> Catalog:
 
 def _refuse_unused(options: argparse.Namespace) -> None:
     """A stock of GPUs that no pool may be made of is a mistake."""
+    if not options.gpus_of:
+        return
     catalog = catalog_of(options)
     names = [name.strip() for name in options.gpu.split(",")]
     known = [load_engine(name, catalog).gpu_name if name.lower().endswith(".json") else name.lower() for name in names]
@@ -307,7 +308,7 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
             loaded = workload_of_file(file, options.plan, rate_per_s=options.rate, layout=layout, at=options.at)
         _describe(options, loaded)
         _say_understood(options, loaded)
-        _warn_of_hours(options, loaded, at=options.at or file.workload.at)
+        _warn_of_hours(options, loaded)
         if options.at in (None, file.workload.at) and is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch), layout

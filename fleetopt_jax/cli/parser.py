@@ -9,8 +9,8 @@ from fleetopt_jax.cli.codes import BAD_INPUT
 from fleetopt_jax.cli.option import Option
 from fleetopt_jax.cli.synopsis import COMMANDS, Command
 from fleetopt_jax.cli.table import options_of
-from fleetopt_jax.cli.values import NEAR, flag, no_choice
-from fleetopt_jax.core.errors import MOST_CHARS, did_you_mean
+from fleetopt_jax.cli.values import flag, no_choice
+from fleetopt_jax.core.errors import MOST_CHARS, NEAR, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fleetopt_jax.core.errors import did_you_mean
+from fleetopt_jax.core.errors import NEAR, did_you_mean
 
 MAX_CHARS = 4096  # of a name in a scenario
 MAX_NAMES = 64
-NEAR = 0.6  # of a choice or an option to what was typed: from here on it is offered instead
 
 
 def flag(name: str) -> str:

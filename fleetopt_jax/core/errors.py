@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable
 
+NEAR = 0.6  # of an option, a choice or a key to what was typed: from here on it is offered instead
 MOST_CHARS = 800  # of each part of a message: a user's own text may be megabytes
 
 

@@ -17,7 +17,7 @@ from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive, read_as
-from fleetopt_jax.documents.plan import hour_to_json, is_another, plan_of_file, plan_to_json, workload_of_file
+from fleetopt_jax.documents.plan import SAME, hour_to_json, is_another, plan_of_file, plan_to_json, workload_of_file
 from fleetopt_jax.documents.plan_file import PlanFile
 from fleetopt_jax.fleet.fleet import with_limits
 
@@ -29,7 +29,6 @@ KNEE_IS = (
     "the point deepest below the chord through the two extremes (three objectives: the plane sum = 1), every objective "
     "normalised to 0 at the front's best and 1 at its worst"
 )
-SAME = 1e-9  # relative, between two evaluations of one fleet: compilations round differently
 MAX_POINTS = 1000
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -7,11 +7,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fleetopt_jax.core.errors import BadInput, did_you_mean
+from fleetopt_jax.core.errors import NEAR, BadInput, did_you_mean
 from fleetopt_jax.core.files import first_problem, read_bytes
 
 MAX_BYTES = 2**20  # what people write is a page of text
-NEAR = 0.6  # of a key to what was typed: from here on it is offered instead
 
 Model = TypeVar("Model", bound=BaseModel)
 

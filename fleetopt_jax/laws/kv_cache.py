@@ -121,6 +121,13 @@ def workspace_bytes(
     return cast(Array, CONTEXT_BYTES + batched_tokens * (dense_bytes + routed_bytes))
 
 
+def _beside_weights_bytes(gpu: Gpu, llm: Llm, tp: ArrayLike, utilization: ArrayLike) -> Array:
+    """What weights and NCCL's buffers leave of one GPU's share of memory [B]."""
+    xp = namespace(gpu, llm, tp)
+    nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
+    return utilization * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes
+
+
 def kv_capacity_tokens(
     gpu: Gpu,
     llm: Llm,
@@ -134,10 +141,8 @@ def kv_capacity_tokens(
     min(TP, KV heads) GPUs. Error: `workspace_bytes`; 1 to 5 % above the 3.53 to 3.68 million tokens vLLM logged for
     Llama-3.1-70B on 8 B200.
     """
-    xp = namespace(gpu, llm, tp)
-    nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
-    free_bytes = utilization * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes - workspace
-    full_frac = xp.maximum(1.0 - llm.windowed_frac, 1e-9)
+    full_frac = namespace(gpu, llm, tp).maximum(1.0 - llm.windowed_frac, 1e-9)
+    free_bytes = _beside_weights_bytes(gpu, llm, tp, utilization) - workspace
     return free_bytes / (full_frac * llm.kv_bytes_per_token / kv_split(llm, tp))
 
 
@@ -167,7 +172,5 @@ def roofline_kv_blocks(gpu: Gpu, llm: Llm, tp: ArrayLike, utilization: ArrayLike
 
     As published: the KV cache is *not* divided by TP, which understates capacity by up to TP.
     """
-    xp = namespace(gpu, llm, tp)
-    nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
-    free_bytes = utilization * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes
+    xp, free_bytes = namespace(gpu, llm, tp), _beside_weights_bytes(gpu, llm, tp, utilization)
     return xp.maximum(0.0, xp.floor(free_bytes / (BLOCK_TOKENS * llm.kv_bytes_per_token)))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fleetopt_jax.core.files import to_json
+from fleetopt_jax.core.units import GIB
 from fleetopt_jax.report.export.envoy import (
     ADMIN_PORT,
     DNS_REFRESH_S,
@@ -42,7 +43,6 @@ USER = 2000  # `vllm` of the image, of group 0, whose home is /home/vllm (vLLM's
 ENVOY_USER = 101  # `envoy` of the image
 CACHE = "/home/vllm/.cache/huggingface"
 HOST_CACHE = "/var/lib/fleetopt/huggingface"
-GIB = 2**30
 HOST_GIB_PER_PROCESS = 8  # CUDA context, Python and pinned buffers; weights stream through the page cache
 # A core passed on 54,000 streamed events or 2,500 requests of 4 kB a second: Envoy 1.40.0's own CPU time over 20,000
 # and 1,000 of them on 20 connections, one run on one host. Half of that is planned.

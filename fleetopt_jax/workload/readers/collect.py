@@ -1,19 +1,20 @@
 """From a reader's pieces to a checked trace: only the columns that are meant are kept, 24 bytes a request."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import first_line
+from fleetopt_jax.core.units import DAY_S
 from fleetopt_jax.workload.readers import limits
 from fleetopt_jax.workload.readers.hints import hints
 from fleetopt_jax.workload.readers.known import Settled, settle, unread_hints
 from fleetopt_jax.workload.readers.numbers import BadRow, place, tokens
 from fleetopt_jax.workload.readers.parquet import too_many_rows
 from fleetopt_jax.workload.readers.records import Columns, Layout, Source, Trace, Understood
-from fleetopt_jax.workload.readers.stamps import DAY_S, Arrivals, Stamps, arrivals
+from fleetopt_jax.workload.readers.stamps import Arrivals, Stamps, arrivals
 
 
 @dataclass
@@ -142,7 +143,7 @@ def _trace(
         *([source.no_rate] if source.no_rate else []),
     )
     understood = _understood(source, settled, gathered, found, (*details, *source.details), warnings)
-    return Trace(**{**vars(trace), "understood": understood})
+    return replace(trace, understood=understood)
 
 
 def _understood(

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 
-from fleetopt_jax.core.units import HOUR_S
+from fleetopt_jax.core.units import DAY_S, HOUR_S
 from fleetopt_jax.workload.readers.known import Settled
 from fleetopt_jax.workload.readers.records import Trace
-from fleetopt_jax.workload.readers.stamps import DAY_S, RATES_PER_S, Arrivals
+from fleetopt_jax.workload.readers.stamps import RATES_PER_S, Arrivals
 
 LONG_TOKENS = 1e6  # of a request; few checkpoints hold as many
 LONG_SPAN_S = 60 * DAY_S

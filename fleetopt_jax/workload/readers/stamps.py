@@ -28,7 +28,6 @@ from fleetopt_jax.workload.readers.numbers import (
 )
 
 UNITS = {"s": 1.0, "ms": MS, "us": US, "ns": NS}
-DAY_S = 24 * HOUR_S
 EPOCH_S = (946_684_800.0, 4_102_444_800.0)  # 2000 to 2100
 EXCEL_DAYS = (36_526.0, 73_051.0)  # the same, in a spreadsheet's days
 RATES_PER_S = (1 / HOUR_S, 1e6)  # what a log may have: one request an hour to a million a second
