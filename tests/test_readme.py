@@ -85,7 +85,8 @@ def test_every_command_shown_runs(tmp_path):
         done = subprocess.run(
             [*start, *arguments], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=900
         )
-        says_no = command.startswith("fleetopt simulate") and done.returncode == 3  # the laws and the simulator differ
+        # The laws and the simulator may differ, and a fleet of this small trace does not hold every rate: answers too.
+        says_no = re.match(r"fleetopt (simulate|evaluate .*--rate) ", command) and done.returncode == 3
         assert done.returncode == 0 or says_no, f"{command}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         assert not re.search(r"\bnan\b", done.stdout), command
