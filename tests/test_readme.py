@@ -62,7 +62,8 @@ def test_python_examples_run(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_every_command_shown_runs(tmp_path):
-    """In the order of the README, in one folder that holds what a reader has: a trace, measurements, the scenarios."""
+    """In the order of the README, in one folder that holds what a reader has: a trace, measurements, an LLM's
+    configuration, the scenarios."""
     rng = np.random.default_rng(1)
     prompt, output = np.exp(rng.normal(6.5, 0.9, 1000)), np.exp(rng.normal(4.8, 0.6, 1000))
     arrival = np.cumsum(rng.exponential(0.5, 1000))
@@ -74,7 +75,8 @@ def test_every_command_shown_runs(tmp_path):
     (catalog,) = re.findall(r"```toml\n(schema = \"fleetopt-catalog/1\".*?)```", README, re.DOTALL)
     (tmp_path / "my.toml").write_text(catalog)
     (tmp_path / "my-chat").mkdir()
-    (tmp_path / "my-chat" / "config.json").write_text(json.dumps(CONFIG))
+    for config in (tmp_path / "config.json", tmp_path / "my-chat" / "config.json"):
+        config.write_text(json.dumps(CONFIG))
     (tmp_path / "experiments").mkdir()
     shutil.copytree(ROOT / "experiments" / "scenarios", tmp_path / "experiments" / "scenarios")
     shutil.copy(ROOT / "experiments" / "router.py", tmp_path / "experiments" / "router.py")
