@@ -21,7 +21,7 @@ from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
-from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure
+from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure, unbounded_said
 from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
 from fleetopt_jax.report.svg import COLOURS, inline_svg
 from fleetopt_jax.report.words import (
@@ -36,8 +36,10 @@ from fleetopt_jax.report.words import (
     limits_said,
     ms,
     percent,
+    rests_on,
     sentence,
     site_said,
+    ttft_limit_rows,
 )
 
 DOCUMENTS = {  # what each optional document must hold
@@ -52,15 +54,6 @@ NO_NUMBER = ("", "-", "not held", "unbounded", "unbounded (overload)", "never (o
 SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
-QUALITY_SAID = {
-    "measured": "fitted to measurements of this very configuration",
-    "law": "from the law fitted to measurements on this GPU",
-    "projected": "from another GPU's law, carried over by data-sheet figures",
-    "calibrated": "the paper's, calibrated by hand",
-    "scaled": "the paper's, scaled from another GPU",
-    "roofline": "the paper's roofline law on data-sheet figures",
-    "given": "as given",
-}
 
 
 def report_page(
@@ -161,6 +154,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
         ("power", [f"{pool['power_w'] / KW:,.4g} kW" for pool in pools]),
         ("tokens per joule", [f"{pool['tok_per_j']:#.3g}" for pool in pools]),
         ("P99 TTFT", [ms(pool["ttft_p99_s"]) for pool in pools]),
+        *ttft_limit_rows(plan),
         ("mean ITL", [ms(pool["itl_s"]) for pool in pools]),
         ("P99 ITL", [ms(pool["itl_p99_s"]) for pool in pools]),
     ]
@@ -185,13 +179,10 @@ def _engines(plan: Mapping[str, Any]) -> str:
     rows = []
     for k, pool in enumerate(plan["pools"], 1):
         name = f"{pool['tp']} x {pool['gpu'].upper()}, {pool['llm']}, {pool['precision']}, KV {pool['kv_precision']}"
-        file = f" ({pool['engine_file']})" if pool["engine_file"] else ""
-        errors = [_error(pool[key]) for key in ("engine_step_error", "engine_power_error")]
-        quality = pool["engine_quality"]
-        rows.append([f"pool {k}", f"{name}{file}", f"{quality}: {QUALITY_SAID.get(quality, 'as given')}", *errors])
-    return _table(
-        "How well the engines are known", ["", "engine", "its coefficients", "error of the step", "of the power"], rows
-    )
+        errors = [_error(pool.get(f"engine_{of}_error")) for of in ("step", "power", "prefill")]
+        rows.append([f"pool {k}", name, sentence(rests_on(pool)), *errors])
+    head = ["", "engine", "its coefficients rest on", "error of the step", "of the power", "of the prefill"]
+    return _table("How well the engines are known", head, rows)
 
 
 def _error(error: float | None) -> str:
@@ -206,7 +197,8 @@ def _intervals(sensitivity: Mapping[str, Any]) -> str:
         ends = [" to ".join(number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
         rows.append([f"{shown.title} [{shown.unit}]", number(of["value"], shown.si), *ends])
     title = f"{intervals['level']:.0%} intervals, from {intervals['n_samples']:,} draws of the engines' errors"
-    return _table(title, ["metric", "value", "sampled", "linear"], rows)
+    notes = "".join(f"<p>{_text(said)}</p>" for said in unbounded_said(intervals))
+    return _table(title, ["metric", "value", "sampled", "linear"], rows) + notes
 
 
 def _prices(sensitivity: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What a plan rests on: elasticities ranked, intervals, prices of the limits; and the tornado."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,16 @@ from rich.text import Text
 from fleetopt_jax.report.decision import number
 from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, plain_numbers, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import QUANTITIES, Quantity, goal_of, limit_quantity, percent, sentence, signed
+from fleetopt_jax.report.words import (
+    QUANTITIES,
+    UNBOUNDED,
+    Quantity,
+    goal_of,
+    limit_quantity,
+    percent,
+    sentence,
+    signed,
+)
 
 INPUTS = {  # the end of a path: in the field's words
     "n_instances": "instances",
@@ -104,7 +114,7 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
         parts.append(table)
     else:
         parts.append(f"No elasticity: {title} is 0 or infinite here.")
-    parts += [_intervals(document["intervals"]), _prices(document)]
+    parts += [_intervals(document["intervals"]), *map(Text, unbounded_said(document["intervals"])), _prices(document)]
     if document["thresholds"]:
         parts.append(_thresholds(document))
     quiet = len(ranked) - len(_largest(document))
@@ -156,6 +166,17 @@ def _intervals(intervals: Mapping[str, Any]) -> RenderableType:
         ends = [" to ".join(number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
         table.add_row(shown.title, number(of["value"], shown.si), *ends, shown.unit)
     return table
+
+
+def unbounded_said(intervals: Mapping[str, Any]) -> list[str]:
+    """What an end of an interval that is infinite means, where one is."""
+    ends = [end for of in intervals["metrics"].values() for how in ("sampled", "linear") for end in of[how]]
+    if all(end is not None and math.isfinite(end) for end in ends):
+        return []
+    return [
+        f"{sentence(UNBOUNDED)}: with engines as slow as they may be, a pool gets more requests than it can serve, and "
+        "its queue grows without end."
+    ]
 
 
 def _prices(document: Mapping[str, Any]) -> RenderableType:
@@ -258,7 +279,8 @@ def _tornado_takeaway(document: Mapping[str, Any], ranked: Sequence[Mapping[str,
     name = document["shown"]["metric"]
     of, shown = document["intervals"]["metrics"][name], QUANTITIES[name]
     value, low, high = (number(x, shown.si) for x in (of["value"], *of["sampled"]))
-    first = f"{input_label(ranked[0]['input'])} moves {shown.title} most" if ranked else f"nothing moves {shown.title}"
+    asked = [e for e in ranked if not (e["input"].endswith("site.pue") and e["value"] == 1.0)]  # 1: no PUE was given
+    first = f"{input_label(asked[0]['input'])} moves {shown.title} most" if asked else f"nothing moves {shown.title}"
     within = "whatever" if low == high == value else f"{low} to {high} with"
     return f"{document['plan']['workload']['name']}, {first};\n{value} {shown.unit}, {within} the engines' errors"
 
