@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     if len(arguments) != 3:
-        return _wrong(f"need ROUTER.json PROMPT_TOKENS MAX_TOKENS, got {len(arguments)} of the three (--help says more)")
+        return _wrong(
+            f"need ROUTER.json PROMPT_TOKENS MAX_TOKENS, got {len(arguments)} of the three (--help says more)"
+        )
     name, *texts = arguments
     if wrong := [text for text in texts if not (text.isascii() and text.isdecimal() and int(text) > 0)]:
         return _wrong(f"need whole numbers of tokens from 1, got {wrong[0]!r}")
@@ -64,7 +66,9 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         return _wrong(f"{name}: cannot be read: {error.strerror}")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return _wrong(f"{name}: not a router's file: need one that fleetopt export PLAN.json --to ... --router FILE wrote")
+        return _wrong(
+            f"{name}: not a router's file: need one that fleetopt export PLAN.json --to ... --router FILE wrote"
+        )
     print(url, f"prompt of {held} tokens" + (", compressed" if held < prompt else ""))
     return 0
 

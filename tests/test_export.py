@@ -649,4 +649,6 @@ def test_the_router_runs_on_its_own(tmp_path):
     ran = subprocess.run([*command, "1", "1"], capture_output=True, text=True)
     assert ran.returncode == 2 and "not a router's file" in ran.stderr and ran.stderr.count("\n") == 1
     ran = subprocess.run([*command[:-1], "--help"], capture_output=True, text=True)
-    assert ran.returncode == 0 and "ROUTER.json PROMPT_TOKENS MAX_TOKENS" in ran.stdout.replace("router.json", "ROUTER.json")
+    assert ran.returncode == 0 and "ROUTER.json PROMPT_TOKENS MAX_TOKENS" in ran.stdout.replace(
+        "router.json", "ROUTER.json"
+    )

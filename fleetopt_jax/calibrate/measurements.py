@@ -250,7 +250,9 @@ def _of_engine(where: str, rows: list[_Row], names: Mapping[str, str], spec: Eng
         engine = f"{spec.tp} x {spec.gpu_name} {spec.llm_name} {spec.precision}"
         shown_names = {name: column for name, column in names.items() if name != "task"}
         found = {" ".join(row.cells[column] for column in shown_names.values()) for row in rows}
-        raise BadInput(where, f"has no rows of {engine}", f"its rows are of ({', '.join(shown_names)}) {_listed(found)}")
+        raise BadInput(
+            where, f"has no rows of {engine}", f"its rows are of ({', '.join(shown_names)}) {_listed(found)}"
+        )
     return kept
 
 

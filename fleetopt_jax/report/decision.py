@@ -207,9 +207,9 @@ def _roomy(plan: Mapping[str, Any]) -> str:
     k = max(range(len(loads)), key=lambda each: loads[each])
     room = f"the busiest pool, {k + 1}, runs" if len(loads) > 1 else "the pool runs"
     return (
-        f"none of its limits, at this traffic: {room} at {percent(loads[k])} load, where "
-        f"{percent(plan['slo']['max_utilization'])} is allowed, and the latencies are well under theirs. For this "
-        "traffic alone fewer instances may do"
+        f"none of its limits is near at this traffic: {room} at {percent(loads[k])} load, where "
+        f"{percent(plan['slo']['max_utilization'])} is allowed, and the latencies are under theirs. Fewer instances "
+        "may do for this traffic alone"
     )
 
 
@@ -305,7 +305,9 @@ def _latency_said(plan: Mapping[str, Any], name: str, held: list[int]) -> str:
     if slo["scope"] == "fleet":
         who, values = "all requests together", values[:1]
     nearest = max(values, key=lambda each: math.inf if each is None else each)
-    return f"{of} of {who}, {listed([ms(each) for each in values])}, {margin(nearest, slo[name])} of {ms(slo[name])}"
+    which = "the highest " if len(set(map(ms, values))) > 1 else ""
+    said = listed([ms(each) for each in values])
+    return f"{of} of {who}, {said}, {which}{margin(nearest, slo[name])} of {ms(slo[name])}"
 
 
 def _budgets(plan: Mapping[str, Any]) -> list[str]:

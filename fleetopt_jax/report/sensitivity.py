@@ -131,9 +131,11 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def _largest(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The elasticities to show: the first, without those that would be shown as 0.00."""
-    ranked = document["elasticities"][document["shown"]["metric"]][: document["shown"]["top"]]
-    return [e for e in ranked if abs(e["elasticity"]) >= NOTHING]
+    """The elasticities to show: the first, without those that would be shown as 0.00, and without a PUE of 1, which
+    says that no cooling is counted."""
+    ranked = document["elasticities"][document["shown"]["metric"]]
+    counted = [e for e in ranked if not (e["input"].endswith("site.pue") and e["value"] == 1.0)]
+    return [e for e in counted[: document["shown"]["top"]] if abs(e["elasticity"]) >= NOTHING]
 
 
 def input_label(path: str) -> str:
@@ -279,8 +281,7 @@ def _tornado_takeaway(document: Mapping[str, Any], ranked: Sequence[Mapping[str,
     name = document["shown"]["metric"]
     of, shown = document["intervals"]["metrics"][name], QUANTITIES[name]
     value, low, high = (number(x, shown.si) for x in (of["value"], *of["sampled"]))
-    asked = [e for e in ranked if not (e["input"].endswith("site.pue") and e["value"] == 1.0)]  # 1: no PUE was given
-    first = f"{input_label(asked[0]['input'])} moves {shown.title} most" if asked else f"nothing moves {shown.title}"
+    first = f"{input_label(ranked[0]['input'])} moves {shown.title} most" if ranked else f"nothing moves {shown.title}"
     within = "whatever" if low == high == value else f"{low} to {high} with"
     return f"{document['plan']['workload']['name']}, {first};\n{value} {shown.unit}, {within} the engines' errors"
 

@@ -222,9 +222,9 @@ def certificate(plan: Mapping[str, Any]) -> str:
     reached = [value for value in search["by_pools"] if value is not None]
     if len(reached) > 1:
         of = goal_of(plan["objective"]).quantity
-        values = ", ".join(or_dash(value and value / of.si, "{:,.4g}") for value in search["by_pools"])
-        counts = [str(n) for n in range(1, len(search["by_pools"]) + 1)]
-        parts.append(f"the best with at most {', '.join(counts[:-1])} or {counts[-1]} pools: {values} {of.unit}")
+        values = [or_dash(value and value / of.si, "{:,.4g}").replace("-", "none") for value in search["by_pools"]]
+        more = [f"{value} with at most {n}" for n, value in enumerate(values[1:], 2)]
+        parts.append(f"the best have {listed([f'{values[0]} {of.unit} with one pool', *more])}")
     return "; ".join(parts) + "."
 
 

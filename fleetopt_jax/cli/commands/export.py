@@ -38,5 +38,7 @@ def run(options: argparse.Namespace) -> Answer:
 def _catalogs(plan: Any) -> list[str]:
     """The catalog files that a document names, which is checked later."""
     pools = plan.get("pools") if isinstance(plan, dict) else None
-    named = [pool.get("catalog_file") for pool in pools or () if isinstance(pool, dict)] if isinstance(pools, list) else []
+    named = (
+        [pool.get("catalog_file") for pool in pools or () if isinstance(pool, dict)] if isinstance(pools, list) else []
+    )
     return [file for file in named if isinstance(file, str)]
