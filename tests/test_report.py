@@ -734,9 +734,10 @@ def test_no_fleet_makes_a_page_that_says_why(binding, said):
     assert said in "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
 
 
-def test_a_pue_that_was_not_given_moves_nothing(others):
+def test_a_pue_that_was_not_given_moves_nothing():
     """A PUE of 1 is where no cooling is counted; one that is given is an input like others."""
-    document = deepcopy(others["sensitivity"])
+    _, others = everything(2)
+    document = copy.deepcopy(others["sensitivity"])
     for value, first in ((1.0, False), (1.3, True)):
         ranked = [{"input": "surroundings.site.pue", "value": value, "elasticity": -1.0}]
         ranked += others["sensitivity"]["elasticities"]["tok_per_j"]
@@ -746,8 +747,8 @@ def test_a_pue_that_was_not_given_moves_nothing(others):
         assert ("PUE" in [label.get_text() for label in figure.axes[0].get_yticklabels()]) == first
 
 
-def test_an_end_without_bound_is_explained(others):
-    intervals = deepcopy(others["sensitivity"]["intervals"])
+def test_an_end_without_bound_is_explained():
+    intervals = copy.deepcopy(everything(2)[1]["sensitivity"]["intervals"])
     for of in intervals["metrics"].values():
         of |= {"sampled": [1.0, 2.0], "linear": [1.0, 2.0]}
     assert unbounded_said(intervals) == []
