@@ -174,7 +174,7 @@ def test_a_fleet_that_fails_is_not_to_be_bought():
 
 
 def test_prices_of_ones_own_are_said():
-    assert "at your prices ($2.1 a H100 an hour)" in decision(plan_of({"usd_per_gpu_h": 2.1}))["Buy"]
+    assert "at your prices (H100 $2.10 a GPU hour)" in decision(plan_of({"usd_per_gpu_h": 2.1}))["Buy"]
     assert "your prices" not in decision(plan_of({"usd_per_gpu_h": GPUS["h100"].usd_per_h}))["Buy"]
 
 

@@ -64,11 +64,11 @@ def _own_prices(plan: Mapping[str, Any]) -> str:
     """The prices of a GPU hour that are not the catalog's."""
     prices = {pool["gpu"]: pool.get("usd_per_gpu_h") for pool in plan["pools"]}
     own = [
-        f"${price:,.4g} a {gpu.upper()}"
+        f"{gpu.upper()} ${price:,.2f}"
         for gpu, price in prices.items()
         if price is not None and not (gpu in GPUS and math.isclose(price, GPUS[gpu].usd_per_h))
     ]
-    return f" at your prices ({listed(own)} an hour)" if own else ""
+    return f" at your prices ({listed(own)} a GPU hour)" if own else ""
 
 
 def _kw(power_w: float) -> str:

@@ -266,7 +266,8 @@ def tornado_figure(document: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(ranked)), [input_label(e["input"]) for e in ranked])
     axes.set_ylim(max(len(ranked), 1) - 0.4, -0.6)
     reach = 1.25 * max([abs(e["elasticity"]) for e in ranked] or [1.0])
-    axes.set_xlim(-reach, reach)
+    signs = [e["elasticity"] > 0 for e in ranked]
+    axes.set_xlim(*(side * (reach if up in signs else 0.05 * reach) for side, up in ((-1, False), (1, True))))
     axes.axvline(0.0, color=MUTED, linewidth=1.0)
     axes.set_xlabel(f"% more {shown.title} for 1 % more of the input")
     plain_numbers(axes.xaxis)
