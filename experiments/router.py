@@ -40,28 +40,36 @@ def refusal(error: TooLong) -> dict:
     return {"error": {"message": str(error), "type": "BadRequestError", "param": None, "code": 400}}
 
 
+def _wrong(said: str) -> int:
+    print(f"router: {said}", file=sys.stderr)
+    return 2
+
+
 def main(arguments: list[str]) -> int:
     """0: served; 1: answered with 400; 2: not asked rightly."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    if len(arguments) != 3:
+        return _wrong(
+            f"need ROUTER.json PROMPT_TOKENS MAX_TOKENS, got {len(arguments)} of the three (--help says more)"
+        )
+    name, *texts = arguments
+    if wrong := [text for text in texts if not (text.isascii() and text.isdecimal() and int(text) > 0)]:
+        return _wrong(f"need whole numbers of tokens from 1, got {wrong[0]!r}")
+    prompt, output = map(int, texts)
     try:
-        name, prompt, output = arguments
-        router = _read(name)
-        tokens = int(prompt), int(output)
-        if min(tokens) < 1:
-            raise ValueError
-        url, held = route(router, *tokens)
+        url, held = route(_read(name), prompt, output)
     except TooLong as error:
         print(f"HTTP 400 {json.dumps(refusal(error))}")
         return 1
     except OSError as error:
-        print(f"router: {error}", file=sys.stderr)
-        return 2
-    except (KeyError, TypeError, json.JSONDecodeError):
-        print(f"router: {name}: not a file of fleetopt export --router", file=sys.stderr)
-        return 2
-    except ValueError:
-        print("router: need ROUTER.json PROMPT_TOKENS MAX_TOKENS, two whole numbers from 1", file=sys.stderr)
-        return 2
-    print(url, f"prompt of {held} tokens" + (", compressed" if held < tokens[0] else ""))
+        return _wrong(f"{name}: cannot be read: {error.strerror}")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return _wrong(
+            f"{name}: not a router's file: need one that fleetopt export PLAN.json --to ... --router FILE wrote"
+        )
+    print(url, f"prompt of {held} tokens" + (", compressed" if held < prompt else ""))
     return 0
 
 

@@ -554,6 +554,25 @@ def test_names_of_inferencex_choose_the_engine(tmp_path):
     )
 
 
+def test_rows_of_an_engine_are_known_by_the_names_of_benchmarks(tmp_path):
+    """And rows of another GPU, LLM, TP or precision are left out and counted, none taken for it."""
+    names = [
+        ("NVIDIA H100 80GB HBM3", "meta-llama/Llama-3.1-70B-Instruct", 8, "bfloat16"),
+        ("B200", "meta-llama/Llama-3.1-70B-Instruct", 8, "bfloat16"),
+        ("NVIDIA H100 80GB HBM3", "meta-llama/Llama-3.1-8B-Instruct", 8, "bfloat16"),
+        ("NVIDIA H100 80GB HBM3", "meta-llama/Llama-3.1-70B-Instruct", 4, "bfloat16"),
+        ("NVIDIA H100 80GB HBM3", "meta-llama/Llama-3.1-70B-Instruct", 8, "fp8"),
+    ]
+    rows = [(*name, n, 10.0 + i + n / 10) for i, name in enumerate(names) for n in (1, 8, 64)]
+    path = written_rows(tmp_path, "gpu,model,tp,precision,batch,mean_tpot_ms", rows)
+    found = read_measurements(path, of=EngineSpec("h100", tp=8))
+    np.testing.assert_allclose(found.step_s, (10.0 + np.array([1, 8, 64]) / 10) / 1e3)
+    assert (found.n_left_out, len(found.notes)) == (12, 1)
+    assert read_measurements(path, of=EngineSpec("h100", tp=8, precision="fp8")).step_s[0] == pytest.approx(14.1e-3)
+    said = refusal(lambda file: read_measurements(file, of=EngineSpec("h200", tp=8)), path)
+    assert "has no rows of 8 x h200 llama-3.1-70b bf16" in said and "B200" in said
+
+
 def test_a_calibrated_engine_says_what_stays_the_catalogs(tmp_path):
     path = tmp_path / "mine.json"
     step = fit_decode(Measurements(BATCH, dense_s(BATCH)))

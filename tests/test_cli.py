@@ -289,7 +289,7 @@ def test_columns_named_by_options_are_read(fleetopt, tmp_path):
     assert document["arrival_rate_per_s"] == pytest.approx(1.0)
 
 
-def test_engine_says_what_one_engine_does_and_how_far_to_trust_it(fleetopt):
+def test_engine_says_what_one_engine_does_and_how_far_to_trust_it(fleetopt, tmp_path):
     ask = ("engine", "--gpu", "h100", "--llm", "llama-3.1-70b", "--batch", "8,32,128", "--context", "1000", "--json")
     answer = fleetopt(*ask, "--tp", 4)
     document = answer.document
@@ -307,6 +307,12 @@ def test_engine_says_what_one_engine_does_and_how_far_to_trust_it(fleetopt):
     assert fleetopt(*ask, "--tp", 4, "--law").document["quality"] == "law"
     assert fleetopt(*ask, "--tp", 8).document["quality"] == "law"
     assert fleetopt(*ask, "--tp", 4, "--gpu", "h200").document["quality"] == "projected"
+    rows = "".join(f"{gpu},4,{n},{9 + n / 10}\n" for gpu in ("h100", "b200") for n in (1, 8, 64))
+    (tmp_path / "both.csv").write_text("gpu,tp,batch,mean_tpot_ms\n" + rows)
+    beside = fleetopt(*ask, "--tp", 4, "--measured", tmp_path / "both.csv").document["warnings"]
+    assert "3 rows are of other engines, left out" in beside[0] and "mean_tpot_ms holds the prefill" in beside[1]
+    none = fleetopt(*ask, "--tp", 4, "--gpu", "h200", "--measured", tmp_path / "both.csv")
+    assert_refused(none, str(tmp_path / "both.csv"), "has no rows of 4 x h200 llama-3.1-70b bf16")
     alone = fleetopt(*ask, "--tp", 4, "--prompt-per-output", 0).document["points"]
     assert all(point["decode_step_s"] == point["step_s"] for point in alone)
     assert "Quality: measured" in fleetopt(*ask[:-1], "--tp", 4).out

@@ -19,6 +19,8 @@ from fleetopt_jax._optimize.uncertainty import Interval, MetricTrust, Trust
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.commands import sensitivity as sensitivity_command
 from fleetopt_jax.cli.main import main
+from fleetopt_jax.cli.parser import make_parser
+from fleetopt_jax.cli.repeat import command_said, from_here
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.ledger import load_ledger
 from fleetopt_jax.documents.plan import SAME, load_plan
@@ -225,6 +227,23 @@ def test_report_is_one_page_of_everything(fleetopt, plan, tmp_path, no_derivativ
 def repeating(page: str) -> list[list[str]]:
     """The commands under "How to repeat it"."""
     return [shlex.split(unescape(line)) for line in re.findall("<pre><code>(.*?)</code></pre>", page)]
+
+
+def test_a_command_kept_in_a_plan_names_its_files_wherever_it_is_read(tmp_path, monkeypatch):
+    for folder in ("work/plans", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("trace.csv", "mine.json", "my.toml"):
+        (tmp_path / "work" / name).write_text("there")
+    monkeypatch.chdir(tmp_path / "work")
+    ask = "optimize --workload trace.csv --gpu mine.json,h100 --catalog my.toml --itl-ms 80 --out plans/plan.json"
+    kept = command_said(make_parser().parse_args(ask.split()))
+    assert kept == (
+        "fleetopt optimize --workload ../trace.csv --gpu ../mine.json,h100 --catalog ../my.toml --itl-ms 80"
+    )
+    assert from_here(kept, "plans/plan.json") == kept.replace("../", "")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert from_here(kept, "../work/plans/plan.json") == kept.replace("../", "../work/")
+    assert from_here("what's this", "plan.json") == "what's this"
 
 
 def _without_time(plan: dict[str, Any]) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def test_what_no_fleet_holds_is_written_and_refused_as_a_plan(few, tmp_path):
         (("objective",), "joy", "line 60: objective = joy: input should be 'tok_per_j', 'usd'"),
         (("objective",), ["usd"], "objective"),
         (("objective",), {"weights": {"usd_per_h": -1}}, "weights.usd_per_h = -1: input should be greater"),
-        (("objective",), {"weights": {"joy": 1}}, "weights.joy = 1: extra inputs"),
+        (("objective",), {"weights": {"joy": 1}}, "weights.joy = 1: no such key"),
         (("budget", "max_kg_co2_per_h"), 0, "budget.max_kg_co2_per_h = 0"),
         (("budget", "gpus_of.b200"), -1, "budget.gpus_of.b200 = -1"),
         (("route_by",), {"name": "mine", "max_tokens": 9}, "route_by.name = mine"),

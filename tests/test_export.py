@@ -639,9 +639,16 @@ def test_the_router_runs_on_its_own(tmp_path):
     status, body = shown[2].stdout.removeprefix("HTTP ").split(" ", 1)
     assert (status, json.loads(body)["error"]["code"], shown[2].stderr, shown[2].returncode) == ("400", 400, "", 1)
     assert "8193 tokens" in json.loads(body)["error"]["message"]
-    for wrong in (["4000"], ["4000", "x"], ["4000", "0"]):
+    for wrong in (["4000"], ["4000", "x"], ["4000", "0"], ["4000", "-1"], ["4000", "9", "9"]):
         ran = subprocess.run([*command, *wrong], capture_output=True, text=True)
         assert ran.returncode == 2 and ran.stderr.startswith("router: need") and ran.stderr.count("\n") == 1
     command[-1] = str(tmp_path / "nothing.json")
     ran = subprocess.run([*command, "1", "1"], capture_output=True, text=True)
-    assert ran.returncode == 2 and "No such file" in ran.stderr
+    assert ran.returncode == 2 and "nothing.json: cannot be read: No such file" in ran.stderr
+    (tmp_path / "nothing.json").write_text('{"pools": []}')
+    ran = subprocess.run([*command, "1", "1"], capture_output=True, text=True)
+    assert ran.returncode == 2 and "not a router's file" in ran.stderr and ran.stderr.count("\n") == 1
+    ran = subprocess.run([*command[:-1], "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0 and "ROUTER.json PROMPT_TOKENS MAX_TOKENS" in ran.stdout.replace(
+        "router.json", "ROUTER.json"
+    )

@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from fleetopt_jax.catalog.workloads import load
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.plan_file import ColumnsPart
 from fleetopt_jax.laws.demand import demand, held_tokens
 from fleetopt_jax.workload.histogram import join
@@ -385,6 +385,23 @@ def test_several_files_in_a_zip_are_named(tmp_path):
         archive.writestr("a.csv", "x")
         archive.writestr("b.csv", "y")
     assert "holds 2 files: a.csv, b.csv; need one" in refusal(tmp_path / "two.zip", held.getvalue())
+
+
+def test_a_genai_perf_export_reaches_a_plan_without_an_option(tmp_path):
+    """Its own rate and lengths; of a closed loop with what that rate is, and of several runs why there is none."""
+    run = {"experiment": {"mode": "concurrency", "value": 8}, "requests": [genai_perf(*row) for row in ROWS]}
+    one, two = tmp_path / "profile_export.json", tmp_path / "sweep.json"
+    one.write_text(json.dumps({"experiments": [run]}))
+    two.write_text(json.dumps({"experiments": [run, run]}))
+    loaded = load(str(one))
+    trace, _ = trace_of(tmp_path / "plain.csv", table())
+    assert float(loaded.workload.arrival_rate_per_s) == pytest.approx(summarize(trace).arrival_rate_per_s)
+    assert loaded.summary.mean_prompt_tokens == pytest.approx(trace.prompt_tokens.mean())
+    assert loaded.understood is not None
+    assert any("kept 8 requests in flight" in warning for warning in loaded.understood.warnings)
+    with pytest.raises(BadField, match=r"sweep\.json has several runs in it, whose time stamps tell no common rate"):
+        load(str(two))
+    assert float(load(str(two), rate_per_s=3.0).workload.arrival_rate_per_s) == 3.0
 
 
 def test_runs_one_after_the_other_tell_no_rate(tmp_path):

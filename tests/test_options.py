@@ -181,7 +181,7 @@ def test_the_readings_of_a_field_are_one_option():
     [
         (
             "need ttft_p99_s > 0 and 0 < max_utilization < 1, got ttft_p99_s=-0.5, max_utilization=0.85",
-            "need --ttft-p99-ms > 0 and 0 < max_utilization < 1, got --ttft-p99-ms=-500, max_utilization=0.85",
+            "need --ttft-p99-ms > 0 and 0 < --max-utilization < 1, got --ttft-p99-ms=-500, --max-utilization=0.85",
         ),
         ("need max_power_w > 0, got -2000.0", "need --max-power-kw > 0, got -2"),
         ("need max_kg_co2_per_h > 0, got -1", "need --max-kg-co2-per-h > 0, got -1"),

@@ -14,12 +14,15 @@ from fleetopt_jax.catalog.engines import build, engine_entry
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.workloads import made_workload
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.own_catalog import load_catalog
-from fleetopt_jax.documents.plan import load_plan, save_plan
+from fleetopt_jax.documents.plan import load_plan, plan_of_file, save_plan
+from fleetopt_jax.documents.plan_file import read_plan_file
 from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.report.export.launch import fleet_launch
 from fleetopt_jax.workload.atoms import make_workload
 
 CONFIG = {
@@ -117,12 +120,18 @@ def test_prices_go_with_the_gpu_not_with_the_engine():
         (("tdp_w = 650", "tdp_w = -650"), "line 8: gpus.x1.tdp_w = -650: input should be greater than 0"),
         (
             ("tdp_w = 650", "tdp = 650"),
-            "line 8: gpus.x1.tdp = 650: extra inputs are not permitted; did you mean tdp_w",
+            "line 8: gpus.x1.tdp = 650: no such key; did you mean tdp_w",
         ),
         (("tdp_w = 650\n", ""), "gpus.x1: has no tdp_w; a GPU of your own needs memory_bytes, "),
         (("idle_w = 90", "idle_w = 900"), "gpus.h100: need idle_w <= tdp_w, got 900.0 > 700"),
         (("idle_w = 90", "law = 'b300'"), "line 12: gpus.H100.law = b300: input should be 'h100' or 'b200'"),
-        (("chat/config.json", "no.json"), "/no.json: no such file"),
+        (("chat/config.json", "no.json"), "my.toml, llms.my-chat.config = "),
+        (("chat/config.json", "no.json"), "/no.json: no such file; need a config.json, seen from the catalog's file"),
+        (
+            ("[gpus.H100]\nidle_w = 90", "[gpus]\nh100 = 90"),
+            "gpus.h100 = 90: input should be named keys and their values",
+        ),
+        (("[gpus.H100]", '[gpus."H,100"]'), "gpus: H,100 cannot be a name here; need letters, digits, dots, "),
         (("layers = 28\n", ""), "llms.bare.2: has no layers; need config = a config.json, or its architecture"),
         (("layers = 28", "layers = 28\nconfig = 'x.json'"), "llms.bare.2: config and layers, "),
         (("layers = 28", "layers = 'a'"), "line 18: llms.bare.2.layers = a: input should be a valid integer"),
@@ -132,7 +141,10 @@ def test_prices_go_with_the_gpu_not_with_the_engine():
             "line 28: usd_per_gpu_h.b200 = -4.0: input should be greater than or equal to 0",
         ),
         (("[gpus.H100]", "[gpus.X1]"), "gpus.x1: has no memory_bytes"),
-        (("[gpus.x1]", "[gpu.x1]"), "line 4: gpu = {'x1'"),
+        (
+            ("[gpus.x1]", "[gpu.x1]"),
+            "line 4: gpu: no such key; did you mean gpus? known: schema, gpus, llms, usd_per_gpu_h",
+        ),
         (
             ("fleetopt-catalog/1", "fleetopt-plan/1"),
             "line 2: schema = fleetopt-plan/1: input should be 'fleetopt-catalog/1'",
@@ -168,6 +180,45 @@ def test_a_plan_keeps_its_prices_its_memory_and_its_catalog(mine, monkeypatch):
     elsewhere = load_plan(mine.parent / "plans" / "plan.json", workload=few)
     assert float(elsewhere.metrics.usd_per_h) == float(plan.metrics.usd_per_h)
     assert {os.path.realpath(spec.catalog or "") for spec in elsewhere.specs} == {os.path.realpath(mine)}
+
+    # The file has moved, and has a price of its own: what it says goes before the plan.
+    moved = mine.parent / "moved.toml"
+    moved.write_text(MINE.replace("b200 = 4.0", "h100 = 7.0"))
+    mine.unlink()
+    file, where = read_plan_file(mine.parent / "plans" / "plan.json"), str(mine.parent / "plans" / "plan.json")
+    loaded = made_workload("few", few)
+    assert prices_of(plan_of_file(file, where, loaded, catalog=load_catalog(moved))) == [3.1, 7.0]
+    with pytest.raises(BadInput, match=r"my\.toml: no such file"):
+        plan_of_file(file, where, loaded)
+
+
+def prices_of(plan) -> list[float]:
+    return [float(build(spec).usd_per_gpu_h) for spec in plan.specs]
+
+
+def test_the_catalog_lists_what_is_ones_own_beside_ours(mine, monkeypatch, capsys):
+    monkeypatch.chdir(mine.parent)
+    assert main(["catalog", "--catalog", "my.toml", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["gpus"]["x1"]["usd_per_h"] == 3.1 and document["gpus"]["b200"]["usd_per_h"] == 4.0
+    assert document["gpus"]["h100"]["idle_w"] == 90.0 and {"my-chat", "bare.2"} < set(document["llms"])
+    assert "any LLM on x1" in document["engines"]
+    assert main(["catalog", "llm", "my-chat", "--catalog", "my.toml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == 16
+
+
+def test_export_knows_the_names_of_the_catalog_that_is_given(mine, monkeypatch):
+    """Whose file the plan names is gone."""
+    pool = {"window_tokens": 4096, "gpu": "x1", "llm": "my-chat", "tp": 4, "n_instances": 2, "max_num_seqs": 64}
+    document = {
+        "schema": "fleetopt-plan/1",
+        "workload": {"name": "few", "arrival_rate_per_s": 1.0},
+        "pools": [pool | {"catalog_file": "gone.toml"}],
+    }
+    with pytest.raises(BadInput, match=r"gone\.toml: no such file"):
+        fleet_launch(document, "plan.json")
+    (launch,) = fleet_launch(document, "plan.json", catalog=load_catalog(mine)).pools
+    assert launch.gpu == "x1" and launch.checkpoint_bytes > 1e9
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,14 @@ def test_a_plan_for_an_hour_is_for_it_when_it_is_evaluated(day_file, tmp_path, c
     assert again["metrics"] == pytest.approx(peak["metrics"], rel=1e-6)
     at_mean, _ = fleetopt("evaluate", plan, "--at", "mean")
     assert at_mean["workload"]["arrival_rate_per_s"] == pytest.approx(400)
+    again, _ = fleetopt(
+        "evaluate", plan, "--workload", day_file
+    )  # another workload, in the plan's hour and at its mean
+    assert (again["workload"]["at"], again["workload"]["hour"]) == ("peak", peak["workload"]["hour"])
+    other, said = fleetopt("evaluate", plan, "--workload", "azure-conv")
+    assert (other["workload"]["at"], other["method"]) == ("mean", "given")
+    assert other["workload"]["arrival_rate_per_s"] == pytest.approx(peak["workload"]["arrival_rate_per_s"])
+    assert "azure-conv is bundled without its arrival times, so it has no busiest hour as the plan has" in said
     half, _ = fleetopt("evaluate", plan, "--rate", 200)
     assert half["workload"]["arrival_rate_per_s"] == pytest.approx(peak["workload"]["arrival_rate_per_s"] / 2)
     kept, _ = fleetopt("optimize", "--scenario", scenario)

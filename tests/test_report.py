@@ -39,7 +39,7 @@ from fleetopt_jax.report.page import LONG_CELL, report_page
 from fleetopt_jax.report.pareto import axis_figure, front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import engine_figure, pool_curves, power_figure
-from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure
+from fleetopt_jax.report.sensitivity import input_label, sensitivity_table, tornado_figure, unbounded_said
 from fleetopt_jax.report.simulation import agreement_figure
 from fleetopt_jax.report.words import goal_of
 from fleetopt_jax.workload.atoms import with_rate
@@ -63,6 +63,7 @@ def plan_of(n_pools: int, name: str = "requests.csv", gamma: float = 1.0, llm: s
             "engine_quality": "law",
             "engine_step_error": 0.16,
             "engine_power_error": 0.13 if k else None,
+            "engine_prefill_error": 0.4,
             "n_instances": 30 + k,
             "n_gpus": 8 * (30 + k),
             "max_num_seqs": 700 - 90 * k,
@@ -733,11 +734,35 @@ def test_no_fleet_makes_a_page_that_says_why(binding, said):
     assert said in "".join(Reader(report_page(plan, LENGTHS, WEIGHTS)).text)
 
 
+def test_a_pue_that_was_not_given_moves_nothing():
+    """A PUE of 1 is where no cooling is counted; one that is given is an input like others."""
+    _, others = everything(2)
+    document = copy.deepcopy(others["sensitivity"])
+    for value, first in ((1.0, False), (1.3, True)):
+        ranked = [{"input": "surroundings.site.pue", "value": value, "elasticity": -1.0}]
+        ranked += others["sensitivity"]["elasticities"]["tok_per_j"]
+        document["elasticities"]["tok_per_j"] = ranked
+        figure = tornado_figure(document)
+        assert ("PUE moves" in figure.get_suptitle()) == first
+        assert ("PUE" in [label.get_text() for label in figure.axes[0].get_yticklabels()]) == first
+
+
+def test_an_end_without_bound_is_explained():
+    intervals = copy.deepcopy(everything(2)[1]["sensitivity"]["intervals"])
+    for of in intervals["metrics"].values():
+        of |= {"sampled": [1.0, 2.0], "linear": [1.0, 2.0]}
+    assert unbounded_said(intervals) == []
+    intervals["metrics"]["ttft_p99_s"]["sampled"] = [0.1, None]
+    (said,) = unbounded_said(intervals)
+    assert said.startswith("Unbounded: ") and "more requests than it can serve" in said
+
+
 def test_an_overloaded_plan_is_shown_as_such():
     plan = plan_of(2) | {"status": "infeasible", "binding": {"limit": "utilization", "asked": 0.85, "value": 1.2}}
     plan["pools"][0] |= {"utilization": None, "ttft_p99_s": None}
     plan["metrics"] |= {"ttft_p99_s": None, "gain_vs_homogeneous": None}
-    text = "".join(Reader(report_page(plan, LENGTHS, WEIGHTS, curves=curves_of(plan))).text)
+    text = "".join(Reader(report_page(plan, LENGTHS, WEIGHTS, curves=curves_of(plan))).text).replace("\u00a0", " ")
+    assert "This fleet" in text and "Buy" not in text
     assert "load of the busiest pool is 120 %; asked is 85 %" in text and "unbounded" in text
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fleetopt_jax._optimize.plan import Infeasible, Search, Unreachable
 from fleetopt_jax._optimize.problem import make_problem
 from fleetopt_jax._optimize.remedies import remedies
+from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli import backend
 from fleetopt_jax.cli.answer import Answer, deliver
@@ -20,7 +22,7 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.report.decision import decision
 from fleetopt_jax.report.tables import new_table, plan_table, show
-from fleetopt_jax.report.words import choices_said, margin, ms, percent
+from fleetopt_jax.report.words import certificate, choices_said, margin, ms, percent, ttft_limit_rows
 
 POOL = {
     "window_tokens": 14096,
@@ -146,7 +148,11 @@ def test_the_plan_is_compared_by_its_own_objective_first():
         ({"ttft_p99_s": 0.499}, {}, "The P99 TTFT of pool 1, 499 ms, at the limit of 500 ms"),
         ({"ttft_p99_s": 0.45}, {}, "The P99 TTFT of pool 1, 450 ms, 10.0 % under the limit of 500 ms"),
         ({"n_instances": 1}, {}, "Pool 1 is one instance, the least there is"),
-        ({}, {"method": "given"}, "No limit is near"),
+        (
+            {},
+            {"method": "given"},
+            "None of its limits is near at this traffic: the pool runs at 60 % load, where 85 % is allowed",
+        ),
         (
             {"utilization": 0.85, "ttft_p99_s": 0.48},
             {},
@@ -156,6 +162,37 @@ def test_the_plan_is_compared_by_its_own_objective_first():
 )
 def test_what_limits_is_what_one_instance_fewer_would_break(pool, more, said):
     assert said in decision(plan_of(pool, **more))["What limits it"]
+
+
+def test_a_fleet_that_fails_is_not_to_be_bought():
+    broken = {"limit": "utilization", "asked": 0.85, "value": 1.2}
+    failing = decision(plan_of(binding=broken, status="infeasible", method="given"))
+    assert "Buy" not in failing and "This fleet" in failing and "Buy" in decision(plan_of())
+    given = saves(method="given", metrics={"tok_per_j": 0.3, "power_w": 333e3, "usd_per_h": 1700.0, "n_gpus": 408})
+    assert "one-pool fleet (50 x 8 H100) sized for this traffic" in given
+    assert given.endswith("This fleet is as it was given: fleetopt optimize sizes one for this traffic.")
+
+
+def test_prices_of_ones_own_are_said():
+    assert "at your prices (H100 $2.10 a GPU hour)" in decision(plan_of({"usd_per_gpu_h": 2.1}))["Buy"]
+    assert "your prices" not in decision(plan_of({"usd_per_gpu_h": GPUS["h100"].usd_per_h}))["Buy"]
+
+
+def test_a_ttft_limit_that_grows_is_said_for_each_pool():
+    plan = plan_of({"mean_prompt_tokens": 2000.0, "window_tokens": 8000})
+    assert ttft_limit_rows(plan) == []
+    plan["slo"] = plan["slo"] | {"ttft_p99_s": 0.5, "ttft_s_per_token": 1e-4}
+    (_, prompts), (_, there), (_, most) = ttft_limit_rows(plan)
+    assert (prompts, there, most) == (["2,000 tokens"], ["700 ms"], ["1,300 ms"])
+    assert ms(math.inf) == "unbounded"
+
+
+def test_the_certificate_says_what_fewer_pools_reach():
+    plan = plan_of()
+    plan["search"] = plan["search"] | {"by_pools": [0.6563, 0.6565, None]}
+    assert "the best have 0.6563 tok/J with one pool, 0.6565 with at most 2 and none with at most 3" in certificate(
+        plan
+    )
 
 
 def test_a_simulation_that_asked_for_more_has_the_last_word():

@@ -4,13 +4,18 @@ import csv
 import io
 import math
 import os
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from fleetopt_jax.catalog.engines import resolved
+from fleetopt_jax.catalog.llms import catalog_name, llm_entry, names_of
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import read_bytes, shown
 from fleetopt_jax.core.units import MS
@@ -51,6 +56,7 @@ NEED = (
     f"optional: {' | '.join(CONTEXT)} | {' | '.join(' with '.join(pair) for pair in LENGTHS)}; "
     f"{' | '.join(POWER)} | power_w with n_gpus"
 )
+PRECISION_NAMES = {"bfloat16": "bf16", "float16": "bf16"}  # as measurements call them
 LISTED = 8  # groups a refusal names
 LEAST = 1e-12  # of any number: smaller ones underflow in the fit
 
@@ -114,6 +120,7 @@ class Measurements:
     source: str = "measurements"  # the file, for messages
     context_is_partial: bool = False  # without the prompt: it does not tell the cost of a context token
     notes: tuple[str, ...] = ()  # what its columns hold beside a decode step
+    n_left_out: int = 0  # rows of other engines
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,10 @@ def read_measurements(
     gpu: str | None = None,
     tp: int | None = None,
     task: str | None = None,
+    of: EngineSpec | None = None,
 ) -> Measurements:
-    """The points of one engine in a csv file; the selectors (`model`: any part of its name) choose it among several.
+    """The points of one engine in a csv file; the selectors (`model`: any part of its name) choose it among several,
+    `of` those of that engine, by whatever names the rows have.
 
     A selector of a column the file lacks leaves every row.
     """
@@ -158,6 +167,10 @@ def read_measurements(
     names = {name: _first(columns, found) for name, found in NAMES.items()}
     asked = {"model": model, "gpu": gpu, "tp": None if tp is None else str(tp), "task": task}
     rows = [row for row in rows if row.cells.get("flag_multimodal", "0") in ("0", "False", "false")]
+    n_rows = len(rows)
+    if of is not None:
+        rows = _of_engine(where, rows, {name: column for name, column in names.items() if column}, resolved(of))
+    n_left_out = n_rows - len(rows)
     rows = _one_group(where, rows, {name: column for name, column in names.items() if column}, asked)
     batch_column = _first(columns, BATCH)
     batch = np.array([row.number(batch_column, 1e6) for row in rows])
@@ -178,6 +191,7 @@ def read_measurements(
         source=where,
         context_is_partial=_first(columns, CONTEXT) == PARTIAL_CONTEXT,
         notes=notes,
+        n_left_out=n_left_out,
     )
 
 
@@ -222,6 +236,43 @@ def _table(where: str) -> tuple[list[str], list[_Row]]:
 
 def _first(columns: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in columns), None)
+
+
+def _of_engine(where: str, rows: list[_Row], names: Mapping[str, str], spec: EngineSpec) -> list[_Row]:
+    """The rows of an engine: a name that a row leaves empty is no other engine's."""
+
+    def is_it(row: _Row) -> bool:
+        said = {name: row.cells[column].lower() for name, column in names.items() if row.cells[column]}
+        return all(_is(name, text, spec) for name, text in said.items())
+
+    kept = [row for row in rows if is_it(row)]
+    if rows and not kept:
+        engine = f"{spec.tp} x {spec.gpu_name} {spec.llm_name} {spec.precision}"
+        shown_names = {name: column for name, column in names.items() if name != "task"}
+        found = {" ".join(row.cells[column] for column in shown_names.values()) for row in rows}
+        raise BadInput(
+            where, f"has no rows of {engine}", f"its rows are of ({', '.join(shown_names)}) {_listed(found)}"
+        )
+    return kept
+
+
+def _is(name: str, text: str, spec: EngineSpec) -> bool:
+    """Whether a cell may be said of an engine: 'NVIDIA H100 80GB' of h100, 'meta-llama/Llama-3.1-70B-Instruct' of
+    llama-3.1-70b."""
+    match name:
+        case "gpu":
+            return spec.gpu_name.lower() in (text, *re.split(r"[^a-z0-9]+", text))
+        case "model":
+            llm, known = spec.llm_name.lower(), catalog_name(text)
+            if text.rsplit("/", 1)[-1] in (llm, llm.rsplit("/", 1)[-1]):
+                return True
+            alike = names_of(llm_entry(spec.llm).architecture)
+            return known in alike if known else llm.endswith(".json")  # which says no name that could be another
+        case "tp":
+            return text.isascii() and text.isdecimal() and int(text) == spec.tp
+        case "precision":
+            return PRECISION_NAMES.get(text, text) == spec.precision
+    return True
 
 
 def _one_group(where: str, rows: list[_Row], names: dict[str, str], asked: dict[str, str | None]) -> list[_Row]:

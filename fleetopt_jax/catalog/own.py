@@ -31,6 +31,14 @@ class Catalog:
         said = {name.lower(): float(price) for name, price in usd_per_gpu_h.items()}
         return replace(self, usd_per_gpu_h=tuple((dict(self.usd_per_gpu_h) | said).items()))
 
+    def says_price(self, gpu: str) -> bool:
+        """Whether it has a price of its own for a GPU."""
+        name = gpu.lower()
+        own = next((entry for entry in self.gpus if entry.name == name), None)
+        return name in dict(self.usd_per_gpu_h) or (
+            own is not None and (name not in GPUS or own.usd_per_h != GPUS[name].usd_per_h)
+        )
+
     def gpu(self, name: str | GpuEntry, where: str = "gpu") -> str | GpuEntry:
         """What goes into a spec for a GPU: ours by its name alone."""
         entry = self._known_gpu(name, where)

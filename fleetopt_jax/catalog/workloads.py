@@ -104,10 +104,12 @@ def load(
     loaded = _of_file(name_or_file, rate_per_s, layout, at)
     known = rate_per_s is not None or loaded.summary.arrival_rate_per_s is not None
     if need_rate and not known:
-        why = "no arrival times"
+        why = "no arrival times to take a rate from"
         if loaded.understood and (loaded.understood.time_unit or loaded.understood.time_note):
-            why = f"no span of time ({loaded.understood.time_note})"
-        problem = f"{name_or_file} has {why} to take a rate from"
+            why = f"no span of time ({loaded.understood.time_note}) to take a rate from"
+        if loaded.understood and loaded.understood.no_rate:
+            why = "several runs in it, whose time stamps tell no common rate"
+        problem = f"{name_or_file} has {why}"
         raise BadField("arrival_rate_per_s", problem, "need a number of requests per second")
     return replace(loaded, rate_known=known)
 

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,16 +30,17 @@ from fleetopt_jax.core.units import GIB, KW, MS
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file, workload_place
-from fleetopt_jax.documents.plan_file import beside_plan
+from fleetopt_jax.documents.plan_file import PlanFile, beside_plan
 from fleetopt_jax.fleet.assumptions import DISPATCHES, Assumptions, parse_assumptions
 from fleetopt_jax.fleet.engine import DoesNotFit
 from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Budget, Objective, make_budget
 from fleetopt_jax.fleet.surroundings import Surroundings, make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
-from fleetopt_jax.report.rates import hour_warnings, mean_warning
+from fleetopt_jax.report.rates import hour_warnings, mean_warning, per_s
+from fleetopt_jax.report.words import listed
 from fleetopt_jax.workload.atoms import digest
-from fleetopt_jax.workload.profile import Hour, rate_profile, requests_of
+from fleetopt_jax.workload.profile import At, Hour, rate_profile, requests_of
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
 from fleetopt_jax.workload.readers.stamps import UNITS
 
@@ -78,12 +79,12 @@ def layout_of(options: argparse.Namespace) -> Layout | None:
 
 
 def workload_of(
-    options: argparse.Namespace, *, rate_per_s: float | None = None, need_rate: bool = True
+    options: argparse.Namespace, *, rate_per_s: float | None = None, need_rate: bool = True, at: At | None = None
 ) -> LoadedWorkload:
-    """The workload the options name, at their hour, of `rate_per_s` on average if given, with room for it in the window
-    they promise."""
+    """The workload the options name, at their hour or else at `at`, of `rate_per_s` on average if given, with room for
+    it in the window they promise."""
     rate, window = rate_per_s or options.rate, getattr(options, "window", None)
-    at = getattr(options, "at", None)
+    at = getattr(options, "at", None) or at
     with at_door(options.workload):
         loaded = load(
             options.workload, rate_per_s=rate, layout=layout_of(options), need_rate=need_rate, at=at or "mean"
@@ -142,6 +143,7 @@ def slo_of(options: argparse.Namespace) -> Slo:
         ttft_p99_s=options.ttft_p99_ms * MS,
         ttft_s_per_token=options.ttft_ms_per_1k * MS / 1000.0,
         itl_s=math.inf if options.itl_ms is None else options.itl_ms * MS,
+        max_utilization=options.max_utilization,
         scope=options.slo_scope,
     )
 
@@ -299,8 +301,7 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
     refuse_outputs(options, [place, *named, *(beside_plan(name, options.plan) for name in named)])
     layout = layout_of(options)
     if options.workload:
-        planned = file.mean_rate_per_s if options.at else file.workload.arrival_rate_per_s
-        loaded = workload_of(options, rate_per_s=options.rate or planned)
+        loaded = _another_workload(options, file)
     else:
         layout = _filled(options, layout, file.layout)
         _say_place(options, file.workload.name, place)
@@ -311,7 +312,43 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         _warn_of_hours(options, loaded)
         if options.at in (None, file.workload.at) and is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
-    return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch), layout
+    catalog = named_catalog(options, [pool.catalog_file for pool in file.pools])
+    return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch, catalog=catalog), layout
+
+
+def named_catalog(options: argparse.Namespace, of_plan: Iterable[str | None]) -> Catalog | None:
+    """The catalog that is named for a plan in place of its own files, if any; and which of them are read, in a line."""
+    own = listed(list(dict.fromkeys(beside_plan(file, options.plan) for file in of_plan if file)))
+    if options.command not in SEARCHES and options.catalog:  # levers' is of what is changed to
+        instead = f", not from the plan's {own}" if own and not same_file(own, options.catalog) else ""
+        understood(options, f"the plan's GPUs, LLMs and prices are read from {options.catalog}{instead}")
+        return load_catalog(options.catalog)
+    if own:
+        understood(options, f"the plan's GPUs and LLMs are read from {own}, its prices from the plan")
+    return None
+
+
+def _another_workload(options: argparse.Namespace, file: PlanFile) -> LoadedWorkload:
+    """The workload the options name at a plan's rate, in the hour that the plan is for where it has hours; else in the
+    rate of that hour."""
+    try:
+        loaded = workload_of(options, rate_per_s=options.rate or file.mean_rate_per_s, at=file.workload.at)
+    except BadField as refusal:
+        if options.at or refusal.field != option_of("at"):
+            raise
+        loaded = workload_of(options, rate_per_s=options.rate or file.workload.arrival_rate_per_s, at="mean")
+        rate = float(loaded.workload.arrival_rate_per_s)
+        problem = refusal.problem.removeprefix(f"{file.workload.at}: ")
+        warn(
+            options,
+            f"{problem}, so it has no {'busiest' if file.workload.at == 'peak' else file.workload.at} hour as the plan "
+            f"has: all its requests are taken, at {per_s(rate)} requests/s",
+        )
+        return loaded
+    if options.rate is None and not options.quiet:
+        mean = per_s(file.mean_rate_per_s)
+        understood(options, f"{loaded.name} is taken at the plan's {mean} requests/s on average: --rate says another")
+    return loaded
 
 
 def _say_place(options: argparse.Namespace, name: str, place: str) -> None:

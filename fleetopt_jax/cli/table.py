@@ -32,6 +32,7 @@ MAX_BATCH = 100_000
 MAX_TP = 64
 RATES_PER_S = (1e-6, 1e9)
 MEMORY_UTILIZATION = 0.9  # as the laws have it; nothing here loads them
+MAX_UTILIZATION = 0.85  # likewise
 
 POSITIVE = Number(0, open=True)
 NOT_NEGATIVE = Number(0)
@@ -212,6 +213,16 @@ _PRECISION = Option(
     commands=SPLITS,
     section=ENGINES,
 )
+_CATALOG = Option(
+    name="catalog",
+    kind=Text(),
+    about="GPUs, LLMs and prices of your own, beside the catalog's",
+    commands=(*SEARCHES, "engine", "calibrate", "catalog"),
+    metavar="FILE.toml",
+    section=ENGINES,
+    of_plan=False,
+    file="named",
+)
 _OF_THE_ENGINE = (
     _GPU,
     replace(_GPU, kind=OneOf(_NAMES), several="", commands=ONE_ENGINE),
@@ -256,16 +267,8 @@ _OF_THE_ENGINE = (
         section=ENGINES,
         field=Field("memory_utilization"),
     ),
-    Option(
-        name="catalog",
-        kind=Text(),
-        about="GPUs, LLMs and prices of your own, beside the catalog's",
-        commands=(*SEARCHES, "engine", "calibrate"),
-        metavar="FILE.toml",
-        section=ENGINES,
-        of_plan=False,
-        file="named",
-    ),
+    _CATALOG,
+    replace(_CATALOG, otherwise="default: the plan's", commands=(*PLANNED, "export")),
     Option(
         name="usd_per_gpu_h",
         kind=Stock(OneName(), NOT_NEGATIVE, "USD"),
@@ -322,6 +325,17 @@ _OF_THE_LIMITS = (
         commands=SEARCHES,
         section=LIMITS,
         field=Field("itl_s", MS),
+    ),
+    Option(
+        name="max_utilization",
+        kind=Number(0, 1, open=True),
+        about="most load of an instance, of what it can take",
+        default=MAX_UTILIZATION,
+        otherwise="default {}",
+        commands=SEARCHES,
+        metavar="SHARE",
+        section=LIMITS,
+        field=Field("max_utilization"),
     ),
     Option(
         name="slo_scope",

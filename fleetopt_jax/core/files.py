@@ -5,9 +5,11 @@ while reading where it does not (pipes, packed files, files that grow).
 """
 
 import contextlib
+import datetime
 import errno
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -174,13 +176,32 @@ def invalid(
 def first_problem(error: Invalid) -> str:
     """The first thing pydantic found wrong: field, value and rule."""
     problem = error.errors(include_url=False)[0]
-    field = dotted(problem["loc"])
-    value = "" if problem["type"] == "missing" else f" = {shown(problem['input'])}"
-    return f"{field}{value}: {problem['msg'][0].lower()}{problem['msg'][1:]}".removeprefix(": ")
+    path, value = problem["loc"], problem["input"]
+    if path and path[-1] == "[key]":
+        return f"{dotted(path[:-2])}: {shown(value)} cannot be a name here"
+    unsaid = problem["type"] == "missing" or (problem["type"] == "extra_forbidden" and isinstance(value, (dict, list)))
+    field = dotted(path) + ("" if unsaid else f" = {shown(value)}")
+    said = _RULES.get(problem["type"], f"{problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return f"{field}: {said}".removeprefix(": ")
+
+
+_RULES = {  # of pydantic's, those whose own words are not the user's
+    "extra_forbidden": "no such key",
+    "dict_type": "input should be named keys and their values",
+    "model_type": "input should be named keys and their values",
+    "model_attributes_type": "input should be named keys and their values",
+}
 
 
 def shown(value: Any) -> str:
-    """A wrong value in a message: a text without quotes, the start of anything large."""
+    """A wrong value in a message: a text without quotes, the start of anything large, and of keys their names."""
+    if isinstance(value, dict):
+        value = "{" + ", ".join(itertools.islice(map(str, value), 4)) + (", ...}" if len(value) > 4 else "}")
+    elif isinstance(value, list):
+        parts = ["..." if isinstance(each, (dict, list)) else shown(each) for each in value[:4]]
+        value = "[" + ", ".join(parts) + (", ...]" if len(value) > 4 else "]")
+    elif isinstance(value, (datetime.date, datetime.time)):
+        value = value.isoformat()
     return (value if isinstance(value, str) else reprlib.repr(value))[:SHOWN_CHARS]
 
 

@@ -141,7 +141,7 @@ def _llm(where: str, name: str, part: _Llm) -> LlmEntry:
     if config is not None:
         if said:
             raise BadInput(place, f"config and {', '.join(said)}", "need one of the two: a config.json says it all")
-        read = llm_entry(os.path.join(os.path.dirname(where), config), place)
+        read = _configured(place, os.path.join(os.path.dirname(where), config))
         return dataclasses.replace(read, title=name, source=source or read.source, **of_entry)
     needed = [field.name for field in dataclasses.fields(Architecture) if field.default is dataclasses.MISSING]
     if lacks := [field for field in needed if field not in said]:
@@ -154,3 +154,10 @@ def _llm(where: str, name: str, part: _Llm) -> LlmEntry:
     except (ValueError, ZeroDivisionError) as error:
         raise BadInput(place, str(error), "need whole numbers of layers, heads and parameters, above 0") from None
     return LlmEntry(name, architecture, source or where, **of_entry)
+
+
+def _configured(place: str, config: str) -> LlmEntry:
+    """The LLM of a config.json that `place` names."""
+    if not os.path.isfile(config):
+        raise BadInput(f"{place}.config = {config}", "no such file", "need a config.json, seen from the catalog's file")
+    return llm_entry(config, place)

@@ -174,7 +174,7 @@ def _numbers(record: Any) -> dict[str, float]:
 def _pools(plan: Plan) -> list[dict[str, Any]]:
     pools = plan.metrics.pools
     names = ("traffic_frac", "utilization", "n_active", "prefill_frac", "gpu_power_w", "power_w", "tok_per_j")
-    names += ("ttft_p99_s", "itl_s", "itl_p99_s")
+    names += ("mean_prompt_tokens", "ttft_p99_s", "itl_s", "itl_p99_s")
     numbers = {name: np.asarray(getattr(pools, name), dtype=float).tolist() for name in names}
     return [
         {
@@ -341,15 +341,17 @@ def plan_of_file(
     *,
     specs: Sequence[EngineSpec] = (),
     dispatch: Literal["jsq", "round_robin", "random"] | None = None,
+    catalog: Catalog | None = None,
 ) -> Plan:
-    """What a plan file, read from `where`, says of a workload; `dispatch` in place of its own."""
+    """What a plan file, read from `where`, says of a workload; `dispatch` in place of its own, names and prices by
+    `catalog` where that has them."""
     assumptions = dataclasses.replace(
         parse_assumptions(file.assume, f"{where}, assume"),
         output_share=loaded.output_share,
         dispatch=DISPATCHES[dispatch or file.dispatch],
         route_by=PromptAndLimit(file.route_by.max_tokens) if file.route_by else TotalTokens(),
     )
-    chosen = [_spec(file, k, where, assumptions, specs) for k in range(len(file.pools))]
+    chosen = [_spec(file, k, where, assumptions, specs, catalog) for k in range(len(file.pools))]
     last = file.pools[-1]
     try:
         loaded.require_window(last.gamma * last.window_tokens)
@@ -383,7 +385,7 @@ def plan_of_file(
         gamma=[pool.gamma for pool in file.pools],
         n_instances=[pool.n_instances for pool in file.pools],
     )
-    return _as_found(plan, file)
+    return plan if catalog else _as_found(plan, file)  # which may have been found at other prices
 
 
 def is_another(file: PlanFile, workload: Workload) -> bool:
@@ -391,8 +393,15 @@ def is_another(file: PlanFile, workload: Workload) -> bool:
     return file.workload.digest is not None and digest(workload) != file.workload.digest
 
 
-def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: Sequence[EngineSpec]) -> EngineSpec:
-    """The engine of the k-th pool."""
+def _spec(
+    file: PlanFile,
+    k: int,
+    where: str,
+    assumptions: Assumptions,
+    specs: Sequence[EngineSpec],
+    given: Catalog | None,
+) -> EngineSpec:
+    """The engine of the k-th pool, its names those of the `given` catalog, if any."""
     pool = file.pools[k]
     engine_file = pool.engine_file or (pool.gpu if pool.gpu.lower().endswith(".json") else None)
     engine_file = engine_file and beside_plan(engine_file, where)
@@ -402,9 +411,9 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
         if pool.laws == "own":
             spec = _handed_over(pool, specs)
         elif engine_file:
-            spec = load_engine(engine_file, catalog_of_pool(pool, where))
+            spec = load_engine(engine_file, catalog_of_pool(pool, where, given))
         else:
-            catalog = catalog_of_pool(pool, where)
+            catalog = catalog_of_pool(pool, where, given)
             spec = catalog.spec(pool.gpu, llm, pool.tp, pool.precision, source=assumptions.engine.name)
         as_run = {"kv_precision": pool.kv_precision, "max_num_seqs": cap, "clock_frac": pool.clock_frac}
         return resolved(dataclasses.replace(spec, **as_run, memory_utilization=pool.memory_utilization))
@@ -412,10 +421,13 @@ def _spec(file: PlanFile, k: int, where: str, assumptions: Assumptions, specs: S
         raise error.at(lambda field: f"{where}, pools.{k}.{field}") from None
 
 
-def catalog_of_pool(pool: PoolPart, where: str) -> Catalog:
-    """What a pool's names stand for, at its price; the plan was read from `where`."""
-    catalog = own_catalog(pool.catalog_file, where)
-    return catalog if pool.usd_per_gpu_h is None else catalog.at_prices({pool.gpu: pool.usd_per_gpu_h}, "gpu")
+def catalog_of_pool(pool: PoolPart, where: str, given: Catalog | None = None) -> Catalog:
+    """What a pool's names stand for, at its price, but for what a `given` catalog says of that; the plan was read from
+    `where`."""
+    catalog = given or own_catalog(pool.catalog_file, where)
+    if pool.usd_per_gpu_h is None or (given and given.says_price(pool.gpu)):
+        return catalog
+    return catalog.at_prices({pool.gpu: pool.usd_per_gpu_h}, "gpu")
 
 
 def own_catalog(file: str | None, where: str) -> Catalog:

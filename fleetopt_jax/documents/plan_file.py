@@ -224,6 +224,12 @@ def seen_from_plan(name: str, plan: str | os.PathLike) -> str | None:
     return Path(os.path.relpath(name, folder)).as_posix()
 
 
+def from_plan(name: str, plan: str | os.PathLike) -> str | None:
+    """The way back: how a file that is seen from a plan's folder is called here; None of what is no file there."""
+    place = os.path.join(os.path.dirname(os.fspath(plan)), name)
+    return os.path.normpath(place) if not os.path.isabs(name) and os.path.isfile(place) else None
+
+
 def beside_plan(name: str, plan: str | os.PathLike, file: str | None = None) -> str:
     """Where a file that a plan names lies, as seen from here: in the plan's folder, at `file` or else by its name; if
     it is not there, the name as it is, in the current folder."""

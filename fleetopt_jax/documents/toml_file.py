@@ -34,8 +34,10 @@ def read_toml(path: str, model: type[Model], known: Mapping[str, Sequence[str]])
 
 
 def _allowed(error: ValidationError, known: Mapping[str, Sequence[str]]) -> str:
-    """The keys there are, where an unknown one was found."""
+    """The keys there are, where an unknown one was found, or how a name may be."""
     problem = error.errors()[0]
+    if problem["loc"] and problem["loc"][-1] == "[key]":
+        return "need letters, digits, dots, dashes and underscores, the first a letter or a digit"
     if problem["type"] != "extra_forbidden":
         return ""
     table = str(problem["loc"][0]) if len(problem["loc"]) > 1 else ""

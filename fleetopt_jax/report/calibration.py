@@ -99,8 +99,8 @@ def _draw(pair, batch: np.ndarray, line: np.ndarray, column: _Column) -> None:
 
 
 def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:
-    step = f"step within {decode_fit.leave_one_out_mape:.1%}"
-    power = "" if power_fit is None else f", power within {power_fit.leave_one_out_mape:.1%}"
+    step = f"step within {percent(decode_fit.leave_one_out_mape, 1)}"
+    power = "" if power_fit is None else f", power within {percent(power_fit.leave_one_out_mape, 1)}"
     return f"Points left out are predicted, on average:\n{step}{power}"
 
 

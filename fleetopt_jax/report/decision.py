@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.resources import limited_resource
 from fleetopt_jax.report.rates import planned_for
@@ -37,7 +38,7 @@ def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = No
     """Question and answer, of a plan document with metrics; sharper with its sensitivity document."""
     said = {
         **planned_for(plan["workload"]),
-        "Buy": _buy(plan),
+        "This fleet" if plan.get("binding") else "Buy": _buy(plan),
         "Split": _split(plan),
         "It saves": _saves(plan),
         "What limits it": _limiting(plan, sensitivity),
@@ -55,8 +56,19 @@ def _buy(plan: Mapping[str, Any]) -> str:
     return (
         f"{gpus_said(plan)}: {listed(parts)}, each instance running {llms}; "
         f"{metrics['tok_per_j']:#.3g} output tokens per joule{scope}, {_kw(metrics['power_w'])}, "
-        f"${metrics['usd_per_h']:,.0f} an hour."
+        f"${metrics['usd_per_h']:,.0f} an hour{_own_prices(plan)}."
     )
+
+
+def _own_prices(plan: Mapping[str, Any]) -> str:
+    """The prices of a GPU hour that are not the catalog's."""
+    prices = {pool["gpu"]: pool.get("usd_per_gpu_h") for pool in plan["pools"]}
+    own = [
+        f"{gpu.upper()} ${price:,.2f}"
+        for gpu, price in prices.items()
+        if price is not None and not (gpu in GPUS and math.isclose(price, GPUS[gpu].usd_per_h))
+    ]
+    return f" at your prices ({listed(own)} a GPU hour)" if own else ""
 
 
 def _kw(power_w: float) -> str:
@@ -82,6 +94,7 @@ def _saves(plan: Mapping[str, Any]) -> str:
     best = f"the {_BEST_BY.get(_name_of(plan), 'best')} one-pool fleet"
     best += f" ({beside['n_instances']:,} x {beside['tp']} {beside['gpu'].upper()}"
     best += ", which breaks the budget)" if _breaks_budget(plan, beside) else ")"
+    best += " sized for this traffic" if plan["method"] == "given" else ""
     if plan.get("binding"):
         takes = f"{_kw(beside['power_w'])}, ${beside['usd_per_h']:,.0f} an hour and {beside['n_gpus']:,} GPUs"
         return f"Nothing: it does not hold its limits. What does, {best}, takes {takes}."
@@ -149,7 +162,9 @@ def _why_worse(plan: Mapping[str, Any], gain: float) -> str:
     if gain > 1.0 - NOTICED:
         return ""
     of_energy = plan["objective"] == "tok_per_j"
-    if plan["method"] == "given" or (of_energy and not plan["budget"]):
+    if plan["method"] == "given":
+        return ". This fleet is as it was given: fleetopt optimize sizes one for this traffic"
+    if of_energy and not plan["budget"]:
         return ". One pool would do better"
     if of_energy:
         return ", for this must keep its budget as well"
@@ -163,7 +178,7 @@ def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
         return f"This fleet breaks a limit: {broken(binding)}."
     if verified and (verified["instances_added"] or not verified["held"]):
         return _simulated(plan, verified)
-    parts = [*_stops(plan), *_budgets(plan)] or ["no limit is near: fewer instances may do"]
+    parts = [*_stops(plan), *_budgets(plan)] or [_roomy(plan)]
     said = f"{sentence('; '.join(parts))}."
     if sensitivity:
         priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
@@ -184,6 +199,18 @@ def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
     if not verified["held"]:
         return f"In simulation the limits do not hold, even with {more}: {', '.join(parts)}."
     return f"The simulation, whose latencies need {more}: with them {', '.join(parts) or 'the limits hold'}."
+
+
+def _roomy(plan: Mapping[str, Any]) -> str:
+    """Of a fleet that was given: how far its limits are."""
+    loads = [pool["utilization"] for pool in plan["pools"]]
+    k = max(range(len(loads)), key=lambda each: loads[each])
+    room = f"the busiest pool, {k + 1}, runs" if len(loads) > 1 else "the pool runs"
+    return (
+        f"none of its limits is near at this traffic: {room} at {percent(loads[k])} load, where "
+        f"{percent(plan['slo']['max_utilization'])} is allowed, and the latencies are under theirs. Fewer instances "
+        "may do for this traffic alone"
+    )
 
 
 def _stops(plan: Mapping[str, Any]) -> list[str]:
@@ -278,7 +305,9 @@ def _latency_said(plan: Mapping[str, Any], name: str, held: list[int]) -> str:
     if slo["scope"] == "fleet":
         who, values = "all requests together", values[:1]
     nearest = max(values, key=lambda each: math.inf if each is None else each)
-    return f"{of} of {who}, {listed([ms(each) for each in values])}, {margin(nearest, slo[name])} of {ms(slo[name])}"
+    which = "the highest " if len(set(map(ms, values))) > 1 else ""
+    said = listed([ms(each) for each in values])
+    return f"{of} of {who}, {said}, {which}{margin(nearest, slo[name])} of {ms(slo[name])}"
 
 
 def _budgets(plan: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
-from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure
+from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure, unbounded_said
 from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
 from fleetopt_jax.report.svg import COLOURS, inline_svg
 from fleetopt_jax.report.words import (
@@ -36,8 +36,10 @@ from fleetopt_jax.report.words import (
     limits_said,
     ms,
     percent,
+    rests_on,
     sentence,
     site_said,
+    ttft_limit_rows,
 )
 
 DOCUMENTS = {  # what each optional document must hold
@@ -47,20 +49,12 @@ DOCUMENTS = {  # what each optional document must hold
     "pareto": ("points", "objectives", "hypervolume"),
 }
 LONG_CELL = 30  # letters from which a cell of a table may wrap
+SHORT_HEAD = 10  # letters of a row's head that never wrap
 NARROW = 36  # letters of a row that a phone shows
 NO_NUMBER = ("", "-", "not held", "unbounded", "unbounded (overload)", "never (overload)", "overload", "nobody knows")
 SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
-QUALITY_SAID = {
-    "measured": "fitted to measurements of this very configuration",
-    "law": "from the law fitted to measurements on this GPU",
-    "projected": "from another GPU's law, carried over by data-sheet figures",
-    "calibrated": "the paper's, calibrated by hand",
-    "scaled": "the paper's, scaled from another GPU",
-    "roofline": "the paper's roofline law on data-sheet figures",
-    "given": "as given",
-}
 
 
 def report_page(
@@ -154,18 +148,19 @@ def _pools(plan: Mapping[str, Any]) -> str:
         ("instances", [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools]),
         ("GPUs", [f"{pool['n_gpus']:,}" for pool in pools]),
         ("max_num_seqs", [f"{pool['max_num_seqs']:,}" for pool in pools]),
-        ("share of requests", [f"{pool['traffic_frac']:.2%}" for pool in pools]),
+        ("share of requests", [percent(pool["traffic_frac"], 2) for pool in pools]),
         ("load", [percent(pool["utilization"]) for pool in pools]),
         ("time in prefill", [percent(pool["prefill_frac"]) for pool in pools]),
         ("in flight per instance", [in_flight(pool["n_active"]) for pool in pools]),
         ("power", [f"{pool['power_w'] / KW:,.4g} kW" for pool in pools]),
         ("tokens per joule", [f"{pool['tok_per_j']:#.3g}" for pool in pools]),
         ("P99 TTFT", [ms(pool["ttft_p99_s"]) for pool in pools]),
+        *ttft_limit_rows(plan),
         ("mean ITL", [ms(pool["itl_s"]) for pool in pools]),
         ("P99 ITL", [ms(pool["itl_p99_s"]) for pool in pools]),
     ]
     if any(pool["clock_frac"] < 1 for pool in pools):
-        rows.insert(5, ("clock", [f"{pool['clock_frac']:.0%} of the top" for pool in pools]))
+        rows.insert(5, ("clock", [f"{percent(pool['clock_frac'])} of the top" for pool in pools]))
     head = ["", *(f"pool {k}" for k in range(1, len(pools) + 1))]
     return _table("What each pool is", head, [[name, *cells] for name, cells in rows])
 
@@ -185,17 +180,14 @@ def _engines(plan: Mapping[str, Any]) -> str:
     rows = []
     for k, pool in enumerate(plan["pools"], 1):
         name = f"{pool['tp']} x {pool['gpu'].upper()}, {pool['llm']}, {pool['precision']}, KV {pool['kv_precision']}"
-        file = f" ({pool['engine_file']})" if pool["engine_file"] else ""
-        errors = [_error(pool[key]) for key in ("engine_step_error", "engine_power_error")]
-        quality = pool["engine_quality"]
-        rows.append([f"pool {k}", f"{name}{file}", f"{quality}: {QUALITY_SAID.get(quality, 'as given')}", *errors])
-    return _table(
-        "How well the engines are known", ["", "engine", "its coefficients", "error of the step", "of the power"], rows
-    )
+        errors = [_error(pool.get(f"engine_{of}_error")) for of in ("step", "power", "prefill")]
+        rows.append([f"pool {k}", name, sentence(rests_on(pool)), *errors])
+    head = ["", "engine", "its coefficients rest on", "error of the step", "of the power", "of the prefill"]
+    return _table("How well the engines are known", head, rows)
 
 
 def _error(error: float | None) -> str:
-    return "nobody knows" if error is None else f"{error:.0%} on average"
+    return "nobody knows" if error is None else f"{percent(error)} on average"
 
 
 def _intervals(sensitivity: Mapping[str, Any]) -> str:
@@ -205,8 +197,9 @@ def _intervals(sensitivity: Mapping[str, Any]) -> str:
         shown = QUANTITIES[name]
         ends = [" to ".join(number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
         rows.append([f"{shown.title} [{shown.unit}]", number(of["value"], shown.si), *ends])
-    title = f"{intervals['level']:.0%} intervals, from {intervals['n_samples']:,} draws of the engines' errors"
-    return _table(title, ["metric", "value", "sampled", "linear"], rows)
+    title = f"{percent(intervals['level'])} intervals, from {intervals['n_samples']:,} draws of the engines' errors"
+    notes = "".join(f"<p>{_text(said)}</p>" for said in unbounded_said(intervals))
+    return _table(title, ["metric", "value", "sampled", "linear"], rows) + notes
 
 
 def _prices(sensitivity: Mapping[str, Any]) -> str:
@@ -239,7 +232,7 @@ def _simulated(simulation: Mapping[str, Any]) -> str:
         analytic = shown[0] if shown[0] and each["agrees"] is not None else "-"
         rows.append([label, analytic, pattern.format(each["simulated"] / unit), interval, agrees])
     title = f"Every iteration of {simulation['n_arrivals']:,} requests simulated, beside the laws"
-    return _table(title, ["metric", "laws", "simulated", "95% interval", ""], rows)
+    return _table(title, ["metric", "laws", "simulated", "95 % interval", ""], rows)
 
 
 def _assumed(plan: Mapping[str, Any]) -> list[str]:
@@ -247,7 +240,7 @@ def _assumed(plan: Mapping[str, Any]) -> list[str]:
     said = [
         f"requests: {workload['name']} at {workload['arrival_rate_per_s']:,.6g} a second, on average "
         f"{workload['mean_prompt_tokens']:,.4g} tokens in and {workload['mean_output_tokens']:,.4g} out",
-        f"limits: P99 TTFT {limits_said(plan['slo'])}, load at most {plan['slo']['max_utilization']:.0%}",
+        f"limits: P99 TTFT {limits_said(plan['slo'])}, load at most {percent(plan['slo']['max_utilization'])}",
         INTEGRATION_SAID,
         *choices_said(plan),
         dispatch_said(plan),
@@ -263,7 +256,7 @@ def _compressed(plan: Mapping[str, Any]) -> str:
         return "no prompt is compressed"
     of = plan["compressor"]
     return (
-        f"compression succeeds with {of['success_frac']:.0%} of the prompts and takes "
+        f"compression succeeds with {percent(of['success_frac'])} of the prompts and takes "
         f"{of['s_per_token'] * 1000 / MS:,.4g} ms and {of['j_per_token'] * 1000:,.4g} J per 1,000 tokens"
     )
 
@@ -319,7 +312,7 @@ def _repeat(plan: Mapping[str, Any], commands: Sequence[str]) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(style.printable(text))
+    return escape(style.printable(text).replace(" %", "\u00a0%"))  # a number and its sign on one line
 
 
 def _section(title: str, *parts: str) -> str:
@@ -335,7 +328,8 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
         for k, name in enumerate(head)
     )
     lines = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(map(_cell, row[1:], right[1:]))}</tr>' for row in rows
+        f'<tr><th scope="row"{_wraps(row[0])}>{_text(row[0])}</th>{"".join(map(_cell, row[1:], right[1:]))}</tr>'
+        for row in rows
     )
     widths = [max(len(row[k]) for row in (head, *rows)) + 2 for k in range(len(head))]
     letters = min(widths[0], NARROW // 2) + sum(widths[1:])  # the heads of rows wrap
@@ -351,6 +345,11 @@ def _is_of_numbers(cells: Sequence[str]) -> bool:
     numbers = [re.match(r"[-+$]?[\d.]", cell) for cell in cells]
     short = all(len(cell) <= LONG_CELL for cell in cells)
     return short and any(numbers) and all(of or cell in NO_NUMBER for of, cell in zip(numbers, cells))
+
+
+def _wraps(head: str) -> str:
+    """Of a row's head that is long: it wraps on a phone, but not word by word."""
+    return ' class="head"' if len(head) > SHORT_HEAD else ""
 
 
 def _aligned(right: bool) -> str:
@@ -428,7 +427,8 @@ pre { margin: .5rem 0; padding: .6rem .8rem; border: 1px solid var(--grid); whit
   h1 { font-size: 1.35rem; }
   .hint { display: block; }
   .scroll:has(+ .hint) { border-right: 1px dashed var(--muted); }
-  th[scope=row] { position: sticky; left: 0; max-width: 9rem; white-space: normal; background: var(--paper); }
+  th[scope=row] { position: sticky; left: 0; background: var(--paper); }
+  .head { min-width: 7rem; max-width: 9rem; white-space: normal; }
 }
 @media print {
   body { font-size: 10pt; }

@@ -36,7 +36,7 @@ LOG_FROM = 6.0  # an axis whose values spread over a larger factor is logarithmi
 
 _SHOWN = {  # of an objective: column, axis
     "tok_per_j": ("tok/J", "output tokens per joule"),
-    "ttft_p99_s": ("P99 TTFT", "P99 time to first token [s]"),
+    "ttft_p99_s": ("P99 TTFT", "P99 time to first token [ms]"),
     "usd_per_h": ("Cost", "cost [USD/h]"),
 }
 _FLEET_COLUMNS = ("GPUs", "Gain", "Instances", "Windows")
@@ -219,10 +219,14 @@ def draw_front(axes, document: Mapping[str, Any], *, colour: str = FRONT_COLOUR,
     across = "ttft_p99_s" if "ttft_p99_s" in names else "usd_per_h"
     up = "tok_per_j" if "tok_per_j" in names else "usd_per_h"
     shade = next((name for name in names if name not in (across, up)), None)
-    points = [point["objectives"] for point in document["points"]]
-    xs, ys = [point[across] for point in points], [point[up] for point in points]
+
+    def of(point: Mapping[str, Any], name: str) -> float:
+        return point["objectives"][name] / QUANTITIES[name].si
+
+    points = document["points"]
+    xs, ys = [of(point, across) for point in points], [of(point, up) for point in points]
     if shade:
-        shades = [point[shade] for point in points]
+        shades = [of(point, shade) for point in points]
         norm = LogNorm() if max(shades) > LOG_FROM * min(shades) else None
         edge = {"edgecolors": INK, "linewidths": 0.8}
         dots = axes.scatter(xs, ys, c=shades, cmap="cividis", norm=norm, s=46, zorder=3, **edge)
@@ -238,9 +242,9 @@ def draw_front(axes, document: Mapping[str, Any], *, colour: str = FRONT_COLOUR,
         steps = [xs[i] for i in order], [ys[i] for i in order]
         axes.step(*steps, where="post", color=colour, alpha=0.7)
         axes.plot(*steps, "o", color=colour, label=label, zorder=3)
-    for point in document["points"]:
+    for point in points:
         if point["knee"]:
-            x, y = point["objectives"][across], point["objectives"][up]
+            x, y = of(point, across), of(point, up)
             axes.plot(
                 [x],
                 [y],
@@ -257,9 +261,9 @@ def draw_front(axes, document: Mapping[str, Any], *, colour: str = FRONT_COLOUR,
         ("fleetopt", "D", FLEETOPT_COLOUR, "FleetOpt (gamma 2)"),
     ):
         if document[key]:
-            fleet = document[key]["objectives"]
-            axes.plot([fleet[across]], [fleet[up]], marker, color=own, markersize=8, linestyle="none", label=said)
-            xs, ys = [*xs, fleet[across]], [*ys, fleet[up]]
+            x, y = of(document[key], across), of(document[key], up)
+            axes.plot([x], [y], marker, color=own, markersize=8, linestyle="none", label=said)
+            xs, ys = [*xs, x], [*ys, y]
     _scale(axes, "x", xs)
     _scale(axes, "y", ys)
     axes.set_xlabel(_axis_label(across, document))

@@ -23,7 +23,7 @@ from fleetopt_jax.report.style import (
     styled,
     ticks_at,
 )
-from fleetopt_jax.report.words import pool_edges
+from fleetopt_jax.report.words import percent, pool_edges
 
 N_BINS = 72
 LETTER_FRAC = 0.0125  # width of a letter of the labels over the width of the map
@@ -169,6 +169,5 @@ def _kw(power_w: float) -> str:
 
 def _percent(share: float) -> str:
     share = round(share, 9)  # sums of shares are off by their rounding
-    if 0.995 <= share < 1.0:
-        return f"{share:.1%}" if share < 0.9995 else "almost all"
-    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}" if share >= 0.00095 else f"{share:.2%}"
+    rest = min(share, 1.0 - share) if share < 1.0 else 1.0
+    return percent(share, 0 if rest >= 0.005 and share >= 0.0995 else 1 if rest >= 0.0005 else 2)

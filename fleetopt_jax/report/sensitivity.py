@@ -1,5 +1,6 @@
 """What a plan rests on: elasticities ranked, intervals, prices of the limits; and the tornado."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,16 @@ from rich.text import Text
 from fleetopt_jax.report.decision import number
 from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, plain_numbers, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import QUANTITIES, Quantity, goal_of, limit_quantity, percent, sentence, signed
+from fleetopt_jax.report.words import (
+    QUANTITIES,
+    UNBOUNDED,
+    Quantity,
+    goal_of,
+    limit_quantity,
+    percent,
+    sentence,
+    signed,
+)
 
 INPUTS = {  # the end of a path: in the field's words
     "n_instances": "instances",
@@ -104,7 +114,7 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
         parts.append(table)
     else:
         parts.append(f"No elasticity: {title} is 0 or infinite here.")
-    parts += [_intervals(document["intervals"]), _prices(document)]
+    parts += [_intervals(document["intervals"]), *map(Text, unbounded_said(document["intervals"])), _prices(document)]
     if document["thresholds"]:
         parts.append(_thresholds(document))
     quiet = len(ranked) - len(_largest(document))
@@ -121,9 +131,11 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def _largest(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The elasticities to show: the first, without those that would be shown as 0.00."""
-    ranked = document["elasticities"][document["shown"]["metric"]][: document["shown"]["top"]]
-    return [e for e in ranked if abs(e["elasticity"]) >= NOTHING]
+    """The elasticities to show: the first, without those that would be shown as 0.00, and without a PUE of 1, which
+    says that no cooling is counted."""
+    ranked = document["elasticities"][document["shown"]["metric"]]
+    counted = [e for e in ranked if not (e["input"].endswith("site.pue") and e["value"] == 1.0)]
+    return [e for e in counted[: document["shown"]["top"]] if abs(e["elasticity"]) >= NOTHING]
 
 
 def input_label(path: str) -> str:
@@ -156,6 +168,17 @@ def _intervals(intervals: Mapping[str, Any]) -> RenderableType:
         ends = [" to ".join(number(end, shown.si) for end in of[how]) for how in ("sampled", "linear")]
         table.add_row(shown.title, number(of["value"], shown.si), *ends, shown.unit)
     return table
+
+
+def unbounded_said(intervals: Mapping[str, Any]) -> list[str]:
+    """What an end of an interval that is infinite means, where one is."""
+    ends = [end for of in intervals["metrics"].values() for how in ("sampled", "linear") for end in of[how]]
+    if all(end is not None and math.isfinite(end) for end in ends):
+        return []
+    return [
+        f"{sentence(UNBOUNDED)}: with engines as slow as they may be, a pool gets more requests than it can serve, and "
+        "its queue grows without end."
+    ]
 
 
 def _prices(document: Mapping[str, Any]) -> RenderableType:
@@ -243,7 +266,8 @@ def tornado_figure(document: Mapping[str, Any]) -> Figure:
     axes.set_yticks(range(len(ranked)), [input_label(e["input"]) for e in ranked])
     axes.set_ylim(max(len(ranked), 1) - 0.4, -0.6)
     reach = 1.25 * max([abs(e["elasticity"]) for e in ranked] or [1.0])
-    axes.set_xlim(-reach, reach)
+    signs = [e["elasticity"] > 0 for e in ranked]
+    axes.set_xlim(*(side * (reach if up in signs else 0.05 * reach) for side, up in ((-1, False), (1, True))))
     axes.axvline(0.0, color=MUTED, linewidth=1.0)
     axes.set_xlabel(f"% more {shown.title} for 1 % more of the input")
     plain_numbers(axes.xaxis)

@@ -24,6 +24,7 @@ from fleetopt_jax.report.words import (
     percent,
     rests_on,
     site_said,
+    ttft_limit_rows,
     ttft_said,
 )
 
@@ -128,6 +129,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
     table.add_row("tokens per joule", *(f"{pool['tok_per_j']:#.3g}" for pool in pools))
     table.add_row("P99 TTFT", *(ms(pool["ttft_p99_s"]) for pool in pools))
+    for name, cells in ttft_limit_rows(plan):
+        table.add_row(name, *cells)
     table.add_row("mean ITL", *(ms(pool["itl_s"]) for pool in pools))
     if plan["assumptions"]["tail"] != "mean_prefill":
         table.add_row("P99 ITL", *(ms(pool["itl_p99_s"]) for pool in pools))
@@ -154,6 +157,8 @@ def _how(plan: Mapping[str, Any]) -> str:
         "feasible": "the best found",
         "infeasible": "breaks its limits",
     }[plan["status"]]
+    if plan["method"] == "given" and plan["status"] == "feasible":
+        found = "holds its limits"
     tried = f" ({plan['search']['n_evaluated']:,} evaluated in {plan['search']['wall_s']:.1f} s)"
     lines = [
         f"Method {plan['method']}: {found}{tried}.",
@@ -232,7 +237,11 @@ def engine_table(document: Mapping[str, Any]) -> RenderableType:
         )
     errors = [
         f"{name} +-{percent(document[key], 1)}"
-        for name, key in (("step", "relative_error"), ("power", "power_relative_error"))
+        for name, key in (
+            ("step", "relative_error"),
+            ("power", "power_relative_error"),
+            ("prefill", "prefill_relative_error"),
+        )
         if document[key] is not None
     ]
     facts = (

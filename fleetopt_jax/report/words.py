@@ -184,6 +184,22 @@ def limits_said(slo: Mapping[str, Any]) -> str:
     return f"{ms(slo['ttft_p99_s'])}{grows}{itl}{held}"
 
 
+def ttft_limit_rows(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Rows of the pools' table where the limit of the TTFT grows with the prompt: what it comes to in each pool."""
+    slo, pools = plan["slo"], plan["pools"]
+    if not slo["ttft_s_per_token"] or any("mean_prompt_tokens" not in pool for pool in pools):
+        return []
+
+    def at(tokens: float) -> str:
+        return ms(slo["ttft_p99_s"] + slo["ttft_s_per_token"] * tokens)
+
+    return [
+        ("mean prompt", [f"{pool['mean_prompt_tokens']:,.0f} tokens" for pool in pools]),
+        ("TTFT limit there", [at(pool["mean_prompt_tokens"]) for pool in pools]),
+        ("TTFT limit at most", [at(pool["window_tokens"]) for pool in pools]),
+    ]
+
+
 def ttft_said(plan: Mapping[str, Any]) -> str:
     """The P99 TTFT of a plan and how far it is from its limit, where that does not grow with the prompt."""
     reached, slo = plan["metrics"]["ttft_p99_s"], plan["slo"]
@@ -206,8 +222,9 @@ def certificate(plan: Mapping[str, Any]) -> str:
     reached = [value for value in search["by_pools"] if value is not None]
     if len(reached) > 1:
         of = goal_of(plan["objective"]).quantity
-        values = ", ".join(or_dash(value and value / of.si, "{:,.4g}") for value in search["by_pools"])
-        parts.append(f"with at most 1 to {len(search['by_pools'])} pools {values} {of.unit}")
+        values = [or_dash(value and value / of.si, "{:,.4g}").replace("-", "none") for value in search["by_pools"]]
+        more = [f"{value} with at most {n}" for n, value in enumerate(values[1:], 2)]
+        parts.append(f"the best have {listed([f'{values[0]} {of.unit} with one pool', *more])}")
     return "; ".join(parts) + "."
 
 
@@ -227,7 +244,7 @@ def site_said(plan: Mapping[str, Any]) -> str:
 
 
 def ms(seconds: float | None) -> str:
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return UNBOUNDED
     return f"{seconds:,.4g} s" if seconds >= 10.0 else f"{seconds / MS:,.4g} ms"
 
@@ -246,7 +263,7 @@ def margin(value: float | None, limit: float | None) -> str:
     """How far a value is from its limit: '18.7 % under the limit'."""
     if limit is None:
         return NO_LIMIT
-    if value is None:
+    if value is None or not math.isfinite(value):
         return f"{UNBOUNDED}, over the limit"
     if abs(value / limit - 1.0) < AT_LIMIT:
         return "at the limit"

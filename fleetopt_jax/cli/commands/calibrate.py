@@ -5,7 +5,7 @@ import os
 from typing import TypeVar
 
 from fleetopt_jax.calibrate.fit import DecodeFit, fit_decode, fit_power
-from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
+from fleetopt_jax.calibrate.measurements import PRECISION_NAMES, Measurements, read_measurements
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import catalog_name
@@ -19,7 +19,6 @@ from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.report.calibration import calibration_figure, calibration_table
 
 T = TypeVar("T")
-PRECISION_NAMES = {"bfloat16": "bf16", "float16": "bf16"}  # as measurements call them
 
 
 def run(options: argparse.Namespace) -> Answer:

@@ -1,13 +1,13 @@
 """`fleetopt catalog`: what is known by name."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from fleetopt_jax.catalog.engines import law_of, own_fits
-from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.llms import (
     KV_BYTES,
     LLMS,
@@ -17,24 +17,29 @@ from fleetopt_jax.catalog.llms import (
     llm_entry,
     padding_bytes,
 )
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.workloads import bundled
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.laws.llm import EMBEDDING_BYTES
 from fleetopt_jax.report import tables
 
 
 def run(options: argparse.Namespace) -> Answer:
+    catalog = load_catalog(options.catalog) if options.catalog else Catalog()
+    gpus = {name: catalog.gpu_entry(name) for name in (*GPUS, *(gpu.name for gpu in catalog.gpus))}
+    llms = LLMS | {entry.title: entry for entry in catalog.llms}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "gpus": lambda: {name: _numbers(e.gpu) | {"title": e.title, "source": e.source} for name, e in GPUS.items()},
-        "llms": lambda: {name: _llm(entry) for name, entry in LLMS.items()},
-        "engines": _engines,
+        "gpus": lambda: {name: _numbers(e.gpu) | {"title": e.title, "source": e.source} for name, e in gpus.items()},
+        "llms": lambda: {name: _llm(entry) for name, entry in llms.items()},
+        "engines": lambda: _engines(gpus),
         "workloads": bundled,
     }
     if options.part == "llm":
-        return _one_llm(options)
+        return _one_llm(options, catalog)
     if options.llm is not None:
         raise BadInput("llm", options.llm, f"catalog {options.part} takes no name: catalog llm does")
     if options.part == "schemas":
@@ -47,7 +52,7 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer({part: parts[part]() for part in asked}, tables.catalog_tables, OK)
 
 
-def _engines() -> dict[str, Any]:
+def _engines(gpus: Mapping[str, GpuEntry]) -> dict[str, Any]:
     """Configurations with a fit of their own, then the law of each GPU."""
     fits = {
         "/".join(map(str, names)): {
@@ -67,7 +72,7 @@ def _engines() -> dict[str, Any]:
             "quality": law.quality,
             "source": law.source,
         }
-        for name, law in sorted(((name, law_of(entry)) for name, entry in GPUS.items()), key=lambda each: each[0])
+        for name, law in sorted(((name, law_of(entry)) for name, entry in gpus.items()), key=lambda each: each[0])
     }
     return fits | laws
 
@@ -86,11 +91,11 @@ def _llm(entry: LlmEntry) -> dict[str, Any]:
     }
 
 
-def _one_llm(options: argparse.Namespace) -> Answer:
+def _one_llm(options: argparse.Namespace, catalog: Catalog) -> Answer:
     """One LLM in full: what it is made of, how its checkpoint holds it, and how its file was understood."""
     if options.llm is None:
         raise BadInput("catalog llm", "names no LLM", "need a NAME of catalog llms, or the FILE of a config.json")
-    entry = llm_entry(options.llm)
+    entry = llm_entry(catalog.llm(options.llm))
     a = entry.architecture
     how, shares = held_at(a, a.native_precision), dict(entry.quantized)
     parts = {

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fleetopt_jax.calibrate.measurements import read_measurements
+from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
 from fleetopt_jax.catalog.engines import engine_entry, engine_points, prompt_of_mix
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, warn_of_units
+from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.report import tables
@@ -29,7 +31,7 @@ def run(options: argparse.Namespace) -> Answer:
         as_run = {"kv_precision": options.kv_precision, "memory_utilization": options.gpu_memory_utilization}
         entry = engine_entry(dataclasses.replace(spec, **as_run))
     warnings += warn_of_units(options, [entry.spec])
-    measured = read_measurements(options.measured, tp=options.tp) if options.measured else None
+    measured = _measured(options, entry.spec) if options.measured else None
     engine, asked = entry.engine, (options.context, options.prompt_per_output, options.prompt_tokens)
     points = engine_points(entry, options.batch, *asked)
     mix = entry.prompt_per_output if options.prompt_per_output is None else options.prompt_per_output
@@ -71,3 +73,14 @@ def run(options: argparse.Namespace) -> Answer:
         return engine_figure(shown, between, alone, measured)
 
     return Answer(document, tables.engine_table, OK, draw)
+
+
+def _measured(options: argparse.Namespace, spec: EngineSpec) -> Measurements:
+    """The rows of --measured that are of this engine, and what is to be known of them."""
+    measured = read_measurements(options.measured, of=spec)
+    if measured.n_left_out:
+        n = measured.n_left_out
+        warn(options, f"{options.measured}: {n:,} row{'s are' if n > 1 else ' is'} of other engines, left out")
+    for note in measured.notes:
+        warn(options, f"{options.measured}: {note}")
+    return measured

@@ -2,9 +2,12 @@
 
 import argparse
 from functools import partial
+from typing import Any
 
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
+from fleetopt_jax.cli.inputs import named_catalog
+from fleetopt_jax.cli.repeat import from_here
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import parse_json, read_bytes, to_json
 from fleetopt_jax.report.export.envoy import router_export, router_yaml
@@ -23,7 +26,19 @@ def run(options: argparse.Namespace) -> Answer:
         "envoy": (router_export, router_yaml),
     }
     plan = parse_json(options.plan, read_bytes(options.plan))
-    fleet = fleet_launch(plan, options.plan, models=dict(options.model), name=options.name)
+    if isinstance(plan, dict) and isinstance(plan.get("command"), str):
+        plan["command"] = from_here(plan["command"], options.plan)
+    catalog = named_catalog(options, _catalogs(plan))
+    fleet = fleet_launch(plan, options.plan, models=dict(options.model), name=options.name, catalog=catalog)
     to_document, to_text = targets[options.to]
     document = to_document(fleet)
     return Answer(document, to_text(document), OK, files={"router": to_json(fleet.router) + "\n"})
+
+
+def _catalogs(plan: Any) -> list[str]:
+    """The catalog files that a document names, which is checked later."""
+    pools = plan.get("pools") if isinstance(plan, dict) else None
+    named = (
+        [pool.get("catalog_file") for pool in pools or () if isinstance(pool, dict)] if isinstance(pools, list) else []
+    )
+    return [file for file in named if isinstance(file, str)]

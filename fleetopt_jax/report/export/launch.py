@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, LlmEntry, at_precision, llm_entry
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.plan import own_catalog
@@ -116,9 +117,15 @@ class _Plan(_Part):
 
 
 def fleet_launch(
-    document: Any, where: str, *, models: Mapping[str, str] | None = None, name: str = "fleetopt"
+    document: Any,
+    where: str,
+    *,
+    models: Mapping[str, str] | None = None,
+    name: str = "fleetopt",
+    catalog: Catalog | None = None,
 ) -> FleetLaunch:
-    """What starts the fleet of a plan document (`plan_to_json`), or `BadInput` naming the place in `where`.
+    """What starts the fleet of a plan document (`plan_to_json`), or `BadInput` naming the place in `where`; its names
+    are those of a `catalog` of one's own where that is given, else of the one that the plan names.
 
     `models` names checkpoints: of an LLM of the plan in its own precision ("llama-3.1-70b"), or in the one that follows
     a colon ("llama-3.1-70b:fp8"), which then carries it in its own config. `name` begins the name of every pool.
@@ -128,7 +135,7 @@ def fleet_launch(
     fleet = dns_label(name, NAME_LENGTH)
     assumptions = parse_assumptions(plan.assume, f"{where}, assume")
     pools = tuple(
-        _pool_launch(where, k, f"{fleet}-pool-{pool.window_tokens}", pool, models, assumptions)
+        _pool_launch(where, k, f"{fleet}-pool-{pool.window_tokens}", pool, models, assumptions, catalog)
         for k, pool in enumerate(plan.pools)
     )
     n_instances = sum(pool.n_instances for pool in pools)
@@ -242,10 +249,16 @@ def _llm_name(pool: _Pool) -> str:
 
 
 def _pool_launch(
-    plan: str, k: int, name: str, pool: _Pool, models: Mapping[str, str], assumptions: Assumptions
+    plan: str,
+    k: int,
+    name: str,
+    pool: _Pool,
+    models: Mapping[str, str],
+    assumptions: Assumptions,
+    given: Catalog | None,
 ) -> PoolLaunch:
-    """Of the k-th pool of the plan file `plan`."""
-    where, catalog = f"{plan}, pools.{k}", own_catalog(pool.catalog_file, plan)
+    """Of the k-th pool of the plan file `plan`, its names those of the `given` catalog, if any."""
+    where, catalog = f"{plan}, pools.{k}", given or own_catalog(pool.catalog_file, plan)
     named = catalog.llm(beside_plan(_llm_name(pool), plan), f"{where}.llm")
     model, quantization, longest_tokens, notes = _checkpoint(where, pool, named, models)
     window_tokens = pool.window_tokens

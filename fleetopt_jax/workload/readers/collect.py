@@ -143,7 +143,7 @@ def _trace(
         *([source.no_rate] if source.no_rate else []),
     )
     understood = _understood(source, settled, gathered, found, (*details, *source.details), warnings)
-    return replace(trace, understood=understood)
+    return replace(trace, understood=replace(understood, no_rate=source.no_rate))
 
 
 def _understood(

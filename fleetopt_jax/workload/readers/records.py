@@ -43,6 +43,7 @@ class Understood:
     n_zero_output: int = 0  # requests with 0 or no output tokens, kept or dropped
     zero_output: ZeroOutput = "keep"
     warnings: tuple[str, ...] = ()
+    no_rate: str = ""  # why its time stamps tell no rate
 
     @property
     def line(self) -> str:

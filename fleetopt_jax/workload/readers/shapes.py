@@ -16,6 +16,7 @@ from fleetopt_jax.core.errors import BadInput
 Record = dict[str, Any]
 CHARS_PER_TOKEN = 4.0  # of English text, as OpenAI's help pages have it; other texts differ by half
 SEVERAL_RUNS = "several runs are in the file: their time stamps tell no common rate (give --rate)"
+CLOSED_LOOP = "the benchmark kept {} requests in flight: its rate is what that server did, not what is asked for"
 _PROMPT = re.compile(r'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d{1,9})\b')
 _COMPLETION = re.compile(r'"(?:completion_tokens|output_tokens)"\s*:\s*(\d{1,9})\b')
 
@@ -101,19 +102,26 @@ def _guidellm(document: Record) -> Shape | None:
 
 def _genai_perf(document: Record) -> Shape | None:
     """genai-perf and perf_analyzer: experiments[].requests[], times in nanoseconds, payloads and answers as text."""
-    runs = [_objects(run.get("requests")) for run in _objects(document.get("experiments"))]
-    runs = [run for run in runs if run]
+    experiments = [run for run in _objects(document.get("experiments")) if _objects(run.get("requests"))]
+    runs = [_objects(run["requests"]) for run in experiments]
     if not runs:
         return None
     records = [_of_texts(request) for request in itertools.chain(*runs)]
     estimated = sum(record.pop("estimated") for record in records)
-    warnings = ()
+    warnings = [CLOSED_LOOP.format(n) for n in _concurrencies(experiments)]
     if estimated:
-        warnings = (
+        warnings.append(
             f"{estimated:,} of {len(records):,} requests carry no usage: their prompts are taken as a token every "
-            f"{CHARS_PER_TOKEN:g} characters and their answers as a token a streamed piece, which may be 30 % off",
+            f"{CHARS_PER_TOKEN:g} characters and their answers as a token a streamed piece, which may be 30 % off"
         )
-    return Shape("genai-perf profile export", records, SEVERAL_RUNS if len(runs) > 1 else "", warnings)
+    return Shape("genai-perf profile export", records, SEVERAL_RUNS if len(runs) > 1 else "", tuple(warnings))
+
+
+def _concurrencies(experiments: list[Record]) -> list[str]:
+    """How many requests each run kept in flight, where it was run so; said of one run, for several tell no rate."""
+    modes = [run.get("experiment") for run in experiments]
+    found = [mode.get("value") for mode in modes if isinstance(mode, dict) and mode.get("mode") == "concurrency"]
+    return [f"{n:g}" for n in found if isinstance(n, (int, float))] if len(experiments) == 1 else []
 
 
 def _of_texts(request: Record) -> Record:
