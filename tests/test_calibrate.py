@@ -465,7 +465,7 @@ def test_the_figure_shows_every_point_with_units(measured, with_power):
     figure = calibration_figure(measured, fit_decode(measured), fit_power(measured) if with_power else None)
     figure.draw_without_rendering()
     assert len(figure.axes) == (4 if with_power else 2)
-    assert "4.2%" in figure.get_suptitle()
+    assert "4.2 %" in figure.get_suptitle()
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert all(title.endswith(("[ms]", "[W]", "[%]")) for title in titles)
     assert all(

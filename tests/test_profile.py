@@ -258,9 +258,10 @@ def test_the_option_offers_every_moment():
 
 @pytest.mark.slow
 def test_a_plan_for_an_hour_is_for_it_when_it_is_evaluated(day_file, tmp_path, capsys):
-    def fleetopt(*arguments) -> tuple[dict, str]:
-        assert main([str(each) for each in (*arguments, "--json")]) == 0
+    def fleetopt(*arguments, code=0) -> tuple[dict, str]:
+        ended = main([str(each) for each in (*arguments, "--json")])
         out, err = capsys.readouterr()
+        assert ended == code, err
         return json.loads(out), err
 
     ask = ("--workload", day_file, "--rate", 400, "--pools", 1, "--assume", "published")
@@ -279,11 +280,12 @@ def test_a_plan_for_an_hour_is_for_it_when_it_is_evaluated(day_file, tmp_path, c
     assert again["metrics"] == pytest.approx(peak["metrics"], rel=1e-6)
     at_mean, _ = fleetopt("evaluate", plan, "--at", "mean")
     assert at_mean["workload"]["arrival_rate_per_s"] == pytest.approx(400)
-    again, _ = fleetopt(
-        "evaluate", plan, "--workload", day_file
-    )  # another workload, in the plan's hour and at its mean
+    again, _ = fleetopt("evaluate", plan, "--workload", day_file)  # another workload, in the plan's hour
     assert (again["workload"]["at"], again["workload"]["hour"]) == ("peak", peak["workload"]["hour"])
-    other, said = fleetopt("evaluate", plan, "--workload", "azure-conv")
+    wide = json.loads(plan.read_text())
+    wide["pools"][0]["window_tokens"] = 16_384  # for the longest of another workload
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    other, said = fleetopt("evaluate", tmp_path / "wide.json", "--workload", "azure-conv", code=3)  # it is more
     assert (other["workload"]["at"], other["method"]) == ("mean", "given")
     assert other["workload"]["arrival_rate_per_s"] == pytest.approx(peak["workload"]["arrival_rate_per_s"])
     assert "azure-conv is bundled without its arrival times, so it has no busiest hour as the plan has" in said
