@@ -10,6 +10,16 @@ engine fuses is one kernel here: a norm adds the residual, an activation multipl
 instead of 16. They do not divide over tensor parallelism but for activations, rotary embedding and cache writes,
 whose widths the caller divides.
 
+    of        launch [us]   efficiency
+    a100             3.08         0.74
+    h100             2.73         0.90
+    h200             2.72         0.86
+    b200             2.14         0.85
+    b300             1.86         0.84
+    gb200            2.18         0.89
+    gb300            2.15         0.86
+    l40s             2.19         0.80
+    rtx-pro-6000     2.16         0.83
 """
 
 import math
