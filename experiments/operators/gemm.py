@@ -1,9 +1,9 @@
 """Matrix products: the coefficients of `fleetopt_jax/laws/operators/gemm.py`.
 
-The newest vLLM table of each GPU, the fastest of the kernels timed. Left out: fp8_block rows within half again of the
-fastest product of as many rows, for the tables hold what the host takes to launch them (60 to 300 us; engines other than
-vLLM show 9 to 16 us), so that t0 is what those show; on GB200, 16-bit products of more than 1,024 rows, whose best is
-1,081 TFLOP/s in a table of the same board's kin and half of the peak. Types without a table borrow: see `_BORROWED`.
+The newest vLLM table of each GPU, the fastest of the kernels timed. Left out: fp8_block products that the data sheet
+has done before the host has launched them (in these tables it takes 60 to 300 us; engines other than vLLM show 9 to 16
+us, which t0 is set to); on GB200, 16-bit products of more than 1,024 rows (half of them below 1,223 TFLOP/s at 8,192
+rows, where 1,564 to 1,943 are usual among its kin). Types without a table borrow: see `_borrowed`.
 """
 
 from functools import partial
@@ -124,7 +124,7 @@ def _borrowed(gpu: str, found: dict[str, Any]) -> dict[str, Any]:
         if variant in found:
             continue
         lender, of = "bf16", FORMATS["bf16"] | dict(weight_bytes=FORMATS[variant]["weight_bytes"])
-        if variant == "fp8_block" and "fp8" in found or variant == "int8" and {"int8", "fp8"} <= {*formats}:
+        if (variant == "fp8_block" and "fp8" in found) or (variant == "int8" and {"int8", "fp8"} <= {*formats}):
             lender, of = "fp8", FORMATS[variant]
         elif variant == "int8" and "int8" in formats:
             of = FORMATS[variant]
