@@ -213,14 +213,14 @@ def test_the_laws_describe_measured_points_of_every_gpu():
         seconds = [float(timed_gemm_s(law, gpu, *map(float, shape))) for shape in SHAPES]
         wrong.append(np.abs(np.array(seconds) / US / measured_us - 1))
     assert np.median(wrong) <= 0.08
-    assert np.max(wrong) <= 0.60  # GB200's table has a slow one, and L40S's is noisy
+    assert np.sort(wrong, axis=None)[-2] <= 0.30  # all but 256 rows in nvfp4 on RTX PRO 6000, quicker than 8 rows
     wrong = []
     for key, measured_us in GROUPED.items():
         law, gpu = make_experts_law(**EXPERTS[key]["coefficients"]), gpu_entry(key[0]).gpu
         seconds = [float(timed_experts_s(law, gpu, qwen3(), float(n), tp, ep)) for n, tp, ep in LOADS]
         wrong.append(np.abs(np.array(seconds) / US / measured_us - 1))
     assert np.median(wrong) <= 0.12
-    assert np.max(wrong) <= 0.50
+    assert np.max(wrong) <= 0.20
 
 
 def test_coefficients_that_are_none_are_refused():

@@ -26,7 +26,8 @@ two, which the draws put on one GPU, half). As timed, over and over, weights com
 
 Holds for 1 to 16,384 tokens, slices of an expert of 64 and wider. Source: kernel timings of ai-dynamo/aiconfigurator
 (095f58a, Apache-2.0): vLLM 0.24.0 (A100 0.14.0), fitted by `experiments/fit_operators.py` into
-`catalog/data/operators/experts.json`. Median and 90th-percentile error, all routings [%]:
+`catalog/data/operators/experts.json`. Median and 90th-percentile error, all routings [%]; with every fifth shape left
+out of the fit the medians on those are at most 2 points higher (mxfp4 on L40S, of two models, 6):
 
                       bf16      fp8  fp8_block     int4    nvfp4    mxfp4  mxfp4_mxfp8
     a100           12.1 32        -          -        -        -        -            -
