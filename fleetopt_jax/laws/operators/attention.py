@@ -98,7 +98,7 @@ def checked(law: type, coefficients: dict[str, float], *, positive: tuple[str, .
     for name, value in coefficients.items():
         if not (0 <= value < math.inf and (value > 0 or name not in positive)):
             raise ValueError(f"need a finite {name} {'>' if name in positive else '>='} 0, got {value}")
-    if coefficients["sharpness"] < 1:
+    if coefficients.get("sharpness", 1.0) < 1:
         raise ValueError(f"need sharpness >= 1, got {coefficients['sharpness']}")
     return as_floats(**coefficients)
 
