@@ -20,7 +20,7 @@ from ._fitting import Bounds, Rows, where
 
 BOUNDS: Bounds = {
     "launch_s": (1e-5, 1e-6, 1e-4),
-    "byte_excess": (1.1, 0.83, 10.0),
+    "byte_excess": (1.1, 1.0, 10.0),
     "byte_narrow": (0.9, 1e-3, 3.0),
     "byte_wide": (0.9, 1e-3, 3.0),
     "few_blocks": (1.0, 1e-3, 100.0),
@@ -56,6 +56,6 @@ def _variant(gpu: str, value_bytes: float, rows: Rows) -> dict[str, Any]:
 def _seconds(gpu: Any, value_bytes: float, coefficients: dict[str, float], rows: Rows) -> np.ndarray:
     seen = np.minimum(rows["step"] + 1.0, window_tokens(rows))  # the new token attends to itself, too
     heads, kv_heads, head_dim = (rows[name].astype(float) for name in SHAPE[:3])
-    law = make_decode_attention_law(**coefficients, value_bytes=value_bytes)
+    law = make_decode_attention_law(**{**coefficients, "value_bytes": value_bytes})
     n = rows["batch_size"].astype(float)
     return timed_decode_attention_s(law, gpu, n, n * seen, heads, kv_heads, head_dim)

@@ -33,6 +33,8 @@ PREFILL_BOUNDS: Bounds = {
     "head_s": (4e-10, 1e-12, 1e-7),
     "state_excess": (1.0, 0.01, 20.0),
     "sharpness": (3.0, 1.0, 20.0),
+    "spill_excess": (1.0, 1e-3, 20.0),
+    "spill_tokens": (1e5, 1e3, 1e7),
 }
 DECODE_BOUNDS: Bounds = {
     "launch_s": (6e-6, 1e-6, 1e-4),

@@ -37,6 +37,7 @@ from fleetopt_jax.laws.operators.roofline import soft_roofline_s
 
 STATE_VALUES = 128.0 * 128.0  # of a head of the layers timed, at which coefficients are
 STATE_BYTES = 4.0  # of a number of the state
+SPILL_SHARPNESS = 2.0  # how fast growing operands drop out of the L2 cache
 ACTIVATION_BYTES = 2.0  # of a channel of a token
 
 
@@ -59,6 +60,8 @@ class RecurrentPrefillLaw:
     head_s: Array  # h: a token of a head in a full GPU [s]
     state_excess: Array  # x_s [-]
     sharpness: Array  # r [-]
+    spill_excess: Array  # y: how much longer what no longer fits the L2 cache takes [-]
+    spill_tokens: Array  # w0: tokens times heads that fit it [-]
 
 
 @pytree
@@ -74,7 +77,7 @@ class RecurrentDecodeLaw:
 
 def make_recurrent_prefill_law(**coefficients: float) -> RecurrentPrefillLaw:
     """A checked `RecurrentPrefillLaw`, of all its fields by name."""
-    return RecurrentPrefillLaw(**checked(RecurrentPrefillLaw, coefficients, positive=()))
+    return RecurrentPrefillLaw(**checked(RecurrentPrefillLaw, coefficients, positive=("spill_tokens",)))
 
 
 def make_recurrent_decode_law(**coefficients: float) -> RecurrentDecodeLaw:
@@ -116,10 +119,12 @@ def recurrent_prefill_s(
     """Time of one layer's convolution and recurrence over `new_tokens` of `sequences` prompts or chunks [s]."""
     xp = namespace(law, gpu, shape, new_tokens, sequences)
     conv_bytes = 2.0 * ACTIVATION_BYTES * new_tokens * shape.conv_channels
-    bytes_s = law.conv_excess * conv_bytes + law.state_excess * sequences * state_bytes(shape)
     state_size = shape.state_values / STATE_VALUES
     walk_s = law.walk_s * state_size * new_tokens / xp.maximum(sequences, 1.0)
-    work_s = law.head_s * state_size * new_tokens * shape.heads
+    held_tokens = (state_size * new_tokens * shape.heads) ** SPILL_SHARPNESS
+    spilled = 1.0 + law.spill_excess * held_tokens / (held_tokens + law.spill_tokens**SPILL_SHARPNESS)
+    work_s = spilled * law.head_s * state_size * new_tokens * shape.heads
+    bytes_s = spilled * law.conv_excess * conv_bytes + law.state_excess * sequences * state_bytes(shape)
     return soft_roofline_s(law.launch_s + bytes_s / gpu.bandwidth_bytes_per_s, walk_s, work_s, law.sharpness)
 
 
