@@ -1,4 +1,4 @@
-"""What the fits share: tables by GPU, rows as columns, a robust fit of logarithmic errors, and the entry that is kept."""
+"""What the fits share: tables by GPU, rows as columns, a robust fit of logarithmic errors, the entry that is kept."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +23,7 @@ TABLES = {  # GPU of the catalog -> folder of its tables
 }
 ROBUST_ERROR = 0.1  # an error beyond this counts by its size, not by its square
 HELD_OUT_EVERY = 5
+FITTED_ROWS = 6000  # drawn of a table's, for a dozen coefficients; errors are of all
 
 Rows = dict[str, np.ndarray]
 Bounds = Mapping[str, tuple[float, float, float]]  # coefficient -> (where to start, least, most), all positive
@@ -69,7 +70,8 @@ def fitted(
     seconds: Callable[[dict[str, float], Rows], np.ndarray], rows: Rows, bounds: Bounds, weights: np.ndarray
 ) -> dict[str, float]:
     """The coefficients whose `seconds` are nearest to the rows', by weighted logarithmic ratios with a robust loss."""
-    names = tuple(bounds)
+    drawn = np.random.default_rng(0).permutation(len(weights))[:FITTED_ROWS]
+    rows, weights, names = where(rows, drawn), weights[drawn], tuple(bounds)
     start, least, most = (np.log([bounds[name][i] for name in names]) for i in range(3))
     root = np.sqrt(weights)
 

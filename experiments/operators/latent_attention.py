@@ -1,9 +1,9 @@
 """Multi-head latent attention: the coefficients of `fleetopt_jax/laws/operators/latent_attention.py`.
 
-The newest vLLM table of the whole block (`mla_context_module`, `mla_generation_module`) of each GPU, the fastest of the
-kernels timed, by types of weights and KV cache. Fitted and tried on 16 tokens or more a prompt, 65,536 or fewer in all;
-and on contexts of 128 tokens or more. A100 has no such table and takes
-H100's coefficients; an fp8 cache without rows takes those of 16 bits, with half the bytes.
+The newest vLLM table of the whole block (`mla_context_module`, `mla_generation_module`) of each GPU, the fastest of
+the kernels timed, by types of weights and KV cache. Fitted and tried on 16 tokens or more a prompt, 65,536 or fewer in
+all; and on contexts of 128 tokens or more. A100 has no such table and takes H100's coefficients; an fp8 cache without
+rows takes those of 16 bits, with half the bytes.
 """
 
 from functools import partial
@@ -26,9 +26,7 @@ from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, fastest, newest_row
 
 BORROWED = {"a100": "h100"}
 WEIGHTS = {"bfloat16": ("bf16", 2.0), "fp8_block": ("fp8_block", 1.0002), "nvfp4": ("nvfp4", 0.5625)}
-DEEPSEEK_V3 = dict(
-    hidden=7168.0, query_rank=1536.0, latent_dim=512.0, rope_dim=64.0, nope_dim=128.0, value_dim=128.0
-)
+DEEPSEEK_V3 = dict(hidden=7168.0, query_rank=1536.0, latent_dim=512.0, rope_dim=64.0, nope_dim=128.0, value_dim=128.0)
 BOUNDS: Bounds = {
     "launch_s": (5e-5, 1e-6, 1e-3),
     "token_s": (1e-8, 1e-12, 1e-6),
@@ -44,7 +42,7 @@ PHASES = {"prefill": ("mla_context_module", "isl"), "decode": ("mla_generation_m
 
 
 def fit(folder: Path) -> dict[str, Any]:
-    """The document of the class: the coefficients of every GPU, phase and types, and how well they describe its table."""
+    """The document of the class: coefficients by GPU, phase and types, and how well they describe its table."""
     gpus = {gpu: _variants(folder, gpu) for gpu in TABLES if gpu not in BORROWED}
     for gpu, lender in BORROWED.items():
         gpus[gpu] = {name: borrowed(of, lender, {}) for name, of in gpus[lender].items()}
@@ -76,9 +74,7 @@ def _variants(folder: Path, gpu: str) -> dict[str, Any]:
     return found
 
 
-def _seconds(
-    gpu: Any, phase: str, fixed: dict[str, float], coefficients: dict[str, float], rows: Rows
-) -> np.ndarray:
+def _seconds(gpu: Any, phase: str, fixed: dict[str, float], coefficients: dict[str, float], rows: Rows) -> np.ndarray:
     law = make_latent_attention_law(**coefficients, **fixed)
     shape = LatentShape(heads=rows["num_heads"].astype(float), **DEEPSEEK_V3)
     n = rows["batch_size"].astype(float)

@@ -1,8 +1,8 @@
 """Recurrent layers: the coefficients of `fleetopt_jax/laws/operators/recurrent.py`.
 
-The newest vLLM table of the gated delta net of each GPU: the fastest convolution and the fastest recurrence of each shape,
-together. Fitted and tried on 16 tokens or more a prompt, 65,536 or fewer in all; decode as timed. A100 has no such table
-and takes H100's coefficients.
+The newest vLLM table of the gated delta net of each GPU: the fastest convolution and the fastest recurrence of each
+shape, together. Fitted and tried on 16 tokens or more a prompt, 65,536 or fewer in all; decode as timed. A100 has no
+such table and takes H100's coefficients.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ PREFILL_BOUNDS: Bounds = {
     "walk_s": (5e-8, 1e-10, 1e-6),
     "head_s": (4e-10, 1e-12, 1e-7),
     "state_excess": (1.0, 0.01, 20.0),
-    "sharpness": (3.0, 1.0, 20.0),
+    "sharpness": (3.0, 1.0, 9.0),
     "spill_excess": (1.0, 1e-3, 20.0),
     "spill_tokens": (1e5, 1e3, 1e7),
 }

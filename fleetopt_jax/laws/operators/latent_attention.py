@@ -1,8 +1,9 @@
 """Multi-head latent attention (DeepSeek's): the whole block of a layer, with its projections.
 
-The tables time the block (`mla_*_module`): queries and latents projected, norms, rotary embedding, cache written, attention,
-output projected. So does the law, and who composes a step leaves its projections out; the norm before it and the
-all-reduce behind it are not in it. (The older tables of the kernel alone, and of the absorbed products, are not used.)
+The tables time the block (`mla_*_module`): queries and latents projected, norms, rotary embedding, cache written,
+attention, output projected. So does the law, and who composes a step leaves its projections out; the norm before it
+and the all-reduce behind it are not in it. (The older tables of the kernel alone, and of the absorbed products, are
+not used.)
 
 Decode absorbs the up-projections: every head reads the latent itself. n sequences whose contexts sum to C tokens:
 
@@ -14,16 +15,61 @@ Prefill expands keys and values: m new tokens that attend to A pairs (`attention
     t = t0 + s m + R(x_w w P / BW, x_f 2 (m P + u c H (d + v)) / peak)
            + R(x_o 4 m H (d + r + v) / BW, x_a 2 H A (d + r + v) / peak (1 + f / (H (m / 128 + 1))))
 
-P = h (q + c + r) + q H (d + r) + c H (d + v) + H v h weights on one GPU: h hidden, q the queries' rank (without one,
-h q and q H become h H), c the latent, r rotary, d plain and v value sizes, H heads of this GPU. w bytes of a weight, b of a
-latent's value in the cache; BW and peak (16-bit, whatever is multiplied) are the data sheet's; x are inverse shares of
-them, and x_o counts with the operands' bytes what a block takes besides its products. Both are affine in C and in A.
+P = h (q + c + r) + q H (d + r) + c H (d + v) + H v h weights on one GPU: h hidden, q the queries' rank (without one, h
+q and q H become h H), c the latent, r rotary, d plain and v value sizes, H heads of this GPU. w bytes of a weight, b
+of a latent's value in the cache; BW and peak (16-bit, whatever is multiplied) are the data sheet's; x are inverse
+shares of them, and x_o counts with the operands' bytes what a block takes besides its products. Both are affine in C
+and in A.
 
 Variants: PHASE_GEMM_KV, such as `decode_fp8_block_bf16`. Measured with DeepSeek-V3's sizes and 1 to 128 heads; other
-sizes are projected. A100 has no table of the block: it takes H100's coefficients. The loop finds weights that fit the L2
-cache there: on B200 and its kin the least heads come out too fast, by up to the time their weights take to read.
+sizes are projected. A100 has no table of the block: it takes H100's coefficients. The loop finds weights that fit the
+L2 cache there: on B200 and its kin the least heads come out too fast, by up to the time their weights take to read.
 
-ERRORS
+Median / 90th percentile / median on the fifth of head numbers left out of a fit, relative errors in % of the fitted rows.
+
+    prefill      prefill_bf16_bf16  prefill_bf16_fp8  prefill_fp8_block_bf16
+    a100         borrowed           borrowed          borrowed
+    h100         2.6 / 7.4 / 3.0    3.8 / 15.8 / 6.1  2.2 / 6.8 / 2.7
+    h200         2.3 / 6.0 / 2.7    3.8 / 14.0 / 5.9  2.0 / 6.3 / 2.4
+    b200         3.9 / 12.2 / 5.5   3.9 / 11.7 / 5.3  4.1 / 12.0 / 4.6
+    b300         2.7 / 7.5 / 3.2    2.8 / 7.4 / 3.1   2.9 / 8.4 / 3.2
+    gb200        3.0 / 8.1 / 3.8    2.7 / 8.1 / 3.5   2.8 / 8.3 / 3.2
+    gb300        3.1 / 7.6 / 3.5    3.2 / 7.6 / 3.8   2.8 / 8.3 / 3.1
+    l40s         8.3 / 17.9 / 5.9   borrowed          12.7 / 23.5 / 13.0
+    rtx-pro-6000 4.5 / 11.5 / 4.5   4.5 / 11.6 / 4.7  -
+
+    prefill      prefill_fp8_block_fp8  prefill_nvfp4_bf16  prefill_nvfp4_fp8
+    a100         borrowed               -                   -
+    h100         3.3 / 14.1 / 4.1       -                   -
+    h200         3.6 / 14.9 / 4.7       -                   -
+    b200         4.0 / 11.4 / 4.5       4.7 / 13.2 / 5.9    4.8 / 13.1 / 5.7
+    b300         3.0 / 8.3 / 3.5        4.3 / 10.0 / 4.9    4.7 / 10.1 / 4.9
+    gb200        2.9 / 8.0 / 3.3        4.5 / 9.8 / 4.9     4.4 / 9.6 / 4.9
+    gb300        3.1 / 8.2 / 3.6        4.5 / 9.8 / 4.8     4.7 / 9.6 / 4.9
+    l40s         borrowed               -                   -
+    rtx-pro-6000 -                      10.1 / 19.6 / 9.9   10.1 / 19.7 / 10.1
+
+    decode       decode_bf16_bf16   decode_bf16_fp8   decode_fp8_block_bf16
+    a100         borrowed           borrowed          borrowed
+    h100         2.8 / 8.2 / 2.8    4.0 / 12.9 / 4.0  2.8 / 8.0 / 4.0
+    h200         3.5 / 10.3 / 5.1   4.2 / 14.3 / 6.3  3.5 / 10.4 / 5.3
+    b200         6.0 / 15.1 / 11.2  4.5 / 12.0 / 8.4  4.7 / 12.1 / 7.3
+    b300         5.4 / 15.1 / 9.7   5.4 / 17.7 / 8.3  4.6 / 11.9 / 7.7
+    gb200        5.0 / 15.1 / 8.9   5.6 / 16.6 / 7.4  4.3 / 12.8 / 7.4
+    gb300        5.3 / 15.1 / 9.0   5.4 / 16.8 / 7.2  4.2 / 12.9 / 7.8
+    l40s         7.7 / 31.8 / 6.9   borrowed          5.8 / 28.5 / 8.1
+    rtx-pro-6000 7.3 / 22.3 / 8.0   borrowed          -
+
+    decode       decode_fp8_block_fp8  decode_nvfp4_bf16  decode_nvfp4_fp8
+    a100         borrowed              -                  -
+    h100         3.4 / 10.5 / 5.4      -                  -
+    h200         3.6 / 10.6 / 5.0      -                  -
+    b200         3.8 / 10.1 / 5.2      4.1 / 14.7 / 5.3   4.0 / 12.3 / 3.8
+    b300         4.5 / 14.6 / 5.8      4.8 / 13.6 / 6.0   5.1 / 15.7 / 6.0
+    gb200        4.6 / 13.4 / 5.4      4.7 / 13.9 / 6.3   5.1 / 15.5 / 5.6
+    gb300        4.4 / 13.3 / 5.5      4.8 / 13.9 / 6.1   5.2 / 15.7 / 6.3
+    l40s         borrowed              -                  -
+    rtx-pro-6000 -                     6.0 / 22.8 / 8.7   borrowed
 """
 
 import math

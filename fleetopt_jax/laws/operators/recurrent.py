@@ -11,18 +11,30 @@ Decode of n sequences, each of whose states is read and written:
 
     t = t0 + s_c n c + x_s 8 n H S / BW
 
-S' = S / 16,384, a delta net's 128 x 128; states are of 4 bytes. BW is the data sheet's. l is a block's walk along one token
-of the longest sequence (all taken as equally long), h the share of a token of one head in a full GPU. Time rises with
-tokens at a given number of sequences, and with sequences at a given length.
+S' = S / 16,384, a delta net's 128 x 128; states are of 4 bytes. BW is the data sheet's. l is a block's walk along one
+token of the longest sequence (all taken as equally long), h the share of a token of one head in a full GPU. Time rises
+with tokens at a given number of sequences, and with sequences at a given length.
 
-The tables time the loop of a kernel: states that fit the L2 cache are read from there. `recurrent_decode_s` reads them from
-memory, `timed_recurrent_decode_s` as in the loop: x_s (k + (1 - k) / (1 + (B0 / bytes)^8)).
+The tables time the loop of a kernel: states that fit the L2 cache are read from there. `recurrent_decode_s` reads them
+from memory, `timed_recurrent_decode_s` as in the loop: x_s (k + (1 - k) / (1 + (B0 / bytes)^8)).
 
 Measured: gated delta net of eight Qwen3.5 shapes over TP, vLLM 0.24. A100 has no table: H100's coefficients. Mamba-2
-(Nemotron-H: heads of 64 x 128 numbers, their channels d_inner + 2 groups d_state) and Mamba-1 (Jamba: d_inner channels of 16
-numbers each, here heads of 64 x 16) are projected by the size of their states; nobody has timed them in these tables.
+(Nemotron-H: heads of 64 x 128 numbers, their channels d_inner + 2 groups d_state) and Mamba-1 (Jamba: d_inner channels
+of 16 numbers each, here heads of 64 x 16) are projected by the size of their states; nobody has timed them in these
+tables.
 
-ERRORS
+Median / 90th percentile / median on the fifth of shapes left out of a fit, relative errors in % of the fitted rows.
+
+                 prefill           decode
+    a100         borrowed          borrowed
+    h100         3.2 / 12.4 / 3.3  0.9 / 2.2 / 1.1
+    h200         3.0 / 12.5 / 3.1  1.2 / 3.3 / 1.5
+    b200         2.3 / 12.1 / 2.4  3.3 / 7.1 / 3.6
+    b300         2.7 / 12.7 / 2.8  3.6 / 7.7 / 3.5
+    gb200        2.6 / 12.7 / 2.9  2.9 / 7.3 / 3.5
+    gb300        2.6 / 12.4 / 2.6  3.5 / 8.6 / 3.5
+    l40s         6.3 / 15.6 / 6.0  2.0 / 6.1 / 1.9
+    rtx-pro-6000 5.8 / 14.3 / 5.8  1.3 / 5.1 / 1.1
 """
 
 import math

@@ -3,12 +3,17 @@
     t = t0 + (t_memory^r + t_compute^r)^(1/r)
 
 r, the sharpness, is 1 where nothing overlaps and large where everything does.
+
+A kernel timed in a loop reads from the L2 cache what fits it. An engine reads all other layers in between. The laws of
+operators with weights therefore say both: from memory, as an engine has it, and as timed, for comparison with tables.
 """
 
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import namespace
+
+CACHE_SHARPNESS = 3.0  # how fast what grows drops out of the cache
 
 
 def soft_roofline_s(launch_s: ArrayLike, memory_s: ArrayLike, compute_s: ArrayLike, sharpness: ArrayLike) -> Array:
@@ -21,3 +26,9 @@ def soft_roofline_s(launch_s: ArrayLike, memory_s: ArrayLike, compute_s: ArrayLi
     some = longer > 0
     ratio = xp.where(some, shorter, 0.0) / xp.where(some, longer, 1.0)
     return launch_s + longer * (1.0 + ratio**sharpness) ** (1.0 / xp.asarray(sharpness))
+
+
+def cached_share(n_bytes: ArrayLike, cached_bytes: ArrayLike) -> Array:
+    """Share of what a loop reads again and again that comes from the cache [-]: 1 / (1 + (bytes / cached)^3)."""
+    xp = namespace(n_bytes, cached_bytes)
+    return 1.0 / (1.0 + (n_bytes / xp.maximum(cached_bytes, 1.0)) ** CACHE_SHARPNESS)
