@@ -1,6 +1,6 @@
 """What the fits of attention share: rows of its tables, and the fit of many rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def borrowed(of: dict[str, Any], lender: str, changed: dict[str, float]) -> dict
     return {"coefficients": coefficients, "rows": 0, "left_out": "", "borrowed_from": lender}
 
 
-def _found(seconds: Seconds, rows: Rows, starts: list[Bounds], size: str) -> dict[str, float]:
+def _found(seconds: Seconds, rows: Rows, starts: Sequence[Bounds], size: str) -> dict[str, float]:
     """The best fit to every k-th row, so that about `FITTED_ROWS` count, evenly on a logarithmic scale of `size`."""
     step = max(len(rows["seconds"]) // FITTED_ROWS, 1)
     picked = where(rows, np.arange(0, len(rows["seconds"]), step))

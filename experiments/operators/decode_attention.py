@@ -64,4 +64,4 @@ def _seconds(gpu: Any, fixed: dict[str, float], coefficients: dict[str, float], 
     heads, kv_heads, head_dim = (rows[name].astype(float) for name in SHAPE[:3])
     law = make_decode_attention_law(**{**coefficients, **fixed})
     n = rows["batch_size"].astype(float)
-    return timed_decode_attention_s(law, gpu, n, n * seen, heads, kv_heads, head_dim)
+    return np.asarray(timed_decode_attention_s(law, gpu, n, n * seen, heads, kv_heads, head_dim))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.operators.attention import causal_pairs
 from fleetopt_jax.laws.operators.latent_attention import (
     LatentShape,
@@ -76,9 +77,9 @@ def _variants(folder: Path, gpu: str) -> dict[str, Any]:
 
 def _seconds(gpu: Any, phase: str, fixed: dict[str, float], coefficients: dict[str, float], rows: Rows) -> np.ndarray:
     law = make_latent_attention_law(**coefficients, **fixed)
-    shape = LatentShape(heads=rows["num_heads"].astype(float), **DEEPSEEK_V3)
+    shape = LatentShape(**as_floats(heads=rows["num_heads"], **DEEPSEEK_V3))
     n = rows["batch_size"].astype(float)
     if phase == "decode":
-        return latent_decode_s(law, gpu, shape, n, n * rows["step"])
+        return np.asarray(latent_decode_s(law, gpu, shape, n, n * rows["step"]))
     tokens = rows["isl"].astype(float)
-    return latent_prefill_s(law, gpu, shape, n * tokens, n * causal_pairs(tokens))
+    return np.asarray(latent_prefill_s(law, gpu, shape, n * tokens, n * causal_pairs(tokens)))

@@ -63,4 +63,4 @@ def _seconds(gpu: Any, fixed: dict[str, float], coefficients: dict[str, float], 
     pairs = prompts * causal_pairs(tokens, 0.0, window_tokens(rows))
     heads, kv_heads, head_dim = (rows[name].astype(float) for name in SHAPE[:3])
     law = make_prefill_attention_law(**{**coefficients, **fixed})
-    return prefill_attention_s(law, gpu, prompts * tokens, pairs, heads, kv_heads, head_dim)
+    return np.asarray(prefill_attention_s(law, gpu, prompts * tokens, pairs, heads, kv_heads, head_dim))

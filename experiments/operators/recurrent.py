@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.operators.recurrent import (
     STATE_VALUES,
     RecurrentShape,
@@ -81,14 +82,15 @@ def _both(rows: Rows) -> Rows:
 def _shape(rows: Rows) -> RecurrentShape:
     heads = rows["num_v_heads"].astype(float)
     channels = HEAD_DIM * (2.0 * rows["num_k_heads"] + heads)
-    return RecurrentShape(heads=heads, state_values=np.asarray(STATE_VALUES), conv_channels=channels)
+    return RecurrentShape(**as_floats(heads=heads, state_values=STATE_VALUES, conv_channels=channels))
 
 
 def _prefill_seconds(gpu: Any, coefficients: dict[str, float], rows: Rows) -> np.ndarray:
     law = make_recurrent_prefill_law(**coefficients)
     n = rows["batch_size"].astype(float)
-    return recurrent_prefill_s(law, gpu, _shape(rows), n * rows["seq_len"], n)
+    return np.asarray(recurrent_prefill_s(law, gpu, _shape(rows), n * rows["seq_len"], n))
 
 
 def _decode_seconds(gpu: Any, coefficients: dict[str, float], rows: Rows) -> np.ndarray:
-    return timed_recurrent_decode_s(make_recurrent_decode_law(**coefficients), gpu, _shape(rows), rows["batch_size"])
+    law = make_recurrent_decode_law(**coefficients)
+    return np.asarray(timed_recurrent_decode_s(law, gpu, _shape(rows), rows["batch_size"].astype(float)))

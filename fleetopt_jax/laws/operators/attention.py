@@ -31,8 +31,8 @@ The tables time one call in a loop: keys and values that fit the L2 cache are re
 fast. An engine reads all other layers in between. So decode has both, as `gemm.py`: `decode_attention_s` from memory,
 `timed_decode_attention_s` as in the loop, t_b (h + (1 - h) / (1 + (B0 / bytes)^8)); errors below are of the latter.
 
-Median / 90th percentile / median on the fifth of shapes left out of a fit, relative errors in % of the fitted rows. Left out of
-them: see `experiments/operators/prefill_attention.py` and `decode_attention.py`.
+Median / 90th percentile / median on the fifth of shapes left out of a fit, relative errors in % of the fitted rows.
+Left out of them: see `experiments/operators/prefill_attention.py` and `decode_attention.py`.
 
     prefill      bf16              bf16_windowed      fp8               fp8_windowed
     a100         3.1 / 11.9 / 2.7  borrowed           -                 -
@@ -136,7 +136,7 @@ def checked(law: type, coefficients: dict[str, float], *, positive: tuple[str, .
 def causal_pairs(new_tokens: ArrayLike, past_tokens: ArrayLike = 0.0, window_tokens: ArrayLike = math.inf) -> Array:
     """Tokens that the new tokens of one sequence attend to, themselves included [-]; at most a window's each."""
     xp = namespace(new_tokens, past_tokens, window_tokens)
-    growing = xp.clip(window_tokens - past_tokens, 0.0, new_tokens)  # tokens that see all before them
+    growing = xp.clip(xp.asarray(window_tokens) - past_tokens, 0.0, new_tokens)  # tokens that see all before them
     full = xp.asarray(new_tokens - growing, dtype=float)
     windowed = xp.where(full > 0, full * xp.where(full > 0, window_tokens, 1.0), 0.0)
     return growing * past_tokens + growing * (growing + 1.0) / 2.0 + windowed

@@ -25,31 +25,31 @@ Variants: PHASE_GEMM_KV, such as `decode_fp8_block_bf16`. Measured with DeepSeek
 sizes are projected. A100 has no table of the block: it takes H100's coefficients. The loop finds weights that fit the
 L2 cache there: on B200 and its kin the least heads come out too fast, by up to the time their weights take to read.
 
-Median / 90th percentile / median on the fifth of head numbers left out of a fit, relative errors in % of the fitted rows.
+Median / 90th percentile / median on head numbers left out of a fit, relative errors in % of the fitted rows.
 
-    prefill      prefill_bf16_bf16  prefill_bf16_fp8  prefill_fp8_block_bf16
-    a100         borrowed           borrowed          borrowed
-    h100         2.6 / 7.4 / 3.0    3.8 / 15.8 / 6.1  2.2 / 6.8 / 2.7
-    h200         2.3 / 6.0 / 2.7    3.8 / 14.0 / 5.9  2.0 / 6.3 / 2.4
-    b200         3.9 / 12.2 / 5.5   3.9 / 11.7 / 5.3  4.1 / 12.0 / 4.6
-    b300         2.7 / 7.5 / 3.2    2.8 / 7.4 / 3.1   2.9 / 8.4 / 3.2
-    gb200        3.0 / 8.1 / 3.8    2.7 / 8.1 / 3.5   2.8 / 8.3 / 3.2
-    gb300        3.1 / 7.6 / 3.5    3.2 / 7.6 / 3.8   2.8 / 8.3 / 3.1
-    l40s         8.3 / 17.9 / 5.9   borrowed          12.7 / 23.5 / 13.0
-    rtx-pro-6000 4.5 / 11.5 / 4.5   4.5 / 11.6 / 4.7  -
+    prefill      bf16_bf16         bf16_fp8          fp8_block_bf16
+    a100         borrowed          borrowed          borrowed
+    h100         2.6 / 7.4 / 3.0   3.8 / 15.8 / 6.1  2.2 / 6.8 / 2.7
+    h200         2.3 / 6.0 / 2.7   3.8 / 14.0 / 5.9  2.0 / 6.3 / 2.4
+    b200         3.9 / 12.2 / 5.5  3.9 / 11.7 / 5.3  4.1 / 12.0 / 4.6
+    b300         2.7 / 7.5 / 3.2   2.8 / 7.4 / 3.1   2.9 / 8.4 / 3.2
+    gb200        3.0 / 8.1 / 3.8   2.7 / 8.1 / 3.5   2.8 / 8.3 / 3.2
+    gb300        3.1 / 7.6 / 3.5   3.2 / 7.6 / 3.8   2.8 / 8.3 / 3.1
+    l40s         8.3 / 17.9 / 5.9  borrowed          12.7 / 23.5 / 13.0
+    rtx-pro-6000 4.5 / 11.5 / 4.5  4.5 / 11.6 / 4.7  -
 
-    prefill      prefill_fp8_block_fp8  prefill_nvfp4_bf16  prefill_nvfp4_fp8
-    a100         borrowed               -                   -
-    h100         3.3 / 14.1 / 4.1       -                   -
-    h200         3.6 / 14.9 / 4.7       -                   -
-    b200         4.0 / 11.4 / 4.5       4.7 / 13.2 / 5.9    4.8 / 13.1 / 5.7
-    b300         3.0 / 8.3 / 3.5        4.3 / 10.0 / 4.9    4.7 / 10.1 / 4.9
-    gb200        2.9 / 8.0 / 3.3        4.5 / 9.8 / 4.9     4.4 / 9.6 / 4.9
-    gb300        3.1 / 8.2 / 3.6        4.5 / 9.8 / 4.8     4.7 / 9.6 / 4.9
-    l40s         borrowed               -                   -
-    rtx-pro-6000 -                      10.1 / 19.6 / 9.9   10.1 / 19.7 / 10.1
+    prefill      fp8_block_fp8     nvfp4_bf16         nvfp4_fp8
+    a100         borrowed          -                  -
+    h100         3.3 / 14.1 / 4.1  -                  -
+    h200         3.6 / 14.9 / 4.7  -                  -
+    b200         4.0 / 11.4 / 4.5  4.7 / 13.2 / 5.9   4.8 / 13.1 / 5.7
+    b300         3.0 / 8.3 / 3.5   4.3 / 10.0 / 4.9   4.7 / 10.1 / 4.9
+    gb200        2.9 / 8.0 / 3.3   4.5 / 9.8 / 4.9    4.4 / 9.6 / 4.9
+    gb300        3.1 / 8.2 / 3.6   4.5 / 9.8 / 4.8    4.7 / 9.6 / 4.9
+    l40s         borrowed          -                  -
+    rtx-pro-6000 -                 10.1 / 19.6 / 9.9  10.1 / 19.7 / 10.1
 
-    decode       decode_bf16_bf16   decode_bf16_fp8   decode_fp8_block_bf16
+    decode       bf16_bf16          bf16_fp8          fp8_block_bf16
     a100         borrowed           borrowed          borrowed
     h100         2.8 / 8.2 / 2.8    4.0 / 12.9 / 4.0  2.8 / 8.0 / 4.0
     h200         3.5 / 10.3 / 5.1   4.2 / 14.3 / 6.3  3.5 / 10.4 / 5.3
@@ -60,16 +60,16 @@ Median / 90th percentile / median on the fifth of head numbers left out of a fit
     l40s         7.7 / 31.8 / 6.9   borrowed          5.8 / 28.5 / 8.1
     rtx-pro-6000 7.3 / 22.3 / 8.0   borrowed          -
 
-    decode       decode_fp8_block_fp8  decode_nvfp4_bf16  decode_nvfp4_fp8
-    a100         borrowed              -                  -
-    h100         3.4 / 10.5 / 5.4      -                  -
-    h200         3.6 / 10.6 / 5.0      -                  -
-    b200         3.8 / 10.1 / 5.2      4.1 / 14.7 / 5.3   4.0 / 12.3 / 3.8
-    b300         4.5 / 14.6 / 5.8      4.8 / 13.6 / 6.0   5.1 / 15.7 / 6.0
-    gb200        4.6 / 13.4 / 5.4      4.7 / 13.9 / 6.3   5.1 / 15.5 / 5.6
-    gb300        4.4 / 13.3 / 5.5      4.8 / 13.9 / 6.1   5.2 / 15.7 / 6.3
-    l40s         borrowed              -                  -
-    rtx-pro-6000 -                     6.0 / 22.8 / 8.7   borrowed
+    decode       fp8_block_fp8     nvfp4_bf16        nvfp4_fp8
+    a100         borrowed          -                 -
+    h100         3.4 / 10.5 / 5.4  -                 -
+    h200         3.6 / 10.6 / 5.0  -                 -
+    b200         3.8 / 10.1 / 5.2  4.1 / 14.7 / 5.3  4.0 / 12.3 / 3.8
+    b300         4.5 / 14.6 / 5.8  4.8 / 13.6 / 6.0  5.1 / 15.7 / 6.0
+    gb200        4.6 / 13.4 / 5.4  4.7 / 13.9 / 6.3  5.1 / 15.5 / 5.6
+    gb300        4.4 / 13.3 / 5.5  4.8 / 13.9 / 6.1  5.2 / 15.7 / 6.3
+    l40s         borrowed          -                 -
+    rtx-pro-6000 -                 6.0 / 22.8 / 8.7  borrowed
 """
 
 import math
