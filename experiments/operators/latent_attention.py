@@ -27,6 +27,7 @@ from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, fastest, newest_row
 
 BORROWED = {"a100": "h100"}
 WEIGHTS = {"bfloat16": ("bf16", 2.0), "fp8_block": ("fp8_block", 1.0002), "nvfp4": ("nvfp4", 0.5625)}
+LEAST_FLOP_EXCESS = {"bfloat16": 0.9, "fp8_block": 0.45, "nvfp4": 0.22}  # no product is much above its own peak
 DEEPSEEK_V3 = dict(hidden=7168.0, query_rank=1536.0, latent_dim=512.0, rope_dim=64.0, nope_dim=128.0, value_dim=128.0)
 BOUNDS: Bounds = {
     "launch_s": (5e-5, 1e-6, 1e-3),
@@ -34,7 +35,7 @@ BOUNDS: Bounds = {
     "weight_excess": (1.2, 0.3, 10.0),
     "flop_excess": (1.2, 0.1, 10.0),
     "operand_excess": (1.3, 0.3, 50.0),
-    "attention_excess": (1.4, 0.2, 20.0),
+    "attention_excess": (1.4, 0.45, 20.0),
     "few_blocks": (10.0, 1e-2, 5000.0),
     "sharpness": (1.5, 1.0, 9.0),
 }
@@ -67,7 +68,8 @@ def _variants(folder: Path, gpu: str) -> dict[str, Any]:
                 lender = f"{phase}_{weights_name}_bf16"
                 if np.sum(its) > LEAST_ROWS:
                     seconds = partial(_seconds, gpu_entry(gpu).gpu, phase, fixed)
-                    kept = entry(seconds, where(rows, its), BOUNDS, size, ("num_heads",), left_out="")
+                    bounds = {**BOUNDS, "flop_excess": (1.5, LEAST_FLOP_EXCESS[weights], 10.0)}
+                    kept = entry(seconds, where(rows, its), bounds, size, ("num_heads",), left_out="")
                     kept["coefficients"] |= fixed
                     found[f"{phase}_{weights_name}_{kind_name}"] = kept
                 elif lender in found:

@@ -32,7 +32,6 @@ BOUNDS: Bounds = {
     "operand_wide": (0.5, 1e-3, 3.0),
     "kv_excess": (2.0, 0.1, 100.0),
     "kv_growth": (0.8, 0.1, 1.0),
-    "base_heads": (0.5, 1e-3, 100.0),
     "fill_blocks": (100.0, 0.1, 5000.0),
     "sharpness": (1.1, 1.0, 9.0),
 }

@@ -4,11 +4,11 @@ Prefill, of `new_tokens` m that attend to `pairs` A tokens in all (causal: a who
 2, a chunk of q over c tokens before it q c + q (q + 1) / 2, a layer with a window fewer; sums over several prompts):
 
     t = t0 + (t_o^r + t_f^r)^(1/r)
-    t_f = x_f(d) 4 H d A / peak (1 + f / (H (m / 128 + 1))),     t_o = x_o(d) 4 d m (H + e + k K^g) / BW
+    t_f = x_f(d) 4 H d A / peak (1 + f / (H (m / 128 + 1))),     t_o = x_o(d) 4 d m (H + k K^g) / BW
 
 H query heads and K key-value heads of size d on one GPU; BW and peak (16-bit, whatever the KV cache is in) are the data
 sheet's. A block has 128 tokens of one head; with fewer blocks than f the GPU is not full. x_o > 1 counts with the bytes
-of q, k, v and o what a block takes besides its products; a token costs e heads more, K heads of keys and values k K^g.
+of q, k, v and o what a block takes besides its products; K heads of keys and values count as k K^g of queries.
 Nobody has timed chunks with tokens before them: the law takes them for prompts of as many pairs.
 
 Decode, of n sequences whose contexts sum to C tokens (a layer with a window: each cut by the window):
@@ -42,13 +42,13 @@ Left out of them: see `experiments/operators/prefill_attention.py` and `decode_a
     b300         4.7 / 17.0 / 4.8  5.4 / 15.4 / 6.7   6.3 / 19.5 / 7.9  7.2 / 21.3 / 8.3
     gb200        5.0 / 17.6 / 5.2  5.4 / 15.5 / 6.1   6.3 / 19.8 / 7.3  7.3 / 21.9 / 8.1
     gb300        4.4 / 15.8 / 4.6  5.3 / 14.7 / 6.5   6.0 / 18.7 / 7.4  7.2 / 21.3 / 8.4
-    l40s         6.7 / 24.3 / 6.4  9.1 / 38.0 / 11.3  7.2 / 31.9 / 7.0  12.3 / 39.6 / 8.7
+    l40s         6.7 / 24.3 / 6.4  9.2 / 38.0 / 11.3  7.2 / 31.9 / 7.0  12.3 / 39.6 / 8.7
     rtx-pro-6000 3.1 / 17.0 / 3.2  6.6 / 21.8 / 6.6   5.0 / 24.4 / 5.3  8.3 / 31.1 / 8.3
 
     decode       bf16              bf16_windowed     fp8               fp8_windowed
     a100         5.6 / 15.4 / 5.3  borrowed          -                 -
     h100         3.7 / 13.3 / 3.7  6.6 / 15.1 / 5.8  5.5 / 15.4 / 5.4  6.7 / 15.7 / 7.5
-    h200         3.9 / 13.1 / 4.0  6.8 / 15.4 / 6.1  5.6 / 15.5 / 5.5  6.8 / 15.6 / 7.7
+    h200         3.9 / 13.1 / 4.0  6.8 / 15.4 / 6.1  5.6 / 15.5 / 5.4  6.8 / 15.6 / 7.7
     b200         5.5 / 18.4 / 5.8  4.3 / 13.8 / 4.2  5.7 / 19.5 / 6.9  6.5 / 10.8 / 5.7
     b300         5.8 / 18.7 / 5.7  2.6 / 10.6 / 2.6  7.3 / 18.8 / 7.1  3.2 / 12.4 / 3.4
     gb200        4.9 / 17.3 / 5.2  5.7 / 11.8 / 6.1  6.0 / 19.0 / 5.9  2.3 / 7.9 / 2.3
@@ -86,7 +86,6 @@ class PrefillAttentionLaw:
     operand_wide: Array  # and above [-]
     kv_excess: Array  # k: operands of one key-value head over those of a query head [-]
     kv_growth: Array  # g [-]
-    base_heads: Array  # e: heads, beyond its own, whose operands a token takes the time of [-]
     fill_blocks: Array  # f [-]
     sharpness: Array  # r [-]
 
@@ -156,7 +155,7 @@ def prefill_attention_s(
     flop_s = 4.0 * heads * HEAD_DIM * pairs / gpu.peak_flop_per_s
     unfilled = 1.0 + law.fill_blocks / (heads * (new_tokens / BLOCK_TOKENS + 1.0))
     compute_s = law.flop_excess * _widened(head_dim, law.flop_narrow, law.flop_wide) * flop_s * unfilled
-    operands = 2.0 * new_tokens * (heads + law.base_heads + law.kv_excess * kv_heads**law.kv_growth) * HEAD_DIM
+    operands = 2.0 * new_tokens * (heads + law.kv_excess * kv_heads**law.kv_growth) * HEAD_DIM
     operand_s = law.operand_excess * ACTIVATION_BYTES * operands / gpu.bandwidth_bytes_per_s
     operand_s = operand_s * _widened(head_dim, law.operand_narrow, law.operand_wide)
     return soft_roofline_s(law.launch_s, operand_s, compute_s, law.sharpness)
