@@ -1,0 +1,145 @@
+"""Board watts of an operator from the shares of the data-sheet peaks it keeps busy, and of a step from its operators.
+
+    P = idle + TDP (b + m u_mem + f u_flop^p)                               what an operator asks for
+    P = [sum over kinds k of t_k P_k + t_gap (idle + TDP g)] / t            what a step asks for, t = sum t_k + t_gap
+    P_board = softmin(0.985 limit, P),  softness 0.03 limit
+
+u_mem = bytes / (bandwidth x seconds), u_flop = FLOPs / (peak of their data type x seconds); t_gap is the part of a step
+in which the GPU waits for the host. Idle is that with a model loaded, the limit the TDP unless less is said.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
+from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, PREFILL_CORE_SHARE, clock_at_power_w
+from fleetopt_jax.laws.hardware import Gpu
+
+LIMIT_FRAC = 0.985  # of the power limit: where mean watts end (H200 0.984 to 0.99, B200 0.98 to 0.99, GB200 0.98)
+SOFTNESS = 0.03  # of the power limit: width of the bend below it
+LEAST_SHARE = 1e-3  # below it a power of a share is a line, so that its slope at zero is finite
+
+
+@pytree
+class OperatorWatts:
+    """Coefficients of operators, as fractions of the TDP above idle, so that they carry over to other GPUs. Fields
+    traced, shape () or one leading axis of kinds of operators."""
+
+    busy_frac: Array  # b: running at all [-]
+    memory_frac: Array  # m: at the full memory bandwidth [-]
+    flop_frac: Array  # f: at the full FLOP/s [-]
+    flop_power: Array  # p: 1 where watts go with FLOP/s, less where few FLOP/s cost much [-]
+
+
+@pytree
+class StepWatts:
+    """Watts of steps of one GPU. Fields traced."""
+
+    operators: OperatorWatts  # [kind]
+    gap_frac: Array  # g: of the TDP above idle, while the GPU waits for the host [-]
+
+
+@pytree
+class StepParts:
+    """What one GPU does in a step. Fields traced."""
+
+    seconds_s: Array  # of every kind of operator [kind]
+    memory_s: Array  # time its bytes take at the peak bandwidth [kind]
+    flop_s: Array  # time its FLOPs take at the peak of their data type [kind]
+    gap_s: Array  # rest of the step: the GPU waits for the host [s]
+
+
+def asked_w(law: OperatorWatts, gpu: Gpu, memory_share: ArrayLike, flop_share: ArrayLike) -> Array:
+    """Board power [W] that an operator would draw at the top clock without a power limit."""
+    xp = namespace(law, gpu, memory_share, flop_share)
+    bent = (xp.asarray(flop_share) + LEAST_SHARE) ** law.flop_power - LEAST_SHARE**law.flop_power
+    return gpu.idle_w + gpu.tdp_w * (law.busy_frac + law.memory_frac * memory_share + law.flop_frac * bent)
+
+
+def held_w(watts: ArrayLike, limit_w: ArrayLike) -> Array:
+    """`watts` asked for, on a board with that power limit [W]."""
+    xp = namespace(watts, limit_w)
+    softness_w = SOFTNESS * xp.asarray(limit_w)
+    highest_w = LIMIT_FRAC * xp.asarray(limit_w)
+    return highest_w - softness_w * xp.logaddexp((highest_w - watts) / softness_w, 0.0)
+
+
+def operator_w(law: OperatorWatts, gpu: Gpu, memory_share: ArrayLike, flop_share: ArrayLike) -> Array:
+    """Board power [W] of an operator that runs all the time, at given shares of the peaks [-]."""
+    return held_w(asked_w(law, gpu, memory_share, flop_share), gpu.tdp_w)
+
+
+def step_s(parts: StepParts) -> Array:
+    """The whole step [s]."""
+    return jnp.sum(parts.seconds_s, axis=-1) + parts.gap_s
+
+
+def step_asked_w(law: StepWatts, gpu: Gpu, parts: StepParts) -> Array:
+    """Mean board power [W] that a step would draw at the top clock without a power limit."""
+    memory_share, flop_share = (safe_div(x, parts.seconds_s) for x in (parts.memory_s, parts.flop_s))
+    operators_j = jnp.sum(parts.seconds_s * asked_w(law.operators, gpu, memory_share, flop_share), axis=-1)
+    gap_w = gpu.idle_w + gpu.tdp_w * law.gap_frac
+    return safe_div(operators_j + parts.gap_s * gap_w, step_s(parts), gap_w)
+
+
+def step_power_w(law: StepWatts, gpu: Gpu, parts: StepParts, limit_w: ArrayLike | None = None) -> Array:
+    """Mean board power [W] of one GPU over steps of these parts, on a board limited to `limit_w` (default: the TDP)."""
+    return held_w(step_asked_w(law, gpu, parts), gpu.tdp_w if limit_w is None else limit_w)
+
+
+def step_energy_j(law: StepWatts, gpu: Gpu, parts: StepParts) -> Array:
+    """Energy [J] that one GPU takes for a step of these parts."""
+    return step_power_w(law, gpu, parts) * step_s(parts)
+
+
+def stretch_at_limit(law: StepWatts, gpu: Gpu, parts: StepParts, limit_w: ArrayLike) -> Array:
+    """How many times longer a step takes on a board limited to `limit_w` than at its TDP, at which `parts` were timed.
+
+    The board lowers the clock until the step draws no more than the limit (`laws/clocks.py`), and FLOPs take 1 / f as
+    long. 1 where the limit is the TDP: timings of kernels that are at it hold their slower clock already.
+    """
+    whole_s, asked = step_s(parts), step_asked_w(law, gpu, parts)
+    flop_share = jnp.clip(safe_div(jnp.sum(parts.flop_s, axis=-1), whole_s), 0.0, 1.0)
+    core_share = DECODE_CORE_SHARE + (PREFILL_CORE_SHARE - DECODE_CORE_SHARE) * flop_share
+    timed, limited = (clock_at_power_w(asked, gpu.idle_w, core_share, x) for x in (gpu.tdp_w, limit_w))
+    compute_frac = jnp.minimum(flop_share / timed, 1.0)  # of the step as it was timed
+    return 1.0 + compute_frac * (timed / limited - 1.0)
+
+
+def make_operator_watts(
+    *, busy_frac: float, memory_frac: float, flop_frac: float, flop_power: float
+) -> OperatorWatts:
+    """A checked `OperatorWatts`."""
+    values = dict(locals())
+    if not all(0 <= value < float("inf") for value in values.values()) or not 0 < flop_power <= 1:
+        raise ValueError(f"need fractions >= 0 and a flop_power above 0 and up to 1, all finite, got {values}")
+    return OperatorWatts(**as_floats(**values))
+
+
+def step_watts(
+    coefficients: Mapping[str, float], kinds: Sequence[str], *, block_scaled_experts: bool = False
+) -> StepWatts:
+    """The law of a GPU in serving from its coefficients, for kinds of operators by name.
+
+    Kinds are `gemm`, `decode_attention`, `experts`; all others draw what products draw. With `block_scaled_experts`
+    time beside the kernels draws what it does in vLLM 0.11 (`slow_frac`), whose own kernels take it, and no host.
+    """
+    memory = {"decode_attention": "kv_memory_frac", "experts": "expert_memory_frac"}
+    of_kind = [
+        make_operator_watts(
+            busy_frac=coefficients["busy_frac"],
+            memory_frac=coefficients[memory.get(kind, "memory_frac")],
+            flop_frac=coefficients["flop_frac"],
+            flop_power=coefficients["flop_power"],
+        )
+        for kind in kinds
+    ]
+    names = ("busy_frac", "memory_frac", "flop_frac", "flop_power")
+    operators = OperatorWatts(*(namespace(of_kind).stack([getattr(law, name) for law in of_kind]) for name in names))
+    gap_frac = coefficients["slow_frac" if block_scaled_experts else "gap_frac"]
+    return StepWatts(operators, cast(Array, as_floats(gap_frac=gap_frac)["gap_frac"]))
