@@ -1,4 +1,4 @@
-"""Board watts: of operators looped alone (H200, B200, GB200), and of serving (`_serving_watts.py`): `laws/operators/watts.py`.
+"""Board watts of operators looped alone: `fleetopt_jax/laws/operators/watts.py`.
 
 A meter that averages over about a second reads loops that are shorter, or start from another load, too low or too high.
 Rows count where it had settled: watts within 8 % of those of the next smaller and the next larger shape of the same
@@ -16,15 +16,26 @@ from scipy.optimize import least_squares
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.laws.operators.watts import OperatorWatts, operator_w
 from operators._fitting import HELD_OUT_EVERY, LICENCE, SOURCE, TABLES, Rows, groups, where
-from operators._serving_watts import SERVING_SOURCE, serving
 
 GPUS = ("h200", "b200", "gb200")
+BORROWED = {  # no watts were published of these GPUs, or not of all their operators: fractions of the TDP carry over
+    "gb200": ("b200",),
+    "b200": ("gb200",),
+    "h200": ("b200",),
+    "a100": ("h200",),
+    "h100": ("h200",),
+    "l40s": ("h200",),
+    "b300": ("b200",),
+    "gb300": ("gb200",),
+    "rtx-pro-6000": ("b200",),
+}
+NO_FP4 = ("a100", "h100", "h200", "l40s")
 CACHE_BYTES = {"h200": 50e6, "b200": 126e6, "gb200": 126e6}  # second-level: a loop over less does not reach the memory
 SETTLED, FALLEN = 0.08, 0.10
 WEIGHT_BYTES = {"bfloat16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625}
 PEAK_FACTOR = {"bfloat16": 1.0, "fp8": 2.0, "fp8_block": 2.0, "nvfp4": 4.0}  # of the 16-bit peak
 NAMES = ("busy_frac", "memory_frac", "flop_frac", "flop_power")
-START, LEAST, MOST = (0.05, 0.6, 1.0, 0.7), (0.0, 0.0, 0.0, 0.2), (0.5, 2.0, 6.0, 1.0)
+START, LEAST, MOST = (0.05, 0.6, 1.0, 0.7), (0.0, 0.0, 0.0, 0.2), (0.5, 1.5, 2.5, 1.0)
 UNSETTLED = "rows the meter had not settled on; loops that the cache holds"
 SHARE_EDGES = (
     np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]),
@@ -33,15 +44,20 @@ SHARE_EDGES = (
 
 
 def fit(folder: Path) -> dict[str, Any]:
-    """The document of the class. ML.ENERGY's rows are expected in `mlenergy` beside the folder of the kernel tables."""
+    """The document of the class: the coefficients of every GPU and kind of operator, and how well they describe it."""
     gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
     for gpu in GPUS:
         for operator, read in READERS.items():
             for dtype, rows in _by_dtype(gpu, read(folder / TABLES[gpu])).items():
                 gpus[gpu][f"{operator}_{dtype}"] = _entry(gpu, rows)
-    for gpu, found in serving(folder).items():
-        gpus[gpu]["serving"] = found
-    return {"source": f"{SOURCE}, engine 0.22, with watts; {SERVING_SOURCE}", "licence": LICENCE, "gpus": gpus}
+    for gpu, lenders in BORROWED.items():
+        for lender in lenders:
+            for variant, lent in gpus[lender].items():
+                if gpu in NO_FP4 and variant.endswith("fp4"):
+                    continue
+                borrowed = {"coefficients": lent["coefficients"], "rows": 0, "borrowed_from": lender}
+                gpus[gpu].setdefault(variant, borrowed)
+    return {"source": f"{SOURCE}, engine 0.22, with watts", "licence": LICENCE, "gpus": gpus}
 
 
 def _table(folder: Path, operator: str) -> Rows:
@@ -158,11 +174,13 @@ def _entry(gpu: str, rows: Rows) -> dict[str, Any]:
     held = rows["shape"] % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
     unseen = where(rows, held)
     fewer = _fitted(gpu, where(rows, ~held))
+    below = rows["power"] < 0.9 * gpu_entry(gpu).tdp_w  # where the limit does not say the answer
     return {
         "coefficients": dict(zip(NAMES, map(float, found))),
         "rows": len(wrong),
         "left_out": UNSETTLED,
         "median_error": float(np.median(wrong)),
         "p90_error": float(np.quantile(wrong, 0.9)),
+        "below_limit_median_error": float(np.median(wrong[below])),
         "held_out_median_error": float(np.median(np.abs(_watts(gpu, fewer, unseen) / unseen["power"] - 1.0))),
     }

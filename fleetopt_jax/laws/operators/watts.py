@@ -8,8 +8,8 @@ u_mem = bytes / (bandwidth x seconds), u_flop = FLOPs / (peak of their data type
 in which the GPU waits for the host. Idle is that with a model loaded, the limit the TDP unless less is said.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -22,6 +22,7 @@ from fleetopt_jax.laws.hardware import Gpu
 
 LIMIT_FRAC = 0.985  # of the power limit: where mean watts end (H200 0.984 to 0.99, B200 0.98 to 0.99, GB200 0.98)
 SOFTNESS = 0.03  # of the power limit: width of the bend below it
+KV_KIND, EXPERT_KIND = "decode_attention", "experts"  # kinds of operators whose bytes cost watts of their own
 LEAST_SHARE = 1e-3  # below it a power of a share is a line, so that its slope at zero is finite
 
 
@@ -111,35 +112,61 @@ def stretch_at_limit(law: StepWatts, gpu: Gpu, parts: StepParts, limit_w: ArrayL
     return 1.0 + compute_frac * (timed / limited - 1.0)
 
 
-def make_operator_watts(
-    *, busy_frac: float, memory_frac: float, flop_frac: float, flop_power: float
-) -> OperatorWatts:
+def make_operator_watts(*, busy_frac: float, memory_frac: float, flop_frac: float, flop_power: float) -> OperatorWatts:
     """A checked `OperatorWatts`."""
     values = dict(locals())
-    if not all(0 <= value < float("inf") for value in values.values()) or not 0 < flop_power <= 1:
-        raise ValueError(f"need fractions >= 0 and a flop_power above 0 and up to 1, all finite, got {values}")
+    _check(values)
     return OperatorWatts(**as_floats(**values))
 
 
-def step_watts(
-    coefficients: Mapping[str, float], kinds: Sequence[str], *, block_scaled_experts: bool = False
-) -> StepWatts:
-    """The law of a GPU in serving from its coefficients, for kinds of operators by name.
+@pytree
+class ServingWatts:
+    """Coefficients of one GPU in serving, as fractions of the TDP above idle. Fields traced."""
 
-    Kinds are `gemm`, `decode_attention`, `experts`; all others draw what products draw. With `block_scaled_experts`
-    time beside the kernels draws what it does in vLLM 0.11 (`slow_frac`), whose own kernels take it, and no host.
+    busy_frac: Array  # b of all kinds of operators [-]
+    memory_frac: Array  # m of products, and of what is not named below [-]
+    kv_memory_frac: Array  # m of reading KV caches [-]
+    expert_memory_frac: Array  # m of routed experts [-]
+    flop_frac: Array  # f of all kinds [-]
+    flop_power: Array  # p of all kinds [-]
+    gap_frac: Array  # g [-]
+    slow_frac: Array  # g where slow kernels take that time, and not the host [-]
+
+
+def make_serving_watts(
+    *,
+    busy_frac: float,
+    memory_frac: float,
+    kv_memory_frac: float,
+    expert_memory_frac: float,
+    flop_frac: float,
+    flop_power: float,
+    gap_frac: float,
+    slow_frac: float,
+) -> ServingWatts:
+    """A checked `ServingWatts`."""
+    values = dict(locals())
+    _check(values)
+    return ServingWatts(**as_floats(**values))
+
+
+def step_watts(law: ServingWatts, kinds: Sequence[str], *, slow_experts: bool = False) -> StepWatts:
+    """The law of steps that are made of these kinds of operators, by name: see `KV_KIND`, `EXPERT_KIND`.
+
+    With `slow_experts` what a step takes beside its operators' own time draws `slow_frac`: so do 8-bit and 4-bit
+    experts with blocks of scales in vLLM 0.11, whose kernels take twice what they are timed at today.
     """
-    memory = {"decode_attention": "kv_memory_frac", "experts": "expert_memory_frac"}
-    of_kind = [
-        make_operator_watts(
-            busy_frac=coefficients["busy_frac"],
-            memory_frac=coefficients[memory.get(kind, "memory_frac")],
-            flop_frac=coefficients["flop_frac"],
-            flop_power=coefficients["flop_power"],
-        )
-        for kind in kinds
-    ]
-    names = ("busy_frac", "memory_frac", "flop_frac", "flop_power")
-    operators = OperatorWatts(*(namespace(of_kind).stack([getattr(law, name) for law in of_kind]) for name in names))
-    gap_frac = coefficients["slow_frac" if block_scaled_experts else "gap_frac"]
-    return StepWatts(operators, cast(Array, as_floats(gap_frac=gap_frac)["gap_frac"]))
+    xp = namespace(law)
+    memory = {KV_KIND: law.kv_memory_frac, EXPERT_KIND: law.expert_memory_frac}
+    operators = OperatorWatts(
+        busy_frac=xp.stack([law.busy_frac for _ in kinds]),
+        memory_frac=xp.stack([memory.get(kind, law.memory_frac) for kind in kinds]),
+        flop_frac=xp.stack([law.flop_frac for _ in kinds]),
+        flop_power=xp.stack([law.flop_power for _ in kinds]),
+    )
+    return StepWatts(operators, law.slow_frac if slow_experts else law.gap_frac)
+
+
+def _check(values: dict[str, float]) -> None:
+    if not (all(0 <= value < math.inf for value in values.values()) and 0 < values["flop_power"] <= 1):
+        raise ValueError(f"need fractions >= 0 and a flop_power above 0 and up to 1, all finite, got {values}")

@@ -1,4 +1,4 @@
-"""What serving draws, fitted to the instances of the ML.ENERGY Benchmark v3 (vLLM 0.11): H100 and B200.
+"""Board watts of serving: `fleetopt_jax/laws/operators/watts.py`, fitted to the instances of the ML.ENERGY Benchmark v3 (vLLM 0.11): H100 and B200.
 
 A row says a mean step and mean watts. What the step is made of is estimated: bytes and FLOPs of the LLM over the
 data-sheet peaks, seconds of its operators from these at round efficiencies, experts' from the kernel tables; the rest
@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow.parquet as pq
-from _mlenergy import SOURCE as SERVING_SOURCE
-from _mlenergy import Row, benchmark_llm, read_rows
+from _mlenergy import SOURCE, Row, benchmark_llm, read_rows
 from scipy.optimize import least_squares
 
 from fleetopt_jax.catalog.gpus import gpu_entry
@@ -24,9 +23,9 @@ from fleetopt_jax.laws.measured import ideal_bytes, ideal_flops
 from fleetopt_jax.laws.operators.watts import LEAST_SHARE, held_w
 from operators._fitting import TABLES
 
-__all__ = ["SERVING_SOURCE", "serving"]
+LICENCE = "facts of a public leaderboard without a licence file; the benchmark is Apache-2.0"
 MEASURED = ("h100", "b200")
-LIKE = {  # GPUs whose serving nobody has published with watts, and the one whose fractions they take
+BORROWED = {  # GPUs whose serving nobody has published with watts, and the one whose fractions they take
     "a100": "h100",
     "h200": "h100",
     "l40s": "h100",
@@ -53,23 +52,27 @@ EXPERTS = {  # hidden size, width, experts of a token, experts
 PER_TENSOR = ("Llama-4-Maverick",)  # one scale of a matrix; the other 8-bit and 4-bit experts have blocks of scales
 
 
-def serving(folder: Path) -> dict[str, Any]:
-    """GPU -> entry. Errors held out are of architectures that were not in the fit."""
+def fit(folder: Path) -> dict[str, Any]:
+    """The document of the class. Errors held out are of architectures that were not in the fit, on either GPU.
+
+    The benchmark's rows are expected in `mlenergy` beside the folder of the kernel tables.
+    """
     mlenergy = folder.parent / "mlenergy"
     rows = [row for row in read_rows(mlenergy) if row.gpu in MEASURED and not row.host_bound]
-    terms = np.array([_terms(folder, mlenergy, row) for row in rows])
-    table = _Table(rows, terms)
+    table = _Table(rows, np.array([_terms(folder, mlenergy, row) for row in rows]))
     found, unseen = table.fit(np.ones(len(rows), bool)), np.zeros(len(rows))
     for architecture in sorted({row.architecture for row in rows}):
         out = np.array([row.architecture == architecture for row in rows])
         unseen[out] = table.error(table.fit(~out))[out]
-    entries = {}
+    gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
     for i, gpu in enumerate(MEASURED):
         of = table.second == bool(i)
-        entries[gpu] = _entry(table.coefficients(found, bool(i)), np.abs(table.error(found)[of]), np.abs(unseen[of]))
-    for gpu, other in LIKE.items():
-        entries[gpu] = {"coefficients": entries[other]["coefficients"], "rows": 0, "borrowed_from": other}
-    return entries
+        wrong, held_out = np.abs(table.error(found)[of]), np.abs(unseen[of])
+        gpus[gpu]["serving"] = _entry(table.coefficients(found, bool(i)), wrong, held_out)
+    for gpu, lender in BORROWED.items():
+        coefficients = gpus[lender]["serving"]["coefficients"]
+        gpus[gpu]["serving"] = {"coefficients": coefficients, "rows": 0, "borrowed_from": lender}
+    return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
 
 
 class _Table:
@@ -124,7 +127,8 @@ def _terms(folder: Path, mlenergy: Path, row: Row) -> list[float]:
     tokens, layers = row.batch * (1.0 + row.prompt_per_output), float(llm.n_layers)
     bytes_s, flops_s = (jax.device_get(ideal(gpu, llm, row.tp)) for ideal in (ideal_bytes, ideal_flops))
     kv_s = bytes_s.step_s(row.batch, row.context_tokens) - bytes_s.step_s(row.batch, 0.0)
-    expert_bytes_s = float(bytes_s.expert_s * expert_coverage(llm.expert_share, tokens))
+    # Prompts come in few steps: most touch the experts of the sequences alone.
+    expert_bytes_s = float(bytes_s.expert_s * expert_coverage(llm.expert_share, row.batch))
     active = float(llm.n_expert_params * llm.expert_share)
     of_experts = active / (active + float(llm.n_dense_params))
     flop_s = float(flops_s.per_seq_s) * tokens
