@@ -1,9 +1,10 @@
-"""Board watts of serving: `fleetopt_jax/laws/operators/watts.py`, fitted to the instances of the ML.ENERGY Benchmark v3 (vLLM 0.11): H100 and B200.
+"""Board watts of serving: `fleetopt_jax/laws/operators/watts.py`, fitted to instances of H100 and B200.
 
-A row says a mean step and mean watts. What the step is made of is estimated: bytes and FLOPs of the LLM over the
-data-sheet peaks, seconds of its operators from these at round efficiencies, experts' from the kernel tables; the rest
-of the step is a gap. The law is linear in its coefficients below the power limit. They are held near those of the
-kernels, and H100's near B200's, by a penalty, since twelve architectures identify no more.
+The rows are those of the ML.ENERGY Benchmark v3 (vLLM 0.11): a mean step and mean watts. What the step is made of is
+estimated: bytes and FLOPs of the LLM over the data-sheet peaks, seconds of its operators from these at round
+efficiencies, experts' from the kernel tables; the rest of the step is a gap. The law is linear in its coefficients
+below the power limit. They are held near those of the kernels, and H100's near B200's, by a penalty, since twelve
+architectures identify no more.
 """
 
 import csv
@@ -38,8 +39,8 @@ LINK_BYTES_PER_S = {"h100": 450e9, "b200": 900e9}
 FLOP_POWER = 0.7
 # gap, memory of products, of KV caches, of experts, FLOPs, running at all, slow kernels; as kernels have it
 NAMES = ("gap_frac", "memory_frac", "kv_memory_frac", "expert_memory_frac", "flop_frac", "busy_frac", "slow_frac")
-KERNELS = np.array([0.2, 0.56, 0.7, 0.7, 1.2, 0.05, 0.5])
-SPREAD, HOLD, HOLD_TOGETHER = 0.3, 10.0, 5.0  # of a coefficient; penalties of straying from KERNELS, and apart
+KERNELS = np.array([0.2, 0.56, 0.4, 0.7, 1.2, 0.05, 0.5])
+SPREAD, HOLD, HOLD_TOGETHER = 0.3, 10.0, 1.0  # of a coefficient; penalties of straying from KERNELS, and apart
 ROBUST = 0.1
 EXPERTS = {  # hidden size, width, experts of a token, experts
     "Qwen3-235B-A22B": (4096, 1536, 8, 128),

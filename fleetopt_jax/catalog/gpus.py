@@ -150,7 +150,7 @@ _SHEETS = (
         chunk_tokens=2048,
         source="NVIDIA GB200 NVL72 data sheet; price: arXiv 2603.17280v1, table 5; "
         "memory: PyTorch on GB200 (nvidia-smi 189,471 MiB); idle power: the least that loops of small "
-        "kernels draw (219 to 222 W, ai-dynamo/aiconfigurator), as on H200 and B200; empty boards 138 to 181 W, the middle",
+        "kernels draw (219 to 222 W, ai-dynamo/aiconfigurator); empty boards 138 to 181 W (the middle)",
         law="b200",
     ),
     GpuEntry(
