@@ -4,8 +4,8 @@ Peaks are dense, without sparsity. Memory is what CUDA reports, as PyTorch print
 79.20 GiB"): 0.4 to 1.9 % less than nvidia-smi shows (81,559 MiB), and 1 to 8 % less than the name says.
 
 Idle power is that with a model loaded and nothing to do: a CUDA context keeps the clocks up, so it is 25 to 65 W above
-an empty board's (72 W H100, 54 W A100, 36 W L40S: arXiv 2605.23918, as quoted in sgl-project/sglang#27567). Where
-nobody has published it, it is the default share of the TDP.
+an empty board's (`empty_w`; those without another source: arXiv 2605.23918, as quoted in sgl-project/sglang#27567).
+Where nobody has published it, it is the default share of the TDP.
 
 Links are one way and per GPU, half of what data sheets call bidirectional: NVLink 3, 4 and 5 300, 450 and 900 GB/s,
 PCIe x16 32 (Gen 4) and 64 GB/s (Gen 5). Between nodes, a network card per GPU: 200 Gb/s (DGX A100), 400 Gb/s
@@ -44,6 +44,7 @@ class GpuEntry:
     n_sms: int = N_SMS  # streaming multiprocessors
     formats: tuple[str, ...] = ("fp8", "int8")  # that its tensor cores multiply besides 16 bits
     idle_w: float | None = None  # with a model loaded and nothing to do; None: the default share of the TDP [W]
+    empty_w: float | None = None  # without a model, nothing running; None where nobody has published it [W]
     nominal_memory_bytes: float | None = None  # as its name says, which the paper counts with; None: as CUDA has it [B]
     nccl_bytes: float = 411_041_792  # communication buffers when tensor-parallel; the published one at TP 8 [B]
     link_bytes_per_s: float = LINK_BYTES_PER_S  # of its link to the other GPUs, one way [B/s]
@@ -93,6 +94,7 @@ _SHEETS = (
         formats=("int8",),
         tdp_w=400,
         idle_w=62,
+        empty_w=54,
         usd_per_h=2.21,
         nominal_memory_bytes=80 * GIB,
         link_bytes_per_s=300 * GB,
@@ -112,6 +114,7 @@ _SHEETS = (
         peak_flop8_per_s=1979 * TFLOP,
         tdp_w=700,
         idle_w=121.7,
+        empty_w=72,
         usd_per_h=32.2 / 8,
         nominal_memory_bytes=80 * GIB,
         link_bytes_per_s=450 * GB,
@@ -149,6 +152,7 @@ _SHEETS = (
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=1000,
         idle_w=251.3,
+        empty_w=191.2,
         usd_per_h=64.0 / 8,
         nominal_memory_bytes=180 * GIB,
         link_bytes_per_s=900 * GB,
@@ -156,7 +160,8 @@ _SHEETS = (
         chunk_tokens=2048,
         source="NVIDIA B200 data sheet; price: arXiv 2603.17280v1, table 5; "
         "memory: PyTorch on B200 (nvidia-smi 183,359 MiB); idle power: B200 context sweep of "
-        "vllm-project/semantic-router (Apache-2.0), between requests; nvidia-smi shows 187 W with 165 GiB loaded",
+        "vllm-project/semantic-router (Apache-2.0), between requests, and empty; nvidia-smi shows 187 W with 165 GiB "
+        "loaded",
         law="b200",
     ),
     GpuEntry(
@@ -170,6 +175,8 @@ _SHEETS = (
         n_sms=152,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=1200,
+        idle_w=220,
+        empty_w=160,
         usd_per_h=80.0 / 8,
         nominal_memory_bytes=200 * GIB,
         link_bytes_per_s=900 * GB,
@@ -178,8 +185,8 @@ _SHEETS = (
         inter_node_bytes_per_s=50 * GB,
         chunk_tokens=2048,
         source="NVIDIA GB200 NVL72 data sheet; price: arXiv 2603.17280v1, table 5; "
-        "memory: PyTorch on GB200 (nvidia-smi 189,471 MiB); idle power with a model loaded: not published, a "
-        "quarter of the TDP (empty boards 138 to 181 W)",
+        "memory: PyTorch on GB200 (nvidia-smi 189,471 MiB); idle power: the least that loops of small "
+        "kernels draw (219 to 222 W, ai-dynamo/aiconfigurator); empty boards 138 to 181 W (the middle)",
         law="b200",
     ),
     GpuEntry(
@@ -257,6 +264,7 @@ _SHEETS = (
         n_sms=142,
         tdp_w=350,
         idle_w=102.1,
+        empty_w=36,
         usd_per_h=1.861,
         nominal_memory_bytes=45 * GIB,
         link_bytes_per_s=32 * GB,
