@@ -1,0 +1,215 @@
+"""How near predictions come to silicon, blind: ours, the law they replace, and AIConfigurator on the same rows.
+
+    python experiments/scorecard.py POINTS [MLENERGY] [--peer]
+
+POINTS is a folder with `points.csv` (`_serving_points.py`), MLENERGY one with the tables of the ML.ENERGY Benchmark v3
+(`_mlenergy.py`). Every predictor is scored on the rows that all of them predict; rows left out are counted with the
+reason. Errors are |predicted / measured - 1|, mean and median. `--peer` asks AIConfigurator anew, where it is
+installed, and keeps what it says; without, what was kept is read. Writes results/scorecard.csv, scorecard.md and the
+figure.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import numpy as np  # noqa: E402
+from _mlenergy import Row, read_rows  # noqa: E402
+from _peer import PACKAGE, peer_says, peer_version  # noqa: E402
+from _predictions import law_point  # noqa: E402
+from _replaced_law import replaced_law_says  # noqa: E402
+from _results import RESULTS, write_table  # noqa: E402
+from _serving_points import Point, read_points, throughput  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from fleetopt_jax.core.files import write_whole  # noqa: E402
+from fleetopt_jax.report.figures import save_figure  # noqa: E402
+from fleetopt_jax.report.style import BLUE, MUTED, VERMILLION, grid_along, new_figure, say, styled  # noqa: E402
+
+OURS, REPLACED, PEER = "ours", "law it replaces", "AIConfigurator"
+COLOURS = {OURS: BLUE, REPLACED: MUTED, PEER: VERMILLION}
+MARKERS = {OURS: "o", REPLACED: "x", PEER: "s"}
+TITLES = {"tpot_s": "TPOT", "ttft_s": "TTFT", "tok_per_s": "tok/s", "power_w": "watts", "tok_per_j": "tok/J"}
+SHOWN_ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM", "vllm-0.11": "vLLM 0.11"}
+STEADY = "vllm-0.11"  # what ML.ENERGY ran
+POOLED = "all"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row: where it belongs, what was measured, what each predictor says; nan where it says nothing."""
+
+    gpu: str
+    model: str
+    serving: str
+    measured: dict[str, float]
+    predicted: dict[str, dict[str, float]]  # by predictor
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors of one predictor in one quantity over one group of rows."""
+
+    predictor: str
+    gpu: str
+    model: str
+    serving: str
+    quantity: str
+    n_rows: int
+    mean_error: float
+    median_error: float
+
+
+Says = Callable[[Sequence[Point]], tuple[np.ndarray, list[str]]]  # rows of (TTFT, TPOT) [s], and why there are none
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("points", type=Path)
+    parser.add_argument("mlenergy", type=Path, nargs="?")
+    parser.add_argument("--peer", action="store_true", help="ask AIConfigurator anew and keep what it says")
+    given = parser.parse_args()
+    if given.peer and peer_version() is None:
+        parser.exit(2, f'--peer: {PACKAGE} is not installed; need pip install "fleetopt_jax[peer]"\n')
+    points = read_points(given.points)
+    kept = [point for point in points if not point.left_out]
+    peer, said = peer_says(kept, anew=given.peer)
+    says: dict[str, Says] = {REPLACED: replaced_law_says, PEER: lambda _: _arrays(said)}
+    rows, silent = scored(kept, says)
+    steady = _steady_rows(given.mlenergy) if given.mlenergy else []
+    found = list(scores([*rows, *steady]))
+    reasons = Counter(point.left_out for point in points if point.left_out)
+    _write(found, reasons, silent, f"{PACKAGE} {peer}")
+    save_figure(_figure(found), RESULTS / "scorecard")
+
+
+def _arrays(said: Sequence) -> tuple[np.ndarray, list[str]]:
+    values = [(np.nan, np.nan) if each.why else (each.ttft_s, each.tpot_s) for each in said]
+    return np.array(values, dtype=float).reshape(-1, 2), [each.why for each in said]
+
+
+def scored(points: Sequence[Point], says: dict[str, Says]) -> tuple[list[Scored], dict[str, Counter]]:
+    """Every point with what each predictor says of it; and of how many a predictor says nothing, by reason."""
+    answers = {name: predict(points) for name, predict in says.items()}
+    silent = {name: Counter(why for why in whys if why) for name, (_, whys) in answers.items()}
+    rows = []
+    for i, point in enumerate(points):
+        predicted = {name: _quantities(point, *values[i]) for name, (values, _) in answers.items()}
+        measured = _quantities(point, point.ttft_s, point.tpot_s)
+        rows.append(Scored(point.gpu, point.model.split("/")[-1], point.serving, measured, predicted))
+    return rows, silent
+
+
+def _quantities(point: Point, ttft_s: float, tpot_s: float) -> dict[str, float]:
+    return {"tpot_s": tpot_s, "ttft_s": ttft_s, "tok_per_s": throughput(point, ttft_s, tpot_s)}
+
+
+def _steady_rows(folder: Path) -> list[Scored]:
+    """ML.ENERGY: throughput, power and tokens per joule of steady states; what its host bound is left out."""
+    return [
+        Scored(row.gpu, row.architecture, STEADY, _steady(row), {REPLACED: _steady(law_point(folder, row))})
+        for row in read_rows(folder)
+        if not row.host_bound
+    ]
+
+
+def _steady(row: Row) -> dict[str, float]:
+    return {"tok_per_s": row.tok_per_s, "power_w": row.power_w_per_gpu, "tok_per_j": row.tok_per_j}
+
+
+def scores(rows: Sequence[Scored]) -> Iterator[Score]:
+    """Errors by engine, GPU and model, and pooled over models and over GPUs, each over the rows that every predictor
+    of that engine's rows predicts: nobody is scored on rows that others were spared."""
+    for serving in dict.fromkeys(row.serving for row in rows):
+        of_engine = [row for row in rows if row.serving == serving]
+        names = [name for name in COLOURS if any(_speaks(row, name) for row in of_engine)]
+        shared = [row for row in of_engine if all(_speaks(row, name) for name in names)]
+        gpus = sorted({row.gpu for row in shared})
+        models = {gpu: sorted({row.model for row in shared if row.gpu == gpu}) for gpu in gpus}
+        groups = [(gpu, model) for gpu in gpus for model in [*models[gpu], POOLED]]
+        for gpu, model in [*groups, (POOLED, POOLED)]:
+            group = [row for row in shared if gpu in (row.gpu, POOLED) and model in (row.model, POOLED)]
+            for quantity in group[0].measured:
+                for name in names:
+                    errors = [abs(row.predicted[name][quantity] / row.measured[quantity] - 1.0) for row in group]
+                    middle = float(np.mean(errors)), float(np.median(errors))
+                    yield Score(name, gpu, model, serving, quantity, len(group), *middle)
+
+
+def _speaks(row: Scored, name: str) -> bool:
+    return name in row.predicted and all(np.isfinite(value) for value in row.predicted[name].values())
+
+
+def _write(found: Sequence[Score], reasons: Counter, silent: dict[str, Counter], peer: str) -> None:
+    columns = ["predictor", "gpu", "model", "serving", "quantity", "n_rows", "mean_error", "median_error"]
+    write_table("scorecard.csv", columns, [[getattr(score, name) for name in columns] for score in found])
+    text = "\n".join([*_markdown(found), "", *_left_out(reasons, silent), "", f"AIConfigurator: {peer}.", ""])
+    write_whole(RESULTS / "scorecard.md", text)
+    print(text)
+
+
+def _markdown(found: Sequence[Score]) -> Iterator[str]:
+    """A table of pooled errors, a line for each engine and GPU: mean, and median in brackets, in percent."""
+    names = [name for name in COLOURS if any(score.predictor == name for score in found)]
+    cells = {(s.serving, s.gpu, s.model, s.quantity, s.predictor): s for s in found}
+    quantities = [quantity for quantity in TITLES if any(score.quantity == quantity for score in found)]
+    yield f"| engine, GPU | rows | {' | '.join(f'{TITLES[q]}, {name}' for q in quantities for name in names)} |"
+    yield f"|---|---:|{'---:|' * (len(quantities) * len(names))}"
+    for serving, gpu, model in dict.fromkeys((s.serving, s.gpu, s.model) for s in found):
+        scores_of = [cells.get((serving, gpu, model, q, name)) for q in quantities for name in names]
+        n_rows = next(score.n_rows for score in scores_of if score)
+        where = SHOWN_ENGINES.get(serving, serving) if gpu == POOLED else f"{gpu.upper()}, {model}"
+        where = f"**{where}, all**" if gpu == POOLED else where
+        shown = [f"{100 * s.mean_error:.0f} ({100 * s.median_error:.0f})" if s else "-" for s in scores_of]
+        yield f"| {where} | {n_rows} | {' | '.join(shown)} |"
+
+
+def _left_out(reasons: Counter, silent: dict[str, Counter]) -> Iterator[str]:
+    listed = ", ".join(f"{n} {why}" for why, n in reasons.most_common())
+    yield f"Rows left out: {listed}."
+    for name, whys in silent.items():
+        if whys:
+            yield f"- {name} says nothing of {sum(whys.values())}: {'; '.join(f'{n} {w}' for w, n in whys.most_common(6))}."
+
+
+@styled
+def _figure(found: Sequence[Score]) -> Figure:
+    """Mean errors by group, a dot for each predictor; one panel a quantity."""
+    quantities = ("tpot_s", "ttft_s", "tok_per_s")
+    groups = list(dict.fromkeys((s.serving, s.gpu, s.model) for s in found if s.serving != STEADY and s.model != POOLED))
+    figure = new_figure(13.0, 1.6 + 0.3 * len(groups))
+    panels = figure.subplots(1, len(quantities), sharey=True)
+    for axes, quantity in zip(panels, quantities):
+        for name in COLOURS:
+            at = {(s.serving, s.gpu, s.model): s for s in found if (s.quantity, s.predictor) == (quantity, name)}
+            errors = [100 * at[group].mean_error if group in at else np.nan for group in groups]
+            if np.isfinite(errors).any():
+                axes.plot(errors, range(len(groups)), MARKERS[name], color=COLOURS[name], label=name)
+        axes.set_xscale("symlog", linthresh=100.0)
+        axes.set_xlim(0)
+        axes.set_title(TITLES[quantity])
+        axes.set_xlabel("mean error [%]")
+        grid_along(axes, "y")
+    labels = [f"{SHOWN_ENGINES[serving]}, {gpu.upper()}, {model}" for serving, gpu, model in groups]
+    panels[0].set_yticks(range(len(groups)), labels)
+    panels[0].invert_yaxis()
+    panels[-1].legend(loc="lower right")
+    say(figure, _takeaway(found))
+    return figure
+
+
+def _takeaway(found: Sequence[Score]) -> str:
+    pooled = {s.predictor: s for s in found if (s.serving, s.gpu, s.quantity) == ("vllm", POOLED, "tpot_s")}
+    errors = ", ".join(f"{name} {100 * s.mean_error:.0f} % (median {100 * s.median_error:.0f} %)" for name, s in pooled.items())
+    n_rows = next((s.n_rows for s in pooled.values()), 0)
+    return f"Mean error in TPOT on {n_rows} rows of vLLM: {errors}"
+
+
+if __name__ == "__main__":
+    main()
