@@ -3,7 +3,7 @@
 Its newest kernel tables of the serving engine, and its defaults for whatever a row does not say, which is where it is
 nearest: context of a step as long as the prompt (with vLLM's 8,192 tokens a step its TTFT is twice as far off), the
 row's own quantization modes (with those it infers from checkpoints fp8 TPOT is twice as far off), mean lengths of what
-was drawn. Its TTFT is that of a steady state, without the queueing of a first wave; it gives no watts at these versions.
+was drawn. Its TTFT is that of a steady state, without the queueing of a first wave; it gives no watts here.
 
 `results/peer_predictions.csv` keeps what it said, with version and date, for runs without it.
 """
@@ -75,12 +75,14 @@ def _kept() -> tuple[dict[tuple[str, ...], Said], str]:
     with (RESULTS / KEPT).open(newline="") as file:
         lines = list(csv.DictReader(file))
     answers = {
-        tuple(line[name] for name in KEY): Said(
-            *(float(line[name]) if line[name] else None for name in ("ttft_s", "tpot_s")), line["why"]
-        )
+        tuple(line[name] for name in KEY): Said(_number(line["ttft_s"]), _number(line["tpot_s"]), line["why"])
         for line in lines
     }
     return answers, lines[0]["version"] if lines else ""
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def _ask(point: Point) -> Said:
@@ -95,7 +97,7 @@ def _ask(point: Point) -> Said:
 
 
 def _estimate(point: Point, name: str, modes: dict[str, str | None]) -> Said:
-    from aiconfigurator.cli.api import cli_estimate
+    from aiconfigurator.cli.api import cli_estimate  # pyright: ignore[reportMissingImports]
 
     system = point.gpu if point.gpu.startswith("gb") else f"{point.gpu}_sxm"
     try:
@@ -124,7 +126,7 @@ def _estimate(point: Point, name: str, modes: dict[str, str | None]) -> Said:
 @cache
 def _tables(system: str, backend: str) -> str | None:
     """The version of its newest kernel tables: asked once, for it reads hundreds of files to know."""
-    from aiconfigurator.sdk.perf_database import get_latest_database_version
+    from aiconfigurator.sdk.perf_database import get_latest_database_version  # pyright: ignore[reportMissingImports]
 
     logging.disable(logging.WARNING)  # a line for each point otherwise
     return get_latest_database_version(system=system, backend=backend)

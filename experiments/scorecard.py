@@ -28,9 +28,10 @@ from _results import RESULTS, write_table  # noqa: E402
 from _serving_points import Point, read_points, throughput  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from fleetopt_jax.catalog.engines import EnginePoint  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
-from fleetopt_jax.report.style import BLUE, MUTED, VERMILLION, grid_along, new_figure, say, styled  # noqa: E402
+from fleetopt_jax.report.style import BLUE, MUTED, VERMILLION, grid_along, new_figure, plain_numbers, say, styled  # noqa: E402
 
 OURS, REPLACED, PEER = "ours", "law it replaces", "AIConfigurator"
 COLOURS = {OURS: BLUE, REPLACED: MUTED, PEER: VERMILLION}
@@ -39,6 +40,7 @@ TITLES = {"tpot_s": "TPOT", "ttft_s": "TTFT", "tok_per_s": "tok/s", "power_w": "
 SHOWN_ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM", "vllm-0.11": "vLLM 0.11"}
 STEADY = "vllm-0.11"  # what ML.ENERGY ran
 POOLED = "all"
+MOST_SHOWN = 100.0  # percent, in the figure
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ Says = Callable[[Sequence[Point]], tuple[np.ndarray, list[str]]]  # rows of (TTF
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("points", type=Path)
     parser.add_argument("mlenergy", type=Path, nargs="?")
     parser.add_argument("--peer", action="store_true", help="ask AIConfigurator anew and keep what it says")
@@ -119,7 +121,7 @@ def _steady_rows(folder: Path) -> list[Scored]:
     ]
 
 
-def _steady(row: Row) -> dict[str, float]:
+def _steady(row: Row | EnginePoint) -> dict[str, float]:
     return {"tok_per_s": row.tok_per_s, "power_w": row.power_w_per_gpu, "tok_per_j": row.tok_per_j}
 
 
@@ -175,38 +177,44 @@ def _left_out(reasons: Counter, silent: dict[str, Counter]) -> Iterator[str]:
     yield f"Rows left out: {listed}."
     for name, whys in silent.items():
         if whys:
-            yield f"- {name} says nothing of {sum(whys.values())}: {'; '.join(f'{n} {w}' for w, n in whys.most_common(6))}."
+            listed = "; ".join(f"{n} {why}" for why, n in whys.most_common(6))
+            yield f"- {name} says nothing of {sum(whys.values())}: {listed}."
 
 
 @styled
 def _figure(found: Sequence[Score]) -> Figure:
     """Mean errors by group, a dot for each predictor; one panel a quantity."""
     quantities = ("tpot_s", "ttft_s", "tok_per_s")
-    groups = list(dict.fromkeys((s.serving, s.gpu, s.model) for s in found if s.serving != STEADY and s.model != POOLED))
+    groups = list(
+        dict.fromkeys((s.serving, s.gpu, s.model) for s in found if s.serving != STEADY and s.model != POOLED)
+    )
     figure = new_figure(13.0, 1.6 + 0.3 * len(groups))
     panels = figure.subplots(1, len(quantities), sharey=True)
     for axes, quantity in zip(panels, quantities):
         for name in COLOURS:
             at = {(s.serving, s.gpu, s.model): s for s in found if (s.quantity, s.predictor) == (quantity, name)}
-            errors = [100 * at[group].mean_error if group in at else np.nan for group in groups]
+            errors = np.array([100 * at[group].mean_error if group in at else np.nan for group in groups])
             if np.isfinite(errors).any():
-                axes.plot(errors, range(len(groups)), MARKERS[name], color=COLOURS[name], label=name)
-        axes.set_xscale("symlog", linthresh=100.0)
-        axes.set_xlim(0)
+                shown = np.minimum(errors, MOST_SHOWN)
+                axes.plot(shown, range(len(groups)), MARKERS[name], color=COLOURS[name], label=name, clip_on=False)
+        axes.set_xlim(0, MOST_SHOWN)
+        plain_numbers(axes.xaxis)
         axes.set_title(TITLES[quantity])
-        axes.set_xlabel("mean error [%]")
+        axes.set_xlabel(f"mean error [%], {MOST_SHOWN:.0f} and more at the edge")
         grid_along(axes, "y")
     labels = [f"{SHOWN_ENGINES[serving]}, {gpu.upper()}, {model}" for serving, gpu, model in groups]
     panels[0].set_yticks(range(len(groups)), labels)
     panels[0].invert_yaxis()
-    panels[-1].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=len(COLOURS))
     say(figure, _takeaway(found))
     return figure
 
 
 def _takeaway(found: Sequence[Score]) -> str:
     pooled = {s.predictor: s for s in found if (s.serving, s.gpu, s.quantity) == ("vllm", POOLED, "tpot_s")}
-    errors = ", ".join(f"{name} {100 * s.mean_error:.0f} % (median {100 * s.median_error:.0f} %)" for name, s in pooled.items())
+    errors = ", ".join(
+        f"{name} {100 * s.mean_error:.0f} % (median {100 * s.median_error:.0f} %)" for name, s in pooled.items()
+    )
     n_rows = next((s.n_rows for s in pooled.values()), 0)
     return f"Mean error in TPOT on {n_rows} rows of vLLM: {errors}"
 
