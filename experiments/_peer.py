@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from _results import RESULTS, write_table
-from _serving_points import Point
+from _scored_points import Point
 
 from fleetopt_jax.core.units import MS
 
@@ -33,8 +33,8 @@ FOUR_BIT_NAMES = {  # of checkpoints it knows as such
     "Qwen/Qwen3.5-397B-A17B": "nvidia/Qwen3.5-397B-A17B-NVFP4",
 }
 OWN_MODES = ("openai/gpt-oss-120b", *FOUR_BIT_NAMES)  # whose modes it takes from their checkpoints where they are fp4
-KEY = ("gpu", "model", "serving", "precision", "gemm_mode", "moe_mode", "nominal_prompt_tokens")
-KEY += ("nominal_output_tokens", "concurrency", "tp", "attention_dp", "moe_tp", "moe_ep")
+KEY = ("system", "model_path", "backend", "precision", "gemm_quant_mode", "moe_quant_mode", "isl", "osl", "concurrency")
+KEY += ("batch_size", "tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")  # columns of the points
 
 
 class Said(NamedTuple):
@@ -66,7 +66,7 @@ def peer_says(points: Sequence[Point], *, anew: bool = False) -> tuple[str, list
 
 
 def _key(point: Point) -> tuple[str, ...]:
-    return tuple(str(getattr(point, name)) for name in KEY)
+    return tuple(point.columns[name] for name in KEY)
 
 
 def _kept() -> tuple[dict[tuple[str, ...], Said], str]:
@@ -89,7 +89,7 @@ def _ask(point: Point) -> Said:
     """With the row's modes where there are tables of them, else with those of the checkpoint."""
     own_modes = point.precision == "fp4" and point.model in OWN_MODES
     name = FOUR_BIT_NAMES.get(point.model) if own_modes else None
-    modes = {"gemm_quant_mode": point.gemm_mode or None, "moe_quant_mode": point.moe_mode or None}
+    modes = {name: point.columns[name] or None for name in ("gemm_quant_mode", "moe_quant_mode")}
     said = _estimate(point, name or NAMES.get(point.model, point.model), {} if own_modes else modes)
     if said.why.startswith("perf database error") and not own_modes:
         return _estimate(point, NAMES.get(point.model, point.model), {})
@@ -99,7 +99,13 @@ def _ask(point: Point) -> Said:
 def _estimate(point: Point, name: str, modes: dict[str, str | None]) -> Said:
     from aiconfigurator.cli.api import cli_estimate  # pyright: ignore[reportMissingImports]
 
-    system = point.gpu if point.gpu.startswith("gb") else f"{point.gpu}_sxm"
+    split = {
+        "tp_size": point.tp,
+        "attention_dp_size": point.attention_dp,
+        "moe_tp_size": point.tp * point.attention_dp // point.moe_ep,
+        "moe_ep_size": point.moe_ep,
+    }
+    system = point.columns["system"]
     try:
         found = cli_estimate(
             name,
@@ -109,11 +115,8 @@ def _estimate(point: Point, name: str, modes: dict[str, str | None]) -> Said:
             isl=round(point.prompt_tokens),
             osl=round(point.output_tokens),
             batch_size=max(1, round(point.concurrency / point.attention_dp)),
-            tp_size=point.tp,
-            attention_dp_size=point.attention_dp,
-            moe_tp_size=point.moe_tp,
-            moe_ep_size=point.moe_ep,
             kvcache_quant_mode="fp8" if point.spec.kv_precision == "fp8" else None,
+            **split,
             **modes,
         )
     except Exception as error:  # it has no one class for what its tables do not have

@@ -12,7 +12,7 @@ w1 = 1/10 is the share of requests in the first wave, when all N prompts come at
 from collections.abc import Sequence
 
 import numpy as np
-from _serving_points import Point
+from _scored_points import Point
 
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.core.errors import BadField

@@ -2,7 +2,7 @@
 
     python experiments/scorecard.py POINTS [MLENERGY] [--peer]
 
-POINTS is a folder with `points.csv` (`_serving_points.py`), MLENERGY one with the tables of the ML.ENERGY Benchmark v3
+POINTS is a folder with `points.csv` (`_scored_points.py`), MLENERGY one with the tables of the ML.ENERGY Benchmark v3
 (`_mlenergy.py`). Every predictor is scored on the rows that all of them predict; rows left out are counted with the
 reason. Errors are |predicted / measured - 1|, mean and median. `--peer` asks AIConfigurator anew, where it is
 installed, and keeps what it says; without, what was kept is read. Writes results/scorecard.csv, scorecard.md and the
@@ -25,7 +25,7 @@ from _peer import PACKAGE, peer_says, peer_version  # noqa: E402
 from _predictions import law_point  # noqa: E402
 from _replaced_law import replaced_law_says  # noqa: E402
 from _results import RESULTS, write_table  # noqa: E402
-from _serving_points import Point, read_points, throughput  # noqa: E402
+from _scored_points import Point, read_points, throughput  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from fleetopt_jax.catalog.engines import EnginePoint  # noqa: E402

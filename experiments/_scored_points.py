@@ -4,6 +4,10 @@ The folder given to the scripts holds `points.csv`, in the columns of the `silic
 0.12.0 (Apache-2.0), most of it measured by SemiAnalysis InferenceX: means of TTFT and TPOT over 10 x concurrency
 requests, all sent at once, `concurrency` of them in flight. InferenceX draws prompts and outputs evenly from 0.8 to 1.0
 of their nominal lengths.
+
+Where all of n GPUs are said to divide experts both ways, the table multiplies n with itself (tp_size 64 of 8 x 8), and
+vLLM's launchers (SemiAnalysisAI/InferenceX, benchmarks/*.sh) know no data-parallel attention: `tp` and `attention_dp`
+are what ran, `columns` what is written.
 """
 
 import csv
@@ -49,8 +53,6 @@ class Point:
     serving: str  # vllm, sglang, trtllm
     version: str
     precision: str  # as the file has it; empty where nobody knows
-    gemm_mode: str
-    moe_mode: str
     aggregated: bool
     nominal_prompt_tokens: int
     nominal_output_tokens: int
@@ -58,10 +60,10 @@ class Point:
     tp: int
     pp: int
     attention_dp: int
-    moe_tp: int
     moe_ep: int
     ttft_s: float
     tpot_s: float
+    columns: dict[str, str]  # as they are written
 
     @property
     def is_drawn(self) -> bool:
@@ -106,7 +108,7 @@ class Point:
         if not self.concurrency:
             return "concurrency unknown"
         if self.tp * self.attention_dp > NODE_GPUS or self.pp > 1:
-            return "parallelism not clear"  # tp 64 with 8 x 8 experts on a node of eight GPUs
+            return "more than a node"
         if self.ttft_s > self.output_tokens * self.tpot_s:
             return "queues"  # longer for the first token than for all others: fewer run than are in flight
         return self._overflow
@@ -131,33 +133,38 @@ def throughput(point: Point, ttft_s: float, tpot_s: float) -> float:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Every row of `points.csv`."""
+    """Every row of `points.csv`, but for those that it repeats."""
     with (folder / "points.csv").open(newline="") as file:
-        return [_point(row, line) for row, line in enumerate(csv.DictReader(file))]
+        lines = list(csv.DictReader(file))
+    first = {tuple(line.values()): row for row, line in reversed(list(enumerate(lines)))}
+    return [_point(row, line) for row, line in enumerate(lines) if first[tuple(line.values())] == row]
 
 
 def _point(row: int, line: dict[str, str]) -> Point:
-    def whole(name: str, missing: int = 1) -> int:
-        return int(float(line[name] or missing))
+    def whole(name: str, least: int = 1) -> int:
+        return max(int(float(line[name] or 0)), least)
 
+    serving, tp, dp, ep = line["backend"], whole("tp_size"), whole("attention_dp_size"), whole("moe_ep_size")
+    if ep == whole("moe_tp_size") > 1 and tp * dp == ep**2:
+        tp, dp = (ep, 1) if dp == 1 else (1, ep)
+    if serving == "vllm":
+        dp = 1
     return Point(
         row=row,
         gpu=line["system"].removesuffix("_sxm"),
         model=line["model_path"],
-        serving=line["backend"],
+        serving=serving,
         version=line["backend_version"],
         precision=line["precision"],
-        gemm_mode=line["gemm_quant_mode"],
-        moe_mode=line["moe_quant_mode"],
         aggregated=line["mode"] == "agg",
         nominal_prompt_tokens=whole("isl"),
         nominal_output_tokens=whole("osl"),
         concurrency=whole("concurrency", 0),
-        tp=whole("tp_size"),
+        tp=tp,
         pp=whole("pp_size"),
-        attention_dp=max(whole("attention_dp_size"), 1),
-        moe_tp=max(whole("moe_tp_size"), 1),
-        moe_ep=max(whole("moe_ep_size"), 1),
+        attention_dp=dp,
+        moe_ep=min(ep, tp * dp),
         ttft_s=float(line["silicon_ttft_ms"]) * MS,
         tpot_s=float(line["silicon_tpot_ms"]) * MS,
+        columns=line,
     )
