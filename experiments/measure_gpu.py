@@ -1,7 +1,7 @@
 """Time your own GPU: the kernel tables of it, with JAX, in five minutes.
 
-    python experiments/measure_gpu.py --out kernels          # kernels/<gpu>/gemm.jax-0.10.1.parquet and others
-    python experiments/fit_operators.py kernels              # its operator laws
+    python experiments/measure_gpu.py --out kernels --gpu h100_sxm    # kernels/h100_sxm/gemm.jax-0.10.1.parquet, ...
+    python experiments/fit_operators.py kernels                       # its operator laws
 
 The tables have the columns of the public kernel tables (ai-dynamo/aiconfigurator): `gemm` (m rows, n outputs, k
 inputs), `context_attention` (a prompt of isl tokens, causal), `generation_attention` (one token after `step` others),
@@ -43,7 +43,7 @@ from jax import Array, lax
 
 from fleetopt_jax.core.files import write_whole
 
-ENGINE = f"jax-{jax.__version__}"
+ENGINE = f"jax-{re.match('[0-9.]+[0-9]', jax.__version__)[0]}"  # pyright: ignore[reportOptionalSubscript]
 SHARES = {"gemm": 0.5, "context_attention": 0.2, "generation_attention": 0.2, "custom_allreduce": 0.1}  # of the minutes
 COPIES = 6  # of the weights, read in turn: together more than the second-level cache of any GPU from 22 MB each
 MEMORY_FRAC = 0.5  # of the GPU's, that one shape may take

@@ -1,11 +1,12 @@
 """How near predictions come to silicon, blind: ours, the law they replace, and AIConfigurator on the same rows.
 
-    python experiments/scorecard.py POINTS [MLENERGY] [--peer]
+    python experiments/scorecard.py POINTS [MLENERGY] [--peer] [--others]
 
 POINTS is a folder with `points.csv` (`_scored_points.py`), MLENERGY one with the tables of the ML.ENERGY Benchmark v3
-(`_mlenergy.py`). Every predictor is scored on the rows that all of them predict; rows left out are counted with the
-reason. Errors are |predicted / measured - 1|, mean and median. `--peer` asks AIConfigurator anew, where it is
-installed, and keeps what it says; without, what was kept is read. Writes results/scorecard.csv, scorecard.md and the
+(`_mlenergy.py`). Ours is blind: fitted to the points of other LLMs ("ours"), or of other GPUs. Every predictor is
+scored on the rows that all of them predict; rows left out are counted with the reason. Errors are |predicted / measured
+- 1|, mean and median. `--peer` asks AIConfigurator anew, where it is installed, and keeps what it says; without, what
+was kept is read. `--others` leaves ours out, whose fits take minutes. Writes results/scorecard.csv, scorecard.md and the
 figure.
 """
 
@@ -13,6 +14,7 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,11 +33,11 @@ from matplotlib.figure import Figure  # noqa: E402
 from fleetopt_jax.catalog.engines import EnginePoint  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
-from fleetopt_jax.report.style import BLUE, MUTED, VERMILLION, grid_along, new_figure, plain_numbers, say, styled  # noqa: E402
+from fleetopt_jax.report.style import BLUE, MUTED, SKY, VERMILLION, grid_along, new_figure, plain_numbers, say, styled  # noqa: E402
 
-OURS, REPLACED, PEER = "ours", "law it replaces", "AIConfigurator"
-COLOURS = {OURS: BLUE, REPLACED: MUTED, PEER: VERMILLION}
-MARKERS = {OURS: "o", REPLACED: "x", PEER: "s"}
+OURS, NEW_GPU, REPLACED, PEER = "ours", "ours, GPU unseen", "law it replaces", "AIConfigurator"
+COLOURS = {OURS: BLUE, NEW_GPU: SKY, REPLACED: MUTED, PEER: VERMILLION}
+MARKERS = {OURS: "o", NEW_GPU: "^", REPLACED: "x", PEER: "s"}
 TITLES = {"tpot_s": "TPOT", "ttft_s": "TTFT", "tok_per_s": "tok/s", "power_w": "watts", "tok_per_j": "tok/J"}
 SHOWN_ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM", "vllm-0.11": "vLLM 0.11"}
 STEADY = "vllm-0.11"  # what ML.ENERGY ran
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("points", type=Path)
     parser.add_argument("mlenergy", type=Path, nargs="?")
     parser.add_argument("--peer", action="store_true", help="ask AIConfigurator anew and keep what it says")
+    parser.add_argument("--others", action="store_true", help="without ours, whose fits take minutes")
     given = parser.parse_args()
     if given.peer and peer_version() is None:
         parser.exit(2, f'--peer: {PACKAGE} is not installed; need pip install "fleetopt_jax[peer]"\n')
@@ -83,6 +86,11 @@ def main() -> None:
     kept = [point for point in points if not point.left_out]
     peer, said = peer_says(kept, anew=given.peer)
     says: dict[str, Says] = {REPLACED: replaced_law_says, PEER: lambda _: _arrays(said)}
+    if not given.others:
+        from _ours import predict_points  # with the fits' own imports
+
+        for name, without in ((OURS, "llm"), (NEW_GPU, "gpu")):
+            says[name] = partial(predict_points, given.points, without=without)
     rows, silent = scored(kept, says)
     steady = _steady_rows(given.mlenergy) if given.mlenergy else []
     found = list(scores([*rows, *steady]))
