@@ -6,8 +6,8 @@ POINTS is a folder with `points.csv` (`_scored_points.py`), MLENERGY one with th
 (`_mlenergy.py`). Ours is blind: fitted to the points of other LLMs ("ours"), or of other GPUs. Every predictor is
 scored on the rows that all of them predict; rows left out are counted with the reason. Errors are |predicted / measured
 - 1|, mean and median. `--peer` asks AIConfigurator anew, where it is installed, and keeps what it says; without, what
-was kept is read. `--others` leaves ours out, whose fits take minutes. Writes results/scorecard.csv, scorecard.md and the
-figure.
+was kept is read. `--others` leaves ours out, whose fits take minutes. Writes scorecard.csv, .md and the figure to
+results/.
 """
 
 import argparse
