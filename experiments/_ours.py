@@ -1,13 +1,14 @@
 """What our engines say of serving points, blind: by a host law fitted to the points of other LLMs, or of other GPUs."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from _scored_points import Point
 from _serving_points import read_points
-from fit_hosts import _measured, left_out_errors
+from fit_hosts import Measured, _measured, left_out_errors
 
 
 def predict_points(
@@ -16,7 +17,7 @@ def predict_points(
     """(TTFT [s], TPOT [s]) of each point [points, 2], nan where there is none, and why there is none: by engines that
     have seen no point of its LLM (`without` "llm"), or of its GPU. Every point of the folder is fitted to, scored or
     not, but for those."""
-    found = {each.row: _measured(each) for each in read_points(folder)[0]}
+    found = _steps_of(folder)
     fitted = {row: each for row, each in found.items() if not isinstance(each, str)}
     values = {}
     for engine in dict.fromkeys(each.engine for each in fitted.values()):
@@ -26,3 +27,9 @@ def predict_points(
             values[row] = (1.0 + ttft) * fitted[row].ttft_s, (1.0 + tpot) * fitted[row].tpot_s
     whys = ["" if point.row in values else str(found.get(point.row, "no architecture")) for point in points]
     return np.array([values.get(point.row, (np.nan, np.nan)) for point in points]).reshape(-1, 2), whys
+
+
+@cache
+def _steps_of(folder: Path) -> dict[int, Measured | str]:
+    """By row of the file: every step of its benchmark, or why there is no law of it."""
+    return {each.row: _measured(each) for each in read_points(folder)[0]}

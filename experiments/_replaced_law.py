@@ -6,10 +6,12 @@ With N requests in flight, prompts p, outputs o, s_p = tau1 p + tau2 p^2 and n o
     TTFT = w1 (N + 1)/2 s_p + (1 - w1) (s_p + TPOT/2 + f s_p / (2 (1 - f)) (N - 1)/N),   f = n s_p / (o TPOT)
     n    = N o TPOT / (TTFT' + o TPOT)                TTFT' is the second term: that of the steady state
 
-w1 = 1/10 is the share of requests in the first wave, when all N prompts come at once.
+w1 = 1/10 is the share of requests in the first wave, when all N prompts come at once. Groups of GPUs with sequences of
+their own are taken as tensor parallel: this law knows nothing else.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from _scored_points import Point
@@ -31,10 +33,9 @@ def replaced_law_says(points: Sequence[Point]) -> tuple[np.ndarray, list[str]]:
 
 
 def _point(point: Point) -> tuple[float, float] | str:
-    if point.attention_dp > 1:
-        return "no law of data-parallel attention"
+    spec = replace(point.spec, tp=point.tp * point.attention_dp)
     try:
-        return closed_form(build(point.spec), point.prompt_tokens, point.output_tokens, point.concurrency)
+        return closed_form(build(spec), point.prompt_tokens, point.output_tokens, point.concurrency)
     except BadField as error:
         return str(error).split(";")[0]
 

@@ -11,7 +11,7 @@ are what ran, `columns` what is written.
 """
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +40,7 @@ PRECISIONS = {"bf16": "bf16", "fp8": "fp8", "fp4": "nvfp4"}
 OWN_FOUR_BITS = {"openai/gpt-oss-120b": "mxfp4"}  # what "fp4" means of its checkpoint
 DRAWN = {(1024, 1024), (1024, 8192), (8192, 1024)}  # InferenceX's prompts and outputs: drawn, the others are exact
 LEAST_FRAC = 0.8  # of the nominal length, of a drawn one
+DISAGGREGATED = ("prefill_num_workers", "decode_num_workers", "prefill_batch_size", "decode_batch_size")
 NODE_GPUS = 8  # of an HGX node; GB200 has domains of 72
 
 
@@ -135,9 +136,15 @@ def throughput(point: Point, ttft_s: float, tpot_s: float) -> float:
 def read_points(folder: Path) -> list[Point]:
     """Every row of `points.csv`, but for those that it repeats."""
     with (folder / "points.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    first = {tuple(line.values()): row for row, line in reversed(list(enumerate(lines)))}
-    return [_point(row, line) for row, line in enumerate(lines) if first[tuple(line.values())] == row]
+        points = [_point(row, line) for row, line in enumerate(csv.DictReader(file))]
+    first = {_identity(point): point for point in reversed(points)}
+    return [point for point in points if first[_identity(point)] is point]
+
+
+def _identity(point: Point) -> tuple:
+    """Equal for what was measured once: DeepSeek-R1 is listed as V3 again."""
+    own = [getattr(point, each.name) for each in fields(point) if each.name not in ("row", "columns", "model")]
+    return LLMS.get(point.model, point.model), *own, *(point.columns[name] for name in DISAGGREGATED)
 
 
 def _point(row: int, line: dict[str, str]) -> Point:

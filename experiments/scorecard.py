@@ -23,14 +23,13 @@ jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
 from _mlenergy import Row, read_rows  # noqa: E402
-from _peer import PACKAGE, peer_says, peer_version  # noqa: E402
+from _peer import PACKAGE, Said, of_point, of_steady, peer_says, peer_version  # noqa: E402
 from _predictions import law_point  # noqa: E402
 from _replaced_law import replaced_law_says  # noqa: E402
 from _results import RESULTS, write_table  # noqa: E402
 from _scored_points import Point, read_points, throughput  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from fleetopt_jax.catalog.engines import EnginePoint  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.report.style import BLUE, MUTED, SKY, VERMILLION, grid_along, new_figure, plain_numbers, say, styled  # noqa: E402
@@ -84,18 +83,19 @@ def main() -> None:
         parser.exit(2, f'--peer: {PACKAGE} is not installed; need pip install "fleetopt_jax[peer]"\n')
     points = read_points(given.points)
     kept = [point for point in points if not point.left_out]
-    peer, said = peer_says(kept, anew=given.peer)
-    says: dict[str, Says] = {REPLACED: replaced_law_says, PEER: lambda _: _arrays(said)}
+    steady = [row for row in read_rows(given.mlenergy) if not row.host_bound] if given.mlenergy else []
+    version, said = peer_says([*map(of_point, kept), *map(of_steady, steady)], anew=given.peer)
+    says: dict[str, Says] = {REPLACED: replaced_law_says, PEER: lambda _: _arrays(said[: len(kept)])}
     if not given.others:
         from _ours import predict_points  # with the fits' own imports
 
         for name, without in ((OURS, "llm"), (NEW_GPU, "gpu")):
             says[name] = partial(predict_points, given.points, without=without)
     rows, silent = scored(kept, says)
-    steady = _steady_rows(given.mlenergy) if given.mlenergy else []
-    found = list(scores([*rows, *steady]))
+    rows += [_scored(given.mlenergy, row, answer) for row, answer in zip(steady, said[len(kept) :])]
+    found = list(scores(rows))
     reasons = Counter(point.left_out for point in points if point.left_out)
-    _write(found, reasons, silent, f"{PACKAGE} {peer}")
+    _write(found, reasons, silent, f"{PACKAGE} {version}")
     save_figure(_figure(found), RESULTS / "scorecard")
 
 
@@ -120,40 +120,46 @@ def _quantities(point: Point, ttft_s: float, tpot_s: float) -> dict[str, float]:
     return {"tpot_s": tpot_s, "ttft_s": ttft_s, "tok_per_s": throughput(point, ttft_s, tpot_s)}
 
 
-def _steady_rows(folder: Path) -> list[Scored]:
-    """ML.ENERGY: throughput, power and tokens per joule of steady states; what its host bound is left out."""
-    return [
-        Scored(row.gpu, row.architecture, STEADY, _steady(row), {REPLACED: _steady(law_point(folder, row))})
-        for row in read_rows(folder)
-        if not row.host_bound
-    ]
-
-
-def _steady(row: Row | EnginePoint) -> dict[str, float]:
-    return {"tok_per_s": row.tok_per_s, "power_w": row.power_w_per_gpu, "tok_per_j": row.tok_per_j}
+def _scored(folder: Path, row: Row, peer: Said) -> Scored:
+    """A steady state of ML.ENERGY: throughput, power and tokens per joule, prefill of its own prompts in it."""
+    law = law_point(folder, row)
+    predicted = {
+        REPLACED: {"tok_per_s": law.tok_per_s, "power_w": law.power_w_per_gpu, "tok_per_j": law.tok_per_j},
+        PEER: {"tok_per_s": np.nan if peer.tok_per_s is None else peer.tok_per_s},
+    }
+    measured = {"tok_per_s": row.tok_per_s, "power_w": row.power_w_per_gpu, "tok_per_j": row.tok_per_j}
+    return Scored(row.gpu, row.architecture, STEADY, measured, predicted)
 
 
 def scores(rows: Sequence[Scored]) -> Iterator[Score]:
-    """Errors by engine, GPU and model, and pooled over models and over GPUs, each over the rows that every predictor
-    of that engine's rows predicts: nobody is scored on rows that others were spared."""
+    """Errors by engine, GPU and model, and pooled over models and over GPUs, each over the rows that every predictor of
+    the quantity predicts on that engine: nobody is scored on rows that others were spared."""
     for serving in dict.fromkeys(row.serving for row in rows):
         of_engine = [row for row in rows if row.serving == serving]
-        names = [name for name in COLOURS if any(_speaks(row, name) for row in of_engine)]
-        shared = [row for row in of_engine if all(_speaks(row, name) for name in names)]
-        gpus = sorted({row.gpu for row in shared})
-        models = {gpu: sorted({row.model for row in shared if row.gpu == gpu}) for gpu in gpus}
-        groups = [(gpu, model) for gpu in gpus for model in [*models[gpu], POOLED]]
-        for gpu, model in [*groups, (POOLED, POOLED)]:
-            group = [row for row in shared if gpu in (row.gpu, POOLED) and model in (row.model, POOLED)]
-            for quantity in group[0].measured:
+        for quantity in of_engine[0].measured:
+            names = [name for name in COLOURS if any(_speaks(row, name, quantity) for row in of_engine)]
+            shared = [row for row in of_engine if all(_speaks(row, name, quantity) for name in names)]
+            for (gpu, model), group in _groups(shared).items():
                 for name in names:
                     errors = [abs(row.predicted[name][quantity] / row.measured[quantity] - 1.0) for row in group]
                     middle = float(np.mean(errors)), float(np.median(errors))
                     yield Score(name, gpu, model, serving, quantity, len(group), *middle)
 
 
-def _speaks(row: Scored, name: str) -> bool:
-    return name in row.predicted and all(np.isfinite(value) for value in row.predicted[name].values())
+def _groups(rows: Sequence[Scored]) -> dict[tuple[str, str], list[Scored]]:
+    """Rows by GPU and model, then by GPU, then all."""
+    found: dict[tuple[str, str], list[Scored]] = {}
+    for gpu in sorted({row.gpu for row in rows}):
+        here = [row for row in rows if row.gpu == gpu]
+        found |= {
+            (gpu, name): [row for row in here if row.model == name] for name in sorted({row.model for row in here})
+        }
+        found[gpu, POOLED] = here
+    return found | {(POOLED, POOLED): list(rows)}
+
+
+def _speaks(row: Scored, name: str, quantity: str) -> bool:
+    return bool(np.isfinite(row.predicted.get(name, {}).get(quantity, np.nan)))
 
 
 def _write(found: Sequence[Score], reasons: Counter, silent: dict[str, Counter], peer: str) -> None:
@@ -165,19 +171,29 @@ def _write(found: Sequence[Score], reasons: Counter, silent: dict[str, Counter],
 
 
 def _markdown(found: Sequence[Score]) -> Iterator[str]:
-    """A table of pooled errors, a line for each engine and GPU: mean, and median in brackets, in percent."""
-    names = [name for name in COLOURS if any(score.predictor == name for score in found)]
+    """A table for what was served and one for steady states: a line for each engine, GPU and model; mean, and median in
+    brackets, in percent."""
+    for serving_points in (True, False):
+        some = [score for score in found if (score.serving != STEADY) == serving_points]
+        if some:
+            yield from _table(some)
+            yield ""
+
+
+def _table(found: Sequence[Score]) -> Iterator[str]:
     cells = {(s.serving, s.gpu, s.model, s.quantity, s.predictor): s for s in found}
-    quantities = [quantity for quantity in TITLES if any(score.quantity == quantity for score in found)]
-    yield f"| engine, GPU | rows | {' | '.join(f'{TITLES[q]}, {name}' for q in quantities for name in names)} |"
-    yield f"|---|---:|{'---:|' * (len(quantities) * len(names))}"
+    columns = [
+        (q, name) for q in TITLES for name in COLOURS if any((s.quantity, s.predictor) == (q, name) for s in found)
+    ]
+    yield f"| engine, GPU, model | rows | {' | '.join(f'{TITLES[q]}, {name}' for q, name in columns)} |"
+    yield f"|---|---:|{'---:|' * len(columns)}"
     for serving, gpu, model in dict.fromkeys((s.serving, s.gpu, s.model) for s in found):
-        scores_of = [cells.get((serving, gpu, model, q, name)) for q in quantities for name in names]
-        n_rows = next(score.n_rows for score in scores_of if score)
-        where = SHOWN_ENGINES.get(serving, serving) if gpu == POOLED else f"{gpu.upper()}, {model}"
-        where = f"**{where}, all**" if gpu == POOLED else where
-        shown = [f"{100 * s.mean_error:.0f} ({100 * s.median_error:.0f})" if s else "-" for s in scores_of]
-        yield f"| {where} | {n_rows} | {' | '.join(shown)} |"
+        of_line = [cells.get((serving, gpu, model, *column)) for column in columns]
+        n_rows = sorted({score.n_rows for score in of_line if score})
+        engine = SHOWN_ENGINES.get(serving, serving)
+        where = f"**{engine}, all**" if gpu == POOLED else f"{engine}, {gpu.upper()}, {model}"
+        shown = [f"{100 * s.mean_error:.0f} ({100 * s.median_error:.0f})" if s else "-" for s in of_line]
+        yield f"| {where} | {', '.join(map(str, n_rows))} | {' | '.join(shown)} |"
 
 
 def _left_out(reasons: Counter, silent: dict[str, Counter]) -> Iterator[str]:
@@ -208,7 +224,7 @@ def _figure(found: Sequence[Score]) -> Figure:
         axes.set_xlim(0, MOST_SHOWN)
         plain_numbers(axes.xaxis)
         axes.set_title(TITLES[quantity])
-        axes.set_xlabel(f"mean error [%], {MOST_SHOWN:.0f} and more at the edge")
+        axes.set_xlabel(f"mean error [%], cut at {MOST_SHOWN:.0f}")
         grid_along(axes, "y")
     labels = [f"{SHOWN_ENGINES[serving]}, {gpu.upper()}, {model}" for serving, gpu, model in groups]
     panels[0].set_yticks(range(len(groups)), labels)

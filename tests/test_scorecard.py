@@ -11,6 +11,7 @@ EXPERIMENTS = str(Path(__file__).parents[1] / "experiments")
 COLUMNS = ["backend", "backend_version", "model_path", "system", "precision", "mode", "isl", "osl", "concurrency"]
 COLUMNS += ["gemm_quant_mode", "moe_quant_mode", "batch_size", "tp_size", "pp_size", "attention_dp_size"]
 COLUMNS += ["moe_tp_size", "moe_ep_size", "silicon_ttft_ms", "silicon_tpot_ms"]
+APART = ["prefill_num_workers", "decode_num_workers", "prefill_batch_size", "decode_batch_size"]
 BASE = dict(zip(COLUMNS, ["vllm", "0.18.0", "meta-llama/Llama-3.1-70B", "h100_sxm", "fp8", "agg", 1024, 1024, 16]))
 BASE |= dict(zip(COLUMNS[9:], ["fp8", "fp8", 16, 4, 1, 1, 4, 1, 100.0, 13.0]))
 DEEPSEEK = {"backend": "sglang", "model_path": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm"}
@@ -41,7 +42,7 @@ def modules(monkeypatch):
 
 def points_of(folder, modules, *changes):
     with (folder / "points.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS + APART)
         writer.writeheader()
         writer.writerows([BASE | each for each in changes])
     return modules[0].read_points(folder)
