@@ -92,14 +92,9 @@ def of_point(point: Point) -> Question:
     numbers = round(point.prompt_tokens), round(point.output_tokens), point.concurrency // point.attention_dp or 1
     split = point.tp, point.attention_dp, point.tp * point.attention_dp // point.moe_ep, point.moe_ep
     modes = ("", "") if own_modes else (point.columns["gemm_quant_mode"], point.columns["moe_quant_mode"])
-    return Question(
-        name or NAMES.get(point.model, point.model),
-        point.columns["system"],
-        point.serving,
-        *(str(number) for number in (*numbers, *split)),
-        *modes,
-        "fp8" if point.spec.kv_precision == "fp8" else "",
-    )
+    name = name or NAMES.get(point.model, point.model)
+    kv_mode = "fp8" if point.spec.kv_precision == "fp8" else ""
+    return _question(name, point.columns["system"], point.serving, (*numbers, *split), (*modes, kv_mode))
 
 
 def of_steady(row: Row) -> Question:
@@ -109,7 +104,11 @@ def of_steady(row: Row) -> Question:
     mode = {"bf16": "bfloat16", "fp8": "fp8_block"}.get(row.precision, "")
     numbers = max(round(prompt), 1), max(round(output), 2), max(round(row.batch), 1), row.tp, 1, 1, row.tp
     name = ARCHITECTURES.get(row.architecture, row.model)
-    return Question(name, f"{row.gpu}_sxm", "vllm", *(str(number) for number in numbers), mode, mode, "")
+    return _question(name, f"{row.gpu}_sxm", "vllm", numbers, (mode, mode, ""))
+
+
+def _question(name: str, system: str, engine: str, numbers: Sequence[int], modes: Sequence[str]) -> Question:
+    return Question._make((name, system, engine, *map(str, numbers), *modes))
 
 
 def peer_says(questions: Sequence[Question], *, anew: bool = False) -> tuple[str, list[Said]]:
@@ -132,7 +131,7 @@ def _kept() -> tuple[dict[Question, Said], str]:
     answers = {}
     for line in lines:
         numbers = [float(line[name]) if line[name] else None for name in Said._fields[:-1]]
-        answers[Question(*(line[name] for name in Question._fields))] = Said(*numbers, line["why"])
+        answers[Question._make(line[name] for name in Question._fields)] = Said._make((*numbers, line["why"]))
     return answers, lines[0]["version"] if lines else ""
 
 

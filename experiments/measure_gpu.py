@@ -321,11 +321,11 @@ def multiplies(program: str, kind: str) -> bool:
     return any(types.get(name) == kind for each in operands for name in re.findall(r"[\w.-]+", each))
 
 
-def attention_kernel() -> str:
-    """cuDNN's flash attention where it runs, else XLA's."""
-    q = jnp.zeros((1, 128, 2, 64), jnp.bfloat16)
+def attention_kernel(queries: int) -> str:
+    """cuDNN's flash attention where it runs for so many queries of a sequence, else XLA's."""
+    q, k = (jnp.zeros((1, tokens, 2, 64), jnp.bfloat16) for tokens in (queries, 128))
     try:
-        jax.block_until_ready(jax.jit(partial(attention, "cudnn", True))(q, (q, q)))
+        jax.block_until_ready(jax.jit(partial(attention, "cudnn", queries > 1))(q, (k, k)))
     except Exception:  # not a GPU, or none that cuDNN has kernels for
         return "xla"
     return "cudnn"
@@ -363,11 +363,11 @@ def all_shapes(session: Session) -> dict[str, list[Shape]]:
     """Of every table that this machine can fill."""
     eight_bit, whys = eight_bit_type()
     session.left_out |= whys
-    kernel, n_gpus = attention_kernel(), len(jax.local_devices())
+    n_gpus = len(jax.local_devices())
     tables = {
         "gemm": [shape for dtype in ("bfloat16", eight_bit) if dtype for shape in gemm_shapes(dtype)],
-        "context_attention": list(context_shapes(kernel)),
-        "generation_attention": list(generation_shapes(kernel)),
+        "context_attention": list(context_shapes(attention_kernel(128))),
+        "generation_attention": list(generation_shapes(attention_kernel(1))),
         "custom_allreduce": [],
     }
     if n_gpus == 1:

@@ -89,8 +89,8 @@ def main() -> None:
     if not given.others:
         from _ours import predict_points  # with the fits' own imports
 
-        for name, without in ((OURS, "llm"), (NEW_GPU, "gpu")):
-            says[name] = partial(predict_points, given.points, without=without)
+        says[OURS] = partial(predict_points, given.points, without="llm")
+        says[NEW_GPU] = partial(predict_points, given.points, without="gpu")
     rows, silent = scored(kept, says)
     rows += [_scored(given.mlenergy, row, answer) for row, answer in zip(steady, said[len(kept) :])]
     found = list(scores(rows))
