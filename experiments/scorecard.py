@@ -86,13 +86,20 @@ def main() -> None:
     steady = [row for row in read_rows(given.mlenergy) if not row.host_bound] if given.mlenergy else []
     version, said = peer_says([*map(of_point, kept), *map(of_steady, steady)], anew=given.peer)
     says: dict[str, Says] = {REPLACED: replaced_law_says, PEER: lambda _: _arrays(said[: len(kept)])}
+    ours: dict[str, np.ndarray] = {}
     if not given.others:
-        from _ours import predict_points  # with the fits' own imports
+        from _ours import predict_points, predict_steady  # with the fits' own imports
 
         says[OURS] = partial(predict_points, given.points, without="llm")
         says[NEW_GPU] = partial(predict_points, given.points, without="gpu")
+        if steady:
+            ours = {
+                OURS: predict_steady(given.mlenergy, steady, "llm"),
+                NEW_GPU: predict_steady(given.mlenergy, steady, "gpu"),
+            }
     rows, silent = scored(kept, says)
-    rows += [_scored(given.mlenergy, row, answer) for row, answer in zip(steady, said[len(kept) :])]
+    for i, (row, answer) in enumerate(zip(steady, said[len(kept) :])):
+        rows.append(_scored(given.mlenergy, row, answer, {name: float(values[i]) for name, values in ours.items()}))
     found = list(scores(rows))
     reasons = Counter(point.left_out for point in points if point.left_out)
     _write(found, reasons, silent, f"{PACKAGE} {version}")
@@ -120,12 +127,13 @@ def _quantities(point: Point, ttft_s: float, tpot_s: float) -> dict[str, float]:
     return {"tpot_s": tpot_s, "ttft_s": ttft_s, "tok_per_s": throughput(point, ttft_s, tpot_s)}
 
 
-def _scored(folder: Path, row: Row, peer: Said) -> Scored:
+def _scored(folder: Path, row: Row, peer: Said, ours: dict[str, float]) -> Scored:
     """A steady state of ML.ENERGY: throughput, power and tokens per joule, prefill of its own prompts in it."""
     law = law_point(folder, row)
     predicted = {
         REPLACED: {"tok_per_s": law.tok_per_s, "power_w": law.power_w_per_gpu, "tok_per_j": law.tok_per_j},
         PEER: {"tok_per_s": np.nan if peer.tok_per_s is None else peer.tok_per_s},
+        **{name: {"tok_per_s": value} for name, value in ours.items()},
     }
     measured = {"tok_per_s": row.tok_per_s, "power_w": row.power_w_per_gpu, "tok_per_j": row.tok_per_j}
     return Scored(row.gpu, row.architecture, STEADY, measured, predicted)
