@@ -151,10 +151,16 @@ def _estimate(question: Question) -> Said:
     try:
         found = cli_estimate(backend_version=_tables(question.system_name, question.backend_name), **said)
     except Exception as error:  # it has no one class for what its tables do not have
-        return Said(None, None, None, " ".join(str(error).split())[:80])
+        return Said(None, None, None, _in_short(str(error)))
     if found.kv_cache_warning:
         return Said(None, None, None, "its KV cache does not hold the batch")
     return Said(float(found.ttft) * MS, float(found.tpot) * MS, float(found.tokens_per_second), "")
+
+
+def _in_short(error: str) -> str:
+    if error.startswith("Failed to download"):
+        return "it does not bring the model's config.json"
+    return " ".join(error.split())[:80]
 
 
 @cache

@@ -41,6 +41,11 @@ TITLES = {"tpot_s": "TPOT", "ttft_s": "TTFT", "tok_per_s": "tok/s", "power_w": "
 SHOWN_ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM", "vllm-0.11": "vLLM 0.11"}
 STEADY = "vllm-0.11"  # what ML.ENERGY ran
 POOLED = "all"
+NOTES = (
+    "- Every predictor of a quantity is scored on the same rows. Measured tok/s of serving points are computed of TTFT",
+    "  and TPOT by Little's law, as predicted ones are; those of vLLM 0.11 (ML.ENERGY) were measured.",
+    "- AIConfigurator has no tables of vLLM 0.11: it is asked with its newest, of 0.24, and gives no watts.",
+)
 MOST_SHOWN = 100.0  # percent, in the figure
 
 
@@ -173,19 +178,20 @@ def _speaks(row: Scored, name: str, quantity: str) -> bool:
 def _write(found: Sequence[Score], reasons: Counter, silent: dict[str, Counter], peer: str) -> None:
     columns = ["predictor", "gpu", "model", "serving", "quantity", "n_rows", "mean_error", "median_error"]
     write_table("scorecard.csv", columns, [[getattr(score, name) for name in columns] for score in found])
-    text = "\n".join([*_markdown(found), "", *_left_out(reasons, silent), "", f"AIConfigurator: {peer}.", ""])
+    text = "\n".join([*_markdown(found), "", *_left_out(reasons, silent), "", *NOTES, f"- AIConfigurator: {peer}.", ""])
     write_whole(RESULTS / "scorecard.md", text)
     print(text)
 
 
 def _markdown(found: Sequence[Score]) -> Iterator[str]:
-    """A table for what was served and one for steady states: a line for each engine, GPU and model; mean, and median in
-    brackets, in percent."""
-    for serving_points in (True, False):
-        some = [score for score in found if (score.serving != STEADY) == serving_points]
-        if some:
-            yield from _table(some)
-            yield ""
+    """Mean errors, and median ones in brackets, in percent: of what was served and of steady states a table of engines
+    and GPUs, then one of models."""
+    yield "Mean error (median) in percent."
+    for pooled in (True, False):
+        for is_steady in (False, True):
+            some = [s for s in found if (s.serving == STEADY, s.model == POOLED) == (is_steady, pooled)]
+            if some:
+                yield from ("", *_table(some))
 
 
 def _table(found: Sequence[Score]) -> Iterator[str]:
@@ -193,13 +199,17 @@ def _table(found: Sequence[Score]) -> Iterator[str]:
     columns = [
         (q, name) for q in TITLES for name in COLOURS if any((s.quantity, s.predictor) == (q, name) for s in found)
     ]
-    yield f"| engine, GPU, model | rows | {' | '.join(f'{TITLES[q]}, {name}' for q, name in columns)} |"
+    yield f"| | rows | {' | '.join(f'{TITLES[q]}, {name}' for q, name in columns)} |"
     yield f"|---|---:|{'---:|' * len(columns)}"
     for serving, gpu, model in dict.fromkeys((s.serving, s.gpu, s.model) for s in found):
         of_line = [cells.get((serving, gpu, model, *column)) for column in columns]
         n_rows = sorted({score.n_rows for score in of_line if score})
         engine = SHOWN_ENGINES.get(serving, serving)
-        where = f"**{engine}, all**" if gpu == POOLED else f"{engine}, {gpu.upper()}, {model}"
+        where = (
+            f"**{engine}**"
+            if gpu == POOLED
+            else ", ".join(part for part in (engine, gpu.upper(), model) if part != POOLED)
+        )
         shown = [f"{100 * s.mean_error:.0f} ({100 * s.median_error:.0f})" if s else "-" for s in of_line]
         yield f"| {where} | {', '.join(map(str, n_rows))} | {' | '.join(shown)} |"
 
