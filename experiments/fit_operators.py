@@ -18,12 +18,34 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
-from operators import experts, gemm  # noqa: E402
+from operators import (  # noqa: E402
+    collectives,
+    decode_attention,
+    elementwise,
+    experts,
+    gemm,
+    latent_attention,
+    prefill_attention,
+    recurrent,
+    serving_watts,
+    watts,
+)
 
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 
 OUT = Path(__file__).parents[1] / "fleetopt_jax" / "catalog" / "data" / "operators"
-CLASSES = {"gemm": gemm, "experts": experts}
+CLASSES = {
+    "gemm": gemm,
+    "experts": experts,
+    "prefill_attention": prefill_attention,
+    "decode_attention": decode_attention,
+    "latent_attention": latent_attention,
+    "recurrent": recurrent,
+    "collectives": collectives,
+    "elementwise": elementwise,
+    "watts": watts,
+    "serving_watts": serving_watts,
+}
 DIGITS = 5
 
 
