@@ -50,7 +50,7 @@ def test_gpus_are_as_their_data_sheets_and_default_as_vllm():
         assert abs(gpu.peak_flop8_per_s / gpu.peak_flop_per_s - 2) < 0.03  # of integers on A100
         assert ("fp8" in entry.formats) == (name not in no_fp8) and ("nvfp4" in entry.formats) == (name in four_bit)
         assert gpu.idle_w == (IDLE_FRAC_OF_TDP * gpu.tdp_w if entry.idle_w is None else entry.idle_w)
-    # With a model loaded (sgl-project/sglang#3196, #27567); GB200's is the least that loops of small kernels draw. Nobody
+    # With a model loaded (sgl-project/sglang#3196, #27567); GB200's is the least that its kernels draw. Nobody
     # has published those of B300 and GB300.
     measured = {"a100": 62, "h100": 121.7, "h200": 115, "b200": 251.3, "gb200": 220, "l40s": 102.1, "rtx-pro-6000": 90}
     assert {name: entry.idle_w for name, entry in GPUS.items() if entry.idle_w is not None} == measured
