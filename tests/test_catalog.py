@@ -246,7 +246,7 @@ REFUSED = [
     ({"quantization_config": {"quant_algo": "FP6"}}, "quant_algo = FP6; need one of FP8"),
     ({"quantization_config": {"quant_method": "modelopt"}}, "quantization_config says no format"),
     ({"quantization_config": {"quant_method": "fp8", "ignore": "lm_head"}}, "quantization_config.ignore = lm_head: "),
-    ({"architectures": ["MambaForCausalLM"]}, r"architectures = \['MambaForCausalLM'\].*need a decoder with attention"),
+    ({"architectures": ["MambaForCausalLM"]}, r"architectures = \[MambaForCausalLM\].*need a decoder with attention"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "need a decoder, ...ForCausalLM"),
     ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "architectures = .*T5"),
     ({"architectures": "LlamaForCausalLM"}, "architectures = LlamaForCausalLM"),
