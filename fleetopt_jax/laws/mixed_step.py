@@ -1,0 +1,217 @@
+"""One engine step over a mixed batch: sequences that decode and the tokens of prompts, in the same kernels.
+
+    t_gpu = T(n + P) + H(n + [P > 0]) + d(n, C) + p(P, A)
+
+n sequences with C tokens of context together, P prompt tokens that attend to A pairs of tokens. T is all that depends on
+rows only, over all layers: matrix products, experts, all-reduces, norms, so that small prompts ride on weights that
+decodes stream anyway; H the output layer, which reads the last token of a prompt only; d and p attention, affine in the
+batch's sums (layers with a sliding window count them cut by it). T and H are built of the operator laws by
+`laws/stack.py` and tabulated (`core/curve.py`), so that a step costs a look-up, whatever it is made of. The serving
+engine's own time is put on top by `laws/host.py`.
+
+Properties, tested for every catalog LLM: the step does not fall with any of the batch's sums; of a decoding batch the
+time of a sequence, t / n, does not rise with n (the weights are shared), which is what the fixed point needs. It is not
+concave in n where products turn from bandwidth to FLOPs, and it is affine in the contexts only where the host does not
+show (the tangent is taken then).
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.curve import Curve
+from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.decode import DecodeLaw
+from fleetopt_jax.laws.host import HostLaw
+
+if TYPE_CHECKING:
+    from fleetopt_jax.laws.prefill import Prefill
+
+CLASSES = ("gemm", "experts", "decode_attention", "prompt_attention", "recurrent", "collectives", "elementwise")
+
+
+@pytree
+class StepBatch:
+    """What one step works on, as sums over the instance's batch. Fields traced, any common shape."""
+
+    n_active: Array  # decoding sequences [-]
+    tokens: Array  # of their contexts together [tokens]
+    windowed_tokens: Array  # the same, each context cut by the sliding window [tokens]
+    prompt_tokens: Array  # of prompts, in this step [tokens]
+    prompt_pairs: Array  # pairs of tokens that those attend to [tokens^2]
+    windowed_pairs: Array  # the same, each cut by the sliding window [tokens^2]
+
+
+def decoding(n_active: ArrayLike, context_tokens: ArrayLike, window_tokens: ArrayLike = 0.0) -> StepBatch:
+    """A batch without prompts, of sequences of one context."""
+    n = jnp.asarray(n_active, dtype=float)
+    zero = jnp.zeros_like(n)
+    return StepBatch(
+        n, n * context_tokens, n * jnp.minimum(context_tokens, window_tokens), zero, zero, zero
+    )
+
+
+def with_prompts(
+    batch: StepBatch,
+    prompt_tokens: ArrayLike,
+    before_tokens: ArrayLike = 0.0,
+    window_tokens: ArrayLike = 0.0,
+    n_prompts: ArrayLike = 1.0,
+) -> StepBatch:
+    """The batch with `n_prompts` prompts, of each the next `prompt_tokens` after `before_tokens` that are done."""
+    pairs = (before_tokens + prompt_tokens / 2.0) * prompt_tokens
+    return replace(
+        batch,
+        prompt_tokens=batch.prompt_tokens + n_prompts * prompt_tokens,
+        prompt_pairs=batch.prompt_pairs + n_prompts * pairs,
+        windowed_pairs=batch.windowed_pairs
+        + n_prompts * windowed_pairs(prompt_tokens, before_tokens, window_tokens),
+    )
+
+
+def windowed_pairs(prompt_tokens: ArrayLike, before_tokens: ArrayLike, window_tokens: ArrayLike) -> Array:
+    """Pairs that the next `prompt_tokens` after `before_tokens` attend to, each to at most `window_tokens` [tokens^2]."""
+
+    def upto(tokens: ArrayLike) -> Array:
+        short = jnp.minimum(tokens, window_tokens)
+        return short**2 / 2.0 + window_tokens * (tokens - short)
+
+    return cast(Array, upto(before_tokens + prompt_tokens) - upto(before_tokens))
+
+
+@pytree
+class AttentionCost:
+    """What attention of all layers costs one GPU (seconds, bytes or FLOPs), affine in a batch's sums."""
+
+    per_step: Array
+    per_seq: Array
+    per_token: Array
+    per_windowed_token: Array
+    per_prompt_step: Array  # once in a step that has prompt tokens
+    per_prompt_token: Array
+    per_pair: Array
+    per_windowed_pair: Array
+
+    def decoding(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
+        """Of the sequences that decode."""
+        of_tokens = self.per_token * tokens + self.per_windowed_token * windowed_tokens
+        return self.per_step + self.per_seq * n_active + of_tokens
+
+    def prompts(self, batch: StepBatch) -> Array:
+        """Of the prompt tokens."""
+        return (
+            self.per_prompt_step * has_prompt(batch)
+            + self.per_prompt_token * batch.prompt_tokens
+            + self.per_pair * batch.prompt_pairs
+            + self.per_windowed_pair * batch.windowed_pairs
+        )
+
+
+def has_prompt(batch: StepBatch) -> Array:
+    """Whether a step has prompt tokens [-]: 0 or 1, between them below one token."""
+    return jnp.minimum(batch.prompt_tokens, 1.0)
+
+
+@pytree
+class Parts:
+    """What a step is made of, by operator class [class, in the order of CLASSES], on one GPU."""
+
+    seconds: Array
+    bytes: Array
+    flops: Array
+
+
+@pytree
+class Cost:
+    """Seconds, bytes or FLOPs of one GPU, by operator class."""
+
+    rows: Curve  # [class] over the rows of a step
+    head: Curve  # of the output layer, over its rows
+    attention: AttentionCost
+
+    def by_class(self, batch: StepBatch) -> Array:
+        """[class] of a batch."""
+        ends = batch.n_active + has_prompt(batch)
+        decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        at = {"gemm": self.head(ends), "decode_attention": decode, "prompt_attention": self.attention.prompts(batch)}
+        beside = jnp.stack([at.get(name, jnp.zeros_like(decode)) for name in CLASSES])
+        return self.rows(batch.n_active + batch.prompt_tokens) + beside
+
+
+@pytree
+class MixedStep:
+    """The step of one instance. Every field is traced; shape () or a leading vmap axis."""
+
+    rows_s: Curve  # T over the rows of a step [s]
+    head_s: Curve  # H over the rows of the output layer [s]
+    attention_s: AttentionCost
+    window_tokens: Array  # length of the sliding window; 0 without [tokens]
+    n_layers: Array  # that a step passes [-]
+    host: HostLaw
+    compute_s: Curve  # time of the rows' FLOPs at the peak, over the rows: what a lower clock makes longer [s]
+    attention_compute_s: AttentionCost  # and of attention's
+    seconds: Cost
+    bytes: Cost
+    flops: Cost
+
+    def gpu_s(self, batch: StepBatch) -> Array:
+        """What the operators take, timed alone [s]."""
+        attention_s = self.attention_s.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        rows_s = self.rows_s(batch.n_active + batch.prompt_tokens) + self.head_s(batch.n_active + has_prompt(batch))
+        return rows_s + attention_s + self.attention_s.prompts(batch)
+
+    def step_s(self, batch: StepBatch) -> Array:
+        """The step in the serving engine [s]."""
+        prompt = has_prompt(batch)
+        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, prompt)
+
+    def parts(self, batch: StepBatch) -> Parts:
+        """Seconds, bytes and FLOPs by operator class, timed alone."""
+        return Parts(*(cost.by_class(batch) for cost in (self.seconds, self.bytes, self.flops)))
+
+
+@pytree
+class OperatorDecode(DecodeLaw):
+    """The step of a batch without prompts, with no more in it than a search asks for."""
+
+    rows_s: Curve  # T + H over the sequences [s]
+    compute_s: Curve  # of it, the FLOPs at the peak [s]
+    attention_s: AttentionCost
+    attention_compute_s: AttentionCost
+    window_tokens: Array
+    n_layers: Array
+    host: HostLaw
+
+    def step_s(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        windowed_tokens = jnp.minimum(context_tokens, self.window_tokens)
+        return self.batch_s(n_active, n_active * context_tokens, n_active * windowed_tokens)
+
+    def batch_s(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
+        gpu_s = self.rows_s(n_active) + self.attention_s.decoding(n_active, tokens, windowed_tokens)
+        return self.host.step_of_s(gpu_s, self.n_layers, n_active)
+
+    def seen_tokens(self, context_tokens: Array) -> Array:
+        return jnp.minimum(context_tokens, self.window_tokens.astype(context_tokens.dtype))
+
+    def at_clock(self, prefill: "Prefill", clock_frac: ArrayLike) -> "OperatorDecode":
+        """Its FLOPs at the peak take 1 / f as long."""
+        longer = 1.0 / clock_frac - 1.0
+        attention_s = jax.tree.map(lambda a, b: a + longer * b, self.attention_s, self.attention_compute_s)
+        return replace(self, rows_s=self.rows_s + self.compute_s.scaled(longer), attention_s=attention_s)
+
+
+def decode_of(step: MixedStep) -> OperatorDecode:
+    """The decode step of an engine whose mixed step is `step`."""
+    return OperatorDecode(
+        rows_s=step.rows_s + step.head_s,
+        compute_s=step.compute_s,
+        attention_s=step.attention_s,
+        attention_compute_s=step.attention_compute_s,
+        window_tokens=step.window_tokens,
+        n_layers=step.n_layers,
+        host=step.host,
+    )
