@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from fleetopt_jax.catalog.architecture import Architecture, Held
+from fleetopt_jax.catalog.architecture import Architecture, Held, Widths
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.laws.llm import (
@@ -217,12 +217,14 @@ def _entry(
     attention: tuple[int, int, int, int] = (0, 0, 0, 0),
     positions: int,
     checkpoint: tuple[str, Held | None] = ("bf16", None),
+    widths: Widths | None = None,
 ) -> LlmEntry:
     """An LLM with untied embeddings.
 
     shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E,
     width; attention: of a sliding window its tokens and layers, of a latent its length and rotary part; positions: of
-    the longest sequence; checkpoint: its precision and, where it is quantized, its bytes.
+    the longest sequence; checkpoint: its precision and, where it is quantized, its bytes; widths: where parameters do
+    not say them.
     """
     architecture = Architecture(
         **dict(zip(("layers", "hidden", "q_heads", "kv_heads", "head_dim"), shape)),
@@ -232,6 +234,7 @@ def _entry(
         embedding_params=params[2],
         native_precision=checkpoint[0],
         held=checkpoint[1],
+        said_widths=widths,
     )
     source = f"config.json of {repository}"
     quantized = f"quantization_config in the {source}" if checkpoint[1] else None
@@ -319,6 +322,15 @@ LLMS = {
         params=(11_413_422_080, 3_849_846_784, 926_679_040),
         experts=(653_908_770_816, 8, 256, 2048),
         attention=(0, 0, 512, 64),
+        widths=Widths(
+            mlp=18_432,
+            shared=2048,
+            mlp_layers=3,
+            expert_layers=58,
+            query_rank=1536,
+            nope_dim=128,
+            value_dim=128,
+        ),
         checkpoint=("fp8", Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0)),
         positions=163_840,
     ),
