@@ -42,18 +42,21 @@ def read(tmp_path):
 
 def test_gpus_are_as_their_data_sheets_and_default_as_vllm():
     published = {"a100": 2.21, "h100": 4.025, "h200": 6.0, "b200": 8.0, "gb200": 10.0}
+    no_fp8, four_bit = {"a100"}, {"b200", "gb200", "b300", "gb300", "rtx-pro-6000"}
     assert {name: GPUS[name].gpu.usd_per_h.item() for name in published} == published
     for name, entry in GPUS.items():
         gpu, large = entry.gpu, entry.gpu.memory_bytes >= 70 * GIB and name != "a100"
         assert (entry.max_num_seqs, entry.batched_tokens) == ((1024, 8192) if large else (256, 2048)), name
         assert abs(gpu.peak_flop8_per_s / gpu.peak_flop_per_s - 2) < 0.03  # of integers on A100
-        assert ("fp8" in entry.formats) == (name != "a100") and ("nvfp4" in entry.formats) == ("b200" in name)
+        assert ("fp8" in entry.formats) == (name not in no_fp8) and ("nvfp4" in entry.formats) == (name in four_bit)
         assert gpu.idle_w == (IDLE_FRAC_OF_TDP * gpu.tdp_w if entry.idle_w is None else entry.idle_w)
-    # With a model loaded (sgl-project/sglang#3196, #27567); nobody has published GB200's.
-    measured = {"a100": 62, "h100": 121.7, "h200": 115, "b200": 251.3, "l40s": 102.1}
+    # With a model loaded (sgl-project/sglang#3196, #27567); nobody has published those of GB200, B300 and GB300.
+    measured = {"a100": 62, "h100": 121.7, "h200": 115, "b200": 251.3, "l40s": 102.1, "rtx-pro-6000": 90}
     assert {name: entry.idle_w for name, entry in GPUS.items() if entry.idle_w is not None} == measured
     # nvidia-smi's MiB: CUDA has 0.4 to 3.3 % less. The paper counts with what the name says.
     shown = {"a100": 81_920, "h100": 81_559, "h200": 143_771, "b200": 183_359, "gb200": 189_471, "l40s": 46_068}
+    shown |= {"b300": 275_040, "gb300": 284_208, "rtx-pro-6000": 97_887}
+    assert shown.keys() == GPUS.keys()
     for name, mib in shown.items():
         assert 0.965 < GPUS[name].memory_bytes / (mib * 2**20) < 0.997, name
         assert GPUS[name].nominal_gpu.memory_bytes >= GPUS[name].memory_bytes

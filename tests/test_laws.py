@@ -71,6 +71,9 @@ def random_gpus(seed: int = 2) -> Gpu:
         idle_w=tdp / 4,
         usd_per_h=np.ones(N),
         nccl_bytes=nccl,
+        link_bytes_per_s=bandwidth / 8,
+        link_gpus=np.full(N, 8.0),
+        inter_node_bytes_per_s=bandwidth / 80,
     )
 
 

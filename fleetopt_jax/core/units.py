@@ -10,6 +10,7 @@ KW = 1e3
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 GIB = 1024.0**3
+GB = 1e9
 TFLOP = 1e12
 TB = 1e12
 MILLION = 1e6

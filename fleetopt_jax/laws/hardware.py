@@ -7,6 +7,8 @@ from jax import Array
 from fleetopt_jax.core.struct import as_floats, pytree
 
 IDLE_FRAC_OF_TDP = 0.25  # with a model loaded and no work, where nobody has published it: 0.16 to 0.29 where one has
+LINK_BYTES_PER_S, LINK_GPUS = 450e9, 8  # where nothing is said: NVLink 4 among the eight of a host
+INTER_NODE_BYTES_PER_S = 50e9  # and one network card of 400 Gb/s a GPU
 
 
 @pytree
@@ -21,6 +23,9 @@ class Gpu:
     idle_w: Array  # board power with a model loaded and nothing to do [W]
     usd_per_h: Array  # rental price [USD/h]
     nccl_bytes: Array  # communication buffers when tensor-parallel [B]
+    link_bytes_per_s: Array  # of its link to the other GPUs, one way [B/s]
+    link_gpus: Array  # GPUs that reach one another over that link; those beyond, over the network
+    inter_node_bytes_per_s: Array  # of its share of the network, one way [B/s]
 
 
 def make_gpu(
@@ -33,8 +38,11 @@ def make_gpu(
     peak_flop8_per_s: float | None = None,
     idle_w: float | None = None,
     nccl_bytes: float = 411_041_792,
+    link_bytes_per_s: float = LINK_BYTES_PER_S,
+    link_gpus: float = LINK_GPUS,
+    inter_node_bytes_per_s: float = INTER_NODE_BYTES_PER_S,
 ) -> Gpu:
-    """A checked `Gpu`; the default NCCL buffer is the published one at TP 8.
+    """A checked `Gpu`; the default NCCL buffer is the published one at TP 8, the default link NVLink 4's.
 
     >>> sheet = dict(memory_bytes=160e9, bandwidth_bytes_per_s=6e12, peak_flop_per_s=1.5e15)
     >>> gpu = fo.make_gpu(**sheet, tdp_w=800, usd_per_h=5)
@@ -50,6 +58,9 @@ def make_gpu(
         idle_w=IDLE_FRAC_OF_TDP * tdp_w if idle_w is None else idle_w,
         usd_per_h=usd_per_h,
         nccl_bytes=nccl_bytes,
+        link_bytes_per_s=link_bytes_per_s,
+        link_gpus=link_gpus,
+        inter_node_bytes_per_s=inter_node_bytes_per_s,
     )
     may_be_zero = ("usd_per_h", "nccl_bytes", "idle_w")
     for name, value in values.items():

@@ -19,6 +19,7 @@ from fleetopt_jax.report.levers import levers_figure, levers_table
 from fleetopt_jax.workload.readers import Layout
 
 NEXT_GPU = {"a100": "h100", "l40s": "h100", "h100": "b200", "h200": "b200", "b200": "gb200"}
+NEXT_GPU |= {"rtx-pro-6000": "b200", "b300": "gb300", "gb200": "gb300"}
 
 
 def run(options: argparse.Namespace) -> Answer:

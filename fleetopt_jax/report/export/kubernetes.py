@@ -33,6 +33,9 @@ GPU_PRODUCTS = {
     "h200": "NVIDIA-H200",
     "b200": "NVIDIA-B200",
     "gb200": "NVIDIA-GB200",
+    "b300": "NVIDIA-B300-SXM6-AC",
+    "gb300": "NVIDIA-GB300",
+    "rtx-pro-6000": "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition",
     "l40s": "NVIDIA-L40S",
 }
 START_S = 3600  # to download and load the weights

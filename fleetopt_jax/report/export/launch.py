@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, LlmEntry, at_precision, llm_entry
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.plan import own_catalog
@@ -27,7 +29,7 @@ from fleetopt_jax.report.export.router import router_document
 
 VLLM_RELEASE = "0.33.0"
 PORT = 8000
-GPUS_PER_HOST, OTHER_HOSTS = 8, {"gb200": 4}  # NVL72 is of trays of four
+GPUS_PER_HOST = 8  # of a GPU that no catalog has
 LEAST_DRAIN_S, MOST_DRAIN_S = 60, 600  # to finish what an instance has begun before it stops
 NAME_LENGTH = 30  # of the fleet; leaves room for the pool, and for what Kubernetes appends, in the 63 of a label
 
@@ -257,7 +259,7 @@ def _pool_launch(
         )
     gpu = catalog.gpu_entry(pool.gpu, f"{where}.gpu")
     step_tokens = int(gpu.chunk_tokens) if assumptions.prefill.reads_chunk else gpu.batched_tokens
-    notes += _pool_notes(pool, step_tokens)
+    notes += _pool_notes(pool, step_tokens, _host_gpus(pool, catalog))
     flags: dict[str, Any] = {
         "served-model-name": _served_name(pool),
         "tensor-parallel-size": pool.tp,
@@ -286,7 +288,14 @@ def _pool_launch(
     )
 
 
-def _pool_notes(pool: _Pool, step_tokens: int) -> list[str]:
+def _host_gpus(pool: _Pool, catalog: Catalog) -> int:
+    """GPUs of one host of the pool."""
+    known = GPUS | {gpu.name: gpu for gpu in catalog.gpus}
+    name = pool.gpu.lower()
+    return known[name].gpus_per_node if name in known else GPUS_PER_HOST
+
+
+def _pool_notes(pool: _Pool, step_tokens: int, host_gpus: int) -> list[str]:
     """What is to be known of a pool beside its flags, where the laws assume steps of `step_tokens`."""
     notes = []
     if pool.max_num_seqs > step_tokens:
@@ -294,7 +303,6 @@ def _pool_notes(pool: _Pool, step_tokens: int) -> list[str]:
             f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.max_num_seqs:,} of one "
             "token for every sequence."
         )
-    host_gpus = OTHER_HOSTS.get(pool.gpu.lower(), GPUS_PER_HOST)
     if pool.tp > host_gpus:
         notes.append(
             f"{pool.tp} GPUs of one instance are more than the {host_gpus} of a host: vLLM then needs --nnodes or Ray, "

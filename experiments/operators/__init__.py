@@ -1,0 +1,1 @@
+"""Fits of the operator laws to kernel timings, one file a class."""

@@ -1,0 +1,143 @@
+"""All-reduces as vLLM does them, and NCCL's other collectives: `fleetopt_jax/laws/operators/collectives.py`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.optimize import least_squares
+
+from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.core.units import US
+from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s, all_reduce_s, make_collective_law
+
+TABLES = {
+    **{name: f"{name}_sxm" for name in ("a100", "h100", "h200", "b200", "b300")},
+    **{name: name for name in ("gb200", "gb300")},
+    "rtx-pro-6000": "rtx_pro_6000_server",
+    "l40s": "l40s",  # borrows from the one before
+}
+SOURCE = "ai-dynamo/aiconfigurator (snapshot 095f58a, 21 Aug 2026): custom_allreduce, kernels in a CUDA graph, and nccl"
+LEAST_BYTES, MOST_BYTES = 2_048, 2**29  # one token of a small model to 32,768 tokens of a large one
+ROBUST = 0.1  # errors above this count less
+BOUNDS = {
+    "direct_launch_s": (1 * US, 50 * US),
+    "ring_launch_s": (1 * US, 500 * US),
+    "per_gpu_s": (0.01 * US, 20 * US),
+    "direct_efficiency": (0.02, 1.5),
+    "ring_efficiency": (0.02, 1.5),
+    "sharing": (1e-3, 2.0),
+}
+STARTS = tuple(
+    {
+        "direct_launch_s": 5 * US,
+        "ring_launch_s": slower * 10 * US,
+        "per_gpu_s": 0.3 * US,
+        "direct_efficiency": share,
+        "ring_efficiency": 0.7,
+        "sharing": 0.3,
+    }
+    for slower in (1.0, 5.0)
+    for share in (0.2, 0.5)
+)
+Rows = dict[str, np.ndarray]
+Law = Callable[..., Any]
+
+
+def fit(folder: Path) -> dict[str, Any]:
+    """The document of the class: the coefficients of every GPU, and how well they describe its table."""
+    gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
+    for kind, (read, law) in {
+        "all_reduce": (_all_reduces, all_reduce_s),
+        "exchange": (_exchanges, all_gather_s),
+    }.items():
+        borrowed: dict[str, float] = {}
+        for gpu, table in TABLES.items():
+            rows, left_out = _kept(gpu, kind, read(folder / table))
+            fixed = borrowed if gpu == "l40s" else {} if gpu == "rtx-pro-6000" else {"sharing": 0.0}
+            gpus[gpu][kind] = _entry(law, gpu, rows, fixed, left_out)
+            if gpu == "rtx-pro-6000":
+                borrowed = {name: gpus[gpu][kind]["coefficients"][name] for name in ("per_gpu_s", "sharing")}
+    return {"source": SOURCE, "licence": "Apache-2.0", "gpus": gpus}
+
+
+def errors(law: Law, gpu: str, found: CollectiveLaw, rows: Rows) -> np.ndarray:
+    """Relative errors of a law on rows [-]."""
+    return law(found, GPUS[gpu].gpu, rows["bytes"], rows["gpus"]) / rows["seconds"] - 1.0
+
+
+def _entry(law: Law, gpu: str, rows: Rows, fixed: dict[str, float], left_out: str) -> dict[str, Any]:
+    found = _fit(law, gpu, rows, fixed)
+    wrong = np.abs(errors(law, gpu, found, rows))
+    held = np.unique(rows["bytes"], return_inverse=True)[1] % 5 == 2
+    held_out = np.abs(errors(law, gpu, _fit(law, gpu, _where(rows, ~held), fixed), _where(rows, held)))
+    return {
+        "coefficients": {name: float(getattr(found, name)) for name in BOUNDS},
+        "rows": len(wrong),
+        "left_out": left_out,
+        "median_error": rounded(np.median(wrong)),
+        "p90_error": rounded(np.quantile(wrong, 0.9)),
+        "held_out_median_error": rounded(np.median(held_out)),
+    }
+
+
+def _fit(law: Law, gpu: str, rows: Rows, fixed: dict[str, float]) -> CollectiveLaw:
+    """The coefficients that describe the rows best, but for those that are fixed."""
+    sheet, measured = GPUS[gpu].gpu, np.log(rows["seconds"])
+    free = [name for name in BOUNDS if name not in fixed]
+    bounds = np.log([BOUNDS[name] for name in free]).T
+
+    def record(logs: np.ndarray) -> CollectiveLaw:
+        return CollectiveLaw(**dict(zip(free, np.exp(logs))), **fixed)  # pyright: ignore[reportArgumentType]
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        return np.log(law(record(logs), sheet, rows["bytes"], rows["gpus"])) - measured
+
+    starts = [np.log([start[name] for name in free]) for start in STARTS]
+    found = [least_squares(residuals, start, bounds=bounds, loss="soft_l1", f_scale=ROBUST) for start in starts]
+    best = record(min(found, key=lambda each: each.cost).x)
+    return make_collective_law(**{name: rounded(getattr(best, name)) for name in BOUNDS})
+
+
+def _all_reduces(folder: Path) -> Rows:
+    """As vLLM does them in a CUDA graph: of the ways it has, the one it takes for that size."""
+    (path,) = folder.glob("custom_allreduce.vllm-*.parquet")
+    table = pq.read_table(path, filters=[("backend", "=", "vllm_graph")])
+    return _rows(table, 2.0 * table["message_size"].to_numpy())  # in elements of 16 bits
+
+
+def _exchanges(folder: Path) -> Rows:
+    """NCCL's collectives; the tables hold their median over all-gather, all-reduce, all-to-all and reduce-scatter."""
+    (path,) = folder.glob("nccl.nccl-*.parquet")
+    table = pq.read_table(path)
+    width = np.where(table["nccl_dtype"].to_numpy(zero_copy_only=False) == "half", 2.0, 1.0)
+    return _rows(table, width * table["message_size"].to_numpy())
+
+
+def _rows(table: Any, n_bytes: np.ndarray) -> Rows:
+    rows = {"bytes": n_bytes, "gpus": table["num_gpus"].to_numpy().astype(float)}
+    rows["seconds"] = 1e-3 * table["latency"].to_numpy()
+    return _where(rows, (n_bytes >= LEAST_BYTES) & (n_bytes <= MOST_BYTES))
+
+
+def _kept(gpu: str, kind: str, rows: Rows) -> tuple[Rows, str]:
+    """The rows that are to be trusted, and which are not, and why."""
+    if gpu == "l40s":
+        return _where(rows, rows["gpus"] == 2), (
+            "more than 2 GPUs: one host without peer access between them; what they add is that of RTX PRO 6000"
+        )
+    if gpu == "gb200" and kind == "all_reduce":
+        return _where(rows, (rows["gpus"] > 2) | (rows["bytes"] < 2**23)), (
+            "8 MiB and more over 2 GPUs: a third of the bytes/s that its 4 GPUs, B200 and GB300 reach"
+        )
+    return rows, ""
+
+
+def _where(rows: Rows, kept: np.ndarray) -> Rows:
+    return {name: values[kept] for name, values in rows.items()}
+
+
+def rounded(value: Any) -> float:
+    """To five significant digits."""
+    return float(f"{float(value):.5g}")
