@@ -8,16 +8,15 @@ scattered back. Pipeline stages s take s groups of sequences in turn: a token pa
 1 / s of the rows each, and is handed on between them.
 
 Everything here is built once for an engine: rows are looked up afterwards (`laws/mixed_step.py`). Gradients go through
-the coefficients of the operator laws and the GPU's figures.
+the coefficients of the operator laws and the figures of the GPU.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import cast
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -28,16 +27,27 @@ from fleetopt_jax.laws.host import HostLaw
 from fleetopt_jax.laws.mixed_step import CLASSES, AttentionCost, Cost, MixedStep
 from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s, all_reduce_s
 from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw, elementwise_s
+from fleetopt_jax.laws.operators.experts import Experts, ExpertsLaw, experts_bytes, experts_flop, experts_s
 from fleetopt_jax.laws.operators.gemm import GemmLaw, gemm_bytes, gemm_flop, gemm_s
 
-ACTIVATION_BYTES = 2.0  # of an element of the hidden state
+KINDS = ("seconds", "bytes", "flops")
+
+
+@pytree
+class Cost3:
+    """Seconds, bytes and FLOPs of something on one GPU."""
+
+    seconds: Any
+    bytes: Any
+    flops: Any
 
 
 @pytree
 class OperatorLaws:
     """The laws of one GPU at the data types of one LLM."""
 
-    gemm: dict[str, GemmLaw]  # by the form of the weights that a `Product` names
+    gemm: dict[str, GemmLaw]  # by the form of weights that a `Product` names
+    experts: ExpertsLaw | None
     reduce: CollectiveLaw  # all-reduces
     gather: CollectiveLaw  # all other collectives
     elementwise: ElementwiseLaw
@@ -45,7 +55,7 @@ class OperatorLaws:
 
 @pytree
 class Product:
-    """A matrix of a layer, as one GPU has it."""
+    """A matrix, as one GPU has it."""
 
     outputs: Array
     inputs: Array
@@ -53,19 +63,53 @@ class Product:
     rows_frac: Array  # of the instance's rows, those it multiplies [-]
     form: str = static(default="16 bits")  # of its weights, a key of `OperatorLaws.gemm`
 
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+        """Of all copies, for `rows` of the instance."""
+        law, shape = laws.gemm[self.form], (rows * self.rows_frac, self.outputs, self.inputs)
+        one = Cost3(gemm_s(law, gpu, *shape), gemm_bytes(law, *shape), gemm_flop(*shape))
+        return _times(self.copies, one)
+
+
+@pytree
+class ExpertLayers:
+    """The routed experts of all layers that have them."""
+
+    experts: Experts  # whole
+    copies: Array
+    rows_frac: Array
+    tp: Array
+    ep: Array
+
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+        """Of all layers, for `rows` of the instance."""
+        assert laws.experts is not None, "experts need a law"
+        law, tokens = laws.experts, rows * self.rows_frac
+        one = Cost3(
+            experts_s(law, gpu, self.experts, tokens, self.tp, self.ep),
+            experts_bytes(law, self.experts, tokens, self.tp, self.ep),
+            experts_flop(law, self.experts, tokens, self.tp, self.ep),
+        )
+        return _times(self.copies, one)
+
 
 @pytree
 class Small:
     """Kernels between the large ones."""
 
-    width_bytes: Array  # read and written for one row [B]
+    row_bytes: Array  # read and written for one row [B]
     copies: Array
     rows_frac: Array
+
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+        """Of all copies, for `rows` of the instance."""
+        n_bytes = rows * self.rows_frac * self.row_bytes
+        seconds = elementwise_s(laws.elementwise, gpu, n_bytes)
+        return _times(self.copies, Cost3(seconds, n_bytes, 0.0 * n_bytes))
 
 
 @pytree
 class Exchange:
-    """Passing the rows of the hidden state among GPUs."""
+    """Passing rows among GPUs."""
 
     row_bytes: Array  # of one row [B]
     n_gpus: Array
@@ -73,28 +117,30 @@ class Exchange:
     rows_frac: Array
     reduces: bool = static(default=True)  # an all-reduce; else an all-gather or a reduce-scatter
 
-
-Rows = tuple[Array, Array, Array]  # seconds, bytes, FLOPs
-
-
-def product_cost(laws: OperatorLaws, gpu: Gpu, product: Product, rows: ArrayLike) -> Rows:
-    """Of `rows` of the instance through all copies of a matrix."""
-    law, seen = laws.gemm[product.form], rows * product.rows_frac
-    shape = seen, product.outputs, product.inputs
-    one = gemm_s(law, gpu, *shape), gemm_bytes(law, *shape), gemm_flop(*shape)
-    return cast(Rows, tuple(product.copies * x for x in one))
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+        """Of all copies, for `rows` of the instance; what is passed is read and written once."""
+        message = rows * self.rows_frac * self.row_bytes
+        if self.reduces:
+            seconds = all_reduce_s(laws.reduce, gpu, message, self.n_gpus)
+        else:
+            seconds = all_gather_s(laws.gather, gpu, message, self.n_gpus)
+        return _times(self.copies, Cost3(seconds, 2.0 * message, 0.0 * message))
 
 
-def small_cost(laws: OperatorLaws, gpu: Gpu, small: Small, rows: ArrayLike) -> Rows:
-    """Of all copies of a small kernel."""
-    n_bytes = rows * small.rows_frac * small.width_bytes
-    seconds = small.copies * elementwise_s(laws.elementwise, gpu, n_bytes)
-    return seconds, small.copies * n_bytes, jnp.zeros_like(seconds)
+Part = Product | ExpertLayers | Small | Exchange
+CLASS_OF = {Product: "gemm", ExpertLayers: "experts", Small: "elementwise", Exchange: "collectives"}
 
 
-def exchange_cost(laws: OperatorLaws, gpu: Gpu, exchange: Exchange, rows: ArrayLike) -> Rows:
-    """Of all copies of a collective; its bytes pass the memory twice."""
-    message = rows * exchange.rows_frac * exchange.row_bytes
-    passed_s = all_reduce_s if exchange.reduces else all_gather_s
-    seconds = exchange.copies * passed_s(laws.reduce if exchange.reduces else laws.gather, gpu, message, exchange.n_gpus)
-    return seconds, exchange.copies * 2.0 * message, jnp.zeros_like(seconds)
+@pytree
+class Stack:
+    """All that one GPU runs for a step of its instance."""
+
+    rows: tuple[Part, ...]  # what depends on the rows only
+    head: tuple[Part, ...]  # and on the rows whose next token is asked for
+    attention: tuple[Any, ...]  # layers with a state of each sequence, as `laws/layers.py` has them
+    window_tokens: Array
+    n_layers: Array  # that a step passes [-]
+
+
+def _times(copies: ArrayLike, one: Cost3) -> Cost3:
+    return jax.tree.map(lambda x: copies * x, one)
