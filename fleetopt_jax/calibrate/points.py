@@ -151,9 +151,8 @@ def _no_law(row: Row) -> str:
         return "disaggregated" if mode in ("disagg", "disaggregated", "true") else f"served otherwise: {mode}"
     if row.text(("mtp", "spec_decoding", "speculative")).lower() not in OFF:
         return "speculative decoding"
-    return next(
-        (f"{words} has no law yet" for words, names in PARALLEL.items() if row.text(names).lower() not in OFF), ""
-    )
+    found = [words for words, names in PARALLEL.items() if row.text(names).lower() not in OFF]
+    return f"{found[0]} has no law yet" if found else ""
 
 
 def _unsaid(row: Row) -> str:

@@ -142,11 +142,8 @@ def _prediction(engine: Engine, sigmas: Sigmas, run: Schedule, parts: _Parts) ->
     n_gpus = float(engine.gpus_per_instance)
 
     def shown(step: float = 1.0, prefill: float = 1.0) -> tuple[Outcome, dict[str, float]]:
-        step_s, gpu_j = (
-            step * parts.decode_s + prefill * parts.prompt_s,
-            step * parts.decode_j + prefill * parts.prompt_j,
-        )
-        seen = outcome(run, step_s, gpu_j)
+        gpu_j = step * parts.decode_j + prefill * parts.prompt_j
+        seen = outcome(run, step * parts.decode_s + prefill * parts.prompt_s, gpu_j)
         return seen, {
             "ttft_s": seen.ttft_s,
             "ttft_p99_s": seen.ttft_p99_s,

@@ -1,8 +1,8 @@
 """A closed-loop benchmark on one instance: so many requests in flight, each replaced as soon as it ends.
 
 The protocol of `vllm bench serve --max-concurrency` and of InferenceX: the first requests are all sent at time 0, 10
-times the concurrency in total; lengths are drawn uniformly from a share of the nominal ones to these, an end of sequence
-is ignored. So the first wave queues for its prefill, and that is in the mean TTFT.
+times the concurrency in total; lengths are drawn uniformly from a share of the nominal ones to these, an end of
+sequence is ignored. So the first wave queues for its prefill, and that is in the mean TTFT.
 
 Who is in which iteration depends on counts alone (lengths, the tokens of an iteration, the most sequences, the KV
 cache) and not on how long iterations take: in a closed loop everything follows an end, and nothing a clock. So the
@@ -13,8 +13,8 @@ within an entry is limited to a quarter, so that a law which bends in the contex
 then gives seconds and joules of every entry in one call, and `outcome` is linear in them.
 
 Lengths are the n quantiles of the uniform distribution in an order drawn from a seed, so that their means are exact.
-Against a plain simulation of every iteration (tests/test_predict.py): mean TTFT, TPOT and tok/s within 1 %. The cache is
-counted in tokens and half a block a sequence, not in whole blocks.
+Against a plain simulation of every iteration (tests/test_predict.py): mean TTFT, TPOT and tok/s within 1 %. The cache
+is counted in tokens and half a block a sequence, not in whole blocks.
 """
 
 import heapq

@@ -20,12 +20,12 @@ def records(document: Record) -> list[Record] | None:
         item.get("name") for item in at(config, "models", "items") or [] if isinstance(item, dict)
     ]
     watts = [w for gpu in gpus if isinstance(w := at(gpu, "metrics", "gpu_power_usage", "avg"), (int, float))]
+    streams = at(config, "loadgen", "concurrency") or at(config, "perf_analyzer", "stimulus", "concurrency")
     record = {
         "llm": models[0] if isinstance(models, list) and models else None,
         "gpu": gpus[0].get("gpu_name") if gpus else None,
         "tp": len(gpus) or None,
-        "max_concurrency": at(config, "loadgen", "concurrency")
-        or at(config, "perf_analyzer", "stimulus", "concurrency"),
+        "max_concurrency": streams,
         "completed": at(document, "request_count", "avg"),
         "isl": at(document, "input_sequence_length", "avg"),
         "osl": at(document, "output_sequence_length", "avg"),

@@ -1,4 +1,4 @@
-"""GuideLLM reports: benchmarks[], each with metrics.NAME.successful statistics; runs of a fixed concurrency are kept."""
+"""GuideLLM reports: benchmarks[], each with metrics.NAME.successful statistics of a run."""
 
 from typing import Any
 

@@ -38,13 +38,13 @@ def _asked(options: argparse.Namespace) -> list[Case]:
     with at_door(gpu):
         catalog = catalog_of(options)
         say_llm(argparse.Namespace(**vars(options) | {"gpu": gpu, "llm": llm}), catalog)
-        spec = _as_run(
-            options, named_spec(catalog, gpu, llm, tp, options.precision, serving=options.serving or SERVING[0])
-        )
+        serving = options.serving or SERVING[0]
+        spec = _as_run(options, named_spec(catalog, gpu, llm, tp, options.precision, serving=serving))
         entry = engine_entry(spec)
     warn_of_units(options, [entry.spec])
     isl, osl = options.isl or DEFAULT_TOKENS, options.osl or DEFAULT_TOKENS
-    return [Case(entry, _benchmark(options, isl, osl, concurrency)) for concurrency in options.concurrency]
+    spread = options.length_spread or LENGTH_SPREAD
+    return [Case(entry, _benchmark(options, isl, osl, n, spread)) for n in options.concurrency]
 
 
 def _of_file(options: argparse.Namespace) -> tuple[list[Case], list[tuple[int | None, str]]]:
@@ -80,11 +80,14 @@ def _case(options: argparse.Namespace, catalog: Catalog, point: Point) -> Case |
     except DoesNotFit:
         return f"{llm} at {precision or 'its own precision'} does not fit on {tp} x {gpu}"
     except BadField as error:
-        return f"{error.field}: {error.problem}"
+        unknown = error.problem.startswith("unknown name")  # and what is known would fill the line
+        return f"{error.field}: {error.problem}" + ("" if unknown else f"; {error.allowed}")
     nominal = point.nominal or (options.isl and options.osl)
-    benchmark = _benchmark(options, round(isl), round(osl), point.concurrency, 1.0 if not nominal else None)
+    spread = options.length_spread or (LENGTH_SPREAD if nominal else 1.0)
+    benchmark = _benchmark(options, round(isl), round(osl), point.concurrency, spread)
     if point.n_requests and not options.requests:
-        benchmark = dataclasses.replace(benchmark, n_requests=point.n_requests)
+        n = point.n_requests
+        benchmark = dataclasses.replace(benchmark, n_requests=n, concurrency=min(n, point.concurrency))
     return Case(entry, benchmark, point.row, point.measured)
 
 
@@ -95,12 +98,9 @@ def _as_run(options: argparse.Namespace, spec: EngineSpec) -> EngineSpec:
     return dataclasses.replace(spec, memory_utilization=options.gpu_memory_utilization, **as_run)
 
 
-def _benchmark(
-    options: argparse.Namespace, isl: int, osl: int, concurrency: int, spread: float | None = None
-) -> Benchmark:
+def _benchmark(options: argparse.Namespace, isl: int, osl: int, concurrency: int, spread: float) -> Benchmark:
     n = options.requests or REQUESTS_PER_SEQUENCE * concurrency
-    spread = spread or options.length_spread or LENGTH_SPREAD
-    return Benchmark(max(1, isl), max(1, osl), concurrency, n, spread)
+    return Benchmark(max(1, isl), max(1, osl), min(concurrency, n), n, spread)
 
 
 def _predictions(options: argparse.Namespace, cases: Sequence[Case]) -> list[Prediction | None]:
