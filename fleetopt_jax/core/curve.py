@@ -5,15 +5,13 @@ J. Sci. Stat. Comput. 5, 1984): it does not overshoot, and what is affine betwee
 knot it goes on as a straight line. A soft roofline whose two sides meet anywhere is met within 0.1 %.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.core.struct import namespace, pytree
 
 PER_DOUBLING = 2
 N_KNOTS = 15 * PER_DOUBLING + 1
@@ -45,29 +43,25 @@ class Curve:
 
 def curve_through(values: Array) -> Curve:
     """The curve through `values` [..., knot]."""
-    values = jnp.asarray(values, dtype=float)
-    width = jnp.asarray(np.diff(KNOTS))
-    secant = jnp.diff(values, axis=-1) / width
+    xp = namespace(values)
+    width = np.diff(KNOTS)
+    secant = xp.diff(values, axis=-1) / width
     slope = _slopes(secant, width)
     left, right = slope[..., :-1], slope[..., 1:]
     square = (3.0 * secant - 2.0 * left - right) / width
     cube = (left + right - 2.0 * secant) / width**2
-    inside = jnp.stack([values[..., :-1], left, square, cube], axis=-1)
-    zero = jnp.zeros_like(values[..., -1])
-    last = jnp.stack([values[..., -1], slope[..., -1], zero, zero], axis=-1)
-    return Curve(jnp.concatenate([inside, last[..., None, :]], axis=-2))
+    inside = xp.stack([values[..., :-1], left, square, cube], axis=-1)
+    zero = xp.zeros_like(values[..., -1])
+    last = xp.stack([values[..., -1], slope[..., -1], zero, zero], axis=-1)
+    return Curve(xp.concatenate([inside, last[..., None, :]], axis=-2))
 
 
-def curve_of(function: Callable[[Array], Array]) -> Curve:
-    """The curve of a function of one scalar."""
-    return curve_through(jnp.moveaxis(jax.vmap(function)(jnp.asarray(KNOTS)), 0, -1))
-
-
-def _slopes(secant: Array, width: Array) -> Array:
+def _slopes(secant: Array, width: np.ndarray) -> Array:
     """Weighted harmonic means of the secants on both sides; at the ends the secant itself."""
+    xp = namespace(secant)
     before, after = secant[..., :-1], secant[..., 1:]
     w_before, w_after = width[:-1] + 2.0 * width[1:], 2.0 * width[:-1] + width[1:]
     alike = before * after > 0
-    b, a = jnp.where(alike, before, 1.0), jnp.where(alike, after, 1.0)
-    inner = jnp.where(alike, (w_before + w_after) / (w_before / b + w_after / a), 0.0)
-    return jnp.concatenate([secant[..., :1], inner, secant[..., -1:]], axis=-1)
+    b, a = xp.where(alike, before, 1.0), xp.where(alike, after, 1.0)
+    inner = xp.where(alike, (w_before + w_after) / (w_before / b + w_after / a), 0.0)
+    return xp.concatenate([secant[..., :1], inner, secant[..., -1:]], axis=-1)

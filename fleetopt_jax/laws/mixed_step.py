@@ -16,7 +16,7 @@ show (the tangent is taken then).
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,31 +84,42 @@ def windowed_pairs(prompt_tokens: ArrayLike, before_tokens: ArrayLike, window_to
 
 
 @pytree
-class AttentionCost:
-    """What attention of all layers costs one GPU (seconds, bytes or FLOPs), affine in a batch's sums."""
+class SequenceCost:
+    """What layers that keep something of each sequence cost one GPU (seconds, bytes, FLOPs), affine in a batch's sums."""
 
-    per_step: Array
+    per_step: Array  # of a step that decodes
     per_seq: Array
-    per_token: Array
-    per_windowed_token: Array
-    per_prompt_step: Array  # once in a step that has prompt tokens
+    per_token: Array  # of context
+    per_mean_token: Array  # of the mean context: what few sequences cannot fill the GPU with
+    per_prompt_step: Array  # of a step with prompt tokens
     per_prompt_token: Array
     per_pair: Array
-    per_windowed_pair: Array
+
+    def decoding(self, n_active: ArrayLike, tokens: ArrayLike) -> Array:
+        """Of the sequences that decode."""
+        of_tokens = (self.per_token + self.per_mean_token / jnp.maximum(n_active, 1.0)) * tokens
+        return self.per_step * jnp.minimum(n_active, 1.0) + self.per_seq * n_active + of_tokens
+
+    def prompts(self, batch: StepBatch, pairs: ArrayLike) -> Array:
+        """Of the prompt tokens."""
+        per_prompt = self.per_prompt_step * has_prompt(batch) + self.per_prompt_token * batch.prompt_tokens
+        return per_prompt + self.per_pair * pairs
+
+
+@pytree
+class AttentionCost:
+    """The same of all layers."""
+
+    full: SequenceCost
+    windowed: SequenceCost  # of layers with a sliding window
 
     def decoding(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
         """Of the sequences that decode."""
-        of_tokens = self.per_token * tokens + self.per_windowed_token * windowed_tokens
-        return self.per_step + self.per_seq * n_active + of_tokens
+        return self.full.decoding(n_active, tokens) + self.windowed.decoding(n_active, windowed_tokens)
 
     def prompts(self, batch: StepBatch) -> Array:
         """Of the prompt tokens."""
-        return (
-            self.per_prompt_step * has_prompt(batch)
-            + self.per_prompt_token * batch.prompt_tokens
-            + self.per_pair * batch.prompt_pairs
-            + self.per_windowed_pair * batch.windowed_pairs
-        )
+        return self.full.prompts(batch, batch.prompt_pairs) + self.windowed.prompts(batch, batch.windowed_pairs)
 
 
 def has_prompt(batch: StepBatch) -> Array:
@@ -116,28 +127,34 @@ def has_prompt(batch: StepBatch) -> Array:
     return jnp.minimum(batch.prompt_tokens, 1.0)
 
 
-@pytree
-class Parts:
-    """What a step is made of, by operator class [class, in the order of CLASSES], on one GPU."""
+def _ends(batch: StepBatch) -> Array:
+    """Rows whose next token is asked for: a step with prompts takes one of them to its end."""
+    return batch.n_active + has_prompt(batch)
 
-    seconds: Array
-    bytes: Array
-    flops: Array
+
+@pytree
+class Amounts:
+    """What something costs one GPU."""
+
+    seconds: Any
+    bytes: Any  # of memory, read and written
+    flops: Any
+    peak_s: Any  # the FLOPs at the data sheet's peak of their precision [s]
 
 
 @pytree
 class Cost:
-    """Seconds, bytes or FLOPs of one GPU, by operator class."""
+    """One of the amounts of a step, by operator class."""
 
     rows: Curve  # [class] over the rows of a step
     head: Curve  # of the output layer, over its rows
     attention: AttentionCost
 
     def by_class(self, batch: StepBatch) -> Array:
-        """[class] of a batch."""
-        ends = batch.n_active + has_prompt(batch)
+        """[class] of a batch, in the order of `CLASSES`."""
         decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
-        at = {"gemm": self.head(ends), "decode_attention": decode, "prompt_attention": self.attention.prompts(batch)}
+        head = self.head(_ends(batch))
+        at = {"gemm": head, "decode_attention": decode, "prompt_attention": self.attention.prompts(batch)}
         beside = jnp.stack([at.get(name, jnp.zeros_like(decode)) for name in CLASSES])
         return self.rows(batch.n_active + batch.prompt_tokens) + beside
 
@@ -146,32 +163,26 @@ class Cost:
 class MixedStep:
     """The step of one instance. Every field is traced; shape () or a leading vmap axis."""
 
-    rows_s: Curve  # T over the rows of a step [s]
-    head_s: Curve  # H over the rows of the output layer [s]
-    attention_s: AttentionCost
+    rows_s: Curve  # T over the rows of a step [s]: the sum of `costs.seconds` over the classes
     window_tokens: Array  # length of the sliding window; 0 without [tokens]
     n_layers: Array  # that a step passes [-]
     host: HostLaw
-    compute_s: Curve  # time of the rows' FLOPs at the peak, over the rows: what a lower clock makes longer [s]
-    attention_compute_s: AttentionCost  # and of attention's
-    seconds: Cost
-    bytes: Cost
-    flops: Cost
+    costs: Amounts  # of `Cost`
 
     def gpu_s(self, batch: StepBatch) -> Array:
         """What the operators take, timed alone [s]."""
-        attention_s = self.attention_s.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
-        rows_s = self.rows_s(batch.n_active + batch.prompt_tokens) + self.head_s(batch.n_active + has_prompt(batch))
-        return rows_s + attention_s + self.attention_s.prompts(batch)
+        seconds: Cost = self.costs.seconds
+        attention_s = seconds.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        attention_s += seconds.attention.prompts(batch)
+        return self.rows_s(batch.n_active + batch.prompt_tokens) + seconds.head(_ends(batch)) + attention_s
 
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""
-        prompt = has_prompt(batch)
-        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, prompt)
+        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch))
 
-    def parts(self, batch: StepBatch) -> Parts:
-        """Seconds, bytes and FLOPs by operator class, timed alone."""
-        return Parts(*(cost.by_class(batch) for cost in (self.seconds, self.bytes, self.flops)))
+    def parts(self, batch: StepBatch) -> Amounts:
+        """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], as the operators are timed alone."""
+        return Amounts(*(getattr(self.costs, name).by_class(batch) for name in Amounts.__dataclass_fields__))
 
 
 @pytree
@@ -206,11 +217,12 @@ class OperatorDecode(DecodeLaw):
 
 def decode_of(step: MixedStep) -> OperatorDecode:
     """The decode step of an engine whose mixed step is `step`."""
+    seconds, peak_s = step.costs.seconds, step.costs.peak_s
     return OperatorDecode(
-        rows_s=step.rows_s + step.head_s,
-        compute_s=step.compute_s,
-        attention_s=step.attention_s,
-        attention_compute_s=step.attention_compute_s,
+        rows_s=step.rows_s + seconds.head,
+        compute_s=Curve(jnp.sum(peak_s.rows.coefficients, axis=-3)) + peak_s.head,
+        attention_s=seconds.attention,
+        attention_compute_s=peak_s.attention,
         window_tokens=step.window_tokens,
         n_layers=step.n_layers,
         host=step.host,

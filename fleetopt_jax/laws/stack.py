@@ -11,35 +11,25 @@ Everything here is built once for an engine: rows are looked up afterwards (`law
 the coefficients of the operator laws and the figures of the GPU.
 """
 
-from collections.abc import Sequence
 from functools import reduce
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.curve import Curve, curve_of
-from fleetopt_jax.core.struct import pytree, static
-from fleetopt_jax.laws.hardware import Gpu
+from fleetopt_jax.core.curve import KNOTS, Curve, curve_through
+from fleetopt_jax.core.struct import namespace, pytree, static
+from fleetopt_jax.laws.hardware import Gpu, peak_of_bits
 from fleetopt_jax.laws.host import HostLaw
-from fleetopt_jax.laws.mixed_step import CLASSES, AttentionCost, Cost, MixedStep
+from fleetopt_jax.laws.mixed_step import CLASSES, Amounts, AttentionCost, Cost, MixedStep
 from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s, all_reduce_s
 from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw, elementwise_s
 from fleetopt_jax.laws.operators.experts import Experts, ExpertsLaw, experts_bytes, experts_flop, experts_s
 from fleetopt_jax.laws.operators.gemm import GemmLaw, gemm_bytes, gemm_flop, gemm_s
-
-KINDS = ("seconds", "bytes", "flops")
-
-
-@pytree
-class Cost3:
-    """Seconds, bytes and FLOPs of something on one GPU."""
-
-    seconds: Any
-    bytes: Any
-    flops: Any
+from fleetopt_jax.laws.sequences import AttentionLaws, GroupedAttention
+AMOUNTS = tuple(Amounts.__dataclass_fields__)
 
 
 @pytree
@@ -51,6 +41,7 @@ class OperatorLaws:
     reduce: CollectiveLaw  # all-reduces
     gather: CollectiveLaw  # all other collectives
     elementwise: ElementwiseLaw
+    attention: AttentionLaws
 
 
 @pytree
@@ -63,10 +54,11 @@ class Product:
     rows_frac: Array  # of the instance's rows, those it multiplies [-]
     form: str = static(default="16 bits")  # of its weights, a key of `OperatorLaws.gemm`
 
-    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Amounts:
         """Of all copies, for `rows` of the instance."""
         law, shape = laws.gemm[self.form], (rows * self.rows_frac, self.outputs, self.inputs)
-        one = Cost3(gemm_s(law, gpu, *shape), gemm_bytes(law, *shape), gemm_flop(*shape))
+        flop = gemm_flop(*shape)
+        one = Amounts(gemm_s(law, gpu, *shape), gemm_bytes(law, *shape), flop, flop / peak_of_bits(gpu, law.flop_bits))
         return _times(self.copies, one)
 
 
@@ -80,14 +72,16 @@ class ExpertLayers:
     tp: Array
     ep: Array
 
-    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Amounts:
         """Of all layers, for `rows` of the instance."""
         assert laws.experts is not None, "experts need a law"
         law, tokens = laws.experts, rows * self.rows_frac
-        one = Cost3(
+        flop = experts_flop(law, self.experts, tokens, self.tp, self.ep)
+        one = Amounts(
             experts_s(law, gpu, self.experts, tokens, self.tp, self.ep),
             experts_bytes(law, self.experts, tokens, self.tp, self.ep),
-            experts_flop(law, self.experts, tokens, self.tp, self.ep),
+            flop,
+            flop / peak_of_bits(gpu, law.flop_bits),
         )
         return _times(self.copies, one)
 
@@ -100,11 +94,11 @@ class Small:
     copies: Array
     rows_frac: Array
 
-    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Amounts:
         """Of all copies, for `rows` of the instance."""
         n_bytes = rows * self.rows_frac * self.row_bytes
         seconds = elementwise_s(laws.elementwise, gpu, n_bytes)
-        return _times(self.copies, Cost3(seconds, n_bytes, 0.0 * n_bytes))
+        return _times(self.copies, Amounts(seconds, n_bytes, 0.0 * n_bytes, 0.0 * n_bytes))
 
 
 @pytree
@@ -117,14 +111,14 @@ class Exchange:
     rows_frac: Array
     reduces: bool = static(default=True)  # an all-reduce; else an all-gather or a reduce-scatter
 
-    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Cost3:
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Amounts:
         """Of all copies, for `rows` of the instance; what is passed is read and written once."""
         message = rows * self.rows_frac * self.row_bytes
         if self.reduces:
             seconds = all_reduce_s(laws.reduce, gpu, message, self.n_gpus)
         else:
             seconds = all_gather_s(laws.gather, gpu, message, self.n_gpus)
-        return _times(self.copies, Cost3(seconds, 2.0 * message, 0.0 * message))
+        return _times(self.copies, Amounts(seconds, 2.0 * message, 0.0 * message, 0.0 * message))
 
 
 Part = Product | ExpertLayers | Small | Exchange
@@ -137,10 +131,37 @@ class Stack:
 
     rows: tuple[Part, ...]  # what depends on the rows only
     head: tuple[Part, ...]  # and on the rows whose next token is asked for
-    attention: tuple[Any, ...]  # layers with a state of each sequence, as `laws/layers.py` has them
+    attention: tuple[GroupedAttention, ...]  # layers that keep something of each sequence
     window_tokens: Array
     n_layers: Array  # that a step passes [-]
 
 
-def _times(copies: ArrayLike, one: Cost3) -> Cost3:
+def mixed_step(stack: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> MixedStep:
+    """The step of an instance of which each GPU runs `stack`."""
+    nothing = Amounts(*(np.zeros_like(KNOTS) for _ in AMOUNTS))
+    by_class = dict.fromkeys(CLASSES, nothing)
+    for part in stack.rows:
+        name = CLASS_OF[type(part)]
+        by_class[name] = _sum(by_class[name], part.cost(laws, gpu, KNOTS))
+    rows = jax.tree.map(lambda *classes: namespace(classes).stack(classes), *by_class.values())
+    head = reduce(_sum, (part.cost(laws, gpu, KNOTS) for part in stack.head), nothing)
+    attention = reduce(_sum, (layers.cost(laws.attention, gpu) for layers in stack.attention))
+    costs = {}
+    for name in AMOUNTS:
+        of_rows, of_head = curve_through(getattr(rows, name)), curve_through(getattr(head, name))
+        costs[name] = Cost(of_rows, of_head, getattr(attention, name))
+    return MixedStep(
+        rows_s=Curve(costs["seconds"].rows.coefficients.sum(axis=-3)),
+        window_tokens=stack.window_tokens,
+        n_layers=stack.n_layers,
+        host=host,
+        costs=Amounts(**costs),
+    )
+
+
+def _times(copies: ArrayLike, one: Amounts) -> Amounts:
     return jax.tree.map(lambda x: copies * x, one)
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: x + y, a, b)
