@@ -19,7 +19,7 @@ from typing import Literal
 
 from fleetopt_jax.core.errors import unknown_name
 from fleetopt_jax.core.units import GB, GIB, TB, TFLOP
-from fleetopt_jax.laws.hardware import INTER_NODE_BYTES_PER_S, LINK_BYTES_PER_S, LINK_GPUS, Gpu, make_gpu
+from fleetopt_jax.laws.hardware import INTER_NODE_BYTES_PER_S, LINK_BYTES_PER_S, LINK_GPUS, N_SMS, Gpu, make_gpu
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class GpuEntry:
     chunk_tokens: float  # prefill chunk its engines default to; as published for A100, H100 and B200
     source: str  # where its numbers come from
     peak_flop8_per_s: float | None = None  # dense 8-bit peak; None where the GPU has no such units [FLOP/s]
+    peak_flop4_per_s: float | None = None  # dense 4-bit peak; None where the GPU has no such units [FLOP/s]
+    n_sms: int = N_SMS  # streaming multiprocessors
     formats: tuple[str, ...] = ("fp8", "int8")  # that its tensor cores multiply besides 16 bits
     idle_w: float | None = None  # with a model loaded and nothing to do; None: the default share of the TDP [W]
     nominal_memory_bytes: float | None = None  # as its name says, which the paper counts with; None: as CUDA has it [B]
@@ -59,6 +61,8 @@ class GpuEntry:
             bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
             peak_flop_per_s=self.peak_flop_per_s,
             peak_flop8_per_s=self.peak_flop8_per_s,
+            peak_flop4_per_s=self.peak_flop4_per_s,
+            n_sms=self.n_sms,
             tdp_w=self.tdp_w,
             idle_w=self.idle_w,
             usd_per_h=self.usd_per_h,
@@ -82,6 +86,7 @@ _SHEETS = (
         bandwidth_bytes_per_s=2.039 * TB,
         peak_flop_per_s=312 * TFLOP,
         peak_flop8_per_s=624 * TFLOP,  # of integers: it has no units of 8-bit floats
+        n_sms=108,
         formats=("int8",),
         tdp_w=400,
         idle_w=62,
@@ -136,6 +141,8 @@ _SHEETS = (
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2250 * TFLOP,
         peak_flop8_per_s=4500 * TFLOP,
+        peak_flop4_per_s=9000 * TFLOP,
+        n_sms=148,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=1000,
         idle_w=251.3,
@@ -156,6 +163,8 @@ _SHEETS = (
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2500 * TFLOP,
         peak_flop8_per_s=5000 * TFLOP,
+        peak_flop4_per_s=10_000 * TFLOP,
+        n_sms=152,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=1200,
         usd_per_h=80.0 / 8,
@@ -177,6 +186,8 @@ _SHEETS = (
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2250 * TFLOP,
         peak_flop8_per_s=4500 * TFLOP,
+        peak_flop4_per_s=14_000 * TFLOP,
+        n_sms=148,
         formats=("fp8", "nvfp4"),
         tdp_w=1100,
         usd_per_h=9.3,
@@ -196,6 +207,8 @@ _SHEETS = (
         bandwidth_bytes_per_s=8.0 * TB,
         peak_flop_per_s=2500 * TFLOP,
         peak_flop8_per_s=5000 * TFLOP,
+        peak_flop4_per_s=15_000 * TFLOP,
+        n_sms=152,
         formats=("fp8", "nvfp4"),
         tdp_w=1400,
         usd_per_h=11.6,
@@ -217,6 +230,8 @@ _SHEETS = (
         bandwidth_bytes_per_s=1.792 * TB,
         peak_flop_per_s=467.8 * TFLOP,
         peak_flop8_per_s=935.6 * TFLOP,
+        peak_flop4_per_s=1871 * TFLOP,
+        n_sms=188,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=600,
         idle_w=90,
@@ -236,6 +251,7 @@ _SHEETS = (
         bandwidth_bytes_per_s=0.864 * TB,
         peak_flop_per_s=362 * TFLOP,
         peak_flop8_per_s=733 * TFLOP,
+        n_sms=142,
         tdp_w=350,
         idle_w=102.1,
         usd_per_h=1.861,

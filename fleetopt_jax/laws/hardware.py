@@ -3,9 +3,11 @@
 import math
 
 from jax import Array
+from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
 
+N_SMS = 132  # streaming multiprocessors where nothing is said: those of an H100
 IDLE_FRAC_OF_TDP = 0.25  # with a model loaded and no work, where nobody has published it: 0.16 to 0.29 where one has
 LINK_BYTES_PER_S, LINK_GPUS = 450e9, 8  # where nothing is said: NVLink 4 among the eight of a host
 INTER_NODE_BYTES_PER_S = 50e9  # and one network card of 400 Gb/s a GPU
@@ -26,6 +28,8 @@ class Gpu:
     link_bytes_per_s: Array  # of its link to the other GPUs, one way [B/s]
     link_gpus: Array  # GPUs that reach one another over that link; those beyond, over the network
     inter_node_bytes_per_s: Array  # of its share of the network, one way [B/s]
+    peak_flop4_per_s: Array  # dense 4-bit floating-point peak; the 8-bit one where the GPU has no such units [FLOP/s]
+    n_sms: Array  # streaming multiprocessors [-]
 
 
 def make_gpu(
@@ -41,6 +45,8 @@ def make_gpu(
     link_bytes_per_s: float = LINK_BYTES_PER_S,
     link_gpus: float = LINK_GPUS,
     inter_node_bytes_per_s: float = INTER_NODE_BYTES_PER_S,
+    peak_flop4_per_s: float | None = None,
+    n_sms: float = N_SMS,
 ) -> Gpu:
     """A checked `Gpu`; the default NCCL buffer is the published one at TP 8, the default link NVLink 4's.
 
@@ -49,11 +55,13 @@ def make_gpu(
     >>> float(gpu.idle_w)
     200.0
     """
+    if peak_flop8_per_s is None:
+        peak_flop8_per_s = peak_flop_per_s
     values = dict(
         memory_bytes=memory_bytes,
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,
         peak_flop_per_s=peak_flop_per_s,
-        peak_flop8_per_s=peak_flop_per_s if peak_flop8_per_s is None else peak_flop8_per_s,
+        peak_flop8_per_s=peak_flop8_per_s,
         tdp_w=tdp_w,
         idle_w=IDLE_FRAC_OF_TDP * tdp_w if idle_w is None else idle_w,
         usd_per_h=usd_per_h,
@@ -61,6 +69,8 @@ def make_gpu(
         link_bytes_per_s=link_bytes_per_s,
         link_gpus=link_gpus,
         inter_node_bytes_per_s=inter_node_bytes_per_s,
+        peak_flop4_per_s=peak_flop8_per_s if peak_flop4_per_s is None else peak_flop4_per_s,
+        n_sms=n_sms,
     )
     may_be_zero = ("usd_per_h", "nccl_bytes", "idle_w")
     for name, value in values.items():
@@ -69,3 +79,10 @@ def make_gpu(
     if values["idle_w"] > tdp_w:
         raise ValueError(f"need idle_w <= tdp_w, got {values['idle_w']} > {tdp_w}")
     return Gpu(**as_floats(**values))
+
+
+def peak_of_bits(gpu: Gpu, bits: ArrayLike) -> Array:
+    """Dense peak of products of numbers with that many bits (16, 8 or 4) [FLOP/s]."""
+    xp = namespace(gpu, bits)
+    below16 = xp.where(xp.less(bits, 8), gpu.peak_flop4_per_s, gpu.peak_flop8_per_s)
+    return xp.where(xp.less(bits, 16), below16, gpu.peak_flop_per_s)
