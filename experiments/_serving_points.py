@@ -114,8 +114,8 @@ def _point(number: int, line: dict[str, str]) -> Point | str:
         return "prefill and decode apart"
     if line["model_path"] not in MODELS:
         return f"{line['model_path']}: no architecture"
-    if not line["precision"]:
-        return "precision not said (NVIDIA's own runs)"
+    if not line["precision"] or "Llama-3.1-8B" in line["model_path"]:
+        return "NVIDIA's own runs, whose settings nobody says"
     if not all(line[name] for name in ("concurrency", "silicon_ttft_ms", "silicon_tpot_ms")):
         return "concurrency, TTFT or TPOT not said"
     llm, architecture = MODELS[line["model_path"]]

@@ -67,6 +67,7 @@ MOST_POINTS = 40  # of one model on one GPU at one precision that count in full
 ROBUST = 1.0  # errors of more than so many POINT_ERRORs count less
 MOST_GPUS = 16
 MOST_SEQUENCES = 1024
+ENDLESS_TOKENS = 1e12  # of KV cache, where the batch fits
 MOST_TTFT_S = 15.0
 FILLED = 0.95  # of nominal lengths, that requests fill at most on average: 0.9, and some more
 
@@ -151,7 +152,7 @@ def _measured(point: Point) -> Measured | str:
         return "its batch does not fit the KV cache"
     if point.ttft_s > MOST_TTFT_S:
         return f"a TTFT above {MOST_TTFT_S:g} s: it queues for a limit that nobody states"
-    limits = Limits(BUDGET_TOKENS, MOST_SEQUENCES, np.inf, window_tokens=served.architecture.window_tokens)
+    limits = Limits(BUDGET_TOKENS, MOST_SEQUENCES, ENDLESS_TOKENS, window_tokens=served.architecture.window_tokens)
     benchmark = Benchmark(point.isl, point.osl, point.concurrency, 10 * point.concurrency)
     run = schedule(benchmark, limits)
     return Measured(
@@ -179,7 +180,7 @@ def _measured(point: Point) -> Measured | str:
 def _step(served: Served) -> tuple[MixedStep, float]:
     """The mixed step, and what the KV cache of the instance holds [tokens]."""
     a, gpu, split = served.architecture, served.gpu, served.split
-    types = data_types(a, served.precision, served.kv_precision)
+    types = data_types(a, gpu, served.precision, served.kv_precision)
     laws, _ = operator_laws(gpu, a, types)
     step = mixed_step(stack_of(a, split, types), laws, gpu.gpu, make_host_law())
     shards = split.tp * split.pp

@@ -26,16 +26,6 @@ from fleetopt_jax.laws.stack import (
 
 ELEMENT_BYTES = 2.0  # of an activation
 LOGIT_BYTES = 4.0  # of a logit, which sampling reads and writes in 32 bits
-# Data types whose law may stand for one that was not timed on a GPU, the nearest first.
-INSTEAD = {
-    "fp8": ("fp8", "fp8_block", "int8", "bf16"),
-    "fp8_block": ("fp8_block", "fp8", "int8", "bf16"),
-    "int8": ("int8", "fp8", "bf16"),
-    "int4": ("int4", "bf16"),
-    "mxfp4": ("mxfp4", "int4", "bf16"),
-    "nvfp4": ("nvfp4", "int4", "bf16"),
-    "bf16": ("bf16",),
-}
 
 
 @dataclass(frozen=True)
@@ -73,40 +63,48 @@ class DataTypes:
         return {"attention": self.attention, "dense": self.dense, "16 bits": "bf16"}
 
 
-def data_types(a: Architecture, precision: str, kv_precision: str) -> DataTypes:
+def data_types(a: Architecture, gpu: GpuEntry, precision: str, kv_precision: str) -> DataTypes:
     """As a checkpoint holds its parts: whatever takes more than 12 bits a weight is multiplied in 16.
 
     Checkpoints of experts in fp8 scale blocks of 128 x 128 (DeepSeek, Qwen, MiniMax), dense ones whole matrices.
     """
     held = held_at(a, precision)
     kind = "fp8_block" if precision == "fp8" and a.n_experts else precision
+    experts = f"{kind}_mxfp8" if kind == "mxfp4" and "nvfp4" in gpu.formats else kind  # as its 8-bit units take them
 
-    def of(n_bytes: float, n_params: float) -> str:
+    def of(n_bytes: float, n_params: float, kind: str = kind) -> str:
         return kind if n_params and n_bytes / n_params < 1.5 else "bf16"
 
     return DataTypes(
         attention=of(held.attention_bytes, a.attention_params),
         dense=of(held.dense_bytes, a.dense_params),
-        experts=of(held.expert_bytes, a.expert_params),
+        experts=of(held.expert_bytes, a.expert_params, experts),
         kv_bytes=KV_BYTES[kv_precision],
     )
 
 
 def operator_laws(gpu: GpuEntry, a: Architecture, types: DataTypes) -> tuple[OperatorLaws, tuple[OperatorEntry, ...]]:
     """The laws of a GPU at the data types of an LLM, and where each is from."""
-    gemm = {form: operator_entry("gemm", gpu, INSTEAD[variant]) for form, variant in types.gemm.items()}
+    cache = "fp8" if types.kv_bytes == 1.0 else "bf16"
+    gemm = {form: operator_entry("gemm", gpu, variant) for form, variant in types.gemm.items()}
+    attention = {
+        f"{windowed}{phase}": operator_entry(f"{phase}_attention", gpu, f"{cache}{'_windowed' if windowed else ''}")
+        for phase in ("decode", "prefill")
+        for windowed in ("", "windowed_")
+    }
     others = {
-        "reduce": operator_entry("collectives", gpu, ("all_reduce",)),
-        "gather": operator_entry("collectives", gpu, ("exchange",)),
-        "elementwise": operator_entry("elementwise", gpu, ("bf16",)),
+        "reduce": operator_entry("collectives", gpu, "all_reduce"),
+        "gather": operator_entry("collectives", gpu, "exchange"),
+        "elementwise": operator_entry("elementwise", gpu, "bf16"),
     }
     if a.n_experts:
-        others["experts"] = operator_entry("experts", gpu, INSTEAD[types.experts])
+        others["experts"] = operator_entry("experts", gpu, types.experts)
     laws = OperatorLaws(
         gemm={form: entry.law for form, entry in gemm.items()},
+        attention=AttentionLaws(**{name: entry.law for name, entry in attention.items()}),
         **{"experts": None, **{name: entry.law for name, entry in others.items()}},
     )
-    return laws, (*gemm.values(), *others.values())
+    return laws, (*gemm.values(), *attention.values(), *others.values())
 
 
 def stack_of(a: Architecture, split: Parallelism, types: DataTypes) -> Stack:
