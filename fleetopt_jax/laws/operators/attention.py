@@ -4,7 +4,7 @@ Prefill, of `new_tokens` m that attend to `pairs` A tokens in all (causal: a who
 chunk of q over c tokens before it q c + q (q + 1) / 2, a layer with a window fewer; sums over several prompts):
 
     t = t0 + (t_o^r + t_f^r)^(1/r)
-    t_f = x_f(d) 4 H d A / peak (1 + f / (H (m / 128 + 1))),     t_o = x_o(d) 2 d m (2 H + 2 k K) / BW
+    t_f = x_f(d) 4 H d A / peak (1 + f / (H (m / 128 + 1))),     t_o = x_o(d) 4 d m (H + e + k K) / BW
 
 H query heads and K key-value heads of size d on one GPU; BW and peak (16-bit, whatever the KV cache is in) are the data
 sheet's. A block has 128 tokens of one head; with fewer blocks than f the GPU is not full. x_o > 1 counts with the bytes
@@ -57,6 +57,7 @@ class PrefillAttentionLaw:
     operand_narrow: Array  # p of operands below heads of 128 [-]
     operand_wide: Array  # and above [-]
     kv_excess: Array  # k: a byte of keys and values over one of queries [-]
+    base_heads: Array  # e: heads, beyond its own, whose operands a token takes the time of [-]
     fill_blocks: Array  # f [-]
     sharpness: Array  # r [-]
 
@@ -98,7 +99,7 @@ def checked(law: type, coefficients: dict[str, float], *, positive: tuple[str, .
     for name, value in coefficients.items():
         if not (0 <= value < math.inf and (value > 0 or name not in positive)):
             raise ValueError(f"need a finite {name} {'>' if name in positive else '>='} 0, got {value}")
-    if coefficients["sharpness"] < 1:
+    if coefficients.get("sharpness", 1.0) < 1:
         raise ValueError(f"need sharpness >= 1, got {coefficients['sharpness']}")
     return as_floats(**coefficients)
 
@@ -126,7 +127,7 @@ def prefill_attention_s(
     flop_s = 4.0 * heads * HEAD_DIM * pairs / gpu.peak_flop_per_s
     unfilled = 1.0 + law.fill_blocks / (heads * (new_tokens / BLOCK_TOKENS + 1.0))
     compute_s = law.flop_excess * _widened(head_dim, law.flop_narrow, law.flop_wide) * flop_s * unfilled
-    operands = new_tokens * (2.0 * heads + 2.0 * law.kv_excess * kv_heads) * HEAD_DIM
+    operands = 2.0 * new_tokens * (heads + law.base_heads + law.kv_excess * kv_heads) * HEAD_DIM
     operand_s = law.operand_excess * ACTIVATION_BYTES * operands / gpu.bandwidth_bytes_per_s
     operand_s = operand_s * _widened(head_dim, law.operand_narrow, law.operand_wide)
     return soft_roofline_s(law.launch_s, operand_s, compute_s, law.sharpness)

@@ -1,0 +1,96 @@
+"""What the fits of attention share: rows of its tables, and the fit of many rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._fitting import HELD_OUT_EVERY, LICENCE, SOURCE, TABLES, Bounds, Rows, fastest, fitted, groups, log_spacing
+from ._fitting import newest_rows, where
+
+SHAPE = ("num_heads", "num_key_value_heads", "head_dim", "window_size")
+VARIANTS = {"bfloat16": ("bf16", 2.0), "fp8": ("fp8", 1.0)}  # of the KV cache: name, bytes of a value
+FITTED_ROWS = 3000  # of a variant, evenly picked: more change nothing but the time it takes
+L2_BYTES = {  # of the data sheets: where the fit starts to look for what the cache keeps
+    "a100": 40e6,
+    "h100": 50e6,
+    "h200": 50e6,
+    "b200": 126e6,
+    "b300": 126e6,
+    "gb200": 126e6,
+    "gb300": 126e6,
+    "l40s": 96e6,
+    "rtx-pro-6000": 128e6,
+}
+
+Seconds = Callable[[dict[str, float], Rows], np.ndarray]
+
+
+def document(folder: Path, operator: str, size: str, variant: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The document of a class whose `variant(gpu, value_bytes, rows)` fits a table's rows of one type of KV cache.
+
+    Layers with a sliding window are a variant of their own.
+    """
+
+    def variants(gpu: str) -> dict[str, Any]:
+        rows = _rows(newest_rows(folder, gpu, operator), size)
+        found = {}
+        for kind, (name, value_bytes) in VARIANTS.items():
+            for windowed in (False, True):
+                its = (rows["kv_cache_dtype"] == kind) & ((rows["window_size"] > 0) == windowed)
+                if np.any(its):
+                    found[f"{name}_windowed" if windowed else name] = variant(gpu, value_bytes, where(rows, its))
+        return found
+
+    return {"source": SOURCE, "licence": LICENCE, "gpus": {gpu: variants(gpu) for gpu in TABLES}}
+
+
+def _rows(rows: Rows, size: str) -> Rows:
+    """The fastest of each shape, with the columns that the A100's table has as constants."""
+    for name, constant in (("head_dim", 128), ("kv_cache_dtype", "bfloat16"), ("window_size", 0)):
+        rows.setdefault(name, np.full(len(rows["seconds"]), constant))
+    return fastest(rows, (*SHAPE, "kv_cache_dtype", "batch_size", size))
+
+
+def usual_heads(rows: Rows, value_bytes: float) -> np.ndarray:
+    """Rows of the kernels that most models run: not of heads of 512 (FlashAttention 4), nor of 192 in fp8 (Triton)."""
+    return (rows["head_dim"] != 512) & ((rows["head_dim"] != 192) | (value_bytes == 2.0))
+
+
+def window_tokens(rows: Rows) -> np.ndarray:
+    """A layer's window, infinite without one."""
+    return np.where(rows["window_size"] > 0, rows["window_size"], np.inf)
+
+
+def entry(
+    seconds: Seconds, rows: Rows, bounds: Bounds, size: str, shape: tuple[str, ...] = SHAPE, *, left_out: str
+) -> dict[str, Any]:
+    """The fit of a variant to evenly picked rows and its errors on all; again without every fifth shape, tried on those."""
+    found = _found(seconds, rows, bounds, size)
+    wrong = np.abs(seconds(found, rows) / rows["seconds"] - 1.0)
+    held = groups(rows, shape) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+    near = {name: (found[name], least, most) for name, (_, least, most) in bounds.items()}
+    fewer = _found(seconds, where(rows, ~held), near, size)
+    unseen = np.abs(seconds(fewer, where(rows, held)) / rows["seconds"][held] - 1.0)
+    return {
+        "coefficients": found,
+        "rows": len(wrong),
+        "left_out": left_out,
+        "median_error": float(np.median(wrong)),
+        "p90_error": float(np.quantile(wrong, 0.9)),
+        "held_out_median_error": float(np.median(unseen)),
+    }
+
+
+def borrowed(of: dict[str, Any], lender: str, changed: dict[str, float]) -> dict[str, Any]:
+    """The entry of what has no rows: another's coefficients, some of them changed."""
+    coefficients = {**of["coefficients"], **changed}
+    return {"coefficients": coefficients, "rows": 0, "left_out": "", "borrowed_from": lender}
+
+
+def _found(seconds: Seconds, rows: Rows, bounds: Bounds, size: str) -> dict[str, float]:
+    """The fit to every k-th row, so that about `FITTED_ROWS` count, evenly on a logarithmic scale of `size`."""
+    step = max(len(rows["seconds"]) // FITTED_ROWS, 1)
+    picked = where(rows, np.arange(0, len(rows["seconds"]), step))
+    return fitted(seconds, picked, bounds, log_spacing(picked[size]))
