@@ -276,7 +276,7 @@ def test_levers_that_are_pulled_already_are_not_offered():
     ("arguments", "says"),
     [
         (["--figure", "levers.txt"], "need a name ending in .svg or .png"),
-        (["--next-gpu", "b300"], "unknown name 'b300'"),
+        (["--next-gpu", "b400"], "unknown name 'b400'"),
         (["--other-llm", "gpt-9"], "unknown name 'gpt-9'"),
         (["plan.json", "--gpu", "b200"], "--gpu: plan.json says it itself"),
         (["no-such-plan.json"], "no-such-plan.json"),

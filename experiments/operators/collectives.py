@@ -14,9 +14,15 @@ from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s,
 
 TABLES = {
     **{name: f"{name}_sxm" for name in ("a100", "h100", "h200", "b200", "b300")},
-    **{name: name for name in ("gb200", "gb300")},
+    **{name: name for name in ("gb300", "gb200")},
     "rtx-pro-6000": "rtx_pro_6000_server",
-    "l40s": "l40s",  # borrows from the one before
+    "l40s": "l40s",
+}
+# What rows that are left out would say, of a GPU joined in the same way.
+BORROWED = {
+    ("l40s", "all_reduce"): ("rtx-pro-6000", ("per_gpu_s", "growth")),
+    ("l40s", "exchange"): ("rtx-pro-6000", ("per_gpu_s", "growth")),
+    ("gb200", "all_reduce"): ("gb300", ("growth",)),
 }
 SOURCE = "ai-dynamo/aiconfigurator (snapshot 095f58a, 21 Aug 2026): custom_allreduce, kernels in a CUDA graph, and nccl"
 LEAST_BYTES, MOST_BYTES = 2_048, 2**29  # one token of a small model to 32,768 tokens of a large one
@@ -27,7 +33,7 @@ BOUNDS = {
     "per_gpu_s": (0.01 * US, 20 * US),
     "direct_efficiency": (0.02, 1.5),
     "ring_efficiency": (0.02, 1.5),
-    "sharing": (1e-3, 2.0),
+    "growth": (0.1, 4.0),
 }
 STARTS = tuple(
     {
@@ -36,7 +42,7 @@ STARTS = tuple(
         "per_gpu_s": 0.3 * US,
         "direct_efficiency": share,
         "ring_efficiency": 0.7,
-        "sharing": 0.3,
+        "growth": 1.0,
     }
     for slower in (1.0, 5.0)
     for share in (0.2, 0.5)
@@ -48,17 +54,13 @@ Law = Callable[..., Any]
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: the coefficients of every GPU, and how well they describe its table."""
     gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
-    for kind, (read, law) in {
-        "all_reduce": (_all_reduces, all_reduce_s),
-        "exchange": (_exchanges, all_gather_s),
-    }.items():
-        borrowed: dict[str, float] = {}
-        for gpu, table in TABLES.items():
+    ways = {"all_reduce": (_all_reduces, all_reduce_s), "exchange": (_exchanges, all_gather_s)}
+    for gpu, table in TABLES.items():  # those that borrow after those that lend
+        for kind, (read, law) in ways.items():
             rows, left_out = _kept(gpu, kind, read(folder / table))
-            fixed = borrowed if gpu == "l40s" else {} if gpu == "rtx-pro-6000" else {"sharing": 0.0}
+            lender, names = BORROWED.get((gpu, kind), (gpu, ()))
+            fixed = {name: gpus[lender][kind]["coefficients"][name] for name in names}
             gpus[gpu][kind] = _entry(law, gpu, rows, fixed, left_out)
-            if gpu == "rtx-pro-6000":
-                borrowed = {name: gpus[gpu][kind]["coefficients"][name] for name in ("per_gpu_s", "sharing")}
     return {"source": SOURCE, "licence": "Apache-2.0", "gpus": gpus}
 
 
@@ -125,11 +127,13 @@ def _kept(gpu: str, kind: str, rows: Rows) -> tuple[Rows, str]:
     """The rows that are to be trusted, and which are not, and why."""
     if gpu == "l40s":
         return _where(rows, rows["gpus"] == 2), (
-            "more than 2 GPUs: one host without peer access between them; what they add is that of RTX PRO 6000"
+            "more than 2 GPUs: one host without peer access between them; per_gpu_s and growth are those of "
+            "RTX PRO 6000"
         )
     if gpu == "gb200" and kind == "all_reduce":
         return _where(rows, (rows["gpus"] > 2) | (rows["bytes"] < 2**23)), (
-            "8 MiB and more over 2 GPUs: a third of the bytes/s that its 4 GPUs, B200 and GB300 reach"
+            "8 MiB and more over 2 GPUs: a third of the bytes/s that its 4 GPUs, B200 and GB300 reach; growth is that "
+            "of GB300"
         )
     return rows, ""
 

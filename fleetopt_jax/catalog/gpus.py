@@ -21,6 +21,9 @@ from fleetopt_jax.core.errors import unknown_name
 from fleetopt_jax.core.units import GB, GIB, TB, TFLOP
 from fleetopt_jax.laws.hardware import INTER_NODE_BYTES_PER_S, LINK_BYTES_PER_S, LINK_GPUS, N_SMS, Gpu, make_gpu
 
+PCIE_BYTES_PER_S = 64 * GB  # of 16 lanes of Gen 5, one way
+SURE_ON_PCIE = 2  # GPUs: hosts differ in what more of them reach, by up to ten (`laws/operators/collectives.py`)
+
 
 @dataclass(frozen=True)
 class GpuEntry:
@@ -266,6 +269,16 @@ _SHEETS = (
     ),
 )
 GPUS = {sheet.name: sheet for sheet in _SHEETS}
+
+
+def link_notes(gpu: GpuEntry, tp: int) -> tuple[str, ...]:
+    """What is doubtful of TP GPUs that pass data to one another."""
+    if tp <= SURE_ON_PCIE or gpu.link_bytes_per_s > PCIE_BYTES_PER_S:
+        return ()
+    return (
+        f"{gpu.name} above TP {SURE_ON_PCIE}: PCIe through the host joins the GPUs, and how fast depends on the host; "
+        "all-reduces, and with them steps, are doubtful",
+    )
 
 
 def gpu_entry(name: str | GpuEntry, where: str = "gpu") -> GpuEntry:

@@ -13,7 +13,7 @@ from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem, Tunable, make_problem
 from fleetopt_jax._simulate import replay_requests
 from fleetopt_jax.catalog.engines import resolved
-from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.gpus import gpu_entry, link_notes
 from fleetopt_jax.catalog.llms import LlmEntry, checkpoint_size_bytes, llm_entry, precision_notes
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec
@@ -215,8 +215,9 @@ def say_llm(options: argparse.Namespace, catalog: Catalog) -> list[str]:
 
 
 def warn_of_units(options: argparse.Namespace, specs: Sequence[EngineSpec]) -> list[str]:
-    """Warn of precisions that no units of a GPU, or no law, is for; the warnings."""
-    notes = [precision_notes(spec.precision, gpu_entry(spec.gpu)) for spec in specs]
+    """Warn of precisions that no units of a GPU, or no law, is for, and of links that are doubtful; the warnings."""
+    of_gpus = [(spec, gpu_entry(spec.gpu)) for spec in specs]
+    notes = [(*precision_notes(spec.precision, gpu), *link_notes(gpu, spec.tp)) for spec, gpu in of_gpus]
     warnings = list(dict.fromkeys(note for each in notes for note in each))
     for warning in warnings:
         warn(options, warning)
