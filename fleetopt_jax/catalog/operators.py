@@ -18,6 +18,8 @@ from fleetopt_jax.laws.operators.collectives import make_collective_law
 from fleetopt_jax.laws.operators.elementwise import make_elementwise_law
 from fleetopt_jax.laws.operators.experts import make_experts_law
 from fleetopt_jax.laws.operators.gemm import make_gemm_law
+from fleetopt_jax.laws.operators.latent_attention import make_latent_attention_law
+from fleetopt_jax.laws.operators.recurrent import make_recurrent_decode_law, make_recurrent_prefill_law
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "collectives": make_collective_law,
@@ -25,8 +27,11 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "elementwise": make_elementwise_law,
     "experts": make_experts_law,
     "gemm": make_gemm_law,
+    "latent_attention": make_latent_attention_law,
     "prefill_attention": make_prefill_attention_law,
+    "recurrent": lambda **values: _RECURRENT["walk_s" in values](**values),
 }
+_RECURRENT = {True: make_recurrent_prefill_law, False: make_recurrent_decode_law}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +53,19 @@ def document(operator: str) -> dict[str, Any]:
     return json.loads(text)
 
 
-def operator_entry(operator: str, gpu: GpuEntry, variant: str) -> OperatorEntry:
-    """The law of a class of operators and a variant of it on a GPU."""
+def operator_entry(operator: str, gpu: GpuEntry, *variants: str) -> OperatorEntry:
+    """The law of a class of operators on a GPU, in the first of `variants` that it has there."""
     known = document(operator)["gpus"]
-    return _entry(operator, gpu.name if gpu.name in known else gpu.law, variant, gpu.name not in known)
+    of = gpu.name if gpu.name in known else gpu.law
+    found = next((variant for variant in variants if variant in known[of]), None)
+    if found is None:
+        raise ValueError(f"{operator} has no law of {' or '.join(variants)} on {of}, has {', '.join(known[of])}")
+    return _entry(operator, of, found, of != gpu.name or found != variants[0])
 
 
 @cache
 def _entry(operator: str, gpu: str, variant: str, borrowed: bool) -> OperatorEntry:
-    variants = document(operator)["gpus"][gpu]
-    if variant not in variants:
-        raise ValueError(f"{operator} has no law of {variant} on {gpu}, has {', '.join(variants)}")
-    part = variants[variant]
+    part = document(operator)["gpus"][gpu][variant]
     return OperatorEntry(
         law=MAKERS[operator](**part["coefficients"]),
         gpu=gpu,

@@ -12,19 +12,25 @@ from fleetopt_jax.catalog.operators import OperatorEntry, operator_entry
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.mixed_step import MixedStep
 from fleetopt_jax.laws.operators.experts import make_experts
-from fleetopt_jax.laws.sequences import AttentionLaws, GroupedAttention
+from fleetopt_jax.laws.operators.latent_attention import LatentShape, make_latent_shape
+from fleetopt_jax.laws.operators.recurrent import delta_net_shape, mamba_shape
+from fleetopt_jax.laws.sequences import GroupedAttention, LatentAttention, RecurrentLayers, SequenceLaws
 from fleetopt_jax.laws.stack import (
     Exchange,
     ExpertLayers,
+    LatentProjections,
     OperatorLaws,
     Part,
     Product,
+    SequenceLayers,
     Small,
     Stack,
     mixed_step,
 )
 
 ELEMENT_BYTES = 2.0  # of an activation
+PLAIN_DIM = 128  # of latent attention's heads without position and of its values, where a file does not say: DeepSeek's
+MAMBA_1_HEAD = 64  # channels that count as a head, where a state space has none
 LOGIT_BYTES = 4.0  # of a logit, which sampling reads and writes in 32 bits
 
 
@@ -85,13 +91,8 @@ def data_types(a: Architecture, gpu: GpuEntry, precision: str, kv_precision: str
 
 def operator_laws(gpu: GpuEntry, a: Architecture, types: DataTypes) -> tuple[OperatorLaws, tuple[OperatorEntry, ...]]:
     """The laws of a GPU at the data types of an LLM, and where each is from."""
-    cache = "fp8" if types.kv_bytes == 1.0 else "bf16"
     gemm = {form: operator_entry("gemm", gpu, variant) for form, variant in types.gemm.items()}
-    attention = {
-        f"{windowed}{phase}": operator_entry(f"{phase}_attention", gpu, f"{cache}{'_windowed' if windowed else ''}")
-        for phase in ("decode", "prefill")
-        for windowed in ("", "windowed_")
-    }
+    sequences = _sequence_entries(gpu, a, types)
     others = {
         "reduce": operator_entry("collectives", gpu, "all_reduce"),
         "gather": operator_entry("collectives", gpu, "exchange"),
@@ -101,10 +102,29 @@ def operator_laws(gpu: GpuEntry, a: Architecture, types: DataTypes) -> tuple[Ope
         others["experts"] = operator_entry("experts", gpu, types.experts)
     laws = OperatorLaws(
         gemm={form: entry.law for form, entry in gemm.items()},
-        attention=AttentionLaws(**{name: entry.law for name, entry in attention.items()}),
+        sequences=SequenceLaws(**{name: entry.law for name, entry in sequences.items()}),
         **{"experts": None, **{name: entry.law for name, entry in others.items()}},
     )
-    return laws, (*gemm.values(), *attention.values(), *others.values())
+    return laws, (*gemm.values(), *sequences.values(), *others.values())
+
+
+def _sequence_entries(gpu: GpuEntry, a: Architecture, types: DataTypes) -> dict[str, OperatorEntry]:
+    """The laws of layers that keep something of each sequence, as `SequenceLaws` names them."""
+    cache = "fp8" if types.kv_bytes == 1.0 else "bf16"
+    found = {}
+    for phase in ("decode", "prefill"):
+        if a.latent_dim:
+            weights = {"fp8": "fp8_block", "nvfp4": "nvfp4", "fp8_block": "fp8_block"}.get(types.attention, "bf16")
+            wanted = [f"{phase}_{w}_{c}" for w in (weights, "bf16") for c in (cache, "bf16")]
+            found[f"latent_{phase}"] = operator_entry("latent_attention", gpu, *wanted)
+        else:
+            operator = f"{phase}_attention"
+            found[phase] = operator_entry(operator, gpu, cache, "bf16")
+            windowed = (f"{cache}_windowed", cache, "bf16") if a.windowed_layers else (cache, "bf16")
+            found[f"windowed_{phase}"] = operator_entry(operator, gpu, *windowed)
+        if a.widths.linear or a.widths.states:
+            found[f"recurrent_{phase}"] = operator_entry("recurrent", gpu, phase)
+    return found
 
 
 def stack_of(a: Architecture, split: Parallelism, types: DataTypes) -> Stack:
@@ -113,7 +133,7 @@ def stack_of(a: Architecture, split: Parallelism, types: DataTypes) -> Stack:
     return Stack(
         rows=tuple(part for parts in rows for part in parts),
         head=tuple(_head(a, split)),
-        attention=tuple(_attention(a, split, types)),
+        attention=tuple(_sequences(a, split, types)),
         **as_floats(window_tokens=a.window_tokens if a.windowed_layers else 0.0, n_layers=a.layers),
     )
 
@@ -121,14 +141,43 @@ def stack_of(a: Architecture, split: Parallelism, types: DataTypes) -> Stack:
 def _attention_rows(a: Architecture, split: Parallelism, types: DataTypes) -> Iterator[Part]:
     """Of the first half of each layer, what depends on rows only."""
     n, share = a.layers - a.cacheless_layers, 1.0 / (split.dp * split.pp)
-    heads, kv_heads = a.q_heads / split.tp, max(1.0, a.kv_heads / split.tp)
-    queries, shared = heads * a.head_dim, kv_heads * a.head_dim
-    yield _product(queries * (1 + a.widths.query_gate) + 2 * shared, a.hidden, n, share, "attention")
-    yield _product(a.hidden, queries, n, share, "attention")
-    yield _small(4 * a.hidden * ELEMENT_BYTES, n, share)  # the norm, and the residual added
-    yield _small(2 * (queries + shared) * ELEMENT_BYTES, n, share)  # rotary embedding
-    yield _small(2 * shared * (ELEMENT_BYTES + types.kv_bytes), n, share)  # into the cache
-    yield _exchange(a.hidden, split.tp, n, share)
+    if a.latent_dim:
+        yield LatentProjections(_latent_shape(a, split), **as_floats(copies=n, rows_frac=share))
+    else:
+        heads, kv_heads = a.q_heads / split.tp, max(1.0, a.kv_heads / split.tp)
+        queries, shared = heads * a.head_dim, kv_heads * a.head_dim
+        yield _product(queries * (1 + a.widths.query_gate) + 2 * shared, a.hidden, n, share, "attention")
+        yield _product(a.hidden, queries, n, share, "attention")
+        yield _small(2 * (queries + shared) * ELEMENT_BYTES, n, share)  # rotary embedding
+        yield _small(2 * shared * (ELEMENT_BYTES + types.kv_bytes), n, share)  # into the cache
+    for inputs, outputs in _recurrent_widths(a):
+        yield _product(inputs / split.tp, a.hidden, a.cacheless_layers, share, "attention")
+        yield _product(a.hidden, outputs / split.tp, a.cacheless_layers, share, "attention")
+    yield _small(4 * a.hidden * ELEMENT_BYTES, a.layers, share)  # the norm, and the residual added
+    yield _exchange(a.hidden, split.tp, a.layers, share)
+
+
+def _recurrent_widths(a: Architecture) -> Iterator[tuple[float, float]]:
+    """(outputs of the first projection, inputs of the last) of layers with a state, whole."""
+    linear, states = a.widths.linear, a.widths.states
+    if linear is not None:
+        keys, values = linear.key_heads * linear.key_dim, linear.value_heads * linear.value_dim
+        yield 2 * keys + 2 * values + 2 * linear.value_heads, values
+    if states is not None:
+        yield 2 * states.channels + 2 * states.groups * states.states + states.heads, states.channels
+
+
+def _latent_shape(a: Architecture, split: Parallelism) -> LatentShape:
+    w = a.widths
+    return make_latent_shape(
+        heads=a.q_heads / split.tp,
+        hidden=a.hidden,
+        query_rank=w.query_rank,
+        latent_dim=a.latent_dim,
+        rope_dim=a.rope_dim,
+        nope_dim=w.nope_dim or PLAIN_DIM,
+        value_dim=w.value_dim or PLAIN_DIM,
+    )
 
 
 def _feed_forward(a: Architecture, split: Parallelism) -> Iterator[Part]:
@@ -184,19 +233,43 @@ def _head(a: Architecture, split: Parallelism) -> Iterator[Part]:
     yield _small(2 * a.vocabulary * LOGIT_BYTES, 3, share)
 
 
-def _attention(a: Architecture, split: Parallelism, types: DataTypes) -> Iterator[GroupedAttention]:
-    yield GroupedAttention(
-        **as_floats(
-            layers=a.layers - a.cacheless_layers - a.windowed_layers,
-            windowed_layers=a.windowed_layers,
-            window_tokens=a.window_tokens,
-            heads=a.q_heads / split.tp,
-            kv_heads=max(1.0, a.kv_heads / split.tp),
-            head_dim=a.head_dim,
-            kv_bytes=types.kv_bytes,
-            sequences_frac=1.0 / (split.dp * split.pp),
+def _sequences(a: Architecture, split: Parallelism, types: DataTypes) -> Iterator[SequenceLayers]:
+    """Layers that keep something of each sequence."""
+    n, share = a.layers - a.cacheless_layers, 1.0 / (split.dp * split.pp)
+    if a.latent_dim:
+        numbers = as_floats(layers=n, kv_bytes=types.kv_bytes, sequences_frac=share)
+        yield LatentAttention(_latent_shape(a, split), **numbers)
+    else:
+        yield GroupedAttention(
+            **as_floats(
+                layers=n - a.windowed_layers,
+                windowed_layers=a.windowed_layers,
+                window_tokens=a.window_tokens,
+                heads=a.q_heads / split.tp,
+                kv_heads=max(1.0, a.kv_heads / split.tp),
+                head_dim=a.head_dim,
+                kv_bytes=types.kv_bytes,
+                sequences_frac=share,
+            )
         )
-    )
+    linear, states = a.widths.linear, a.widths.states
+    if linear is not None:
+        shape = delta_net_shape(
+            key_heads=max(linear.key_heads / split.tp, 1.0),
+            value_heads=max(linear.value_heads / split.tp, 1.0),
+            key_dim=linear.key_dim,
+            value_dim=linear.value_dim,
+        )
+        yield RecurrentLayers(shape, **as_floats(layers=a.cacheless_layers, sequences_frac=share))
+    if states is not None:
+        heads = (states.heads or states.channels / MAMBA_1_HEAD) / split.tp
+        shape = mamba_shape(
+            heads=max(heads, 1.0),
+            head_dim=states.channels / (states.heads or states.channels / MAMBA_1_HEAD),
+            state_dim=states.states,
+            groups=max(states.groups / split.tp, 1.0) if states.heads else 0.0,
+        )
+        yield RecurrentLayers(shape, **as_floats(layers=a.cacheless_layers, sequences_frac=share))
 
 
 def _product(outputs: float, inputs: float, copies: float, rows_frac: float, form: str) -> Product:

@@ -31,7 +31,7 @@ from fleetopt_jax.laws.host import HostLaw
 if TYPE_CHECKING:
     from fleetopt_jax.laws.prefill import Prefill
 
-CLASSES = ("gemm", "experts", "decode_attention", "prompt_attention", "recurrent", "collectives", "elementwise")
+CLASSES = ("gemm", "experts", "decode_attention", "prefill_attention", "collectives", "elementwise")
 
 
 @pytree
@@ -154,7 +154,7 @@ class Cost:
         """[class] of a batch, in the order of `CLASSES`."""
         decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
         head = self.head(_ends(batch))
-        at = {"gemm": head, "decode_attention": decode, "prompt_attention": self.attention.prompts(batch)}
+        at = {"gemm": head, "decode_attention": decode, "prefill_attention": self.attention.prompts(batch)}
         beside = jnp.stack([at.get(name, jnp.zeros_like(decode)) for name in CLASSES])
         return self.rows(batch.n_active + batch.prompt_tokens) + beside
 

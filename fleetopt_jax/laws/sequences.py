@@ -11,6 +11,8 @@ prompts (tests/test_mixed_step.py).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
 import jax
 from jax import Array
@@ -26,6 +28,20 @@ from fleetopt_jax.laws.operators.attention import (
     decode_attention_s,
     prefill_attention_s,
 )
+from fleetopt_jax.laws.operators.latent_attention import (
+    LatentAttentionLaw,
+    LatentShape,
+    latent_decode_s,
+    latent_prefill_s,
+)
+from fleetopt_jax.laws.operators.recurrent import (
+    RecurrentDecodeLaw,
+    RecurrentPrefillLaw,
+    RecurrentShape,
+    recurrent_decode_s,
+    recurrent_prefill_s,
+    state_bytes,
+)
 
 MANY, FEW, SHORT, LONG = 64.0, 16.0, 2048.0, 8192.0  # sequences, contexts
 PROMPTS = (512.0, 2048.0, 8192.0)
@@ -33,13 +49,17 @@ ELEMENT_BYTES = 2.0  # of queries and outputs
 
 
 @pytree
-class AttentionLaws:
-    """Of one GPU and type of KV cache."""
+class SequenceLaws:
+    """Of one GPU and type of KV cache; None where an LLM has no such layers."""
 
-    decode: DecodeAttentionLaw
-    windowed_decode: DecodeAttentionLaw
-    prefill: PrefillAttentionLaw
-    windowed_prefill: PrefillAttentionLaw
+    decode: DecodeAttentionLaw | None = None
+    windowed_decode: DecodeAttentionLaw | None = None
+    prefill: PrefillAttentionLaw | None = None
+    windowed_prefill: PrefillAttentionLaw | None = None
+    latent_decode: LatentAttentionLaw | None = None
+    latent_prefill: LatentAttentionLaw | None = None
+    recurrent_decode: RecurrentDecodeLaw | None = None
+    recurrent_prefill: RecurrentPrefillLaw | None = None
 
 
 @pytree
@@ -55,37 +75,110 @@ class GroupedAttention:
     kv_bytes: Array  # of a value in the cache [B]
     sequences_frac: Array  # of the instance's sequences, those it has [-]
 
-    def cost(self, laws: AttentionLaws, gpu: Gpu) -> Amounts:
+    def cost(self, laws: SequenceLaws, gpu: Gpu) -> Amounts:
         """`AttentionCost` of each amount, for the sums of the whole instance."""
         shape = self.heads, self.kv_heads, self.head_dim
         full = affine(
-            lambda n, c: decode_attention_s(laws.decode, gpu, n, c, *shape),
-            lambda p, a: prefill_attention_s(laws.prefill, gpu, p, a, *shape),
+            lambda n, c: decode_attention_s(_there(laws.decode), gpu, n, c, *shape),
+            lambda p, a: prefill_attention_s(_there(laws.prefill), gpu, p, a, *shape),
         )
         windowed = affine(
-            lambda n, c: decode_attention_s(laws.windowed_decode, gpu, n, c, *shape),
-            lambda p, a: prefill_attention_s(laws.windowed_prefill, gpu, p, a, *shape),
+            lambda n, c: decode_attention_s(_there(laws.windowed_decode), gpu, n, c, *shape),
+            lambda p, a: prefill_attention_s(_there(laws.windowed_prefill), gpu, p, a, *shape),
             self.window_tokens,
         )
         token_bytes = 2.0 * self.kv_heads * self.head_dim * self.kv_bytes
         pair_flop = 4.0 * self.heads * self.head_dim
-        prompt_bytes = 2.0 * self.heads * self.head_dim * ELEMENT_BYTES + token_bytes
+        n_bytes = _counted(token_bytes, 2.0 * self.heads * self.head_dim * ELEMENT_BYTES + token_bytes, 0.0)
         flops = _counted(pair_flop, 0.0, pair_flop)
-        peak_s = jax.tree.map(lambda x: x / gpu.peak_flop_per_s, flops)
-        counted = (_counted(token_bytes, prompt_bytes, 0.0), flops, peak_s)
-        return Amounts(self._of_all(full, windowed), *(self._of_all(each, each) for each in counted))
+        both = self.layers, self.windowed_layers
+        return Amounts(
+            _of_layers(full, windowed, *both, self.sequences_frac),
+            _of_layers(n_bytes, n_bytes, *both, self.sequences_frac),
+            _of_layers(flops, flops, *both, self.sequences_frac),
+            _of_layers(*(_over(flops, gpu.peak_flop_per_s),) * 2, *both, self.sequences_frac),
+        )
 
-    def _of_all(self, full: SequenceCost, windowed: SequenceCost) -> AttentionCost:
-        """Of all layers; the sums of an instance are those of its GPUs times their number."""
 
-        def times(layers: Array, one: SequenceCost) -> SequenceCost:
-            share = self.sequences_frac
-            whole = ("per_step", "per_prompt_step", "per_mean_token")  # which do not divide
-            return SequenceCost(
-                **{name: layers * value * (1.0 if name in whole else share) for name, value in vars(one).items()}
-            )
+@pytree
+class LatentAttention:
+    """Layers of multi-head latent attention, without what depends on rows only (`stack.LatentProjections`)."""
 
-        return AttentionCost(times(self.layers, full), times(self.windowed_layers, windowed))
+    shape: LatentShape  # on this GPU
+    layers: Array
+    kv_bytes: Array  # of a value in the cache [B]
+    sequences_frac: Array  # of the instance's sequences, those it has [-]
+
+    def cost(self, laws: SequenceLaws, gpu: Gpu) -> Amounts:
+        """`AttentionCost` of each amount, for the sums of the whole instance."""
+        shape = self.shape
+        decode_law, prefill_law = _there(laws.latent_decode), _there(laws.latent_prefill)
+
+        def projections_s(rows: ArrayLike) -> Array:
+            return latent_decode_s(decode_law, gpu, shape, rows, 0.0)
+
+        seconds = affine(
+            lambda n, c: latent_decode_s(decode_law, gpu, shape, n, c) - projections_s(n),
+            lambda p, a: latent_prefill_s(prefill_law, gpu, shape, p, a) - projections_s(p),
+        )
+        of_pair = shape.nope_dim + shape.rope_dim + shape.value_dim
+        n_bytes = _counted(
+            (shape.latent_dim + shape.rope_dim) * self.kv_bytes, 2.0 * ELEMENT_BYTES * shape.heads * of_pair, 0.0
+        )
+        flops = _counted(
+            2.0 * shape.heads * (2.0 * shape.latent_dim + shape.rope_dim), 0.0, 2.0 * shape.heads * of_pair
+        )
+        amounts = seconds, n_bytes, flops, _over(flops, gpu.peak_flop_per_s)
+        return Amounts(*(_of_layers(each, each, self.layers, 0.0, self.sequences_frac) for each in amounts))
+
+
+@pytree
+class RecurrentLayers:
+    """Layers with a state of one size instead of a cache, without their projections."""
+
+    shape: RecurrentShape  # on this GPU
+    layers: Array
+    sequences_frac: Array  # of the instance's sequences, those it has [-]
+
+    def cost(self, laws: SequenceLaws, gpu: Gpu) -> Amounts:
+        """`AttentionCost` of each amount, for the sums of the whole instance. Their FLOPs are next to nothing."""
+        decode_law, prefill_law = _there(laws.recurrent_decode), _there(laws.recurrent_prefill)
+        seconds = affine(
+            lambda n, c: recurrent_decode_s(decode_law, gpu, self.shape, n) + 0.0 * c,
+            lambda p, a: recurrent_prefill_s(prefill_law, gpu, self.shape, p) + 0.0 * a,
+        )
+        nothing = _counted(0.0 * self.layers, 0.0, 0.0)
+        of_state = 2.0 * state_bytes(self.shape) + 0.0 * self.layers
+        n_bytes = replace(nothing, per_seq=of_state, per_prompt_token=2.0 * ELEMENT_BYTES * self.shape.conv_channels)
+        amounts = seconds, n_bytes, nothing, nothing
+        return Amounts(*(_of_layers(each, each, self.layers, 0.0, self.sequences_frac) for each in amounts))
+
+
+T = TypeVar("T")
+
+
+def _there(law: T | None) -> T:
+    if law is None:
+        raise ValueError("layers of this kind need their law")
+    return law
+
+
+def _of_layers(
+    full: SequenceCost, windowed: SequenceCost, layers: ArrayLike, windowed_layers: ArrayLike, share: ArrayLike
+) -> AttentionCost:
+    """Of all layers; the sums of an instance are those of one GPU over its share."""
+    whole = ("per_step", "per_prompt_step", "per_mean_token")  # which do not divide
+
+    def times(n: ArrayLike, one: SequenceCost) -> SequenceCost:
+        return SequenceCost(
+            **{name: n * value * (1.0 if name in whole else share) for name, value in vars(one).items()}
+        )
+
+    return AttentionCost(times(layers, full), times(windowed_layers, windowed))
+
+
+def _over(cost: SequenceCost, peak: ArrayLike) -> SequenceCost:
+    return jax.tree.map(lambda x: x / peak, cost)
 
 
 def _counted(per_token: ArrayLike, per_prompt_token: ArrayLike, per_pair: ArrayLike) -> SequenceCost:

@@ -28,7 +28,8 @@ from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s,
 from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw, elementwise_s
 from fleetopt_jax.laws.operators.experts import Experts, ExpertsLaw, experts_bytes, experts_flop, experts_s
 from fleetopt_jax.laws.operators.gemm import GemmLaw, gemm_bytes, gemm_flop, gemm_s
-from fleetopt_jax.laws.sequences import AttentionLaws, GroupedAttention
+from fleetopt_jax.laws.operators.latent_attention import LatentShape, latent_decode_s, latent_weights
+from fleetopt_jax.laws.sequences import GroupedAttention, LatentAttention, RecurrentLayers, SequenceLaws
 AMOUNTS = tuple(Amounts.__dataclass_fields__)
 
 
@@ -41,7 +42,7 @@ class OperatorLaws:
     reduce: CollectiveLaw  # all-reduces
     gather: CollectiveLaw  # all other collectives
     elementwise: ElementwiseLaw
-    attention: AttentionLaws
+    sequences: SequenceLaws  # of layers that keep something of each sequence
 
 
 @pytree
@@ -121,8 +122,33 @@ class Exchange:
         return _times(self.copies, Amounts(seconds, 2.0 * message, 0.0 * message, 0.0 * message))
 
 
-Part = Product | ExpertLayers | Small | Exchange
-CLASS_OF = {Product: "gemm", ExpertLayers: "experts", Small: "elementwise", Exchange: "collectives"}
+@pytree
+class LatentProjections:
+    """What layers of latent attention do for every row: projections, norms, rotary embedding, the cache's entry."""
+
+    shape: LatentShape  # on this GPU
+    copies: Array
+    rows_frac: Array
+
+    def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Amounts:
+        """Of all layers, for `rows` of the instance."""
+        law, seen, weights = laws.sequences.latent_decode, rows * self.rows_frac, latent_weights(self.shape)
+        assert law is not None, "latent attention needs its law"
+        flop = 2.0 * seen * weights
+        n_bytes = law.weight_bytes * weights + 0.0 * seen
+        peak_s = flop / peak_of_bits(gpu, 8.0 * law.weight_bytes)
+        return _times(self.copies, Amounts(latent_decode_s(law, gpu, self.shape, seen, 0.0), n_bytes, flop, peak_s))
+
+
+SequenceLayers = GroupedAttention | LatentAttention | RecurrentLayers
+Part = Product | ExpertLayers | Small | Exchange | LatentProjections
+CLASS_OF = {
+    Product: "gemm",
+    LatentProjections: "gemm",
+    ExpertLayers: "experts",
+    Small: "elementwise",
+    Exchange: "collectives",
+}
 
 
 @pytree
@@ -131,7 +157,7 @@ class Stack:
 
     rows: tuple[Part, ...]  # what depends on the rows only
     head: tuple[Part, ...]  # and on the rows whose next token is asked for
-    attention: tuple[GroupedAttention, ...]  # layers that keep something of each sequence
+    attention: tuple[SequenceLayers, ...]  # layers that keep something of each sequence
     window_tokens: Array
     n_layers: Array  # that a step passes [-]
 
@@ -145,7 +171,7 @@ def mixed_step(stack: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> Mix
         by_class[name] = _sum(by_class[name], part.cost(laws, gpu, KNOTS))
     rows = jax.tree.map(lambda *classes: namespace(classes).stack(classes), *by_class.values())
     head = reduce(_sum, (part.cost(laws, gpu, KNOTS) for part in stack.head), nothing)
-    attention = reduce(_sum, (layers.cost(laws.attention, gpu) for layers in stack.attention))
+    attention = reduce(_sum, (layers.cost(laws.sequences, gpu) for layers in stack.attention))
     costs = {}
     for name in AMOUNTS:
         of_rows, of_head = curve_through(getattr(rows, name)), curve_through(getattr(head, name))
