@@ -53,7 +53,7 @@ KINDS = ("dense", "experts")
 # engine and kind of LLM; `_of_gpu` are factors of a GPU.
 PRIORS = {
     "slowdown": (1.0, 0.10),
-    "prompt_excess": (0.15, 0.7),  # kappa of a step with prompt tokens over that of one without, less 1
+    "prompt_excess": (0.20, 0.7),  # kappa of a step with prompt tokens over that of one without, less 1
     "layer_s": (40e-6, 1.0),
     "prompt_layer_s": (300e-6, 1.0),
     "per_seq_s": (5e-6, 1.0),
@@ -112,19 +112,52 @@ class Measured:
     tpot_s: float
     ttft_s: float | None  # None: only a mean step was measured
 
-    def predicted(self, law: dict[str, float]) -> tuple[float, float]:
-        """(TPOT, TTFT) by a host law [s]."""
-        slowdown = law["slowdown"] * np.where(self.prompt > 0, 1.0 + law["prompt_excess"], 1.0)
-        host_s = (law["layer_s"] + law["prompt_layer_s"] * self.prompt) * self.n_layers
-        ratio = host_s / (slowdown * self.gpu_s)
-        step_s = slowdown * self.gpu_s * (1.0 + ratio**SHARPNESS) ** (1.0 / SHARPNESS)
-        end_s = np.concatenate([[0.0], np.cumsum(self.repeats * (step_s + law["per_seq_s"] * self.n_active))])
-        if self.ttft_s is None:
-            return float(end_s[-1]), 0.0
-        first_s = end_s[self.first]
-        several = self.output_tokens > 1
-        tpot_s = (end_s[self.last] - first_s)[several] / (self.output_tokens[several] - 1)
-        return float(tpot_s.mean()), float((first_s - end_s[self.sent]).mean()) + law["first_token_s"]
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Many points with their steps one after the other, so that one law's arithmetic is done at once."""
+
+    points: tuple[Measured, ...]
+    of_step: np.ndarray  # the point that a step is of
+    of_request: np.ndarray
+
+    @classmethod
+    def of(cls, points: Sequence[Measured]) -> "Table":
+        numbers = np.arange(len(points))
+        return cls(
+            tuple(points),
+            np.repeat(numbers, [len(point.gpu_s) for point in points]),
+            np.repeat(numbers, [len(point.sent) for point in points]),
+        )
+
+    def joined(self, name: str) -> np.ndarray:
+        """A column of all points."""
+        return _joined(self, name)
+
+    def predicted(self, laws: Sequence[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+        """(TPOT, TTFT) [point] by a host law for each [s]; TPOT is the mean step where no request is listed."""
+        law = {name: np.array([each[name] for each in laws]) for name in laws[0]}
+        at = {name: values[self.of_step] for name, values in law.items()}
+        prompt, n = self.joined("prompt"), len(self.points)
+        work_s = at["slowdown"] * (1.0 + at["prompt_excess"] * prompt) * self.joined("gpu_s")
+        layers = np.array([point.n_layers for point in self.points])[self.of_step]
+        host_s = (at["layer_s"] + at["prompt_layer_s"] * prompt) * layers
+        step_s = np.sqrt(np.sqrt(work_s**2 * work_s**2 + host_s**2 * host_s**2))  # SHARPNESS is 4, and powers are slow
+        step_s = self.joined("repeats") * (step_s + at["per_seq_s"] * self.joined("n_active"))
+        total_s = np.bincount(self.of_step, step_s, n)
+        if not len(self.of_request):
+            return total_s, np.zeros(n)
+        end_s = np.concatenate([[0.0], np.cumsum(step_s)])
+        start = np.concatenate([[0], np.cumsum(np.bincount(self.of_step, minlength=n))])[self.of_request]
+        sent_s, first_s, last_s = (end_s[start + self.joined(name)] for name in ("sent", "first", "last"))
+        requests = np.bincount(self.of_request, minlength=n)
+        tpot_s = np.bincount(self.of_request, (last_s - first_s) / (self.joined("output_tokens") - 1.0), n) / requests
+        return tpot_s, np.bincount(self.of_request, first_s - sent_s, n) / requests + law["first_token_s"]
+
+
+@cache
+def _joined(table: Table, name: str) -> np.ndarray:
+    return np.concatenate([getattr(point, name) for point in table.points])
 
 
 def measured_points(folder: Path) -> tuple[list[Measured], dict[str, int]]:
@@ -267,31 +300,28 @@ def fit(points: Sequence[Measured]) -> Fit:
     names = tuple(priors)
     start, deviation = np.array(list(priors.values())).T
     counts = Counter((point.llm, point.gpu, point.precision) for point in points)
-    weight = [min(1.0, MOST_POINTS / counts[point.llm, point.gpu, point.precision]) ** 0.5 for point in points]
+    weight = np.array(
+        [min(1.0, MOST_POINTS / counts[point.llm, point.gpu, point.precision]) ** 0.5 for point in points]
+    )
+    table, seen = Table.of(points), np.array([[point.tpot_s, point.ttft_s or np.nan] for point in points]).T
+    counted = np.stack([weight, TTFT_WEIGHT * weight])
 
     def residuals(x: np.ndarray) -> np.ndarray:
         laws = {key: Fit(names, x).law(*key) for key in {(point.experts, point.gpu) for point in points}}
-        errors = []
-        for point, w in zip(points, weight):
-            tpot_s, ttft_s = point.predicted(laws[point.experts, point.gpu])
-            errors.append(w * np.log(tpot_s / point.tpot_s))
-            if point.ttft_s is not None:
-                errors.append(w * TTFT_WEIGHT * np.log(ttft_s / point.ttft_s))
-        errors = np.array(errors) / POINT_ERROR
-        robust = np.sign(errors) * np.sqrt(2.0 * ROBUST**2 * (np.sqrt(1.0 + (errors / ROBUST) ** 2) - 1.0))
+        shown = np.stack(table.predicted([laws[point.experts, point.gpu] for point in points]))
+        wrong = (counted * np.log(np.where(shown > 0, shown, 1.0) / seen) / POINT_ERROR)[~np.isnan(seen)]
+        robust = np.sign(wrong) * np.sqrt(2.0 * ROBUST**2 * (np.sqrt(1.0 + (wrong / ROBUST) ** 2) - 1.0))
         return np.concatenate([robust, (x - start) / deviation])
 
-    return Fit(names, least_squares(residuals, start, diff_step=1e-4, max_nfev=30, xtol=1e-4).x)
+    return Fit(names, least_squares(residuals, start, diff_step=1e-4, max_nfev=40, xtol=1e-4).x)
 
 
 def errors(points: Sequence[Measured], law: Fit, known: bool = True) -> np.ndarray:
     """Relative errors of (TPOT, TTFT) [point, 2]; TTFT nan where it was not measured."""
-    found = []
-    for point in points:
-        tpot_s, ttft_s = point.predicted(law.law(point.experts, point.gpu if known else None))
-        ttft = ttft_s / point.ttft_s - 1.0 if point.ttft_s is not None else np.nan
-        found.append((tpot_s / point.tpot_s - 1.0, ttft))
-    return np.array(found)
+    laws = [law.law(point.experts, point.gpu if known else None) for point in points]
+    shown = np.stack(Table.of(points).predicted(laws))
+    seen = np.array([[point.tpot_s, point.ttft_s or np.nan] for point in points]).T
+    return (shown / seen - 1.0).T
 
 
 def left_out_errors(points: Sequence[Measured], of: str) -> np.ndarray:

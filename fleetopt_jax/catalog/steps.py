@@ -68,6 +68,12 @@ class DataTypes:
         """By the form that a `Product` names."""
         return {"attention": self.attention, "dense": self.dense, "16 bits": "bf16"}
 
+    def passes(self, n: int, form: str) -> float:
+        """Bytes that a small kernel before a product moves for each element: `n` passes of 16 bits. Where the product
+        quantizes its inputs, engines do that in the small kernel: what it would write, and the product read, is not."""
+        quantized = self.gemm[form] not in ("bf16", "int4", "mxfp4")
+        return ELEMENT_BYTES * (n - 2 * quantized)
+
 
 def data_types(a: Architecture, gpu: GpuEntry, precision: str, kv_precision: str) -> DataTypes:
     """As a checkpoint holds its parts: whatever takes more than 12 bits a weight is multiplied in 16.
@@ -76,7 +82,9 @@ def data_types(a: Architecture, gpu: GpuEntry, precision: str, kv_precision: str
     """
     held = held_at(a, precision)
     kind = "fp8_block" if precision == "fp8" and a.n_experts else precision
-    experts = f"{kind}_mxfp8" if kind == "mxfp4" and "nvfp4" in gpu.formats else kind  # as its 8-bit units take them
+    experts = kind
+    if kind == "mxfp4":  # by its 8-bit units; else by Marlin's kernels for 4-bit weights, as vLLM is benchmarked
+        experts = "mxfp4_mxfp8" if "nvfp4" in gpu.formats else "int4"
 
     def of(n_bytes: float, n_params: float, kind: str = kind) -> str:
         return kind if n_params and n_bytes / n_params < 1.5 else "bf16"
@@ -129,7 +137,7 @@ def _sequence_entries(gpu: GpuEntry, a: Architecture, types: DataTypes) -> dict[
 
 def stack_of(a: Architecture, split: Parallelism, types: DataTypes) -> Stack:
     """What one GPU of an instance has of an LLM."""
-    rows = _attention_rows(a, split, types), _feed_forward(a, split), _between_stages(a, split)
+    rows = _attention_rows(a, split, types), _feed_forward(a, split, types), _between_stages(a, split)
     return Stack(
         rows=tuple(part for parts in rows for part in parts),
         head=tuple(_head(a, split)),
@@ -153,7 +161,7 @@ def _attention_rows(a: Architecture, split: Parallelism, types: DataTypes) -> It
     for inputs, outputs in _recurrent_widths(a):
         yield _product(inputs / split.tp, a.hidden, a.cacheless_layers, share, "attention")
         yield _product(a.hidden, outputs / split.tp, a.cacheless_layers, share, "attention")
-    yield _small(4 * a.hidden * ELEMENT_BYTES, a.layers, share)  # the norm, and the residual added
+    yield _small(a.hidden * types.passes(4, "attention"), a.layers, share)  # the norm, and the residual added
     yield _exchange(a.hidden, split.tp, a.layers, share)
 
 
@@ -180,7 +188,7 @@ def _latent_shape(a: Architecture, split: Parallelism) -> LatentShape:
     )
 
 
-def _feed_forward(a: Architecture, split: Parallelism) -> Iterator[Part]:
+def _feed_forward(a: Architecture, split: Parallelism, types: DataTypes) -> Iterator[Part]:
     """Of the second half of each layer."""
     w, share = a.widths, 1.0 / (split.dp * split.pp)
     matrices = 2 if w.gated else 1
@@ -189,8 +197,9 @@ def _feed_forward(a: Architecture, split: Parallelism) -> Iterator[Part]:
             mine = width / split.tp
             yield _product(matrices * mine, a.hidden, layers, share, "dense")
             yield _product(a.hidden, mine, layers, share, "dense")
-            yield _small((matrices + 1) * mine * ELEMENT_BYTES, layers, share)  # the activation
-    yield _small(4 * a.hidden * ELEMENT_BYTES, a.layers, share)  # the norm, and the residual added
+            yield _small(mine * types.passes(matrices + 1, "dense"), layers, share)  # the activation
+    norm = types.passes(4, "dense" if w.mlp_layers else "16 bits")  # experts read the rows in 16 bits
+    yield _small(a.hidden * norm, a.layers, share)  # the norm, and the residual added
     if w.mlp_layers or split.dp == 1:
         yield _exchange(a.hidden, split.tp, a.layers if split.dp == 1 else w.mlp_layers, share)
     if w.expert_layers:
