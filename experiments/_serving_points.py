@@ -11,16 +11,12 @@ where it names some.
 """
 
 import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import numpy as np
-
-from fleetopt_jax.catalog.architecture import Architecture, Widths
+from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
-from fleetopt_jax.catalog.llms import LLMS, at_precision
+from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.core.units import MS
 

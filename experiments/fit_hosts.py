@@ -2,11 +2,12 @@
 
     python experiments/fit_hosts.py FOLDER
 
-FOLDER holds `serving_points` (`_serving_points.py`) and `mlenergy` (`_mlenergy.py`). The steps of a closed-loop benchmark
-do not depend on how long they take (`laws/closed_loop.py`): they are listed once for every point, the mixed step says
-what the GPU works in each, and the coefficients of the host law are found by least squares over the logarithms of TPOT
-and TTFT. They are pooled: those of an engine are drawn towards `PRIORS`, those of a GPU towards the engine's, as strongly
-as said there, so that few points move them little. Errors are of fits that have not seen the model, or the GPU.
+FOLDER holds `serving_points` (`_serving_points.py`) and `mlenergy` (`_mlenergy.py`). The steps of a closed-loop
+benchmark do not depend on how long they take (`laws/closed_loop.py`): they are listed once for every point, the mixed
+step says what the GPU works in each, and the coefficients of the host law are found by least squares over the
+logarithms of TPOT and TTFT. They are pooled: those of an engine are drawn towards `PRIORS`, those of a GPU towards the
+engine's, as strongly as said there, so that few points move them little. Errors are of fits that have not seen the
+model, or the GPU.
 """
 
 import argparse
@@ -34,10 +35,10 @@ from fleetopt_jax.catalog.gpus import GPUS  # noqa: E402
 from fleetopt_jax.catalog.llms import LLMS, at_precision  # noqa: E402
 from fleetopt_jax.catalog.steps import Parallelism, data_types, operator_laws, stack_of  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
-from fleetopt_jax.laws.closed_loop import Benchmark, Limits, fits, schedule  # noqa: E402
-from fleetopt_jax.laws.host import make_host_law  # noqa: E402
+from fleetopt_jax.laws.closed_loop import Benchmark, Limits, schedule  # noqa: E402
+from fleetopt_jax.laws.host import MANY_ROWS, make_host_law  # noqa: E402
 from fleetopt_jax.laws.kv_cache import kv_capacity_tokens  # noqa: E402
-from fleetopt_jax.laws.mixed_step import MixedStep, StepBatch, decoding, with_prompts  # noqa: E402
+from fleetopt_jax.laws.mixed_step import CLASSES, MixedStep, StepBatch, decoding, with_prompts  # noqa: E402
 from fleetopt_jax.laws.stack import mixed_step  # noqa: E402
 
 OUT = Path(__file__).parents[1] / "fleetopt_jax" / "catalog" / "data" / "hosts.json"
@@ -54,13 +55,18 @@ KINDS = ("dense", "experts")
 PRIORS = {
     "slowdown": (1.0, 0.10),
     "prompt_excess": (0.20, 0.7),  # kappa of a step with prompt tokens over that of one without, less 1
+    "large_exchange": (0.9, 0.2),
     "layer_s": (40e-6, 1.0),
     "prompt_layer_s": (300e-6, 1.0),
     "per_seq_s": (5e-6, 1.0),
     "first_token_s": (15e-3, 0.7),
 }
-SHARED = ("layer_s", "per_seq_s", "first_token_s")  # by both kinds of LLM
-OF_GPU = {"slowdown": 0.10, "prompt_excess": 0.5}  # that have factors of a GPU, with their standard deviations
+SHARED = ("large_exchange", "layer_s", "per_seq_s", "first_token_s")  # by both kinds of LLM
+OF_GPU = {
+    "slowdown": 0.10,
+    "prompt_excess": 0.5,
+    "large_exchange": 0.2,
+}  # that have factors of a GPU, with their standard deviations
 TTFT_WEIGHT = 0.5  # of a point's TTFT against its TPOT
 POINT_ERROR = 0.1  # what a point is off by for no reason of ours
 MOST_POINTS = 40  # of one model on one GPU at one precision that count in full
@@ -101,7 +107,9 @@ class Measured:
     experts: bool
     long: bool  # whether prompts are of 8,192 tokens
     n_layers: float
-    gpu_s: np.ndarray  # [E] of the operators, timed alone
+    gpu_s: np.ndarray  # [E] of the operators but for collectives, timed alone
+    exchange_s: np.ndarray  # [E] of collectives, timed alone
+    rows: np.ndarray  # [E]
     prompt: np.ndarray  # [E] 1 where a step has prompt tokens
     n_active: np.ndarray  # [E]
     repeats: np.ndarray  # [E]
@@ -139,7 +147,10 @@ class Table:
         law = {name: np.array([each[name] for each in laws]) for name in laws[0]}
         at = {name: values[self.of_step] for name, values in law.items()}
         prompt, n = self.joined("prompt"), len(self.points)
-        work_s = at["slowdown"] * (1.0 + at["prompt_excess"] * prompt) * self.joined("gpu_s")
+        rows = self.joined("rows")
+        exchanges = 1.0 + (at["large_exchange"] - 1.0) * rows / (rows + MANY_ROWS)
+        gpu_s = self.joined("gpu_s") + exchanges * self.joined("exchange_s")
+        work_s = at["slowdown"] * (1.0 + at["prompt_excess"] * prompt) * gpu_s
         layers = np.array([point.n_layers for point in self.points])[self.of_step]
         host_s = (at["layer_s"] + at["prompt_layer_s"] * prompt) * layers
         step_s = np.sqrt(np.sqrt(work_s**2 * work_s**2 + host_s**2 * host_s**2))  # SHARPNESS is 4, and powers are slow
@@ -196,7 +207,7 @@ def _measured(point: Point) -> Measured | str:
         experts=served.architecture.n_experts > 0,
         long=point.isl >= 8000,
         n_layers=served.architecture.layers,
-        gpu_s=np.asarray(_gpu_s(step, run.batch)),
+        **_gpu(step, run.batch),
         prompt=(run.batch.prompt_tokens > 0).astype(float),
         n_active=run.batch.n_active,
         repeats=run.repeats,
@@ -222,7 +233,15 @@ def _step(served: Served) -> tuple[MixedStep, float]:
     return step, float(kv_tokens)
 
 
-_gpu_s = jax.jit(jax.vmap(MixedStep.gpu_s, (None, 0)))
+def _gpu(step: MixedStep, batch: StepBatch) -> dict[str, np.ndarray]:
+    """What GPUs work on in steps, by the names of `Measured`."""
+    parts = np.asarray(_seconds(step, batch))
+    passed = CLASSES.index("collectives")
+    rows = batch.n_active + batch.prompt_tokens
+    return {"gpu_s": parts.sum(axis=1) - parts[:, passed], "exchange_s": parts[:, passed], "rows": np.asarray(rows)}
+
+
+_seconds = jax.jit(jax.vmap(lambda step, batch: step.parts(batch).seconds, (None, 0)))
 
 
 def measured_iterations(folder: Path) -> list[Measured]:
@@ -251,7 +270,7 @@ def measured_iterations(folder: Path) -> list[Measured]:
                 experts=a.n_experts > 0,
                 long=False,
                 n_layers=a.layers,
-                gpu_s=np.asarray(_gpu_s(step, batch)),
+                **_gpu(step, batch),
                 prompt=np.array([0.0, 1.0]),
                 n_active=np.full(2, row.batch),
                 repeats=np.array([1.0 - share, share]),
@@ -295,10 +314,12 @@ def fit(points: Sequence[Measured]) -> Fit:
             priors[key] = float(np.log(value)), deviation
     for name, deviation in OF_GPU.items():
         for gpu in gpus:
-            for of in ("gpu", *KINDS):
+            for of in ("gpu",) if name in SHARED else ("gpu", *KINDS):
                 priors[name, of, gpu] = 0.0, deviation
     names = tuple(priors)
     start, deviation = np.array(list(priors.values())).T
+    if not points:
+        return Fit(names, start)
     counts = Counter((point.llm, point.gpu, point.precision) for point in points)
     weight = np.array(
         [min(1.0, MOST_POINTS / counts[point.llm, point.gpu, point.precision]) ** 0.5 for point in points]

@@ -1,4 +1,4 @@
-"""Host laws by serving engine and GPU, from `data/hosts.json` (written by `experiments/fit_hosts.py`), with their errors.
+"""Host laws by serving engine and GPU, from `data/hosts.json`, with their errors (`experiments/fit_hosts.py`).
 
 An engine is a name (`vllm`, the newest releases; `vllm-0.11`, `sglang`, `trtllm`); its law has coefficients for dense
 LLMs and for mixtures of experts, and for a GPU those of its own where the measurements identify them.

@@ -3,12 +3,14 @@ the host law of the serving engine."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GpuEntry
-from fleetopt_jax.catalog.hosts import host_entry
-from fleetopt_jax.catalog.llms import KV_BYTES, PRECISIONS, held_at
+from fleetopt_jax.catalog.hosts import NEWEST, HostEntry, host_entry
+from fleetopt_jax.catalog.llms import KV_BYTES, held_at
 from fleetopt_jax.catalog.operators import OperatorEntry, operator_entry
+from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.mixed_step import MixedStep
 from fleetopt_jax.laws.operators.experts import make_experts
@@ -73,6 +75,62 @@ class DataTypes:
         quantizes its inputs, engines do that in the small kernel: what it would write, and the product read, is not."""
         quantized = self.gemm[form] not in ("bf16", "int4", "mxfp4")
         return ELEMENT_BYTES * (n - 2 * quantized)
+
+
+@dataclass(frozen=True, eq=False)
+class StepEntry:
+    """A mixed step, with where its laws are from."""
+
+    step: MixedStep
+    host: HostEntry
+    operators: tuple[OperatorEntry, ...]
+
+    @property
+    def quality(self) -> Literal["kernels", "projected"]:
+        """Whether the operators were timed on this GPU, or some were borrowed."""
+        return "projected" if any(entry.borrowed for entry in self.operators) else "kernels"
+
+
+def step_entry(
+    a: Architecture,
+    gpu: GpuEntry,
+    split: Parallelism,
+    precision: str,
+    kv_precision: str = "bf16",
+    serving: str = NEWEST,
+) -> StepEntry:
+    """The mixed step of an LLM on an instance, by the newest releases of vLLM where no other engine is asked for.
+
+    >>> from fleetopt_jax.catalog.gpus import GPUS
+    >>> from fleetopt_jax.catalog.llms import LLMS
+    >>> from fleetopt_jax.laws.mixed_step import decoding
+    >>> llama = LLMS["llama-3.1-70b"].architecture
+    >>> step = step_entry(llama, GPUS["h100"], Parallelism(tp=8), "fp8").step
+    >>> 0.008 < float(step.step_s(decoding(4, 1500.0))) < 0.010
+    True
+    """
+    _check(a, split)
+    types = data_types(a, gpu, precision, kv_precision)
+    laws, operators = operator_laws(gpu, a, types)
+    host = host_entry(serving, gpu, experts=a.n_experts > 0)
+    return StepEntry(mixed_step(stack_of(a, split, types), laws, gpu.gpu, host.law), host, operators)
+
+
+def _check(a: Architecture, split: Parallelism) -> None:
+    """Refuse what an LLM cannot be divided into."""
+    for name in ("tp", "ep", "dp", "pp"):
+        if getattr(split, name) < 1:
+            raise BadField(name, f"{getattr(split, name)}", "need at least 1")
+    if a.q_heads % split.tp:
+        raise BadField("tp", f"{split.tp} GPUs cannot share {a.q_heads} heads", "need a divisor of the heads")
+    if split.pp > a.layers:
+        raise BadField("pp", f"{split.pp} stages of {a.layers} layers", "need no more stages than layers")
+    if split.expert_gpus % split.ep or (split.ep > 1 and (not a.n_experts or a.n_experts % split.ep)):
+        raise BadField(
+            "ep",
+            f"{split.ep} groups of {a.n_experts} experts on {split.expert_gpus} GPUs",
+            "need a divisor of the experts and of the GPUs of a layer",
+        )
 
 
 def data_types(a: Architecture, gpu: GpuEntry, precision: str, kv_precision: str) -> DataTypes:
@@ -218,9 +276,7 @@ def _experts(a: Architecture, split: Parallelism) -> Iterator[Part]:
             n_experts=a.n_experts,
             matrices=3.0 if w.gated else 2.0,
         ),
-        **as_floats(
-            copies=w.expert_layers, rows_frac=1.0 / split.pp, tp=split.expert_gpus / split.ep, ep=split.ep
-        ),
+        **as_floats(copies=w.expert_layers, rows_frac=1.0 / split.pp, tp=split.expert_gpus / split.ep, ep=split.ep),
     )
     if split.dp > 1:  # rows are gathered from all groups, and scattered back
         yield _exchange(a.hidden, split.expert_gpus, 2 * w.expert_layers, 1.0 / split.pp, reduces=False)

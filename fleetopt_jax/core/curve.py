@@ -1,8 +1,8 @@
 """A tabulated function of a size, cheap to look up: monotone where its values are, smooth in the size and the values.
 
-Knots x_k = 2^(k / 2) - 1 from 0 to 2^15 - 1, a cubic in x between two of them with the slopes of Fritsch and Butland (SIAM
-J. Sci. Stat. Comput. 5, 1984): it does not overshoot, and what is affine between knots is kept as it is. Beyond the last
-knot it goes on as a straight line. A soft roofline whose two sides meet anywhere is met within 0.1 %.
+Knots x_k = 2^(k / 2) - 1 from 0 to 2^15 - 1, a cubic in x between two of them with the slopes of Fritsch and Butland
+(SIAM J. Sci. Stat. Comput. 5, 1984): it does not overshoot, and what is affine is kept as it is. Beyond the last knot
+it goes on as a straight line. A soft roofline of sharpness 3 is met within 0.1 %, of 6 within 0.5 %.
 """
 
 import jax

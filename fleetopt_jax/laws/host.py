@@ -1,12 +1,15 @@
-"""What a serving engine adds to the GPU's own time: launches, scheduling, sampling, and kernels less good than timed alone.
+"""What a serving engine adds to the GPU's own time: launches, scheduling, sampling, kernels less good than alone.
 
     t = ((kappa t_gpu)^r + h^r)^(1/r) + s n,     h = h_0 + (eta + eta_p [P > 0]) layers
 
 kappa is what operators take in the engine over what they took looped alone (its own in steps with prompt tokens, which
-are not less); h the host's time of a step, hidden behind
-the GPU's where that is longer: eta a layer (CUDA graphs leave next to nothing of it), eta_p further in a step that has
-prompt tokens, for which there is no whole graph, h_0 the scheduler's; s what a sequence costs outside of the overlap. A
-request's first token takes `first_token_s` beyond its steps: tokenizer, the way to the engine and back.
+is not less); t_gpu counts collectives of R rows 1 + (w - 1) R / (R + 256) times, for engines choose other kernels for
+large ones than were timed. h is the host's time of a step, hidden behind the GPU's where that is longer: eta a layer
+(CUDA graphs leave next to nothing of it), eta_p further in a step that has prompt tokens, for which there is no whole
+graph, h_0 the scheduler's; s is what a sequence costs outside of the overlap. A request's first token takes
+`first_token_s` beyond its steps: tokenizer, the way to the engine and back.
+
+Where kappa is of prompts, a step of one prompt token costs what a mixed step does; below one token it is interpolated.
 """
 
 from typing import cast
@@ -17,6 +20,8 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, pytree
 
+MANY_ROWS = 256.0  # at which collectives are half way from few rows to many
+
 
 @pytree
 class HostLaw:
@@ -24,6 +29,7 @@ class HostLaw:
 
     slowdown: Array  # kappa of a step that only decodes [-]
     prompt_slowdown: Array  # kappa of a step with prompt tokens [-]
+    large_exchange: Array  # w: of collectives of many rows, over those timed alone [-]
     step_s: Array  # h_0 [s]
     layer_s: Array  # eta [s]
     prompt_layer_s: Array  # eta_p [s]
@@ -31,17 +37,19 @@ class HostLaw:
     first_token_s: Array  # of a request, beyond its steps, before its first token [s]
     sharpness: Array  # r: how sharply the longer of the two counts alone [-]
 
-    def step_of_s(
-        self, gpu_s: ArrayLike, n_layers: ArrayLike, n_active: ArrayLike, prompt: ArrayLike = 0.0
-    ) -> Array:
-        """A step whose operators, timed alone, take `gpu_s` [s]; `prompt`, 0 to 1, says whether it has prompt tokens."""
+    def exchanges(self, rows: ArrayLike) -> Array:
+        """What collectives of `rows` take in the engine over what they took alone [-]."""
+        return cast(Array, 1.0 + (self.large_exchange - 1.0) * rows / (rows + MANY_ROWS))
+
+    def step_of_s(self, gpu_s: ArrayLike, n_layers: ArrayLike, n_active: ArrayLike, prompt: ArrayLike = 0.0) -> Array:
+        """A step whose operators, timed alone, take `gpu_s` [s]; `prompt`, 0 to 1: whether it has prompt tokens."""
         slowdown = self.slowdown + (self.prompt_slowdown - self.slowdown) * prompt
         host_s = self.step_s + (self.layer_s + self.prompt_layer_s * prompt) * n_layers
         return longer_of(slowdown * gpu_s, host_s, self.sharpness) + self.per_seq_s * n_active
 
 
 def longer_of(a: ArrayLike, b: ArrayLike, sharpness: ArrayLike) -> Array:
-    """(a^r + b^r)^(1/r) of two times >= 0, one of them positive: the longer, and up to 2^(1/r) of it where they meet."""
+    """(a^r + b^r)^(1/r) of two times >= 0, one of them positive: the longer, up to 2^(1/r) of it where they meet."""
     longer, shorter = jnp.maximum(a, b), jnp.minimum(a, b)
     ratio = shorter / jnp.maximum(longer, 1e-30)
     some = ratio > 1e-6  # a power of nothing has no finite gradient
@@ -53,6 +61,7 @@ def make_host_law(
     *,
     slowdown: float = 1.0,
     prompt_slowdown: float | None = None,
+    large_exchange: float = 1.0,
     step_s: float = 0.0,
     layer_s: float = 0.0,
     prompt_layer_s: float = 0.0,
@@ -70,7 +79,7 @@ def make_host_law(
     if prompt_slowdown is None:
         values["prompt_slowdown"] = slowdown
     for name, value in values.items():
-        if name in ("slowdown", "prompt_slowdown") and not 0 < value < float("inf"):
+        if name in ("slowdown", "prompt_slowdown", "large_exchange") and not 0 < value < float("inf"):
             raise ValueError(f"need a positive, finite {name}, got {value}")
         if not 0 <= value < float("inf"):
             raise ValueError(f"need {name} >= 0 and finite, got {value}")

@@ -2,21 +2,21 @@
 
     t_gpu = T(n + P) + H(n + [P > 0]) + d(n, C) + p(P, A)
 
-n sequences with C tokens of context together, P prompt tokens that attend to A pairs of tokens. T is all that depends on
-rows only, over all layers: matrix products, experts, all-reduces, norms, so that small prompts ride on weights that
-decodes stream anyway; H the output layer, which reads the last token of a prompt only; d and p attention, affine in the
-batch's sums (layers with a sliding window count them cut by it). T and H are built of the operator laws by
+n sequences with C tokens of context together, P prompt tokens that attend to A pairs of tokens. T is all that depends
+on rows only, over all layers: matrix products, experts, all-reduces, norms, so that small prompts ride on weights that
+decodes stream anyway; H the output layer, which reads the last token of a prompt only; d and p attention, affine in
+the batch's sums (layers with a sliding window count them cut by it). T and H are built of the operator laws by
 `laws/stack.py` and tabulated (`core/curve.py`), so that a step costs a look-up, whatever it is made of. The serving
 engine's own time is put on top by `laws/host.py`.
 
-Properties, tested for every catalog LLM: the step does not fall with any of the batch's sums; of a decoding batch the
-time of a sequence, t / n, does not rise with n (the weights are shared), which is what the fixed point needs. It is not
-concave in n where products turn from bandwidth to FLOPs, and it is affine in the contexts only where the host does not
-show (the tangent is taken then).
+Properties, tested (tests/test_mixed_step.py): the step does not fall with contexts, prompt tokens and pairs, or with
+sequences of a given mean context; of a decoding batch the time of each sequence, t / n, does not rise with n (the
+weights are shared), which is what the fixed point needs. It is not concave in n where products turn from bandwidth to
+FLOPs, and it is affine in the contexts only where the host does not show (the tangent is taken then).
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from fleetopt_jax.core.curve import Curve
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.host import HostLaw
+from fleetopt_jax.laws.operators.attention import causal_pairs
 
 if TYPE_CHECKING:
     from fleetopt_jax.laws.prefill import Prefill
@@ -50,9 +51,7 @@ def decoding(n_active: ArrayLike, context_tokens: ArrayLike, window_tokens: Arra
     """A batch without prompts, of sequences of one context."""
     n = jnp.asarray(n_active, dtype=float)
     zero = jnp.zeros_like(n)
-    return StepBatch(
-        n, n * context_tokens, n * jnp.minimum(context_tokens, window_tokens), zero, zero, zero
-    )
+    return StepBatch(n, n * context_tokens, n * jnp.minimum(context_tokens, window_tokens), zero, zero, zero)
 
 
 def with_prompts(
@@ -63,29 +62,19 @@ def with_prompts(
     n_prompts: ArrayLike = 1.0,
 ) -> StepBatch:
     """The batch with `n_prompts` prompts, of each the next `prompt_tokens` after `before_tokens` that are done."""
-    pairs = (before_tokens + prompt_tokens / 2.0) * prompt_tokens
+    pairs = causal_pairs(prompt_tokens, before_tokens)
+    windowed = causal_pairs(prompt_tokens, before_tokens, window_tokens)
     return replace(
         batch,
         prompt_tokens=batch.prompt_tokens + n_prompts * prompt_tokens,
         prompt_pairs=batch.prompt_pairs + n_prompts * pairs,
-        windowed_pairs=batch.windowed_pairs
-        + n_prompts * windowed_pairs(prompt_tokens, before_tokens, window_tokens),
+        windowed_pairs=batch.windowed_pairs + n_prompts * windowed,
     )
-
-
-def windowed_pairs(prompt_tokens: ArrayLike, before_tokens: ArrayLike, window_tokens: ArrayLike) -> Array:
-    """Pairs that the next `prompt_tokens` after `before_tokens` attend to, each to at most `window_tokens` [tokens^2]."""
-
-    def upto(tokens: ArrayLike) -> Array:
-        short = jnp.minimum(tokens, window_tokens)
-        return short**2 / 2.0 + window_tokens * (tokens - short)
-
-    return cast(Array, upto(before_tokens + prompt_tokens) - upto(before_tokens))
 
 
 @pytree
 class SequenceCost:
-    """What layers that keep something of each sequence cost one GPU (seconds, bytes, FLOPs), affine in a batch's sums."""
+    """What layers that keep something of a sequence cost one GPU: seconds, bytes or FLOPs, affine in a batch's sums."""
 
     per_step: Array  # of a step that decodes
     per_seq: Array
@@ -163,14 +152,14 @@ class Cost:
 class MixedStep:
     """The step of one instance. Every field is traced; shape () or a leading vmap axis."""
 
-    rows_s: Curve  # T over the rows of a step [s]: the sum of `costs.seconds` over the classes
+    rows_s: Curve  # T over the rows of a step [s]: `costs.seconds` of all classes, collectives as the engine does them
     window_tokens: Array  # length of the sliding window; 0 without [tokens]
     n_layers: Array  # that a step passes [-]
     host: HostLaw
     costs: Amounts  # of `Cost`
 
     def gpu_s(self, batch: StepBatch) -> Array:
-        """What the operators take, timed alone [s]."""
+        """What the operators take, before kappa [s]."""
         seconds: Cost = self.costs.seconds
         attention_s = seconds.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
         attention_s += seconds.attention.prompts(batch)
@@ -181,7 +170,7 @@ class MixedStep:
         return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch))
 
     def parts(self, batch: StepBatch) -> Amounts:
-        """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], as the operators are timed alone."""
+        """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], of operators timed alone."""
         return Amounts(*(getattr(self.costs, name).by_class(batch) for name in Amounts.__dataclass_fields__))
 
 

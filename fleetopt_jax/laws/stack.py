@@ -19,17 +19,18 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.curve import KNOTS, Curve, curve_through
+from fleetopt_jax.core.curve import KNOTS, curve_through
 from fleetopt_jax.core.struct import namespace, pytree, static
 from fleetopt_jax.laws.hardware import Gpu, peak_of_bits
 from fleetopt_jax.laws.host import HostLaw
-from fleetopt_jax.laws.mixed_step import CLASSES, Amounts, AttentionCost, Cost, MixedStep
+from fleetopt_jax.laws.mixed_step import CLASSES, Amounts, Cost, MixedStep
 from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s, all_reduce_s
 from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw, elementwise_s
 from fleetopt_jax.laws.operators.experts import Experts, ExpertsLaw, experts_bytes, experts_flop, experts_s
 from fleetopt_jax.laws.operators.gemm import GemmLaw, gemm_bytes, gemm_flop, gemm_s
 from fleetopt_jax.laws.operators.latent_attention import LatentShape, latent_decode_s, latent_weights
 from fleetopt_jax.laws.sequences import GroupedAttention, LatentAttention, RecurrentLayers, SequenceLaws
+
 AMOUNTS = tuple(Amounts.__dataclass_fields__)
 
 
@@ -177,12 +178,18 @@ def mixed_step(stack: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> Mix
         of_rows, of_head = curve_through(getattr(rows, name)), curve_through(getattr(head, name))
         costs[name] = Cost(of_rows, of_head, getattr(attention, name))
     return MixedStep(
-        rows_s=Curve(costs["seconds"].rows.coefficients.sum(axis=-3)),
+        rows_s=curve_through(_in_engine(rows.seconds, host)),
         window_tokens=stack.window_tokens,
         n_layers=stack.n_layers,
         host=host,
         costs=Amounts(**costs),
     )
+
+
+def _in_engine(seconds: Array, host: HostLaw) -> Array:
+    """Of [class, knot] the sum over classes, with collectives as long as they take in the engine [s]."""
+    passed = CLASSES.index("collectives")
+    return seconds.sum(axis=0) + (host.exchanges(KNOTS) - 1.0) * seconds[passed]
 
 
 def _times(copies: ArrayLike, one: Amounts) -> Amounts:
