@@ -79,7 +79,7 @@ FILLED = 0.95  # of nominal lengths, that requests fill at most on average: 0.9,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     measured, left_out = measured_points(folder / "serving_points")
@@ -208,8 +208,8 @@ def _measured(point: Point) -> Measured | str:
         long=point.isl >= 8000,
         n_layers=served.architecture.layers,
         **_gpu(step, run.batch),
-        prompt=(run.batch.prompt_tokens > 0).astype(float),
-        n_active=run.batch.n_active,
+        prompt=np.greater(run.batch.prompt_tokens, 0).astype(float),
+        n_active=np.asarray(run.batch.n_active),
         repeats=run.repeats,
         sent=run.sent,
         first=run.first,
@@ -301,7 +301,7 @@ class Fit:
         kind = KINDS[experts]
         logs = {name: at[(name,) if name in SHARED else (name, kind)] for name in PRIORS}
         for name in OF_GPU:
-            logs[name] += at.get((name, "gpu", gpu), 0.0) + at.get((name, kind, gpu), 0.0)
+            logs[name] += sum(at.get((name, of, gpu or ""), 0.0) for of in ("gpu", kind))
         return {name: float(np.exp(value)) for name, value in logs.items()}
 
 
@@ -370,19 +370,20 @@ def _engine(engine: str, points: Sequence[Measured]) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for experts, kind in enumerate(KINDS):
         of_kind = np.array([point.experts == bool(experts) for point in points], dtype=bool)
-        gpus: dict[str, Any] = {}
+        found: dict[str, dict[str, Any]] = {}
         for gpu in sorted({point.gpu for point in points}):
             here = of_kind & np.array([point.gpu == gpu for point in points], dtype=bool)
+            said = {name: _error_numbers(points, table, here) for name, table in tables.items()}
             if here.any():
-                said = {name: _error_numbers(points, table, here) for name, table in tables.items()}
                 _print(f"{kind:8}{gpu:6}{here.sum():5}", said)
-                gpus[gpu] = _part(law, bool(experts), gpu, int(here.sum()), said["models left out"])
-        if not of_kind.any():
-            continue
+            found[gpu] = _part(law, bool(experts), gpu, int(here.sum()), said["models left out"])
         said = {name: _error_numbers(points, table, of_kind) for name, table in tables.items()}
-        _print(f"{kind:8}{'all':6}{of_kind.sum():5}", said)
+        if of_kind.any():
+            _print(f"{kind:8}{'all':6}{of_kind.sum():5}", said)
+        # A GPU with points of the other kind only has what the kinds share.
+        unseen = {gpu: {**part, "errors": part["errors"] or said["GPUs left out"]} for gpu, part in found.items()}
         others = _part(law, bool(experts), None, int(of_kind.sum()), said["GPUs left out"])
-        document[kind] = {"gpus": gpus, "others": others}
+        document[kind] = {"gpus": unseen, "others": others}
     return document
 
 

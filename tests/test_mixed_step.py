@@ -181,6 +181,7 @@ def test_stages_and_groups_see_their_share_of_the_rows():
 def test_affine_costs_stay_near_their_laws():
     laws, _ = operator_laws(GPU, WINDOWED, data_types(WINDOWED, GPU, "mxfp4", "bf16"))
     decode, prefill = laws.sequences.decode, laws.sequences.prefill
+    assert decode is not None and prefill is not None
     for heads, kv_heads, dim in ((8.0, 1.0, 128.0), (64.0, 8.0, 128.0), (32.0, 4.0, 64.0)):
         shape = heads, kv_heads, dim
 
@@ -198,8 +199,8 @@ def test_affine_costs_stay_near_their_laws():
         np.testing.assert_allclose(prompts, prompt_s(p, causal_pairs(p)), rtol=0.15)
 
 
-def moved_step_s(factors, a=MOE, n_parts=None):
-    """A step of an LLM, or of its first parts, with all coefficients, and the bandwidth, moved by factors."""
+def moved_step_s(factors, a=MOE):
+    """A step of an LLM with all coefficients, and the bandwidth, moved by factors."""
     types = data_types(a, GPU, "fp8", "bf16")
     laws, _ = operator_laws(GPU, a, types)
 
@@ -208,8 +209,7 @@ def moved_step_s(factors, a=MOE, n_parts=None):
 
     gpu = replace(GPU.gpu, bandwidth_bytes_per_s=GPU.gpu.bandwidth_bytes_per_s * factors[1])
     whole = stack_of(a, Parallelism(tp=4), types)
-    some = replace(whole, rows=whole.rows[:n_parts], head=whole.head[:n_parts])
-    step = mixed_step(some, jax.tree_util.tree_map_with_path(moved, laws), gpu, make_host_law(slowdown=1.1))
+    step = mixed_step(whole, jax.tree_util.tree_map_with_path(moved, laws), gpu, make_host_law(slowdown=1.1))
     return step.step_s(with_prompts(decoding(32.0, 4000.0), 512.0))
 
 
@@ -220,12 +220,22 @@ def check_slopes(step_s, rtol):
         np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=rtol)
 
 
+def test_gradients_go_through_the_table():
+    law = operator_laws(GPU, DENSE, data_types(DENSE, GPU, "fp8", "bf16"))[0].gemm["dense"]
+
+    def looked_up_s(launch_s, rows):
+        moved = replace(law, launch_s=launch_s)
+        return curve_through(gemm_s(moved, GPU.gpu, KNOTS, 7168.0, 8192.0))(rows)
+
+    launch, per_row = jax.jit(jax.grad(looked_up_s, argnums=(0, 1)))(jnp.asarray(3e-6), 500.3)
+    np.testing.assert_allclose(launch, 1.0, rtol=1e-9)
+    ends = [float(gemm_s(law, GPU.gpu, rows, 7168.0, 8192.0)) for rows in (490.3, 510.3)]
+    np.testing.assert_allclose(per_row, (ends[1] - ends[0]) / 20.0, rtol=0.03)
+
+
+@pytest.mark.slow  # a minute to compile
 def test_gradients_reach_the_coefficients_and_the_data_sheet():
-    check_slopes(lambda factors: moved_step_s(factors, DENSE, 1), 1e-5)
-
-
-@pytest.mark.slow  # half a minute to compile
-def test_gradients_of_a_whole_mixture_of_experts():
+    check_slopes(lambda factors: moved_step_s(factors, DENSE), 1e-5)
     check_slopes(moved_step_s, 1e-5)
 
 

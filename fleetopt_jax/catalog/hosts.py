@@ -24,7 +24,9 @@ class HostEntry:
     law: HostLaw
     title: str  # engine and releases
     measured_on: str | None  # the GPU whose measurements are in it; None: of other GPUs
-    errors: dict[str, float]  # of "tpot" and "ttft", models left out of the fit; where nobody measured, GPUs left out
+    # Of "tpot", "ttft" and "ttft_8k", models left out of the fit; of a GPU that nobody measured, GPUs left out; empty
+    # where nobody measured such LLMs.
+    errors: dict[str, float]
 
 
 @cache
@@ -47,10 +49,11 @@ def host_entry(serving: str, gpu: GpuEntry, *, experts: bool) -> HostEntry:
     engine = engines[serving]
     kind = engine["experts" if experts else "dense"]
     own = kind["gpus"].get(gpu.name)
-    part = own or kind["gpus"].get(gpu.law) or kind["others"]
+    part = own or kind["gpus"].get(gpu.law) or kind["others"]  # of its generation, else of all
+    measured = own is not None and own["points"] > 0
     return HostEntry(
         law=make_host_law(**part["coefficients"]),
         title=engine["title"],
-        measured_on=gpu.name if own else None,
-        errors=part["errors"] if own else kind["others"]["errors"],
+        measured_on=gpu.name if measured else None,
+        errors=part["errors"] if measured else kind["others"]["errors"],
     )

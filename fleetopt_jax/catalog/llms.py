@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleetopt_jax.catalog.architecture import Architecture, Held, Widths
 from fleetopt_jax.catalog.gpus import GpuEntry
@@ -217,14 +217,12 @@ def _entry(
     attention: tuple[int, int, int, int] = (0, 0, 0, 0),
     positions: int,
     checkpoint: tuple[str, Held | None] = ("bf16", None),
-    widths: Widths | None = None,
 ) -> LlmEntry:
     """An LLM with untied embeddings.
 
     shape: layers, hidden, heads, KV heads, head_dim; params: attention, dense, output layer; experts: parameters, k, E,
     width; attention: of a sliding window its tokens and layers, of a latent its length and rotary part; positions: of
-    the longest sequence; checkpoint: its precision and, where it is quantized, its bytes; widths: where parameters do
-    not say them.
+    the longest sequence; checkpoint: its precision and, where it is quantized, its bytes.
     """
     architecture = Architecture(
         **dict(zip(("layers", "hidden", "q_heads", "kv_heads", "head_dim"), shape)),
@@ -234,11 +232,15 @@ def _entry(
         embedding_params=params[2],
         native_precision=checkpoint[0],
         held=checkpoint[1],
-        said_widths=widths,
     )
     source = f"config.json of {repository}"
     quantized = f"quantization_config in the {source}" if checkpoint[1] else None
     return LlmEntry(title, architecture, source, repository, positions, quantized_from=quantized)
+
+
+def _with_widths(entry: LlmEntry, widths: Widths) -> LlmEntry:
+    """An LLM whose parameters do not say the shapes of its matrices."""
+    return replace(entry, architecture=replace(entry.architecture, said_widths=widths))
 
 
 LLMS = {
@@ -315,14 +317,18 @@ LLMS = {
         experts=(468_084_326_400, 8, 160, 2560),
         positions=262_144,
     ),
-    "deepseek-v3": _entry(
-        "DeepSeek-V3 (MoE, 8 of 256 experts, MLA, fp8)",
-        "deepseek-ai/DeepSeek-V3",
-        shape=(61, 7168, 128, 1, 576),
-        params=(11_413_422_080, 3_849_846_784, 926_679_040),
-        experts=(653_908_770_816, 8, 256, 2048),
-        attention=(0, 0, 512, 64),
-        widths=Widths(
+    "deepseek-v3": _with_widths(
+        _entry(
+            "DeepSeek-V3 (MoE, 8 of 256 experts, MLA, fp8)",
+            "deepseek-ai/DeepSeek-V3",
+            shape=(61, 7168, 128, 1, 576),
+            params=(11_413_422_080, 3_849_846_784, 926_679_040),
+            experts=(653_908_770_816, 8, 256, 2048),
+            attention=(0, 0, 512, 64),
+            checkpoint=("fp8", Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0)),
+            positions=163_840,
+        ),
+        Widths(
             mlp=18_432,
             shared=2048,
             mlp_layers=3,
@@ -331,8 +337,6 @@ LLMS = {
             nope_dim=128,
             value_dim=128,
         ),
-        checkpoint=("fp8", Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0)),
-        positions=163_840,
     ),
     "gpt-oss-20b": _entry(
         "gpt-oss 20B (MoE, 4 of 32 experts, mxfp4)",

@@ -5,6 +5,8 @@ Knots x_k = 2^(k / 2) - 1 from 0 to 2^15 - 1, a cubic in x between two of them w
 it goes on as a straight line. A soft roofline of sharpness 3 is met within 0.1 %, of 6 within 0.5 %.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,8 +43,8 @@ class Curve:
         return Curve(self.coefficients * factor)
 
 
-def curve_through(values: Array) -> Curve:
-    """The curve through `values` [..., knot]."""
+def curve_through(values: Any) -> Curve:
+    """The curve through `values` [..., knot], NumPy's or JAX's."""
     xp = namespace(values)
     width = np.diff(KNOTS)
     secant = xp.diff(values, axis=-1) / width
@@ -56,7 +58,7 @@ def curve_through(values: Array) -> Curve:
     return Curve(xp.concatenate([inside, last[..., None, :]], axis=-2))
 
 
-def _slopes(secant: Array, width: np.ndarray) -> Array:
+def _slopes(secant: Any, width: np.ndarray) -> Any:
     """Weighted harmonic means of the secants on both sides; at the ends the secant itself."""
     xp = namespace(secant)
     before, after = secant[..., :-1], secant[..., 1:]

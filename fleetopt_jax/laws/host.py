@@ -9,7 +9,33 @@ large ones than were timed. h is the host's time of a step, hidden behind the GP
 graph, h_0 the scheduler's; s is what a sequence costs outside of the overlap. A request's first token takes
 `first_token_s` beyond its steps: tokenizer, the way to the engine and back.
 
-Where kappa is of prompts, a step of one prompt token costs what a mixed step does; below one token it is interpolated.
+A step of one prompt token has the kappa and the host of a mixed step; below one token both are interpolated.
+
+Coefficients: `catalog/data/hosts.json`, fitted by `experiments/fit_hosts.py` to closed loops whose batch fits the cache
+(InferenceX, 1 to 16 GPUs, prompts of 128 to 8,192 tokens) and to ML.ENERGY's mean iterations (`vllm-0.11`). Mean absolute
+relative errors, models left out of the fit, of TPOT, TTFT and TTFT of prompts of 8,192 tokens; "all": whole GPUs left out.
+
+    engine      LLMs     GPU   points   TPOT   TTFT   at 8K
+    vllm        dense    B200      90   11 %   18 %   11 %
+    vllm        dense    H100      41    3 %   12 %   12 %
+    vllm        dense    all      131    9 %   30 %   23 %
+    vllm        experts  B200     173   11 %   20 %   14 %
+    vllm        experts  H100      59    8 %   41 %   36 %
+    vllm        experts  H200      51   11 %   31 %   22 %
+    vllm        experts  all      283   10 %   25 %   22 %
+    vllm-0.11   dense    B200      56   13 %
+    vllm-0.11   dense    H100      58    6 %
+    vllm-0.11   dense    all      114   11 %
+    vllm-0.11   experts  B200     120   17 %
+    vllm-0.11   experts  H100      98   15 %
+    vllm-0.11   experts  all      218   18 %
+    sglang      experts  B200     110   13 %   73 %   62 %   (DeepSeek)
+    trtllm      dense    B200     110   11 %   64 %   25 %
+    trtllm      dense    H100     124    7 %   24 %
+    trtllm      dense    all      234   12 %   56 %   35 %
+    trtllm      experts  B200     180   20 %   67 %   38 %
+    trtllm      experts  H100      79    9 %   39 %
+    trtllm      experts  all      259   24 %   61 %   45 %
 """
 
 from typing import cast

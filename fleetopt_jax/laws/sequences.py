@@ -12,7 +12,7 @@ prompts (tests/test_mixed_step.py).
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax import Array
@@ -91,12 +91,13 @@ class GroupedAttention:
         pair_flop = 4.0 * self.heads * self.head_dim
         n_bytes = _counted(token_bytes, 2.0 * self.heads * self.head_dim * ELEMENT_BYTES + token_bytes, 0.0)
         flops = _counted(pair_flop, 0.0, pair_flop)
+        peak_s = _over(flops, gpu.peak_flop_per_s)
         both = self.layers, self.windowed_layers
         return Amounts(
             _of_layers(full, windowed, *both, self.sequences_frac),
             _of_layers(n_bytes, n_bytes, *both, self.sequences_frac),
             _of_layers(flops, flops, *both, self.sequences_frac),
-            _of_layers(*(_over(flops, gpu.peak_flop_per_s),) * 2, *both, self.sequences_frac),
+            _of_layers(peak_s, peak_s, *both, self.sequences_frac),
         )
 
 
@@ -181,15 +182,15 @@ def _over(cost: SequenceCost, peak: ArrayLike) -> SequenceCost:
     return jax.tree.map(lambda x: x / peak, cost)
 
 
-def _counted(per_token: ArrayLike, per_prompt_token: ArrayLike, per_pair: ArrayLike) -> SequenceCost:
+def _counted(per_token: Any, per_prompt_token: Any, per_pair: Any) -> SequenceCost:
     """Bytes or FLOPs of one layer."""
     zero = 0.0 * (per_token + per_prompt_token + per_pair)
     return SequenceCost(zero, zero, per_token + zero, zero, zero, per_prompt_token + zero, per_pair + zero)
 
 
 def affine(
-    decode_s: Callable[[ArrayLike, ArrayLike], Array],
-    prompt_s: Callable[[ArrayLike, ArrayLike], Array],
+    decode_s: Callable[[Any, Any], Any],
+    prompt_s: Callable[[Any, Any], Any],
     window_tokens: ArrayLike | None = None,
 ) -> SequenceCost:
     """One layer that takes decode_s(sequences, contexts together) and prompt_s(prompt tokens, pairs)."""
@@ -206,9 +207,7 @@ def affine(
     )
 
 
-def _prompt(
-    prompt_s: Callable[[ArrayLike, ArrayLike], Array], window_tokens: ArrayLike | None
-) -> tuple[Array, Array, Array]:
+def _prompt(prompt_s: Callable[[Any, Any], Any], window_tokens: ArrayLike | None) -> tuple[Any, Any, Any]:
     """(p0, p1, p2) through three lone prompts; with a window p1 through the second."""
     xp = namespace(prompt_s(FEW, FEW))
     a, b, c = PROMPTS

@@ -166,7 +166,7 @@ class Stack:
 def mixed_step(stack: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> MixedStep:
     """The step of an instance of which each GPU runs `stack`."""
     nothing = Amounts(*(np.zeros_like(KNOTS) for _ in AMOUNTS))
-    by_class = dict.fromkeys(CLASSES, nothing)
+    by_class: dict[str, Amounts] = dict.fromkeys(CLASSES, nothing)
     for part in stack.rows:
         name = CLASS_OF[type(part)]
         by_class[name] = _sum(by_class[name], part.cost(laws, gpu, KNOTS))
