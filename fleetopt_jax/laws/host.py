@@ -12,8 +12,9 @@ graph, h_0 the scheduler's; s is what a sequence costs outside of the overlap. A
 A step of one prompt token has the kappa and the host of a mixed step; below one token both are interpolated.
 
 Coefficients: `catalog/data/hosts.json`, fitted by `experiments/fit_hosts.py` to closed loops whose batch fits the cache
-(InferenceX, 1 to 16 GPUs, prompts of 128 to 8,192 tokens) and to ML.ENERGY's mean iterations (`vllm-0.11`). Mean absolute
-relative errors, models left out of the fit, of TPOT, TTFT and TTFT of prompts of 8,192 tokens; "all": whole GPUs left out.
+(InferenceX, 1 to 16 GPUs, prompts of 128 to 8,192 tokens) and to ML.ENERGY's mean iterations (`vllm-0.11`). Mean
+absolute relative errors, models left out of the fit, of TPOT, TTFT and TTFT of prompts of 8,192 tokens; "all": whole
+GPUs left out.
 
     engine      LLMs     GPU   points   TPOT   TTFT   at 8K
     vllm        dense    B200      90   11 %   18 %   11 %
