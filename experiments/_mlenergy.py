@@ -49,6 +49,9 @@ class Row:
     power_w_per_gpu: float
     context_tokens: float
     prompt_per_output: float  # prompt tokens prefilled for every output token
+    prompt_tokens: float  # of one prompt, assumed
+    attention_dp: int  # groups of GPUs with sequences of their own
+    ep: int  # groups that the experts are divided over
     host_bound: bool  # the benchmark's flag of one-GPU B200 rows with a 17 to 44 ms floor: not the GPU's
 
     @property
@@ -84,6 +87,9 @@ def read_rows(folder: Path) -> list[Row]:
                 power_w_per_gpu=float(line["avg_power_per_gpu_w"]),
                 context_tokens=float(beside["mean_context_tokens"]),
                 prompt_per_output=max(0.0, float(beside["tokens_processed_per_iter"]) / batch - 1.0),
+                prompt_tokens=float(beside["assumed_input_len_tokens"]),
+                attention_dp=int(line["attention_dp_launched"] or 1),
+                ep=int(line["moe_ep_launched"] or 1),
                 host_bound=line["flag_anomaly_b200_1gpu_gpqa"] == "1",
             )
         )

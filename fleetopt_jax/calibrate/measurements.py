@@ -1,8 +1,5 @@
 """Measured operating points of one engine, checked at the door. The columns are documented in `calibrate`."""
 
-import csv
-import io
-import math
 import os
 import re
 from collections import Counter
@@ -13,11 +10,14 @@ from typing import Any
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from fleetopt_jax.calibrate.names import PRECISION_NAMES
+from fleetopt_jax.calibrate.readers import Row, read_rows
+from fleetopt_jax.calibrate.readers.rows import LEAST
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.llms import catalog_name, llm_entry, names_of
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.files import read_bytes, shown
+from fleetopt_jax.core.files import shown
 from fleetopt_jax.core.units import MS
 
 # Ours, ML.ENERGY's, those of `vllm bench serve` (its result as a row) and of InferenceX, which has seconds.
@@ -56,9 +56,7 @@ NEED = (
     f"optional: {' | '.join(CONTEXT)} | {' | '.join(' with '.join(pair) for pair in LENGTHS)}; "
     f"{' | '.join(POWER)} | power_w with n_gpus"
 )
-PRECISION_NAMES = {"bfloat16": "bf16", "float16": "bf16"}  # as measurements call them
 LISTED = 8  # groups a refusal names
-LEAST = 1e-12  # of any number: smaller ones underflow in the fit
 
 
 def _column(description: str, *names: str, **rules: Any) -> Any:
@@ -123,31 +121,6 @@ class Measurements:
     n_left_out: int = 0  # rows of other engines
 
 
-@dataclass(frozen=True)
-class _Row:
-    place: str
-    cells: dict[str, str]
-
-    def number(self, column: str | None, most: float) -> float:
-        text = self.cells[column or ""]  # a table without the column is refused before
-        try:
-            value = float(text) if text.isascii() and "_" not in text else math.nan  # Python takes 1_0 and ١ too
-        except ValueError:
-            value = math.nan
-        if not LEAST <= value <= most:  # also NaN
-            allowed = f"need a number, more than 0 (at least {LEAST:g}) and at most {most:g}"
-            raise BadInput(self.place, f"{column} = {shown(text)!r}", allowed)
-        return value
-
-    def count(self, column: str) -> int:
-        value = self.number(column, 1024)
-        if value != int(value):
-            raise BadInput(
-                self.place, f"{column} = {shown(self.cells[column])!r}", "need a whole number from 1 to 1024"
-            )
-        return int(value)
-
-
 def read_measurements(
     path: str | os.PathLike,
     *,
@@ -196,7 +169,7 @@ def read_measurements(
 
 
 def _step_s(
-    columns: list[str], rows: list[_Row], batch: np.ndarray, tp_column: str | None
+    columns: list[str], rows: list[Row], batch: np.ndarray, tp_column: str | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The decode step [s], and what its column holds besides."""
     column = _first(columns, (*STEP, *RATE)) or ""
@@ -215,33 +188,22 @@ def _step_s(
     return step_s, (note,) if holds else ()
 
 
-def _table(where: str) -> tuple[list[str], list[_Row]]:
-    try:
-        lines = list(csv.reader(io.StringIO(read_bytes(where).decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(where, f"cannot be read as csv: {error}") from error
-    columns, rows = [name.strip().lower() for name in (lines or [[]])[0]], []  # no line: a byte-order mark alone
-    for name, count in Counter(columns).items():
-        if count > 1:
-            raise BadInput(where, f"column {shown(name)!r} is there more than once", "need it once")
+def _table(where: str) -> tuple[list[str], list[Row]]:
+    table = read_rows(where)
+    columns = list(table.columns)
     if not (_first(columns, BATCH) and _first(columns, (*STEP, *RATE))):
         raise BadInput(where, f"columns are {', '.join(map(shown, columns[:12]))}", NEED)
-    for number, line in enumerate((line for line in lines[1:] if any(cell.strip() for cell in line)), start=1):
-        place = f"{where}, row {number}"
-        if len(line) != len(columns):
-            raise BadInput(place, f"{len(line)} cells", f"need {len(columns)}, as in the header")
-        rows.append(_Row(place, dict(zip(columns, (cell.strip() for cell in line)))))
-    return columns, rows
+    return columns, list(table.rows)
 
 
 def _first(columns: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((name for name in wanted if name in columns), None)
 
 
-def _of_engine(where: str, rows: list[_Row], names: Mapping[str, str], spec: EngineSpec) -> list[_Row]:
+def _of_engine(where: str, rows: list[Row], names: Mapping[str, str], spec: EngineSpec) -> list[Row]:
     """The rows of an engine: a name that a row leaves empty is no other engine's."""
 
-    def is_it(row: _Row) -> bool:
+    def is_it(row: Row) -> bool:
         said = {name: row.cells[column].lower() for name, column in names.items() if row.cells[column]}
         return all(_is(name, text, spec) for name, text in said.items())
 
@@ -275,7 +237,7 @@ def _is(name: str, text: str, spec: EngineSpec) -> bool:
     return True
 
 
-def _one_group(where: str, rows: list[_Row], names: dict[str, str], asked: dict[str, str | None]) -> list[_Row]:
+def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[str, str | None]) -> list[Row]:
     """The rows of the one engine that the selectors leave."""
     if not rows:
         raise BadInput(where, "no rows of text measurements")
@@ -307,7 +269,7 @@ def _listed(texts) -> str:
     return ", ".join(map(shown, texts[:LISTED])) + (f" and {len(texts) - LISTED} more" if len(texts) > LISTED else "")
 
 
-def _context_tokens(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
+def _context_tokens(columns: list[str], rows: list[Row]) -> np.ndarray | None:
     column = _first(columns, CONTEXT)
     if column is None:
         return _context_of_lengths(columns, rows)
@@ -322,7 +284,7 @@ def _context_tokens(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
     return tokens
 
 
-def _context_of_lengths(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
+def _context_of_lengths(columns: list[str], rows: list[Row]) -> np.ndarray | None:
     """p + o / 2 of requests of one length, or of the mean ones of a run."""
     pair = next((pair for pair in LENGTHS if set(pair) <= set(columns)), None)
     if pair is not None:
@@ -334,7 +296,7 @@ def _context_of_lengths(columns: list[str], rows: list[_Row]) -> np.ndarray | No
     return (prompts + outputs / 2) / requests
 
 
-def _power_w_per_gpu(columns: list[str], rows: list[_Row]) -> np.ndarray | None:
+def _power_w_per_gpu(columns: list[str], rows: list[Row]) -> np.ndarray | None:
     column = _first(columns, POWER)
     if column is not None:
         return np.array([row.number(column, 1e5) for row in rows])

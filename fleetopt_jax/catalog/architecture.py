@@ -1,6 +1,6 @@
 """What an LLM is made of, by name or by its configuration file."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,45 @@ class Held:
     expert_bytes: float  # all routed experts
     lm_head_bytes: float
     low_bits_frac: float = 0.0  # of the weights a token is multiplied with, whose activations have no 16 bits [-]
+
+
+@dataclass(frozen=True)
+class LinearLayers:
+    """Layers of a gated delta rule (Qwen3-Next and kin)."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel_tokens: int = 4  # of its convolution
+
+
+@dataclass(frozen=True)
+class StateLayers:
+    """Layers of a state space (Mamba)."""
+
+    channels: int  # inner width
+    states: int  # of a channel
+    heads: int = 0  # of Mamba 2; 0: Mamba 1
+    groups: int = 1
+    kernel_tokens: int = 4  # of its convolution
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The shapes of the matrices of a layer, where parameters alone do not say them."""
+
+    mlp: int  # of a layer without experts; 0 where all have them
+    shared: int = 0  # of the shared experts together
+    gated: bool = True  # MLPs of three matrices, not two
+    mlp_layers: int = 0  # layers that have an MLP
+    expert_layers: int = 0  # layers that have experts
+    query_rank: int = 0  # of MLA's queries; 0: they have no latent
+    nope_dim: int = 0  # of MLA's heads, without position
+    value_dim: int = 0  # of MLA's values
+    query_gate: bool = False  # whether queries come with a gate of their width
+    linear: LinearLayers | None = None
+    states: StateLayers | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +80,35 @@ class Architecture:
     native_precision: str = "bf16"  # of the checkpoint's weights
     native_kv_precision: str = "bf16"  # of the KV cache it asks for
     held: Held | None = None  # in the checkpoint; None: every weight as `native_precision` has it
+    # Equal numbers of everything else are one architecture, whether its file said the widths or not.
+    said_widths: Widths | None = field(default=None, compare=False)
 
     @property
     def shape(self) -> "Architecture":
         """It without its checkpoint: equal for every model of one architecture."""
         return replace(self, native_precision="bf16", native_kv_precision="bf16", held=None)
+
+    @property
+    def widths(self) -> Widths:
+        """What its file said; else what the parameters come to, with gated MLPs and without shared experts."""
+        if self.said_widths is not None:
+            return self.said_widths
+        of_a_width = 3 * self.hidden
+        expert = of_a_width * self.expert_width * self.n_experts
+        with_experts = min(round(self.expert_params / expert), self.layers) if expert else 0
+        without = self.layers - with_experts
+        mlp = self.dense_params - with_experts * self.n_experts * self.hidden
+        return Widths(
+            mlp=max(round(mlp / (of_a_width * without)), 0) if without else 0,
+            shared=0 if without or not with_experts else max(round(mlp / (of_a_width * with_experts)), 0),
+            mlp_layers=without,
+            expert_layers=with_experts,
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output layer."""
+        return round(self.lm_head_params / self.hidden)
 
     @property
     def inner_params(self) -> int:

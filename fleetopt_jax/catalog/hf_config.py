@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fleetopt_jax.catalog.architecture import Architecture
+from fleetopt_jax.catalog.architecture import Architecture, LinearLayers, StateLayers, Widths
 from fleetopt_jax.catalog.hf_families import (
     DEFAULTS,
     DRAFT_HAS_EMBEDDINGS,
@@ -463,6 +463,48 @@ def _architecture(file: _File, decoder: Decoder, params: dict[str, int]) -> Arch
         cacheless_layers=fields.num_hidden_layers - windowed - decoder.mixers.count("full"),
         kv_values=_kv_values(decoder),
         no_law=_no_law(decoder),
+        said_widths=_matrix_widths(decoder),
+    )
+
+
+def _matrix_widths(decoder: Decoder) -> Widths:
+    """The shapes of the matrices of its layers."""
+    kinds, mla, linear, states = decoder.kinds, decoder.latent, decoder.linear, decoder.states
+    return Widths(
+        mlp=decoder.mlp_width if {"dense", "both"} & set(kinds) else 0,
+        shared=decoder.shared_width,
+        gated=decoder.gated,
+        mlp_layers=kinds.count("dense") + kinds.count("both"),
+        expert_layers=kinds.count("experts") + kinds.count("both"),
+        query_rank=(mla.q_lora_rank or 0) if mla else 0,
+        nope_dim=mla.qk_nope_head_dim if mla else 0,
+        value_dim=mla.v_head_dim if mla else 0,
+        query_gate=decoder.fields.attn_output_gate,
+        linear=_linear_layers(linear) if linear is not None and "gated delta" in decoder.mixers else None,
+        states=_state_layers(states, decoder.fields.hidden_size)
+        if states is not None and "state space" in decoder.mixers
+        else None,
+    )
+
+
+def _linear_layers(linear: HfLinear) -> LinearLayers:
+    return LinearLayers(
+        key_heads=linear.linear_num_key_heads or 0,
+        value_heads=linear.linear_num_value_heads or 0,
+        key_dim=linear.linear_key_head_dim or 0,
+        value_dim=linear.linear_value_head_dim or 0,
+        kernel_tokens=linear.linear_conv_kernel_dim,
+    )
+
+
+def _state_layers(states: HfStates, hidden: int) -> StateLayers:
+    of_heads = (states.heads or 0) * (states.state_head_dim or 0)
+    return StateLayers(
+        channels=of_heads or states.expand * hidden,
+        states=states.state_size,
+        heads=states.heads or 0,
+        groups=states.n_groups,
+        kernel_tokens=states.conv_kernel,
     )
 
 

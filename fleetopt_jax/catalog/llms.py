@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fleetopt_jax.catalog.architecture import Architecture, Held
+from fleetopt_jax.catalog.architecture import Architecture, Held, Widths
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.laws.llm import (
@@ -238,6 +238,11 @@ def _entry(
     return LlmEntry(title, architecture, source, repository, positions, quantized_from=quantized)
 
 
+def _with_widths(entry: LlmEntry, widths: Widths) -> LlmEntry:
+    """An LLM whose parameters do not say the shapes of its matrices."""
+    return replace(entry, architecture=replace(entry.architecture, said_widths=widths))
+
+
 LLMS = {
     "llama-3.1-8b": _entry(
         "Llama 3.1 8B",
@@ -312,15 +317,26 @@ LLMS = {
         experts=(468_084_326_400, 8, 160, 2560),
         positions=262_144,
     ),
-    "deepseek-v3": _entry(
-        "DeepSeek-V3 (MoE, 8 of 256 experts, MLA, fp8)",
-        "deepseek-ai/DeepSeek-V3",
-        shape=(61, 7168, 128, 1, 576),
-        params=(11_413_422_080, 3_849_846_784, 926_679_040),
-        experts=(653_908_770_816, 8, 256, 2048),
-        attention=(0, 0, 512, 64),
-        checkpoint=("fp8", Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0)),
-        positions=163_840,
+    "deepseek-v3": _with_widths(
+        _entry(
+            "DeepSeek-V3 (MoE, 8 of 256 experts, MLA, fp8)",
+            "deepseek-ai/DeepSeek-V3",
+            shape=(61, 7168, 128, 1, 576),
+            params=(11_413_422_080, 3_849_846_784, 926_679_040),
+            experts=(653_908_770_816, 8, 256, 2048),
+            attention=(0, 0, 512, 64),
+            checkpoint=("fp8", Held(11_416_215_392.0, 3_957_191_168.0, 654_068_416_512.0, 1_853_358_080.0, 1.0)),
+            positions=163_840,
+        ),
+        Widths(
+            mlp=18_432,
+            shared=2048,
+            mlp_layers=3,
+            expert_layers=58,
+            query_rank=1536,
+            nope_dim=128,
+            value_dim=128,
+        ),
     ),
     "gpt-oss-20b": _entry(
         "gpt-oss 20B (MoE, 4 of 32 experts, mxfp4)",

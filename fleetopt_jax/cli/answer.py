@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import RenderableType
 
-from fleetopt_jax.cli.table import INPUTS, OUTPUTS
+from fleetopt_jax.cli.table import OUTPUTS, inputs_of
 from fleetopt_jax.cli.terminal import say
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadInput
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 def check_outputs(options: argparse.Namespace) -> None:
     """Refuse, before the work is done, a file that cannot be written, is read as well, or is asked for twice."""
-    named = [getattr(options, name, None) or "" for name in INPUTS]
+    named = [getattr(options, name, None) or "" for name in inputs_of(options.command)]
     listed = [part.strip() for text in named for part in (text if isinstance(text, list) else text.split(","))]
     refuse_outputs(options, [*(text for text in named if isinstance(text, str)), *listed])
     written: dict[str, str] = {}

@@ -73,6 +73,14 @@ COMMANDS = (
         "Example: fleetopt engine --gpu b200 --llm qwen3-235b-a22b --tp 4 --batch 8,32,128 --context 2000",
     ),
     Command(
+        "predict",
+        "what a closed-loop benchmark would show, beside what one did",
+        "So many requests in flight, all sent at once, each replaced as it ends: TTFT, TPOT, tok/s, watts, tokens per "
+        "joule, each with its interval. Example: fleetopt predict --gpu b200 --llm llama-3.1-70b --tp 4 --precision "
+        "fp8 --isl 8192 --osl 1024 --concurrency 4,16,64; and of what was measured: fleetopt predict --points "
+        "results.json --gpu h100 --tp 4",
+    ),
+    Command(
         "calibrate",
         "fit an engine to your own measurements",
         "Columns: batch; step_s, step_ms or tok_per_s; context_tokens and power_w_per_gpu where known. Names of the "

@@ -217,7 +217,7 @@ _CATALOG = Option(
     name="catalog",
     kind=Text(),
     about="GPUs, LLMs and prices of your own, beside the catalog's",
-    commands=(*SEARCHES, "engine", "calibrate", "catalog"),
+    commands=(*SEARCHES, "engine", "calibrate", "catalog", "predict"),
     metavar="FILE.toml",
     section=ENGINES,
     of_plan=False,
@@ -245,7 +245,7 @@ _OF_THE_ENGINE = (
         kind=Text(),
         about="of the KV cache: bf16 or fp8",
         otherwise="default: the checkpoint's",
-        commands=(*SEARCHES, "engine"),
+        commands=(*SEARCHES, "engine", "predict"),
         section=ENGINES,
     ),
     Option(
@@ -253,7 +253,7 @@ _OF_THE_ENGINE = (
         kind=Number(1, 10**6, whole=True),
         about="sequences an instance runs",
         otherwise="default vLLM's",
-        commands=SEARCHES,
+        commands=(*SEARCHES, "predict"),
         section=ENGINES,
     ),
     Option(
@@ -262,7 +262,7 @@ _OF_THE_ENGINE = (
         about="share of each GPU's memory the engine may use",
         default=MEMORY_UTILIZATION,
         otherwise="default {}",
-        commands=(*SEARCHES, "engine"),
+        commands=(*SEARCHES, "engine", "predict"),
         metavar="SHARE",
         section=ENGINES,
         field=Field("memory_utilization"),
@@ -889,6 +889,96 @@ _OF_ONE_COMMAND = (
     ),
 )
 
+_OF_A_BENCHMARK = (
+    Option(
+        name="gpu",
+        kind=OneName(),
+        about="GPU, or a file that fleetopt calibrate wrote",
+        otherwise="default h100; of --points the row's",
+        commands=("predict",),
+        file="named",
+    ),
+    Option(
+        name="llm",
+        kind=Text(),
+        about="LLM, or a Hugging Face config.json",
+        otherwise="default llama-3.1-70b; of --points the row's",
+        commands=("predict",),
+        file="named",
+    ),
+    Option(
+        name="tp",
+        kind=_GPUS_PER_INSTANCE.of,
+        about="GPUs per instance",
+        otherwise="default 8; of --points the row's",
+        commands=("predict",),
+    ),
+    Option(
+        name="precision",
+        kind=OneName(),
+        about="of the weights: bf16, fp8, int8, int4, mxfp4, nvfp4",
+        otherwise="default: the checkpoint's; of --points the row's",
+        commands=("predict",),
+    ),
+    Option(
+        name="serving",
+        kind=OneName(),
+        about="serving engine",
+        otherwise="default vllm; of --points the row's",
+        commands=("predict",),
+    ),
+    Option(
+        name="isl",
+        kind=Number(1, 10**7, whole=True, unit="tokens"),
+        about="nominal tokens of a prompt",
+        otherwise="default 1024; of --points the row's",
+        commands=("predict",),
+        metavar="TOKENS",
+    ),
+    Option(
+        name="osl",
+        kind=Number(1, 10**6, whole=True, unit="tokens"),
+        about="nominal tokens of an output",
+        otherwise="default 1024; of --points the row's",
+        commands=("predict",),
+        metavar="TOKENS",
+    ),
+    Option(
+        name="length_spread",
+        kind=Number(0.01, 1),
+        about="lengths are drawn evenly from this share of the nominal ones up; 1: all alike",
+        otherwise="default 0.8; 1 where a file has means of a run",
+        commands=("predict",),
+        metavar="SHARE",
+    ),
+    Option(
+        name="concurrency",
+        kind=Several(Number(1, MAX_BATCH, whole=True)),
+        about="requests in flight, each replaced as it ends",
+        default=[4, 16, 64],
+        otherwise="default {}; of --points the row's",
+        commands=("predict",),
+        metavar="N,...",
+    ),
+    Option(
+        name="requests",
+        kind=Number(1, 10**6, whole=True),
+        about="requests in total",
+        otherwise="default: 10 for each in flight, or the row's",
+        commands=("predict",),
+        metavar="N",
+    ),
+    Option(
+        name="points",
+        kind=Text(),
+        about="predict every row of a file, or of the files of a folder, and compare: vLLM bench, aiperf, GuideLLM, "
+        "InferenceX, AIConfigurator's points, ML.ENERGY, or csv of your own",
+        commands=("predict",),
+        metavar="FILE",
+        file="read",
+    ),
+)
+
 
 def _figure(what: str, *commands: str) -> Option:
     about = f"draw {what} as FILE.svg or FILE.png"
@@ -903,6 +993,7 @@ _FIGURES = (
     _figure("the waterfall", "ledger"),
     _figure("power and tokens per joule over the batch", "engine"),
     _figure("fit and residuals", "calibrate"),
+    _figure("curves over the requests in flight, and predicted against measured,", "predict"),
     _figure("the rate by hour", "trace"),
     Option(
         name="csv",
@@ -925,20 +1016,25 @@ TABLE: tuple[Option, ...] = (
     *_OF_THE_SEARCH,
     *_OF_THE_LEVERS,
     *_OF_ONE_COMMAND,
+    *_OF_A_BENCHMARK,
     *_FIGURES,
     *_OF_ROBUSTNESS,
     *_OF_THE_SIMULATION,
     _figure("simulated over analytic, metric by metric,", "simulate"),
 )
-# Options that name a file to write, and those that may name files to read.
+# Options that name a file to write.
 OUTPUTS = tuple(dict.fromkeys(option.name for option in TABLE if option.file == "written"))
-INPUTS = tuple(dict.fromkeys(option.name for option in TABLE if option.file in ("read", "named")))
 
 
 @cache
 def options_of(command: str) -> tuple[Option, ...]:
     """What a command takes, in the order of its help."""
     return tuple(option for option in TABLE if command in option.commands)
+
+
+def inputs_of(command: str) -> tuple[str, ...]:
+    """Options of a command that may name files to read."""
+    return tuple(option.name for option in options_of(command) if option.file in ("read", "named"))
 
 
 def keys_of(section: Section) -> dict[str, Option]:

@@ -75,8 +75,10 @@ class GpuPart(_Strict):
 def _architecture_fields() -> dict[str, Any]:
     """The fields of `Architecture`, none of them needed: a configuration file may say it all."""
     hints = get_type_hints(Architecture)
-    fields = [field.name for field in dataclasses.fields(Architecture) if field.name not in ("held", "no_law")]
-    return {name: (hints[name] | None, None) for name in fields}  # those two are of a checkpoint that was read
+    fields = [
+        field.name for field in dataclasses.fields(Architecture) if field.name not in ("held", "no_law", "said_widths")
+    ]
+    return {name: (hints[name] | None, None) for name in fields}  # those are of a checkpoint that was read
 
 
 class _Llm(_Strict):

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class DecodeLaw:
     """What the other laws ask of a decode step; a record of your own derives from this and says `step_s`.
 
-    Searches rely on a step that does not fall with sequences or context, and is concave in the sequences.
+    Searches rely on a step that does not fall with sequences or context, and whose time for each sequence, t / n, does
+    not rise with them.
     """
 
     def step_s(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:

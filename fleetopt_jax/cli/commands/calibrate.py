@@ -5,7 +5,8 @@ import os
 from typing import TypeVar
 
 from fleetopt_jax.calibrate.fit import DecodeFit, fit_decode, fit_power
-from fleetopt_jax.calibrate.measurements import PRECISION_NAMES, Measurements, read_measurements
+from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
+from fleetopt_jax.calibrate.names import PRECISION_NAMES
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.llms import catalog_name

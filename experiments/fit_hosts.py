@@ -1,0 +1,417 @@
+"""Fit the serving engines' own time to measured serving: fleetopt_jax/catalog/data/hosts.json.
+
+    python experiments/fit_hosts.py FOLDER
+
+FOLDER holds `serving_points` (`_serving_points.py`) and `mlenergy` (`_mlenergy.py`). The steps of a closed-loop
+benchmark do not depend on how long they take (`laws/closed_loop.py`): they are listed once for every point, the mixed
+step says what the GPU works in each, and the coefficients of the host law are found by least squares over the
+logarithms of TPOT and TTFT. They are pooled: those of an engine are drawn towards `PRIORS`, those of a GPU towards the
+engine's, as strongly as said there, so that few points move them little. Errors are of fits that have not seen the
+model, or the GPU.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import numpy as np  # noqa: E402
+from _mlenergy import CATALOG, read_rows  # noqa: E402
+from _mlenergy import SOURCE as MLENERGY  # noqa: E402
+from _serving_points import BUDGET_TOKENS, UTILIZATION, Point, Served, read_points  # noqa: E402
+from _serving_points import SOURCE as POINTS  # noqa: E402
+from scipy.optimize import least_squares  # noqa: E402
+
+from fleetopt_jax.catalog.engines import workspace_of  # noqa: E402
+from fleetopt_jax.catalog.gpus import GPUS  # noqa: E402
+from fleetopt_jax.catalog.llms import LLMS, at_precision  # noqa: E402
+from fleetopt_jax.catalog.steps import Parallelism, data_types, operator_laws, stack_of  # noqa: E402
+from fleetopt_jax.core.files import write_whole  # noqa: E402
+from fleetopt_jax.laws.closed_loop import Benchmark, Limits, schedule  # noqa: E402
+from fleetopt_jax.laws.host import MANY_ROWS, make_host_law  # noqa: E402
+from fleetopt_jax.laws.kv_cache import kv_capacity_tokens  # noqa: E402
+from fleetopt_jax.laws.mixed_step import CLASSES, MixedStep, StepBatch, decoding, with_prompts  # noqa: E402
+from fleetopt_jax.laws.stack import mixed_step  # noqa: E402
+
+OUT = Path(__file__).parents[1] / "fleetopt_jax" / "catalog" / "data" / "hosts.json"
+TITLES = {
+    "vllm": "vLLM 0.12 to 0.19",
+    "vllm-0.11": "vLLM 0.11",
+    "sglang": "SGLang 0.5",
+    "trtllm": "TensorRT-LLM 1.0 to 1.3",
+}
+SHARPNESS = 4.0
+KINDS = ("dense", "experts")
+# Coefficients: value to start from and drawn towards, and the standard deviation of the logarithm. One of each for an
+# engine and kind of LLM; `_of_gpu` are factors of a GPU.
+PRIORS = {
+    "slowdown": (1.0, 0.10),
+    "prompt_excess": (0.20, 0.7),  # kappa of a step with prompt tokens over that of one without, less 1
+    "large_exchange": (0.9, 0.2),
+    "layer_s": (40e-6, 1.0),
+    "prompt_layer_s": (300e-6, 1.0),
+    "per_seq_s": (5e-6, 1.0),
+    "first_token_s": (15e-3, 0.7),
+}
+SHARED = ("large_exchange", "layer_s", "per_seq_s", "first_token_s")  # by both kinds of LLM
+OF_GPU = {
+    "slowdown": 0.10,
+    "prompt_excess": 0.5,
+    "large_exchange": 0.2,
+}  # that have factors of a GPU, with their standard deviations
+TTFT_WEIGHT = 0.5  # of a point's TTFT against its TPOT
+POINT_ERROR = 0.1  # what a point is off by for no reason of ours
+MOST_POINTS = 40  # of one model on one GPU at one precision that count in full
+ROBUST = 1.0  # errors of more than so many POINT_ERRORs count less
+MOST_GPUS = 16
+MOST_SEQUENCES = 1024
+ENDLESS_TOKENS = 1e12  # of KV cache, where the batch fits
+MOST_TTFT_S = 15.0
+FILLED = 0.95  # of nominal lengths, that requests fill at most on average: 0.9, and some more
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    measured, left_out = measured_points(folder / "serving_points")
+    measured += measured_iterations(folder / "mlenergy")
+    for why, n in sorted(left_out.items()):
+        print(f"left out, {why}: {n}")
+    engines = {}
+    for engine, title in TITLES.items():
+        engines[engine] = {"title": title, **_engine(engine, [each for each in measured if each.engine == engine])}
+    document = {"source": f"{POINTS}; {MLENERGY}", "licence": "Apache-2.0", "engines": engines}
+    write_whole(OUT, json.dumps(_rounded(document), indent=1, sort_keys=True) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------- what was measured
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One point, with all the steps of its benchmark [E], requests [N]."""
+
+    engine: str
+    llm: str
+    gpu: str
+    precision: str
+    experts: bool
+    long: bool  # whether prompts are of 8,192 tokens
+    n_layers: float
+    gpu_s: np.ndarray  # [E] of the operators but for collectives, timed alone
+    exchange_s: np.ndarray  # [E] of collectives, timed alone
+    rows: np.ndarray  # [E]
+    prompt: np.ndarray  # [E] 1 where a step has prompt tokens
+    n_active: np.ndarray  # [E]
+    repeats: np.ndarray  # [E]
+    sent: np.ndarray  # [N]
+    first: np.ndarray
+    last: np.ndarray
+    output_tokens: np.ndarray
+    tpot_s: float
+    ttft_s: float | None  # None: only a mean step was measured
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Many points with their steps one after the other, so that one law's arithmetic is done at once."""
+
+    points: tuple[Measured, ...]
+    of_step: np.ndarray  # the point that a step is of
+    of_request: np.ndarray
+
+    @classmethod
+    def of(cls, points: Sequence[Measured]) -> "Table":
+        numbers = np.arange(len(points))
+        return cls(
+            tuple(points),
+            np.repeat(numbers, [len(point.gpu_s) for point in points]),
+            np.repeat(numbers, [len(point.sent) for point in points]),
+        )
+
+    def joined(self, name: str) -> np.ndarray:
+        """A column of all points."""
+        return _joined(self, name)
+
+    def predicted(self, laws: Sequence[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+        """(TPOT, TTFT) [point] by a host law for each [s]; TPOT is the mean step where no request is listed."""
+        law = {name: np.array([each[name] for each in laws]) for name in laws[0]}
+        at = {name: values[self.of_step] for name, values in law.items()}
+        prompt, n = self.joined("prompt"), len(self.points)
+        rows = self.joined("rows")
+        exchanges = 1.0 + (at["large_exchange"] - 1.0) * rows / (rows + MANY_ROWS)
+        gpu_s = self.joined("gpu_s") + exchanges * self.joined("exchange_s")
+        work_s = at["slowdown"] * (1.0 + at["prompt_excess"] * prompt) * gpu_s
+        layers = np.array([point.n_layers for point in self.points])[self.of_step]
+        host_s = (at["layer_s"] + at["prompt_layer_s"] * prompt) * layers
+        step_s = np.sqrt(np.sqrt(work_s**2 * work_s**2 + host_s**2 * host_s**2))  # SHARPNESS is 4, and powers are slow
+        step_s = self.joined("repeats") * (step_s + at["per_seq_s"] * self.joined("n_active"))
+        total_s = np.bincount(self.of_step, step_s, n)
+        if not len(self.of_request):
+            return total_s, np.zeros(n)
+        end_s = np.concatenate([[0.0], np.cumsum(step_s)])
+        start = np.concatenate([[0], np.cumsum(np.bincount(self.of_step, minlength=n))])[self.of_request]
+        sent_s, first_s, last_s = (end_s[start + self.joined(name)] for name in ("sent", "first", "last"))
+        requests = np.bincount(self.of_request, minlength=n)
+        tpot_s = np.bincount(self.of_request, (last_s - first_s) / (self.joined("output_tokens") - 1.0), n) / requests
+        return tpot_s, np.bincount(self.of_request, first_s - sent_s, n) / requests + law["first_token_s"]
+
+
+@cache
+def _joined(table: Table, name: str) -> np.ndarray:
+    return np.concatenate([getattr(point, name) for point in table.points])
+
+
+def measured_points(folder: Path) -> tuple[list[Measured], dict[str, int]]:
+    """The points whose batch fits, and why others are left out."""
+    points, left_out = read_points(folder)
+    found = []
+    for point in points:
+        each = _measured(point)
+        if isinstance(each, str):
+            left_out[each] = left_out.get(each, 0) + 1
+        else:
+            found.append(each)
+    return found, left_out
+
+
+def _measured(point: Point) -> Measured | str:
+    served = point.served
+    if served.split.n_gpus > MOST_GPUS:
+        return f"more than {MOST_GPUS} GPUs"
+    try:
+        step, kv_tokens = _step(served)
+    except ValueError as error:
+        return f"no law: {error}"
+    if point.concurrency * FILLED * (point.isl + point.osl) > kv_tokens:
+        return "its batch does not fit the KV cache"
+    if point.ttft_s > MOST_TTFT_S:
+        return f"a TTFT above {MOST_TTFT_S:g} s: it queues for a limit that nobody states"
+    limits = Limits(BUDGET_TOKENS, MOST_SEQUENCES, ENDLESS_TOKENS, window_tokens=served.architecture.window_tokens)
+    benchmark = Benchmark(point.isl, point.osl, point.concurrency, 10 * point.concurrency)
+    run = schedule(benchmark, limits)
+    return Measured(
+        engine=served.engine,
+        llm=served.llm,
+        gpu=served.gpu.name,
+        precision=served.precision,
+        experts=served.architecture.n_experts > 0,
+        long=point.isl >= 8000,
+        n_layers=served.architecture.layers,
+        **_gpu(step, run.batch),
+        prompt=np.greater(run.batch.prompt_tokens, 0).astype(float),
+        n_active=np.asarray(run.batch.n_active),
+        repeats=run.repeats,
+        sent=run.sent,
+        first=run.first,
+        last=run.last,
+        output_tokens=run.output_tokens,
+        tpot_s=point.tpot_s,
+        ttft_s=point.ttft_s,
+    )
+
+
+@cache
+def _step(served: Served) -> tuple[MixedStep, float]:
+    """The mixed step, and what the KV cache of the instance holds [tokens]."""
+    a, gpu, split = served.architecture, served.gpu, served.split
+    types = data_types(a, gpu, served.precision, served.kv_precision)
+    laws, _ = operator_laws(gpu, a, types)
+    step = mixed_step(stack_of(a, split, types), laws, gpu.gpu, make_host_law())
+    shards = split.tp * split.pp
+    numbers = at_precision(a, served.precision, served.kv_precision, gpu.formats)
+    kv_tokens = split.dp * kv_capacity_tokens(gpu.gpu, numbers, shards, UTILIZATION, workspace_of(a, gpu, split.tp))
+    return step, float(kv_tokens)
+
+
+def _gpu(step: MixedStep, batch: StepBatch) -> dict[str, np.ndarray]:
+    """What GPUs work on in steps, by the names of `Measured`."""
+    parts = np.asarray(_seconds(step, batch))
+    passed = CLASSES.index("collectives")
+    rows = batch.n_active + batch.prompt_tokens
+    return {"gpu_s": parts.sum(axis=1) - parts[:, passed], "exchange_s": parts[:, passed], "rows": np.asarray(rows)}
+
+
+_seconds = jax.jit(jax.vmap(lambda step, batch: step.parts(batch).seconds, (None, 0)))
+
+
+def measured_iterations(folder: Path) -> list[Measured]:
+    """ML.ENERGY's mean iterations: steps with a new prompt and steps without, in the shares of its steady state."""
+    found = []
+    for row in read_rows(folder):
+        if row.host_bound or row.architecture not in CATALOG:
+            continue
+        llm = CATALOG[row.architecture]
+        a = LLMS[llm].architecture
+        split = Parallelism(row.tp // row.attention_dp, row.ep, row.attention_dp)
+        served = Served("vllm-0.11", "0.11.1", llm, a, GPUS[row.gpu], row.precision, "bf16", split)
+        step, _ = _step(served)
+        alone = decoding(row.batch, row.context_tokens, a.window_tokens)
+        prompt_tokens = row.prompt_per_output * row.batch
+        share = min(1.0, prompt_tokens / max(row.prompt_tokens, 1.0))
+        prompt = prompt_tokens / max(share, 1e-9)
+        both = with_prompts(alone, prompt, 0.0, a.window_tokens)
+        batch = jax.tree.map(lambda *x: np.array([float(each) for each in x]), alone, both)
+        found.append(
+            Measured(
+                engine="vllm-0.11",
+                llm=llm,
+                gpu=row.gpu,
+                precision=row.precision,
+                experts=a.n_experts > 0,
+                long=False,
+                n_layers=a.layers,
+                **_gpu(step, batch),
+                prompt=np.array([0.0, 1.0]),
+                n_active=np.full(2, row.batch),
+                repeats=np.array([1.0 - share, share]),
+                sent=np.zeros(0, int),
+                first=np.zeros(0, int),
+                last=np.zeros(0, int),
+                output_tokens=np.zeros(0),
+                tpot_s=row.iteration_s,
+                ttft_s=None,
+            )
+        )
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- the fit
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Coefficients of one engine, as logarithms."""
+
+    names: tuple[tuple[str, ...], ...]
+    values: np.ndarray
+
+    def law(self, experts: bool, gpu: str | None) -> dict[str, float]:
+        """The coefficients for a kind of LLM on a GPU; None: of a GPU that was not measured."""
+        at = dict(zip(self.names, self.values))
+        kind = KINDS[experts]
+        logs = {name: at[(name,) if name in SHARED else (name, kind)] for name in PRIORS}
+        for name in OF_GPU:
+            logs[name] += sum(at.get((name, of, gpu or ""), 0.0) for of in ("gpu", kind))
+        return {name: float(np.exp(value)) for name, value in logs.items()}
+
+
+def fit(points: Sequence[Measured]) -> Fit:
+    """The coefficients that describe the points best."""
+    gpus = sorted({point.gpu for point in points})
+    priors: dict[tuple[str, ...], tuple[float, float]] = {}
+    for name, (value, deviation) in PRIORS.items():
+        for key in [(name,)] if name in SHARED else [(name, kind) for kind in KINDS]:
+            priors[key] = float(np.log(value)), deviation
+    for name, deviation in OF_GPU.items():
+        for gpu in gpus:
+            for of in ("gpu",) if name in SHARED else ("gpu", *KINDS):
+                priors[name, of, gpu] = 0.0, deviation
+    names = tuple(priors)
+    start, deviation = np.array(list(priors.values())).T
+    if not points:
+        return Fit(names, start)
+    counts = Counter((point.llm, point.gpu, point.precision) for point in points)
+    weight = np.array(
+        [min(1.0, MOST_POINTS / counts[point.llm, point.gpu, point.precision]) ** 0.5 for point in points]
+    )
+    table, seen = Table.of(points), np.array([[point.tpot_s, point.ttft_s or np.nan] for point in points]).T
+    counted = np.stack([weight, TTFT_WEIGHT * weight])
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        laws = {key: Fit(names, x).law(*key) for key in {(point.experts, point.gpu) for point in points}}
+        shown = np.stack(table.predicted([laws[point.experts, point.gpu] for point in points]))
+        wrong = (counted * np.log(np.where(shown > 0, shown, 1.0) / seen) / POINT_ERROR)[~np.isnan(seen)]
+        robust = np.sign(wrong) * np.sqrt(2.0 * ROBUST**2 * (np.sqrt(1.0 + (wrong / ROBUST) ** 2) - 1.0))
+        return np.concatenate([robust, (x - start) / deviation])
+
+    return Fit(names, least_squares(residuals, start, diff_step=1e-4, max_nfev=40, xtol=1e-4).x)
+
+
+def errors(points: Sequence[Measured], law: Fit, known: bool = True) -> np.ndarray:
+    """Relative errors of (TPOT, TTFT) [point, 2]; TTFT nan where it was not measured."""
+    laws = [law.law(point.experts, point.gpu if known else None) for point in points]
+    shown = np.stack(Table.of(points).predicted(laws))
+    seen = np.array([[point.tpot_s, point.ttft_s or np.nan] for point in points]).T
+    return (shown / seen - 1.0).T
+
+
+def left_out_errors(points: Sequence[Measured], of: str) -> np.ndarray:
+    """The same, each by a fit to the points of other models, or other GPUs."""
+    found = np.full((len(points), 2), np.nan)
+    for name in sorted({getattr(point, of) for point in points}):
+        other = [point for point in points if getattr(point, of) != name]
+        held = [i for i, point in enumerate(points) if getattr(point, of) == name]
+        found[held] = errors([points[i] for i in held], fit(other), known=of != "gpu")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- the answer
+
+
+def _engine(engine: str, points: Sequence[Measured]) -> dict[str, Any]:
+    """What is kept of an engine; prints its table of errors."""
+    law = fit(points)
+    tables = {
+        "fitted": errors(points, law),
+        "models left out": left_out_errors(points, "llm"),
+        "GPUs left out": left_out_errors(points, "gpu"),
+    }
+    print(f"{engine}: {len(points)} points")
+    document: dict[str, Any] = {}
+    for experts, kind in enumerate(KINDS):
+        of_kind = np.array([point.experts == bool(experts) for point in points], dtype=bool)
+        found: dict[str, dict[str, Any]] = {}
+        for gpu in sorted({point.gpu for point in points}):
+            here = of_kind & np.array([point.gpu == gpu for point in points], dtype=bool)
+            said = {name: _error_numbers(points, table, here) for name, table in tables.items()}
+            if here.any():
+                _print(f"{kind:8}{gpu:6}{here.sum():5}", said)
+            found[gpu] = _part(law, bool(experts), gpu, int(here.sum()), said["models left out"])
+        said = {name: _error_numbers(points, table, of_kind) for name, table in tables.items()}
+        if of_kind.any():
+            _print(f"{kind:8}{'all':6}{of_kind.sum():5}", said)
+        # A GPU with points of the other kind only has what the kinds share.
+        unseen = {gpu: {**part, "errors": part["errors"] or said["GPUs left out"]} for gpu, part in found.items()}
+        others = _part(law, bool(experts), None, int(of_kind.sum()), said["GPUs left out"])
+        document[kind] = {"gpus": unseen, "others": others}
+    return document
+
+
+def _part(law: Fit, experts: bool, gpu: str | None, n: int, said: dict[str, float]) -> dict[str, Any]:
+    found = law.law(experts, gpu)
+    found["prompt_slowdown"] = found["slowdown"] * (1.0 + found.pop("prompt_excess"))
+    return {"coefficients": {**found, "sharpness": SHARPNESS}, "errors": said, "points": n}
+
+
+def _error_numbers(points: Sequence[Measured], table: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    """Mean absolute relative errors."""
+    long = chosen & np.array([point.long for point in points], dtype=bool)
+    some = {"tpot": table[chosen, 0], "ttft": table[chosen, 1], "ttft_8k": table[long, 1]}
+    means = {name: np.abs(values[~np.isnan(values)]) for name, values in some.items()}
+    return {name: float(values.mean()) for name, values in means.items() if len(values)}
+
+
+def _print(what: str, said: dict[str, dict[str, float]]) -> None:
+    columns = [" ".join(f"{name} {value:6.1%}" for name, value in table.items()) for table in said.values()]
+    print("  " + what + "  " + " | ".join(f"{name}: {text}" for name, text in zip(said, columns)))
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to five significant digits."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

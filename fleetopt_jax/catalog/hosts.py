@@ -1,0 +1,59 @@
+"""Host laws by serving engine and GPU, from `data/hosts.json`, with their errors (`experiments/fit_hosts.py`).
+
+An engine is a name (`vllm`, the newest releases; `vllm-0.11`, `sglang`, `trtllm`); its law has coefficients for dense
+LLMs and for mixtures of experts, and for a GPU those of its own where the measurements identify them.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+from fleetopt_jax.catalog.gpus import GpuEntry
+from fleetopt_jax.core.errors import unknown_name
+from fleetopt_jax.laws.host import HostLaw, make_host_law
+
+NEWEST = "vllm"
+
+
+@dataclass(frozen=True, eq=False)
+class HostEntry:
+    """One serving engine's law, and how far to trust it on a GPU. Errors are mean absolute relative ones."""
+
+    law: HostLaw
+    title: str  # engine and releases
+    measured_on: str | None  # the GPU whose measurements are in it; None: of other GPUs
+    # Of "tpot", "ttft" and "ttft_8k", models left out of the fit; of a GPU that nobody measured, GPUs left out; empty
+    # where nobody measured such LLMs.
+    errors: dict[str, float]
+
+
+@cache
+def document() -> dict[str, Any]:
+    """`hosts.json`."""
+    text = files("fleetopt_jax.catalog").joinpath("data", "hosts.json").read_text()
+    return cast(dict[str, Any], json.loads(text))
+
+
+def serving_engines() -> tuple[str, ...]:
+    """The names of the serving engines there is a law of."""
+    return tuple(document()["engines"])
+
+
+def host_entry(serving: str, gpu: GpuEntry, *, experts: bool) -> HostEntry:
+    """The law of a serving engine on a GPU, for dense LLMs or for mixtures of experts."""
+    engines = document()["engines"]
+    if serving not in engines:
+        raise unknown_name("serving", serving, engines)
+    engine = engines[serving]
+    kind = engine["experts" if experts else "dense"]
+    own = kind["gpus"].get(gpu.name)
+    part = own or kind["gpus"].get(gpu.law) or kind["others"]  # of its generation, else of all
+    measured = own is not None and own["points"] > 0
+    return HostEntry(
+        law=make_host_law(**part["coefficients"]),
+        title=engine["title"],
+        measured_on=gpu.name if measured else None,
+        errors=part["errors"] if measured else kind["others"]["errors"],
+    )

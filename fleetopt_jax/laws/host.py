@@ -1,0 +1,115 @@
+"""What a serving engine adds to the GPU's own time: launches, scheduling, sampling, kernels less good than alone.
+
+    t = ((kappa t_gpu)^r + h^r)^(1/r) + s n,     h = h_0 + (eta + eta_p [P > 0]) layers
+
+kappa is what operators take in the engine over what they took looped alone (its own in steps with prompt tokens, which
+is not less); t_gpu counts collectives of R rows 1 + (w - 1) R / (R + 256) times, for engines choose other kernels for
+large ones than were timed. h is the host's time of a step, hidden behind the GPU's where that is longer: eta a layer
+(CUDA graphs leave next to nothing of it), eta_p further in a step that has prompt tokens, for which there is no whole
+graph, h_0 the scheduler's; s is what a sequence costs outside of the overlap. A request's first token takes
+`first_token_s` beyond its steps: tokenizer, the way to the engine and back.
+
+A step of one prompt token has the kappa and the host of a mixed step; below one token both are interpolated.
+
+Coefficients: `catalog/data/hosts.json`, fitted by `experiments/fit_hosts.py` to closed loops whose batch fits the cache
+(InferenceX, 1 to 16 GPUs, prompts of 128 to 8,192 tokens) and to ML.ENERGY's mean iterations (`vllm-0.11`). Mean
+absolute relative errors, models left out of the fit, of TPOT, TTFT and TTFT of prompts of 8,192 tokens; "all": whole
+GPUs left out.
+
+    engine      LLMs     GPU   points   TPOT   TTFT   at 8K
+    vllm        dense    B200      90   11 %   18 %   11 %
+    vllm        dense    H100      41    3 %   12 %   12 %
+    vllm        dense    all      131    9 %   30 %   23 %
+    vllm        experts  B200     173   11 %   20 %   14 %
+    vllm        experts  H100      59    8 %   41 %   36 %
+    vllm        experts  H200      51   11 %   31 %   22 %
+    vllm        experts  all      283   10 %   25 %   22 %
+    vllm-0.11   dense    B200      56   13 %
+    vllm-0.11   dense    H100      58    6 %
+    vllm-0.11   dense    all      114   11 %
+    vllm-0.11   experts  B200     120   17 %
+    vllm-0.11   experts  H100      98   15 %
+    vllm-0.11   experts  all      218   18 %
+    sglang      experts  B200     110   13 %   73 %   62 %   (DeepSeek)
+    trtllm      dense    B200     110   11 %   64 %   25 %
+    trtllm      dense    H100     124    7 %   24 %
+    trtllm      dense    all      234   12 %   56 %   35 %
+    trtllm      experts  B200     180   20 %   67 %   38 %
+    trtllm      experts  H100      79    9 %   39 %
+    trtllm      experts  all      259   24 %   61 %   45 %
+"""
+
+from typing import cast
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.struct import as_floats, pytree
+
+MANY_ROWS = 256.0  # at which collectives are half way from few rows to many
+
+
+@pytree
+class HostLaw:
+    """One serving engine's own time. Every field is traced; shape () or a leading vmap axis."""
+
+    slowdown: Array  # kappa of a step that only decodes [-]
+    prompt_slowdown: Array  # kappa of a step with prompt tokens [-]
+    large_exchange: Array  # w: of collectives of many rows, over those timed alone [-]
+    step_s: Array  # h_0 [s]
+    layer_s: Array  # eta [s]
+    prompt_layer_s: Array  # eta_p [s]
+    per_seq_s: Array  # s, of one decoding sequence [s]
+    first_token_s: Array  # of a request, beyond its steps, before its first token [s]
+    sharpness: Array  # r: how sharply the longer of the two counts alone [-]
+
+    def exchanges(self, rows: ArrayLike) -> Array:
+        """What collectives of `rows` take in the engine over what they took alone [-]."""
+        return cast(Array, 1.0 + (self.large_exchange - 1.0) * rows / (rows + MANY_ROWS))
+
+    def step_of_s(self, gpu_s: ArrayLike, n_layers: ArrayLike, n_active: ArrayLike, prompt: ArrayLike = 0.0) -> Array:
+        """A step whose operators, timed alone, take `gpu_s` [s]; `prompt`, 0 to 1: whether it has prompt tokens."""
+        slowdown = self.slowdown + (self.prompt_slowdown - self.slowdown) * prompt
+        host_s = self.step_s + (self.layer_s + self.prompt_layer_s * prompt) * n_layers
+        return longer_of(slowdown * gpu_s, host_s, self.sharpness) + self.per_seq_s * n_active
+
+
+def longer_of(a: ArrayLike, b: ArrayLike, sharpness: ArrayLike) -> Array:
+    """(a^r + b^r)^(1/r) of two times >= 0, one of them positive: the longer, up to 2^(1/r) of it where they meet."""
+    longer, shorter = jnp.maximum(a, b), jnp.minimum(a, b)
+    ratio = shorter / jnp.maximum(longer, 1e-30)
+    some = ratio > 1e-6  # a power of nothing has no finite gradient
+    power = jnp.where(some, jnp.exp(sharpness * jnp.log(jnp.where(some, ratio, 1.0))), 0.0)
+    return longer * jnp.exp(jnp.log1p(power) / sharpness)
+
+
+def make_host_law(
+    *,
+    slowdown: float = 1.0,
+    prompt_slowdown: float | None = None,
+    large_exchange: float = 1.0,
+    step_s: float = 0.0,
+    layer_s: float = 0.0,
+    prompt_layer_s: float = 0.0,
+    per_seq_s: float = 0.0,
+    first_token_s: float = 0.0,
+    sharpness: float = 4.0,
+) -> HostLaw:
+    """A checked `HostLaw`; without arguments a host that costs nothing.
+
+    >>> host = make_host_law(step_s=1e-3, layer_s=1e-5)
+    >>> round(float(host.step_of_s(0.01, 80, 4)), 5)
+    0.01
+    """
+    values = dict(locals())
+    if prompt_slowdown is None:
+        values["prompt_slowdown"] = slowdown
+    for name, value in values.items():
+        if name in ("slowdown", "prompt_slowdown", "large_exchange") and not 0 < value < float("inf"):
+            raise ValueError(f"need a positive, finite {name}, got {value}")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"need {name} >= 0 and finite, got {value}")
+    if sharpness < 1:
+        raise ValueError(f"need sharpness >= 1, got {sharpness}")
+    return HostLaw(**as_floats(**values))

@@ -1,0 +1,218 @@
+"""One engine step over a mixed batch: sequences that decode and the tokens of prompts, in the same kernels.
+
+    t_gpu = T(n + P) + H(n + [P > 0]) + d(n, C) + p(P, A)
+
+n sequences with C tokens of context together, P prompt tokens that attend to A pairs of tokens. T is all that depends
+on rows only, over all layers: matrix products, experts, all-reduces, norms, so that small prompts ride on weights that
+decodes stream anyway; H the output layer, which reads the last token of a prompt only; d and p attention, affine in
+the batch's sums (layers with a sliding window count them cut by it). T and H are built of the operator laws by
+`laws/stack.py` and tabulated (`core/curve.py`), so that a step costs a look-up, whatever it is made of. The serving
+engine's own time is put on top by `laws/host.py`.
+
+Properties, tested (tests/test_mixed_step.py): the step does not fall with contexts, prompt tokens and pairs, or with
+sequences of a given mean context; of a decoding batch the time of each sequence, t / n, does not rise with n (the
+weights are shared), which is what the fixed point needs. It is not concave in n where products turn from bandwidth to
+FLOPs, and it is affine in the contexts only where the host does not show (the tangent is taken then).
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.curve import Curve
+from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.decode import DecodeLaw
+from fleetopt_jax.laws.host import HostLaw
+from fleetopt_jax.laws.operators.attention import causal_pairs
+
+if TYPE_CHECKING:
+    from fleetopt_jax.laws.prefill import Prefill
+
+CLASSES = ("gemm", "experts", "decode_attention", "prefill_attention", "collectives", "elementwise")
+
+
+@pytree
+class StepBatch:
+    """What one step works on, as sums over the instance's batch. Fields traced, any common shape."""
+
+    n_active: Array  # decoding sequences [-]
+    tokens: Array  # of their contexts together [tokens]
+    windowed_tokens: Array  # the same, each context cut by the sliding window [tokens]
+    prompt_tokens: Array  # of prompts, in this step [tokens]
+    prompt_pairs: Array  # pairs of tokens that those attend to [tokens^2]
+    windowed_pairs: Array  # the same, each cut by the sliding window [tokens^2]
+
+
+def decoding(n_active: ArrayLike, context_tokens: ArrayLike, window_tokens: ArrayLike = 0.0) -> StepBatch:
+    """A batch without prompts, of sequences of one context."""
+    n = jnp.asarray(n_active, dtype=float)
+    zero = jnp.zeros_like(n)
+    return StepBatch(n, n * context_tokens, n * jnp.minimum(context_tokens, window_tokens), zero, zero, zero)
+
+
+def with_prompts(
+    batch: StepBatch,
+    prompt_tokens: ArrayLike,
+    before_tokens: ArrayLike = 0.0,
+    window_tokens: ArrayLike = 0.0,
+    n_prompts: ArrayLike = 1.0,
+) -> StepBatch:
+    """The batch with `n_prompts` prompts, of each the next `prompt_tokens` after `before_tokens` that are done."""
+    pairs = causal_pairs(prompt_tokens, before_tokens)
+    windowed = causal_pairs(prompt_tokens, before_tokens, window_tokens)
+    return replace(
+        batch,
+        prompt_tokens=batch.prompt_tokens + n_prompts * prompt_tokens,
+        prompt_pairs=batch.prompt_pairs + n_prompts * pairs,
+        windowed_pairs=batch.windowed_pairs + n_prompts * windowed,
+    )
+
+
+@pytree
+class SequenceCost:
+    """What layers that keep something of a sequence cost one GPU: seconds, bytes or FLOPs, affine in a batch's sums."""
+
+    per_step: Array  # of a step that decodes
+    per_seq: Array
+    per_token: Array  # of context
+    per_mean_token: Array  # of the mean context: what few sequences cannot fill the GPU with
+    per_prompt_step: Array  # of a step with prompt tokens
+    per_prompt_token: Array
+    per_pair: Array
+
+    def decoding(self, n_active: ArrayLike, tokens: ArrayLike) -> Array:
+        """Of the sequences that decode."""
+        of_tokens = (self.per_token + self.per_mean_token / jnp.maximum(n_active, 1.0)) * tokens
+        return self.per_step * jnp.minimum(n_active, 1.0) + self.per_seq * n_active + of_tokens
+
+    def prompts(self, batch: StepBatch, pairs: ArrayLike) -> Array:
+        """Of the prompt tokens."""
+        per_prompt = self.per_prompt_step * has_prompt(batch) + self.per_prompt_token * batch.prompt_tokens
+        return per_prompt + self.per_pair * pairs
+
+
+@pytree
+class AttentionCost:
+    """The same of all layers."""
+
+    full: SequenceCost
+    windowed: SequenceCost  # of layers with a sliding window
+
+    def decoding(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
+        """Of the sequences that decode."""
+        return self.full.decoding(n_active, tokens) + self.windowed.decoding(n_active, windowed_tokens)
+
+    def prompts(self, batch: StepBatch) -> Array:
+        """Of the prompt tokens."""
+        return self.full.prompts(batch, batch.prompt_pairs) + self.windowed.prompts(batch, batch.windowed_pairs)
+
+
+def has_prompt(batch: StepBatch) -> Array:
+    """Whether a step has prompt tokens [-]: 0 or 1, between them below one token."""
+    return jnp.minimum(batch.prompt_tokens, 1.0)
+
+
+def _ends(batch: StepBatch) -> Array:
+    """Rows whose next token is asked for: a step with prompts takes one of them to its end."""
+    return batch.n_active + has_prompt(batch)
+
+
+@pytree
+class Amounts:
+    """What something costs one GPU."""
+
+    seconds: Any
+    bytes: Any  # of memory, read and written
+    flops: Any
+    peak_s: Any  # the FLOPs at the data sheet's peak of their precision [s]
+
+
+@pytree
+class Cost:
+    """One of the amounts of a step, by operator class."""
+
+    rows: Curve  # [class] over the rows of a step
+    head: Curve  # of the output layer, over its rows
+    attention: AttentionCost
+
+    def by_class(self, batch: StepBatch) -> Array:
+        """[class] of a batch, in the order of `CLASSES`."""
+        decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        head = self.head(_ends(batch))
+        at = {"gemm": head, "decode_attention": decode, "prefill_attention": self.attention.prompts(batch)}
+        beside = jnp.stack([at.get(name, jnp.zeros_like(decode)) for name in CLASSES])
+        return self.rows(batch.n_active + batch.prompt_tokens) + beside
+
+
+@pytree
+class MixedStep:
+    """The step of one instance. Every field is traced; shape () or a leading vmap axis."""
+
+    rows_s: Curve  # T over the rows of a step [s]: `costs.seconds` of all classes, collectives as the engine does them
+    window_tokens: Array  # length of the sliding window; 0 without [tokens]
+    n_layers: Array  # that a step passes [-]
+    host: HostLaw
+    costs: Amounts  # of `Cost`
+
+    def gpu_s(self, batch: StepBatch) -> Array:
+        """What the operators take, before kappa [s]."""
+        seconds: Cost = self.costs.seconds
+        attention_s = seconds.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        attention_s += seconds.attention.prompts(batch)
+        return self.rows_s(batch.n_active + batch.prompt_tokens) + seconds.head(_ends(batch)) + attention_s
+
+    def step_s(self, batch: StepBatch) -> Array:
+        """The step in the serving engine [s]."""
+        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch))
+
+    def parts(self, batch: StepBatch) -> Amounts:
+        """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], of operators timed alone."""
+        return Amounts(*(getattr(self.costs, name).by_class(batch) for name in Amounts.__dataclass_fields__))
+
+
+@pytree
+class OperatorDecode(DecodeLaw):
+    """The step of a batch without prompts, with no more in it than a search asks for."""
+
+    rows_s: Curve  # T + H over the sequences [s]
+    compute_s: Curve  # of it, the FLOPs at the peak [s]
+    attention_s: AttentionCost
+    attention_compute_s: AttentionCost
+    window_tokens: Array
+    n_layers: Array
+    host: HostLaw
+
+    def step_s(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        windowed_tokens = jnp.minimum(context_tokens, self.window_tokens)
+        return self.batch_s(n_active, n_active * context_tokens, n_active * windowed_tokens)
+
+    def batch_s(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
+        gpu_s = self.rows_s(n_active) + self.attention_s.decoding(n_active, tokens, windowed_tokens)
+        return self.host.step_of_s(gpu_s, self.n_layers, n_active)
+
+    def seen_tokens(self, context_tokens: Array) -> Array:
+        return jnp.minimum(context_tokens, self.window_tokens.astype(context_tokens.dtype))
+
+    def at_clock(self, prefill: "Prefill", clock_frac: ArrayLike) -> "OperatorDecode":
+        """Its FLOPs at the peak take 1 / f as long."""
+        longer = 1.0 / clock_frac - 1.0
+        attention_s = jax.tree.map(lambda a, b: a + longer * b, self.attention_s, self.attention_compute_s)
+        return replace(self, rows_s=self.rows_s + self.compute_s.scaled(longer), attention_s=attention_s)
+
+
+def decode_of(step: MixedStep) -> OperatorDecode:
+    """The decode step of an engine whose mixed step is `step`."""
+    seconds, peak_s = step.costs.seconds, step.costs.peak_s
+    return OperatorDecode(
+        rows_s=step.rows_s + seconds.head,
+        compute_s=Curve(jnp.sum(peak_s.rows.coefficients, axis=-3)) + peak_s.head,
+        attention_s=seconds.attention,
+        attention_compute_s=peak_s.attention,
+        window_tokens=step.window_tokens,
+        n_layers=step.n_layers,
+        host=step.host,
+    )

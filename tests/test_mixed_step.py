@@ -1,0 +1,266 @@
+"""A mixed step of an LLM's layers: limits, monotony, gradients, and what the fixed point rests on."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.llms import LLMS
+from fleetopt_jax.catalog.steps import Parallelism, data_types, operator_laws, stack_of, step_entry
+from fleetopt_jax.core.curve import KNOTS, curve_through
+from fleetopt_jax.core.errors import BadField
+from fleetopt_jax.core.struct import stack
+from fleetopt_jax.laws.host import make_host_law
+from fleetopt_jax.laws.mixed_step import (
+    CLASSES,
+    MixedStep,
+    OperatorDecode,
+    StepBatch,
+    decode_of,
+    decoding,
+    with_prompts,
+)
+from fleetopt_jax.laws.occupancy import sequences_in_flight
+from fleetopt_jax.laws.operators.attention import causal_pairs, decode_attention_s, prefill_attention_s
+from fleetopt_jax.laws.operators.gemm import gemm_s
+from fleetopt_jax.laws.sequences import affine
+from fleetopt_jax.laws.stack import mixed_step
+
+GPU = GPUS["h100"]
+DENSE, MOE, LATENT, WINDOWED = (
+    LLMS[name].architecture for name in ("llama-3.1-70b", "qwen3-235b-a22b", "deepseek-v3", "gpt-oss-120b")
+)
+CASES = (
+    (DENSE, "fp8", Parallelism(tp=8)),
+    (DENSE, "bf16", Parallelism(tp=4, pp=2)),
+    (MOE, "fp8", Parallelism(tp=8, ep=8)),
+    (MOE, "bf16", Parallelism(tp=2, ep=8, dp=4)),
+    (LATENT, "fp8", Parallelism(tp=16)),
+    (LATENT, "fp8", Parallelism(dp=8, ep=8)),
+    (WINDOWED, "mxfp4", Parallelism(tp=2)),
+)
+
+
+def steps() -> MixedStep:
+    """All cases on three GPUs, a leading axis."""
+    gpus = (GPUS["h100"], GPUS["b200"], GPUS["a100"])
+    return stack([step_entry(a, gpu, split, p).step for a, p, split in CASES for gpu in gpus])
+
+
+STEPS = steps()
+N_STEPS = len(STEPS.n_layers)
+
+
+def batches(n: int = 200) -> StepBatch:
+    """Batches of every mixture, with prompts in half of them."""
+    u = np.random.default_rng(0).uniform(size=(5, n))
+    active, context, prompt = 2 ** (10 * u[0]), 2 ** (7 + 9 * u[1]), 2 ** (13 * u[2]) * (u[3] > 0.5)
+    return with_prompts(decoding(active, context, 128.0), prompt, 4096.0 * u[4], 128.0)
+
+
+def on_all(method, *arguments):
+    """A method of every step at every batch [step, batch]."""
+    over_batches = jax.vmap(method, (None, *(0 for _ in arguments)))
+    return jax.jit(jax.vmap(over_batches, (0, *(None for _ in arguments))))(STEPS, *arguments)
+
+
+def test_a_curve_keeps_straight_lines_and_monotony():
+    line = curve_through(3.0 + 0.5 * KNOTS)
+    xs = np.concatenate([np.geomspace(1e-3, 1e5, 500), [0.0]])
+    np.testing.assert_allclose(jax.vmap(line)(xs), 3.0 + 0.5 * xs, rtol=1e-12)
+    rises = curve_through(np.cumsum(np.random.default_rng(1).uniform(size=len(KNOTS)) ** 8))
+    slopes = jax.vmap(jax.grad(rises))(xs)
+    assert jnp.all(slopes >= 0)
+
+
+@pytest.mark.parametrize("knee", [20.0, 300.0, 5000.0])
+def test_a_curve_meets_a_soft_roofline(knee):
+    def roofline(x):
+        return ((1.0 + x / 1e5) ** 3 + (x / knee) ** 3) ** (1 / 3)
+
+    xs = np.geomspace(0.1, 3e4, 2000)
+    np.testing.assert_allclose(jax.vmap(curve_through(roofline(KNOTS)))(xs), roofline(xs), rtol=2e-3)
+
+
+def test_a_step_does_not_fall_with_any_size():
+    batch = batches()
+    slopes = vars(on_all(jax.grad(lambda step, batch: step.step_s(batch), argnums=1), batch))
+    for name, slope in slopes.items():
+        assert jnp.all(jnp.isfinite(slope)), name
+        assert name == "n_active" or jnp.all(slope >= -1e-15), name
+    # The same tokens fill the GPU better as more sequences; at a given mean context more of them cost more.
+    together = sum(getattr(batch, name) * slopes[name] for name in ("n_active", "tokens", "windowed_tokens"))
+    assert jnp.all(together >= 0)
+
+
+def test_a_decoding_sequence_costs_less_among_more():
+    n, context = np.geomspace(1, 4096, 100), 2048.0
+    each = on_all(lambda step, n: decode_of(step).step_s(n, context) / n, n)
+    assert jnp.all(jnp.diff(each, axis=1) < 0)
+
+
+def test_the_decode_view_is_the_mixed_step_without_prompts():
+    n, context = np.geomspace(1, 2048, 50), np.geomspace(100, 60_000, 50)
+    alone = on_all(lambda step, n, c: step.step_s(decoding(n, c, step.window_tokens)), n, context)
+    view = on_all(lambda step, n, c: decode_of(step).step_s(n, c), n, context)
+    np.testing.assert_allclose(view, alone, rtol=1e-12)
+
+
+def test_a_step_is_affine_in_contexts_where_the_host_does_not_show():
+    step = replace(decode_of(step_of(DENSE, "fp8", Parallelism(tp=8))), host=make_host_law())
+    contexts = np.linspace(500.0, 50_000.0, 50)
+    times = jax.vmap(lambda c: step.step_s(64.0, c))(contexts)
+    line = np.polyval(np.polyfit(contexts, times, 1), contexts)
+    np.testing.assert_allclose(times, line, rtol=1e-9)
+
+
+def test_parts_add_up_to_what_the_gpu_works():
+    batch = batches()
+    parts = on_all(MixedStep.parts, batch)
+    assert parts.seconds.shape == (N_STEPS, 200, len(CLASSES))
+    exchanges = parts.seconds[..., CLASSES.index("collectives")]
+    rows = batch.n_active + batch.prompt_tokens
+    more = jax.vmap(lambda host: host.exchanges(rows) - 1.0)(STEPS.host)
+    whole = jnp.sum(parts.seconds, axis=-1) + more * exchanges
+    np.testing.assert_allclose(on_all(MixedStep.gpu_s, batch), whole, rtol=2e-3)  # two curves are not one
+    assert jnp.all(parts.peak_s <= 1.3 * parts.seconds + 1e-12)  # nothing is much faster than the data sheet
+
+
+def step_of(a, precision, split, gpu=GPU):
+    types = data_types(a, gpu, precision, "bf16")
+    laws, _ = operator_laws(gpu, a, types)
+    return mixed_step(stack_of(a, split, types), laws, gpu.gpu, make_host_law())
+
+
+def test_a_huge_batch_takes_its_flops_and_one_sequence_its_weights():
+    step = step_of(DENSE, "bf16", Parallelism())
+    weights_s = 2.0 * (DENSE.inner_params + DENSE.lm_head_params) / GPU.bandwidth_bytes_per_s
+    one_s = float(step.step_s(decoding(1.0, 16.0)))
+    assert weights_s < one_s < 1.4 * weights_s
+    tokens = 16_384.0
+    flop_s = 2.0 * DENSE.inner_params * tokens / GPU.peak_flop_per_s
+    parts = step.parts(with_prompts(decoding(0.0, 0.0), tokens))
+    gemm_seconds = float(parts.seconds[CLASSES.index("gemm")])
+    assert flop_s < gemm_seconds < 1.6 * flop_s
+    np.testing.assert_allclose(parts.peak_s[CLASSES.index("gemm")], flop_s, rtol=0.01)
+
+
+def test_one_layer_more_costs_one_layer():
+    more = replace(DENSE, layers=81, attention_params=DENSE.attention_params * 81 // 80)
+    more = replace(more, dense_params=DENSE.dense_params * 81 // 80)
+    batch = decoding(32.0, 3000.0)
+    whole, longer = (step_of(a, "bf16", Parallelism(tp=4)).gpu_s(batch) for a in (DENSE, more))
+    law = operator_laws(GPU, DENSE, data_types(DENSE, GPU, "bf16", "bf16"))[0].gemm["dense"]
+    gate_up, down = (gemm_s(law, GPU.gpu, 32.0, *shape) for shape in ((2 * 7168.0, 8192.0), (8192.0, 7168.0)))
+    assert gate_up + down < longer - whole < 3.0 * (gate_up + down)
+
+
+def test_prompts_ride_on_weights_that_are_streamed_anyway():
+    step = step_of(DENSE, "bf16", Parallelism(tp=8))
+    alone = step.step_s(decoding(32.0, 1000.0))
+    with_few = step.step_s(with_prompts(decoding(32.0, 1000.0), 64.0))
+    assert with_few - alone < 0.3 * step.step_s(with_prompts(decoding(0.0, 0.0), 64.0))
+
+
+def test_stages_and_groups_see_their_share_of_the_rows():
+    batch = with_prompts(decoding(256.0, 2000.0), 2048.0)
+    whole = step_of(DENSE, "bf16", Parallelism(tp=4)).parts(batch)
+    for split in (Parallelism(tp=4, pp=2), Parallelism(tp=4, dp=2)):
+        half = step_of(DENSE, "bf16", split).parts(batch)
+        for name in ("gemm", "prefill_attention"):
+            at = CLASSES.index(name)
+            np.testing.assert_allclose(half.flops[at], 0.5 * whole.flops[at], rtol=1e-2)
+    dispatch = [step_of(MOE, "fp8", split).parts(batch) for split in (Parallelism(tp=8), Parallelism(dp=8, ep=8))]
+    at = CLASSES.index("decode_attention")
+    assert dispatch[1].bytes[at] < dispatch[0].bytes[at]  # 4 KV heads are copied over 8 GPUs, sequences are not
+
+
+def test_affine_costs_stay_near_their_laws():
+    laws, _ = operator_laws(GPU, WINDOWED, data_types(WINDOWED, GPU, "mxfp4", "bf16"))
+    decode, prefill = laws.sequences.decode, laws.sequences.prefill
+    assert decode is not None and prefill is not None
+    for heads, kv_heads, dim in ((8.0, 1.0, 128.0), (64.0, 8.0, 128.0), (32.0, 4.0, 64.0)):
+        shape = heads, kv_heads, dim
+
+        def decode_s(n, c, shape=shape):
+            return decode_attention_s(decode, GPU.gpu, n, c, *shape)
+
+        def prompt_s(p, a, shape=shape):
+            return prefill_attention_s(prefill, GPU.gpu, p, a, *shape)
+
+        cost = affine(decode_s, prompt_s)
+        n, context = (x.ravel() for x in np.meshgrid([1.0, 8.0, 64.0, 256.0], [256.0, 2048.0, 8192.0, 32_768.0]))
+        np.testing.assert_allclose(cost.decoding(n, n * context), decode_s(n, n * context), rtol=0.15)
+        p = np.array([512.0, 1024.0, 2048.0, 4096.0, 8192.0])
+        prompts = cost.per_prompt_step + cost.per_prompt_token * p + cost.per_pair * causal_pairs(p)
+        np.testing.assert_allclose(prompts, prompt_s(p, causal_pairs(p)), rtol=0.15)
+
+
+def moved_step_s(factors, a=MOE):
+    """A step of an LLM with all coefficients, and the bandwidth, moved by factors."""
+    types = data_types(a, GPU, "fp8", "bf16")
+    laws, _ = operator_laws(GPU, a, types)
+
+    def moved(path, value):
+        return value if "flop_bits" in jax.tree_util.keystr(path) else value * factors[0]  # which choose a peak
+
+    gpu = replace(GPU.gpu, bandwidth_bytes_per_s=GPU.gpu.bandwidth_bytes_per_s * factors[1])
+    whole = stack_of(a, Parallelism(tp=4), types)
+    step = mixed_step(whole, jax.tree_util.tree_map_with_path(moved, laws), gpu, make_host_law(slowdown=1.1))
+    return step.step_s(with_prompts(decoding(32.0, 4000.0), 512.0))
+
+
+def check_slopes(step_s, rtol):
+    slopes = jax.jit(jax.grad(step_s))(jnp.ones(2))
+    for slope, direction in zip(slopes, np.eye(2)):
+        ends = [float(step_s(1.0 + sign * 1e-5 * direction)) for sign in (1, -1)]
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=rtol)
+
+
+def test_gradients_go_through_the_table():
+    law = operator_laws(GPU, DENSE, data_types(DENSE, GPU, "fp8", "bf16"))[0].gemm["dense"]
+
+    def looked_up_s(launch_s, rows):
+        moved = replace(law, launch_s=launch_s)
+        return curve_through(gemm_s(moved, GPU.gpu, KNOTS, 7168.0, 8192.0))(rows)
+
+    launch, per_row = jax.jit(jax.grad(looked_up_s, argnums=(0, 1)))(jnp.asarray(3e-6), 500.3)
+    np.testing.assert_allclose(launch, 1.0, rtol=1e-9)
+    ends = [float(gemm_s(law, GPU.gpu, rows, 7168.0, 8192.0)) for rows in (490.3, 510.3)]
+    np.testing.assert_allclose(per_row, (ends[1] - ends[0]) / 20.0, rtol=0.03)
+
+
+@pytest.mark.slow  # a minute to compile
+def test_gradients_reach_the_coefficients_and_the_data_sheet():
+    check_slopes(lambda factors: moved_step_s(factors, DENSE), 1e-5)
+    check_slopes(moved_step_s, 1e-5)
+
+
+def test_the_fixed_point_holds_although_a_step_is_not_concave():
+    u = np.random.default_rng(2).uniform(size=(2, 64))
+    context, frac = 1500.0, 0.3
+
+    def residual(step, load, n_max):
+        decode: OperatorDecode = decode_of(step)
+        full = n_max / (500.0 * decode.step_s(n_max + 1.0, context)) * (1.0 - frac)
+        rate = load * full
+        n = sequences_in_flight(decode, n_max, rate, 500.0, context, frac)
+        return n / (rate * 500.0 * decode.step_s(n + 1.0, context) / (1.0 - frac)) - 1.0
+
+    found = on_all(residual, 0.02 + 0.95 * u[0], 8.0 + 1000.0 * u[1])
+    assert jnp.max(jnp.abs(found)) < 1e-6
+
+
+def test_what_cannot_be_divided_is_refused():
+    for a, split, field in (
+        (DENSE, Parallelism(tp=3), "tp"),
+        (DENSE, Parallelism(tp=2, ep=2), "ep"),
+        (MOE, Parallelism(tp=4, ep=3), "ep"),
+        (DENSE, Parallelism(pp=100), "pp"),
+        (DENSE, Parallelism(dp=0), "dp"),
+    ):
+        with pytest.raises(BadField, match=field):
+            step_entry(a, GPU, split, "bf16")
