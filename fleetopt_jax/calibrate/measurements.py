@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+from fleetopt_jax.calibrate.names import gpu_name
+from fleetopt_jax.calibrate.points import served_otherwise
 from fleetopt_jax.calibrate.readers import Row, read_rows
 from fleetopt_jax.calibrate.readers.rows import LEAST
 from fleetopt_jax.core.errors import BadInput
@@ -19,9 +21,12 @@ WITHOUT_PREFILL = {"step_s": 1.0, "step_ms": MS, "median_itl_ms": MS, "median_it
 STEP = WITHOUT_PREFILL | {
     "median_tpot_ms": MS,
     "mean_tpot_ms": MS,
+    "silicon_tpot_ms": MS,
+    "tpot_ms": MS,
     "mean_itl_ms": MS,
     "median_tpot": 1.0,
     "mean_tpot": 1.0,
+    "tpot_s": 1.0,
     "mean_itl": 1.0,
 }
 DECODE_RATE = ("tok_per_s", "decode_tok_per_s")
@@ -38,9 +43,9 @@ TOTALS = ("total_input_tokens", "total_output_tokens", "completed")  # of a run
 POWER = ("power_w_per_gpu", "avg_power_per_gpu_w")
 GPUS = ("n_gpus", "num_gpus", "tensor_parallel_size")
 NAMES = {  # selector: the columns it looks at
-    "model": ("llm", "model_id", "model"),
-    "gpu": ("gpu", "gpu_model", "hw"),
-    "tp": ("tp", *GPUS),
+    "model": ("llm", "model_id", "model_path", "model"),
+    "gpu": ("gpu", "gpu_model", "hw", "system"),
+    "tp": ("tp", "tp_size", *GPUS),
     "task": ("task",),
     "precision": ("precision", "weight_precision"),
 }
@@ -111,6 +116,7 @@ class Measurements:
     source: str = "measurements"  # the file, for messages
     context_is_partial: bool = False  # without the prompt: it does not tell the cost of a context token
     notes: tuple[str, ...] = ()  # what its columns hold beside a decode step
+    rows: tuple[Row, ...] = ()  # as the file has them
 
 
 def read_measurements(
@@ -129,7 +135,7 @@ def read_measurements(
     columns, rows = _table(where)
     names = {name: _first(columns, found) for name, found in NAMES.items()}
     asked = {"model": model, "gpu": gpu, "tp": None if tp is None else str(tp), "task": task}
-    rows = [row for row in rows if row.cells.get("flag_multimodal", "0") in ("0", "False", "false")]
+    rows = [row for row in rows if not served_otherwise(row)]
     rows = _one_group(where, rows, {name: column for name, column in names.items() if column}, asked)
     batch_column = _first(columns, BATCH)
     batch = np.array([row.number(batch_column, 1e6) for row in rows])
@@ -150,6 +156,7 @@ def read_measurements(
         source=where,
         context_is_partial=_first(columns, CONTEXT) == PARTIAL_CONTEXT,
         notes=notes,
+        rows=tuple(rows),
     )
 
 
@@ -199,6 +206,7 @@ def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[s
             kept = exact or {text for text in found if value.lower() in text.lower()}
         else:
             kept = {text for text in found if text.lower() == value.lower()}
+            kept = kept or {text for text in found if name == "gpu" and gpu_name(text) == value.lower()}
         if not kept:
             raise BadInput(f"--{name} {value}", f"no such rows in {where}", f"there are: {_listed(found)}")
         rows = [row for row in rows if row.cells[names[name]] in kept]

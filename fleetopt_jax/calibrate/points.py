@@ -17,7 +17,7 @@ Nominal lengths are those a benchmark asks for, drawn from a share of them up; m
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleetopt_jax.calibrate.names import (
@@ -110,7 +110,12 @@ def read_points(path: str | os.PathLike) -> Points:
     if not any(name in table.columns for name in CONCURRENCY):
         listed = ", ".join(table.columns[:12])
         raise BadInput(table.source, f"columns are {listed}", f"need {' | '.join(CONCURRENCY)}")
-    return Points(table.source, table.layout, tuple(_point(i, row) for i, row in enumerate(table.rows)))
+    return Points(table.source, table.layout, points_of(table.rows))
+
+
+def points_of(rows: Sequence[Row]) -> tuple[Point, ...]:
+    """The points of rows, numbered from 0."""
+    return tuple(_point(i, row) for i, row in enumerate(rows))
 
 
 def _point(i: int, row: Row) -> Point:
@@ -142,8 +147,8 @@ def _point(i: int, row: Row) -> Point:
     )
 
 
-def _no_law(row: Row) -> str:
-    """Why no law is for how a row was served, or nothing."""
+def served_otherwise(row: Row) -> str:
+    """How a row was served, where not by instances of one kind, token by token; or nothing."""
     if row.cells.get("flag_multimodal", "0") not in ("0", "False", "false"):
         return "images or video"
     mode = row.text(("mode", "disagg", "is_multinode", "disaggregated")).lower()
@@ -151,8 +156,13 @@ def _no_law(row: Row) -> str:
         return "disaggregated" if mode in ("disagg", "disaggregated", "true") else f"served otherwise: {mode}"
     if row.text(("mtp", "spec_decoding", "speculative")).lower() not in OFF:
         return "speculative decoding"
+    return ""
+
+
+def _no_law(row: Row) -> str:
+    """Why no law is for how a row was served, or nothing."""
     found = [words for words, names in PARALLEL.items() if row.text(names).lower() not in OFF]
-    return f"{found[0]} has no law yet" if found else ""
+    return served_otherwise(row) or (f"{found[0]} has no law yet" if found else "")
 
 
 def _unsaid(row: Row) -> str:

@@ -97,7 +97,7 @@ _OF_THE_RUN = (
     replace(
         _PLAN, about="the present fleet; --workload and --rate may change its traffic", commands=("levers",), nargs="?"
     ),
-    Option(name="measurements", kind=Text(), commands=("calibrate",), metavar="FILE.csv", file="read", nargs=""),
+    Option(name="measurements", kind=Text(), commands=("calibrate",), metavar="FILE", file="read", nargs=""),
     Option(name="workload", kind=Text(), commands=("trace",), metavar="FILE|NAME", file="named", nargs=""),
     Option(
         name="scenario",
@@ -775,8 +775,9 @@ _OF_ONE_COMMAND = (
     Option(name="task", kind=Text(), about="rows of this task only", commands=("calibrate",)),
     Option(
         name="form",
-        kind=Choice(("auto", "dense", "moe")),
-        about="of the step",
+        kind=Choice(("auto", "benchmark", "dense", "moe")),
+        about="of the fit: factors on the catalog's engine (benchmark; auto where all rows have TTFT, TPOT and "
+        "lengths), or a step of its own",
         default="auto",
         otherwise="default {}",
         commands=("calibrate",),
