@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fleetopt_jax.calibrate.fit import CONDITION_MAX, DecodeFit
-from fleetopt_jax.calibrate.points import Point
+from fleetopt_jax.calibrate.points import Point, benchmark
 from fleetopt_jax.calibrate.predict import limits_of, parts_of
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.closed_loop import (
-    LENGTH_SPREAD,
-    REQUESTS_PER_SEQUENCE,
     Benchmark,
     Outcome,
     fits,
@@ -36,6 +34,7 @@ CATALOG = {"decode_factor": 1.0, "prefill_factor": 1.0, "iteration_s": 0.0, "seq
 FITTED = ("ttft_s", "tpot_s", "output_tok_per_s")
 FACTOR_ERROR = 0.25  # standard error beyond which a factor is not told
 SIGNIFICANT = 2.0  # standard errors of a time
+REPEATED = 0.01  # relative: no benchmark repeats better, however well a few points are fitted
 LEAST_POINTS = 2
 WORDS = {
     "decode_factor": "decode",
@@ -61,16 +60,18 @@ class BenchmarkFit(DecodeFit):
 
 
 def is_benchmark(point: Point) -> bool:
-    """Whether a point says its lengths, its load and both latencies."""
-    return bool(point.isl and point.osl and point.concurrency) and {"ttft_s", "tpot_s"} <= point.measured.keys()
+    """Whether a point says its lengths, its load and both latencies, of an instance that a law is for."""
+    return (
+        not point.parallel
+        and bool(point.isl and point.osl and point.concurrency)
+        and {"ttft_s", "tpot_s"} <= point.measured.keys()
+    )
 
 
 def benchmark_of(point: Point) -> Benchmark:
     """The closed loop of a point that says its lengths and its load."""
-    assert point.isl and point.osl and point.concurrency
-    n = point.n_requests or REQUESTS_PER_SEQUENCE * point.concurrency
-    spread = LENGTH_SPREAD if point.nominal else 1.0
-    return Benchmark(max(1, round(point.isl)), max(1, round(point.osl)), min(n, point.concurrency), n, spread)
+    assert point.isl and point.osl
+    return benchmark(point, point.isl, point.osl)
 
 
 def fit_benchmarks(engine: Engine, points: Sequence[Point], where: str = "measurements") -> BenchmarkFit:
@@ -127,16 +128,17 @@ def _rows(engine: Engine, points: Sequence[Point]) -> tuple[np.ndarray, list[str
             outcome(run, seconds, nothing)
             for seconds in (parts.decode_s, parts.prompt_s, ones, np.asarray(run.batch.n_active))
         ]
+        measured_of = point.seen(round(float(engine.gpus_per_instance)))
         for kind in FITTED:
-            if kind in point.measured:
+            if kind in measured_of:
                 rows.append([_seconds(each, kind, run.output_tokens) for each in columns])
-                measured = point.measured[kind]
+                measured = measured_of[kind]
                 rows[-1] = [value / _in_seconds(measured, kind, run.output_tokens) for value in rows[-1]]
                 kinds.append(kind)
                 of_point.append(i)
-        if "power_w" in point.measured:
+        if "power_w" in measured_of:
             seen = outcome(run, parts.decode_s + parts.prompt_s, parts.decode_j + parts.prompt_j)
-            watts.append(point.measured["power_w"] / (seen.gpu_w * float(engine.gpus_per_instance)))
+            watts.append(measured_of["power_w"] / (seen.gpu_w * float(engine.gpus_per_instance)))
     return np.array(rows), kinds, of_point, watts
 
 
@@ -189,8 +191,9 @@ def _solve(rows: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarr
         return np.zeros(len(names)), np.zeros((len(names), len(names))), alike
     theta = np.linalg.lstsq(unit, target, rcond=None)[0] / sizes
     residuals = matrix @ theta - target
+    variance = max(float(residuals @ residuals) / (len(rows) - len(names)), REPEATED**2)
     inverse = np.linalg.inv(unit.T @ unit) / np.outer(sizes, sizes)
-    return theta, float(residuals @ residuals) / (len(rows) - len(names)) * inverse, None
+    return theta, variance * inverse, None
 
 
 def _least_told(names: Sequence[str], theta: np.ndarray, errors: np.ndarray, alike: int | None) -> tuple[int, str]:

@@ -1,13 +1,14 @@
 """Measured operating points of one engine, checked at the door. The columns are documented in `calibrate`."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from fleetopt_jax.calibrate.names import gpu_name
+from fleetopt_jax.calibrate.names import gpu_name, llm_name, precision_name
 from fleetopt_jax.calibrate.points import served_otherwise
 from fleetopt_jax.calibrate.readers import Row, read_rows
 from fleetopt_jax.calibrate.readers.rows import LEAST
@@ -126,16 +127,21 @@ def read_measurements(
     gpu: str | None = None,
     tp: int | None = None,
     task: str | None = None,
+    llm: str | None = None,
+    precision: str | None = None,
 ) -> Measurements:
-    """The points of one engine in a csv file; the selectors (`model`: any part of its name) choose it among several.
+    """The points of one engine in a file; the selectors (`model`: any part of its name) choose it among several.
 
-    A selector of a column the file lacks leaves every row.
+    A selector of a column the file lacks leaves every row; so do `llm` and `precision`, the catalog's names, where no
+    row has them: then they say what the file calls otherwise.
     """
     where = os.fspath(path)
     columns, rows = _table(where)
     names = {name: _first(columns, found) for name, found in NAMES.items()}
     asked = {"model": model, "gpu": gpu, "tp": None if tp is None else str(tp), "task": task}
     rows = [row for row in rows if not served_otherwise(row)]
+    rows = _named(rows, names["model"], lambda text: llm_name(text) == (llm or "").lower())
+    rows = _named(rows, names["precision"], lambda text: precision_name(text, llm or "") == (precision or "").lower())
     rows = _one_group(where, rows, {name: column for name, column in names.items() if column}, asked)
     batch_column = _first(columns, BATCH)
     batch = np.array([row.number(batch_column, 1e6) for row in rows])
@@ -218,6 +224,11 @@ def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[s
             f"choose one with {', '.join(f'--{name}' for name in names if name in asked)}",
         )
     return rows
+
+
+def _named(rows: list[Row], column: str | None, is_it: Callable[[str], bool]) -> list[Row]:
+    """The rows of a name of the catalog, or all where none has it."""
+    return [row for row in rows if column and is_it(row.cells[column])] or rows
 
 
 def _listed(texts) -> str:

@@ -8,11 +8,13 @@ Columns, the first that says anything; the layouts of `readers/` have them, and 
             total_input_tokens and total_output_tokens over completed; max_concurrency | concurrency | conc |
             max_num_seqs; num_prompts | num_requests | completed
     seen    mean_, median_ and p99_ of ttft and tpot, in ms (with _ms) or s; ttft_s, tpot_s, silicon_ttft_ms,
-            silicon_tpot_ms; output_throughput | output_tokens_per_s, or output_tput_per_gpu; power_w |
-            avg_power_total_w, or power_w_per_gpu | avg_power_per_gpu_w | watts
+            silicon_tpot_ms; output_throughput | output_tokens_per_s, or output_tput_per_gpu; power_w | watts |
+            avg_power_total_w of all GPUs, or power_w_per_gpu | avg_power_per_gpu_w
     how     mode, pp_size, attention_dp_size | dp_attention, moe_ep_size | ep: what no law is for is left out, with why
 
-Nominal lengths are those a benchmark asks for, drawn from a share of them up; means of a run are what it had.
+Nominal lengths are those a benchmark asks for, drawn from a share of them up. Of a run that gives its totals or means,
+the nominal ones are those with these means; where both means are whole numbers, all requests are taken to be alike.
+That matters: requests of one length go in step, and their prompts wait for each other.
 """
 
 import math
@@ -30,6 +32,7 @@ from fleetopt_jax.calibrate.names import (
 from fleetopt_jax.calibrate.readers import Row, read_rows
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import MS
+from fleetopt_jax.laws.closed_loop import LENGTH_SPREAD, REQUESTS_PER_SEQUENCE, Benchmark
 
 GPU = ("gpu", "gpu_model", "hw", "system")
 LLM = ("llm", "model_id", "model_path", "model")
@@ -44,9 +47,7 @@ OUTPUT = ("osl", "output_len", "random_output_len")
 MEAN_OUTPUT = "avg_output_len_tokens"
 TOTALS = ("total_input_tokens", "total_output_tokens", "completed")  # of a run
 NOT_NOMINAL = "lengths_are_means"  # a mark of readers: isl and osl are what a run had
-PER_GPU = {"output_tput_per_gpu": "output_tok_per_s"} | dict.fromkeys(
-    ("power_w_per_gpu", "avg_power_per_gpu_w", "watts"), "power_w"
-)  # times the GPUs
+PER_GPU = ("output_tput_per_gpu", "power_w_per_gpu", "avg_power_per_gpu_w")
 SEEN: Mapping[str, Mapping[str, float]] = {  # what: column and its unit in SI
     "ttft_s": {"mean_ttft_ms": MS, "silicon_ttft_ms": MS, "mean_ttft": 1.0, "ttft_ms": MS, "ttft_s": 1.0},
     "ttft_median_s": {"median_ttft_ms": MS, "median_ttft": 1.0},
@@ -54,13 +55,7 @@ SEEN: Mapping[str, Mapping[str, float]] = {  # what: column and its unit in SI
     "tpot_s": {"mean_tpot_ms": MS, "silicon_tpot_ms": MS, "mean_tpot": 1.0, "tpot_ms": MS, "tpot_s": 1.0},
     "tpot_median_s": {"median_tpot_ms": MS, "median_tpot": 1.0},
     "output_tok_per_s": {"output_throughput": 1.0, "output_tokens_per_s": 1.0, "output_tput_per_gpu": 1.0},
-    "power_w": {
-        "power_w": 1.0,
-        "avg_power_total_w": 1.0,
-        "power_w_per_gpu": 1.0,
-        "avg_power_per_gpu_w": 1.0,
-        "watts": 1.0,
-    },
+    "power_w": dict.fromkeys(("power_w", "watts", "avg_power_total_w", *PER_GPU[1:]), 1.0),
 }
 # What no law is for yet: the columns that say it, in words.
 PARALLEL = {
@@ -89,7 +84,13 @@ class Point:
     concurrency: int | None = None
     n_requests: int | None = None
     measured: Mapping[str, float] = field(default_factory=dict)  # by the names of `SEEN`, SI units, of the instance
+    per_gpu: Mapping[str, float] = field(default_factory=dict)  # those that the row has of one GPU
     why: str = ""
+    parallel: str = ""  # parallelism that no law is for, if any
+
+    def seen(self, tp: int) -> dict[str, float]:
+        """What was measured of an instance of `tp` GPUs."""
+        return {**self.measured, **{name: tp * value for name, value in self.per_gpu.items()}}
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def points_of(rows: Sequence[Row]) -> tuple[Point, ...]:
 
 
 def _point(i: int, row: Row) -> Point:
-    why = _no_law(row)
+    parallel = _parallel(row)
+    why = served_otherwise(row) or (f"{parallel} has no law yet" if parallel else "")
     tp = None if row.has(TP) is None else row.count(row.has(TP) or "")
     llm_text = row.text(LLM)
     llm = llm_name(llm_text) if llm_text else None
@@ -142,8 +144,10 @@ def _point(i: int, row: Row) -> Point:
         nominal=nominal,
         concurrency=math.ceil(row.number(concurrency, 1e6)) if concurrency else None,
         n_requests=row.count(requests, 10**7) if requests else None,
-        measured=_measured(row, tp or 1),
+        measured=_measured(row, per_gpu=False),
+        per_gpu=_measured(row, per_gpu=True),
         why=why or _unsaid(row),
+        parallel=parallel,
     )
 
 
@@ -159,10 +163,9 @@ def served_otherwise(row: Row) -> str:
     return ""
 
 
-def _no_law(row: Row) -> str:
-    """Why no law is for how a row was served, or nothing."""
-    found = [words for words, names in PARALLEL.items() if row.text(names).lower() not in OFF]
-    return served_otherwise(row) or (f"{found[0]} has no law yet" if found else "")
+def _parallel(row: Row) -> str:
+    """The parallelism of a row that no law is for, or nothing."""
+    return next((words for words, names in PARALLEL.items() if row.text(names).lower() not in OFF), "")
 
 
 def _unsaid(row: Row) -> str:
@@ -189,10 +192,30 @@ def _lengths(row: Row) -> tuple[float | None, float | None, bool]:
     return (row.number(prompt, MOST) if prompt else None), (row.number(output, MOST) if output else None), True
 
 
-def _measured(row: Row, n_gpus: int) -> dict[str, float]:
+def _measured(row: Row, *, per_gpu: bool) -> dict[str, float]:
+    """What a row has of the instance, or of one GPU."""
     found = {}
     for name, columns in SEEN.items():
         column = row.has(tuple(columns))
-        if column is not None:
-            found[name] = row.number(column, MOST) * columns[column] * (n_gpus if column in PER_GPU else 1)
+        if column is not None and (column in PER_GPU) == per_gpu:
+            found[name] = row.number(column, MOST) * columns[column]
     return found
+
+
+def benchmark(
+    point: Point, isl: float, osl: float, *, spread: float | None = None, n_requests: int | None = None
+) -> Benchmark:
+    """The closed loop of a point with these lengths, its own or given; drawn from `spread` of the nominal ones up."""
+    nominal = point.nominal or (isl, osl) != (point.isl, point.osl)
+    alike = not nominal and isl == round(isl) and osl == round(osl)
+    spread = spread or (1.0 if alike else LENGTH_SPREAD)
+    longer = 1.0 if nominal else 2.0 / (1.0 + spread)  # than the mean
+    concurrency = point.concurrency or 1
+    n = n_requests or point.n_requests or REQUESTS_PER_SEQUENCE * concurrency
+    return Benchmark(
+        prompt_tokens=max(1, round(longer * isl)),
+        output_tokens=max(1, round(longer * osl)),
+        concurrency=min(n, concurrency),
+        n_requests=n,
+        length_spread=spread,
+    )

@@ -25,7 +25,15 @@ T = TypeVar("T")
 
 def run(options: argparse.Namespace) -> Answer:
     path = options.measurements
-    measured = read_measurements(path, model=options.model, gpu=options.gpu, tp=options.tp, task=options.task)
+    measured = read_measurements(
+        path,
+        model=options.model,
+        gpu=options.gpu,
+        tp=options.tp,
+        task=options.task,
+        llm=options.llm,
+        precision=options.precision,
+    )
     spec = _measured_spec(options, measured)
     step, power = _fits(options, measured, spec)
     document = engine_to_json(
@@ -58,11 +66,12 @@ def _benchmarks(options: argparse.Namespace, measured: Measurements) -> list[Poi
     """The points, where all are of whole benchmarks or such a fit is asked for."""
     if options.form not in ("auto", "benchmark"):
         return []
-    points = [point for point in points_of(measured.rows) if is_benchmark(point)]
+    rows = [point for point in points_of(measured.rows) if not point.parallel]
+    points = [point for point in rows if is_benchmark(point)]
     if options.form == "benchmark" and not points:
         need = "need mean TTFT and TPOT, prompt and output lengths and the concurrency of each run"
         raise BadInput(options.measurements, "no row is a whole benchmark", need)
-    return points if options.form == "benchmark" or len(points) == len(measured.rows) else []
+    return points if options.form == "benchmark" or len(points) == len(rows) else []
 
 
 def _measured_spec(options: argparse.Namespace, measured: Measurements) -> EngineSpec:

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fleetopt_jax._optimize.engine_errors import errors_of
-from fleetopt_jax.calibrate.points import Point, read_points
+from fleetopt_jax.calibrate.points import Point, benchmark, read_points
 from fleetopt_jax.calibrate.predict import Prediction, Sigmas, predicted
 from fleetopt_jax.catalog.engines import SERVING, engine_entry
 from fleetopt_jax.catalog.own import Catalog
@@ -17,7 +17,6 @@ from fleetopt_jax.cli.terminal import progress, understood
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.predict import TOO_LONG, Case, predict_to_json
 from fleetopt_jax.fleet.engine import DoesNotFit
-from fleetopt_jax.laws.closed_loop import LENGTH_SPREAD, REQUESTS_PER_SEQUENCE, Benchmark
 from fleetopt_jax.report.predict import predict_figure, predict_table
 
 DEFAULT_GPU, DEFAULT_TOKENS = "h100", 1024
@@ -43,8 +42,8 @@ def _asked(options: argparse.Namespace) -> list[Case]:
         entry = engine_entry(spec)
     warn_of_units(options, [entry.spec])
     isl, osl = options.isl or DEFAULT_TOKENS, options.osl or DEFAULT_TOKENS
-    spread = options.length_spread or LENGTH_SPREAD
-    return [Case(entry, _benchmark(options, isl, osl, n, spread)) for n in options.concurrency]
+    how = {"spread": options.length_spread, "n_requests": options.requests}
+    return [Case(entry, benchmark(Point(0, concurrency=n), isl, osl, **how)) for n in options.concurrency]
 
 
 def _of_file(options: argparse.Namespace) -> tuple[list[Case], list[tuple[int | None, str]]]:
@@ -82,13 +81,8 @@ def _case(options: argparse.Namespace, catalog: Catalog, point: Point) -> Case |
     except BadField as error:
         unknown = error.problem.startswith("unknown name")  # and what is known would fill the line
         return f"{error.field}: {error.problem}" + ("" if unknown else f"; {error.allowed}")
-    nominal = point.nominal or (options.isl and options.osl)
-    spread = options.length_spread or (LENGTH_SPREAD if nominal else 1.0)
-    benchmark = _benchmark(options, round(isl), round(osl), point.concurrency, spread)
-    if point.n_requests and not options.requests:
-        n = point.n_requests
-        benchmark = dataclasses.replace(benchmark, n_requests=n, concurrency=min(n, point.concurrency))
-    return Case(entry, benchmark, point.row, point.measured)
+    load = benchmark(point, isl, osl, spread=options.length_spread, n_requests=options.requests)
+    return Case(entry, load, point.row, point.seen(tp))
 
 
 def _as_run(options: argparse.Namespace, spec: EngineSpec) -> EngineSpec:
@@ -96,11 +90,6 @@ def _as_run(options: argparse.Namespace, spec: EngineSpec) -> EngineSpec:
     as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
     as_run = {name: value for name, value in as_run.items() if value is not None}
     return dataclasses.replace(spec, memory_utilization=options.gpu_memory_utilization, **as_run)
-
-
-def _benchmark(options: argparse.Namespace, isl: int, osl: int, concurrency: int, spread: float) -> Benchmark:
-    n = options.requests or REQUESTS_PER_SEQUENCE * concurrency
-    return Benchmark(max(1, isl), max(1, osl), min(concurrency, n), n, spread)
 
 
 def _predictions(options: argparse.Namespace, cases: Sequence[Case]) -> list[Prediction | None]:
