@@ -6,7 +6,7 @@ Columns, the first that says anything; the layouts of `readers/` have them, and 
             num_gpus | n_gpus; precision | weight_precision; serving | backend | framework
     load    isl | input_len | random_input_len; osl | output_len | random_output_len | avg_output_len_tokens, or
             total_input_tokens and total_output_tokens over completed; max_concurrency | concurrency | conc |
-            max_num_seqs; num_prompts | num_requests | completed
+            max_num_seqs | batch; num_prompts | num_requests | completed
     seen    mean_, median_ and p99_ of ttft and tpot, in ms (with _ms) or s; ttft_s, tpot_s, silicon_ttft_ms,
             silicon_tpot_ms; output_throughput | output_tokens_per_s, or output_tput_per_gpu; power_w | watts |
             avg_power_total_w of all GPUs, or power_w_per_gpu | avg_power_per_gpu_w
@@ -40,7 +40,7 @@ TP = ("tp", "tp_size", "tensor_parallel_size", "num_gpus", "n_gpus")
 PRECISION = ("precision", "weight_precision")
 SERVING = ("serving", "backend", "framework")
 VERSION = ("serving_version", "backend_version", "version")
-CONCURRENCY = ("max_concurrency", "concurrency", "conc", "max_num_seqs")
+CONCURRENCY = ("max_concurrency", "concurrency", "conc", "max_num_seqs", "batch")
 REQUESTS = ("num_prompts", "num_requests", "completed")
 PROMPT = ("isl", "input_len", "random_input_len")
 OUTPUT = ("osl", "output_len", "random_output_len")

@@ -174,7 +174,9 @@ def _against(document: Mapping[str, Any]) -> Figure:
     for axes, name in zip(lower, (*beneath, *(each for each in CURVES if each not in beneath))):
         _curve(axes, fullest, name)
     upper[0].legend(loc="upper left")
-    lower[0].set_title(f"{SHOWN[beneath[0]][0]}, {_title(fullest[0])}"[:58], loc="left")
+    engine, _, load = _title(fullest[0]).partition(", ")
+    for axes in lower:
+        axes.set_xlabel(f"requests in flight: {engine},\n{load}")
     lower[0].legend(loc="upper left")
     off = ", ".join(f"{SHOWN[name][0]} off by {percent(errors[name]['mean'])}" for name in names)
     say(figure, f"{errors['n']:,} measured points: {off} on average\n({_medians(errors, names)} in the median)")
