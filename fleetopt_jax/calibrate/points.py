@@ -20,7 +20,7 @@ That matters: requests of one length go in step, and their prompts wait for each
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fleetopt_jax.calibrate.names import (
     gpu_name,
@@ -57,12 +57,9 @@ SEEN: Mapping[str, Mapping[str, float]] = {  # what: column and its unit in SI
     "output_tok_per_s": {"output_throughput": 1.0, "output_tokens_per_s": 1.0, "output_tput_per_gpu": 1.0},
     "power_w": dict.fromkeys(("power_w", "watts", "avg_power_total_w", *PER_GPU[1:]), 1.0),
 }
-# What no law is for yet: the columns that say it, in words.
-PARALLEL = {
-    "pipeline parallelism": ("pp_size", "pp"),
-    "data-parallel attention": ("attention_dp_size", "dp_attention", "attention_dp_launched", "dp_size"),
-    "expert parallelism": ("moe_ep_size", "ep", "ep_size", "moe_ep_launched"),
-}
+PIPELINE = ("pp_size", "pp", "pipeline_parallel_size")
+DATA = ("attention_dp_size", "dp_attention", "attention_dp_launched", "dp_size", "data_parallel_size")
+EXPERTS = ("moe_ep_size", "ep", "ep_size", "moe_ep_launched")
 OFF = ("", "0", "1", "false", "none", "off", "no", "agg", "aggregated")
 MOST = 1e9
 
@@ -86,11 +83,19 @@ class Point:
     measured: Mapping[str, float] = field(default_factory=dict)  # by the names of `SEEN`, SI units, of the instance
     per_gpu: Mapping[str, float] = field(default_factory=dict)  # those that the row has of one GPU
     why: str = ""
-    parallel: str = ""  # parallelism that no law is for, if any
+    dp: int = 1  # groups of tp GPUs with sequences of their own
+    ep: int = 1  # groups of GPUs that divide the experts whole
+    pp: int = 1  # stages of layers
 
-    def seen(self, tp: int) -> dict[str, float]:
-        """What was measured of an instance of `tp` GPUs."""
-        return {**self.measured, **{name: tp * value for name, value in self.per_gpu.items()}}
+    @property
+    def parallel(self) -> str:
+        """The parallelism that no law is for yet, or nothing."""
+        kinds = {"pipeline parallelism": self.pp, "data-parallel attention": self.dp, "expert parallelism": self.ep}
+        return next((words for words, size in kinds.items() if size > 1), "")
+
+    def seen(self, n_gpus: int) -> dict[str, float]:
+        """What was measured of an instance of so many GPUs."""
+        return {**self.measured, **{name: n_gpus * value for name, value in self.per_gpu.items()}}
 
 
 @dataclass(frozen=True)
@@ -120,25 +125,18 @@ def points_of(rows: Sequence[Row]) -> tuple[Point, ...]:
 
 
 def _point(i: int, row: Row) -> Point:
-    parallel = _parallel(row)
-    why = served_otherwise(row) or (f"{parallel} has no law yet" if parallel else "")
-    tp = None if row.has(TP) is None else row.count(row.has(TP) or "")
-    llm_text = row.text(LLM)
+    llm_text, serving = row.text(LLM), row.text(SERVING)
     llm = llm_name(llm_text) if llm_text else None
-    if llm_text and llm is None:
-        why = why or f"unknown LLM {llm_text}"
     prompt, output, nominal = _lengths(row)
-    concurrency = row.has(CONCURRENCY)
-    requests = row.has(REQUESTS)
-    serving = row.text(SERVING)
-    return Point(
+    concurrency, requests = row.has(CONCURRENCY), row.has(REQUESTS)
+    version, (tp, dp, ep, pp) = row.text(VERSION), _split(row)
+    point = Point(
         row=i,
         gpu=gpu_name(row.text(GPU)) if row.has(GPU) else None,
         llm=llm or llm_text or None,
-        tp=tp,
         precision=_precision(row, llm or "", llm_text),
-        serving=serving_name(serving) if serving else None,
-        version=row.text(VERSION) or None,
+        serving=serving_name(serving, version) if serving else None,
+        version=version or None,
         isl=prompt,
         osl=output,
         nominal=nominal,
@@ -146,9 +144,15 @@ def _point(i: int, row: Row) -> Point:
         n_requests=row.count(requests, 10**6) if requests else None,
         measured=_measured(row, per_gpu=False),
         per_gpu=_measured(row, per_gpu=True),
-        why=why or _unsaid(row),
-        parallel=parallel,
+        tp=tp,
+        dp=dp,
+        ep=ep,
+        pp=pp,
     )
+    why = served_otherwise(row) or (f"{point.parallel} has no law yet" if point.parallel else "")
+    if not why and llm_text and llm is None:
+        why = f"unknown LLM {llm_text}"
+    return replace(point, why=why or _unsaid(row))
 
 
 def served_otherwise(row: Row) -> str:
@@ -163,9 +167,25 @@ def served_otherwise(row: Row) -> str:
     return ""
 
 
-def _parallel(row: Row) -> str:
-    """The parallelism of a row that no law is for, or nothing."""
-    return next((words for words, names in PARALLEL.items() if row.text(names).lower() not in OFF), "")
+def _split(row: Row) -> tuple[int | None, int, int, int]:
+    """(tp, dp, ep, pp): how the GPUs share the LLM. AIConfigurator's table names data-parallel attention also where vLLM was started
+    without (those points agree with others of as many GPUs within 2 %)."""
+    column = row.has(TP)
+    tp = None if column is None else row.count(column)
+    pp, dp, ep = (_size(row, names, tp or 1) for names in (PIPELINE, DATA, EXPERTS))
+    if row.text(DATA).lower() == "true":  # InferenceX: all GPUs have sequences of their own
+        tp = 1
+    if row.has(("silicon_tpot_ms",)) and row.text(SERVING).lower() == "vllm":
+        dp = 1
+    return tp, dp, min(ep, (tp or ep) * dp), pp
+
+
+def _size(row: Row, names: Sequence[str], all_of_them: int) -> int:
+    """The size of a kind of parallelism; of one that is only said to be on, all GPUs."""
+    text = row.text(names).lower()
+    if text in OFF:
+        return 1
+    return all_of_them if text in ("true", "on", "yes") else row.count(row.has(names) or "", 10**4)
 
 
 def _unsaid(row: Row) -> str:

@@ -100,7 +100,7 @@ def fits(benchmark: Benchmark, limits: Limits) -> bool:
     return longest + limits.fixed_tokens + BLOCK_TOKENS <= limits.kv_tokens
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def schedule(benchmark: Benchmark, limits: Limits) -> Schedule:
     """The iterations of a benchmark that `fits`."""
     if not fits(benchmark, limits):
