@@ -180,6 +180,15 @@ def test_a_small_cache_preempts_and_few_slots_queue():
         schedule(Benchmark(300, 200, 2, 4), Limits(1024, 256, 400.0))
 
 
+def test_limits_that_do_not_bind_change_nothing():
+    """And their schedules are made once."""
+    benchmark = Benchmark(500, 150, 8, 80)
+    kept = schedule(benchmark, ROOMY)
+    assert schedule(benchmark, replace(ROOMY, max_num_seqs=8, kv_tokens=2e5, fixed_tokens=100.0)) is kept
+    tight = schedule(benchmark, replace(ROOMY, kv_tokens=3000.0))
+    assert tight is not kept and len(tight.repeats) > len(kept.repeats)
+
+
 def test_what_takes_twice_as_long_changes_no_batch():
     run = schedule(*RUNS[1])
     once, twice = (outcome(run, k * step_s(run.batch), k * gpu_j(run.batch)) for k in (1.0, 2.0))

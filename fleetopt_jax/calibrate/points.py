@@ -168,8 +168,11 @@ def served_otherwise(row: Row) -> str:
 
 
 def _split(row: Row) -> tuple[int | None, int, int, int]:
-    """(tp, dp, ep, pp): how the GPUs share the LLM. AIConfigurator's table names data-parallel attention also where vLLM was started
-    without (those points agree with others of as many GPUs within 2 %)."""
+    """(tp, dp, ep, pp): how the GPUs share the LLM.
+
+    AIConfigurator's table names data-parallel attention also where vLLM was started without; those points agree with
+    others of as many GPUs within 2 %.
+    """
     column = row.has(TP)
     tp = None if column is None else row.count(column)
     pp, dp, ep = (_size(row, names, tp or 1) for names in (PIPELINE, DATA, EXPERTS))

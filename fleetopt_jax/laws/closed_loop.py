@@ -19,8 +19,9 @@ half a block a sequence, not in whole blocks. About 5 us an entry; 10 requests a
 """
 
 import heapq
+import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -100,11 +101,24 @@ def fits(benchmark: Benchmark, limits: Limits) -> bool:
     return longest + limits.fixed_tokens + BLOCK_TOKENS <= limits.kv_tokens
 
 
-@lru_cache(maxsize=256)
 def schedule(benchmark: Benchmark, limits: Limits) -> Schedule:
-    """The iterations of a benchmark that `fits`."""
+    """The iterations of a benchmark that `fits`; those of engines whose limits do not bind are the same, and kept."""
     if not fits(benchmark, limits):
         raise ValueError(f"need a KV cache that holds the longest request, got {benchmark}, {limits}")
+    return _schedule(benchmark, _binding(benchmark, limits))
+
+
+def _binding(benchmark: Benchmark, limits: Limits) -> Limits:
+    """The limits without those that no iteration of the benchmark reaches."""
+    n = min(benchmark.concurrency, limits.max_num_seqs)
+    most = n * (benchmark.prompt_tokens + benchmark.output_tokens + limits.fixed_tokens + BLOCK_TOKENS)
+    if most <= limits.kv_tokens:
+        return replace(limits, max_num_seqs=n, kv_tokens=math.inf, fixed_tokens=0.0)
+    return replace(limits, max_num_seqs=n)
+
+
+@lru_cache(maxsize=256)
+def _schedule(benchmark: Benchmark, limits: Limits) -> Schedule:
     run = _Run.of(benchmark, limits)
     while run.iterate():
         pass
@@ -265,7 +279,7 @@ class _Run:
             heapq.heappop(self.crossings)
         if self.crossings:
             k = min(k, self.crossings[0][0] - self.iteration)
-        return max(1, min(k, int((self.limits.kv_tokens - self.held) / self.n)))
+        return max(1, int(min(k, (self.limits.kv_tokens - self.held) / self.n)))
 
     def _ended(self) -> None:
         """Who has its last token leaves, and the next request is sent."""
