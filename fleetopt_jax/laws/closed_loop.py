@@ -37,7 +37,11 @@ FIELDS = ("n_active", "tokens", "windowed_tokens", "prompt_tokens", "prompt_pair
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a closed-loop benchmark sends."""
+    """What a closed-loop benchmark sends: so many requests in flight, each replaced as it ends.
+
+    >>> fo.Benchmark(prompt_tokens=1024, output_tokens=1024, concurrency=16, n_requests=160).length_spread
+    0.8
+    """
 
     prompt_tokens: int  # nominal
     output_tokens: int  # nominal

@@ -4,9 +4,8 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from fleetopt_jax._optimize.engine_errors import errors_of
 from fleetopt_jax.calibrate.points import Point, benchmark, read_points
-from fleetopt_jax.calibrate.predict import Prediction, Sigmas, predicted
+from fleetopt_jax.calibrate.predict import Prediction
 from fleetopt_jax.catalog.engines import SERVING, engine_entry
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec
@@ -15,7 +14,7 @@ from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, warn_of_units
 from fleetopt_jax.cli.terminal import progress, understood
 from fleetopt_jax.core.errors import BadField, BadInput
-from fleetopt_jax.documents.predict import TOO_LONG, Case, predict_to_json
+from fleetopt_jax.documents.predict import TOO_LONG, Case, predict, predict_to_json
 from fleetopt_jax.fleet.engine import DoesNotFit
 from fleetopt_jax.report.predict import predict_figure, predict_table
 
@@ -101,10 +100,7 @@ def _predictions(options: argparse.Namespace, cases: Sequence[Case]) -> list[Pre
     with progress(options, "Predicting") as tell:
         done = 0
         for spec, places in groups.items():
-            errors = errors_of(spec)
-            sigmas = Sigmas(float(errors.step), float(errors.prefill), float(errors.power))
-            engine = cases[places[0]].entry.engine
-            for i, each in zip(places, predicted(engine, sigmas, [cases[i].benchmark for i in places]), strict=True):
+            for i, each in zip(places, predict(spec, [cases[i].benchmark for i in places]), strict=True):
                 found[i] = each
             done += len(places)
             tell(done, len(cases))
