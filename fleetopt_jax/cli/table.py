@@ -934,7 +934,7 @@ _OF_A_BENCHMARK = (
         name="length_spread",
         kind=Number(0.01, 1),
         about="lengths are drawn evenly from this share of the nominal ones up; 1: all alike",
-        otherwise="default 0.8; 1 where a file has means of a run",
+        otherwise="default 0.8; 1 where a file's mean lengths are whole numbers",
         commands=("predict",),
         metavar="SHARE",
     ),
