@@ -140,6 +140,12 @@ from .documents.plan import save_plan as save_plan
 from .documents.simulation import load_simulation as load_simulation
 from .documents.simulation import save_simulation as save_simulation
 
+# benchmarks
+from .calibrate.benchmarks import fit_benchmarks as fit_benchmarks
+from .calibrate.points import read_points as read_points
+from .documents.predict import predict as predict
+from .laws.closed_loop import Benchmark as Benchmark
+
 # calibration
 from .calibrate.fit import fit_decode as fit_decode
 from .calibrate.fit import fit_power as fit_power

@@ -36,6 +36,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetopt_jax.calibrate.measurements import MeasurementsRow, read_measurements
+from fleetopt_jax.calibrate.points import read_points
 from fleetopt_jax.catalog.hf_config import HfConfig, read_config
 from fleetopt_jax.core import files
 from fleetopt_jax.core.errors import BadInput, unknown_name
@@ -58,6 +59,7 @@ READS = {
     "engine.json": load_engine,
     "config.json": read_config,
     "points.csv": read_measurements,
+    "results.json": read_points,
     "plan.json": read_plan_file,
     "simulation.json": load_simulation,
     "ledger.json": load_ledger,

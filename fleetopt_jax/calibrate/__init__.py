@@ -24,6 +24,10 @@ request ends: the context is the window, less half of `output_tokens_per_request
 median inter-token latency, what a decode sees; its mean iteration includes prefill. Rows with images or video
 (`flag_multimodal`) are left out.
 
+Results of whole benchmarks (`vllm bench serve`, aiperf, GuideLLM, InferenceX, AIConfigurator's points, csv) are read by
+`readers`, as points of a load and what was seen (`points.py`); `predict.py` says what an engine would show of each, and
+`benchmarks.py` fits factors on the catalog's engine to them.
+
 `fit_decode` and `fit_power` minimise the relative error, because a step of 10 ms and one of 100 ms matter alike;
 standard errors are those of least squares, from the residuals. The cost of a context token is fitted only where a batch
 was measured at two contexts a factor 1.5 apart; else it is the one given. `documents.engine` writes what was fitted to

@@ -22,7 +22,7 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
 from fleetopt_jax.laws.power import LogisticPower, make_logistic_power
 
-Form = Literal["dense", "moe"]
+Form = Literal["dense", "moe", "benchmark"]
 Predict = Callable[[Mapping[str, Array], Array, Array], Array]  # (parameters, batch, context) -> what is measured
 
 ITERATIONS = 100  # the laws need 5 to 30; more cost nothing

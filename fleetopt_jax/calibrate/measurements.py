@@ -2,15 +2,15 @@
 
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from fleetopt_jax.calibrate.names import PRECISION_NAMES
+from fleetopt_jax.calibrate.names import gpu_name, llm_name, precision_name
+from fleetopt_jax.calibrate.points import served_otherwise
 from fleetopt_jax.calibrate.readers import Row, read_rows
 from fleetopt_jax.calibrate.readers.rows import LEAST
 from fleetopt_jax.catalog.engines import resolved
@@ -26,9 +26,12 @@ WITHOUT_PREFILL = {"step_s": 1.0, "step_ms": MS, "median_itl_ms": MS, "median_it
 STEP = WITHOUT_PREFILL | {
     "median_tpot_ms": MS,
     "mean_tpot_ms": MS,
+    "silicon_tpot_ms": MS,
+    "tpot_ms": MS,
     "mean_itl_ms": MS,
     "median_tpot": 1.0,
     "mean_tpot": 1.0,
+    "tpot_s": 1.0,
     "mean_itl": 1.0,
 }
 DECODE_RATE = ("tok_per_s", "decode_tok_per_s")
@@ -45,9 +48,9 @@ TOTALS = ("total_input_tokens", "total_output_tokens", "completed")  # of a run
 POWER = ("power_w_per_gpu", "avg_power_per_gpu_w")
 GPUS = ("n_gpus", "num_gpus", "tensor_parallel_size")
 NAMES = {  # selector: the columns it looks at
-    "model": ("llm", "model_id", "model"),
-    "gpu": ("gpu", "gpu_model", "hw"),
-    "tp": ("tp", *GPUS),
+    "model": ("llm", "model_id", "model_path", "model"),
+    "gpu": ("gpu", "gpu_model", "hw", "system"),
+    "tp": ("tp", "tp_size", *GPUS),
     "task": ("task",),
     "precision": ("precision", "weight_precision"),
 }
@@ -119,6 +122,7 @@ class Measurements:
     context_is_partial: bool = False  # without the prompt: it does not tell the cost of a context token
     notes: tuple[str, ...] = ()  # what its columns hold beside a decode step
     n_left_out: int = 0  # rows of other engines
+    rows: tuple[Row, ...] = ()  # as the file has them
 
 
 def read_measurements(
@@ -128,18 +132,23 @@ def read_measurements(
     gpu: str | None = None,
     tp: int | None = None,
     task: str | None = None,
+    llm: str | None = None,
+    precision: str | None = None,
     of: EngineSpec | None = None,
 ) -> Measurements:
-    """The points of one engine in a csv file; the selectors (`model`: any part of its name) choose it among several,
+    """The points of one engine in a file; the selectors (`model`: any part of its name) choose it among several,
     `of` those of that engine, by whatever names the rows have.
 
-    A selector of a column the file lacks leaves every row.
+    A selector of a column the file lacks leaves every row; so do `llm` and `precision`, the catalog's names, where no
+    row has them: then they say what the file calls otherwise.
     """
     where = os.fspath(path)
     columns, rows = _table(where)
     names = {name: _first(columns, found) for name, found in NAMES.items()}
     asked = {"model": model, "gpu": gpu, "tp": None if tp is None else str(tp), "task": task}
-    rows = [row for row in rows if row.cells.get("flag_multimodal", "0") in ("0", "False", "false")]
+    rows = [row for row in rows if not served_otherwise(row)]
+    rows = _named(rows, names["model"], lambda text: llm_name(text) == (llm or "").lower())
+    rows = _named(rows, names["precision"], lambda text: precision_name(text, llm or "") == (precision or "").lower())
     n_rows = len(rows)
     if of is not None:
         rows = _of_engine(where, rows, {name: column for name, column in names.items() if column}, resolved(of))
@@ -165,6 +174,7 @@ def read_measurements(
         context_is_partial=_first(columns, CONTEXT) == PARTIAL_CONTEXT,
         notes=notes,
         n_left_out=n_left_out,
+        rows=tuple(rows),
     )
 
 
@@ -233,7 +243,7 @@ def _is(name: str, text: str, spec: EngineSpec) -> bool:
         case "tp":
             return text.isascii() and text.isdecimal() and int(text) == spec.tp
         case "precision":
-            return PRECISION_NAMES.get(text, text) == spec.precision
+            return precision_name(text, spec.llm_name) == spec.precision
     return True
 
 
@@ -251,6 +261,7 @@ def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[s
             kept = exact or {text for text in found if value.lower() in text.lower()}
         else:
             kept = {text for text in found if text.lower() == value.lower()}
+            kept = kept or {text for text in found if name == "gpu" and gpu_name(text) == value.lower()}
         if not kept:
             raise BadInput(f"--{name} {value}", f"no such rows in {where}", f"there are: {_listed(found)}")
         rows = [row for row in rows if row.cells[names[name]] in kept]
@@ -262,6 +273,11 @@ def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[s
             f"choose one with {', '.join(f'--{name}' for name in names if name in asked)}",
         )
     return rows
+
+
+def _named(rows: list[Row], column: str | None, is_it: Callable[[str], bool]) -> list[Row]:
+    """The rows of a name of the catalog, or all where none has it."""
+    return [row for row in rows if column and is_it(row.cells[column])] or rows
 
 
 def _listed(texts) -> str:

@@ -2,6 +2,7 @@
 
 import re
 
+from fleetopt_jax.catalog.engines import SERVING
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS, PRECISIONS, catalog_name
 
@@ -47,10 +48,11 @@ def precision_of_checkpoint(text: str) -> str | None:
     return None if more else {"awq": "int4", "gptq": "int4"}.get(name, name)
 
 
-def serving_name(text: str) -> str:
-    """The serving engine: 'vllm', 'sglang', 'trtllm'."""
-    name = text.lower().strip()
-    return SERVING_NAMES.get(name, name)
+def serving_name(text: str, version: str = "") -> str:
+    """The serving engine, 'vllm', 'sglang' or 'trtllm', or the release of it that a law is for."""
+    name = SERVING_NAMES.get(text.lower().strip(), text.lower().strip())
+    release = f"{name}-{'.'.join(version.split('.')[:2])}"
+    return release if release in SERVING else name
 
 
 def _words(text: str) -> list[str]:

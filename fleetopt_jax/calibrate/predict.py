@@ -58,7 +58,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, eq=False)
-class _Parts:
+class Parts:
     """Seconds and joules of every entry: what decoding takes, and what prompts add to it."""
 
     decode_s: np.ndarray
@@ -88,7 +88,7 @@ def predicted(
     limits, found = limits_of(engine), []
     for some in _chunks(benchmarks, lambda each: schedule(each, limits) if fits(each, limits) else None):
         schedules = [each for each in some if each is not None]
-        parts = iter(_parts_of(engine, schedules))
+        parts = iter(parts_of(engine, schedules))
         found += [None if each is None else _prediction(engine, sigmas, each, next(parts)) for each in some]
         if progress:
             progress(len(found), len(benchmarks))
@@ -110,7 +110,7 @@ def _chunks(
     yield some
 
 
-def _parts_of(engine: Engine, schedules: Sequence[Schedule]) -> list[_Parts]:
+def parts_of(engine: Engine, schedules: Sequence[Schedule]) -> list[Parts]:
     """Seconds and joules of the entries of every schedule, evaluated together."""
     if not schedules:
         return []
@@ -124,7 +124,7 @@ def _parts_of(engine: Engine, schedules: Sequence[Schedule]) -> list[_Parts]:
         done.append(np.asarray(_entries(law, StepBatch(*padded)))[:, : piece.shape[1]])
         start += size
     ends = np.cumsum([len(each.repeats) for each in schedules])[:-1]
-    return [_Parts(*each) for each in np.split(np.concatenate(done, axis=1), ends, axis=1)]
+    return [Parts(*each) for each in np.split(np.concatenate(done, axis=1), ends, axis=1)]
 
 
 @jax.jit
@@ -138,7 +138,7 @@ def _entries(law: Any, batch: StepBatch) -> Array:
     )
 
 
-def _prediction(engine: Engine, sigmas: Sigmas, run: Schedule, parts: _Parts) -> Prediction:
+def _prediction(engine: Engine, sigmas: Sigmas, run: Schedule, parts: Parts) -> Prediction:
     n_gpus = float(engine.gpus_per_instance)
 
     def shown(step: float = 1.0, prefill: float = 1.0) -> tuple[Outcome, dict[str, float]]:

@@ -98,7 +98,7 @@ _OF_THE_RUN = (
     replace(
         _PLAN, about="the present fleet; --workload and --rate may change its traffic", commands=("levers",), nargs="?"
     ),
-    Option(name="measurements", kind=Text(), commands=("calibrate",), metavar="FILE.csv", file="read", nargs=""),
+    Option(name="measurements", kind=Text(), commands=("calibrate",), metavar="FILE", file="read", nargs=""),
     Option(name="workload", kind=Text(), commands=("trace",), metavar="FILE|NAME", file="named", nargs=""),
     Option(
         name="scenario",
@@ -789,8 +789,9 @@ _OF_ONE_COMMAND = (
     Option(name="task", kind=Text(), about="rows of this task only", commands=("calibrate",)),
     Option(
         name="form",
-        kind=Choice(("auto", "dense", "moe")),
-        about="of the step",
+        kind=Choice(("auto", "benchmark", "dense", "moe")),
+        about="of the fit: factors on the catalog's engine (benchmark; auto where all rows have TTFT, TPOT and "
+        "lengths), or a step of its own",
         default="auto",
         otherwise="default {}",
         commands=("calibrate",),
@@ -947,7 +948,7 @@ _OF_A_BENCHMARK = (
         name="length_spread",
         kind=Number(0.01, 1),
         about="lengths are drawn evenly from this share of the nominal ones up; 1: all alike",
-        otherwise="default 0.8; 1 where a file has means of a run",
+        otherwise="default 0.8; 1 where a file's mean lengths are whole numbers",
         commands=("predict",),
         metavar="SHARE",
     ),

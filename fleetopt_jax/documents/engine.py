@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fleetopt_jax.calibrate.benchmarks import BenchmarkFit
 from fleetopt_jax.calibrate.fit import DecodeFit, Form, PowerFit
-from fleetopt_jax.catalog.engines import MAX_TP, resolved
+from fleetopt_jax.catalog.engines import MAX_TP, engine_entry, resolved
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.errors import BadField, BadInput
@@ -46,7 +47,7 @@ def engine_to_json(
     """What was fitted to an engine, under the names it is known by; `source` says where its measurements are from."""
     decode = {"form": decode_fit.form, **_fit(decode_fit), "context_tokens": decode_fit.context_tokens}
     power = power_fit and {"identified": power_fit.identified, **_fit(power_fit)}
-    return {
+    document = {
         "schema": SCHEMA,
         "gpu": gpu,
         "llm": llm,
@@ -62,6 +63,21 @@ def engine_to_json(
         "decode": _numbers(decode_fit.step),
         "power": power_fit and _numbers(power_fit.power),
         "fit": {"decode": decode, "power": power},
+    }
+    return document | _of_benchmarks(decode_fit) if isinstance(decode_fit, BenchmarkFit) else document
+
+
+def _of_benchmarks(fit: BenchmarkFit) -> dict[str, Any]:
+    """What an engine fitted to whole benchmarks has besides its decode step: factors on the catalog's other laws."""
+    factors = {
+        "prefill": fit.parameters["prefill_factor"] if "prefill_factor" in fit.names else None,
+        "power": fit.power_factor,
+    }
+    of_catalog = ("power", *NEVER_MEASURED)
+    return {
+        "relative_error": {"step": fit.left_out_mape["tpot_s"], "power": fit.power_error},
+        "of_catalog": [name for name in of_catalog if factors.get(name) is None],
+        "factors": factors | {"left_out_mape": fit.left_out_mape},
     }
 
 
@@ -99,10 +115,22 @@ def load_engine(path: str | os.PathLike, catalog: Catalog | None = None) -> Engi
         file=where,
     )
     try:
-        spec = (catalog or Catalog()).spec(found.gpu, found.llm, found.tp, found.precision, own_fit=False, laws=laws)
-        return resolved(spec)
+        spec = (catalog or Catalog()).spec(found.gpu, found.llm, found.tp, found.precision, own_fit=False)
+        return resolved(dataclasses.replace(spec, laws=_with_factors(laws, found.factors, spec)))
     except BadField as error:
         raise error.at(lambda field: f"{where}, {field}") from None
+
+
+def _with_factors(laws: OwnLaws, factors: "FactorsPart | None", spec: EngineSpec) -> OwnLaws:
+    """The laws with those of the catalog's that a fit has factors on."""
+    if factors is None:
+        return laws
+    engine, changed = engine_entry(spec).engine, {}
+    if factors.prefill is not None:
+        changed["prefill"] = engine.prefill.slower(factors.prefill)
+    if factors.power is not None:
+        changed["power"] = engine.power.hungrier(factors.power)
+    return dataclasses.replace(laws, **changed)
 
 
 def read_engine_file(path: str) -> "EngineFile":
@@ -219,6 +247,16 @@ class FitsPart(_Strict):
     power: PowerFitPart | None
 
 
+class FactorsPart(_Strict):
+    """Of an engine fitted to whole benchmarks: factors on laws of the catalog's engine."""
+
+    prefill: Positive | None = Field(description="On the time of a prompt [-]; null: the points do not tell it.")
+    power: Positive | None = Field(description="On the power [-]; null: no power was measured.")
+    left_out_mape: Parameters[AtLeast0] = Field(
+        description="Mean relative error of TTFT, TPOT and throughput, each point left out in turn [-]."
+    )
+
+
 class EngineFile(_Strict):
     """A measured engine, as `fleetopt calibrate` writes it."""
 
@@ -235,4 +273,5 @@ class EngineFile(_Strict):
     of_catalog: list[Name] = Field([], description="What was not measured: it stays the catalog's.")
     decode: DecodePart
     power: PowerPart | None = Field(description="null: no power was measured.")
+    factors: FactorsPart | None = Field(None, description="null: fitted to decode steps, not to whole benchmarks.")
     fit: FitsPart

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.calibrate.predict import Prediction
-from fleetopt_jax.catalog.engines import EngineEntry
+from fleetopt_jax._optimize import engine_errors
+from fleetopt_jax.calibrate.predict import Prediction, Sigmas, predicted
+from fleetopt_jax.catalog.engines import EngineEntry, engine_entry
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.laws.closed_loop import Benchmark
 
 COMPARED = ("ttft_s", "tpot_s", "output_tok_per_s", "power_w")
@@ -23,6 +25,20 @@ class Case:
     benchmark: Benchmark
     row: int | None = None  # of the file
     measured: Mapping[str, float] = field(default_factory=dict)
+
+
+def predict(spec: EngineSpec, benchmarks: Sequence[Benchmark]) -> list[Prediction | None]:
+    """What closed-loop benchmarks of one instance would show: latencies [s], tokens per second and joule, watts, each
+    with the 90 % interval of the engine's errors. None for one whose longest request the KV cache does not hold.
+
+    >>> (seen,) = fo.predict(fo.EngineSpec("h100", tp=4, precision="fp8"), [fo.Benchmark(1000, 100, 8, 80)])
+    >>> low, high = seen.intervals["tpot_s"]
+    >>> low < seen.tpot_s < high
+    True
+    """
+    errors = engine_errors.errors_of(spec)
+    sigmas = Sigmas(float(errors.step), float(errors.prefill), float(errors.power))
+    return predicted(engine_entry(spec).engine, sigmas, benchmarks)
 
 
 def predict_to_json(

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fleetopt_jax.calibrate.benchmarks import BenchmarkFit
 from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, predict_power_w, predict_step_s
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.units import MS
@@ -38,12 +39,20 @@ LABELS = {  # parameter: what it is, its unit, the unit in SI
     "idle_w": ("power at the smallest batches", "W", 1.0),
     "nominal_w": ("power at the largest batches", "W", 1.0),
     "log2_half_batch": ("log2 of the batch half way between", "", 1.0),
+    "decode_factor": ("decode, over the catalog's", "", 1.0),
+    "prefill_factor": ("prefill, over the catalog's", "", 1.0),
+    "iteration_s": ("and the host's of an iteration", "ms", MS),
+    "sequence_s": ("and of each sequence in it", "ms", MS),
 }
+KINDS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "output_tok_per_s": "throughput", "power_w": "power"}
 
 
 @styled
 def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_fit: PowerFit | None) -> Figure:
-    """Step time and, where measured, power against the batch; relative residuals beneath."""
+    """Step time and, where measured, power against the batch; relative residuals beneath. Of whole benchmarks, the
+    residuals of each mean."""
+    if isinstance(decode_fit, BenchmarkFit):
+        return _benchmark_figure(decode_fit)
     batch = measurements.batch
     line = np.geomspace(batch.min(), batch.max(), 200)
     context = decode_fit.context_tokens or 0.0
@@ -66,6 +75,31 @@ def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_
     return figure
 
 
+def _benchmark_figure(fit: BenchmarkFit) -> Figure:
+    """What the factors leave of each mean, over the requests in flight."""
+    kinds = list(dict.fromkeys(fit.kinds))
+    figure = new_figure(0.6 + 4.4 * len(kinds), 4.2)
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds):
+        of_kind = np.array(fit.kinds) == kind
+        _residuals(axes, fit.batch[of_kind], fit.residuals[of_kind], fit.left_out[of_kind], BLUE)
+        axes.set_title(f"{KINDS[kind]}: predicted over measured, less 1 [%]", loc="left")
+        batch_ticks(axes, fit.batch.min(), fit.batch.max())
+        axes.set_xlabel("requests in flight")
+    off = ", ".join(f"{KINDS[kind]} within {error:.1%}" for kind, error in fit.left_out_mape.items())
+    say(figure, f"Points left out are predicted, on average:\n{off}")
+    return figure
+
+
+def _residuals(axes, batch: np.ndarray, residuals: np.ndarray, left_out: np.ndarray, colour: str) -> None:
+    axes.axhline(0, color=MUTED, linewidth=1.0)
+    axes.plot(batch, 100 * residuals, "o", color=colour, label="fit")
+    axes.plot(batch, 100 * left_out, "x", color=MUTED, label="predicted from the other points")
+    largest = 100 * max(np.abs(residuals).max(), np.abs(left_out).max(), 1e-4)
+    axes.set_ylim(-1.15 * largest, 1.85 * largest)  # the legend lies above the points
+    axes.legend(loc="upper left", ncols=2, handletextpad=0.2, columnspacing=1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
 @dataclass(frozen=True)
 class _Column:
     """One law of the figure: through the points above, what it leaves beneath."""
@@ -85,13 +119,7 @@ def _draw(pair, batch: np.ndarray, line: np.ndarray, column: _Column) -> None:
     upper.set_title(column.title, loc="left")
     upper.legend(loc="upper left")
     lower.set_title("predicted over measured, less 1 [%]", loc="left")
-    lower.axhline(0, color=MUTED, linewidth=1.0)
-    lower.plot(batch, 100 * fit.residuals, "o", color=colour, label="fit")
-    lower.plot(batch, 100 * fit.left_out, "x", color=MUTED, label="predicted from the other points")
-    largest = 100 * max(np.abs(fit.residuals).max(), np.abs(fit.left_out).max(), 1e-4)
-    lower.set_ylim(-1.15 * largest, 1.85 * largest)  # the legend lies above the points
-    lower.legend(loc="upper left", ncols=2, handletextpad=0.2, columnspacing=1.0)
-    lower.yaxis.set_major_locator(MaxNLocator(5))
+    _residuals(lower, batch, fit.residuals, fit.left_out, colour)
     for axes in pair:
         plain_numbers(axes.yaxis)
     batch_ticks(lower, batch.min(), batch.max())
@@ -117,13 +145,34 @@ def calibration_table(document: Mapping[str, Any]) -> RenderableType:
             table.add_row(label, f"{value / size:.4g}", f"{fit['standard_errors'][name] / size:.2g}", unit)
         table.add_section()
         parts.append(
-            f"{'Decode step' if law == 'decode' else 'Power'}: {fit['n_points']} points of {fit['batch_min']:,.0f} to "
+            f"{_fitted(law, fit)}: {fit['n_points']} {_points(fit)} of {fit['batch_min']:,.0f} to "
             f"{fit['batch_max']:,.0f} sequences in flight, off by {percent(fit['fit_mape'], 1)} on average and "
             f"{percent(fit['max_ape'], 1)} at most; by {percent(fit['leave_one_out_mape'], 1)} where a point is left "
             "out."
         )
         parts += [Text(f"  {note}", style="yellow") for note in fit["notes"]]
+    if document.get("factors"):
+        parts.append(_factors(document))
     said = f"Not calibrated, as the catalog has it: {listed(document['of_catalog'])}."
     if "prefill" in document["of_catalog"]:
         said += f" Prefill is known to +-{percent(EFFICIENCY_ERROR)}."
     return Group(*parts, Text(said, style="dim"))
+
+
+def _fitted(law: str, fit: Mapping[str, Any]) -> str:
+    return "Power" if law == "power" else "Benchmarks" if fit["form"] == "benchmark" else "Decode step"
+
+
+def _points(fit: Mapping[str, Any]) -> str:
+    return "means" if fit.get("form") == "benchmark" else "points"
+
+
+def _factors(document: Mapping[str, Any]) -> RenderableType:
+    """How well whole benchmarks are predicted where one is left out, by kind, and the factor on the watts."""
+    factors, error_of_power = document["factors"], document["relative_error"]["power"]
+    off = listed([f"{KINDS[kind]} by {percent(error, 1)}" for kind, error in factors["left_out_mape"].items()])
+    text = f"A benchmark that is left out is predicted off, on average: {off}."
+    if factors["power"] is not None:
+        within = "" if error_of_power is None else f" (+-{percent(error_of_power, 1)})"
+        text += f" Power is {factors['power']:.3g} times the catalog's{within}."
+    return Text(text)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import MS
@@ -60,6 +61,7 @@ def predict_table(document: Mapping[str, Any]) -> RenderableType:
 
 def _side_by_side(points: Sequence[Point]) -> RenderableType:
     table = new_table("In flight", *(f"{point['concurrency']:,}" for point in points), title=_title(points[0]))
+    _whole(table)
     for name, (title, unit, size) in SHOWN.items():
         cells = []
         for point in points:
@@ -71,20 +73,29 @@ def _side_by_side(points: Sequence[Point]) -> RenderableType:
 
 
 def _rows(points: Sequence[Point]) -> RenderableType:
-    """One line a point: predicted, and measured in brackets."""
-    names = [name for name in COMPARED if name in ("ttft_s", "tpot_s") or any(compared(p, name) for p in points)]
-    table = new_table("Row", "Engine", "In/out", "In flight", *(f"{SHORT[name]} (measured)" for name in names))
-    for point in points:
+    """One line a point: predicted, and measured in brackets. What is the same of all is said above."""
+    names = [name for name in COMPARED if any(compared(p, name) for p in points)] or list(COMPARED[:2])
+    engines = [f"{point['llm']} {point['precision']} on {point['tp']} x {point['gpu'].upper()}" for point in points]
+    of_one = len(set(engines)) == 1
+    heads = [f"{SHORT[name]} [{SHOWN[name][1]}]" if SHOWN[name][2] != 1 else SHORT[name] for name in names]
+    title = f"{engines[0]}: predicted (measured)" if of_one else "Predicted (measured)"
+    table = new_table("Row", *([] if of_one else ["Engine"]), "In/out", "In flight", *heads, title=title)
+    _whole(table)
+    for point, engine in zip(points, engines):
         cells = []
         for name in names:
-            _, unit, size = SHOWN[name]
-            pair = compared(point, name)
-            predicted = pair[0] if pair else point[name]
+            size, pair = SHOWN[name][2], compared(point, name)
             beside = f" ({_short(pair[1] / size)})" if pair else ""
-            cells.append(f"{_short(predicted / size)}{beside} {unit}")
-        engine = f"{point['llm']} {point['precision']} on {point['tp']} x {point['gpu'].upper()}"
-        table.add_row(str(point["row"]), engine, f"{point['isl']}/{point['osl']}", f"{point['concurrency']:,}", *cells)
+            cells.append(f"{_short((pair[0] if pair else point[name]) / size)}{beside}")
+        lengths, in_flight = f"{point['isl']}/{point['osl']}", f"{point['concurrency']:,}"
+        table.add_row(str(point["row"]), *([] if of_one else [engine]), lengths, in_flight, *cells)
     return table
+
+
+def _whole(table: Table) -> None:
+    """No number is broken: a table that is too wide is folded."""
+    for column in table.columns:
+        column.no_wrap = column.no_wrap or column.justify == "right"
 
 
 def _errors(errors: Mapping[str, Any]) -> RenderableType:
@@ -94,6 +105,7 @@ def _errors(errors: Mapping[str, Any]) -> RenderableType:
     table = new_table("GPU", "LLM", "Serving", "Rows", *heads, title="Off by, mean and median")
     for column in table.columns[1:3]:
         column.justify = "left"
+    _whole(table)
     for group in errors["groups"]:
         labels = [str(group[name]) for name in GROUPS.values()]
         table.add_row(*labels, f"{group['n']:,}", *(_off(group.get(name)) for name in names))
@@ -162,7 +174,9 @@ def _against(document: Mapping[str, Any]) -> Figure:
     for axes, name in zip(lower, (*beneath, *(each for each in CURVES if each not in beneath))):
         _curve(axes, fullest, name)
     upper[0].legend(loc="upper left")
-    lower[0].set_title(f"{SHOWN[beneath[0]][0]}, {_title(fullest[0])}"[:58], loc="left")
+    engine, _, load = _title(fullest[0]).partition(", ")
+    for axes in lower:
+        axes.set_xlabel(f"requests in flight: {engine},\n{load}")
     lower[0].legend(loc="upper left")
     off = ", ".join(f"{SHOWN[name][0]} off by {percent(errors[name]['mean'])}" for name in names)
     say(figure, f"{errors['n']:,} measured points: {off} on average\n({_medians(errors, names)} in the median)")

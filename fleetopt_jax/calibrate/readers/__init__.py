@@ -45,7 +45,8 @@ def _of_folder(where: str) -> Rows:
     except OSError as error:
         raise BadInput(where, f"cannot be read: {first_line(error)}") from None
     if not 1 <= len(names) <= MAX_FILES:
-        raise BadInput(where, f"holds {len(names)} files that end in {', '.join(ENDINGS)}", f"need 1 to {MAX_FILES}")
+        problem = f"cannot be read: is a directory with {len(names):,} files that end in {', '.join(ENDINGS)}"
+        raise BadInput(where, problem, f"need 1 to {MAX_FILES:,}")
     tables = [read_rows(os.path.join(where, name)) for name in names]
     columns = tuple(dict.fromkeys(name for table in tables for name in table.columns))
     rows = [Row(row.place, dict.fromkeys(columns, "") | dict(row.cells)) for table in tables for row in table.rows]

@@ -4,12 +4,13 @@ import argparse
 import os
 from typing import TypeVar
 
-from fleetopt_jax.calibrate.fit import DecodeFit, fit_decode, fit_power
+from fleetopt_jax.calibrate.benchmarks import fit_benchmarks, is_benchmark
+from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, fit_decode, fit_power
 from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
-from fleetopt_jax.calibrate.names import PRECISION_NAMES
+from fleetopt_jax.calibrate.names import gpu_name, llm_name, precision_name, precision_of_checkpoint
+from fleetopt_jax.calibrate.points import Point, points_of
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.gpus import gpu_entry
-from fleetopt_jax.catalog.llms import catalog_name
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
@@ -24,15 +25,17 @@ T = TypeVar("T")
 
 def run(options: argparse.Namespace) -> Answer:
     path = options.measurements
-    measured = read_measurements(path, model=options.model, gpu=options.gpu, tp=options.tp, task=options.task)
+    measured = read_measurements(
+        path,
+        model=options.model,
+        gpu=options.gpu,
+        tp=options.tp,
+        task=options.task,
+        llm=options.llm,
+        precision=options.precision,
+    )
     spec = _measured_spec(options, measured)
-    with at_door(path):
-        law = engine_entry(spec).engine.decode
-        limit_w = gpu_entry(spec.gpu).tdp_w
-    if not isinstance(law, DecodeStep):
-        raise AssertionError(f"the catalog's law of {spec.llm_name} on {spec.gpu_name} is no DecodeStep")
-    step = _fit_step(options.form, measured, law)
-    power = None if measured.power_w_per_gpu is None else fit_power(measured, limit_w=limit_w)
+    step, power = _fits(options, measured, spec)
     document = engine_to_json(
         step,
         power,
@@ -45,11 +48,38 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, calibration_table, OK, lambda _: calibration_figure(measured, step, power))
 
 
+def _fits(options: argparse.Namespace, measured: Measurements, spec: EngineSpec) -> tuple[DecodeFit, PowerFit | None]:
+    """Factors where the points are of whole benchmarks; else a step of its own, and a power where watts are there."""
+    path = options.measurements
+    with at_door(path):
+        engine, limit_w = engine_entry(spec).engine, gpu_entry(spec.gpu).tdp_w
+    points = _benchmarks(options, measured)
+    if points:
+        return fit_benchmarks(engine, points, path), None
+    if not isinstance(engine.decode, DecodeStep):
+        raise AssertionError(f"the catalog's law of {spec.llm_name} on {spec.gpu_name} is no DecodeStep")
+    step = _fit_step(options.form, measured, engine.decode)
+    return step, None if measured.power_w_per_gpu is None else fit_power(measured, limit_w=limit_w)
+
+
+def _benchmarks(options: argparse.Namespace, measured: Measurements) -> list[Point]:
+    """The points, where all are of whole benchmarks or such a fit is asked for."""
+    if options.form not in ("auto", "benchmark"):
+        return []
+    rows = [point for point in points_of(measured.rows) if not point.parallel]
+    points = [point for point in rows if is_benchmark(point)]
+    if options.form == "benchmark" and not points:
+        need = "need mean TTFT and TPOT, prompt and output lengths and the concurrency of each run"
+        raise BadInput(options.measurements, "no row is a whole benchmark", need)
+    return points if options.form == "benchmark" or len(points) == len(rows) else []
+
+
 def _measured_spec(options: argparse.Namespace, measured: Measurements) -> EngineSpec:
     """What was measured, as the options have it, else the file."""
-    gpu, tp = options.gpu or measured.gpu, options.tp or measured.tp
-    llm = options.llm or (catalog_name(measured.llm) if measured.llm else None)
-    precision = options.precision or PRECISION_NAMES.get(measured.precision or "", measured.precision)
+    gpu, tp = options.gpu or (gpu_name(measured.gpu) if measured.gpu else None), options.tp or measured.tp
+    llm = options.llm or (llm_name(measured.llm) if measured.llm else None)
+    said = measured.precision or (precision_of_checkpoint(measured.llm) if measured.llm else None)
+    precision = options.precision or (precision_name(said, llm or "") if said else None)
     path = options.measurements
     names = _known("--gpu", gpu, path), _known("--llm", llm, path), _known("--tp", tp, path), precision
     with at_door(path):

@@ -4,9 +4,8 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from fleetopt_jax._optimize.engine_errors import errors_of
-from fleetopt_jax.calibrate.points import Point, read_points
-from fleetopt_jax.calibrate.predict import Prediction, Sigmas, predicted
+from fleetopt_jax.calibrate.points import Point, benchmark, read_points
+from fleetopt_jax.calibrate.predict import Prediction
 from fleetopt_jax.catalog.engines import SERVING, engine_entry
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec
@@ -15,9 +14,8 @@ from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, warn_of_units
 from fleetopt_jax.cli.terminal import progress, understood
 from fleetopt_jax.core.errors import BadField, BadInput
-from fleetopt_jax.documents.predict import TOO_LONG, Case, predict_to_json
+from fleetopt_jax.documents.predict import TOO_LONG, Case, predict, predict_to_json
 from fleetopt_jax.fleet.engine import DoesNotFit
-from fleetopt_jax.laws.closed_loop import LENGTH_SPREAD, REQUESTS_PER_SEQUENCE, Benchmark
 from fleetopt_jax.report.predict import predict_figure, predict_table
 
 DEFAULT_GPU, DEFAULT_TOKENS = "h100", 1024
@@ -43,8 +41,8 @@ def _asked(options: argparse.Namespace) -> list[Case]:
         entry = engine_entry(spec)
     warn_of_units(options, [entry.spec])
     isl, osl = options.isl or DEFAULT_TOKENS, options.osl or DEFAULT_TOKENS
-    spread = options.length_spread or LENGTH_SPREAD
-    return [Case(entry, _benchmark(options, isl, osl, n, spread)) for n in options.concurrency]
+    how = {"spread": options.length_spread, "n_requests": options.requests}
+    return [Case(entry, benchmark(Point(0, concurrency=n), isl, osl, **how)) for n in options.concurrency]
 
 
 def _of_file(options: argparse.Namespace) -> tuple[list[Case], list[tuple[int | None, str]]]:
@@ -82,13 +80,8 @@ def _case(options: argparse.Namespace, catalog: Catalog, point: Point) -> Case |
     except BadField as error:
         unknown = error.problem.startswith("unknown name")  # and what is known would fill the line
         return f"{error.field}: {error.problem}" + ("" if unknown else f"; {error.allowed}")
-    nominal = point.nominal or (options.isl and options.osl)
-    spread = options.length_spread or (LENGTH_SPREAD if nominal else 1.0)
-    benchmark = _benchmark(options, round(isl), round(osl), point.concurrency, spread)
-    if point.n_requests and not options.requests:
-        n = point.n_requests
-        benchmark = dataclasses.replace(benchmark, n_requests=n, concurrency=min(n, point.concurrency))
-    return Case(entry, benchmark, point.row, point.measured)
+    load = benchmark(point, isl, osl, spread=options.length_spread, n_requests=options.requests)
+    return Case(entry, load, point.row, point.seen(tp))
 
 
 def _as_run(options: argparse.Namespace, spec: EngineSpec) -> EngineSpec:
@@ -96,11 +89,6 @@ def _as_run(options: argparse.Namespace, spec: EngineSpec) -> EngineSpec:
     as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
     as_run = {name: value for name, value in as_run.items() if value is not None}
     return dataclasses.replace(spec, memory_utilization=options.gpu_memory_utilization, **as_run)
-
-
-def _benchmark(options: argparse.Namespace, isl: int, osl: int, concurrency: int, spread: float) -> Benchmark:
-    n = options.requests or REQUESTS_PER_SEQUENCE * concurrency
-    return Benchmark(max(1, isl), max(1, osl), min(concurrency, n), n, spread)
 
 
 def _predictions(options: argparse.Namespace, cases: Sequence[Case]) -> list[Prediction | None]:
@@ -112,10 +100,7 @@ def _predictions(options: argparse.Namespace, cases: Sequence[Case]) -> list[Pre
     with progress(options, "Predicting") as tell:
         done = 0
         for spec, places in groups.items():
-            errors = errors_of(spec)
-            sigmas = Sigmas(float(errors.step), float(errors.prefill), float(errors.power))
-            engine = cases[places[0]].entry.engine
-            for i, each in zip(places, predicted(engine, sigmas, [cases[i].benchmark for i in places]), strict=True):
+            for i, each in zip(places, predict(spec, [cases[i].benchmark for i in places]), strict=True):
                 found[i] = each
             done += len(places)
             tell(done, len(cases))
