@@ -109,7 +109,7 @@ def test_what_is_saved_is_a_number_with_what_it_is_compared_with():
 @pytest.mark.parametrize(("field", "more"), [("usd_per_h", 1700.0), ("n_gpus", 408)])
 def test_what_costs_more_is_never_praised(field, more):
     said = saves(metrics={field: more})
-    saved, lost = said.split("; but it has ")
+    saved, lost = said.split("; but it ")
     word = {"usd_per_h": "an hour", "n_gpus": "GPUs"}[field]
     assert word not in saved and f"{word} more" in lost
     said = saves(metrics={"tok_per_j": 0.3, "power_w": 333e3, "usd_per_h": 1700.0, "n_gpus": 408})
