@@ -25,6 +25,7 @@ from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, parse_assumptions
@@ -396,6 +397,16 @@ def test_how_sure_a_plan_is_heads_everything_that_is_written():
         assert all(said in text[:500] for text in written)
         assert fleet.router["plan"] == known
         assert ("--verify" in written[0]) == (known == "unverified")
+        assert all("# Serves meta-llama/Llama-3.1-70B.\n" in text.split("\n---\n")[0] for text in written)
+
+
+def test_what_was_written_is_said(tmp_path, capsys):
+    path, script, router = (tmp_path / name for name in ("plan.json", "fleet.sh", "router.json"))
+    for verified in ({}, {"verified": {"held": True}}):
+        path.write_text(json.dumps(plan(**verified)))
+        assert main(["export", str(path), "--to", "vllm", "--out", str(script), "--router", str(router)]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"Wrote {script} and {router}") and ("unverified" in said) == (not verified)
 
 
 def test_an_instance_is_given_the_time_of_its_longest_answer():
@@ -438,7 +449,8 @@ def test_names_cannot_break_out(text, tmp_path):
         assert ran.stdout.decode().split("\0")[:-1] == ["serve", *pool.args, "--port=8001"]
         assert ran.stderr.decode().startswith("VLLM_API_KEY is not set")
     unknown = subprocess.run(["sh", script, "nobody"], capture_output=True, text=True)
-    assert unknown.returncode == 2 and "no such pool" in unknown.stderr
+    assert unknown.returncode == 2 and unknown.stderr.startswith("no such pool: nobody; there are: ")
+    assert all(pool.name in unknown.stderr for pool in fleet.pools)
 
 
 @pytest.mark.parametrize(

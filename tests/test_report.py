@@ -26,7 +26,7 @@ from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.plan import plan_to_json
-from fleetopt_jax.documents.simulation import TOLERANCE
+from fleetopt_jax.documents.simulation import TOLERANCE, verified_of
 from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.resources import OBJECTIVES, make_budget
 from fleetopt_jax.fleet.surroundings import Site
@@ -129,6 +129,7 @@ def plan_of(n_pools: int, name: str = "requests.csv", gamma: float = 1.0, llm: s
             "candidates": "14,095 windows",
             "lower_bound": 0.656,
             "gap": 0.0,
+            "n_engines": 1,
             "by_pools": [0.5, 0.656],
             "asked": "sha256:0",
         },
@@ -712,6 +713,40 @@ def test_a_plan_alone_makes_a_page_that_says_what_is_missing():
     assert len(read.all("svg")) == 1
     text = "".join(read.text)
     assert "fleetopt sensitivity" in text and "fleetopt simulate" in text
+
+
+@pytest.mark.parametrize("added", [0, 3])
+def test_a_verified_plan_says_so_and_compares_only_what_is_sized_alike(added):
+    plan = plan_of(2)
+    verified = simulation_of(plan) | {"held": True, "slo_held": True, "instances_added": added}
+    del verified["workload"]
+    plan["verified"] = verified
+    read = Reader(report_page(plan, LENGTHS, WEIGHTS, sensitivity=sensitivity_of(plan)))
+    text = "".join(read.text)
+    assert "Verified: the limits hold in simulation" in text and "Not simulated" not in text
+    assert ("What another threshold costs, the fleet sized anew" in text) == (added == 0)
+    assert (f"the simulation added {added} instances to this fleet" in text) == (added > 0)
+
+
+@pytest.mark.parametrize("change", [{}, {"rate": 1.5}, {"n": 1}, {"verified": None}])
+def test_what_was_verified_is_told_of_the_same_fleet_and_traffic(change, tmp_path):
+    plan = plan_of(2)
+    plan["workload"] = plan["workload"] | {"digest": "sha256:0"}
+    found = simulation_of(plan)
+    counts = dict.fromkeys(("n_completed", "n_rejected", "n_in_system", "n_preemptions", "n_iterations"), 0)
+    counts |= {"warm_up_s": 1.0, "window_s": 9.0, "memory_bytes": 0, "held": True, "instances_added": 2}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan | {"verified": change.get("verified", found | counts)}))
+    now = plan | {
+        "workload": plan["workload"]
+        | {"arrival_rate_per_s": change.get("rate", 1.0) * plan["workload"]["arrival_rate_per_s"]}
+    }
+    now["metrics"] = plan["metrics"] | {"tok_per_j": plan["metrics"]["tok_per_j"] * (1.0 - 0.1 * change.get("n", 0))}
+    verified = verified_of(path, now)
+    assert (verified is None) == bool(change)
+    if verified:
+        text = "".join(Reader(report_page(now | {"verified": verified}, LENGTHS, WEIGHTS)).text)
+        assert "500,000 requests simulated" in text
 
 
 @pytest.mark.parametrize(

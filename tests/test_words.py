@@ -1,15 +1,18 @@
 """What the command says: what is saved, what limits, what is in doubt, what was perhaps meant; on any width."""
 
 import argparse
+import dataclasses
 import json
 import math
 from typing import Any
 
+import jax
 import pytest
 
 from fleetopt_jax._optimize.plan import Infeasible, Search, Unreachable
 from fleetopt_jax._optimize.problem import make_problem
 from fleetopt_jax._optimize.remedies import remedies
+from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli import backend
@@ -17,11 +20,14 @@ from fleetopt_jax.cli.answer import Answer, deliver
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.cli.terminal import warn
+from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.plan_file import beside_plan, seen_from_plan
 from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.fleet import make_slo
+from fleetopt_jax.laws.latency import ttft_tail
 from fleetopt_jax.report.decision import decision
-from fleetopt_jax.report.tables import new_table, plan_table, show
+from fleetopt_jax.report.simulation import interval_of, missed
+from fleetopt_jax.report.tables import _window_of, new_table, plan_table, show
 from fleetopt_jax.report.words import certificate, choices_said, margin, ms, percent, ttft_limit_rows
 
 POOL = {
@@ -109,7 +115,7 @@ def test_what_is_saved_is_a_number_with_what_it_is_compared_with():
 @pytest.mark.parametrize(("field", "more"), [("usd_per_h", 1700.0), ("n_gpus", 408)])
 def test_what_costs_more_is_never_praised(field, more):
     said = saves(metrics={field: more})
-    saved, lost = said.split("; but it has ")
+    saved, lost = said.split("; but it ")
     word = {"usd_per_h": "an hour", "n_gpus": "GPUs"}[field]
     assert word not in saved and f"{word} more" in lost
     said = saves(metrics={"tok_per_j": 0.3, "power_w": 333e3, "usd_per_h": 1700.0, "n_gpus": 408})
@@ -185,6 +191,72 @@ def test_a_ttft_limit_that_grows_is_said_for_each_pool():
     (_, prompts), (_, there), (_, most) = ttft_limit_rows(plan)
     assert (prompts, there, most) == (["2,000 tokens"], ["700 ms"], ["1,300 ms"])
     assert ms(math.inf) == "unbounded"
+
+
+def test_a_growing_limit_is_judged_request_by_request():
+    plan = plan_of({"mean_prompt_tokens": 2000.0, "ttft_within_frac": 0.9912, "ttft_p99_s": 1.5})
+    plan["slo"] = plan["slo"] | {"ttft_s_per_token": 2e-5}
+    assert ttft_limit_rows(plan)[-1] == ("within TTFT limit", ["99.12 %"])
+    binding = {"limit": "ttft_p99_s", "asked": 0.5, "value": 1.546}
+    said = decision(plan | {"binding": binding, "status": "infeasible"})["What limits it"]
+    assert "P99 TTFT is 1,546 ms; asked is 500 ms + 20 ms per 1,000 prompt tokens" in said
+    assert "prompt tokens" not in decision(plan_of(binding=binding, status="infeasible"))["What limits it"]
+
+
+@pytest.mark.slow  # to evaluate a fleet compiles
+def test_the_share_within_a_growing_limit_is_the_laws_tail(h100, small_workload):
+    problem = make_problem(small_workload, [h100], n_pools=1, slo=make_slo(ttft_p99_s=0.3, ttft_s_per_token=1e-4))
+    window, n = [problem.window_tokens], [21]
+    plan = evaluate_given(problem, problem.specs, window_tokens=window, gamma=[1.0], n_instances=n)
+    (pool,) = plan_to_json(plan)["pools"]
+    law = jax.tree.map(lambda x: x[0], plan.metrics.pools.ttft)
+    assert 0 < pool["ttft_within_frac"] < 1
+    assert pool["ttft_within_frac"] == pytest.approx(1.0 - float(ttft_tail(law, 0.3, 1e-4)))
+    steady = dataclasses.replace(problem, services=(dataclasses.replace(problem.service, slo=make_slo()),))
+    assert "ttft_within_frac" not in plan_to_json(dataclasses.replace(plan, problem=steady))["pools"][0]
+
+
+def test_the_price_and_the_engines_that_lost_are_said():
+    pools = {"gpu": "b200", "usd_per_gpu_h": GPUS["b200"].usd_per_h}
+    plan = plan_of(pools, {"usd_per_gpu_h": GPUS["h100"].usd_per_h})
+    said = decision(plan)["Buy"]
+    assert (
+        f"an hour at ${GPUS['b200'].usd_per_h:.2f} a B200 hour and ${GPUS['h100'].usd_per_h:.2f} an H100 hour" in said
+    )
+    assert "engines" not in said
+    one = plan_of() | {"search": plan["search"] | {"n_engines": 3}}
+    assert "bf16, the best of 3 engines;" in decision(one)["Buy"]
+    assert "2 of 3 engines" in decision(plan | {"search": plan["search"] | {"n_engines": 3}})["Buy"]
+
+
+def test_what_costs_more_costs():
+    assert "; but it costs $100 an hour more ($1,700" in saves(metrics={"usd_per_h": 1700.0})
+    assert "; but it takes 8 GPUs more (408" in saves(metrics={"n_gpus": 408})
+
+
+def test_a_trace_says_its_longest_request_and_the_window_of_a_plan():
+    assert _window_of(61_252) == ", 61,264 in whole blocks of 16" and _window_of(61_264) == ""
+
+
+def test_a_simulation_says_which_pool_misses_what():
+    def pool(share: float, itl: float | None) -> dict[str, Any]:
+        return {"metrics": {"slo_attainment": {"simulated": share}, "itl_s": {"simulated": itl}}}
+
+    slo = {"ttft_p99_s": 0.5, "ttft_s_per_token": 2e-5, "itl_s": None, "scope": "pool"}
+    found = {"slo": slo, "pools": [pool(0.995, 0.05), pool(0.957, 0.09)], "n_rejected": 0, "n_arrivals": 10}
+    found |= pool(0.98, 0.06)
+    assert missed(found) == (
+        "pool 2 answers 95.70 % of its requests within the TTFT of 500 ms + 20 ms per 1,000 prompt tokens, 99 % must be"
+    )
+    said = missed(found | {"slo": slo | {"itl_s": 0.08}, "n_rejected": 2})
+    assert "pool 2 has a mean ITL of 90 ms, 12.5 % over the limit of 80 ms; 2 of 10 requests fit no pool" in said
+    assert missed(found | {"slo": slo | {"scope": "fleet"}}).startswith("the fleet answers 98.00 %")
+
+
+def test_a_share_ends_at_nothing_and_at_all():
+    assert interval_of("slo_attainment", 0.9565, 1.0336) == (0.9565, 1.0)
+    assert interval_of("kv_occupancy", -0.1, 0.2) == (0.0, 0.2)
+    assert interval_of("itl_s", -0.1, 1.2) == (-0.1, 1.2) and interval_of("kv_occupancy", None, None) == (None, None)
 
 
 def test_the_certificate_says_what_fewer_pools_reach():

@@ -25,6 +25,7 @@ class Search:
     lower_bound: float | None = None  # of the objective over these candidates, whoever found it; None where not known
     gap: float | None = None  # cost of the plan over the lower bound, less one
     by_pools: tuple[float | None, ...] = ()  # the objective with at most 1, 2, ... pools; None where none holds
+    n_engines: int = 1  # that every pool could be of
 
 
 @dataclass(frozen=True)

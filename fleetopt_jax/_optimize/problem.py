@@ -28,7 +28,7 @@ from fleetopt_jax.fleet.resources import (
 )
 from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
 from fleetopt_jax.laws.compression import MAX_SHRINK
-from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
+from fleetopt_jax.laws.kv_cache import whole_blocks_tokens
 from fleetopt_jax.workload.atoms import Workload, share_above, total_tokens, with_rate
 from fleetopt_jax.workload.profile import Hour
 
@@ -182,7 +182,7 @@ def make_problem(
     (4304.0, ('h100', 'b200'))
     """
     longest = float(workload.longest_tokens)
-    window = BLOCK_TOKENS * math.ceil(longest / BLOCK_TOKENS) if window_tokens is None else float(window_tokens)
+    window = whole_blocks_tokens(longest) if window_tokens is None else float(window_tokens)
     service = Service(
         name=workload_name,
         workload=workload,

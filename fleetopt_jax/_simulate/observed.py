@@ -135,7 +135,7 @@ def analytic_metrics(metrics: FleetMetrics, slo: Slo) -> tuple[Analytic, tuple[A
     ]
     attainment = None
     if pools.ttft is not None:
-        met = _attainment(metrics, slo)
+        met = within_limit(metrics, slo)
         for k, pool in enumerate(each):
             pool |= {"itl_p99_s": float(pools.itl_p99_s[k]), "slo_attainment": float(met[k])}
         attainment = float(np.sum(np.asarray(pools.traffic_frac) * met))
@@ -154,7 +154,7 @@ def analytic_metrics(metrics: FleetMetrics, slo: Slo) -> tuple[Analytic, tuple[A
     return total, tuple(each)
 
 
-def _attainment(metrics: FleetMetrics, slo: Slo) -> np.ndarray:
+def within_limit(metrics: FleetMetrics, slo: Slo) -> np.ndarray:
     """Share of each pool's requests within the limit, where TTFT has a distribution [K]."""
     late = jax.vmap(lambda law: ttft_tail(law, slo.ttft_p99_s, slo.ttft_s_per_token))(metrics.pools.ttft)
     stable = np.asarray(metrics.pools.utilization) < 1.0

@@ -16,6 +16,7 @@ from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import check_writable, same_file, to_json, write_whole
 from fleetopt_jax.report.tables import show
+from fleetopt_jax.report.words import listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,6 +33,7 @@ class Answer(NamedTuple):
     code: int
     figure: "Callable[[Document], Figure] | None" = None  # what --figure asks for; None where there is nothing to draw
     files: Mapping[str, str] = {}  # what other options ask for, by their names
+    note: str = ""  # of a text that was written to --out: what whoever uses it must know
 
 
 def check_outputs(options: argparse.Namespace) -> None:
@@ -117,6 +119,7 @@ def _print(options: argparse.Namespace, answer: Answer, text: str) -> None:
     elif not isinstance(answer.shown, str):
         show(answer.shown(answer.document))
     elif options.out:
-        print(f"Wrote {options.out}")
+        others = [path for name in answer.files if (path := getattr(options, name, None))]
+        print(f"Wrote {listed([options.out, *others])}{answer.note}")
     else:
         sys.stdout.write(answer.shown)  # as it is: a table's width would break its lines

@@ -12,7 +12,7 @@ from fleetopt_jax._optimize.remedies import remedies
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report.decision import broken
-from fleetopt_jax.report.words import NOT_TOGETHER, slope_said
+from fleetopt_jax.report.words import NOT_TOGETHER
 from fleetopt_jax.workload.atoms import total_tokens
 
 if TYPE_CHECKING:
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 def say_broken(options: argparse.Namespace, plan: Plan) -> None:
     """Which limit a given plan breaks, if any."""
     if plan.binding:
-        of_ttft = plan.binding.limit == "ttft_p99_s"
-        grows = slope_said(float(plan.problem.slo.ttft_s_per_token)) if of_ttft else ""
-        say(options, f"infeasible: the {broken(dataclasses.asdict(plan.binding))}{grows}")
+        slope = float(plan.problem.slo.ttft_s_per_token)
+        say(options, f"infeasible: the {broken(dataclasses.asdict(plan.binding), slope)}")
 
 
 def why(binding: Unreachable) -> str:

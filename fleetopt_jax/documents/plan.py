@@ -19,6 +19,7 @@ from fleetopt_jax import __version__
 from fleetopt_jax._optimize.plan import Infeasible, OnePoolFleet, Plan, Search
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import evaluate_given
+from fleetopt_jax._simulate.observed import within_limit
 from fleetopt_jax.catalog.engines import engine_entry, resolved
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.llms import LLMS
@@ -176,6 +177,8 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
     names = ("traffic_frac", "utilization", "n_active", "prefill_frac", "gpu_power_w", "power_w", "tok_per_j")
     names += ("mean_prompt_tokens", "ttft_p99_s", "itl_s", "itl_p99_s")
     numbers = {name: np.asarray(getattr(pools, name), dtype=float).tolist() for name in names}
+    if plan.problem.slo.ttft_s_per_token and pools.ttft is not None:  # a P99 says nothing of a limit that grows
+        numbers["ttft_within_frac"] = within_limit(plan.metrics, plan.problem.slo).tolist()
     return [
         {
             "window_tokens": int(plan.fleet.window_tokens[k]),

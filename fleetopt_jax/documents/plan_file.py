@@ -103,6 +103,7 @@ class SearchPart(Part):
     lower_bound: float | None = None
     gap: float | None = None
     by_pools: tuple[float | None, ...] = ()
+    n_engines: Annotated[int, Field(ge=1)] = 1
 
 
 class MetricsPart(Part):

@@ -12,7 +12,8 @@ from fleetopt_jax._simulate.estimates import Estimate
 from fleetopt_jax._simulate.simulate import Simulation
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.fields import NotNegative, Part, read_as
-from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.plan import SAME, plan_to_json
+from fleetopt_jax.documents.plan_file import SCHEMA as PLAN_SCHEMA
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = "fleetopt-simulation/1"
 COUNTS = ("n_arrivals", "n_completed", "n_rejected", "n_in_system", "n_preemptions", "n_iterations")
 TOLERANCE = {"ttft_p99_s": 0.15, "ttft_p99_of_all_s": 0.15, "itl_p99_s": 0.15, "itl_s": 0.05, "n_active": 0.05}
+FLEET = ("window_tokens", "gpu", "llm", "tp", "n_instances")  # of a pool: which fleet was simulated
 TOLERANCE_ELSE = 0.03  # of tok/J, power and shares: what the laws are held to in the agreement study
 
 
@@ -132,10 +134,9 @@ class PoolPart(Part):
     metrics: dict[str, MetricPart]
 
 
-class SimulationFile(Part):
-    """What is read of a simulation."""
+class OutcomePart(Part):
+    """What came out of a simulation."""
 
-    schema_name: Literal["fleetopt-simulation/1"] = Field(SCHEMA, alias="schema")  # files of 0.1.0 have none
     n_arrivals: Count
     n_completed: Count
     n_rejected: Count
@@ -149,6 +150,53 @@ class SimulationFile(Part):
     memory_bytes: Count
     metrics: dict[str, MetricPart]
     pools: list[PoolPart]
+
+
+class SimulationFile(OutcomePart):
+    """What is read of a simulation."""
+
+    schema_name: Literal["fleetopt-simulation/1"] = Field(SCHEMA, alias="schema")  # files of 0.1.0 have none
+
+
+class _VerifiedPart(OutcomePart):
+    held: bool
+    instances_added: Count
+
+
+class _TrafficPart(Part):
+    arrival_rate_per_s: NotNegative
+    digest: str | None = None
+
+
+class _MetricsPart(Part):
+    tok_per_j: float
+
+
+class _VerifiedPlan(Part):
+    workload: _TrafficPart
+    dispatch: str = "jsq"
+    metrics: _MetricsPart | None = None
+    verified: _VerifiedPart | None = None
+
+
+def verified_of(path: str | os.PathLike, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a simulation found of the plan in a file, where `document`, the same fleet evaluated again, still has its
+    traffic, its dispatch and its tokens per joule; else None, for nobody has simulated that."""
+    file = read_as(_VerifiedPlan, os.fspath(path), PLAN_SCHEMA, "optimize")
+    if file.verified is None or file.metrics is None or len(file.verified.pools) != len(document["pools"]):
+        return None
+    workload, known = document["workload"], file.workload
+    same = workload["digest"] == known.digest and document["dispatch"] == file.dispatch
+    for now, then in (
+        (workload["arrival_rate_per_s"], known.arrival_rate_per_s),
+        (document["metrics"]["tok_per_j"], file.metrics.tok_per_j),
+    ):
+        same = same and math.isclose(now, then, rel_tol=SAME)
+    if not same:
+        return None
+    fleet = [{name: pool[name] for name in FLEET} for pool in document["pools"]]
+    found = file.verified.model_dump()
+    return found | {"pools": [pool | each for pool, each in zip(fleet, found["pools"], strict=True)]}
 
 
 def load_simulation(path: str | os.PathLike) -> Simulation:

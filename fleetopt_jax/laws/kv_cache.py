@@ -167,6 +167,11 @@ def physical_kv(
     )
 
 
+def whole_blocks_tokens(tokens: float) -> float:
+    """The window of whole blocks that a request of so many tokens needs."""
+    return BLOCK_TOKENS * math.ceil(tokens / BLOCK_TOKENS)
+
+
 def roofline_kv_blocks(gpu: Gpu, llm: Llm, tp: ArrayLike, utilization: ArrayLike = MEMORY_UTILIZATION) -> Array:
     """Blocks = floor((0.90 memory - weights / TP - NCCL) / (16 * KV bytes per token)), at least 0.
 

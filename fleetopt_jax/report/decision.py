@@ -9,6 +9,7 @@ from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.resources import limited_resource
 from fleetopt_jax.report.rates import planned_for
 from fleetopt_jax.report.words import (
+    GROWS,
     HARDLY,
     NOT_TOGETHER,
     QUANTITIES,
@@ -25,12 +26,14 @@ from fleetopt_jax.report.words import (
     routed_by,
     sentence,
     signed,
+    slope_said,
 )
 
 NOTHING = 0.005  # of an elasticity: not worth a word
 NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
 NEXT = 0.9  # of a limit: it is near, though another one stops the fleet
 NOTICED = 0.0005  # of USD, GPUs or energy: less is rounding
+AN = "ahlr"  # GPUs of these letters are spoken with a vowel first
 FULL = 0.9  # of the load: a batch as full as that is what the load is of
 
 
@@ -54,21 +57,32 @@ def _buy(plan: Mapping[str, Any]) -> str:
     metrics = plan["metrics"]
     scope = " (counting the power of one GPU an instance)" if plan["power_scope"] == "one_gpu_per_instance" else ""
     return (
-        f"{gpus_said(plan)}: {listed(parts)}, each instance running {llms}; "
+        f"{gpus_said(plan)}: {listed(parts)}, each instance running {llms}{_chosen_of(plan)}; "
         f"{metrics['tok_per_j']:#.3g} output tokens per joule{scope}, {_kw(metrics['power_w'])}, "
-        f"${metrics['usd_per_h']:,.0f} an hour{_own_prices(plan)}."
+        f"${metrics['usd_per_h']:,.0f} an hour{_prices(plan)}."
     )
 
 
-def _own_prices(plan: Mapping[str, Any]) -> str:
-    """The prices of a GPU hour that are not the catalog's."""
+def _chosen_of(plan: Mapping[str, Any]) -> str:
+    """How many engines were asked for, where not all are bought."""
+    asked = plan["search"].get("n_engines", 1)
+    used = len({(pool["gpu"], pool["tp"], pool["precision"]) for pool in plan["pools"]})
+    if used >= asked:
+        return ""
+    return f", the best of {asked} engines" if used == 1 else f", {used} of {asked} engines that were tried"
+
+
+def _prices(plan: Mapping[str, Any]) -> str:
+    """The prices of a GPU hour, and which are not the catalog's."""
     prices = {pool["gpu"]: pool.get("usd_per_gpu_h") for pool in plan["pools"]}
-    own = [
-        f"{gpu.upper()} ${price:,.2f}"
-        for gpu, price in prices.items()
-        if price is not None and not (gpu in GPUS and math.isclose(price, GPUS[gpu].usd_per_h))
-    ]
-    return f" at your prices ({listed(own)} a GPU hour)" if own else ""
+    ours, own = [], []
+    for gpu, price in prices.items():
+        if price is not None and gpu in GPUS and math.isclose(price, GPUS[gpu].usd_per_h):
+            ours.append(f"${price:,.2f} {'an' if gpu[0] in AN else 'a'} {gpu.upper()} hour")
+        elif price is not None:
+            own.append(f"{gpu.upper()} ${price:,.2f}")
+    said = [f"at {listed(ours)}"] * bool(ours) + [f"at your prices ({listed(own)} a GPU hour)"] * bool(own)
+    return f" {listed(said)}" if said else ""
 
 
 def _kw(power_w: float) -> str:
@@ -111,10 +125,10 @@ def _saves(plan: Mapping[str, Any]) -> str:
             f"Nothing: {factor(rate)} the tokens per joule of {best} for {same}. To split by length does not pay here."
         )
     if not saved:
-        return f"Nothing: against {best} this has {listed(lost)}{_why_worse(plan, rate)}."
+        return f"Nothing: against {best} this {listed(lost)}{_why_worse(plan, rate)}."
     hardly = min(ratio for ratio, *_ in changes) > 1.0 / HARDLY
     said = f"{'Hardly anything: ' if hardly else ''}{listed(saved)}, against {best}"
-    said += f"; but it has {listed(lost)}{_why_worse(plan, rate)}" if lost else _behind(plan, rate)
+    said += f"; but it {listed(lost)}{_why_worse(plan, rate)}" if lost else _behind(plan, rate)
     return f"{said}{'. Whole instances decide as much' if hardly else ''}."
 
 
@@ -134,16 +148,19 @@ _BEST_BY = {"usd": "cheapest", "gpus": "smallest", "co2": "cleanest"}  # of one-
 
 
 def _changes(metrics: Mapping[str, Any], beside: Mapping[str, Any]) -> list[tuple[float, str, str]]:
-    """(ratio, as less, as more) of what a fleet takes to what another does: energy a token, USD, GPUs."""
+    """(ratio, as less, as more after "it") of what a fleet takes to what another does: energy a token, USD, GPUs."""
     energy = beside["tok_per_j"] / metrics["tok_per_j"]
     watts = f"({_kw(metrics['power_w'])} instead of {_kw(beside['power_w'])})"
     rate = f"{factor(1.0 / energy)} the tokens per joule {watts}"
-    found = [(energy, f"{percent(1.0 - energy)} of the energy, {rate}", rate)]
-    for field, name, of in (("usd_per_h", "an hour", "${:,.0f}"), ("n_gpus", "GPUs", "{:,.0f}")):
+    found = [(energy, f"{percent(1.0 - energy)} of the energy, {rate}", f"has {rate}")]
+    for field, takes, name, of in (
+        ("usd_per_h", "costs", "an hour", "${:,.0f}"),
+        ("n_gpus", "takes", "GPUs", "{:,.0f}"),
+    ):
         mine, other = metrics[field], beside[field]
         by, instead = of.format(abs(mine - other)), f"({of.format(mine)} instead of {of.format(other)})"
         if other > 0:
-            found.append((mine / other, f"{by} {name} {instead}", f"{by} {name} more {instead}"))
+            found.append((mine / other, f"{by} {name} {instead}", f"{takes} {by} {name} more {instead}"))
     return found
 
 
@@ -175,7 +192,7 @@ def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
     """What stops the fleet from being smaller: as a simulation has it, where one had the last word."""
     binding, verified = plan.get("binding"), plan.get("verified")
     if binding:
-        return f"This fleet breaks a limit: {broken(binding)}."
+        return f"This fleet breaks a limit: {broken(binding, plan['slo']['ttft_s_per_token'])}."
     if verified and (verified["instances_added"] or not verified["held"]):
         return _simulated(plan, verified)
     parts = [*_stops(plan), *_budgets(plan)] or [_roomy(plan)]
@@ -320,8 +337,8 @@ def _budgets(plan: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def broken(binding: Mapping[str, Any]) -> str:
-    """Which limit is broken or out of reach, and by how much."""
+def broken(binding: Mapping[str, Any], ttft_s_per_token: float = 0.0) -> str:
+    """Which limit is broken or out of reach, and by how much; that of the TTFT may grow with the prompt."""
     name = binding["limit"]
     if name == "budget":
         return NOT_TOGETHER
@@ -331,7 +348,8 @@ def broken(binding: Mapping[str, Any]) -> str:
         f"{number(value, of.si)} {of.unit}".strip()
         for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
     )
-    return f"{of.title} {had} {reached}; asked is {limit}"
+    grows = f"{slope_said(ttft_s_per_token)}, of {GROWS}" if name == "ttft_p99_s" and ttft_s_per_token else ""
+    return f"{of.title} {had} {reached}; asked is {limit}{grows}"
 
 
 def _used(plan: Mapping[str, Any], limit: str) -> float:

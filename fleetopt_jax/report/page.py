@@ -22,7 +22,7 @@ from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
 from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure, unbounded_said
-from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway
+from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway, interval_of
 from fleetopt_jax.report.svg import COLOURS, inline_svg
 from fleetopt_jax.report.words import (
     QUANTITIES,
@@ -54,6 +54,10 @@ NARROW = 36  # letters of a row that a phone shows
 NO_NUMBER = ("", "-", "not held", "unbounded", "unbounded (overload)", "never (overload)", "overload", "nobody knows")
 SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+NOT_ALIKE = (
+    "What another threshold costs is left out: the simulation added {added:,} instance{s} to this fleet, and fleets of "
+    "other thresholds would be sized by the laws alone."
+)
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
 
 
@@ -74,6 +78,8 @@ def report_page(
     workload, `curves` from `pool_curves`, the others the documents of `sensitivity`, `simulate`, `ledger` and
     `pareto`; `commands` are the lines that made them."""
     _require(plan, sensitivity=sensitivity, simulate=simulation, ledger=ledger, pareto=front)
+    if plan.get("verified") and simulation is None:
+        simulation = {**plan["verified"], "workload": plan["workload"]}
     if plan["metrics"] is None:
         return _page(f"No fleet holds the limits of {plan['workload']['name']}", _no_fleet(plan), plan, commands)
     figures: list[tuple[str, str, Figure]] = [
@@ -134,7 +140,8 @@ def _headline(plan: Mapping[str, Any]) -> str:
 def _decision(plan: Mapping[str, Any], sensitivity, simulation) -> str:
     rows = decision(plan, sensitivity)
     if simulation:
-        held = "The limits hold in simulation" if simulation["slo_held"] else "The limits do not hold in simulation"
+        held = "the limits hold in simulation" if simulation["slo_held"] else "the limits do not hold in simulation"
+        held = f"Verified: {held}" if simulation.get("held") else sentence(held)
         rows["How sure"] += f" {held}; {agreement_takeaway(simulation)}."
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{_text(said)}</dd></div>" for name, said in rows.items())
     return f'<section id="decision"><h2>The decision</h2><dl class="decision">{items}</dl></section>'
@@ -169,7 +176,9 @@ def _how_sure(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
     found = [f"<p>{_text(certificate(plan))}</p>", _engines(plan)]
     if sensitivity:
         found += [_intervals(sensitivity), _prices(sensitivity)]
-        if sensitivity["thresholds"]:
+        if added := (plan.get("verified") or {}).get("instances_added"):
+            found.append(f"<p>{_text(NOT_ALIKE.format(added=added, s='s' if added > 1 else ''))}</p>")
+        elif sensitivity["thresholds"]:
             found.append(_thresholds(sensitivity))
     if simulation:
         found.append(_simulated(simulation))
@@ -226,7 +235,10 @@ def _simulated(simulation: Mapping[str, Any]) -> str:
         each = simulation["metrics"].get(name)
         if each is None or each["simulated"] is None:
             continue
-        shown = [None if x is None else pattern.format(x / unit) for x in (each["analytic"], *each["ci95"])]
+        shown = [
+            None if x is None else pattern.format(x / unit)
+            for x in (each["analytic"], *interval_of(name, *each["ci95"]))
+        ]
         agrees = {None: "", True: "agrees", False: "differs"}[each["agrees"]]
         interval = "-" if shown[1] is None or shown[2] is None else f"{shown[1]} to {shown[2]}"
         analytic = shown[0] if shown[0] and each["agrees"] is not None else "-"
@@ -281,6 +293,8 @@ def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
         said.append("No intervals: run fleetopt sensitivity for what the engines' errors do to the answer.")
     if not simulation:
         said.append("Not simulated: run fleetopt simulate to check the laws against every iteration.")
+    elif not simulation["slo_held"] and "held" in simulation:
+        said.append("In simulation no fleet of these thresholds that was tried holds its limits.")
     elif not simulation["slo_held"]:
         said.append("In simulation this fleet does not hold its limits: add instances (fleetopt optimize --verify).")
     return [f"<ul>{''.join(f'<li>{_text(text)}</li>' for text in said)}</ul>"]
@@ -288,7 +302,7 @@ def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
 
 def _no_fleet(plan: Mapping[str, Any]) -> list[str]:
     binding = plan.get("binding")
-    why = f" {sentence(broken(binding))}." if binding else ""
+    why = f" {sentence(broken(binding, plan['slo']['ttft_s_per_token']))}." if binding else ""
     said = f"Of {plan['search']['n_evaluated']:,} candidates none holds the limits.{why}"
     return [
         f'<section id="decision"><h2>The decision</h2><p>{_text(said)}</p></section>',

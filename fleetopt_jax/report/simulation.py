@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.documents.simulation import TOLERANCE, TOLERANCE_ELSE
+from fleetopt_jax.laws.latency import TAIL_PROBABILITY
 from fleetopt_jax.report.style import (
     GREEN,
     INK,
@@ -23,8 +24,10 @@ from fleetopt_jax.report.style import (
     styled,
 )
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import UNBOUNDED
+from fleetopt_jax.report.words import UNBOUNDED, margin, ms, percent, slope_said
 
+WITHIN = 1.0 - TAIL_PROBABILITY  # of the requests must be within their limit
+SHARES = ("slo_attainment", "kv_occupancy")
 SHOWN = {
     "tok_per_j": ("tokens per joule", "{:.3f}", 1.0),
     "output_tok_per_s": ("output tokens/s", "{:,.0f}", 1.0),
@@ -65,6 +68,28 @@ def simulation_table(document: Mapping[str, Any]) -> RenderableType:
     return Group(*parts, Text(counts, style="dim"))
 
 
+def missed(document: Mapping[str, Any]) -> str:
+    """Which pools, or the whole fleet where all requests are judged together, miss which limit, and by how much."""
+    slo, pools = document["slo"], document["pools"]
+    of_all, parts = slo["scope"] == "fleet" or len(pools) == 1, []
+    judged = (
+        [("the fleet", document["metrics"])]
+        if of_all
+        else [(f"pool {k}", pool["metrics"]) for k, pool in enumerate(pools, 1)]
+    )
+    for who, metrics in judged:
+        share, itl = (metrics.get(name, {}).get("simulated") for name in ("slo_attainment", "itl_s"))
+        if share is not None and share < WITHIN:
+            limit = ms(slo["ttft_p99_s"]) + slope_said(slo["ttft_s_per_token"])
+            short = percent(min(share, WITHIN - 0.0001), 2)
+            parts.append(f"{who} answers {short} of its requests within the TTFT of {limit}, {percent(WITHIN)} must be")
+        if slo["itl_s"] is not None and metrics and (itl is None or itl > slo["itl_s"]):
+            parts.append(f"{who} has a mean ITL of {ms(itl)}, {margin(itl, slo['itl_s'])} of {ms(slo['itl_s'])}")
+    if rejected := document["n_rejected"]:
+        parts.append(f"{rejected:,} of {document['n_arrivals']:,} requests fit no pool")
+    return "; ".join(parts)
+
+
 def verified_plan_table(document: Mapping[str, Any]) -> RenderableType:
     """The plan, and what the simulation said of it."""
     verified = document["verified"]
@@ -76,6 +101,13 @@ def verified_plan_table(document: Mapping[str, Any]) -> RenderableType:
         said = "the limits hold as planned"
     metrics = _metrics_table("Fleet", verified["metrics"])
     return Group(plan_table(document), Text(f"Verified by simulation: {said}.", style="bold"), metrics)
+
+
+def interval_of(name: str, low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """An interval as it is shown: that of a share ends at nothing and at all."""
+    if name not in SHARES or low is None or high is None:
+        return low, high
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _metrics_table(title: str, metrics: dict[str, dict[str, Any]]) -> Table:
@@ -93,6 +125,7 @@ def _row(name: str, each: Mapping[str, Any]) -> list[str]:
     def shown(value: float | None) -> str:
         return UNBOUNDED if value is None else pattern.format(value / unit)
 
+    low, high = interval_of(name, low, high)
     return [
         label,
         "" if each["agrees"] is None else shown(analytic),

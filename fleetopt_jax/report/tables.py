@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import GIB, KW, MS, TB, TFLOP
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, whole_blocks_tokens
 from fleetopt_jax.report.decision import decision
 from fleetopt_jax.report.words import (
     certificate,
@@ -304,7 +305,7 @@ def trace_table(document: Mapping[str, Any]) -> RenderableType:
             (f"total length, p{100 * float(q):g}", f"{x:,.0f} tokens")
             for q, x in document["quantiles"]["total_tokens"].items()
         ),
-        ("longest", f"{document['longest_tokens']:,} tokens"),
+        ("longest", f"{document['longest_tokens']:,} tokens{_window_of(document['longest_tokens'])}"),
         ("planned rate", or_dash(document["arrival_rate_per_s"], "{:,.6g} requests/s")),
         ("recorded rate", or_dash(document["recorded_rate_per_s"], "{:,.6g} requests/s")),
         ("arrival SCV (1 = Poisson)", or_dash(document["arrival_scv"], "{:.3g}")),
@@ -326,6 +327,12 @@ def trace_table(document: Mapping[str, Any]) -> RenderableType:
             )
         )
     return Group(*parts)
+
+
+def _window_of(longest_tokens: int) -> str:
+    """The window that a plan has for it, of whole blocks of the KV cache, where that is another number."""
+    window = whole_blocks_tokens(longest_tokens)
+    return f", {window:,.0f} in whole blocks of {BLOCK_TOKENS:g}" if window > longest_tokens else ""
 
 
 def _understood_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ class Quantity:
         return f"{shown} {self.unit}{'s' if self.unit in _COUNTED and shown != '1' else ''}".strip()
 
 
+GROWS = "each request by its own prompt, which 99 % must hold"  # how a limit that grows is judged
 _COUNTED = ("GPU", "point")  # units with a plural
 
 QUANTITIES = {  # by their fields: metrics of a plan and numbers of its SLO
@@ -190,6 +191,8 @@ def ttft_limit_rows(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     if not slo["ttft_s_per_token"] or any("mean_prompt_tokens" not in pool for pool in pools):
         return []
 
+    within = [pool.get("ttft_within_frac") for pool in pools]
+
     def at(tokens: float) -> str:
         return ms(slo["ttft_p99_s"] + slo["ttft_s_per_token"] * tokens)
 
@@ -197,6 +200,7 @@ def ttft_limit_rows(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         ("mean prompt", [f"{pool['mean_prompt_tokens']:,.0f} tokens" for pool in pools]),
         ("TTFT limit there", [at(pool["mean_prompt_tokens"]) for pool in pools]),
         ("TTFT limit at most", [at(pool["window_tokens"]) for pool in pools]),
+        *([("within TTFT limit", [percent(share, 2) for share in within])] if None not in within else []),
     ]
 
 

@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> Answer:
     fleet = fleet_launch(plan, options.plan, models=dict(options.model), name=options.name, catalog=catalog)
     to_document, to_text = targets[options.to]
     document = to_document(fleet)
-    return Answer(document, to_text(document), OK, files={"router": to_json(fleet.router) + "\n"})
+    note = "" if fleet.verified else " (unverified: no simulation has held the plan's limits, see optimize --verify)"
+    return Answer(document, to_text(document), OK, files={"router": to_json(fleet.router) + "\n"}, note=note)
 
 
 def _catalogs(plan: Any) -> list[str]:

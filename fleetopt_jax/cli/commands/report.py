@@ -12,6 +12,7 @@ from fleetopt_jax.cli.inputs import plan_of
 from fleetopt_jax.cli.repeat import commands_of
 from fleetopt_jax.cli.verdicts import say_broken
 from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.simulation import verified_of
 from fleetopt_jax.report.page import report_page
 from fleetopt_jax.report.power import pool_curves
 from fleetopt_jax.report.sensitivity import metric_of
@@ -23,6 +24,8 @@ def run(options: argparse.Namespace) -> Answer:
     plan, layout = plan_of(options)
     say_broken(options, plan)
     document = {"plan": plan_to_json(plan, layout), "curves": pool_curves(plan)}
+    if verified := verified_of(options.plan, document["plan"]):
+        document["plan"]["verified"] = verified
     shown = {"metric": metric_of(plan.problem.objective), "top": 15}
     document["sensitivity"] = differentiated(options, plan, document["plan"], shown)
     if options.simulate:

@@ -10,7 +10,7 @@ from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import how_to_simulate, plan_of
 from fleetopt_jax.cli.terminal import say, simulation_progress, warn_of_warm_up
 from fleetopt_jax.documents.simulation import simulation_to_json
-from fleetopt_jax.report.simulation import agreement_figure, simulation_table
+from fleetopt_jax.report.simulation import agreement_figure, missed, simulation_table
 from fleetopt_jax.workload.readers import Layout
 
 
@@ -18,7 +18,11 @@ def run(options: argparse.Namespace) -> Answer:
     plan, layout = plan_of(options)
     document, held = simulated(options, plan, layout)
     if not held:
-        say(options, "infeasible: the simulated fleet does not hold the limits")
+        say(
+            options,
+            f"infeasible: the simulated fleet does not hold the limits: {missed(document)}; fleetopt optimize --verify "
+            "plans against the simulator",
+        )
     return Answer(document, simulation_table, OK if held else INFEASIBLE, agreement_figure)
 
 

@@ -7,7 +7,7 @@ prefixes), so everything a law reads is said.
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
@@ -26,6 +26,7 @@ from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
 from fleetopt_jax.laws.llm import weight_bytes
 from fleetopt_jax.report.export.router import router_document
+from fleetopt_jax.report.words import listed
 
 VLLM_RELEASE = "0.33.0"
 PORT = 8000
@@ -151,7 +152,12 @@ def fleet_launch(
         name=fleet,
         title=title,
         verified=verified,
-        header=(f"{title}.", plain(f"Written by fleetopt export from {where}."), *_how_sure(plan, where)),
+        header=(
+            f"{title}.",
+            plain(f"Written by fleetopt export from {where}."),
+            *_how_sure(plan, where),
+            _served(pools),
+        ),
         arrival_rate_per_s=rate_per_s,
         output_tok_per_s=rate_per_s * plan.workload.mean_output_tokens,
         pools=pools,
@@ -168,6 +174,11 @@ def fleet_launch(
         | {"plan": "verified" if verified else "unverified"},
         notes=_fleet_notes(plan, assumptions),
     )
+
+
+def _served(pools: Sequence[PoolLaunch]) -> str:
+    """The checkpoints that are served, each once."""
+    return plain(f"Serves {listed(list(dict.fromkeys(pool.args[0] for pool in pools)))}.")
 
 
 def _how_sure(plan: _Plan, where: str) -> tuple[str, ...]:

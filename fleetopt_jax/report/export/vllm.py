@@ -51,6 +51,13 @@ def vllm_script(document: Mapping[str, Any]) -> str:
         "set -eu",
         f'pool="${{1:?need a pool: {" or ".join(pool["name"] for pool in pools)}}}"',
         "shift",
+        'case "$pool" in',
+        f"{'|'.join(pool['name'] for pool in pools)}) ;;",
+        "*)",
+        f'    echo "no such pool: $pool; there are: {", ".join(pool["name"] for pool in pools)}" >&2',
+        "    exit 2",
+        "    ;;",
+        "esac",
         'case "${VLLM_API_KEY-}" in',
         '"") echo "VLLM_API_KEY is not set: whoever reaches the port is served" >&2 ;;',
         "esac",
@@ -61,5 +68,4 @@ def vllm_script(document: Mapping[str, Any]) -> str:
         words = [shlex.quote(word) for word in pool["args"]]
         command = " \\\n        ".join([f"exec vllm serve {words[0]}", *words[1:], '"$@"'])
         lines += [f"    {command}", "    ;;"]
-    lines += ["*)", '    echo "no such pool: $pool" >&2', "    exit 2", "    ;;", "esac"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "esac"]) + "\n"
