@@ -52,7 +52,7 @@ def own_laws(**changes) -> OwnLaws:
 
 
 def test_equal_specs_are_one_engine_whatever_the_case_of_their_names():
-    spec = EngineSpec("h100", "llama-3.1-8b", 1, "fp8", "fp8")
+    spec = EngineSpec("h100", "llama-3.1-8b", 1, "fp8", "fp8", serving="vllm")
     other = EngineSpec("H100", "Llama-3.1-8B", 1, "FP8", kv_precision="FP8", serving="vLLM")
     assert spec == other and hash(spec) == hash(other) and len({spec, other}) == 1
     assert build(spec) is build(other)
@@ -260,7 +260,7 @@ def test_a_catalog_gpu_with_another_price_is_as_good_as_the_catalogs():
         ("precision", EngineSpec("h100", precision="fp9"), "unknown name 'fp9'; did you mean fp8"),
         ("precision", EngineSpec("h100", precision="mxfp4"), "mxfp4 is for routed experts"),
         ("kv_precision", EngineSpec("h100", kv_precision="int4"), "unknown name 'int4'"),
-        ("serving", EngineSpec("h100", serving="sglang"), "unknown name 'sglang'; known: vllm"),
+        ("serving", EngineSpec("h100", serving="tgi"), "unknown name 'tgi'; known: vllm-0.11"),
         ("max_num_seqs", EngineSpec("h100", max_num_seqs=0), "0; need at least 1"),
         ("clock_frac", EngineSpec("h100", clock_frac=0.3), "0.3; need 0.4 to 1"),
         ("clock_frac", EngineSpec("h100", clock_frac=1.1), "1.1; need 0.4 to 1"),

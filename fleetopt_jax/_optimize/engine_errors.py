@@ -63,14 +63,16 @@ def errors_of(spec: EngineSpec) -> EngineErrors:
     Stated step and power errors are mean absolute ones of predictions, so sigma is sqrt(pi / 2) times as much. Where
     none is stated (the paper's engines) sigma is 0.2, the +-20 % the paper gives its B200: for its H100 a guess,
     and no bound, for the published shape refitted to measurements is 49 % off on architectures left out. Prefill is
-    0.4 everywhere: no engine's has been measured by itself.
+    0.4 where it goes by a share of the peak, for that has not been measured by itself.
     """
     entry = engine_entry(spec)
 
     def sigma(stated: float | None) -> float:
         return UNSTATED if stated is None else OF_MEAN_ABSOLUTE * stated
 
-    return make_errors(step=sigma(entry.step_error), power=sigma(entry.power_error), prefill=EFFICIENCY_ERROR)
+    assumed = entry.prefill_error in (None, EFFICIENCY_ERROR)  # which is a standard deviation already
+    prefill = EFFICIENCY_ERROR if assumed else sigma(entry.prefill_error)
+    return make_errors(step=sigma(entry.step_error), power=sigma(entry.power_error), prefill=prefill)
 
 
 def however_run(spec: EngineSpec) -> EngineSpec:

@@ -139,14 +139,14 @@ def _entries(law: Any, batch: StepBatch) -> Array:
 
 
 def _prediction(engine: Engine, sigmas: Sigmas, run: Schedule, parts: Parts) -> Prediction:
-    n_gpus = float(engine.gpus_per_instance)
+    n_gpus, first_s = float(engine.gpus_per_instance), float(step_law_of(engine).first_token_s)
 
     def shown(step: float = 1.0, prefill: float = 1.0) -> tuple[Outcome, dict[str, float]]:
         gpu_j = step * parts.decode_j + prefill * parts.prompt_j
         seen = outcome(run, step * parts.decode_s + prefill * parts.prompt_s, gpu_j)
         return seen, {
-            "ttft_s": seen.ttft_s,
-            "ttft_p99_s": seen.ttft_p99_s,
+            "ttft_s": seen.ttft_s + first_s,
+            "ttft_p99_s": seen.ttft_p99_s + first_s,
             "tpot_s": seen.tpot_s,
             "output_tok_per_s": seen.output_tok_per_s,
             "power_w": n_gpus * seen.gpu_w,
@@ -168,7 +168,7 @@ def _prediction(engine: Engine, sigmas: Sigmas, run: Schedule, parts: Parts) -> 
         factor = math.exp(math.hypot(*shifts))
         intervals[name] = (value / factor, value * factor)
     return Prediction(
-        ttft_median_s=seen.ttft_median_s,
+        ttft_median_s=seen.ttft_median_s + first_s,
         tpot_median_s=seen.tpot_median_s,
         intervals=intervals,
         n_preempted=run.n_preempted,

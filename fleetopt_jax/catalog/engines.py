@@ -1,7 +1,9 @@
 """Engines by (GPU, LLM, tensor parallelism, precision), each with how far to trust it.
 
-`measured` engines: a configuration's own fit where it was measured and the fit describes it (`quality` measured), the
-law fitted on that GPU (`law`), or the nearest generation's law carried over by data-sheet figures (`projected`).
+`measured` engines of vLLM 0.11: a configuration's own fit where it was measured and the fit describes it (`quality`
+measured), the law fitted on that GPU (`law`), or the nearest generation's law carried over by data-sheet figures
+(`projected`). Of every other serving engine: operators timed on that GPU and the engine's own time (`kernels`), with
+operators borrowed `projected`.
 `projected` engines: the paper's coefficients, and its roofline law for everything else.
 """
 
@@ -13,12 +15,16 @@ from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Literal, cast
 
+import jax
 import numpy as np
 
 from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
+from fleetopt_jax.catalog.hosts import serving_engines
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
-from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec, OwnLaws, Quality
+from fleetopt_jax.catalog.operators import document
+from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, MEASURED_SERVING, EngineSpec, OwnLaws, Quality
+from fleetopt_jax.catalog.steps import Parallelism, step_entry
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.core.units import MS
@@ -36,13 +42,17 @@ from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, make_kv_capacity, physical_kv, workspace_bytes
 from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
+from fleetopt_jax.laws.mixed_step import CLASSES, decode_of
+from fleetopt_jax.laws.operator_step import OperatorPower, OperatorStep, operator_prefill
+from fleetopt_jax.laws.operators.watts import make_serving_watts, step_watts
 from fleetopt_jax.laws.power import ActivityPower, make_logistic_power
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR, Prefill
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
 MAX_TP = 64
-SERVING = ("vllm",)  # serving engines whose coefficients are known
+PROJECTED_WATTS_ERROR = 0.12  # of fractions fitted on H100 said of B200, and back: `laws/operators/watts.py`
+SERVING = (MEASURED_SERVING, *(name for name in serving_engines() if name != MEASURED_SERVING))
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,8 @@ def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> E
     require_fit(of, gpu.gpu, llm, spec.tp, spec.memory_utilization, workspace)
     if spec.source == "projected":
         return _roofline(spec, gpu, llm)
+    if spec.serving != MEASURED_SERVING:
+        return _of_operators(spec, gpu, entry.architecture, llm, workspace)
     law = _of_law(spec, gpu, llm, workspace)
     fits = own_fits() if spec.own_fit and _is_ours(gpu) else {}
     fit = next((fits[name[:4]] for name in names if name[:4] in fits), None)
@@ -322,6 +334,50 @@ def own_fits() -> dict[tuple[str, str, int, str], OwnFit]:
         )
         for fit in document["engines"]
     }
+
+
+def _of_operators(
+    spec: EngineSpec, gpu: GpuEntry, architecture: Architecture, llm: Llm, workspace: float
+) -> EngineEntry:
+    """The engine whose steps are the sum of their operators, in the serving engine's own time."""
+    split = Parallelism(tp=spec.tp)
+    entry = step_entry(architecture, gpu, split, spec.precision or "", spec.kv_precision or "", spec.serving)
+    watts = document("serving_watts")["gpus"]
+    serving = watts[gpu.name if gpu.name in watts else gpu.law]["serving"]
+    law = OperatorStep(entry.step, step_watts(make_serving_watts(**serving["coefficients"]), CLASSES), gpu.gpu)
+    decode, prefill = decode_of(entry.step), _operator_prefill(law, gpu)
+    engine = Engine(
+        decode=decode,
+        kv=physical_kv(gpu.gpu, llm, spec.tp, gpu.max_num_seqs, spec.memory_utilization, workspace),
+        power=OperatorPower(law),
+        prefill=prefill,
+        idle_w=gpu.gpu.idle_w,
+        usd_per_gpu_h=gpu.gpu.usd_per_h,
+        **as_floats(gpus_per_instance=spec.tp),
+    )
+    errors = entry.host.errors
+    return EngineEntry(
+        spec=spec,
+        engine=engine,
+        quality=entry.quality,
+        step_error=errors.get("tpot"),
+        power_error=serving.get("held_out_mean_error", PROJECTED_WATTS_ERROR),
+        source=f"operators timed on {' and '.join(sorted({each.gpu for each in entry.operators}))}, the own time of "
+        f"{entry.host.title} measured on {entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
+        prefill_error=errors.get("ttft_8k", errors.get("ttft")),
+    )
+
+
+def _operator_prefill(law: OperatorStep, gpu: GpuEntry) -> Prefill:
+    return jax.tree.map(
+        np.asarray,
+        operator_prefill(
+            law,
+            chunk_tokens=gpu.chunk_tokens,
+            calibration_tokens=ROOFLINE_CONTEXT_TOKENS,
+            budget_tokens=gpu.batched_tokens,
+        ),
+    )
 
 
 def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm, workspace: float) -> EngineEntry:

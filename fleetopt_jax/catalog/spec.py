@@ -13,9 +13,10 @@ from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, KvCapacity
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 
-Quality = Literal["measured", "law", "projected", "calibrated", "scaled", "roofline", "given"]
+Quality = Literal["measured", "kernels", "law", "projected", "calibrated", "scaled", "roofline", "given"]
 
 DEFAULT_LLM, DEFAULT_TP = "llama-3.1-70b", 8
+MEASURED_SERVING = "vllm-0.11"  # the serving engine whose steady states and watts were measured (ML.ENERGY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class EngineSpec:
     tp: int = DEFAULT_TP  # GPUs of an instance
     precision: str | None = None  # of the weights; None: the checkpoint's own
     kv_precision: str | None = None  # of the KV cache; None: what the checkpoint asks for, else bf16
-    serving: str = "vllm"  # the engine that serves it
+    serving: str = MEASURED_SERVING  # the engine that serves it, and its release: a name of `catalog.engines.SERVING`
     max_num_seqs: int | None = None  # sequences an instance runs; None: the serving engine's default on this GPU
     memory_utilization: float = MEMORY_UTILIZATION  # share of each GPU's memory the engine may use [-]
     clock_frac: float = 1.0  # of its GPUs' cores, of their top clock [-]

@@ -924,7 +924,7 @@ _OF_A_BENCHMARK = (
     Option(
         name="serving",
         kind=OneName(),
-        about="serving engine",
+        about="serving engine: vllm (0.12 and newer), vllm-0.11, sglang, trtllm",
         otherwise="default vllm; of --points the row's",
         commands=("predict",),
     ),

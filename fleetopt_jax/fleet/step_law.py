@@ -1,7 +1,8 @@
 """The step law of an engine: seconds and joules of one iteration, whatever is in it.
 
-Today's engines add up: the decode step of the sequences that decode, and tau1 P + 2 tau2 A of P prompt tokens with A
-pairs, each at its own watts (`laws/decode.py`, `laws/prefill.py`, `laws/power.py`).
+Engines made of operators have one law of a mixed step (`laws/operator_step.py`). The others add up: the decode step of
+the sequences that decode, and tau1 P + 2 tau2 A of P prompt tokens with A pairs, each at its own watts
+(`laws/decode.py`, `laws/prefill.py`, `laws/power.py`).
 """
 
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from jax import Array
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.decode import DecodeLaw
-from fleetopt_jax.laws.mixed_step import StepBatch
+from fleetopt_jax.laws.mixed_step import OperatorDecode, StepBatch
+from fleetopt_jax.laws.operator_step import OperatorPower, OperatorStep
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 
@@ -22,6 +24,11 @@ class SumOfSteps:
     decode: DecodeLaw
     power: PowerLaw
     prefill: Prefill
+
+    @property
+    def first_token_s(self) -> Array:
+        """What a first token takes beyond its iterations [s]: it is not known."""
+        return jnp.zeros(())
 
     def step_s(self, batch: StepBatch) -> Array:
         """Time of one iteration [s]."""
@@ -41,6 +48,8 @@ class SumOfSteps:
         return self.prefill.per_token_s * batch.prompt_tokens + of_pairs_s
 
 
-def step_law_of(engine: Engine) -> SumOfSteps:
+def step_law_of(engine: Engine) -> SumOfSteps | OperatorStep:
     """What an iteration of this engine takes."""
+    if isinstance(engine.power, OperatorPower) and isinstance(engine.decode, OperatorDecode):
+        return engine.power.law
     return SumOfSteps(engine.decode, engine.power, engine.prefill)

@@ -116,6 +116,7 @@ _CHOICES = {  # by the names of their records
 }
 _QUALITIES = {  # of an engine's coefficients: what they rest on
     "measured": "measurements of this very configuration",
+    "kernels": "operators timed on its GPU and the serving engine's own time",
     "law": "a law fitted to measurements on its GPU",
     "projected": "the law of another GPU, carried over by data-sheet figures",
     "calibrated": "the paper's coefficients, calibrated by hand",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from fleetopt_jax.calibrate.points import Point, benchmark, read_points
 from fleetopt_jax.calibrate.predict import Prediction
-from fleetopt_jax.catalog.engines import SERVING, engine_entry
+from fleetopt_jax.catalog.engines import engine_entry
+from fleetopt_jax.catalog.hosts import NEWEST
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, EngineSpec
 from fleetopt_jax.cli.answer import Answer
@@ -36,7 +37,7 @@ def _asked(options: argparse.Namespace) -> list[Case]:
     with at_door(gpu):
         catalog = catalog_of(options)
         say_llm(argparse.Namespace(**vars(options) | {"gpu": gpu, "llm": llm}), catalog)
-        serving = options.serving or SERVING[0]
+        serving = options.serving or NEWEST
         spec = _as_run(options, named_spec(catalog, gpu, llm, tp, options.precision, serving=serving))
         entry = engine_entry(spec)
     warn_of_units(options, [entry.spec])
@@ -63,7 +64,7 @@ def _of_file(options: argparse.Namespace) -> tuple[list[Case], list[tuple[int | 
 def _case(options: argparse.Namespace, catalog: Catalog, point: Point) -> Case | str:
     """What a row asks for, as the options have it, else the row; or why it cannot be predicted."""
     gpu, llm, tp = options.gpu or point.gpu, options.llm or point.llm, options.tp or point.tp
-    precision, serving = options.precision or point.precision, options.serving or point.serving or SERVING[0]
+    precision, serving = options.precision or point.precision, options.serving or point.serving or NEWEST
     isl, osl = options.isl or point.isl, options.osl or point.osl
     if point.why and not (options.llm and "LLM" in point.why) and not (options.precision and "precision" in point.why):
         return point.why
