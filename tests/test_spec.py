@@ -260,7 +260,7 @@ def test_a_catalog_gpu_with_another_price_is_as_good_as_the_catalogs():
         ("precision", EngineSpec("h100", precision="fp9"), "unknown name 'fp9'; did you mean fp8"),
         ("precision", EngineSpec("h100", precision="mxfp4"), "mxfp4 is for routed experts"),
         ("kv_precision", EngineSpec("h100", kv_precision="int4"), "unknown name 'int4'"),
-        ("serving", EngineSpec("h100", serving="tgi"), "unknown name 'tgi'; known: vllm-0.11"),
+        ("serving", EngineSpec("h100", serving="tgi"), "unknown name 'tgi'; known: sglang, trtllm, vllm, vllm-0.11"),
         ("max_num_seqs", EngineSpec("h100", max_num_seqs=0), "0; need at least 1"),
         ("clock_frac", EngineSpec("h100", clock_frac=0.3), "0.3; need 0.4 to 1"),
         ("clock_frac", EngineSpec("h100", clock_frac=1.1), "1.1; need 0.4 to 1"),

@@ -99,6 +99,7 @@ def perturb(engine: Engine, factors: EngineFactors) -> Engine:
     prefill = engine.prefill.slower(factors.prefill)
     return replace(
         engine,
+        step=None,
         decode=engine.decode.slower(factors.step),
         power=engine.power.hungrier(factors.power),
         idle_w=engine.idle_w * factors.power,

@@ -218,7 +218,7 @@ def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:
     of_catalog = tuple(words for name, words in _LAW_WORDS.items() if name not in own)
     return replace(
         entry,
-        engine=replace(engine, **own),
+        engine=replace(engine, step=None if {"decode", "power", "prefill"} & own.keys() else engine.step, **own),
         quality=laws.quality,
         step_error=laws.step_error if laws.decode is not None else entry.step_error,
         power_error=laws.power_error if laws.power is not None else entry.power_error,
@@ -353,6 +353,7 @@ def _of_operators(
         prefill=prefill,
         idle_w=gpu.gpu.idle_w,
         usd_per_gpu_h=gpu.gpu.usd_per_h,
+        step=law,
         **as_floats(gpus_per_instance=spec.tp),
     )
     errors = entry.host.errors

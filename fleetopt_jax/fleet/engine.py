@@ -23,6 +23,7 @@ from fleetopt_jax.laws.kv_cache import (
 )
 from fleetopt_jax.laws.llm import Llm, weight_bytes
 from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
+from fleetopt_jax.laws.operator_step import OperatorStep
 from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
@@ -44,6 +45,7 @@ class Engine:
     idle_w: Array  # board power of one GPU of an instance without a request [W]
     gpus_per_instance: Array  # tensor parallelism [-]
     usd_per_gpu_h: Array  # price [USD/h]
+    step: OperatorStep | None = None  # of a mixed batch; None: decode and prefill, one after the other
 
 
 def make_engine(
@@ -157,6 +159,7 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
     """
     return replace(
         engine,
+        step=None,
         decode=engine.decode.at_clock(engine.prefill, clock_frac),
         power=engine.power.at_clock(engine.prefill, engine.idle_w, clock_frac),
         prefill=engine.prefill.at_clock(engine.idle_w, clock_frac),

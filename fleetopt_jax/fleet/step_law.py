@@ -11,8 +11,8 @@ from jax import Array
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.decode import DecodeLaw
-from fleetopt_jax.laws.mixed_step import OperatorDecode, StepBatch
-from fleetopt_jax.laws.operator_step import OperatorPower, OperatorStep
+from fleetopt_jax.laws.mixed_step import StepBatch
+from fleetopt_jax.laws.operator_step import OperatorStep
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 
@@ -50,6 +50,4 @@ class SumOfSteps:
 
 def step_law_of(engine: Engine) -> SumOfSteps | OperatorStep:
     """What an iteration of this engine takes."""
-    if isinstance(engine.power, OperatorPower) and isinstance(engine.decode, OperatorDecode):
-        return engine.power.law
-    return SumOfSteps(engine.decode, engine.power, engine.prefill)
+    return engine.step or SumOfSteps(engine.decode, engine.power, engine.prefill)

@@ -1,0 +1,102 @@
+"""Engines made of operators: what searches rely on, limits, gradients, and points that were measured."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fleetopt_jax as fo
+from fleetopt_jax.catalog.engines import SERVING, engine_entry
+from fleetopt_jax.catalog.spec import MEASURED_SERVING
+from fleetopt_jax.fleet.step_law import SumOfSteps, step_law_of
+from fleetopt_jax.laws.mixed_step import decoding, with_prompts
+from fleetopt_jax.laws.operator_step import OperatorStep
+
+BATCH = np.exp2(np.arange(0, 10.5, 0.5))
+SPECS = [
+    fo.EngineSpec("h100", "llama-3.1-70b", 4, "fp8", serving="vllm"),
+    fo.EngineSpec("b200", "qwen3-235b-a22b", 4, "fp8", serving="vllm"),
+    fo.EngineSpec("h200", "gpt-oss-120b", 2, serving="sglang"),
+    fo.EngineSpec("a100", "llama-3.1-8b", 1, "fp8", serving="trtllm"),
+    fo.EngineSpec("gb300", "deepseek-v3", 8, serving="vllm"),
+]
+
+
+@pytest.fixture(scope="module", params=SPECS, ids=lambda spec: f"{spec.gpu}-{spec.llm}")
+def entry(request):
+    return engine_entry(request.param)
+
+
+def test_the_default_is_the_engine_that_was_measured():
+    assert fo.EngineSpec("h100").serving == MEASURED_SERVING == SERVING[0]
+    old, new = (engine_entry(fo.EngineSpec("h100", serving=name)) for name in ("vllm-0.11", "vllm"))
+    assert old.engine.step is None and isinstance(step_law_of(old.engine), SumOfSteps)
+    assert isinstance(step_law_of(new.engine), OperatorStep)
+    assert (engine_entry(SPECS[0]).quality, engine_entry(SPECS[3]).quality) == ("kernels", "projected")
+
+
+def test_watts_and_steps_are_as_searches_rely_on(entry):
+    """Watts and seconds of a sequence fall with the batch; watts by less than 2 % of the TDP where they fall at all."""
+    engine, spec = entry.engine, entry.spec
+    gpu = fo.catalog.gpus.GPUS[spec.gpu].gpu
+    for context in (256.0, 4096.0, 65_536.0):
+        watts = np.asarray(jax.vmap(lambda n, c=context: engine.power.gpu_w(n, c))(BATCH))
+        seconds = np.asarray(jax.vmap(lambda n, c=context: engine.decode.step_s(n, c))(BATCH))
+        assert np.all(watts > engine.idle_w) and np.all(watts < gpu.tdp_w)
+        assert (
+            np.all(np.diff(watts / BATCH) < 0) and np.all(np.diff(seconds) > 0) and np.all(np.diff(seconds / BATCH) < 0)
+        )
+        assert np.all(np.diff(watts) > -0.02 * gpu.tdp_w)
+
+
+def test_prefill_is_no_faster_than_the_peak_and_near_the_step(entry):
+    """The polynomial is within a third of the step's own increase, for a prompt of a whole budget."""
+    engine, law = entry.engine, step_law_of(entry.engine)
+    prefill = engine.prefill
+    budget = float(prefill.budget_tokens)
+    beside = decoding(32.0, 2048.0, law.step.window_tokens)
+    whole = with_prompts(beside, budget, 0.0, law.step.window_tokens)
+    increase_s = float(law.step_s(whole) - law.step_s(beside))
+    assert float(fo.laws.prefill.prefill_s(prefill, budget)) == pytest.approx(increase_s, rel=1 / 3)
+    parts = law.step.parts(replace(whole, n_active=jnp.zeros(()), tokens=jnp.zeros(()), windowed_tokens=jnp.zeros(())))
+    assert increase_s > 0.5 * float(jnp.sum(parts.peak_s))
+    assert float(engine.idle_w) < float(prefill.gpu_w) < fo.catalog.gpus.GPUS[entry.spec.gpu].gpu.tdp_w
+
+
+def test_gradients_of_energy_are_finite_in_everything(entry):
+    law = step_law_of(entry.engine)
+    batches = [
+        decoding(0.0, 0.0),
+        with_prompts(decoding(1.0, 100.0), 1.0),
+        with_prompts(decoding(64.0, 4000.0), 8192.0),
+    ]
+    batch = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(each, dtype=float) for each in x]), *batches)
+
+    @jax.jit
+    @jax.vmap
+    def gradient(one):
+        return jax.grad(lambda law, one: law.gpu_j(one), argnums=(0, 1))(law, one)
+
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient(batch)))
+
+
+def test_a_part_of_ones_own_takes_the_place_of_the_mixed_step():
+    spec = SPECS[0]
+    engine = fo.build(spec)
+    own = fo.build(replace(spec, laws=fo.OwnLaws(decode=engine.decode.slower(2.0))))
+    assert own.step is None and isinstance(step_law_of(own), SumOfSteps)
+    slow = fo.build(replace(spec, clock_frac=0.7))
+    assert slow.step is None and float(slow.decode.step_s(64, 1000.0)) > float(engine.decode.step_s(64, 1000.0))
+    assert float(slow.power.gpu_w(64.0, 1000.0)) < float(engine.power.gpu_w(64.0, 1000.0))
+
+
+@pytest.mark.slow
+def test_a_search_over_them_is_certified_and_no_worse_than_a_grid():
+    workload = fo.make_workload([500, 4000, 9000], [200, 300, 150], [0.8, 0.15, 0.05], arrival_rate_per_s=40.0)
+    specs = [fo.EngineSpec(gpu, "llama-3.1-70b", 4, "fp8", serving="vllm") for gpu in ("h100", "b200")]
+    problem = fo.make_problem(workload, specs, slo=fo.make_slo(ttft_p99_s=2.0), n_pools=2)
+    exact, grid = (fo.optimize(problem, method) for method in ("exact", "grid"))
+    assert exact.status == "optimal"
+    assert float(exact.metrics.tok_per_j) >= float(grid.metrics.tok_per_j) * (1 - 1e-9)
