@@ -55,8 +55,9 @@ class OperatorStep:
 
 @pytree
 class OperatorPower(PowerLaw):
-    """Power while decoding, of the operators at work. From a batch to one 1.4 times as large it may fall by up to 2 % of
-    the TDP, where products turn from bandwidth to FLOPs; per sequence it falls always."""
+    """Power while decoding, of the operators at work. From a batch to one 1.4 times as large it may fall by up to 2 %
+    of the TDP, where products turn from bandwidth to FLOPs; per sequence it falls always.
+    """
 
     law: OperatorStep
 
