@@ -99,6 +99,7 @@ def small_problem(*specs: EngineSpec, assume: str = "published", **about) -> Pro
     return make_problem(few_lengths(), few, assume=assume, assumptions=assumptions, **about)
 
 
+@pytest.mark.slow
 def test_a_small_budget_is_kept_and_met_closely(h100, b200):
     """H100s cost less and B200s draw less; one cap, two, and one that no fleet keeps; from plans that are known, and
     without."""

@@ -152,6 +152,7 @@ def test_grid_is_the_brute_force_optimum(h100, b200, small_workload):
 # --- the methods ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_grid_is_the_best_of_all_fleets_and_walks_there_where_they_are_too_many(h100, monkeypatch):
     """Over three pools, and over gamma; then with fewer candidates than there are, from the best of which it walks."""
     three = published_problem(few_lengths(), [with_less_kv(h100)], n_pools=3, slo=make_slo(ttft_p99_s=0.3))
