@@ -9,7 +9,7 @@ import numpy as np
 from _mlenergy import CATALOG, Row
 from _scored_points import Point
 from _serving_points import read_points
-from fit_hosts import Measured, _measured, left_out_errors, measured_iterations
+from fit_hosts import Measured, left_out_errors, measured_iterations, measured_point
 
 Without = Literal["llm", "gpu"]
 
@@ -43,4 +43,4 @@ def predict_steady(folder: Path, rows: Sequence[Row], without: Without) -> np.nd
 @cache
 def _steps_of(folder: Path) -> dict[int, Measured | str]:
     """By row of the file: every step of its benchmark, or why there is no law of it."""
-    return {each.row: _measured(each) for each in read_points(folder)[0]}
+    return {each.row: measured_point(each) for each in read_points(folder)[0]}

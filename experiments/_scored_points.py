@@ -5,15 +5,15 @@ The folder given to the scripts holds `points.csv`, in the columns of the `silic
 requests, all sent at once, `concurrency` of them in flight. InferenceX draws prompts and outputs evenly from 0.8 to 1.0
 of their nominal lengths.
 
-Where all of n GPUs are said to divide experts both ways, the table multiplies n with itself (tp_size 64 of 8 x 8), and
-vLLM's launchers (SemiAnalysisAI/InferenceX, benchmarks/*.sh) know no data-parallel attention: `tp` and `attention_dp`
-are what ran, `columns` what is written.
+`tp`, `pp`, `attention_dp` and `moe_ep` are what ran (`_serving_points.split_of`), `columns` what is written.
 """
 
 import csv
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+
+from _serving_points import PRECISIONS, split_of
 
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.gpus import GPUS
@@ -36,7 +36,6 @@ LLMS = {  # model of the points -> what a spec takes; configs/ holds the fields 
     "MiniMaxAI/MiniMax-M2.5": str(CONFIGS / "minimax-m2.5.json"),
     "Qwen/Qwen3.5-397B-A17B": str(CONFIGS / "qwen3.5-397b-a17b.json"),
 }
-PRECISIONS = {"bf16": "bf16", "fp8": "fp8", "fp4": "nvfp4"}
 OWN_FOUR_BITS = {"openai/gpt-oss-120b": "mxfp4"}  # what "fp4" means of its checkpoint
 DRAWN = {(1024, 1024), (1024, 8192), (8192, 1024)}  # InferenceX's prompts and outputs: drawn, the others are exact
 LEAST_FRAC = 0.8  # of the nominal length, of a drawn one
@@ -151,26 +150,22 @@ def _point(row: int, line: dict[str, str]) -> Point:
     def whole(name: str, least: int = 1) -> int:
         return max(int(float(line[name] or 0)), least)
 
-    serving, tp, dp, ep = line["backend"], whole("tp_size"), whole("attention_dp_size"), whole("moe_ep_size")
-    if ep == whole("moe_tp_size") > 1 and tp * dp == ep**2:
-        tp, dp = (ep, 1) if dp == 1 else (1, ep)
-    if serving == "vllm":
-        dp = 1
+    split = split_of(line)
     return Point(
         row=row,
         gpu=line["system"].removesuffix("_sxm"),
         model=line["model_path"],
-        serving=serving,
+        serving=line["backend"],
         version=line["backend_version"],
         precision=line["precision"],
         aggregated=line["mode"] == "agg",
         nominal_prompt_tokens=whole("isl"),
         nominal_output_tokens=whole("osl"),
         concurrency=whole("concurrency", 0),
-        tp=tp,
-        pp=whole("pp_size"),
-        attention_dp=dp,
-        moe_ep=min(ep, tp * dp),
+        tp=split.tp,
+        pp=split.pp,
+        attention_dp=split.dp,
+        moe_ep=split.ep,
         ttft_s=float(line["silicon_ttft_ms"]) * MS,
         tpot_s=float(line["silicon_tpot_ms"]) * MS,
         columns=line,

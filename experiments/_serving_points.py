@@ -11,7 +11,7 @@ where it names some.
 """
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleetopt_jax.catalog.architecture import Architecture
@@ -117,6 +117,7 @@ def _point(number: int, line: dict[str, str]) -> Point | str:
     llm, architecture = MODELS[line["model_path"]]
     gpu = SYSTEMS[line["system"]]
     precision = "mxfp4" if llm.startswith("gpt-oss") else PRECISIONS[line["precision"]]
+    split = split_of(line)
     served = Served(
         engine=line["backend"],
         version=line["backend_version"],
@@ -125,7 +126,7 @@ def _point(number: int, line: dict[str, str]) -> Point | str:
         gpu=GPUS[gpu],
         precision=precision,
         kv_precision="fp8" if (llm, gpu) in KV_8_BITS else "bf16",
-        split=_split(line, architecture),
+        split=split if architecture.n_experts else replace(split, ep=1),
     )
     return Point(
         row=number,
@@ -138,13 +139,13 @@ def _point(number: int, line: dict[str, str]) -> Point | str:
     )
 
 
-def _split(line: dict[str, str], architecture: Architecture) -> Parallelism:
+def split_of(line: dict[str, str]) -> Parallelism:
     """How the GPUs share it. Where all of n GPUs are said to divide experts both ways, the table multiplies n with
     itself; vLLM's launchers know no data-parallel attention."""
     names = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
-    tp, pp, dp, expert_tp, ep = (max(int(line[name] or 1), 1) for name in names)
+    tp, pp, dp, expert_tp, ep = (max(int(float(line[name] or 1)), 1) for name in names)
     if expert_tp == ep > 1 and tp * dp == ep**2:
         tp, dp = (ep, 1) if dp == 1 else (1, ep)
     if line["backend"] == "vllm":
         dp = 1
-    return Parallelism(tp=tp, ep=min(ep, tp * dp) if architecture.n_experts else 1, dp=dp, pp=pp)
+    return Parallelism(tp=tp, ep=min(ep, tp * dp), dp=dp, pp=pp)

@@ -28,6 +28,7 @@ from _mlenergy import CATALOG, read_rows  # noqa: E402
 from _mlenergy import SOURCE as MLENERGY  # noqa: E402
 from _serving_points import BUDGET_TOKENS, UTILIZATION, Point, Served, read_points  # noqa: E402
 from _serving_points import SOURCE as POINTS  # noqa: E402
+from operators._fitting import rounded_document  # noqa: E402
 from scipy.optimize import least_squares  # noqa: E402
 
 from fleetopt_jax.catalog.engines import workspace_of  # noqa: E402
@@ -90,7 +91,7 @@ def main() -> None:
     for engine, title in TITLES.items():
         engines[engine] = {"title": title, **_engine(engine, [each for each in measured if each.engine == engine])}
     document = {"source": f"{POINTS}; {MLENERGY}", "licence": "Apache-2.0", "engines": engines}
-    write_whole(OUT, json.dumps(_rounded(document), indent=1, sort_keys=True) + "\n")
+    write_whole(OUT, json.dumps(rounded_document(document), indent=1, sort_keys=True) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------- what was measured
@@ -176,7 +177,7 @@ def measured_points(folder: Path) -> tuple[list[Measured], dict[str, int]]:
     points, left_out = read_points(folder)
     found = []
     for point in points:
-        each = _measured(point)
+        each = measured_point(point)
         if isinstance(each, str):
             left_out[each] = left_out.get(each, 0) + 1
         else:
@@ -184,7 +185,7 @@ def measured_points(folder: Path) -> tuple[list[Measured], dict[str, int]]:
     return found, left_out
 
 
-def _measured(point: Point) -> Measured | str:
+def measured_point(point: Point) -> Measured | str:
     served = point.served
     if served.split.n_gpus > MOST_GPUS:
         return f"more than {MOST_GPUS} GPUs"
@@ -404,13 +405,6 @@ def _error_numbers(points: Sequence[Measured], table: np.ndarray, chosen: np.nda
 def _print(what: str, said: dict[str, dict[str, float]]) -> None:
     columns = [" ".join(f"{name} {value:6.1%}" for name, value in table.items()) for table in said.values()]
     print("  " + what + "  " + " | ".join(f"{name}: {text}" for name, text in zip(said, columns)))
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to five significant digits."""
-    if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from operators import (  # noqa: E402
     serving_watts,
     watts,
 )
+from operators._fitting import rounded_document  # noqa: E402
 
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 
@@ -46,7 +47,6 @@ CLASSES = {
     "watts": watts,
     "serving_watts": serving_watts,
 }
-DIGITS = 5
 
 
 def main() -> None:
@@ -55,18 +55,11 @@ def main() -> None:
     parser.add_argument("--only", choices=CLASSES, help="one class of operators")
     options = parser.parse_args()
     for name in [options.only] if options.only else CLASSES:
-        document = rounded(CLASSES[name].fit(options.folder))
+        document = rounded_document(CLASSES[name].fit(options.folder))
         write_whole(OUT / f"{name}.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
         print(f"{name}: {document['source']}")
         for line in error_table(document):
             print(line)
-
-
-def rounded(value: Any) -> Any:
-    """A document whose floats have five significant digits."""
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def error_table(document: dict[str, Any]) -> list[str]:

@@ -230,11 +230,11 @@ def repeating(page: str) -> list[list[str]]:
 
 
 def test_a_command_kept_in_a_plan_names_its_files_wherever_it_is_read(tmp_path, monkeypatch):
-    for folder in ("work/plans", "elsewhere"):
+    for folder in ("planner/plans", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("trace.csv", "mine.json", "my.toml"):
-        (tmp_path / "work" / name).write_text("there")
-    monkeypatch.chdir(tmp_path / "work")
+        (tmp_path / "planner" / name).write_text("there")
+    monkeypatch.chdir(tmp_path / "planner")
     ask = "optimize --workload trace.csv --gpu mine.json,h100 --catalog my.toml --itl-ms 80 --out plans/plan.json"
     kept = command_said(make_parser().parse_args(ask.split()))
     assert kept == (
@@ -242,7 +242,7 @@ def test_a_command_kept_in_a_plan_names_its_files_wherever_it_is_read(tmp_path, 
     )
     assert from_here(kept, "plans/plan.json") == kept.replace("../", "")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert from_here(kept, "../work/plans/plan.json") == kept.replace("../", "../work/")
+    assert from_here(kept, "../planner/plans/plan.json") == kept.replace("../", "../planner/")
     assert from_here("what's this", "plan.json") == "what's this"
 
 

@@ -11,8 +11,9 @@ from fleetopt_jax.catalog.hosts import document, host_entry, serving_engines
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.steps import Parallelism, step_entry
 from fleetopt_jax.core.errors import BadField
-from fleetopt_jax.laws.host import longer_of, make_host_law
+from fleetopt_jax.laws.host import make_host_law
 from fleetopt_jax.laws.mixed_step import decoding
+from fleetopt_jax.laws.operators.roofline import soft_roofline_s
 
 # Mean TPOT [ms] of closed loops of vLLM: SemiAnalysis InferenceX, by way of silicon_sample.csv of aiconfigurator-core
 # 0.12.0 (Apache-2.0); 1,024 tokens in, 8,192 out, so that next to no step has a prompt.
@@ -27,6 +28,10 @@ MEASURED = (  # GPU, LLM, precision, KV cache, split, sequences, ms
     ("b200", "gpt-oss-120b", "mxfp4", "fp8", Parallelism(tp=1), 32, 7.32716),
 )
 CONTEXT_TOKENS = 0.9 * (1024 + 8192 / 2)  # lengths are drawn from 0.8 to 1.0 of the nominal ones
+
+
+def longer_of(a, b, sharpness):
+    return soft_roofline_s(0.0, a, b, sharpness)
 
 
 def test_the_longer_counts_and_both_where_they_meet():

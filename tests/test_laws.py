@@ -75,7 +75,6 @@ def random_gpus(seed: int = 2) -> Gpu:
         link_gpus=np.full(N, 8.0),
         inter_node_bytes_per_s=bandwidth / 80,
         peak_flop4_per_s=4 * flop,
-        n_sms=np.full(N, 132.0),
     )
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from ._fitting import (
-    HELD_OUT_EVERY,
     LICENCE,
     SOURCE,
     TABLES,
     Bounds,
     Rows,
+    borrowed,
+    described,
     fastest,
     fitted,
-    groups,
     log_spacing,
     newest_rows,
     where,
@@ -90,25 +90,12 @@ def entry(
         [{**bounds, "sharpness": (start, 1.0, 9.0)} for start in SHARPNESSES] if "sharpness" in bounds else [bounds]
     )
     found = _found(seconds, rows, starts, size)
-    wrong = np.abs(seconds(found, rows) / rows["seconds"] - 1.0)
-    held = groups(rows, shape) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
     near = {name: (found[name], least, most) for name, (_, least, most) in bounds.items()}
-    fewer = _found(seconds, where(rows, ~held), [near], size)
-    unseen = np.abs(seconds(fewer, where(rows, held)) / rows["seconds"][held] - 1.0)
-    return {
-        "coefficients": found,
-        "rows": len(wrong),
-        "left_out": left_out,
-        "median_error": float(np.median(wrong)),
-        "p90_error": float(np.quantile(wrong, 0.9)),
-        "held_out_median_error": float(np.median(unseen)),
-    }
 
+    def again(kept: np.ndarray) -> dict[str, float]:
+        return _found(seconds, where(rows, kept), [near], size)
 
-def borrowed(of: dict[str, Any], lender: str, changed: dict[str, float]) -> dict[str, Any]:
-    """The entry of what has no rows: another's coefficients, some of them changed."""
-    coefficients = {**of["coefficients"], **changed}
-    return {"coefficients": coefficients, "rows": 0, "left_out": "", "borrowed_from": lender}
+    return {**described(seconds, rows, found, again, shape), "left_out": left_out}
 
 
 def _found(seconds: Seconds, rows: Rows, starts: Sequence[Bounds], size: str) -> dict[str, float]:

@@ -92,20 +92,54 @@ def entry(
 ) -> dict[str, Any]:
     """The fit of one data type and its errors; once more with every fifth shape left out, tried on those."""
     found = fitted(seconds, rows, bounds, weights)
+
+    def again(kept: np.ndarray) -> dict[str, float]:
+        return fitted(seconds, where(rows, kept), bounds, weights[kept])
+
+    return {**described(seconds, rows, found, again, shape), **kept}
+
+
+def described(
+    seconds: Callable[[dict[str, float], Rows], np.ndarray],
+    rows: Rows,
+    found: dict[str, float],
+    again: Callable[[np.ndarray], dict[str, float]],
+    shape: tuple[str, ...],
+) -> dict[str, Any]:
+    """The coefficients with their errors on all rows, and on every fifth shape of a fit `again` to the others."""
     wrong = np.abs(seconds(found, rows) / rows["seconds"] - 1.0)
     held = groups(rows, shape) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
-    fewer = fitted(seconds, where(rows, ~held), bounds, weights[~held])
-    unseen = np.abs(seconds(fewer, where(rows, held)) / rows["seconds"][held] - 1.0)
+    unseen = np.abs(seconds(again(~held), where(rows, held)) / rows["seconds"][held] - 1.0)
     return {
         "coefficients": found,
         "rows": len(wrong),
         "median_error": float(np.median(wrong)),
         "p90_error": float(np.quantile(wrong, 0.9)),
         "held_out_median_error": float(np.median(unseen)),
-        **kept,
     }
+
+
+def borrowed(of: dict[str, Any], lender: str, changed: Mapping[str, float]) -> dict[str, Any]:
+    """The entry of what has no rows: another's coefficients, some of them changed."""
+    coefficients = {**of["coefficients"], **changed}
+    return {"coefficients": coefficients, "rows": 0, "left_out": "", "borrowed_from": lender}
+
+
+def with_borrowers(gpus: dict[str, dict[str, Any]], borrowers: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """With the GPUs that have no table, and all of another's entries."""
+    lent = {
+        gpu: {name: borrowed(of, lender, {}) for name, of in gpus[lender].items()} for gpu, lender in borrowers.items()
+    }
+    return gpus | lent
 
 
 def rounded(value: float) -> float:
     """To five significant digits."""
     return float(f"{value:.5g}")
+
+
+def rounded_document(value: Any) -> Any:
+    """A document whose floats have five significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded_document(inner) for key, inner in value.items()}
+    return rounded(value) if isinstance(value, float) else value

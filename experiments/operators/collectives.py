@@ -12,12 +12,8 @@ from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.core.units import US
 from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s, all_reduce_s, make_collective_law
 
-TABLES = {
-    **{name: f"{name}_sxm" for name in ("a100", "h100", "h200", "b200", "b300")},
-    **{name: name for name in ("gb300", "gb200")},
-    "rtx-pro-6000": "rtx_pro_6000_server",
-    "l40s": "l40s",
-}
+from ._fitting import HELD_OUT_EVERY, LICENCE, ROBUST_ERROR, TABLES, Rows, groups, rounded, where
+
 # What rows that are left out would say, of a GPU joined in the same way.
 BORROWED = {
     ("l40s", "all_reduce"): ("rtx-pro-6000", ("per_gpu_s", "growth")),
@@ -26,7 +22,6 @@ BORROWED = {
 }
 SOURCE = "ai-dynamo/aiconfigurator (snapshot 095f58a, 21 Aug 2026): custom_allreduce, kernels in a CUDA graph, and nccl"
 LEAST_BYTES, MOST_BYTES = 2_048, 2**29  # one token of a small model to 32,768 tokens of a large one
-ROBUST = 0.1  # errors above this count less
 BOUNDS = {
     "direct_launch_s": (1 * US, 50 * US),
     "ring_launch_s": (1 * US, 500 * US),
@@ -47,7 +42,6 @@ STARTS = tuple(
     for slower in (1.0, 5.0)
     for share in (0.2, 0.5)
 )
-Rows = dict[str, np.ndarray]
 Law = Callable[..., Any]
 
 
@@ -55,13 +49,14 @@ def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: the coefficients of every GPU, and how well they describe its table."""
     gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
     ways = {"all_reduce": (_all_reduces, all_reduce_s), "exchange": (_exchanges, all_gather_s)}
-    for gpu, table in TABLES.items():  # those that borrow after those that lend
+    borrowers = {gpu for gpu, _ in BORROWED}
+    for gpu in sorted(TABLES, key=lambda name: name in borrowers):  # after those that lend
         for kind, (read, law) in ways.items():
-            rows, left_out = _kept(gpu, kind, read(folder / table))
+            rows, left_out = _kept(gpu, kind, read(folder / TABLES[gpu]))
             lender, names = BORROWED.get((gpu, kind), (gpu, ()))
             fixed = {name: gpus[lender][kind]["coefficients"][name] for name in names}
             gpus[gpu][kind] = _entry(law, gpu, rows, fixed, left_out)
-    return {"source": SOURCE, "licence": "Apache-2.0", "gpus": gpus}
+    return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
 
 
 def errors(law: Law, gpu: str, found: CollectiveLaw, rows: Rows) -> np.ndarray:
@@ -72,8 +67,8 @@ def errors(law: Law, gpu: str, found: CollectiveLaw, rows: Rows) -> np.ndarray:
 def _entry(law: Law, gpu: str, rows: Rows, fixed: dict[str, float], left_out: str) -> dict[str, Any]:
     found = _fit(law, gpu, rows, fixed)
     wrong = np.abs(errors(law, gpu, found, rows))
-    held = np.unique(rows["bytes"], return_inverse=True)[1] % 5 == 2
-    held_out = np.abs(errors(law, gpu, _fit(law, gpu, _where(rows, ~held), fixed), _where(rows, held)))
+    held = groups(rows, ("bytes",)) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+    held_out = np.abs(errors(law, gpu, _fit(law, gpu, where(rows, ~held), fixed), where(rows, held)))
     return {
         "coefficients": {name: float(getattr(found, name)) for name in BOUNDS},
         "rows": len(wrong),
@@ -97,7 +92,7 @@ def _fit(law: Law, gpu: str, rows: Rows, fixed: dict[str, float]) -> CollectiveL
         return np.log(law(record(logs), sheet, rows["bytes"], rows["gpus"])) - measured
 
     starts = [np.log([start[name] for name in free]) for start in STARTS]
-    found = [least_squares(residuals, start, bounds=bounds, loss="soft_l1", f_scale=ROBUST) for start in starts]
+    found = [least_squares(residuals, start, bounds=bounds, loss="soft_l1", f_scale=ROBUST_ERROR) for start in starts]
     best = record(min(found, key=lambda each: each.cost).x)
     return make_collective_law(**{name: rounded(getattr(best, name)) for name in BOUNDS})
 
@@ -120,28 +115,19 @@ def _exchanges(folder: Path) -> Rows:
 def _rows(table: Any, n_bytes: np.ndarray) -> Rows:
     rows = {"bytes": n_bytes, "gpus": table["num_gpus"].to_numpy().astype(float)}
     rows["seconds"] = 1e-3 * table["latency"].to_numpy()
-    return _where(rows, (n_bytes >= LEAST_BYTES) & (n_bytes <= MOST_BYTES))
+    return where(rows, (n_bytes >= LEAST_BYTES) & (n_bytes <= MOST_BYTES))
 
 
 def _kept(gpu: str, kind: str, rows: Rows) -> tuple[Rows, str]:
     """The rows that are to be trusted, and which are not, and why."""
     if gpu == "l40s":
-        return _where(rows, rows["gpus"] == 2), (
+        return where(rows, rows["gpus"] == 2), (
             "more than 2 GPUs: one host without peer access between them; per_gpu_s and growth are those of "
             "RTX PRO 6000"
         )
     if gpu == "gb200" and kind == "all_reduce":
-        return _where(rows, (rows["gpus"] > 2) | (rows["bytes"] < 2**23)), (
+        return where(rows, (rows["gpus"] > 2) | (rows["bytes"] < 2**23)), (
             "8 MiB and more over 2 GPUs: a third of the bytes/s that its 4 GPUs, B200 and GB300 reach; growth is that "
             "of GB300"
         )
     return rows, ""
-
-
-def _where(rows: Rows, kept: np.ndarray) -> Rows:
-    return {name: values[kept] for name, values in rows.items()}
-
-
-def rounded(value: Any) -> float:
-    """To five significant digits."""
-    return float(f"{float(value):.5g}")

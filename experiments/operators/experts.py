@@ -16,7 +16,7 @@ import numpy as np
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.laws.operators.experts import ROUTINGS, USUAL_ROUTING, Experts, make_experts_law, timed_experts_s
 
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, entry, fastest, log_spacing, newest_rows, where
+from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, borrowed, entry, fastest, log_spacing, newest_rows, where
 
 VARIANTS = {
     "bfloat16": "bf16",
@@ -126,6 +126,5 @@ def _borrowed(found: dict[str, Any]) -> dict[str, Any]:
         if variant not in found:
             lender = "fp8" if variant == "fp8_block" and "fp8" in found else "bf16"
             of = FORMATS[lender] | dict(weight_bytes=FORMATS[variant]["weight_bytes"])
-            coefficients = {**found[lender]["coefficients"], **of}
-            lent[variant] = {"coefficients": coefficients, "rows": 0, "left_out": "", "borrowed_from": lender}
+            lent[variant] = borrowed(found[lender], lender, of)
     return lent

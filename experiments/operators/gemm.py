@@ -17,7 +17,7 @@ from fleetopt_jax.core.units import US
 from fleetopt_jax.laws.hardware import peak_of_bits
 from fleetopt_jax.laws.operators.gemm import make_gemm_law, timed_gemm_s
 
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, entry, fastest, log_spacing, newest_rows, where
+from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, borrowed, entry, fastest, log_spacing, newest_rows, where
 
 VARIANTS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 # Bytes of a weight and of an input, scales included, and bits multiplied. int4: 4 bits and a 16-bit scale for each 128;
@@ -128,10 +128,5 @@ def _borrowed(gpu: str, found: dict[str, Any]) -> dict[str, Any]:
             lender, of = "fp8", FORMATS[variant]
         elif variant == "int8" and "int8" in formats:
             of = FORMATS[variant]
-        lent[variant] = {
-            "coefficients": {**found[lender]["coefficients"], **of},
-            "rows": 0,
-            "left_out": "",
-            "borrowed_from": lender,
-        }
+        lent[variant] = borrowed(found[lender], lender, of)
     return lent

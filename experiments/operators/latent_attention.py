@@ -22,8 +22,8 @@ from fleetopt_jax.laws.operators.latent_attention import (
     make_latent_attention_law,
 )
 
-from ._attention import VARIANTS, borrowed, entry
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, fastest, newest_rows, where
+from ._attention import VARIANTS, entry
+from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, borrowed, fastest, newest_rows, where, with_borrowers
 
 BORROWED = {"a100": "h100"}
 WEIGHTS = {"bfloat16": ("bf16", 2.0), "fp8_block": ("fp8_block", 1.0002), "nvfp4": ("nvfp4", 0.5625)}
@@ -46,9 +46,7 @@ PHASES = {"prefill": ("mla_context_module", "isl"), "decode": ("mla_generation_m
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: coefficients by GPU, phase and types, and how well they describe its table."""
     gpus = {gpu: _variants(folder, gpu) for gpu in TABLES if gpu not in BORROWED}
-    for gpu, lender in BORROWED.items():
-        gpus[gpu] = {name: borrowed(of, lender, {}) for name, of in gpus[lender].items()}
-    return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
+    return {"source": SOURCE, "licence": LICENCE, "gpus": with_borrowers(gpus, BORROWED)}
 
 
 def _variants(folder: Path, gpu: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from fleetopt_jax.laws.operators.recurrent import (
     timed_recurrent_decode_s,
 )
 
-from ._attention import L2_BYTES, borrowed, entry
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, fastest, newest_rows, where
+from ._attention import L2_BYTES, entry
+from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, fastest, newest_rows, where, with_borrowers
 
 BORROWED = {"a100": "h100"}
 HEAD_DIM = 128.0  # of keys and values of every model timed
@@ -48,9 +48,7 @@ SHAPE = ("num_k_heads", "num_v_heads")
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: the coefficients of every GPU and phase, and how well they describe its table."""
     gpus = {gpu: _variants(folder, gpu) for gpu in TABLES if gpu not in BORROWED}
-    for gpu, lender in BORROWED.items():
-        gpus[gpu] = {name: borrowed(of, lender, {}) for name, of in gpus[lender].items()}
-    return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
+    return {"source": SOURCE, "licence": LICENCE, "gpus": with_borrowers(gpus, BORROWED)}
 
 
 def _variants(folder: Path, gpu: str) -> dict[str, Any]:

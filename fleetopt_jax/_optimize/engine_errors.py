@@ -21,7 +21,7 @@ from scipy.special import ndtri
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import as_floats, pytree, stack
-from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.engine import Engine, with_laws
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
 
@@ -97,9 +97,8 @@ def perturb(engine: Engine, factors: EngineFactors) -> Engine:
     below a board's power limit grow, the limit (known, where the law has one) does not.
     """
     prefill = engine.prefill.slower(factors.prefill)
-    return replace(
+    return with_laws(
         engine,
-        step=None,
         decode=engine.decode.slower(factors.step),
         power=engine.power.hungrier(factors.power),
         idle_w=engine.idle_w * factors.power,

@@ -46,16 +46,8 @@ N_DRAWS = 300  # of the engines' errors
 N_PAIRED = 5  # levers whose pairs are tried
 PAPER_PAIRS = (("routing", "generation"), ("gamma", "generation"))  # tried whatever they gain: topology x generation
 MULTIPLY = 0.03  # gain(a and b) within so much of gain(a) gain(b) counts as their product
-QUALITIES = (
-    "measured",
-    "calibrated",
-    "kernels",
-    "law",
-    "scaled",
-    "projected",
-    "roofline",
-    "assumed",
-)  # best known first
+# Best known first.
+QUALITIES = ("measured", "calibrated", "kernels", "law", "scaled", "projected", "roofline", "assumed")
 
 Search = Callable[[Problem], Plan | Infeasible]
 

@@ -14,7 +14,7 @@ from fleetopt_jax.calibrate.points import served_otherwise
 from fleetopt_jax.calibrate.readers import Row, read_rows
 from fleetopt_jax.calibrate.readers.rows import LEAST
 from fleetopt_jax.catalog.engines import resolved
-from fleetopt_jax.catalog.llms import catalog_name, llm_entry, names_of
+from fleetopt_jax.catalog.llms import llm_entry, names_of
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import shown
@@ -233,9 +233,9 @@ def _is(name: str, text: str, spec: EngineSpec) -> bool:
     llama-3.1-70b."""
     match name:
         case "gpu":
-            return spec.gpu_name.lower() in (text, *re.split(r"[^a-z0-9]+", text))
+            return spec.gpu_name.lower() in (gpu_name(text), *re.split(r"[^a-z0-9]+", text))
         case "model":
-            llm, known = spec.llm_name.lower(), catalog_name(text)
+            llm, known = spec.llm_name.lower(), llm_name(text)
             if text.rsplit("/", 1)[-1] in (llm, llm.rsplit("/", 1)[-1]):
                 return True
             alike = names_of(llm_entry(spec.llm).architecture)

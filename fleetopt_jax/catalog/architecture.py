@@ -22,7 +22,6 @@ class LinearLayers:
     value_heads: int
     key_dim: int
     value_dim: int
-    kernel_tokens: int = 4  # of its convolution
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class StateLayers:
     states: int  # of a channel
     heads: int = 0  # of Mamba 2; 0: Mamba 1
     groups: int = 1
-    kernel_tokens: int = 4  # of its convolution
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ operators borrowed `projected`.
 `projected` engines: the paper's coefficients, and its roofline law for everything else.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from importlib.resources import files
 from typing import Literal, cast
 
 import jax
@@ -22,7 +20,8 @@ from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
 from fleetopt_jax.catalog.hosts import serving_engines
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
-from fleetopt_jax.catalog.operators import document
+from fleetopt_jax.catalog.operators import operator_entry
+from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, MEASURED_SERVING, EngineSpec, OwnLaws, Quality
 from fleetopt_jax.catalog.steps import Parallelism, step_entry
 from fleetopt_jax.core.errors import BadField, unknown_name
@@ -36,6 +35,7 @@ from fleetopt_jax.fleet.engine import (
     measured_engine,
     require_fit,
     roofline_engine,
+    with_laws,
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
@@ -44,7 +44,7 @@ from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
 from fleetopt_jax.laws.mixed_step import CLASSES, decode_of
 from fleetopt_jax.laws.operator_step import OperatorPower, OperatorStep, operator_prefill
-from fleetopt_jax.laws.operators.watts import make_serving_watts, step_watts
+from fleetopt_jax.laws.operators.watts import step_watts
 from fleetopt_jax.laws.power import ActivityPower, make_logistic_power
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR, Prefill
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
@@ -218,7 +218,7 @@ def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:
     of_catalog = tuple(words for name, words in _LAW_WORDS.items() if name not in own)
     return replace(
         entry,
-        engine=replace(engine, step=None if {"decode", "power", "prefill"} & own.keys() else engine.step, **own),
+        engine=with_laws(engine, **own),
         quality=laws.quality,
         step_error=laws.step_error if laws.decode is not None else entry.step_error,
         power_error=laws.power_error if laws.power is not None else entry.power_error,
@@ -321,7 +321,7 @@ class OwnFit:
 @cache
 def own_fits() -> dict[tuple[str, str, int, str], OwnFit]:
     """The fits of measured configurations, by (gpu, llm, tp, precision)."""
-    document = json.loads((files("fleetopt_jax.catalog") / "data" / "engines.json").read_text())
+    document = packaged_json("engines.json")
     return {
         (fit["gpu"], fit["llm"], fit["tp"], fit["precision"]): OwnFit(
             decode=make_decode_step(**fit["decode"]),
@@ -342,15 +342,19 @@ def _of_operators(
     """The engine whose steps are the sum of their operators, in the serving engine's own time."""
     split = Parallelism(tp=spec.tp)
     entry = step_entry(architecture, gpu, split, spec.precision or "", spec.kv_precision or "", spec.serving)
-    watts = document("serving_watts")["gpus"]
-    serving = watts[gpu.name if gpu.name in watts else gpu.law]["serving"]
-    law = OperatorStep(entry.step, step_watts(make_serving_watts(**serving["coefficients"]), CLASSES), gpu.gpu)
-    decode, prefill = decode_of(entry.step), _operator_prefill(law, gpu)
+    watts = operator_entry("serving_watts", gpu, "serving")
+    law = OperatorStep(entry.step, step_watts(watts.law, CLASSES), gpu.gpu)
+    prefill = operator_prefill(
+        law,
+        chunk_tokens=gpu.chunk_tokens,
+        calibration_tokens=ROOFLINE_CONTEXT_TOKENS,
+        budget_tokens=gpu.batched_tokens,
+    )
     engine = Engine(
-        decode=decode,
+        decode=decode_of(entry.step),
         kv=physical_kv(gpu.gpu, llm, spec.tp, gpu.max_num_seqs, spec.memory_utilization, workspace),
         power=OperatorPower(law),
-        prefill=prefill,
+        prefill=jax.tree.map(np.asarray, prefill),
         idle_w=gpu.gpu.idle_w,
         usd_per_gpu_h=gpu.gpu.usd_per_h,
         step=law,
@@ -362,22 +366,10 @@ def _of_operators(
         engine=engine,
         quality=entry.quality,
         step_error=errors.get("tpot"),
-        power_error=serving.get("held_out_mean_error", PROJECTED_WATTS_ERROR),
+        power_error=PROJECTED_WATTS_ERROR if watts.mean_error is None else watts.mean_error,
         source=f"operators timed on {' and '.join(sorted({each.gpu for each in entry.operators}))}, the own time of "
         f"{entry.host.title} measured on {entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
         prefill_error=errors.get("ttft_8k", errors.get("ttft")),
-    )
-
-
-def _operator_prefill(law: OperatorStep, gpu: GpuEntry) -> Prefill:
-    return jax.tree.map(
-        np.asarray,
-        operator_prefill(
-            law,
-            chunk_tokens=gpu.chunk_tokens,
-            calibration_tokens=ROOFLINE_CONTEXT_TOKENS,
-            budget_tokens=gpu.batched_tokens,
-        ),
     )
 
 
@@ -413,7 +405,7 @@ def _of_fit(law: EngineEntry, fit: OwnFit) -> EngineEntry:
         power = replace(activity, step=step, **as_floats(**fit.power))
     return replace(
         law,
-        engine=replace(law.engine, decode=fit.decode, power=power),
+        engine=with_laws(law.engine, decode=fit.decode, power=power),
         quality="measured",
         step_error=fit.step_error,
         power_error=fit.power_error,

@@ -19,7 +19,7 @@ from typing import Literal
 
 from fleetopt_jax.core.errors import unknown_name
 from fleetopt_jax.core.units import GB, GIB, TB, TFLOP
-from fleetopt_jax.laws.hardware import INTER_NODE_BYTES_PER_S, LINK_BYTES_PER_S, LINK_GPUS, N_SMS, Gpu, make_gpu
+from fleetopt_jax.laws.hardware import INTER_NODE_BYTES_PER_S, LINK_BYTES_PER_S, LINK_GPUS, Gpu, make_gpu
 
 PCIE_BYTES_PER_S = 64 * GB  # of 16 lanes of Gen 5, one way
 SURE_ON_PCIE = 2  # GPUs: hosts differ in what more of them reach, by up to ten (`laws/operators/collectives.py`)
@@ -41,7 +41,6 @@ class GpuEntry:
     source: str  # where its numbers come from
     peak_flop8_per_s: float | None = None  # dense 8-bit peak; None where the GPU has no such units [FLOP/s]
     peak_flop4_per_s: float | None = None  # dense 4-bit peak; None where the GPU has no such units [FLOP/s]
-    n_sms: int = N_SMS  # streaming multiprocessors
     formats: tuple[str, ...] = ("fp8", "int8")  # that its tensor cores multiply besides 16 bits
     idle_w: float | None = None  # with a model loaded and nothing to do; None: the default share of the TDP [W]
     empty_w: float | None = None  # without a model, nothing running; None where nobody has published it [W]
@@ -66,7 +65,6 @@ class GpuEntry:
             peak_flop_per_s=self.peak_flop_per_s,
             peak_flop8_per_s=self.peak_flop8_per_s,
             peak_flop4_per_s=self.peak_flop4_per_s,
-            n_sms=self.n_sms,
             tdp_w=self.tdp_w,
             idle_w=self.idle_w,
             usd_per_h=self.usd_per_h,
@@ -90,7 +88,6 @@ _SHEETS = (
         bandwidth_bytes_per_s=2.039 * TB,
         peak_flop_per_s=312 * TFLOP,
         peak_flop8_per_s=624 * TFLOP,  # of integers: it has no units of 8-bit floats
-        n_sms=108,
         formats=("int8",),
         tdp_w=400,
         idle_w=62,
@@ -148,7 +145,6 @@ _SHEETS = (
         peak_flop_per_s=2250 * TFLOP,
         peak_flop8_per_s=4500 * TFLOP,
         peak_flop4_per_s=9000 * TFLOP,
-        n_sms=148,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=1000,
         idle_w=251.3,
@@ -172,7 +168,6 @@ _SHEETS = (
         peak_flop_per_s=2500 * TFLOP,
         peak_flop8_per_s=5000 * TFLOP,
         peak_flop4_per_s=10_000 * TFLOP,
-        n_sms=152,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=1200,
         idle_w=220,
@@ -197,7 +192,6 @@ _SHEETS = (
         peak_flop_per_s=2250 * TFLOP,
         peak_flop8_per_s=4500 * TFLOP,
         peak_flop4_per_s=14_000 * TFLOP,
-        n_sms=148,
         formats=("fp8", "nvfp4"),
         tdp_w=1100,
         usd_per_h=9.3,
@@ -218,7 +212,6 @@ _SHEETS = (
         peak_flop_per_s=2500 * TFLOP,
         peak_flop8_per_s=5000 * TFLOP,
         peak_flop4_per_s=15_000 * TFLOP,
-        n_sms=152,
         formats=("fp8", "nvfp4"),
         tdp_w=1400,
         usd_per_h=11.6,
@@ -241,7 +234,6 @@ _SHEETS = (
         peak_flop_per_s=467.8 * TFLOP,
         peak_flop8_per_s=935.6 * TFLOP,
         peak_flop4_per_s=1871 * TFLOP,
-        n_sms=188,
         formats=("fp8", "int8", "nvfp4"),
         tdp_w=600,
         idle_w=90,
@@ -261,7 +253,6 @@ _SHEETS = (
         bandwidth_bytes_per_s=0.864 * TB,
         peak_flop_per_s=362 * TFLOP,
         peak_flop8_per_s=733 * TFLOP,
-        n_sms=142,
         tdp_w=350,
         idle_w=102.1,
         empty_w=36,

@@ -493,7 +493,6 @@ def _linear_layers(linear: HfLinear) -> LinearLayers:
         value_heads=linear.linear_num_value_heads or 0,
         key_dim=linear.linear_key_head_dim or 0,
         value_dim=linear.linear_value_head_dim or 0,
-        kernel_tokens=linear.linear_conv_kernel_dim,
     )
 
 
@@ -504,7 +503,6 @@ def _state_layers(states: HfStates, hidden: int) -> StateLayers:
         states=states.state_size,
         heads=states.heads or 0,
         groups=states.n_groups,
-        kernel_tokens=states.conv_kernel,
     )
 
 

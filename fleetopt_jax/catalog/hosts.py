@@ -4,13 +4,11 @@ An engine is a name (`vllm`, the newest releases; `vllm-0.11`, `sglang`, `trtllm
 LLMs and for mixtures of experts, and for a GPU those of its own where the measurements identify them.
 """
 
-import json
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any, cast
+from typing import Any
 
 from fleetopt_jax.catalog.gpus import GpuEntry
+from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.core.errors import unknown_name
 from fleetopt_jax.laws.host import HostLaw, make_host_law
 
@@ -29,11 +27,9 @@ class HostEntry:
     errors: dict[str, float]
 
 
-@cache
 def document() -> dict[str, Any]:
     """`hosts.json`."""
-    text = files("fleetopt_jax.catalog").joinpath("data", "hosts.json").read_text()
-    return cast(dict[str, Any], json.loads(text))
+    return packaged_json("hosts.json")
 
 
 def serving_engines() -> tuple[str, ...]:

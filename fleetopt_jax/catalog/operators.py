@@ -5,14 +5,13 @@ A file is a class of operators, written by `experiments/fit_operators.py`: {"gpu
 coefficients are shares of data-sheet peaks, and launches.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from fleetopt_jax.catalog.gpus import GpuEntry
+from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.laws.operators.attention import make_decode_attention_law, make_prefill_attention_law
 from fleetopt_jax.laws.operators.collectives import make_collective_law
 from fleetopt_jax.laws.operators.elementwise import make_elementwise_law
@@ -20,6 +19,7 @@ from fleetopt_jax.laws.operators.experts import make_experts_law
 from fleetopt_jax.laws.operators.gemm import make_gemm_law
 from fleetopt_jax.laws.operators.latent_attention import make_latent_attention_law
 from fleetopt_jax.laws.operators.recurrent import make_recurrent_decode_law, make_recurrent_prefill_law
+from fleetopt_jax.laws.operators.watts import make_serving_watts
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "collectives": make_collective_law,
@@ -29,6 +29,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "gemm": make_gemm_law,
     "latent_attention": make_latent_attention_law,
     "prefill_attention": make_prefill_attention_law,
+    "serving_watts": make_serving_watts,
     "recurrent": lambda **values: _RECURRENT["walk_s" in values](**values),
 }
 _RECURRENT = {True: make_recurrent_prefill_law, False: make_recurrent_decode_law}
@@ -43,14 +44,13 @@ class OperatorEntry:
     variant: str  # data type, or kind
     median_error: float | None
     p90_error: float | None
+    mean_error: float | None  # where a law was fitted to serving: on LLMs left out
     borrowed: bool  # from another GPU, or another variant
 
 
-@cache
 def document(operator: str) -> dict[str, Any]:
     """The JSON document of a class of operators."""
-    text = files("fleetopt_jax.catalog").joinpath("data", "operators", f"{operator}.json").read_text()
-    return json.loads(text)
+    return packaged_json("operators", f"{operator}.json")
 
 
 def operator_entry(operator: str, gpu: GpuEntry, *variants: str) -> OperatorEntry:
@@ -72,5 +72,6 @@ def _entry(operator: str, gpu: str, variant: str, borrowed: bool) -> OperatorEnt
         variant=variant,
         median_error=part.get("median_error"),
         p90_error=part.get("p90_error"),
+        mean_error=part.get("held_out_mean_error"),
         borrowed=borrowed or "borrowed_from" in part,
     )

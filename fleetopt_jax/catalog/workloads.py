@@ -1,15 +1,14 @@
 """Workloads by name or file. The bundled ones are compressed traces and published CDFs, with their sources."""
 
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fleetopt_jax.catalog.packaged import DATA, packaged_json
 from fleetopt_jax.core.errors import BadField, BadInput, unknown_name
 from fleetopt_jax.workload.atoms import (
     OUTPUT_SHARE,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Histograms, Layout, Trace, Understood
 
 PAPER_RATE_PER_S = 1000.0
-DATA = files("fleetopt_jax.catalog") / "data"
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class LoadedWorkload:
 @cache
 def bundled() -> dict[str, dict[str, Any]]:
     """What is said of each bundled workload: title, source, licence, summary, compression error."""
-    return json.loads((DATA / "workloads.json").read_text())
+    return packaged_json("workloads.json")
 
 
 def load(
@@ -155,7 +153,7 @@ def load_workload(
 
 def cdf_knots(name: str) -> list[tuple[float, float]]:
     """The knots of a bundled CDF."""
-    document = json.loads((DATA / f"{name}.json").read_text())
+    document = packaged_json(f"{name}.json")
     return [(tokens, fraction) for tokens, fraction in document["cdf"]]
 
 

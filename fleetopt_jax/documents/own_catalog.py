@@ -53,7 +53,6 @@ class GpuPart(_Strict):
     peak_flop_per_s: Positive | None = Field(None, description="Dense 16-bit peak [FLOP/s].")
     peak_flop8_per_s: Positive | None = Field(None, description="Dense 8-bit peak [FLOP/s]; none: no such units.")
     peak_flop4_per_s: Positive | None = Field(None, description="Dense 4-bit peak [FLOP/s]; none: no such units.")
-    n_sms: Annotated[int, Field(ge=1, le=10**4)] | None = Field(None, description="Streaming multiprocessors.")
     formats: Annotated[list[Literal["fp8", "int8", "nvfp4"]], Field(max_length=3)] | None = Field(
         None, description="What its tensor cores multiply besides 16 bits; fp8 and int8 where it has an 8-bit peak."
     )

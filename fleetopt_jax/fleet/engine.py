@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from jax import Array
 from jax.typing import ArrayLike
@@ -148,6 +149,13 @@ def roofline_engine(
     )
 
 
+def with_laws(engine: Engine, **laws: Any) -> Engine:
+    """The engine with other laws, by their fields. A mixed step was of the ones before: with another decode step, power
+    or prefill it is no more."""
+    of_step = {"decode", "power", "prefill"} & laws.keys()
+    return replace(engine, step=None if of_step else engine.step, **laws)
+
+
 def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
     """`engine` with its GPUs' cores at `clock_frac` of their top clock, 0.4 to 1; traced, so that it can be optimised.
 
@@ -157,9 +165,8 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
     >>> bool(fo.at_clock(h100, 0.7).prefill.gpu_w < h100.prefill.gpu_w)
     True
     """
-    return replace(
+    return with_laws(
         engine,
-        step=None,
         decode=engine.decode.at_clock(engine.prefill, clock_frac),
         power=engine.power.at_clock(engine.prefill, engine.idle_w, clock_frac),
         prefill=engine.prefill.at_clock(engine.idle_w, clock_frac),

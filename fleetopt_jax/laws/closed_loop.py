@@ -32,7 +32,6 @@ from fleetopt_jax.laws.mixed_step import StepBatch
 REQUESTS_PER_SEQUENCE = 10  # of a benchmark, a request in flight
 LENGTH_SPREAD = 0.8  # shortest over nominal length
 MOST_GROWTH = 0.25  # of the contexts within one entry
-FIELDS = ("n_active", "tokens", "windowed_tokens", "prompt_tokens", "prompt_pairs", "windowed_pairs")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _schedule(benchmark: Benchmark, limits: Limits) -> Schedule:
         pass
     columns = np.array(run.entries, dtype=float).T
     return Schedule(
-        batch=StepBatch(**dict(zip(FIELDS, columns[1:], strict=True))),
+        batch=StepBatch(*columns[1:]),
         repeats=columns[0],
         sent=np.array(run.sent),
         first=np.array(run.first),
@@ -159,7 +158,8 @@ def outcome(schedule: Schedule, step_s: np.ndarray, gpu_j: np.ndarray) -> Outcom
 
 
 def _pairs(done: int, chunk: int, window: int) -> tuple[float, float]:
-    """(token, token it attends to) of a chunk after `done` tokens of a prompt: all, and within a window."""
+    """(token, token it attends to) of a chunk after `done` tokens of a prompt: all, and within a window. It is
+    `causal_pairs` in plain numbers, a fiftieth of the time: every chunk asks."""
     everything = chunk * done + chunk * (chunk + 1) / 2
     beyond = min(max(done + chunk - window, 0), chunk)  # tokens that see no more than the window
     before = chunk - beyond

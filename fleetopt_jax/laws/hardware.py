@@ -7,7 +7,6 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
 
-N_SMS = 132  # streaming multiprocessors where nothing is said: those of an H100
 IDLE_FRAC_OF_TDP = 0.25  # with a model loaded and no work, where nobody has published it: 0.16 to 0.29 where one has
 LINK_BYTES_PER_S, LINK_GPUS = 450e9, 8  # where nothing is said: NVLink 4 among the eight of a host
 INTER_NODE_BYTES_PER_S = 50e9  # and one network card of 400 Gb/s a GPU
@@ -29,7 +28,6 @@ class Gpu:
     link_gpus: Array  # GPUs that reach one another over that link; those beyond, over the network
     inter_node_bytes_per_s: Array  # of its share of the network, one way [B/s]
     peak_flop4_per_s: Array  # dense 4-bit floating-point peak; the 8-bit one where the GPU has no such units [FLOP/s]
-    n_sms: Array  # streaming multiprocessors [-]
 
 
 def make_gpu(
@@ -46,7 +44,6 @@ def make_gpu(
     link_gpus: float = LINK_GPUS,
     inter_node_bytes_per_s: float = INTER_NODE_BYTES_PER_S,
     peak_flop4_per_s: float | None = None,
-    n_sms: float = N_SMS,
 ) -> Gpu:
     """A checked `Gpu`; the default NCCL buffer is the published one at TP 8, the default link NVLink 4's.
 
@@ -70,7 +67,6 @@ def make_gpu(
         link_gpus=link_gpus,
         inter_node_bytes_per_s=inter_node_bytes_per_s,
         peak_flop4_per_s=peak_flop8_per_s if peak_flop4_per_s is None else peak_flop4_per_s,
-        n_sms=n_sms,
     )
     may_be_zero = ("usd_per_h", "nccl_bytes", "idle_w")
     for name, value in values.items():

@@ -41,11 +41,11 @@ GPUs left out.
 
 from typing import cast
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.laws.operators.roofline import soft_roofline_s
 
 MANY_ROWS = 256.0  # at which collectives are half way from few rows to many
 
@@ -72,16 +72,7 @@ class HostLaw:
         """A step whose operators, timed alone, take `gpu_s` [s]; `prompt`, 0 to 1: whether it has prompt tokens."""
         slowdown = self.slowdown + (self.prompt_slowdown - self.slowdown) * prompt
         host_s = self.step_s + (self.layer_s + self.prompt_layer_s * prompt) * n_layers
-        return longer_of(slowdown * gpu_s, host_s, self.sharpness) + self.per_seq_s * n_active
-
-
-def longer_of(a: ArrayLike, b: ArrayLike, sharpness: ArrayLike) -> Array:
-    """(a^r + b^r)^(1/r) of two times >= 0, one of them positive: the longer, up to 2^(1/r) of it where they meet."""
-    longer, shorter = jnp.maximum(a, b), jnp.minimum(a, b)
-    ratio = shorter / jnp.maximum(longer, 1e-30)
-    some = ratio > 1e-6  # a power of nothing has no finite gradient
-    power = jnp.where(some, jnp.exp(sharpness * jnp.log(jnp.where(some, ratio, 1.0))), 0.0)
-    return longer * jnp.exp(jnp.log1p(power) / sharpness)
+        return soft_roofline_s(self.per_seq_s * n_active, slowdown * gpu_s, host_s, self.sharpness)
 
 
 def make_host_law(

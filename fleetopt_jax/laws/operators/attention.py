@@ -63,9 +63,10 @@ from typing import cast
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, namespace, pytree
+from fleetopt_jax.core.struct import namespace, pytree
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.operators.roofline import soft_roofline_s
+from fleetopt_jax.laws.operators.coefficients import checked
+from fleetopt_jax.laws.operators.roofline import cached_share, soft_roofline_s
 
 HEAD_DIM = 128.0  # at which coefficients are
 BLOCK_TOKENS = 128.0  # new tokens of one block of prefill
@@ -119,19 +120,6 @@ def make_decode_attention_law(**coefficients: float) -> DecodeAttentionLaw:
     return DecodeAttentionLaw(**checked(DecodeAttentionLaw, coefficients, positive=positive))
 
 
-def checked(law: type, coefficients: dict[str, float], *, positive: tuple[str, ...]) -> dict[str, Array]:
-    """The fields of a law as floats: all of them and no others, finite, >= 0, `positive` ones > 0, sharpness >= 1."""
-    names = tuple(law.__dataclass_fields__)
-    if set(coefficients) != set(names):
-        raise ValueError(f"need {', '.join(names)}, got {', '.join(coefficients)}")
-    for name, value in coefficients.items():
-        if not (0 <= value < math.inf and (value > 0 or name not in positive)):
-            raise ValueError(f"need a finite {name} {'>' if name in positive else '>='} 0, got {value}")
-    if coefficients.get("sharpness", 1.0) < 1:
-        raise ValueError(f"need sharpness >= 1, got {coefficients['sharpness']}")
-    return as_floats(**coefficients)
-
-
 def causal_pairs(new_tokens: ArrayLike, past_tokens: ArrayLike = 0.0, window_tokens: ArrayLike = math.inf) -> Array:
     """Tokens that the new tokens of one sequence attend to, themselves included [-]; at most a window's each."""
     xp = namespace(new_tokens, past_tokens, window_tokens)
@@ -153,12 +141,17 @@ def prefill_attention_s(
     """Time of one layer's prefill attention [s]; heads are those of one GPU. Rises with every size where a new token
     attends to as many tokens as before, or more."""
     flop_s = 4.0 * heads * HEAD_DIM * pairs / gpu.peak_flop_per_s
-    unfilled = 1.0 + law.fill_blocks / (heads * (new_tokens / BLOCK_TOKENS + 1.0))
-    compute_s = law.flop_excess * _widened(head_dim, law.flop_narrow, law.flop_wide) * flop_s * unfilled
+    compute_s = law.flop_excess * _widened(head_dim, law.flop_narrow, law.flop_wide) * flop_s
+    compute_s = compute_s * unfilled(law.fill_blocks, heads, new_tokens)
     operands = 2.0 * new_tokens * (heads + law.kv_excess * kv_heads**law.kv_growth) * HEAD_DIM
     operand_s = law.operand_excess * ACTIVATION_BYTES * operands / gpu.bandwidth_bytes_per_s
     operand_s = operand_s * _widened(head_dim, law.operand_narrow, law.operand_wide)
     return soft_roofline_s(law.launch_s, operand_s, compute_s, law.sharpness)
+
+
+def unfilled(blocks: ArrayLike, heads: ArrayLike, new_tokens: ArrayLike) -> Array:
+    """What prefill takes longer where its blocks are few, `blocks` of them as long again [-]."""
+    return cast(Array, 1.0 + blocks / (heads * (new_tokens / BLOCK_TOKENS + 1.0)))
 
 
 def decode_attention_s(
@@ -187,9 +180,8 @@ def timed_decode_attention_s(
 ) -> Array:
     """The same over and over again [s]: from the L2 cache what fits it."""
     memory_s, blocks_s = _decode_s(law, gpu, sequences, context_tokens, heads, kv_heads, head_dim)
-    xp = namespace(law, context_tokens, kv_heads, head_dim)
     kv_bytes = 2.0 * law.value_bytes * head_dim * kv_heads * context_tokens
-    cached = 1.0 / (1.0 + (kv_bytes / xp.maximum(law.cached_bytes, 1.0)) ** CACHE_SHARPNESS)
+    cached = cached_share(kv_bytes, law.cached_bytes, CACHE_SHARPNESS)
     return soft_roofline_s(law.launch_s, memory_s * (1.0 - (1.0 - law.cached_frac) * cached), blocks_s, law.sharpness)
 
 

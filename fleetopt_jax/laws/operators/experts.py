@@ -53,6 +53,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.laws.hardware import Gpu, peak_of_bits
+from fleetopt_jax.laws.operators.coefficients import checked
 from fleetopt_jax.laws.operators.roofline import cached_share, soft_roofline_s
 
 ACTIVATION_BYTES = 2.0  # of an element between the products
@@ -105,17 +106,8 @@ def make_experts(*, hidden: float, width: float, per_token: float, n_experts: fl
 
 def make_experts_law(**coefficients: float) -> ExpertsLaw:
     """A checked `ExpertsLaw`, of all its fields by name."""
-    names = tuple(ExpertsLaw.__dataclass_fields__)
-    if set(coefficients) != set(names):
-        raise ValueError(f"need {', '.join(names)}, got {', '.join(coefficients)}")
-    positive = ("byte_excess", "flop_excess", "sharpness", "weight_bytes", "flop_bits")
-    for name, value in coefficients.items():
-        least = -1.0 if name == "unevenness" else 0.0
-        if not (least <= value < math.inf and (value > 0 or name not in positive)):
-            raise ValueError(f"need a finite {name} {'>' if name in positive else '>='} {least:g}, got {value}")
-    if coefficients["sharpness"] < 1:
-        raise ValueError(f"need sharpness >= 1, got {coefficients['sharpness']}")
-    return ExpertsLaw(**as_floats(**coefficients))
+    positive = ("byte_excess", "flop_excess", "weight_bytes", "flop_bits")
+    return ExpertsLaw(**checked(ExpertsLaw, coefficients, positive=positive, least={"unevenness": -1.0}))
 
 
 def experts_load(law: ExpertsLaw, experts: Experts, tokens: ArrayLike, ep: ArrayLike = 1.0) -> tuple[Array, Array]:

@@ -40,14 +40,14 @@ TFLOP/s where B200, B300 and GB300 reach 1,300 to 2,320. Types without a table (
 but on Blackwell) borrow coefficients of those that have one, with their own bytes: projected, not measured.
 """
 
-import math
 from typing import cast
 
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.hardware import Gpu, peak_of_bits
+from fleetopt_jax.laws.operators.coefficients import checked
 from fleetopt_jax.laws.operators.roofline import cached_share, soft_roofline_s
 
 OUTPUT_BYTES = 2.0  # of an output, and of an input before it is quantized
@@ -75,16 +75,9 @@ class GemmLaw:
 
 def make_gemm_law(**coefficients: float) -> GemmLaw:
     """A checked `GemmLaw`, of all its fields by name."""
-    names = tuple(GemmLaw.__dataclass_fields__)
-    if set(coefficients) != set(names):
-        raise ValueError(f"need {', '.join(names)}, got {', '.join(coefficients)}")
-    may_be_zero = ("launch_s", "depth_s", "row_s", "quantize_passes", "output_excess", "cached_bytes")
-    for name, value in coefficients.items():
-        if not (math.isfinite(value) and (value >= 0 if name in may_be_zero else value > 0)):
-            raise ValueError(f"need a positive, finite {name}, got {value}")
-    if not (coefficients["sharpness"] >= 1 >= coefficients["cached_frac"]):
-        raise ValueError(f"need sharpness >= 1 >= cached_frac, got {coefficients}")
-    return GemmLaw(**as_floats(**coefficients))
+    of_types = ("weight_bytes", "input_bytes", "flop_bits")
+    positive = ("split_inputs", "byte_excess", "flop_excess", "cached_frac", *of_types)
+    return GemmLaw(**checked(GemmLaw, coefficients, positive=positive))
 
 
 def gemm_bytes(law: GemmLaw, rows: ArrayLike, outputs: ArrayLike, inputs: ArrayLike) -> Array:

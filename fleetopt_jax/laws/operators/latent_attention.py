@@ -79,7 +79,8 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.operators.attention import BLOCK_TOKENS, checked
+from fleetopt_jax.laws.operators.attention import unfilled
+from fleetopt_jax.laws.operators.coefficients import checked
 from fleetopt_jax.laws.operators.roofline import soft_roofline_s
 
 
@@ -175,8 +176,7 @@ def latent_prefill_s(
     them, whose keys and values are expanded again [s]."""
     of_pair = shape.nope_dim + shape.rope_dim + shape.value_dim
     operand_s = law.operand_excess * 4.0 * new_tokens * shape.heads * of_pair / gpu.bandwidth_bytes_per_s
-    unfilled = 1.0 + law.few_blocks / (shape.heads * (new_tokens / BLOCK_TOKENS + 1.0))
-    flop = 2.0 * shape.heads * pairs * of_pair * unfilled
+    flop = 2.0 * shape.heads * pairs * of_pair * unfilled(law.few_blocks, shape.heads, new_tokens)
     attention_s = law.attention_excess * flop / gpu.peak_flop_per_s
     launch_s = law.launch_s + law.token_s * new_tokens + _projections_s(law, gpu, shape, new_tokens, past_tokens)
     return soft_roofline_s(launch_s, operand_s, attention_s, law.sharpness)

@@ -44,8 +44,9 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.operators.attention import CACHE_SHARPNESS, checked
-from fleetopt_jax.laws.operators.roofline import soft_roofline_s
+from fleetopt_jax.laws.operators.attention import CACHE_SHARPNESS
+from fleetopt_jax.laws.operators.coefficients import checked
+from fleetopt_jax.laws.operators.roofline import cached_share, soft_roofline_s
 
 STATE_VALUES = 128.0 * 128.0  # of a head of the layers timed, at which coefficients are
 STATE_BYTES = 4.0  # of a number of the state
@@ -147,9 +148,7 @@ def recurrent_decode_s(law: RecurrentDecodeLaw, gpu: Gpu, shape: RecurrentShape,
 
 def timed_recurrent_decode_s(law: RecurrentDecodeLaw, gpu: Gpu, shape: RecurrentShape, sequences: ArrayLike) -> Array:
     """The same over and over again [s]: from the L2 cache what fits it."""
-    xp = namespace(law, shape, sequences)
-    held = sequences * state_bytes(shape) / xp.maximum(law.cached_bytes, 1.0)
-    cached = 1.0 / (1.0 + held**CACHE_SHARPNESS)
+    cached = cached_share(sequences * state_bytes(shape), law.cached_bytes, CACHE_SHARPNESS)
     states_s = _states_s(law, gpu, shape, sequences) * (1.0 - (1.0 - law.cached_frac) * cached)
     return law.launch_s + law.channel_s * sequences * shape.conv_channels + states_s
 

@@ -1,4 +1,6 @@
-"""The soft roofline: a kernel moves bytes while it multiplies, and takes a little longer than the longer of both.
+"""The soft roofline: of two things that go on at once, it takes a little longer than the longer.
+
+A kernel moves bytes while it multiplies; the host prepares a step while the GPU runs one (`laws/host.py`).
 
     t = t0 + (t_memory^r + t_compute^r)^(1/r)
 
@@ -13,7 +15,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import namespace
 
-CACHE_SHARPNESS = 3.0  # how fast what grows drops out of the cache
+CACHE_SHARPNESS = 3.0  # how fast weights that grow drop out of the cache
 
 
 def soft_roofline_s(launch_s: ArrayLike, memory_s: ArrayLike, compute_s: ArrayLike, sharpness: ArrayLike) -> Array:
@@ -28,7 +30,7 @@ def soft_roofline_s(launch_s: ArrayLike, memory_s: ArrayLike, compute_s: ArrayLi
     return launch_s + longer * (1.0 + ratio**sharpness) ** (1.0 / xp.asarray(sharpness))
 
 
-def cached_share(n_bytes: ArrayLike, cached_bytes: ArrayLike) -> Array:
-    """Share of what a loop reads again and again that comes from the cache [-]: 1 / (1 + (bytes / cached)^3)."""
+def cached_share(n_bytes: ArrayLike, cached_bytes: ArrayLike, sharpness: float = CACHE_SHARPNESS) -> Array:
+    """Share of what a loop reads again that comes from the cache [-]: 1 / (1 + (bytes / cached)^sharpness)."""
     xp = namespace(n_bytes, cached_bytes)
-    return 1.0 / (1.0 + (n_bytes / xp.maximum(cached_bytes, 1.0)) ** CACHE_SHARPNESS)
+    return 1.0 / (1.0 + (n_bytes / xp.maximum(cached_bytes, 1.0)) ** sharpness)
