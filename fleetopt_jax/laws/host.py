@@ -17,26 +17,26 @@ absolute relative errors, models left out of the fit, of TPOT, TTFT and TTFT of 
 GPUs left out.
 
     engine      LLMs     GPU   points   TPOT   TTFT   at 8K
-    vllm        dense    B200      90   11 %   18 %   11 %
-    vllm        dense    H100      41    3 %   12 %   12 %
-    vllm        dense    all      131    9 %   30 %   23 %
-    vllm        experts  B200     173   11 %   20 %   14 %
-    vllm        experts  H100      59    8 %   41 %   36 %
-    vllm        experts  H200      51   11 %   31 %   22 %
-    vllm        experts  all      283   10 %   25 %   22 %
-    vllm-0.11   dense    B200      56   13 %
-    vllm-0.11   dense    H100      58    6 %
-    vllm-0.11   dense    all      114   11 %
-    vllm-0.11   experts  B200     120   17 %
-    vllm-0.11   experts  H100      98   15 %
-    vllm-0.11   experts  all      218   18 %
-    sglang      experts  B200     110   13 %   73 %   62 %   (DeepSeek)
-    trtllm      dense    B200     110   11 %   64 %   25 %
-    trtllm      dense    H100     124    7 %   24 %
-    trtllm      dense    all      234   12 %   56 %   35 %
-    trtllm      experts  B200     180   20 %   67 %   38 %
-    trtllm      experts  H100      79    9 %   39 %
-    trtllm      experts  all      259   24 %   61 %   45 %
+    vllm        dense    B200     90   11 %   18 %   11 %
+    vllm        dense    H100     41    4 %   22 %   22 %
+    vllm        dense    all     131    9 %   31 %   24 %
+    vllm        experts  B200    173   11 %   19 %   12 %
+    vllm        experts  H100     59    8 %   22 %   10 %
+    vllm        experts  H200     51   10 %   24 %   13 %
+    vllm        experts  all     283   10 %   20 %   15 %
+    vllm-0.11   dense    B200     56   12 %
+    vllm-0.11   dense    H100     58    6 %
+    vllm-0.11   dense    all     114   10 %
+    vllm-0.11   experts  B200    120   17 %
+    vllm-0.11   experts  H100     98   15 %
+    vllm-0.11   experts  all     218   17 %
+    sglang      experts  B200    110   13 %   72 %   60 %   (DeepSeek)
+    trtllm      dense    B200    110   11 %   61 %   22 %
+    trtllm      dense    H100    124    7 %   25 %
+    trtllm      dense    all     234   13 %   55 %   34 %
+    trtllm      experts  B200    180   20 %   64 %   34 %
+    trtllm      experts  H100     79   14 %   32 %
+    trtllm      experts  all     259   27 %   61 %   46 %
 """
 
 from typing import cast
