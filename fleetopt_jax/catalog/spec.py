@@ -17,6 +17,7 @@ Quality = Literal["measured", "kernels", "law", "projected", "calibrated", "scal
 
 DEFAULT_LLM, DEFAULT_TP = "llama-3.1-70b", 8
 MEASURED_SERVING = "vllm-0.11"  # the serving engine whose steady states and watts were measured (ML.ENERGY)
+DEFAULT_SERVING = "vllm"  # 0.12 and newer
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class EngineSpec:
     tp: int = DEFAULT_TP  # GPUs of an instance
     precision: str | None = None  # of the weights; None: the checkpoint's own
     kv_precision: str | None = None  # of the KV cache; None: what the checkpoint asks for, else bf16
-    serving: str = MEASURED_SERVING  # the engine that serves it, and its release: a name of `catalog.engines.SERVING`
+    serving: str = DEFAULT_SERVING  # the engine that serves it, and its release: a name of `catalog.engines.SERVING`
     max_num_seqs: int | None = None  # sequences an instance runs; None: the serving engine's default on this GPU
     memory_utilization: float = MEMORY_UTILIZATION  # share of each GPU's memory the engine may use [-]
     clock_frac: float = 1.0  # of its GPUs' cores, of their top clock [-]
