@@ -239,7 +239,7 @@ def test_prefill_takes_whole_chunks_of_an_empty_instance():
     assert np.all(chunks == -(-prompt // chunk))
     np.testing.assert_allclose(prefill_chunks(prompt, chunk, whole=False), prompt / chunk, rtol=1e-15)
     step, (tokens,) = random_steps(), uniform((1024, 16_384))
-    prefill = Prefill(1.0 * chunk, tokens, *np.ones((4, N)))
+    prefill = Prefill(1.0 * chunk, tokens, *np.ones((5, N)))
     seconds = chunks * jax.vmap(lone_iteration_s)(step, prefill)
     np.testing.assert_allclose(seconds, chunks * (step.base_s + step.per_token_s * tokens), rtol=1e-14)
 
@@ -357,6 +357,7 @@ REFUSED = [
         CHUNKS,
         *(dict(chunk_tokens=0), dict(chunk_tokens=0.5), dict(chunk_tokens=float("inf")), dict(per_token_s=-1e-5)),
         *(dict(per_token2_s=-1e-9), dict(budget_tokens=0), dict(gpu_w=float("nan")), dict(calibration_tokens=0)),
+        dict(first_token_s=-1e-3),
     ),
     (make_compressor, {}, dict(success_frac=1.1), dict(success_frac=-0.1), dict(s_per_token=-1), dict(j_per_token=-1)),
     (make_compressor, {}, dict(success_frac=float("nan")), dict(s_per_token=float("inf"))),

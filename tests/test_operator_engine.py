@@ -65,6 +65,14 @@ def test_prefill_is_no_faster_than_the_peak_and_near_the_step(entry):
     assert float(engine.idle_w) < float(prefill.gpu_w) < fo.catalog.gpus.GPUS[entry.spec.gpu].gpu.tdp_w
 
 
+def test_a_first_token_takes_the_hosts_own_time_at_any_clock(entry):
+    prefill = entry.engine.prefill
+    assert float(prefill.first_token_s) == float(step_law_of(entry.engine).step.host.first_token_s) > 0
+    assert prefill.slower(2.0).first_token_s == fo.at_clock(entry.engine, 0.7).prefill.first_token_s
+    assert float(fo.at_clock(entry.engine, 0.7).prefill.first_token_s) == float(prefill.first_token_s)
+    assert float(fo.build(replace(entry.spec, serving=MEASURED_SERVING)).prefill.first_token_s) == 0
+
+
 def test_gradients_of_energy_are_finite_in_everything(entry):
     law = step_law_of(entry.engine)
     batches = [

@@ -91,7 +91,12 @@ def law_prefill(
         per_token_s=per_token_s,
         per_token2_s=per_token2_s,
         gpu_w=prefill_gpu_w(measured_power(law, gpu, llm, tp, step), llm),
-        **as_floats(chunk_tokens=chunk_tokens, calibration_tokens=calibration_tokens, budget_tokens=budget_tokens),
+        **as_floats(
+            chunk_tokens=chunk_tokens,
+            calibration_tokens=calibration_tokens,
+            budget_tokens=budget_tokens,
+            first_token_s=0.0,
+        ),
     )
 
 

@@ -94,6 +94,7 @@ def operator_prefill(
         per_token_s=tau1_s,
         per_token2_s=tau2_s,
         gpu_w=gpu_w,
+        first_token_s=law.first_token_s,
         **as_floats(chunk_tokens=chunk_tokens, calibration_tokens=calibration_tokens, budget_tokens=budget_tokens),
     )
 

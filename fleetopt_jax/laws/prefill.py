@@ -35,6 +35,7 @@ class Prefill:
     per_token2_s: Array  # tau2: attention [s/token^2]
     budget_tokens: Array  # tokens of one iteration (vLLM's max_num_batched_tokens) [tokens]
     gpu_w: Array  # board power while prefilling [W]
+    first_token_s: Array  # of a first token beyond its iterations: tokenizer, the way there and back; 0: not known [s]
 
     def at_clock(self, idle_w: ArrayLike, clock_frac: ArrayLike) -> "Prefill":
         """On cores at `clock_frac` of their top clock (`laws/clocks.py`): bound by compute, so 1 / f as long."""
@@ -58,6 +59,7 @@ def make_prefill(
     per_token2_s: float = 0.0,
     budget_tokens: float = 8192.0,
     gpu_w: float,
+    first_token_s: float = 0.0,
 ) -> Prefill:
     """A checked `Prefill`.
 
@@ -67,7 +69,8 @@ def make_prefill(
     """
     values = dict(locals())
     for name, value in values.items():
-        if not (0 <= value < float("inf") if name == "per_token2_s" else 0 < value < float("inf")):
+        least_0 = name in ("per_token2_s", "first_token_s")
+        if not (0 <= value < float("inf") if least_0 else 0 < value < float("inf")):
             raise ValueError(f"need a positive, finite {name}, got {value}")
     if chunk_tokens < 1:
         raise ValueError(f"need chunk_tokens >= 1, got {chunk_tokens}")

@@ -72,6 +72,7 @@ INPUTS = {  # the end of a path: in the field's words
     "cap_w": "power cap",
     "factor": "factor",
     "gpu_w": "power while prefilling",
+    "first_token_s": "time of a first token beyond its iterations",
     "usd_per_gpu_h": "price of a GPU hour",
     "host_w_per_gpu": "host power a GPU",
     "usd_per_kwh": "price of electricity",
