@@ -43,7 +43,7 @@ from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, make_kv_capacity, phy
 from fleetopt_jax.laws.llm import Llm
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
 from fleetopt_jax.laws.mixed_step import CLASSES, decode_of
-from fleetopt_jax.laws.operator_step import OperatorPower, OperatorStep, operator_prefill
+from fleetopt_jax.laws.operator_step import OperatorPower, operator_prefill, operator_step
 from fleetopt_jax.laws.operators.watts import step_watts
 from fleetopt_jax.laws.power import ActivityPower, make_logistic_power
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR, Prefill
@@ -343,7 +343,7 @@ def _of_operators(
     split = Parallelism(tp=spec.tp)
     entry = step_entry(architecture, gpu, split, spec.precision or "", spec.kv_precision or "", spec.serving)
     watts = operator_entry("serving_watts", gpu, "serving")
-    law = OperatorStep(entry.step, step_watts(watts.law, CLASSES), gpu.gpu)
+    law = operator_step(entry.step, step_watts(watts.law, CLASSES), gpu.gpu)
     prefill = operator_prefill(
         law,
         chunk_tokens=gpu.chunk_tokens,

@@ -8,7 +8,6 @@ it goes on as a straight line. A soft roofline of sharpness 3 is met within 0.1 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -29,10 +28,12 @@ class Curve:
     def __call__(self, x: ArrayLike) -> Array:
         """The value at `x` >= 0, a scalar; of the shape of the leading axes."""
         # The gradient goes through x - x_k alone: which knot is a step, and the cubics meet there.
-        size = jax.lax.stop_gradient(jnp.asarray(x, dtype=float))
-        k = jnp.clip((PER_DOUBLING * jnp.log2(1.0 + size)).astype(jnp.int32), 0, N_KNOTS - 1)
-        beyond = x - jnp.asarray(KNOTS)[k]
-        c = jnp.take(self.coefficients, k, axis=-2)
+        xp = namespace(self.coefficients, x)
+        size = xp.asarray(x, dtype=float)
+        size = size if xp is np else jax.lax.stop_gradient(size)
+        k = xp.clip((PER_DOUBLING * xp.log2(1.0 + size)).astype(np.int32), 0, N_KNOTS - 1)
+        beyond = x - xp.asarray(KNOTS)[k]
+        c = xp.take(self.coefficients, k, axis=-2)
         return c[..., 0] + beyond * (c[..., 1] + beyond * (c[..., 2] + beyond * c[..., 3]))
 
     def __add__(self, other: "Curve") -> "Curve":

@@ -24,10 +24,10 @@ from fleetopt_jax.laws.kv_cache import (
 )
 from fleetopt_jax.laws.llm import Llm, weight_bytes
 from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
-from fleetopt_jax.laws.operator_step import OperatorStep
 from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
+from fleetopt_jax.laws.step_law import StepLaw
 
 
 class DoesNotFit(BadField):
@@ -46,7 +46,7 @@ class Engine:
     idle_w: Array  # board power of one GPU of an instance without a request [W]
     gpus_per_instance: Array  # tensor parallelism [-]
     usd_per_gpu_h: Array  # price [USD/h]
-    step: OperatorStep | None = None  # of a mixed batch; None: decode and prefill, one after the other
+    step: StepLaw | None = None  # of a mixed batch; None: decode and prefill, one after the other
 
 
 def make_engine(

@@ -12,8 +12,10 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, static
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.step_law import beside
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.fleet.traffic import PoolTraffic
+from fleetopt_jax.laws.demand import NO_STEPS
 from fleetopt_jax.laws.queueing import dispatched_scv, thinned_scv
 from fleetopt_jax.workload.atoms import Workload
 
@@ -44,7 +46,7 @@ class StageLoad:
     context_tokens: Array  # mean context of a decoding sequence [tokens]
     service_s: Array  # time a request holds its slot while all are full [s]
     service_scv: Array  # its squared CV [-]
-    prefill_s: Array  # engine time prefill takes, mean [s]
+    prefill_s: Array  # engine time prefill takes with all slots full, mean [s]
     prefill_square_s2: Array  # and mean square [s^2]
 
     @property
@@ -60,7 +62,9 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
     steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
     n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
     context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
-    prefill_s, square = assumptions.prefill.moments_s(engine.prefill, demand)
+    full = beside(engine, n_max, context)
+    per_cycle = n_max / jnp.maximum(steps.steps, NO_STEPS)
+    prefill_s, square = assumptions.prefill.moments_s(engine, demand, full, per_cycle)
     return StageLoad(
         rate_per_s=setting.arrival_rate_per_s * traffic.traffic_frac,
         n_max=n_max,

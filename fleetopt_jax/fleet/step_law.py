@@ -7,18 +7,19 @@ the sequences that decode, and tau1 P + 2 tau2 A of P prompt tokens with A pairs
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.mixed_step import StepBatch
-from fleetopt_jax.laws.operator_step import OperatorStep
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
+from fleetopt_jax.laws.step_law import StepLaw
 
 
 @pytree
-class SumOfSteps:
+class SumOfSteps(StepLaw):
     """A decode step and the prefill beside it, one after the other. Leaves shape () or with a leading vmap axis."""
 
     decode: DecodeLaw
@@ -27,27 +28,40 @@ class SumOfSteps:
 
     @property
     def first_token_s(self) -> Array:
-        """What a first token takes beyond its iterations [s]: it is not known."""
+        return self.prefill.first_token_s
+
+    @property
+    def window_tokens(self) -> Array:
+        """Of no layer: tau2 counts all pairs."""
         return jnp.zeros(())
 
     def step_s(self, batch: StepBatch) -> Array:
-        """Time of one iteration [s]."""
-        return self._decode_s(batch) + self._prefill_s(batch)
+        return self._decode_s(batch) + self.added_s(batch)
 
     def gpu_j(self, batch: StepBatch) -> Array:
-        """Energy of one GPU in one iteration [J]."""
         n = jnp.maximum(batch.n_active, 1e-9)
         decode_w = self.power.gpu_w(n, batch.tokens / n)
-        return decode_w * self._decode_s(batch) + self.prefill.gpu_w * self._prefill_s(batch)
+        return decode_w * self._decode_s(batch) + self.added_j(batch)
+
+    def added_s(self, batch: StepBatch) -> Array:
+        of_pairs_s = 2.0 * self.prefill.per_token2_s * batch.prompt_pairs
+        return self.prefill.per_token_s * batch.prompt_tokens + of_pairs_s
+
+    def added_j(self, batch: StepBatch) -> Array:
+        return self.prefill.gpu_w * self.added_s(batch)
 
     def _decode_s(self, batch: StepBatch) -> Array:
         return self.decode.batch_s(batch.n_active, batch.tokens, batch.windowed_tokens)
 
-    def _prefill_s(self, batch: StepBatch) -> Array:
-        of_pairs_s = 2.0 * self.prefill.per_token2_s * batch.prompt_pairs
-        return self.prefill.per_token_s * batch.prompt_tokens + of_pairs_s
 
-
-def step_law_of(engine: Engine) -> SumOfSteps | OperatorStep:
+def step_law_of(engine: Engine) -> StepLaw:
     """What an iteration of this engine takes."""
     return engine.step or SumOfSteps(engine.decode, engine.power, engine.prefill)
+
+
+def beside(engine: Engine, n_active: ArrayLike, context_tokens: ArrayLike) -> StepBatch:
+    """Sequences of one mean context that decode, as this engine sees them."""
+    context = jnp.asarray(context_tokens, dtype=float)
+    n = jnp.asarray(n_active, dtype=float)
+    zero = jnp.zeros_like(n)
+    return StepBatch(n, n * context, n * engine.decode.seen_tokens(context), zero, zero, zero)

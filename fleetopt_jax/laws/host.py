@@ -44,10 +44,18 @@ from typing import cast
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree
-from fleetopt_jax.laws.operators.roofline import soft_roofline_s
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
 
 MANY_ROWS = 256.0  # at which collectives are half way from few rows to many
+
+
+def longer_s(a_s: ArrayLike, b_s: ArrayLike) -> Array:
+    """The soft roofline of two times (`soft_roofline_s`) at r = 4, which takes two multiplications and two roots."""
+    xp = namespace(a_s, b_s)
+    longer, shorter = xp.maximum(a_s, b_s), xp.minimum(a_s, b_s)
+    some = longer > 0
+    square = (xp.where(some, shorter, 0.0) / xp.where(some, longer, 1.0)) ** 2
+    return longer * xp.sqrt(xp.sqrt(1.0 + square * square))
 
 
 @pytree
@@ -62,7 +70,6 @@ class HostLaw:
     prompt_layer_s: Array  # eta_p [s]
     per_seq_s: Array  # s, of one decoding sequence [s]
     first_token_s: Array  # of a request, beyond its steps, before its first token [s]
-    sharpness: Array  # r: how sharply the longer of the two counts alone [-]
 
     def exchanges(self, rows: ArrayLike) -> Array:
         """What collectives of `rows` take in the engine over what they took alone [-]."""
@@ -72,7 +79,7 @@ class HostLaw:
         """A step whose operators, timed alone, take `gpu_s` [s]; `prompt`, 0 to 1: whether it has prompt tokens."""
         slowdown = self.slowdown + (self.prompt_slowdown - self.slowdown) * prompt
         host_s = self.step_s + (self.layer_s + self.prompt_layer_s * prompt) * n_layers
-        return soft_roofline_s(self.per_seq_s * n_active, slowdown * gpu_s, host_s, self.sharpness)
+        return cast(Array, self.per_seq_s * n_active + longer_s(slowdown * gpu_s, host_s))
 
 
 def make_host_law(
@@ -85,7 +92,6 @@ def make_host_law(
     prompt_layer_s: float = 0.0,
     per_seq_s: float = 0.0,
     first_token_s: float = 0.0,
-    sharpness: float = 4.0,
 ) -> HostLaw:
     """A checked `HostLaw`; without arguments a host that costs nothing.
 
@@ -101,6 +107,4 @@ def make_host_law(
             raise ValueError(f"need a positive, finite {name}, got {value}")
         if not 0 <= value < float("inf"):
             raise ValueError(f"need {name} >= 0 and finite, got {value}")
-    if sharpness < 1:
-        raise ValueError(f"need sharpness >= 1, got {sharpness}")
     return HostLaw(**as_floats(**values))

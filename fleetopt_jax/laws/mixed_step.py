@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.curve import Curve
-from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.core.struct import namespace, pytree
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.host import HostLaw
 from fleetopt_jax.laws.operators.attention import causal_pairs
@@ -49,9 +49,10 @@ class StepBatch:
 
 def decoding(n_active: ArrayLike, context_tokens: ArrayLike, window_tokens: ArrayLike = 0.0) -> StepBatch:
     """A batch without prompts, of sequences of one context."""
-    n = jnp.asarray(n_active, dtype=float)
-    zero = jnp.zeros_like(n)
-    return StepBatch(n, n * context_tokens, n * jnp.minimum(context_tokens, window_tokens), zero, zero, zero)
+    xp = namespace(n_active, context_tokens, window_tokens)
+    n = xp.asarray(n_active, dtype=float)
+    zero = xp.zeros_like(n)
+    return StepBatch(n, n * context_tokens, n * xp.minimum(context_tokens, window_tokens), zero, zero, zero)
 
 
 def with_prompts(
@@ -86,8 +87,9 @@ class SequenceCost:
 
     def decoding(self, n_active: ArrayLike, tokens: ArrayLike) -> Array:
         """Of the sequences that decode."""
-        of_tokens = (self.per_token + self.per_mean_token / jnp.maximum(n_active, 1.0)) * tokens
-        return self.per_step * jnp.minimum(n_active, 1.0) + self.per_seq * n_active + of_tokens
+        xp = namespace(self, n_active, tokens)
+        of_tokens = (self.per_token + self.per_mean_token / xp.maximum(n_active, 1.0)) * tokens
+        return self.per_step * xp.minimum(n_active, 1.0) + self.per_seq * n_active + of_tokens
 
     def prompts(self, batch: StepBatch, pairs: ArrayLike) -> Array:
         """Of the prompt tokens."""
@@ -113,7 +115,7 @@ class AttentionCost:
 
 def has_prompt(batch: StepBatch) -> Array:
     """Whether a step has prompt tokens [-]: 0 or 1, between them below one token."""
-    return jnp.minimum(batch.prompt_tokens, 1.0)
+    return namespace(batch).minimum(batch.prompt_tokens, 1.0)
 
 
 def _ends(batch: StepBatch) -> Array:
@@ -144,7 +146,8 @@ class Cost:
         decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
         head = self.head(_ends(batch))
         at = {"gemm": head, "decode_attention": decode, "prefill_attention": self.attention.prompts(batch)}
-        beside = jnp.stack([at.get(name, jnp.zeros_like(decode)) for name in CLASSES])
+        xp = namespace(self, batch)
+        beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in CLASSES])
         return self.rows(batch.n_active + batch.prompt_tokens) + beside
 
 
@@ -168,6 +171,18 @@ class MixedStep:
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""
         return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch))
+
+    def at_clock(self, clock_frac: ArrayLike) -> "MixedStep":
+        """On cores at `clock_frac` of their top clock: its FLOPs at the peak take 1 / f as long."""
+        longer = 1.0 / clock_frac - 1.0
+        seconds, peak_s = self.costs.seconds, self.costs.peak_s
+        of_rows = Curve(peak_s.rows.coefficients.sum(axis=-3))
+        slower = Cost(
+            seconds.rows + peak_s.rows.scaled(longer),
+            seconds.head + peak_s.head.scaled(longer),
+            jax.tree.map(lambda a, b: a + longer * b, seconds.attention, peak_s.attention),
+        )
+        return replace(self, rows_s=self.rows_s + of_rows.scaled(longer), costs=replace(self.costs, seconds=slower))
 
     def parts(self, batch: StepBatch) -> Amounts:
         """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], of operators timed alone."""

@@ -16,6 +16,7 @@ sequences in flight 3.9 % in the median and 16 % in the 90th percentile, mean IT
 (`experiments/agreement.py`).
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -25,6 +26,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.laws.decode import DecodeLaw
 
+MOST_PREFILL = 0.999  # share of the time; beyond it nothing is decoded
 NEWTON_STEPS = 10  # quadratic convergence: 6 reach 1e-12 for the sparsest catalog model, 9 where a law bends
 
 
@@ -68,21 +70,42 @@ def sequences_in_flight(
 
     `covariance` is the `shared_prefill` u, not negative.
     """
+    return in_flight(
+        lambda n: step.step_s(n + 1.0, context_tokens),
+        lambda _: cast(Array, prefill_frac),
+        lambda _: cast(Array, covariance),
+        n_max,
+        rate_per_s,
+        n_steps,
+    )
+
+
+def in_flight(
+    step_s: Callable[[Array], Array],
+    prefill_frac: Callable[[Array], Array],
+    covariance: Callable[[Array], Array],
+    n_max: ArrayLike,
+    rate_per_s: ArrayLike,
+    n_steps: ArrayLike,
+) -> Array:
+    """`sequences_in_flight` where prefill depends on them: the step, f and u are functions, the first two of n and u of
+    f. f must not rise with n: prompts that meet cost less each."""
     n_max = jnp.asarray(n_max, dtype=float)
 
-    def excess_at(n: ArrayLike, rate: ArrayLike, frac: ArrayLike, u: ArrayLike) -> Array:
-        a = rate * n_steps * step.step_s(n + 1.0, context_tokens) / (1.0 - frac)
+    def excess_at(n: Array, busy: ArrayLike) -> Array:
+        f = jnp.minimum(busy * prefill_frac(n), MOST_PREFILL)
+        a, u = busy * rate_per_s * n_steps * step_s(n) / (1.0 - f), busy * covariance(f)
         # (a + sqrt(a^2 + 4 a u)) / 2, whose gradient at a = 0 needs a guard
         some = a > 0
         safe = jnp.where(some, a, 1.0)
         return jnp.where(some, safe * (1.0 + jnp.sqrt(1.0 + 4.0 * u / safe)) / 2.0, 0.0) - n
 
     # Whether the root lies below n_max; where not, it is guarded to lie at 0.
-    holds = excess_at(n_max, rate_per_s, jnp.minimum(prefill_frac, 0.999), covariance) < 0.0
-    target, frac, u = (jnp.where(holds, value, 0.0) for value in (rate_per_s, prefill_frac, covariance))
+    holds = excess_at(n_max, 1.0) < 0.0
+    busy = jnp.where(holds, 1.0, 0.0)
 
     def excess(n: Array) -> Array:
-        return excess_at(n, target, frac, u)
+        return excess_at(n, busy)
 
     def solve(residual, start: Array) -> Array:
         def newton(_, bracket: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -7,50 +7,67 @@ engine's step takes beyond that is a gap (`laws/operators/watts.py`). One record
 (`OperatorPower`) and of prefill (`operator_prefill`), so that they cannot drift apart.
 """
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from dataclasses import replace
+
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import as_floats, pytree
-from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, clocked_w
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
+from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, PREFILL_CORE_SHARE, clocked_w
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.mixed_step import MixedStep, StepBatch, decoding, with_prompts
 from fleetopt_jax.laws.operators.watts import StepWatts, step_parts, step_power_w
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
+from fleetopt_jax.laws.step_law import StepLaw
 
 BESIDE, BESIDE_TOKENS = 32.0, 2048.0  # sequences that decode beside a prompt whose cost is asked for, and their context
-PROMPTS = np.exp2(np.arange(8, 15))  # whose costs the polynomial is nearest to, by relative error [tokens]
 
 
 @pytree
-class OperatorStep:
+class OperatorStep(StepLaw):
     """The step of one instance, with its energy. Every field is traced; shape () or a leading vmap axis."""
 
-    step: MixedStep
+    step: MixedStep  # as the cores are clocked
+    top: MixedStep  # at the top clock, where watts are known
     watts: StepWatts  # of the classes of operators that the step has
     gpu: Gpu
+    clock_frac: Array  # of the GPU's cores, of their top clock [-]
 
     @property
     def first_token_s(self) -> Array:
         """What a first token takes beyond its iterations [s]."""
         return self.step.host.first_token_s
 
+    @property
+    def window_tokens(self) -> Array:
+        """Up to which layers with a sliding window read [tokens]; 0 without."""
+        return self.step.window_tokens
+
     def step_s(self, batch: StepBatch) -> Array:
-        """Time of one iteration [s]."""
         return self.step.step_s(batch)
 
     def gpu_w(self, batch: StepBatch) -> Array:
-        """Mean board power of one GPU in such iterations [W]."""
-        amounts = self.step.parts(batch)
-        seconds, n_bytes, peak_s = (jnp.moveaxis(x, 0, -1) for x in (amounts.seconds, amounts.bytes, amounts.peak_s))
-        return step_power_w(self.watts, self.gpu, step_parts(self.gpu, seconds, n_bytes, peak_s, self.step_s(batch)))
+        """Mean board power of one GPU in such iterations [W]; that they take longer at a lower clock lowers none."""
+        xp = namespace(self, batch)
+        amounts = self.top.parts(batch)
+        seconds, n_bytes, peak_s = (xp.moveaxis(x, 0, -1) for x in (amounts.seconds, amounts.bytes, amounts.peak_s))
+        parts = step_parts(self.gpu, seconds, n_bytes, peak_s, self.top.step_s(batch))
+        rows = xp.maximum(batch.n_active + batch.prompt_tokens, 1.0)
+        core_share = DECODE_CORE_SHARE + (PREFILL_CORE_SHARE - DECODE_CORE_SHARE) * batch.prompt_tokens / rows
+        return clocked_w(step_power_w(self.watts, self.gpu, parts), self.gpu.idle_w, core_share, self.clock_frac)
 
     def gpu_j(self, batch: StepBatch) -> Array:
-        """Energy of one GPU in one iteration [J]."""
         return self.gpu_w(batch) * self.step_s(batch)
+
+    def at_clock(self, clock_frac: ArrayLike) -> "OperatorStep":
+        """On cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
+        return replace(self, step=self.top.at_clock(clock_frac), **as_floats(clock_frac=clock_frac))
+
+
+def operator_step(step: MixedStep, watts: StepWatts, gpu: Gpu) -> OperatorStep:
+    """A step of operators at the top clock."""
+    return OperatorStep(step, step, watts, gpu, **as_floats(clock_frac=1.0))
 
 
 @pytree
@@ -62,66 +79,28 @@ class OperatorPower(PowerLaw):
     law: OperatorStep
 
     def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
-        return self.law.gpu_w(decoding(n_active, context_tokens, self.law.step.window_tokens))
+        return self.law.gpu_w(decoding(n_active, context_tokens, self.law.window_tokens))
 
-    def at_clock(self, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> "ClockedPower":
-        return ClockedPower(self, jnp.asarray(idle_w), jnp.asarray(clock_frac))
-
-
-@pytree
-class ClockedPower(PowerLaw):
-    """Another law's watts on cores at a lower clock (`laws/clocks.py`); that the step takes longer lowers none."""
-
-    power: OperatorPower
-    idle_w: Array  # [W]
-    clock_frac: Array  # [-]
-
-    def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
-        return clocked_w(self.power.gpu_w(n_active, context_tokens), self.idle_w, DECODE_CORE_SHARE, self.clock_frac)
+    def at_clock(self, prefill: Prefill, idle_w: ArrayLike, clock_frac: ArrayLike) -> "OperatorPower":
+        return OperatorPower(self.law.at_clock(clock_frac))
 
 
 def operator_prefill(
     law: OperatorStep, *, chunk_tokens: float, calibration_tokens: float, budget_tokens: float
 ) -> Prefill:
-    """What a prompt costs beside sequences that decode: tau1 p + tau2 p^2 nearest to the step's own increase.
+    """What prompts cost where they fill iterations, tau1 p + tau2 p^2: the step's own increase by a whole budget of
+    tokens beside sequences that decode, and by the pairs of tokens of a long prompt.
 
-    tau2 is the attention of whole prompts; tau1 has the least squares of relative errors over prompts of 256 to 16,384
-    tokens, in chunks of `budget_tokens`. It is a polynomial, because searches sum it over prompts; small prompts cost
-    less beside many sequences, whose weights they share, and more beside few.
+    It is for what sums over prompts; a prompt that meets few others costs more (`laws/cycle.py`).
     """
-    tau1_s, tau2_s, gpu_w = _prefill_of(law, float(budget_tokens))
+    window = law.window_tokens
+    beside = decoding(BESIDE, BESIDE_TOKENS, window)
+    whole = replace(beside, **as_floats(prompt_tokens=budget_tokens, windowed_pairs=budget_tokens * window))
+    prompt = with_prompts(decoding(0.0, 0.0, window), budget_tokens, 0.0, window)
     return Prefill(
-        per_token_s=tau1_s,
-        per_token2_s=tau2_s,
-        gpu_w=gpu_w,
+        per_token_s=(law.step_s(whole) - law.step_s(beside)) / budget_tokens,
+        per_token2_s=law.step.host.prompt_slowdown * law.step.costs.seconds.attention.full.per_pair / 2.0,
+        gpu_w=law.gpu_w(prompt),
         first_token_s=law.first_token_s,
         **as_floats(chunk_tokens=chunk_tokens, calibration_tokens=calibration_tokens, budget_tokens=budget_tokens),
     )
-
-
-@jax.jit
-def _prefill_of(law: OperatorStep, budget_tokens: float) -> tuple[Array, Array, Array]:
-    window = law.step.window_tokens
-    beside = decoding(BESIDE, BESIDE_TOKENS, window)
-    alone_s = law.step_s(beside)
-
-    def taken_s(chunk: ArrayLike, before: ArrayLike) -> Array:
-        return law.step_s(with_prompts(beside, chunk, before, window)) - alone_s
-
-    def prompt_s(prompt: Array) -> Array:
-        def one(i: int, total: Array) -> Array:
-            before = i * budget_tokens
-            chunk = jnp.clip(prompt - before, 0.0, budget_tokens)
-            return total + jnp.where(chunk > 0, taken_s(chunk, before), 0.0)
-
-        n_chunks = jnp.ceil(prompt / budget_tokens).astype(int)
-        return jax.lax.fori_loop(0, n_chunks, one, jnp.zeros(()))
-
-    prompts = jnp.asarray(PROMPTS)
-    cost_s = jax.vmap(prompt_s)(prompts)
-    attention = law.step.costs.seconds.attention
-    tau2_s = law.step.host.prompt_slowdown * attention.full.per_pair / 2.0
-    a, b = prompts / cost_s, 1.0 - tau2_s * prompts**2 / cost_s
-    tau1_s = jnp.maximum(jnp.sum(a * b) / jnp.sum(a * a), 1e-9)
-    whole = with_prompts(decoding(0.0, 0.0, window), budget_tokens, 0.0, window)
-    return tau1_s, tau2_s, law.gpu_w(whole)

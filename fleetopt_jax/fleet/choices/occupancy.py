@@ -10,8 +10,10 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.step_law import beside
 from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
-from fleetopt_jax.laws.occupancy import sequences_in_flight, shared_prefill
+from fleetopt_jax.laws.mixed_step import StepBatch
+from fleetopt_jax.laws.occupancy import MOST_PREFILL, in_flight, shared_prefill
 from fleetopt_jax.laws.service import MIN_SCV, StepMoments, service_moments_s
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class Operation:
     step_s: Array  # a decode step by itself [s]
     itl_s: Array  # between two tokens of a sequence, with the prefill of others in it [s]
     prefill_frac: Array  # share of the time that prefill takes; 0 in overload [-]
+    prefill_square_s2: Array  # mean square of the engine time a prompt takes [s^2]
     gpu_w: Array  # one GPU [W]
 
 
@@ -69,6 +72,7 @@ class FullBatch(Occupancy):
             step_s=safe_div(load.service_s - load.n_max * load.prefill_s, load.steps),
             itl_s=safe_div(load.service_s, load.steps),
             prefill_frac=prefill_frac,
+            prefill_square_s2=load.prefill_square_s2,
             gpu_w=decode_w + prefill_frac * (engine.prefill.gpu_w - decode_w),
         )
 
@@ -88,15 +92,33 @@ class FixedPoint(Occupancy):
         return context, steps.steps * engine.decode.step_s(n_max, context), scv
 
     def operate(self, state: "StageState") -> Operation:
-        engine, load, stable = state.engine, state.load, state.stable
-        prefill_frac = jnp.where(stable, state.instance_per_s * load.prefill_s, 0.0)
+        engine, load, stable, policy = state.engine, state.load, state.stable, state.assumptions.prefill
+        demand = state.traffic.demand
         n_max = jnp.maximum(load.n_max, 1e-3)
-        prefill_scv = safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0
-        shared = shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals)
         rate = jnp.where(stable, state.instance_per_s, 0.0)
-        n = sequences_in_flight(
-            engine.decode, n_max, rate, load.steps, load.context_tokens, prefill_frac, jnp.maximum(shared, 0.0)
+
+        def prompts(n: Array) -> tuple[StepBatch, Array]:
+            """Who decodes beside a prompt, and the prompts of an iteration, each in the mean."""
+            return beside(engine, n, load.context_tokens), n / jnp.maximum(load.steps, NO_STEPS)
+
+        def prefill_frac_at(n: Array) -> Array:
+            return rate * policy.moments_s(engine, demand, *prompts(n))[0]
+
+        def shared_at(prefill_frac: Array) -> Array:
+            return jnp.maximum(shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals), 0.0)
+
+        prefill_scv = safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0
+        n = in_flight(
+            lambda n: engine.decode.step_s(n + 1.0, load.context_tokens),
+            prefill_frac_at,
+            shared_at,
+            n_max,
+            rate,
+            load.steps,
         )
+        prefill_s, square_s2 = policy.moments_s(engine, demand, *prompts(n))
+        prefill_frac = jnp.minimum(rate * prefill_s, MOST_PREFILL)
+        shared = shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals)
         # Iterations as a token sees them: longer than the mean one where prompts come together, which n contains; where
         # requests avoid each other shorter, to first order, but no shorter than without prefill.
         lengthening = jnp.maximum(1.0 + shared / jnp.maximum(n, 1e-9), 1.0 - jnp.minimum(prefill_frac, 0.5))
@@ -109,13 +131,15 @@ class FixedPoint(Occupancy):
         working = -jnp.expm1(-jnp.maximum(n, 1e-9))
         decode_w = engine.power.gpu_w(jnp.maximum(n, 1e-9) / working, load.context_tokens)
         decoding_w = engine.idle_w + working * (decode_w - engine.idle_w)
-        beside = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
+        with_it = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
+        prefill_w = policy.gpu_w(engine, demand, *prompts(n))
         return Operation(
             n_decoding=n,
             step_s=engine.decode.step_s(jnp.minimum(n, n_max), load.context_tokens),
-            itl_s=engine.decode.step_s(beside, load.context_tokens)
+            itl_s=engine.decode.step_s(with_it, load.context_tokens)
             / (1.0 - jnp.minimum(prefilling, 0.999))
             * lengthening,
             prefill_frac=prefill_frac,
-            gpu_w=decoding_w + prefilling * (engine.prefill.gpu_w - decoding_w),
+            prefill_square_s2=square_s2,
+            gpu_w=decoding_w + prefilling * (prefill_w - decoding_w),
         )

@@ -7,10 +7,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.numerics import at_some, safe_div
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.step_law import step_law_of
+from fleetopt_jax.laws.cycle import Prompt, added_s, added_w, alone_s, prompt_of, with_prompt
 from fleetopt_jax.laws.demand import Demand, prefill_moments_s
-from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks, prefill_s
+from fleetopt_jax.laws.mixed_step import StepBatch
+from fleetopt_jax.laws.operators.attention import causal_pairs
+from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks
 from fleetopt_jax.laws.service import StepMoments
+
+EVERY = 4  # of so many neighbouring prompts the first and the last are asked for, the others lie in between
 
 
 class PrefillPolicy:
@@ -28,16 +35,25 @@ class PrefillPolicy:
         """The same of one more token."""
         raise NotImplementedError
 
-    def moments_s(self, prefill: Prefill, mean: Demand) -> tuple[Array, Array]:
-        """(mean [s], mean square [s^2]) of the engine time prompts take from others."""
+    def moments_s(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> tuple[Array, Array]:
+        """(mean [s], mean square [s^2]) of the engine time that prompts take from others, `per_cycle` of them in the
+        mean of an iteration, beside sequences that decode."""
         raise NotImplementedError
 
-    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, step_s: ArrayLike, *, whole: bool) -> Array:
-        """A prompt's own prefill as its TTFT has it [s], beside steps of `step_s`."""
+    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
+        """Board power of one GPU in that time [W]."""
+        return engine.prefill.gpu_w
+
+    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
+        """A prompt's own prefill as its TTFT has it [s], in steps with sequences that decode."""
         raise NotImplementedError
 
-    def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, step_s: ArrayLike) -> Array:
+    def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
         """Its mean over requests with these mean features [s]."""
+        raise NotImplementedError
+
+    def chunk_s(self, engine: Engine, new_tokens: Array, past_tokens: Array, beside: StepBatch) -> Array:
+        """What a chunk of a prompt, after tokens that are done, adds to an iteration [s]."""
         raise NotImplementedError
 
 
@@ -55,15 +71,18 @@ class FreeChunks(PrefillPolicy):
     def chunks_per_token(self, prefill: Prefill) -> ArrayLike:
         return 1.0 / prefill.chunk_tokens
 
-    def moments_s(self, prefill: Prefill, mean: Demand) -> tuple[Array, Array]:
+    def moments_s(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> tuple[Array, Array]:
         return jnp.zeros_like(mean.prefill), jnp.zeros_like(mean.prefill)
 
-    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, step_s: ArrayLike, *, whole: bool) -> Array:
+    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
         chunks = prefill_chunks(prefill_tokens, engine.prefill.chunk_tokens, whole=whole)
         return chunks * lone_iteration_s(engine.decode, engine.prefill)
 
-    def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, step_s: ArrayLike) -> Array:
+    def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
         return steps.chunks * lone_iteration_s(engine.decode, engine.prefill)
+
+    def chunk_s(self, engine: Engine, new_tokens: Array, past_tokens: Array, beside: StepBatch) -> Array:
+        return jnp.zeros_like(new_tokens)
 
 
 @dataclass(frozen=True)
@@ -80,13 +99,36 @@ class ComputePrefill(PrefillPolicy):
     def chunks_per_token(self, prefill: Prefill) -> ArrayLike:
         return 0.0
 
-    def moments_s(self, prefill: Prefill, mean: Demand) -> tuple[Array, Array]:
-        return prefill_moments_s(prefill, mean)
+    def moments_s(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> tuple[Array, Array]:
+        mean_s, square_s2 = prefill_moments_s(engine.prefill, mean)
+        if engine.step is None:
+            return mean_s, square_s2  # steps add up: whatever is beside
+        prompt = prompt_of(mean.prefill, mean.prefill2, engine.step.window_tokens)
+        s = added_s(engine.step, beside, prompt, per_cycle, engine.prefill.budget_tokens)
+        return s, square_s2 * safe_div(s, mean_s) ** 2
 
-    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, step_s: ArrayLike, *, whole: bool) -> Array:
-        iterations = jnp.maximum(1.0, prefill_tokens / engine.prefill.budget_tokens)
-        return prefill_s(engine.prefill, prefill_tokens) + step_s * iterations
+    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
+        if engine.step is None:
+            return engine.prefill.gpu_w
+        prompt = prompt_of(mean.prefill, mean.prefill2, engine.step.window_tokens)
+        return added_w(engine.step, beside, prompt, per_cycle, engine.prefill.budget_tokens)
 
-    def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, step_s: ArrayLike) -> Array:
-        own_s, _ = prefill_moments_s(engine.prefill, mean)
-        return own_s + step_s * jnp.maximum(1.0, mean.prefill / engine.prefill.budget_tokens)
+    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
+        law = step_law_of(engine)
+
+        def of(p: Array) -> Array:
+            prompt = prompt_of(p, p**2, law.window_tokens)
+            return alone_s(law, beside, prompt, engine.prefill.budget_tokens) + engine.prefill.first_token_s
+
+        return of(jnp.asarray(prefill_tokens)) if engine.step is None else at_some(of, prefill_tokens, EVERY)
+
+    def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
+        law = step_law_of(engine)
+        prompt = prompt_of(mean.prefill, mean.prefill2, law.window_tokens)
+        return alone_s(law, beside, prompt, engine.prefill.budget_tokens) + engine.prefill.first_token_s
+
+    def chunk_s(self, engine: Engine, new_tokens: Array, past_tokens: Array, beside: StepBatch) -> Array:
+        law = step_law_of(engine)
+        pairs = new_tokens * (past_tokens + new_tokens / 2.0)
+        windowed = causal_pairs(new_tokens, past_tokens, law.window_tokens)
+        return law.added_s(with_prompt(beside, Prompt(new_tokens, pairs, windowed)))

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 import jax.numpy as jnp
 from jax import Array
 
+from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.fleet.step_law import beside
 from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, cycle_moments, cycle_wait_s
+from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.queueing import bursty_wait, p99_wait_s
 
 if TYPE_CHECKING:
@@ -51,7 +54,8 @@ class MeanPrefillTail(Tail):
         load, traffic = state.load, state.traffic
         servers = jnp.where(state.stable, state.n_instances * load.n_max, 1.0)
         wait_s = p99_wait_s(servers, load.rate_per_s, load.service_s, load.service_scv)
-        prefill_s = state.assumptions.prefill.mean_own_s(state.engine, traffic.steps, traffic.demand, operation.step_s)
+        decoding = _decoding(state, operation)
+        prefill_s = state.assumptions.prefill.mean_own_s(state.engine, traffic.steps, traffic.demand, decoding)
         return Delay(
             wait_s=wait_s,
             prefill_s=prefill_s,
@@ -81,19 +85,10 @@ class QuantileTail(Tail):
         servers = jnp.maximum(instances * load.n_max, 1.0)
         slot_q, slot_s = bursty_wait(servers, rate, load.service_s, state.pool_scv, load.service_scv)
         f = operation.prefill_frac
-        square_s2 = load.prefill_square_s2 + (state.instance_scv - 1.0) * load.prefill_s**2
+        mean_s = safe_div(f, rate / instances)
+        square_s2 = operation.prefill_square_s2 + (state.instance_scv - 1.0) * mean_s**2
         cycle_s, variance = cycle_moments(operation.step_s, rate / instances, f, square_s2)
-        prompts = _histogram(state)
-        itl = ItlLaw(
-            step_s=operation.step_s,
-            cycle_s=cycle_s,
-            cycle_variance_s2=variance,
-            rate_per_s=rate / instances,
-            prompt_mass=prompts.mass,
-            prompt_tokens=(prompts.shortest + prompts.longest) / 2.0,
-            prefill=state.engine.prefill,
-        )
-        own_mean_s = policy.mean_own_s(state.engine, traffic.steps, traffic.demand, operation.step_s)
+        own_mean_s = policy.mean_own_s(state.engine, traffic.steps, traffic.demand, _decoding(state, operation))
         return Delay(
             wait_s=slot_s,
             prefill_s=own_mean_s,
@@ -101,7 +96,32 @@ class QuantileTail(Tail):
             ttft_p99_s=jnp.full_like(cycle_s, jnp.inf),
             itl_p99_s=jnp.full_like(cycle_s, jnp.inf),
             ttft=self._ttft(state, operation, slot_q, slot_s, cycle_s, variance),
-            itl=itl,
+            itl=self._itl(state, operation, rate / instances, cycle_s, variance),
+        )
+
+    def _itl(
+        self, state: "StageState", operation: "Operation", rate_per_s: Array, cycle_s: Array, variance: Array
+    ) -> ItlLaw:
+        prompts, budget = _histogram(state), state.engine.prefill.budget_tokens
+        tokens = (prompts.shortest + prompts.longest) / 2.0
+        full = jnp.floor(tokens / budget)
+
+        def chunk_s(new_tokens: Array, past_tokens: Array) -> Array:
+            beside = _decoding(state, operation)
+            return state.assumptions.prefill.chunk_s(state.engine, new_tokens, past_tokens, beside)
+
+        done = full * budget
+        deepest = jnp.max(jnp.where(prompts.mass > 0, done, 0.0))
+        middle = jnp.maximum(done - budget, 0.0) / 2.0
+        whole = jnp.full_like(middle, 1.0) * budget
+        return ItlLaw(
+            step_s=operation.step_s,
+            cycle_s=cycle_s,
+            cycle_variance_s2=variance,
+            rate_per_s=rate_per_s,
+            chunk_s=jnp.concatenate([chunk_s(tokens - done, done), chunk_s(whole, middle)]),
+            chunks=jnp.concatenate([prompts.mass, prompts.mass * full]),
+            most_s=chunk_s(budget * jnp.ones(()), jnp.maximum(deepest - budget, 0.0) / 2.0),
         )
 
     def _ttft(
@@ -120,20 +140,25 @@ class QuantileTail(Tail):
         random_s = jnp.where(some, slot_s + queue_s, 1.0)
 
         def own_s(prefill_tokens: Array) -> Array:
-            assumptions = state.assumptions
-            return prompts.extra_s + assumptions.prefill.own_s(
-                state.engine, prefill_tokens, operation.step_s, whole=assumptions.whole
-            )
+            policy, whole = state.assumptions.prefill, state.assumptions.whole
+            return policy.own_s(state.engine, prefill_tokens, _decoding(state, operation), whole=whole)
 
+        least_s, most_s = own_s(jnp.stack([prompts.shortest, prompts.longest]))
         return TtftLaw(
             mass=prompts.mass,
-            least_s=own_s(prompts.shortest) + f * cycle_s,
-            most_s=own_s(prompts.longest) + (1.0 + f) * cycle_s,
+            least_s=prompts.extra_s + least_s + f * cycle_s,
+            most_s=prompts.extra_s + most_s + (1.0 + f) * cycle_s,
             shortest_tokens=prompts.shortest,
             longest_tokens=prompts.longest,
             wait_probability=jnp.where(stable, jnp.where(some, waits_q, 0.0), 1.0),
             wait_decay_per_s=jnp.where(stable, jnp.where(some, waits_q, 1.0) / jnp.maximum(random_s, 1e-9), 1e-9),
         )
+
+
+def _decoding(state: "StageState", operation: "Operation") -> StepBatch:
+    """Who decodes beside a prompt, in the mean."""
+    n = jnp.minimum(operation.n_decoding, jnp.maximum(state.load.n_max, 1e-3))
+    return beside(state.engine, n, state.load.context_tokens)
 
 
 def _histogram(state: "StageState") -> "PromptHistogram":

@@ -110,19 +110,19 @@ def operator_w(law: OperatorWatts, gpu: Gpu, memory_share: ArrayLike, flop_share
 
 def step_parts(gpu: Gpu, seconds_s: Array, n_bytes: Array, flop_s: Array, whole_s: ArrayLike) -> StepParts:
     """Of a step that takes `whole_s`, from its operators [kind]: what they do not take is the gap."""
-    gap_s = jnp.maximum(whole_s - jnp.sum(seconds_s, axis=-1), 0.0)
+    gap_s = namespace(seconds_s, whole_s).maximum(whole_s - seconds_s.sum(axis=-1), 0.0)
     return StepParts(seconds_s, n_bytes / gpu.bandwidth_bytes_per_s, flop_s, gap_s)
 
 
 def step_s(parts: StepParts) -> Array:
     """The whole step [s]."""
-    return jnp.sum(parts.seconds_s, axis=-1) + parts.gap_s
+    return parts.seconds_s.sum(axis=-1) + parts.gap_s
 
 
 def step_asked_w(law: StepWatts, gpu: Gpu, parts: StepParts) -> Array:
     """Mean board power [W] that a step would draw at the top clock without a power limit."""
     memory_share, flop_share = (safe_div(x, parts.seconds_s) for x in (parts.memory_s, parts.flop_s))
-    operators_j = jnp.sum(parts.seconds_s * asked_w(law.operators, gpu, memory_share, flop_share), axis=-1)
+    operators_j = (parts.seconds_s * asked_w(law.operators, gpu, memory_share, flop_share)).sum(axis=-1)
     gap_w = gpu.idle_w + gpu.tdp_w * law.gap_frac
     return safe_div(operators_j + parts.gap_s * gap_w, step_s(parts), gap_w)
 

@@ -1,0 +1,76 @@
+"""Prompts in the iterations of an instance: what one takes by itself, and what it adds where others share iterations.
+
+Of an iteration with m prompts in the mean, Poisson, the share h = 1 - exp(-m) has any, and those have k = m / h each.
+What a prompt adds is then
+
+    s(m) = c / k (t(n, k / c prompts) - t(n)),   c = max(1, k p / budget)
+
+t the mixed step of n decoding sequences, c the iterations that k prompts of p tokens fill: c = 1 below a budget, and no
+fraction of an iteration is lost to rounding up. A lone prompt pays what a step with prompts costs however few there are
+(m -> 0: k = 1); prompts that meet share that (m -> inf: only the slope of a full budget is left). Where t adds up
+(`fleet/step_law.py`), s is tau1 E[p] + tau2 E[p^2], whatever m.
+"""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.mixed_step import StepBatch
+from fleetopt_jax.laws.operators.attention import causal_pairs
+from fleetopt_jax.laws.step_law import StepLaw
+
+
+@pytree
+class Prompt:
+    """A prompt, or the mean of many. Fields traced, any common shape."""
+
+    tokens: Array
+    pairs: Array  # of tokens that see each other [tokens^2]
+    windowed_pairs: Array  # the same, cut by the sliding window [tokens^2]
+
+
+def prompt_of(tokens: ArrayLike, square_tokens2: ArrayLike, window_tokens: ArrayLike) -> Prompt:
+    """Prompts of a mean length and mean square; layers with a window see those of the mean length."""
+    tokens = jnp.asarray(tokens, dtype=float)
+    return Prompt(tokens, jnp.asarray(square_tokens2) / 2.0, causal_pairs(tokens, 0.0, window_tokens))
+
+
+def with_prompt(beside: StepBatch, prompt: Prompt, times: ArrayLike = 1.0) -> StepBatch:
+    """The batch with so much of a prompt in it."""
+    return replace(
+        beside,
+        prompt_tokens=beside.prompt_tokens + times * prompt.tokens,
+        prompt_pairs=beside.prompt_pairs + times * prompt.pairs,
+        windowed_pairs=beside.windowed_pairs + times * prompt.windowed_pairs,
+    )
+
+
+def alone_s(law: StepLaw, beside: StepBatch, prompt: Prompt, budget_tokens: ArrayLike) -> Array:
+    """From the begin of its first iteration to its first token [s]: all iterations of a prompt, in chunks of at most a
+    budget of tokens, beside sequences that decode."""
+    chunks = jnp.maximum(1.0, prompt.tokens / budget_tokens)
+    return chunks * law.step_s(with_prompt(beside, prompt, 1.0 / chunks))
+
+
+def added_s(law: StepLaw, beside: StepBatch, prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> Array:
+    """s(m) [s] of `per_cycle` prompts in the mean of an iteration: the equation above."""
+    together, chunks = _together(prompt, per_cycle, budget_tokens)
+    return chunks / together * law.added_s(with_prompt(beside, prompt, together / chunks))
+
+
+def added_w(law: StepLaw, beside: StepBatch, prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> Array:
+    """Board power of one GPU during the time that prompts add [W]."""
+    together, chunks = _together(prompt, per_cycle, budget_tokens)
+    batch = with_prompt(beside, prompt, together / chunks)
+    return safe_div(law.added_j(batch), law.added_s(batch))
+
+
+def _together(prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> tuple[Array, Array]:
+    """(k, c): prompts of an iteration that has any, and the iterations they fill."""
+    m = jnp.maximum(jnp.asarray(per_cycle, dtype=float), 1e-9)
+    together = m / -jnp.expm1(-m)
+    return together, jnp.maximum(1.0, together * prompt.tokens / budget_tokens)

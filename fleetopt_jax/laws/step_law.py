@@ -1,0 +1,89 @@
+"""What the other laws ask of an iteration, whatever is in it: its time and its energy.
+
+A batch of sequences that decode and of prompt tokens (`laws/mixed_step.py`) takes one iteration. What its prompts add is
+what the iteration takes beyond one of the same sequences without them.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.mixed_step import StepBatch
+
+
+class StepLaw:
+    """An iteration of one instance; a record derives from this and says these."""
+
+    @property
+    def first_token_s(self) -> Array:
+        """What a first token takes beyond its iterations [s]."""
+        raise NotImplementedError
+
+    @property
+    def window_tokens(self) -> Array:
+        """Up to which layers with a sliding window read [tokens]; 0 without."""
+        raise NotImplementedError
+
+    def step_s(self, batch: StepBatch) -> Array:
+        """Time of one iteration [s]."""
+        raise NotImplementedError
+
+    def gpu_j(self, batch: StepBatch) -> Array:
+        """Energy of one GPU in one iteration [J]."""
+        raise NotImplementedError
+
+    def added_s(self, batch: StepBatch) -> Array:
+        """What its prompt tokens add to an iteration [s]."""
+        with_s, without_s = self.step_s(_both(batch))
+        return with_s - without_s
+
+    def added_j(self, batch: StepBatch) -> Array:
+        """What they add to its energy, of one GPU [J]."""
+        with_j, without_j = self.gpu_j(_both(batch))
+        return with_j - without_j
+
+
+def without_prompts(batch: StepBatch) -> StepBatch:
+    """The sequences of a batch that decode."""
+    zero = jnp.zeros_like(batch.prompt_tokens)
+    return replace(batch, prompt_tokens=zero, prompt_pairs=zero, windowed_pairs=zero)
+
+
+def _both(batch: StepBatch) -> StepBatch:
+    """A batch, and the same without prompts, on a leading axis: one program for both."""
+    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in jax.tree.leaves(batch)))
+    return jax.tree.map(lambda *x: jnp.stack([jnp.broadcast_to(y, shape) for y in x]), batch, without_prompts(batch))
+
+
+@pytree
+class ScaledStep(StepLaw):
+    """Another law's iterations: its decode steps, what prompts add, and its watts, each times a factor."""
+
+    law: Any  # the other law's record
+    decode: Array  # [-]
+    prefill: Array  # [-]
+    power: Array  # [-]
+
+    @property
+    def first_token_s(self) -> Array:
+        return self.law.first_token_s
+
+    @property
+    def window_tokens(self) -> Array:
+        return self.law.window_tokens
+
+    def step_s(self, batch: StepBatch) -> Array:
+        return self.decode * self.law.step_s(without_prompts(batch)) + self.added_s(batch)
+
+    def gpu_j(self, batch: StepBatch) -> Array:
+        return self.power * self.decode * self.law.gpu_j(without_prompts(batch)) + self.added_j(batch)
+
+    def added_s(self, batch: StepBatch) -> Array:
+        return self.prefill * self.law.added_s(batch)
+
+    def added_j(self, batch: StepBatch) -> Array:
+        return self.power * self.prefill * self.law.added_j(batch)
