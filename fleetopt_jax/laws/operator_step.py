@@ -7,21 +7,25 @@ engine's step takes beyond that is a gap (`laws/operators/watts.py`). One record
 (`OperatorPower`) and of prefill (`operator_prefill`), so that they cannot drift apart.
 """
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, clocked_w
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.mixed_step import MixedStep, StepBatch, decoding, with_prompts
-from fleetopt_jax.laws.operators.watts import StepWatts, step_parts, step_power_w
+from fleetopt_jax.laws.mixed_step import CLASSES, MixedStep, StepBatch, decoding, with_prompts
+from fleetopt_jax.laws.operators.watts import StepWatts, flop_w, held_w, memory_w, running_w, with_gap_w
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 
 BESIDE, BESIDE_TOKENS = 32.0, 2048.0  # sequences that decode beside a prompt whose cost is asked for, and their context
+COMPUTING = ("gemm", "experts", "prefill_attention")  # whose FLOPs take watts: see `step_watts`
 PROMPTS = np.exp2(np.arange(8, 15))  # whose costs the polynomial is nearest to, by relative error [tokens]
 
 
@@ -43,14 +47,27 @@ class OperatorStep:
         return self.step.step_s(batch)
 
     def gpu_w(self, batch: StepBatch) -> Array:
-        """Mean board power of one GPU in such iterations [W]."""
-        amounts = self.step.parts(batch)
-        seconds, n_bytes, peak_s = (jnp.moveaxis(x, 0, -1) for x in (amounts.seconds, amounts.bytes, amounts.peak_s))
-        return step_power_w(self.watts, self.gpu, step_parts(self.gpu, seconds, n_bytes, peak_s, self.step_s(batch)))
+        """Mean board power of one GPU in such iterations [W]: `step_power_w` of its operators."""
+        return self._power_w(batch, self.step_s(batch))
 
     def gpu_j(self, batch: StepBatch) -> Array:
         """Energy of one GPU in one iteration [J]."""
-        return self.gpu_w(batch) * self.step_s(batch)
+        step_s = self.step_s(batch)
+        return self._power_w(batch, step_s) * step_s
+
+    def _power_w(self, batch: StepBatch, step_s: Array) -> Array:
+        """What runs and what bytes take is linear, so that one sum over the classes tells it; only FLOPs are not."""
+        law, gpu, costs = self.watts.operators, self.gpu, self.step.costs
+        running_j = costs.seconds.total(running_w(law, gpu))
+        bytes_j = costs.bytes.total(memory_w(law, gpu) / gpu.bandwidth_bytes_per_s)
+        operators_j = jax.tree.map(jnp.add, running_j, bytes_j).of(batch)
+        busy_s = costs.seconds.total(jnp.ones(len(CLASSES))).of(batch)
+        seconds, peak_s = (cost.by_class(batch, COMPUTING) for cost in (costs.seconds, costs.peak_s))
+        for name, of_class_s, of_flop_s in zip(COMPUTING, seconds, peak_s, strict=True):
+            of_class = jax.tree.map(itemgetter(CLASSES.index(name)), law)
+            operators_j += of_class_s * flop_w(of_class, gpu, safe_div(of_flop_s, of_class_s))
+        gap_s = jnp.maximum(step_s - busy_s, 0.0)
+        return held_w(with_gap_w(self.watts, gpu, operators_j, busy_s, gap_s), gpu.tdp_w)
 
 
 @pytree
