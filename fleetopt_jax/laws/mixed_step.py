@@ -25,7 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.curve import Curve
-from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.core.struct import namespace, pytree
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.host import HostLaw
 from fleetopt_jax.laws.operators.attention import causal_pairs
@@ -176,11 +176,11 @@ class Cost:
         rows = Curve(self.rows.coefficients[np.array([CLASSES.index(name) for name in names])])
         return rows(batch.n_active + batch.prompt_tokens) + beside
 
-    def total(self, weights: Array) -> TotalCost:
+    def total(self, weights: Array | np.ndarray) -> TotalCost:
         """The sum over classes, each times its weight [class]."""
         weight = dict(zip(CLASSES, weights))
         return TotalCost(
-            rows=Curve(jnp.tensordot(weights, self.rows.coefficients, 1)),
+            rows=Curve(namespace(weights, self.rows).tensordot(weights, self.rows.coefficients, 1)),
             head=self.head.scaled(weight["gemm"]),
             attention=self.attention.scaled(weight["decode_attention"], weight["prefill_attention"]),
         )

@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import safe_div
-from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, clocked_w
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.mixed_step import CLASSES, MixedStep, StepBatch, decoding, with_prompts
@@ -47,27 +47,31 @@ class OperatorStep:
         return self.step.step_s(batch)
 
     def gpu_w(self, batch: StepBatch) -> Array:
-        """Mean board power of one GPU in such iterations [W]: `step_power_w` of its operators."""
-        return self._power_w(batch, self.step_s(batch))
+        """Mean board power of one GPU in such iterations [W]."""
+        return mixed_power_w(self.step, self.watts, self.gpu, batch)
 
     def gpu_j(self, batch: StepBatch) -> Array:
         """Energy of one GPU in one iteration [J]."""
-        step_s = self.step_s(batch)
-        return self._power_w(batch, step_s) * step_s
+        return self.gpu_w(batch) * self.step_s(batch)
 
-    def _power_w(self, batch: StepBatch, step_s: Array) -> Array:
-        """What runs and what bytes take is linear, so that one sum over the classes tells it; only FLOPs are not."""
-        law, gpu, costs = self.watts.operators, self.gpu, self.step.costs
-        running_j = costs.seconds.total(running_w(law, gpu))
-        bytes_j = costs.bytes.total(memory_w(law, gpu) / gpu.bandwidth_bytes_per_s)
-        operators_j = jax.tree.map(jnp.add, running_j, bytes_j).of(batch)
-        busy_s = costs.seconds.total(jnp.ones(len(CLASSES))).of(batch)
-        seconds, peak_s = (cost.by_class(batch, COMPUTING) for cost in (costs.seconds, costs.peak_s))
-        for name, of_class_s, of_flop_s in zip(COMPUTING, seconds, peak_s, strict=True):
-            of_class = jax.tree.map(itemgetter(CLASSES.index(name)), law)
-            operators_j += of_class_s * flop_w(of_class, gpu, safe_div(of_flop_s, of_class_s))
-        gap_s = jnp.maximum(step_s - busy_s, 0.0)
-        return held_w(with_gap_w(self.watts, gpu, operators_j, busy_s, gap_s), gpu.tdp_w)
+
+def mixed_power_w(step: MixedStep, watts: StepWatts, gpu: Gpu, batch: StepBatch) -> Array:
+    """Mean board power of one GPU [W]: `step_power_w` of its operators.
+
+    What they ask for by running and by bytes is linear, so that one look-up of a sum over classes tells it; what they
+    ask for by FLOPs is not.
+    """
+    law, costs = watts.operators, step.costs
+    running_j = costs.seconds.total(running_w(law, gpu))
+    bytes_j = costs.bytes.total(memory_w(law, gpu) / gpu.bandwidth_bytes_per_s)
+    operators_j = jax.tree.map(lambda a, b: a + b, running_j, bytes_j).of(batch)
+    busy_s = costs.seconds.total(np.ones(len(CLASSES))).of(batch)
+    seconds, peak_s = (cost.by_class(batch, COMPUTING) for cost in (costs.seconds, costs.peak_s))
+    for name, of_class_s, of_flop_s in zip(COMPUTING, seconds, peak_s, strict=True):
+        of_class = jax.tree.map(itemgetter(CLASSES.index(name)), law)
+        operators_j = operators_j + of_class_s * flop_w(of_class, gpu, safe_div(of_flop_s, of_class_s))
+    gap_s = namespace(busy_s).maximum(step.step_s(batch) - busy_s, 0.0)
+    return held_w(with_gap_w(watts, gpu, operators_j, busy_s, gap_s), gpu.tdp_w)
 
 
 @pytree
