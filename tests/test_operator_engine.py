@@ -13,6 +13,7 @@ from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.fleet.step_law import SumOfSteps, step_law_of
 from fleetopt_jax.laws.mixed_step import decoding, with_prompts
 from fleetopt_jax.laws.operator_step import OperatorStep
+from fleetopt_jax.laws.operators.watts import step_parts, step_power_w
 
 BATCH = np.exp2(np.arange(0, 10.5, 0.5))
 SPECS = [
@@ -71,6 +72,23 @@ def test_a_first_token_takes_the_hosts_own_time_at_any_clock(entry):
     assert prefill.slower(2.0).first_token_s == fo.at_clock(entry.engine, 0.7).prefill.first_token_s
     assert float(fo.at_clock(entry.engine, 0.7).prefill.first_token_s) == float(prefill.first_token_s)
     assert float(fo.build(replace(entry.spec, serving=MEASURED_SERVING)).prefill.first_token_s) == 0
+
+
+def test_watts_are_those_of_the_operators_one_by_one(entry):
+    """One look-up of sums over classes is `step_power_w` of them all."""
+    law, window = step_law_of(entry.engine), step_law_of(entry.engine).step.window_tokens
+    n, prompt = (jnp.asarray(x) for x in np.meshgrid(BATCH, [0.0, 0.5, 100.0, 8192.0]))
+    batch = with_prompts(decoding(n.ravel(), 3000.0, window), prompt.ravel(), 1000.0, window)
+
+    @jax.jit
+    def one_by_one(law, batch):
+        parts = law.step.parts(batch)
+        kinds = (jnp.moveaxis(x, 0, -1) for x in (parts.seconds, parts.bytes, parts.peak_s))
+        return step_power_w(law.watts, law.gpu, step_parts(law.gpu, *kinds, law.step_s(batch)))
+
+    watts, step_s, joules = jax.jit(lambda law, x: (law.gpu_w(x), law.step_s(x), law.gpu_j(x)))(law, batch)
+    np.testing.assert_allclose(watts, one_by_one(law, batch), rtol=1e-12)
+    np.testing.assert_allclose(joules, watts * step_s, rtol=1e-12)
 
 
 def test_gradients_of_energy_are_finite_in_everything(entry):

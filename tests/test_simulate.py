@@ -17,17 +17,23 @@ from fleetopt_jax._simulate.dispatch import Balancer, dispatch
 from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, request_table, run_pool
 from fleetopt_jax._simulate.routing import REJECTED, route_requests
 from fleetopt_jax._simulate.state import N_GAPS, Scheduler, State, empty_state, gap_bin
+from fleetopt_jax.calibrate.predict import limits_of, parts_of
+from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, PRESETS
 from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.engine import Engine, make_engine
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet, make_slo
+from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.fleet.traffic import route
+from fleetopt_jax.laws.closed_loop import Benchmark, lengths, schedule
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.laws.decode import DecodeLaw, make_decode_step
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
+from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.power import make_logistic_power
 from fleetopt_jax.laws.prefill import make_prefill
 from fleetopt_jax.laws.queueing import erlang_c, mean_wait_s
@@ -49,6 +55,7 @@ def engine_of(
     tau1=1e-15,
     tau2=0.0,
     budget=1e6,
+    first_token_s=0.0,
     n_blocks=1e6,
     max_num_seqs=1024.0,
 ) -> Engine:
@@ -67,6 +74,7 @@ def engine_of(
         per_token2_s=tau2,
         budget_tokens=budget,
         gpu_w=600,
+        first_token_s=first_token_s,
     )
     power = make_logistic_power(idle_w=300, nominal_w=600, log2_half_batch=4.2)
     kv = make_kv_capacity(n_blocks=n_blocks, max_num_seqs=max_num_seqs)
@@ -294,6 +302,71 @@ def test_requests_share_iterations():
     assert float(run.tally.gaps_s[2, 0]) == pytest.approx(gaps_s.sum(), rel=1e-12)
     np.testing.assert_allclose(run.gap_counts[2], np.bincount(gap_bin(gaps_s), minlength=N_GAPS), atol=1e-9)
     np.testing.assert_allclose(first_s[3, :2], [one_s, 3.0 + one_s], rtol=1e-12)
+
+
+# --- engines of operators -------------------------------------------------------------------------------------------
+
+BUDGET = 200  # tokens of an iteration
+
+
+@pytest.fixture(scope="module")
+def of_operators() -> Engine:
+    """With a sliding window of 128 tokens."""
+    engine = build(EngineSpec("h100", "gpt-oss-120b", 2, serving="vllm"))
+    return replace(engine, prefill=replace(engine.prefill, budget_tokens=np.asarray(float(BUDGET))))
+
+
+def mixed_batches(engine: Engine, steps: list) -> StepBatch:
+    """Of each step: contexts of sequences that decode, and chunks (tokens done before, tokens), a token at a time."""
+    window, sums = int(engine.step.step.window_tokens), []
+    for contexts, *chunks in steps:
+        attended = [before + i + 1 for before, tokens in chunks for i in range(tokens)]
+        each = [
+            sum(contexts),
+            sum(min(x, window) for x in contexts),
+            sum(attended),
+            sum(min(x, window) for x in attended),
+        ]
+        sums.append([len(contexts), *each[:2], len(attended), *each[2:]])
+    return StepBatch(*(jnp.asarray(x, float) for x in zip(*sums)))
+
+
+def test_requests_on_an_engine_of_operators_take_its_mixed_steps(of_operators):
+    """A chunked prompt alone, and one beside a sequence that decodes; seconds, joules and what prompts add."""
+    engine, law, end_s = of_operators, step_law_of(of_operators), 9.0
+    alone = [((), (0, 200)), ((), (200, 200)), ((), (400, 200)), ((), (600, 100)), ((701,),), ((702,),), ((703,),)]
+    beside = [((), (0, 90)), ((91,), (0, 199)), ((92,), (199, 101)), ((93, 301),), ((94,),), ((95,),), ((),)]
+    steps_of = jax.jit(lambda law, batch: (law.step_s(batch), law.gpu_j(batch)))
+    rows = [[(0.5, 700, 4)], [(0.0, 90, 6), (1e-4, 300, 2)]]
+    run = run_rows(engine, rows, horizon_s=end_s, window_s=(0.0, end_s))
+    for r, (steps, n, first, last) in enumerate([(alone, 7, [3], [6]), (beside, 6, [0, 2], [5, 3])]):
+        took_s, joules = (np.asarray(x)[:n] for x in steps_of(law, mixed_batches(engine, steps)))
+        decode_s = np.asarray(steps_of(law, mixed_batches(engine, [each[:1] for each in steps]))[0])[:n]
+        clock_s = rows[r][0][0] + np.cumsum(took_s)
+        np.testing.assert_allclose(run.first_s[r, : len(first)], clock_s[first], rtol=1e-12)
+        np.testing.assert_allclose(run.last_s[r, : len(last)], clock_s[last], rtol=1e-12)
+        idle_j = float(engine.idle_w) * (end_s - took_s.sum())
+        assert float(run.tally.path_iterations[r, 0]) == n
+        assert float(run.tally.prefill_s[r, 0]) == pytest.approx((took_s - decode_s).sum(), rel=1e-9)
+        assert float(run.tally.gpu_j[r, 0]) == pytest.approx(joules.sum() + idle_j, rel=1e-12)
+
+
+def test_a_closed_loop_is_as_its_schedule_predicts(of_operators):
+    """Requests sent when the schedule sends them: every first and last token, and the energy, within 0.1 %."""
+    engine = of_operators
+    plan = schedule(Benchmark(400, 60, 4, 14), limits_of(engine))
+    (parts,) = parts_of(engine, [plan])
+    took_s, gpu_j = parts.decode_s + parts.prompt_s, parts.decode_j + parts.prompt_j
+    clock_s = np.append(0.0, np.cumsum(plan.repeats * took_s))
+    rng = np.random.default_rng(0)
+    prompt, output = lengths(400, 0.8, 14, rng), lengths(60, 0.8, 14, rng)
+    sent_s = np.maximum(clock_s[plan.sent] - took_s.min() / 2, 0.0)  # within the iteration that frees the place
+    rows = [list(zip(sent_s.tolist(), prompt.tolist(), output.tolist()))]
+    run = run_rows(engine, rows, window_s=(0.0, clock_s[-1]))
+    np.testing.assert_allclose(run.first_s[0, :14], clock_s[plan.first], rtol=1e-3)
+    np.testing.assert_allclose(run.last_s[0, :14], clock_s[plan.last], rtol=1e-3)
+    assert float(run.tally.gpu_j[0, 0]) == pytest.approx(plan.repeats @ gpu_j, rel=1e-3)
+    assert float(run.tally.tokens[0, 0]) == pytest.approx(output.sum(), rel=1e-3)
 
 
 # --- a naive scheduler ----------------------------------------------------------------------------------------------
@@ -729,9 +802,9 @@ def steady(rate: float, longest: float = 900.0) -> Workload:
     return make_workload([50, 300, longest - 100], [30, 60, 100], arrival_rate_per_s=rate)
 
 
-def tight_fleet(**compressor: float) -> Fleet:
+def tight_fleet(first_token_s=0.0, **compressor: float) -> Fleet:
     """Windows of 300 and 1,000 tokens; caches that overflow, prompts that are cut, a compressor and a site."""
-    law = dict(base_s=0.01, per_seq_s=1e-4, per_token_s=1e-6, tau1=2e-5, budget=256)
+    law = dict(base_s=0.01, per_seq_s=1e-4, per_token_s=1e-6, tau1=2e-5, budget=256, first_token_s=first_token_s)
     engines = [engine_of(**law, n_blocks=blocks, max_num_seqs=16) for blocks in (100, 600)]
     return make_fleet(
         engines,
@@ -774,6 +847,19 @@ def test_a_small_fleet(preset, dispatch):
         assert 0 < pool["busy_frac"].mean <= 1
         assert 0 < pool["kv_occupancy"].mean <= 1
         assert pool["itl_s"].mean == pytest.approx(laws["itl_s"], rel=0.2)
+
+
+def test_what_a_first_token_takes_beyond_its_iterations_is_seen_by_users_only():
+    published = replace(PRESETS["published"], dispatch=DISPATCHES["round_robin"])  # compiled above
+    for assumptions, more_s in ((PHYSICAL, 0.25), (published, 0.0)):
+        now, then = (
+            simulate(tight_fleet(first_token_s=later_s, success_frac=0.5, s_per_token=1e-5), mixed(), assumptions, **A_FEW)
+            for later_s in (0.0, 0.25)
+        )
+        for name, value in now.metrics.items():
+            seen = name.startswith(("ttft_p", "e2e_p"))
+            if name != "slo_attainment":
+                assert then.metrics[name].mean == pytest.approx(value.mean + more_s * seen, rel=1e-9), name
 
 
 def test_a_compressor_takes_energy_whether_it_succeeds_or_not():

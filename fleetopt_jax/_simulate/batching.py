@@ -3,8 +3,8 @@
 Each instance has a clock of its own and a queue, first come first served. As vLLM schedules: at the start of an
 iteration the sequences that decode take a token each of the iteration's token budget, then the prompt that was cut off
 goes on, then waiting requests are admitted while `max_num_seqs`, the KV cache and the budget allow; a prompt that does
-not fit the budget is cut (chunked prefill). The iteration takes the decode law's time at the real batch and the real
-contexts plus the prefill law's time of the chunks in it. Every decoding sequence gains a token, and so does every
+not fit the budget is cut (chunked prefill). The iteration takes the time and the energy of the engine's step law at the
+real batch, its real contexts and the chunks of prompts in it. Every decoding sequence gains a token, and so does every
 sequence whose prompt is done. Where the cache then overflows, the newest sequences are preempted: they lose their
 cache, go back to the head of the queue, and later prefill their prompt and what they had generated again. The oldest
 sequence is never preempted while another is there, and alone it fits (longer requests are refused at the door), so some
@@ -24,8 +24,13 @@ from jax import Array
 from fleetopt_jax._simulate.state import NEVER, Instances, RequestTable, Scheduler, Slots, State, Tally, gap_bin
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
-from fleetopt_jax.laws.prefill import Prefill, prefill_chunks, prefill_s
+from fleetopt_jax.laws.mixed_step import StepBatch
+from fleetopt_jax.laws.operators.attention import causal_pairs
+from fleetopt_jax.laws.prefill import Prefill, prefill_chunks
+
+LONGEST_TOKENS = float(2**30)  # a context of which no more is seen than the sliding window
 
 
 def run_until(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) -> State:
@@ -74,6 +79,13 @@ def _seen(engine: Engine, tokens: Array) -> Array:
     return engine.decode.seen_tokens(tokens).astype(tokens.dtype)
 
 
+def _pairs(engine: Engine, tokens: Array, before: Array) -> tuple[Array, Array]:
+    """Pairs of tokens that a chunk of `tokens` attends to, after `before` of its prompt: all, and cut by the window."""
+    tokens, before = tokens.astype(float), before.astype(float)
+    window_tokens = engine.decode.seen_tokens(jnp.asarray(LONGEST_TOKENS))
+    return causal_pairs(tokens, before), causal_pairs(tokens, before, window_tokens)
+
+
 # Whole numbers summed by a product with ones, several times as fast as a sum of integers, and as exact: float32 holds
 # whole numbers up to 2^24, float64 up to 2^53.
 def _count(mask: Array) -> Array:
@@ -113,17 +125,19 @@ class _FirstChunk:
     """How a prompt begins, shape [I]."""
 
     tokens: Array  # in the first iteration
-    s: Array  # their time [s]
+    pairs: Array  # that those attend to
+    windowed_pairs: Array
     phase: Array  # as in `Slots`
 
 
 def _first_chunk(prompt: Array, engine: Engine, scheduler: Scheduler, instances: Instances) -> _FirstChunk:
     if scheduler.chunks_are_free:
         chunks = prefill_chunks(prompt, engine.prefill.chunk_tokens)
-        return _FirstChunk(prompt, jnp.zeros_like(instances.clock_s), chunks.astype(jnp.int32))
+        nothing = jnp.zeros_like(instances.clock_s)
+        return _FirstChunk(prompt, nothing, nothing, chunks.astype(jnp.int32))
     tokens = jnp.minimum(prompt, _budget(engine, scheduler, instances))
     phase = jnp.where(tokens == prompt, 1, 2).astype(jnp.int32)
-    return _FirstChunk(tokens, prefill_s(engine.prefill, tokens.astype(float)), phase)
+    return _FirstChunk(tokens, *_pairs(engine, tokens, jnp.zeros_like(tokens)), phase)
 
 
 def _admit_all(state: State, engine: Engine, scheduler: Scheduler, active: Array) -> State:
@@ -203,7 +217,8 @@ def _with_admitted(
         prompt_done=jnp.where(cut, chunk.tokens, instances.prompt_done),
         prompt_slot=jnp.where(cut, slot, instances.prompt_slot),
         scheduled_tokens=instances.scheduled_tokens + jnp.where(takes, chunk.tokens, 0),
-        scheduled_s=instances.scheduled_s + jnp.where(takes, chunk.s, 0.0),
+        scheduled_pairs=instances.scheduled_pairs + jnp.where(takes, chunk.pairs, 0.0),
+        scheduled_windowed_pairs=instances.scheduled_windowed_pairs + jnp.where(takes, chunk.windowed_pairs, 0.0),
         n_turns=instances.n_turns + takes,
     )
 
@@ -216,8 +231,9 @@ class _Iteration:
     """One iteration of the instances that run, shapes [I]."""
 
     runs: Array
-    decode_s: Array  # time of its decode step [s]
-    took_s: Array  # with the chunks of prompts [s]
+    took_s: Array
+    prefill_s: Array  # what it takes more than without the chunks of prompts in it [s]
+    gpu_j: Array  # energy of one GPU [J]
     end_s: Array
     inside: Array  # share of it in the window of statistics
 
@@ -231,14 +247,24 @@ class _Tokens:
     ended: Array  # those whose last it is
 
 
+def _batch(scheduler: Scheduler, instances: Instances) -> StepBatch:
+    """What the next iteration of every instance works on."""
+    prompts = instances.scheduled_tokens, instances.scheduled_pairs, instances.scheduled_windowed_pairs
+    if scheduler.chunks_are_free:
+        prompts = tuple(jnp.zeros_like(instances.clock_s) for _ in prompts)
+    decoding = instances.n_decoding, instances.tokens, instances.windowed_tokens
+    return StepBatch(*(x.astype(float) for x in (*decoding, *prompts)))
+
+
 def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) -> State:
     """One iteration of the instances that run."""
     slots, instances = state.slots, state.instances
-    decode_s = engine.decode.batch_s(instances.n_decoding, instances.tokens, instances.windowed_tokens)
-    took_s = decode_s + instances.scheduled_s
+    law, batch = step_law_of(engine), _batch(scheduler, instances)
+    took_s = law.step_s(batch)
+    prefill_s = took_s - engine.decode.batch_s(batch.n_active, batch.tokens, batch.windowed_tokens)
     end_s = instances.clock_s + took_s
     inside = jnp.where(runs, _inside(scheduler, instances.clock_s, end_s) / took_s, 0.0)
-    iteration = _Iteration(runs, decode_s, took_s, end_s, inside)
+    iteration = _Iteration(runs, took_s, prefill_s, law.gpu_j(batch), end_s, inside)
 
     emits = runs[:, None] & (slots.left > 0) & (slots.phase <= 1)
     first = emits & jnp.isinf(slots.first_s)
@@ -258,7 +284,7 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
         first_s=jnp.where(first, end_s[:, None], slots.first_s),
         last_s=jnp.where(tokens.ended, end_s[:, None], slots.last_s),
     )
-    tally, gap_counts = _tallied(state, engine, iteration, tokens)
+    tally, gap_counts = _tallied(state, iteration, tokens)
     slots, instances = _carry_on(slots, instances, engine, scheduler, iteration, decodes, _count(tokens.ended))
     return replace(state, slots=slots, instances=instances, tally=tally, gap_counts=gap_counts)
 
@@ -277,7 +303,7 @@ def _carry_on(
     n_decoding = _count(decodes)
     chunk = jnp.minimum(instances.prompt_left, _prompt_room(engine.prefill, n_decoding))
     done = instances.prompt_done + chunk
-    before_s, after_s = (prefill_s(engine.prefill, x.astype(float)) for x in (instances.prompt_done, done))
+    pairs, windowed_pairs = _pairs(engine, chunk, instances.prompt_done)
     completes = iteration.runs & (instances.prompt_left > 0) & (chunk == instances.prompt_left)
     there, index = slots.left > 0, jnp.arange(slots.left.shape[1], dtype=jnp.int32)
     completed = completes[:, None] & (index == instances.prompt_slot[:, None])
@@ -296,13 +322,14 @@ def _carry_on(
         prompt_left=now(instances.prompt_left - chunk, instances.prompt_left),
         prompt_done=now(done, instances.prompt_done),
         scheduled_tokens=now(chunk, instances.scheduled_tokens),
-        scheduled_s=now(after_s - before_s, instances.scheduled_s),
+        scheduled_pairs=now(pairs, instances.scheduled_pairs),
+        scheduled_windowed_pairs=now(windowed_pairs, instances.scheduled_windowed_pairs),
         just_finished=now(n_ended, instances.just_finished),
     )
     return replace(slots, phase=jnp.where(completed, 1, slots.phase)), instances
 
 
-def _tallied(state: State, engine: Engine, iteration: _Iteration, tokens: _Tokens) -> tuple[Tally, Array]:
+def _tallied(state: State, iteration: _Iteration, tokens: _Tokens) -> tuple[Tally, Array]:
     """The sums, and the counts of inter-token times, with those of an iteration of `state`.
 
     A gap is as long as the iteration, but for the first token after a preemption: from the last token before it.
@@ -322,15 +349,13 @@ def _tallied(state: State, engine: Engine, iteration: _Iteration, tokens: _Token
     n_emits = _count(tokens.emits)
     n_gaps = n_emits - _count(tokens.first) - n_again
     gap_counts = gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
-    n = jnp.maximum(instances.n_decoding, 1e-9)
-    decode_j = engine.power.gpu_w(n, instances.tokens / n) * iteration.decode_s
     path_s = jnp.where(iteration.runs, took_s, 0.0)
     tally = tally._replace(
-        gpu_j=tally.gpu_j + inside * (decode_j + engine.prefill.gpu_w * instances.scheduled_s),
+        gpu_j=tally.gpu_j + inside * iteration.gpu_j,
         tokens=tally.tokens + inside * n_emits,
         in_flight_s=tally.in_flight_s + inside * took_s * instances.n_running,
         blocks_s=tally.blocks_s + inside * took_s * instances.n_blocks,
-        prefill_s=tally.prefill_s + inside * instances.scheduled_s,
+        prefill_s=tally.prefill_s + inside * iteration.prefill_s,
         busy_s=tally.busy_s + inside * took_s,
         gaps=tally.gaps + inside * (n_gaps + n_again),
         gaps_s=tally.gaps_s + inside * (n_gaps * took_s + stalled_s),
@@ -405,7 +430,8 @@ def _preempt(state: State, engine: Engine, scheduler: Scheduler) -> State:
             n_blocks=instances.n_blocks - jnp.where(over, _blocks(scheduler, context), 0),
             prompt_left=jnp.where(over, 0, instances.prompt_left),
             scheduled_tokens=jnp.where(over, 0, instances.scheduled_tokens),
-            scheduled_s=jnp.where(over, 0.0, instances.scheduled_s),
+            scheduled_pairs=jnp.where(over, 0.0, instances.scheduled_pairs),
+            scheduled_windowed_pairs=jnp.where(over, 0.0, instances.scheduled_windowed_pairs),
         ),
         tally=state.tally._replace(preemptions=state.tally.preemptions + over),
     )

@@ -115,7 +115,8 @@ def simulate(
         else None
         for k, lane in enumerate(fleet.lanes)
     ]
-    seen = _observed(requests, routed, places, runs, window_s, slo)
+    beyond_s = [_beyond_iterations_s(lane, assumptions) for lane in fleet.lanes]
+    seen = _observed(requests, routed, places, runs, beyond_s, window_s, slo)
     return _simulation(fleet, runs, seen, analytic, assumptions, slo, needed_s)
 
 
@@ -124,15 +125,16 @@ def _observed(
     routed: Routed,
     places: Sequence["_Places"],
     runs: Sequence[PoolRun | None],
+    beyond_s: Sequence[float],
     window_s: np.ndarray,
     slo: Slo,
 ) -> Observed:
-    """What became of the requests, from the runs of the pools."""
+    """What became of the requests, from the runs of the pools, `beyond_s` later than those saw it."""
     ttft_s, end_s = (np.full(requests.arrival_s.shape, np.inf) for _ in range(2))
-    for (row, column, place), run in zip(places, runs, strict=True):
+    for (row, column, place), run, later_s in zip(places, runs, beyond_s, strict=True):
         if run:
-            ttft_s[row, column] = run.first_s[row, place] - requests.arrival_s[row, column]
-            end_s[row, column] = run.last_s[row, place] - requests.arrival_s[row, column]
+            ttft_s[row, column] = run.first_s[row, place] - requests.arrival_s[row, column] + later_s
+            end_s[row, column] = run.last_s[row, place] - requests.arrival_s[row, column] + later_s
     return Observed(
         routed=routed,
         window_s=window_s,
@@ -141,6 +143,11 @@ def _observed(
         end_s=end_s,
         limit_s=float(slo.ttft_p99_s) + float(slo.ttft_s_per_token) * routed.prompt_tokens,
     )
+
+
+def _beyond_iterations_s(lane: Lane, assumptions: Assumptions) -> float:
+    """What users wait for the first token beyond the engine's iterations [s]; nothing where chunks are free."""
+    return 0.0 if assumptions.prefill.chunks_are_free else float(lane.stage.engine.prefill.first_token_s)
 
 
 def _simulation(

@@ -78,7 +78,8 @@ class Instances:
     prompt_done: Array  # of it
     prompt_slot: Array  # where it is
     scheduled_tokens: Array  # prompt tokens in the next iteration
-    scheduled_s: Array  # their time [s]
+    scheduled_pairs: Array  # pairs of tokens that those attend to
+    scheduled_windowed_pairs: Array  # the same, each cut by the sliding window
     n_turns: Array
     just_finished: Array  # sequences that ended with the last iteration
 
@@ -142,7 +143,8 @@ def empty_state(table: RequestTable, n_groups: int, n_instances: int, n_slots: i
             prompt_done=zero,
             prompt_slot=zero,
             scheduled_tokens=zero,
-            scheduled_s=jnp.zeros(n),
+            scheduled_pairs=jnp.zeros(n),
+            scheduled_windowed_pairs=jnp.zeros(n),
             n_turns=zero,
             just_finished=zero,
         ),

@@ -1,8 +1,8 @@
 """The step law of an engine: seconds and joules of one iteration, whatever is in it.
 
 Engines made of operators have one law of a mixed step (`laws/operator_step.py`). The others add up: the decode step of
-the sequences that decode, and tau1 P + 2 tau2 A of P prompt tokens with A pairs, each at its own watts
-(`laws/decode.py`, `laws/prefill.py`, `laws/power.py`).
+the sequences that decode, and tau1 P + tau2 (2 A - P) of P prompt tokens with A pairs, tau1 p + tau2 p^2 of a whole
+prompt, each at its own watts (`laws/decode.py`, `laws/prefill.py`, `laws/power.py`).
 """
 
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class SumOfSteps(StepLaw):
         return decode_w * self._decode_s(batch) + self.added_j(batch)
 
     def added_s(self, batch: StepBatch) -> Array:
-        of_pairs_s = 2.0 * self.prefill.per_token2_s * batch.prompt_pairs
+        of_pairs_s = self.prefill.per_token2_s * (2.0 * batch.prompt_pairs - batch.prompt_tokens)
         return self.prefill.per_token_s * batch.prompt_tokens + of_pairs_s
 
     def added_j(self, batch: StepBatch) -> Array:

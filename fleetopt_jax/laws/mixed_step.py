@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -96,6 +97,14 @@ class SequenceCost:
         per_prompt = self.per_prompt_step * has_prompt(batch) + self.per_prompt_token * batch.prompt_tokens
         return per_prompt + self.per_pair * pairs
 
+    def scaled(self, decode: ArrayLike, prompts: ArrayLike) -> "SequenceCost":
+        """With other weights on what decoding costs and what prompts cost."""
+        weights = {name: prompts if name in OF_PROMPTS else decode for name in self.__dataclass_fields__}
+        return SequenceCost(**{name: weight * getattr(self, name) for name, weight in weights.items()})
+
+
+OF_PROMPTS = ("per_prompt_step", "per_prompt_token", "per_pair")
+
 
 @pytree
 class AttentionCost:
@@ -111,6 +120,10 @@ class AttentionCost:
     def prompts(self, batch: StepBatch) -> Array:
         """Of the prompt tokens."""
         return self.full.prompts(batch, batch.prompt_pairs) + self.windowed.prompts(batch, batch.windowed_pairs)
+
+    def scaled(self, decode: ArrayLike, prompts: ArrayLike) -> "AttentionCost":
+        """With other weights on what decoding costs and what prompts cost."""
+        return AttentionCost(self.full.scaled(decode, prompts), self.windowed.scaled(decode, prompts))
 
 
 def has_prompt(batch: StepBatch) -> Array:
@@ -134,6 +147,21 @@ class Amounts:
 
 
 @pytree
+class TotalCost:
+    """A sum over operator classes, of which one look-up tells all."""
+
+    rows: Curve  # over the rows of a step
+    head: Curve  # over the rows whose next token is asked for
+    attention: AttentionCost
+
+    def of(self, batch: StepBatch) -> Array:
+        """Of a batch."""
+        decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        beside = self.head(_ends(batch)) + decode + self.attention.prompts(batch)
+        return self.rows(batch.n_active + batch.prompt_tokens) + beside
+
+
+@pytree
 class Cost:
     """One of the amounts of a step, by operator class."""
 
@@ -141,14 +169,24 @@ class Cost:
     head: Curve  # of the output layer, over its rows
     attention: AttentionCost
 
-    def by_class(self, batch: StepBatch) -> Array:
-        """[class] of a batch, in the order of `CLASSES`."""
+    def by_class(self, batch: StepBatch, names: tuple[str, ...] = CLASSES) -> Array:
+        """[class] of a batch, in the order of `names`."""
         decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
         head = self.head(_ends(batch))
         at = {"gemm": head, "decode_attention": decode, "prefill_attention": self.attention.prompts(batch)}
         xp = namespace(self, batch)
-        beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in CLASSES])
-        return self.rows(batch.n_active + batch.prompt_tokens) + beside
+        beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in names])
+        rows = Curve(self.rows.coefficients[np.array([CLASSES.index(name) for name in names])])
+        return rows(batch.n_active + batch.prompt_tokens) + beside
+
+    def total(self, weights: Array | np.ndarray) -> TotalCost:
+        """The sum over classes, each times its weight [class]."""
+        weight = dict(zip(CLASSES, weights))
+        return TotalCost(
+            rows=Curve(namespace(weights, self.rows).tensordot(weights, self.rows.coefficients, 1)),
+            head=self.head.scaled(weight["gemm"]),
+            attention=self.attention.scaled(weight["decode_attention"], weight["prefill_attention"]),
+        )
 
 
 @pytree

@@ -114,8 +114,8 @@ class Exchange:
     reduces: bool = static(default=True)  # an all-reduce; else an all-gather or a reduce-scatter
 
     def cost(self, laws: OperatorLaws, gpu: Gpu, rows: ArrayLike) -> Amounts:
-        """Of all copies, for `rows` of the instance; what is passed is read and written once."""
-        message = rows * self.rows_frac * self.row_bytes
+        """Of all copies, for `rows` of the instance; what is passed is read and written once, by a lone GPU nothing."""
+        message = rows * self.rows_frac * self.row_bytes * (self.n_gpus > 1)
         if self.reduces:
             seconds = all_reduce_s(laws.reduce, gpu, message, self.n_gpus)
         else:

@@ -129,6 +129,6 @@ class ComputePrefill(PrefillPolicy):
 
     def chunk_s(self, engine: Engine, new_tokens: Array, past_tokens: Array, beside: StepBatch) -> Array:
         law = step_law_of(engine)
-        pairs = new_tokens * (past_tokens + new_tokens / 2.0)
+        pairs = causal_pairs(new_tokens, past_tokens)
         windowed = causal_pairs(new_tokens, past_tokens, law.window_tokens)
         return law.added_s(with_prompt(beside, Prompt(new_tokens, pairs, windowed)))

@@ -90,9 +90,24 @@ class StepParts:
 
 def asked_w(law: OperatorWatts, gpu: Gpu, memory_share: ArrayLike, flop_share: ArrayLike) -> Array:
     """Board power [W] that an operator would draw at the top clock without a power limit."""
-    xp = namespace(law, gpu, memory_share, flop_share)
+    return running_w(law, gpu) + memory_w(law, gpu) * memory_share + flop_w(law, gpu, flop_share)
+
+
+def running_w(law: OperatorWatts, gpu: Gpu) -> Array:
+    """Of it, idle and running at all [W]."""
+    return gpu.idle_w + gpu.tdp_w * law.busy_frac
+
+
+def memory_w(law: OperatorWatts, gpu: Gpu) -> Array:
+    """Of it, at the full memory bandwidth [W]: in proportion below."""
+    return gpu.tdp_w * law.memory_frac
+
+
+def flop_w(law: OperatorWatts, gpu: Gpu, flop_share: ArrayLike) -> Array:
+    """Of it, at that share of the full FLOP/s [W]."""
+    xp = namespace(law, gpu, flop_share)
     bent = (xp.asarray(flop_share) + LEAST_SHARE) ** law.flop_power - LEAST_SHARE**law.flop_power
-    return gpu.idle_w + gpu.tdp_w * (law.busy_frac + law.memory_frac * memory_share + law.flop_frac * bent)
+    return gpu.tdp_w * law.flop_frac * bent
 
 
 def held_w(watts: ArrayLike, limit_w: ArrayLike) -> Array:
@@ -123,8 +138,13 @@ def step_asked_w(law: StepWatts, gpu: Gpu, parts: StepParts) -> Array:
     """Mean board power [W] that a step would draw at the top clock without a power limit."""
     memory_share, flop_share = (safe_div(x, parts.seconds_s) for x in (parts.memory_s, parts.flop_s))
     operators_j = (parts.seconds_s * asked_w(law.operators, gpu, memory_share, flop_share)).sum(axis=-1)
+    return with_gap_w(law, gpu, operators_j, parts.seconds_s.sum(axis=-1), parts.gap_s)
+
+
+def with_gap_w(law: StepWatts, gpu: Gpu, operators_j: ArrayLike, busy_s: ArrayLike, gap_s: ArrayLike) -> Array:
+    """The same of a step whose operators take `operators_j` in `busy_s`, and the rest of it `gap_s` [W]."""
     gap_w = gpu.idle_w + gpu.tdp_w * law.gap_frac
-    return safe_div(operators_j + parts.gap_s * gap_w, step_s(parts), gap_w)
+    return safe_div(operators_j + gap_s * gap_w, busy_s + gap_s, gap_w)
 
 
 def step_power_w(law: StepWatts, gpu: Gpu, parts: StepParts, limit_w: ArrayLike | None = None) -> Array:
