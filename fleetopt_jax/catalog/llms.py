@@ -47,6 +47,7 @@ PRECISIONS = {
     "nvfp4": Precision(BYTES_NVFP4, BYTES_NVFP4, "nvfp4", latent_bytes=BYTES_16_BIT),
 }
 KV_BYTES = {"bf16": 2.0, "fp8": 1.0}  # of one value
+STATE_BYTES = 4.0  # of one value of a layer's state: mamba_ssm_dtype of Qwen3.5's config.json, 32 bits
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,19 @@ def at_precision(
     if name == "mxfp4" and not a.expert_params and a.native_precision != name:
         others = ", ".join(known for known in PRECISIONS if known != name)
         raise BadField("precision", "mxfp4 is for routed experts and this LLM has none", f"need one of {others}")
-    weights, how = PRECISIONS[name], held_at(a, name)
+    weights, how, caching = PRECISIONS[name], held_at(a, name), a.layers - a.cacheless_layers
     n_dense = a.attention_params + a.dense_params + a.lm_head_params
     value_bytes = KV_BYTES[kv_name]
     if a.latent_dim:
         kv_bytes = mla_kv_bytes_per_token(
-            n_layers=a.layers, latent_dim=a.latent_dim, rope_dim=a.rope_dim, bytes_per_value=value_bytes
+            n_layers=caching, latent_dim=a.latent_dim, rope_dim=a.rope_dim, bytes_per_value=value_bytes
         )
-        attention_flop = 2 * a.layers * a.q_heads * (2 * a.latent_dim + a.rope_dim)
+        attention_flop = 2 * caching * a.q_heads * (2 * a.latent_dim + a.rope_dim)
     else:
         kv_bytes = gqa_kv_bytes_per_token(
-            n_layers=a.layers, n_kv_heads=a.kv_heads, head_dim=a.head_dim, bytes_per_value=value_bytes
+            n_layers=caching, n_kv_heads=a.kv_heads, head_dim=a.head_dim, bytes_per_value=value_bytes
         )
-        attention_flop = 4 * a.layers * a.q_heads * a.head_dim
+        attention_flop = 4 * caching * a.q_heads * a.head_dim
     return make_llm(
         n_dense_params=n_dense,
         n_expert_params=a.expert_params,
@@ -116,9 +117,10 @@ def at_precision(
         kv_bytes_per_token=kv_bytes,
         n_kv_heads=a.kv_heads,
         attention_flop_per_token2=attention_flop,
-        windowed_frac=a.windowed_layers / a.layers,
+        windowed_frac=a.windowed_layers / caching,
         window_tokens=a.window_tokens,
         padding_bytes=padding_bytes(a, name),
+        state_bytes=STATE_BYTES * a.state_values,
     )
 
 
