@@ -168,7 +168,9 @@ def _require_parallelism(spec: EngineSpec) -> None:
             raise BadField(name, f"{value}", f"need 1 to {MAX_GPUS}")
     if spec.split.n_gpus > MAX_GPUS:
         name = "dp" if spec.dp > 1 else "pp"
-        raise BadField(name, f"TP {spec.tp} x DP {spec.dp} x PP {spec.pp}", f"need at most {MAX_GPUS} GPUs per instance")
+        raise BadField(
+            name, f"TP {spec.tp} x DP {spec.dp} x PP {spec.pp}", f"need at most {MAX_GPUS} GPUs per instance"
+        )
 
 
 def _require_laws(spec: EngineSpec, architecture: Architecture) -> None:
@@ -180,7 +182,7 @@ def _require_laws(spec: EngineSpec, architecture: Architecture) -> None:
     for name in ("ep", "dp", "pp"):
         if getattr(spec, name) > 1:
             raise BadField(name, f"{getattr(spec, name)}: the law of {law} knows tensor parallelism alone", allowed)
-    if n := architecture.cacheless_layers:
+    if (n := architecture.cacheless_layers) and not architecture.no_law:
         problem = f"{n} of {architecture.layers} layers keep a state, which the law of {law} does not describe"
         raise BadField("llm", problem, allowed)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from fleetopt_jax.catalog.architecture import Architecture, Held, Widths
+from fleetopt_jax.catalog.architecture import Architecture, Held, LinearLayers, Widths
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.laws.llm import (
@@ -240,9 +240,10 @@ def _entry(
     return LlmEntry(title, architecture, source, repository, positions, quantized_from=quantized)
 
 
-def _with_widths(entry: LlmEntry, widths: Widths) -> LlmEntry:
-    """An LLM whose parameters do not say the shapes of its matrices."""
-    return replace(entry, architecture=replace(entry.architecture, said_widths=widths))
+def _with_widths(entry: LlmEntry, widths: Widths, cacheless_layers: int = 0) -> LlmEntry:
+    """An LLM whose parameters do not say the shapes of its matrices, nor which layers keep a state."""
+    more = {"said_widths": widths, "cacheless_layers": cacheless_layers}
+    return replace(entry, architecture=replace(entry.architecture, **more))
 
 
 LLMS = {
@@ -318,6 +319,42 @@ LLMS = {
         params=(10_141_827_072, 60_948_480, 933_494_784),
         experts=(468_084_326_400, 8, 160, 2560),
         positions=262_144,
+    ),
+    "qwen3-next-80b-a3b": _with_widths(
+        _entry(
+            "Qwen3-Next 80B-A3B (MoE, 10 of 512 experts, 36 of 48 layers gated delta)",
+            "Qwen/Qwen3-Next-80B-A3B-Instruct",
+            shape=(48, 2048, 16, 2, 256),
+            params=(1_539_833_856, 201_326_592, 311_164_928),
+            experts=(77_309_411_328, 10, 512, 512),
+            positions=262_144,
+        ),
+        Widths(mlp=0, shared=512, expert_layers=48, query_gate=True, linear=LinearLayers(16, 32, 128, 128)),
+        cacheless_layers=36,
+    ),
+    "qwen3.5-397b-a17b": _with_widths(
+        _entry(
+            "Qwen3.5 397B-A17B (MoE, 10 of 512 experts, 45 of 60 layers gated delta)",
+            "Qwen/Qwen3.5-397B-A17B",
+            shape=(60, 4096, 32, 2, 256),
+            params=(6_881_280_000, 880_803_840, 1_017_118_720),
+            experts=(386_547_056_640, 10, 512, 1024),
+            positions=262_144,
+        ),
+        Widths(mlp=0, shared=1024, expert_layers=60, query_gate=True, linear=LinearLayers(16, 64, 128, 128)),
+        cacheless_layers=45,
+    ),
+    "minimax-m2.5": _with_widths(
+        _entry(
+            "MiniMax-M2.5 (MoE, 8 of 256 experts, fp8)",
+            "MiniMaxAI/MiniMax-M2.5",
+            shape=(62, 3072, 48, 8, 128),
+            params=(2_730_491_904, 48_758_784, 614_596_608),
+            experts=(224_680_476_672, 8, 256, 1536),
+            checkpoint=("fp8", Held(2_731_158_528.0, 97_517_568.0, 224_735_330_304.0, 1_229_193_216.0, 1.0)),
+            positions=196_608,
+        ),
+        Widths(mlp=0, expert_layers=62),
     ),
     "deepseek-v3": _with_widths(
         _entry(

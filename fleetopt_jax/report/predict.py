@@ -247,7 +247,9 @@ def _curve(axes, points: Sequence[Point], name: str) -> None:
     at = [point["concurrency"] for point in points]
     values = np.array([point[name] for point in points]) / size
     axes.plot(at, values, "o-", color=BLUE, label="predicted")
-    of, share = (name.removesuffix("_per_gpu"), 1.0 / gpus_of_instance(points[0])) if name.endswith("_per_gpu") else (name, 1.0)
+    of, share = (
+        (name.removesuffix("_per_gpu"), 1.0 / gpus_of_instance(points[0])) if name.endswith("_per_gpu") else (name, 1.0)
+    )
     ends = np.array([point["intervals"][of] for point in points]).T * share / size
     axes.fill_between(at, *ends, color=BLUE, alpha=0.12, linewidth=0, label="90 % by the engine's errors")
     seen = [(point["concurrency"], pair[1] / size) for point in points if (pair := compared(point, name))]

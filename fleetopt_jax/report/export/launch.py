@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetopt_jax.catalog.gpus import GPUS
-from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, LlmEntry, at_precision, llm_entry
 from fleetopt_jax.catalog.hosts import serving_titles
+from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, LlmEntry, at_precision, llm_entry
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput, unknown_name
@@ -201,7 +201,7 @@ def _served(pools: Sequence[PoolLaunch]) -> str:
 
 def _planned_on(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
     """The serving engines and releases that the steps of the plan were measured on, beside the release written for."""
-    if not assumptions.engine.name == PHYSICAL.engine.name:
+    if assumptions.engine.name != PHYSICAL.engine.name:
         return ()
     titles = serving_titles()
     names = dict.fromkeys(titles.get(pool.serving, pool.serving) for pool in plan.pools)
