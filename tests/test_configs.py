@@ -423,8 +423,6 @@ def test_an_engine_on_layers_without_a_law_is_refused_in_one_line(tmp_path):
         with pytest.raises(BadInput, match=why) as refusal:
             engine_entry(EngineSpec("h200", str(path)))
         assert "\n" not in str(refusal.value)
-    mamba = PUBLIC["jamba-v0.1"].document | {"attn_layer_period": 100, "attn_layer_offset": 99}
-    assert "no layer has attention" in read(mamba).architecture.no_law
 
 
 def test_layers_with_a_state_are_for_engines_of_operators(tmp_path):

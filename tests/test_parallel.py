@@ -21,7 +21,7 @@ from fleetopt_jax.cli import table
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadField, BadInput
-from fleetopt_jax.documents.plan import load_plan, plan_to_json, save_plan
+from fleetopt_jax.documents.plan import load_plan, save_plan
 from fleetopt_jax.documents.plan_file import read_plan_file
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, kv_capacity_tokens
 from fleetopt_jax.laws.llm import expert_bytes, weight_bytes, weight_bytes_of_gpu
@@ -247,18 +247,15 @@ def test_bad_options_are_refused_in_one_line(capsys, words, says):
     assert code == BAD_INPUT and err.count("\n") == 1 and says.removeprefix("--") in err
 
 
-@pytest.fixture(scope="module")
-def plan():
-    loaded = load("azure-conv")
-    spec = replace(DEEPSEEK, tp=1, dp=8, ep=8, max_num_batched_tokens=4096)
-    problem = fo.make_problem(loaded.workload, [spec], n_pools=1, workload_name=loaded.name)
-    window = [int(problem.window_tokens)]
-    return evaluate_given(problem, problem.specs, window_tokens=window, gamma=[1.0], n_instances=[80])
-
-
-def test_plans_keep_them(plan, tmp_path, capsys):
+@pytest.mark.slow
+def test_plans_keep_them(tmp_path, capsys):
     """What is written is read back, whoever serves it; another serving engine may be tried."""
-    path = tmp_path / "plan.json"
+    loaded, path = load("azure-conv"), tmp_path / "plan.json"
+    spec = replace(DEEPSEEK, tp=1, dp=8, ep=8, max_num_batched_tokens=4096)
+    slo = fo.make_slo(ttft_p99_s=60.0)
+    problem = fo.make_problem(loaded.workload, [spec], slo=slo, n_pools=1, workload_name=loaded.name)
+    window = [int(problem.window_tokens)]
+    plan = evaluate_given(problem, problem.specs, window_tokens=window, gamma=[1.0], n_instances=[80])
     save_plan(plan, path)
     (pool,) = json.loads(path.read_text())["pools"]
     said = ("tp", "ep", "dp", "pp", "serving", "max_num_batched_tokens_asked")
@@ -285,23 +282,26 @@ def test_a_plan_that_says_none_was_made_with_what_was_measured():
     )
 
 
-def test_export_starts_what_was_planned(plan):
-    document = plan_to_json(plan)
-    (pool,) = fleet_launch(document, "plan.json").pools
-    assert pool.gpus_per_instance == 8
+def test_export_starts_what_was_planned():
+    document = json.loads(OLD_PLAN.read_text())
+    pools = [pool | {"llm": "deepseek-v3", "precision": None} for pool in document["pools"]]
+
+    def launched(**how):
+        return fleet_launch({**document, "pools": [pools[0] | how, *pools[1:]]}, "plan.json")
+
+    fleet = launched(tp=1, dp=8, ep=8, gpu="b200", serving="vllm", max_num_batched_tokens_asked=4096)
+    pool = fleet.pools[0]
     flags = dict(arg.removeprefix("--").partition("=")[::2] for arg in pool.args[1:])
+    assert pool.gpus_per_instance == 8
     assert (flags["tensor-parallel-size"], flags["data-parallel-size"]) == ("1", "8")
     assert flags["max-num-batched-tokens"] == "4096" and "enable-expert-parallel" in flags and "nnodes" not in flags
-    assert int(flags["max-num-seqs"]) == int(np.ceil(document["pools"][0]["max_num_seqs"] / 8))
-    assert "vLLM 0.12 to 0.19" in " ".join(fleet_launch(document, "plan.json").header)
-    far = {**document, "pools": [document["pools"][0] | {"gpu": "h100", "dp": 2, "tp": 8, "ep": 16, "pp": 1}]}
-    (launch,) = fleet_launch(far, "plan.json").pools
-    assert "--nnodes=2" in launch.args and "--node-rank from 0 to 1" in " ".join(launch.notes)
-    staged = {**document, "pools": [document["pools"][0] | {"dp": 1, "tp": 4, "ep": 1, "pp": 2}]}
-    assert "--pipeline-parallel-size=2" in fleet_launch(staged, "plan.json").pools[0].args
-    odd = {**document, "pools": [document["pools"][0] | {"ep": 4}]}
+    assert int(flags["max-num-seqs"]) == int(np.ceil(pools[0]["max_num_seqs"] / 8))
+    assert "vLLM 0.12 to 0.19 and vLLM 0.11" in " ".join(fleet.header)
+    far = launched(tp=8, dp=2, ep=16).pools[0]
+    assert "--nnodes=2" in far.args and "--node-rank from 0 to 1" in " ".join(far.notes)
+    assert "--pipeline-parallel-size=2" in launched(tp=4, pp=2).pools[0].args
     with pytest.raises(BadInput, match="need a plan with --ep 1 or 8"):
-        fleet_launch(odd, "plan.json")
+        launched(tp=8, ep=4)
 
 
 def test_the_options_know_the_largest_instance():

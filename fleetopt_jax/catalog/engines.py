@@ -177,8 +177,9 @@ def _require_laws(spec: EngineSpec, architecture: Architecture) -> None:
     """Refuse what only operators describe, of engines that are not made of them."""
     if spec.serving != MEASURED_SERVING and spec.source == "measured":
         return
-    law = spec.serving if spec.source == "measured" else "the paper"
-    allowed = f"need one of the serving engines {', '.join(SERVING[1:])}"
+    law, allowed = spec.serving, f"need one of the serving engines {', '.join(SERVING[1:])}"
+    if spec.source == "projected":
+        law, allowed = "the paper", "need engine=measured among the assumptions, and none of the paper's"
     for name in ("ep", "dp", "pp"):
         if getattr(spec, name) > 1:
             raise BadField(name, f"{getattr(spec, name)}: the law of {law} knows tensor parallelism alone", allowed)

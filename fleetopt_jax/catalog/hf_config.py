@@ -522,8 +522,6 @@ def _no_law(decoder: Decoder) -> str:
     layers, mla = len(decoder.mixers), decoder.latent
     if n := sum(mixer in ("delta", "lightning") for mixer in decoder.mixers):
         return f"{n} of {layers} layers are linear attention, whose state and steps no law describes yet"
-    if "full" not in decoder.mixers and "window" not in decoder.mixers:
-        return "no layer has attention, and no law says what limits a batch without a KV cache"
     if mla is not None and mla.index_n_heads:
         return "attention picks its tokens by a sparse index (index_topk), which no law describes yet"
     if decoder.full_heads != decoder.heads:
