@@ -61,7 +61,7 @@ def outcome_to_json(simulation: Simulation, plan: Plan) -> dict[str, Any]:
                 "window_tokens": int(plan.fleet.window_tokens[k]),
                 "gpu": spec.gpu_name,
                 "llm": spec.llm_name,
-                **vars(spec.split),
+                "tp": spec.tp,
                 "n_instances": int(plan.fleet.n_instances[k]),
                 "metrics": _beside(simulation.pools_analytic[k], simulation.pools[k]),
             }
