@@ -230,7 +230,9 @@ def _step(served: Served) -> tuple[MixedStep, float]:
     step = mixed_step(stack_of(a, split, types), laws, gpu.gpu, make_host_law())
     shards = split.tp * split.pp
     numbers = at_precision(a, served.precision, served.kv_precision, gpu.formats)
-    kv_tokens = split.dp * kv_capacity_tokens(gpu.gpu, numbers, shards, UTILIZATION, workspace_of(a, gpu, split.tp))
+    kv_tokens = split.dp * kv_capacity_tokens(
+        gpu.gpu, numbers, shards, UTILIZATION, workspace_of(a, gpu, Parallelism(split.tp))
+    )
     return step, float(kv_tokens)
 
 

@@ -32,6 +32,10 @@ MODEL, CACHE, PARALLEL, SCHEDULER, VLLM, SERVER, QUANTIZATION = (
 FLAGS = {  # flag: file and class that define its field, and the field where it is not the flag's own name
     "--served-model-name": (MODEL, "ModelConfig", ""),
     "--tensor-parallel-size": (PARALLEL, "ParallelConfig", ""),
+    "--pipeline-parallel-size": (PARALLEL, "ParallelConfig", ""),
+    "--data-parallel-size": (PARALLEL, "ParallelConfig", ""),
+    "--enable-expert-parallel": (PARALLEL, "ParallelConfig", ""),
+    "--nnodes": (PARALLEL, "ParallelConfig", ""),
     "--max-model-len": (MODEL, "ModelConfig", ""),
     "--max-num-seqs": (SCHEDULER, "SchedulerConfig", ""),
     "--max-num-batched-tokens": (SCHEDULER, "SchedulerConfig", ""),
@@ -44,6 +48,7 @@ FLAGS = {  # flag: file and class that define its field, and the field where it 
     "--port": (SERVER, "FrontendArgs", ""),
 }
 CHOICES = {"--quantization": (QUANTIZATION, "QuantizationMethods"), "--kv-cache-dtype": (CACHE, "CacheDType")}
+ENGINE_ARGS = "vllm/engine/arg_utils.py"
 CHECKS = {  # what vLLM checks of several values at once: the file and the words it does it in
     "max_num_batched_tokens >= max_num_seqs": (SCHEDULER, "if self.max_num_batched_tokens < self.max_num_seqs:"),
     "quantization == quant_method of the checkpoint, where it has one": (
@@ -54,13 +59,19 @@ CHECKS = {  # what vLLM checks of several values at once: the file and the words
         "vllm/entrypoints/serve/middleware/register.py",
         "(args.api_key or [envs.VLLM_API_KEY])",
     ),
+    "--nnodes with --node-rank divides TP, PP and DP ranks over hosts": (
+        ENGINE_ARGS,
+        "self.node_rank * local_world_size",
+    ),
+    "--master-addr is rank 0's": (ENGINE_ARGS, '"--master-addr"'),
+    "--data-parallel-address is rank 0's": (ENGINE_ARGS, '"--data-parallel-address"'),
+    "--headless is for all hosts but that of rank 0": (SERVER, '"--headless",'),
     "an idle connection is closed after 5 s": ("vllm/envs.py", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE: int = 5"),
     "fp8 is for fp8 checkpoints; fp8_per_tensor quantizes others": (
         "vllm/model_executor/layers/quantization/fp8.py",
         "method no longer supports online",
     ),
 }
-ENGINE_ARGS = "vllm/engine/arg_utils.py"
 
 
 def main() -> None:

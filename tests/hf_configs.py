@@ -23,6 +23,16 @@ def qwen3_moe(layers: int, hidden: int, heads: int, kv_heads: int, expert: int, 
     )  # fmt: skip
 
 
+def qwen3_delta(class_name: str, layers: int, hidden: int, heads: int, values: int, expert: int, vocabulary: int):
+    """Three layers of the gated delta rule for one of attention."""
+    return config(
+        class_name, layers, hidden, heads, 2, 5120, vocabulary, head_dim=256, full_attention_interval=4,
+        linear_conv_kernel_dim=4, linear_key_head_dim=128, linear_value_head_dim=128, linear_num_key_heads=16,
+        linear_num_value_heads=values, num_experts=512, num_experts_per_tok=10, moe_intermediate_size=expert,
+        shared_expert_intermediate_size=expert, attn_output_gate=True, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
 def gpt_oss(layers: int, n_experts: int):
     return config(
         "GptOssForCausalLM", layers, 2880, 64, 8, 2880, 201_088, head_dim=64,
@@ -50,6 +60,29 @@ CONFIGS = {
     "qwen3-30b-a3b": qwen3_moe(48, 2048, 32, 4, 768, 128),
     "qwen3-235b-a22b": qwen3_moe(94, 4096, 64, 4, 1536, 128),
     "qwen3-coder-480b-a35b": qwen3_moe(62, 6144, 96, 8, 2560, 160),
+    "qwen3-next-80b-a3b": qwen3_delta("Qwen3NextForCausalLM", 48, 2048, 16, 32, 512, 151_936),
+    "qwen3.5-397b-a17b": qwen3_delta("Qwen3_5MoeForConditionalGeneration", 60, 4096, 32, 64, 1024, 248_320),
+    "minimax-m2.5": config(
+        "MiniMaxM2ForCausalLM",
+        62,
+        3072,
+        48,
+        8,
+        1536,
+        200_064,
+        head_dim=128,
+        num_local_experts=256,
+        num_experts_per_tok=8,
+        shared_intermediate_size=0,
+        num_mtp_modules=3,
+        tie_word_embeddings=False,
+        quantization_config={
+            "quant_method": "fp8",
+            "fmt": "float8_e4m3fn",
+            "weight_block_size": [128, 128],
+            "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"],
+        },
+    ),
     "deepseek-v3": DEEPSEEK_V3,
     "gpt-oss-20b": gpt_oss(24, 32),
     "gpt-oss-120b": gpt_oss(36, 128),
@@ -66,6 +99,8 @@ TOTALS = {
     "qwen3-235b-a22b": 235.09e9,
     "qwen3-coder-480b-a35b": 480.15e9,
     "deepseek-v3": 671.03e9,
+    "qwen3-next-80b-a3b": 79.7e9,
+    "minimax-m2.5": 228.7e9,
     "gpt-oss-20b": 20.91e9,
     "gpt-oss-120b": 116.83e9,
 }

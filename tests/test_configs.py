@@ -3,6 +3,7 @@
 Dimensions, parameters and sizes of checkpoints are those of the model cards and repositories on Hugging Face.
 """
 
+import dataclasses
 import json
 from typing import NamedTuple
 
@@ -12,8 +13,8 @@ from hf_configs import CONFIGS, DEEPSEEK_V3, LLAMA_8B, OTHER_TOTALS, config, gpt
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.hf_config import HfModel, parse_config
 from fleetopt_jax.catalog.hf_quantization import MAX_FREE
-from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, checkpoint_size_bytes, llm_entry, names_of
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, STATE_BYTES, checkpoint_size_bytes, llm_entry, names_of
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import GIB
@@ -234,9 +235,9 @@ PUBLIC = {
     "deepseek-v3.1-nvfp4": Public(
         DEEPSEEK_V3 | DRAFT | {"quantization_config": NVFP4 | {"quant_method": "modelopt"}}, 671.0 * B, 70_272),
     # Read as far as their layers are described.
-    "qwen3-next-80b": Public(QWEN3_NEXT, 79.7 * B, 24_576, active=3.5 * B, engine=False),
+    "qwen3-next-80b": Public(QWEN3_NEXT, 79.7 * B, 24_576, active=3.5 * B),
     "nemotron-3-super": Public(NEMOTRON, 120.6 * B, 8192, active=12 * B, engine=False),
-    "jamba-v0.1": Public(JAMBA, 51.6 * B, 16_384, active=12 * B, engine=False),
+    "jamba-v0.1": Public(JAMBA, 51.6 * B, 16_384, active=12 * B),
     "minimax-text-01": Public(LIGHTNING, 456.1 * B, 40_960, active=45.9 * B, engine=False),
     "deepseek-v3.2": Public(DEEPSEEK_V3 | DSA, 671.9 * B, 70_272, active=37 * B, engine=False),
     "gemma-4-26b-a4b": Public(GEMMA_4, 25.2 * B, 225_280, active=3.8 * B, engine=False),
@@ -412,9 +413,7 @@ def test_what_is_left_out_is_said():
 
 def test_an_engine_on_layers_without_a_law_is_refused_in_one_line(tmp_path):
     for name, why in (
-        ("qwen3-next-80b", "36 of 48 layers are linear attention"),
-        ("nemotron-3-super", "40 of 88 layers are a state space"),
-        ("jamba-v0.1", "28 of 32 layers are a state space"),
+        ("nemotron-3-super", "only attention or only an MLP"),
         ("minimax-text-01", "70 of 80 layers are linear attention"),
         ("deepseek-v3.2", "a sparse index"),
         ("gemma-4-26b-a4b", "other heads"),
@@ -424,6 +423,27 @@ def test_an_engine_on_layers_without_a_law_is_refused_in_one_line(tmp_path):
         with pytest.raises(BadInput, match=why) as refusal:
             engine_entry(EngineSpec("h200", str(path)))
         assert "\n" not in str(refusal.value)
+
+
+def test_layers_with_a_state_are_for_engines_of_operators(tmp_path):
+    """Of each sequence a state of one size, beside a cache of the other layers alone."""
+    path = tmp_path / "config.json"
+    for name, layers, state in (
+        ("qwen3-next-80b", 36, 36 * 32 * 128 * 128),
+        ("jamba-v0.1", 28, 28 * 2 * 4096 * 16),
+    ):
+        path.write_text(json.dumps(PUBLIC[name].document))
+        spec = EngineSpec("h200", str(path), 4, serving="vllm")
+        engine = engine_entry(spec).engine
+        bytes_a_token = PUBLIC[name].kv_bytes / min(4, read(PUBLIC[name].document).architecture.kv_heads)
+        assert float(engine.kv.fixed_tokens) == pytest.approx(STATE_BYTES * state / 4 / bytes_a_token)
+        for other in (
+            dataclasses.replace(spec, serving=MEASURED_SERVING),
+            dataclasses.replace(spec, source="projected"),
+        ):
+            with pytest.raises(BadInput, match=f"llm: {layers} of .* layers keep a state") as refusal:
+                engine_entry(other)
+            assert "\n" not in str(refusal.value)
 
 
 def test_one_architecture_has_one_answer(tmp_path):
@@ -460,12 +480,12 @@ def test_catalog_llm_says_how_a_file_was_understood(tmp_path, capsys):
     assert shown["total_params"] == sum(part["params"] for part in shown["parts"].values())
     assert shown["weight_bytes"] == sum(part["bytes"] for part in shown["parts"].values())
     assert (shown["kv_bytes_per_token"], shown["precision"], shown["quantized_from"]) == (24_576, "bf16", None)
-    assert "gated delta in 36 of 48 layers" in shown["family"] and "linear attention" in shown["no_engine"]
+    assert "gated delta in 36 of 48 layers" in shown["family"] and shown["no_engine"] is None
     (warning,) = shown["warnings"]
     assert "says FP8" in warning and warning in err
-    assert main(["engine", "--llm", str(path)]) == 2
+    assert main(["engine", "--llm", str(path), "--serving", MEASURED_SERVING]) == 2
     refusal = capsys.readouterr().err.splitlines()
-    assert "--llm: 36 of 48 layers are linear attention" in refusal[-1] and warning in "\n".join(refusal[:-1])
+    assert "--llm: 36 of 48 layers keep a state" in refusal[-1] and warning in "\n".join(refusal[:-1])
     for name in LLMS:
         assert main(["catalog", "llm", name]) == 0
         table = capsys.readouterr().out

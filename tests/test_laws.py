@@ -98,6 +98,7 @@ def random_llms(seed: int = 3) -> Llm:
         windowed_frac=np.zeros(N),
         window_tokens=np.zeros(N),
         padding_bytes=np.zeros(N),
+        state_bytes=np.zeros(N),
     )
 
 

@@ -10,6 +10,7 @@ from fleetopt_jax.catalog.engines import build, engine_entry, engine_points, pro
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS, LlmEntry, llm_entry
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.cli import table
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.units import GIB
@@ -76,7 +77,7 @@ def test_the_workspace_is_that_of_one_step():
     split = workspace_bytes(**sizes, tp=8, batched_tokens=8192)
     whole = workspace_bytes(**sizes | {"mlp_width": 0.0, "expert_width": 0.0}, tp=1, batched_tokens=8192)
     assert np.all((whole < split) & (split < one))  # hidden states are on every GPU whole
-    of_8b = workspace_of(llm_entry("llama-3.1-8b").architecture, GPUS["h100"], 1)
+    of_8b = workspace_of(llm_entry("llama-3.1-8b").architecture, GPUS["h100"], Parallelism(1))
     by_hand = CONTEXT_BYTES + 8192 * (4 * 4096 + 6 * 14_336)
     assert of_8b == pytest.approx(by_hand, rel=1e-3)  # the width its parameters come to: norms count too
 

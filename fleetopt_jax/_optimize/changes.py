@@ -21,7 +21,7 @@ CLOCKS = (0.5, 0.6, 0.7, 0.8, 0.9)  # tried beside the top clock; below 0.5 the 
 PROMPT_FRAC = 0.5  # what compression leaves of every prompt: the paper's largest gamma
 ASSUMED_COMPRESSION = "answers are assumed to stay good enough"
 FP8_NOTE = "answers may differ"
-LAWS_HOLD_FOR = ("gpu", "llm", "tp", "precision")  # an engine that was calibrated
+LAWS_HOLD_FOR = ("gpu", "llm", "tp", "ep", "dp", "pp", "precision", "serving")  # an engine that was calibrated
 
 
 def changed(spec: EngineSpec, **changes: object) -> EngineSpec:

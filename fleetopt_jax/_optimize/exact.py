@@ -296,9 +296,9 @@ def _one_pool(problem: Problem, instances: np.ndarray, watts: np.ndarray) -> One
     spec, n = problem.specs[e], round(float(instances[e]))
     return OnePoolFleet(
         gpu=spec.gpu_name,
-        tp=spec.tp,
+        **vars(spec.split),
         n_instances=n,
-        n_gpus=n * spec.tp,
+        n_gpus=n * spec.split.n_gpus,
         power_w=float(watts[e]),
         usd_per_h=float(used(Weights(usd_per_h=1.0))[e]),
         kg_co2_per_h=float(used(Weights(kg_co2_per_h=1.0))[e]),

@@ -41,6 +41,9 @@ class OnePoolFleet:
     usd_per_h: float
     kg_co2_per_h: float
     tok_per_j: float
+    ep: int = 1
+    dp: int = 1
+    pp: int = 1
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ Columns, the first that says anything; the layouts of `readers/` have them, and 
     seen    mean_, median_ and p99_ of ttft and tpot, in ms (with _ms) or s; ttft_s, tpot_s, silicon_ttft_ms,
             silicon_tpot_ms; output_throughput | output_tokens_per_s, or output_tput_per_gpu; power_w | watts |
             avg_power_total_w of all GPUs, or power_w_per_gpu | avg_power_per_gpu_w
-    how     mode, pp_size, attention_dp_size | dp_attention, moe_ep_size | ep: what no law is for is left out, with why
+    how     pp_size, attention_dp_size | dp_attention, moe_tp_size, moe_ep_size | ep; mode: what no law is for is left
+            out, with why
 
 Nominal lengths are those a benchmark asks for, drawn from a share of them up. Of a run that gives its totals or means,
 the nominal ones are those with these means; where both means are whole numbers, all requests are taken to be alike.
@@ -60,6 +61,7 @@ SEEN: Mapping[str, Mapping[str, float]] = {  # what: column and its unit in SI
 PIPELINE = ("pp_size", "pp", "pipeline_parallel_size")
 DATA = ("attention_dp_size", "dp_attention", "attention_dp_launched", "dp_size", "data_parallel_size")
 EXPERTS = ("moe_ep_size", "ep", "ep_size", "moe_ep_launched")
+EXPERT_TENSORS = ("moe_tp_size",)
 OFF = ("", "0", "1", "false", "none", "off", "no", "agg", "aggregated")
 MOST = 1e9
 
@@ -89,7 +91,7 @@ class Point:
 
     @property
     def parallel(self) -> str:
-        """The parallelism that no law is for yet, or nothing."""
+        """A parallelism besides that of tensors, or nothing."""
         kinds = {"pipeline parallelism": self.pp, "data-parallel attention": self.dp, "expert parallelism": self.ep}
         return next((words for words, size in kinds.items() if size > 1), "")
 
@@ -149,7 +151,7 @@ def _point(i: int, row: Row) -> Point:
         ep=ep,
         pp=pp,
     )
-    why = served_otherwise(row) or (f"{point.parallel} has no law yet" if point.parallel else "")
+    why = served_otherwise(row)
     if not why and llm_text and llm is None:
         why = f"unknown LLM {llm_text}"
     return replace(point, why=why or _unsaid(row))
@@ -171,13 +173,17 @@ def _split(row: Row) -> tuple[int | None, int, int, int]:
     """(tp, dp, ep, pp): how the GPUs share the LLM.
 
     AIConfigurator's table names data-parallel attention also where vLLM was started without; those points agree with
-    others of as many GPUs within 2 %.
+    others of as many GPUs within 2 %. Where it has InferenceX's n GPUs divide the experts both ways, whole and by their
+    width, it multiplies n with itself.
     """
     column = row.has(TP)
     tp = None if column is None else row.count(column)
     pp, dp, ep = (_size(row, names, tp or 1) for names in (PIPELINE, DATA, EXPERTS))
     if row.text(DATA).lower() == "true":  # InferenceX: all GPUs have sequences of their own
         tp = 1
+    squared = ep > 1 and _size(row, EXPERT_TENSORS, 1) == ep and (tp or 0) * dp == ep**2
+    if squared and row.text(DATA):  # those of InferenceX, which say it of all
+        tp, dp = (ep, 1) if dp == 1 else (1, ep)
     if row.has(("silicon_tpot_ms",)) and row.text(SERVING).lower() == "vllm":
         dp = 1
     return tp, dp, min(ep, (tp or ep) * dp), pp

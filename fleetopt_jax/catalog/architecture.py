@@ -138,6 +138,14 @@ class Architecture:
         return (self.layers - self.cacheless_layers) * of_a_layer
 
     @property
+    def state_values(self) -> int:
+        """Values that layers without a cache keep of a sequence, however long: a matrix for each head, all together.
+        What their convolutions keep is left out (2 % of it in Qwen3.5)."""
+        linear, states = self.widths.linear, self.widths.states
+        of_linear = linear.value_heads * linear.key_dim * linear.value_dim if linear else 0
+        return self.cacheless_layers * (of_linear + (states.channels * states.states if states else 0))
+
+    @property
     def family(self) -> str:
         """Its structure in words."""
         words = ["mixture of experts" if self.n_experts else "dense"]

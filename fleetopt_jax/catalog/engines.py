@@ -51,6 +51,7 @@ from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
 MAX_TP = 64
+MAX_GPUS = 128  # of an instance: nothing larger was measured anywhere
 PROJECTED_WATTS_ERROR = 0.12  # of fractions fitted on H100 said of B200, and back: `laws/operators/watts.py`
 SERVING = (MEASURED_SERVING, *(name for name in serving_engines() if name != MEASURED_SERVING))
 
@@ -133,19 +134,21 @@ def engine_entry(spec: EngineSpec) -> EngineEntry:
 
 @lru_cache(maxsize=4096)
 def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
-    if not (1 <= spec.tp <= MAX_TP and spec.tp == int(spec.tp)):
-        raise BadField("tp", f"{spec.tp}", f"need 1 to {MAX_TP} GPUs per instance")
+    _require_parallelism(spec)
     if spec.serving not in SERVING:
         raise unknown_name("serving", spec.serving, SERVING)
-    if spec.max_num_seqs is not None and spec.max_num_seqs < 1:
-        raise BadField("max_num_seqs", f"{spec.max_num_seqs}", "need at least 1")
+    for name in ("max_num_seqs", "max_num_batched_tokens"):
+        value = getattr(spec, name)
+        if value is not None and value < 1:
+            raise BadField(name, f"{value}", "need at least 1")
     if not MIN_CLOCK_FRAC <= spec.clock_frac <= 1:
         raise BadField("clock_frac", f"{spec.clock_frac:g}", f"need {MIN_CLOCK_FRAC:g} to 1")
     if not 0 < spec.memory_utilization <= 1:
         raise BadField("memory_utilization", f"{spec.memory_utilization:g}", "need a share above 0, at most 1")
-    _require_whole_heads(spec, llm.architecture)
-    gpu = gpu_entry(spec.gpu)
     a = llm.architecture
+    _require_whole_heads(spec, a)
+    _require_laws(spec, a)
+    gpu = gpu_entry(spec.gpu)
     said = replace(
         spec,
         precision=spec.precision or a.native_precision,
@@ -153,6 +156,36 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
     )
     numbers = at_precision(a, said.precision, said.kv_precision, gpu.formats)
     return _as_run(_with_laws(_of_catalog(said, gpu, llm, numbers), spec.laws))
+
+
+def _require_parallelism(spec: EngineSpec) -> None:
+    """Refuse numbers of GPUs that no instance has; what an LLM cannot be divided into is its step's to refuse."""
+    if not (1 <= spec.tp <= MAX_TP and spec.tp == int(spec.tp)):
+        raise BadField("tp", f"{spec.tp}", f"need 1 to {MAX_TP} GPUs per instance")
+    for name in ("ep", "dp", "pp"):
+        value = getattr(spec, name)
+        if not (1 <= value <= MAX_GPUS and value == int(value)):
+            raise BadField(name, f"{value}", f"need 1 to {MAX_GPUS}")
+    if spec.split.n_gpus > MAX_GPUS:
+        name = "dp" if spec.dp > 1 else "pp"
+        raise BadField(
+            name, f"TP {spec.tp} x DP {spec.dp} x PP {spec.pp}", f"need at most {MAX_GPUS} GPUs per instance"
+        )
+
+
+def _require_laws(spec: EngineSpec, architecture: Architecture) -> None:
+    """Refuse what only operators describe, of engines that are not made of them."""
+    if spec.serving != MEASURED_SERVING and spec.source == "measured":
+        return
+    law, allowed = spec.serving, f"need one of the serving engines {', '.join(SERVING[1:])}"
+    if spec.source == "projected":
+        law, allowed = "the paper", "need engine=measured among the assumptions, and none of the paper's"
+    for name in ("ep", "dp", "pp"):
+        if getattr(spec, name) > 1:
+            raise BadField(name, f"{getattr(spec, name)}: the law of {law} knows tensor parallelism alone", allowed)
+    if (n := architecture.cacheless_layers) and not architecture.no_law:
+        problem = f"{n} of {architecture.layers} layers keep a state, which the law of {law} does not describe"
+        raise BadField("llm", problem, allowed)
 
 
 def _require_whole_heads(spec: EngineSpec, architecture: Architecture) -> None:
@@ -164,33 +197,39 @@ def _require_whole_heads(spec: EngineSpec, architecture: Architecture) -> None:
         raise BadField("tp", problem, f"need one of {allowed}")
 
 
-def workspace_of(architecture: Architecture, gpu: GpuEntry, tp: int) -> float:
+def workspace_of(
+    architecture: Architecture, gpu: GpuEntry, split: Parallelism, batched_tokens: int | None = None
+) -> float:
     """What an engine keeps free of one GPU's share besides weights, NCCL and KV cache [B]: `workspace_bytes` at the
-    tokens of a step that the serving engine takes on this GPU, with the widths that the parameters come to."""
-    a = architecture
+    tokens of a step that the serving engine takes on this GPU, with the widths that the parameters come to. Tokens of
+    all groups with attention of their own are gathered for their experts, whose choices divide over `ep`."""
+    a, gathered = architecture, split.dp / split.ep
     of_a_width = 3.0 * a.layers * a.hidden  # parameters of gate, up and down
     return float(
         workspace_bytes(
             hidden=a.hidden,
             mlp_width=a.dense_params / of_a_width,
-            tp=tp,
-            batched_tokens=gpu.batched_tokens,
-            experts_per_token=a.experts_per_token,
-            expert_width=a.expert_params / of_a_width / max(a.n_experts, 1),
+            tp=split.tp,
+            batched_tokens=batched_tokens or gpu.batched_tokens,
+            experts_per_token=a.experts_per_token * gathered,
+            expert_width=a.expert_params / of_a_width / max(a.n_experts, 1) / gathered,
         )
     )
 
 
 def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> EngineEntry:
     """The engine at its top clock, by the catalog's coefficients."""
-    names, workspace = _names(spec, entry), workspace_of(entry.architecture, gpu, spec.tp)
+    names, split = _names(spec, entry), spec.split
+    if spec.max_num_batched_tokens is not None:
+        gpu = replace(gpu, batched_tokens=spec.max_num_batched_tokens)
+    workspace = workspace_of(entry.architecture, gpu, split)
     published = None
     if spec.source == "projected" and _is_ours(gpu):
         published = next((PUBLISHED_FLEETS[name] for name in names if name in PUBLISHED_FLEETS), None)
     if published:
         return _published(spec, gpu, llm, published)
-    of = f"{spec.llm_name} on {spec.tp} x {gpu.name}"
-    require_fit(of, gpu.gpu, llm, spec.tp, spec.memory_utilization, workspace)
+    of = f"{spec.llm_name} on {split.n_gpus} x {gpu.name}"
+    require_fit(of, gpu.gpu, llm, spec.tp, spec.memory_utilization, workspace, spec.dp, spec.pp)
     if spec.source == "projected":
         return _roofline(spec, gpu, llm)
     if spec.serving != MEASURED_SERVING:
@@ -294,7 +333,7 @@ def engine_points(
                 prefill_frac=prefill_frac,
                 tok_per_s=tok_per_s,
                 power_w_per_gpu=power_w,
-                tok_per_j=tok_per_s / (power_w * entry.spec.tp),
+                tok_per_j=tok_per_s / (power_w * entry.spec.split.n_gpus),
             )
         )
     return points
@@ -340,7 +379,7 @@ def _of_operators(
     spec: EngineSpec, gpu: GpuEntry, architecture: Architecture, llm: Llm, workspace: float
 ) -> EngineEntry:
     """The engine whose steps are the sum of their operators, in the serving engine's own time."""
-    split = Parallelism(tp=spec.tp)
+    split, groups = spec.split, spec.dp * spec.pp
     entry = step_entry(architecture, gpu, split, spec.precision or "", spec.kv_precision or "", spec.serving)
     watts = operator_entry("serving_watts", gpu, "serving")
     law = operator_step(entry.step, step_watts(watts.law, CLASSES), gpu.gpu)
@@ -348,17 +387,18 @@ def _of_operators(
         law,
         chunk_tokens=gpu.chunk_tokens,
         calibration_tokens=ROOFLINE_CONTEXT_TOKENS,
-        budget_tokens=gpu.batched_tokens,
+        budget_tokens=groups * gpu.batched_tokens,
     )
+    most = spec.dp * gpu.max_num_seqs  # each group has a scheduler of its own
     engine = Engine(
         decode=decode_of(entry.step),
-        kv=physical_kv(gpu.gpu, llm, spec.tp, gpu.max_num_seqs, spec.memory_utilization, workspace),
+        kv=physical_kv(gpu.gpu, llm, spec.tp, most, spec.memory_utilization, workspace, spec.dp, spec.pp),
         power=OperatorPower(law),
         prefill=jax.tree.map(np.asarray, prefill),
         idle_w=gpu.gpu.idle_w,
         usd_per_gpu_h=gpu.gpu.usd_per_h,
         step=law,
-        **as_floats(gpus_per_instance=spec.tp),
+        **as_floats(gpus_per_instance=split.n_gpus),
     )
     errors = entry.host.errors
     return EngineEntry(

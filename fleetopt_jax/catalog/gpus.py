@@ -270,9 +270,14 @@ _SHEETS = (
 GPUS = {sheet.name: sheet for sheet in _SHEETS}
 
 
-def link_notes(gpu: GpuEntry, tp: int) -> tuple[str, ...]:
-    """What is doubtful of TP GPUs that pass data to one another."""
-    if tp <= SURE_ON_PCIE or gpu.link_bytes_per_s > PCIE_BYTES_PER_S:
+def link_notes(gpu: GpuEntry, n_gpus: int) -> tuple[str, ...]:
+    """What is doubtful of GPUs of an instance that pass data to one another."""
+    if n_gpus > gpu.link_gpus:
+        return (
+            f"{n_gpus} x {gpu.name} are more than the {gpu.link_gpus} of one link: what an instance passes over the "
+            f"network is projected, at {gpu.inter_node_bytes_per_s / GB:g} GB/s a GPU",
+        )
+    if n_gpus <= SURE_ON_PCIE or gpu.link_bytes_per_s > PCIE_BYTES_PER_S:
         return ()
     return (
         f"{gpu.name} above TP {SURE_ON_PCIE}: PCIe through the host joins the GPUs, and how fast depends on the host; "

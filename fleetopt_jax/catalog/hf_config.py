@@ -520,10 +520,8 @@ def _kv_values(decoder: Decoder) -> int:
 def _no_law(decoder: Decoder) -> str:
     """Why no engine can be built of it, in one line; empty where one can."""
     layers, mla = len(decoder.mixers), decoder.latent
-    if n := sum(mixer in ("gated delta", "delta", "lightning") for mixer in decoder.mixers):
+    if n := sum(mixer in ("delta", "lightning") for mixer in decoder.mixers):
         return f"{n} of {layers} layers are linear attention, whose state and steps no law describes yet"
-    if n := decoder.mixers.count("state space"):
-        return f"{n} of {layers} layers are a state space (Mamba), whose state and steps no law describes yet"
     if mla is not None and mla.index_n_heads:
         return "attention picks its tokens by a sparse index (index_topk), which no law describes yet"
     if decoder.full_heads != decoder.heads:

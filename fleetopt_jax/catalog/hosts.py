@@ -37,6 +37,11 @@ def serving_engines() -> tuple[str, ...]:
     return tuple(document()["engines"])
 
 
+def serving_titles() -> dict[str, str]:
+    """What each serving engine is called, with its releases."""
+    return {name: engine["title"] for name, engine in document()["engines"].items()}
+
+
 def host_entry(serving: str, gpu: GpuEntry, *, experts: bool) -> HostEntry:
     """The law of a serving engine on a GPU, for dense LLMs or for mixtures of experts."""
     engines = document()["engines"]

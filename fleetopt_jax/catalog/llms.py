@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from fleetopt_jax.catalog.architecture import Architecture, Held, Widths
+from fleetopt_jax.catalog.architecture import Architecture, Held, LinearLayers, Widths
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.laws.llm import (
@@ -47,6 +47,7 @@ PRECISIONS = {
     "nvfp4": Precision(BYTES_NVFP4, BYTES_NVFP4, "nvfp4", latent_bytes=BYTES_16_BIT),
 }
 KV_BYTES = {"bf16": 2.0, "fp8": 1.0}  # of one value
+STATE_BYTES = 4.0  # of one value of a layer's state: mamba_ssm_dtype of Qwen3.5's config.json, 32 bits
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,19 @@ def at_precision(
     if name == "mxfp4" and not a.expert_params and a.native_precision != name:
         others = ", ".join(known for known in PRECISIONS if known != name)
         raise BadField("precision", "mxfp4 is for routed experts and this LLM has none", f"need one of {others}")
-    weights, how = PRECISIONS[name], held_at(a, name)
+    weights, how, caching = PRECISIONS[name], held_at(a, name), a.layers - a.cacheless_layers
     n_dense = a.attention_params + a.dense_params + a.lm_head_params
     value_bytes = KV_BYTES[kv_name]
     if a.latent_dim:
         kv_bytes = mla_kv_bytes_per_token(
-            n_layers=a.layers, latent_dim=a.latent_dim, rope_dim=a.rope_dim, bytes_per_value=value_bytes
+            n_layers=caching, latent_dim=a.latent_dim, rope_dim=a.rope_dim, bytes_per_value=value_bytes
         )
-        attention_flop = 2 * a.layers * a.q_heads * (2 * a.latent_dim + a.rope_dim)
+        attention_flop = 2 * caching * a.q_heads * (2 * a.latent_dim + a.rope_dim)
     else:
         kv_bytes = gqa_kv_bytes_per_token(
-            n_layers=a.layers, n_kv_heads=a.kv_heads, head_dim=a.head_dim, bytes_per_value=value_bytes
+            n_layers=caching, n_kv_heads=a.kv_heads, head_dim=a.head_dim, bytes_per_value=value_bytes
         )
-        attention_flop = 4 * a.layers * a.q_heads * a.head_dim
+        attention_flop = 4 * caching * a.q_heads * a.head_dim
     return make_llm(
         n_dense_params=n_dense,
         n_expert_params=a.expert_params,
@@ -116,9 +117,10 @@ def at_precision(
         kv_bytes_per_token=kv_bytes,
         n_kv_heads=a.kv_heads,
         attention_flop_per_token2=attention_flop,
-        windowed_frac=a.windowed_layers / a.layers,
+        windowed_frac=a.windowed_layers / caching,
         window_tokens=a.window_tokens,
         padding_bytes=padding_bytes(a, name),
+        state_bytes=STATE_BYTES * a.state_values,
     )
 
 
@@ -238,9 +240,10 @@ def _entry(
     return LlmEntry(title, architecture, source, repository, positions, quantized_from=quantized)
 
 
-def _with_widths(entry: LlmEntry, widths: Widths) -> LlmEntry:
-    """An LLM whose parameters do not say the shapes of its matrices."""
-    return replace(entry, architecture=replace(entry.architecture, said_widths=widths))
+def _with_widths(entry: LlmEntry, widths: Widths, cacheless_layers: int = 0) -> LlmEntry:
+    """An LLM whose parameters do not say the shapes of its matrices, nor which layers keep a state."""
+    more = {"said_widths": widths, "cacheless_layers": cacheless_layers}
+    return replace(entry, architecture=replace(entry.architecture, **more))
 
 
 LLMS = {
@@ -316,6 +319,42 @@ LLMS = {
         params=(10_141_827_072, 60_948_480, 933_494_784),
         experts=(468_084_326_400, 8, 160, 2560),
         positions=262_144,
+    ),
+    "qwen3-next-80b-a3b": _with_widths(
+        _entry(
+            "Qwen3-Next 80B-A3B (MoE, 10 of 512 experts, 36 of 48 layers gated delta)",
+            "Qwen/Qwen3-Next-80B-A3B-Instruct",
+            shape=(48, 2048, 16, 2, 256),
+            params=(1_539_833_856, 201_326_592, 311_164_928),
+            experts=(77_309_411_328, 10, 512, 512),
+            positions=262_144,
+        ),
+        Widths(mlp=0, shared=512, expert_layers=48, query_gate=True, linear=LinearLayers(16, 32, 128, 128)),
+        cacheless_layers=36,
+    ),
+    "qwen3.5-397b-a17b": _with_widths(
+        _entry(
+            "Qwen3.5 397B-A17B (MoE, 10 of 512 experts, 45 of 60 layers gated delta)",
+            "Qwen/Qwen3.5-397B-A17B",
+            shape=(60, 4096, 32, 2, 256),
+            params=(6_881_280_000, 880_803_840, 1_017_118_720),
+            experts=(386_547_056_640, 10, 512, 1024),
+            positions=262_144,
+        ),
+        Widths(mlp=0, shared=1024, expert_layers=60, query_gate=True, linear=LinearLayers(16, 64, 128, 128)),
+        cacheless_layers=45,
+    ),
+    "minimax-m2.5": _with_widths(
+        _entry(
+            "MiniMax-M2.5 (MoE, 8 of 256 experts, fp8)",
+            "MiniMaxAI/MiniMax-M2.5",
+            shape=(62, 3072, 48, 8, 128),
+            params=(2_730_491_904, 48_758_784, 614_596_608),
+            experts=(224_680_476_672, 8, 256, 1536),
+            checkpoint=("fp8", Held(2_731_158_528.0, 97_517_568.0, 224_735_330_304.0, 1_229_193_216.0, 1.0)),
+            positions=196_608,
+        ),
+        Widths(mlp=0, expert_layers=62),
     ),
     "deepseek-v3": _with_widths(
         _entry(

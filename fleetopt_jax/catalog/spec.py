@@ -8,6 +8,7 @@ import numpy as np
 
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.catalog.llms import LlmEntry
+from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, KvCapacity
 from fleetopt_jax.laws.power import PowerLaw
@@ -50,7 +51,7 @@ class OwnLaws:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """An LLM on TP GPUs, and how it is run. Hashable; equal specs are equal engines: `catalog.engines.build`.
+    """An LLM on TP x DP x PP GPUs, and how it is run. Hashable; equal specs are equal engines: `catalog.engines.build`.
 
     GPUs and LLMs are names of the catalog (case does not matter), records of your own, or, of LLMs, a Hugging Face
     config.json. To run it otherwise, change the spec: `replace(spec, clock_frac=0.8)`.
@@ -63,12 +64,16 @@ class EngineSpec:
 
     gpu: str | GpuEntry
     llm: str | LlmEntry = DEFAULT_LLM
-    tp: int = DEFAULT_TP  # GPUs of an instance
+    tp: int = DEFAULT_TP  # GPUs that divide heads and widths; all of an instance where dp = pp = 1
     precision: str | None = None  # of the weights; None: the checkpoint's own
     kv_precision: str | None = None  # of the KV cache; None: what the checkpoint asks for, else bf16
     serving: str = DEFAULT_SERVING  # the engine that serves it, and its release: a name of `catalog.engines.SERVING`
     max_num_seqs: int | None = None  # sequences an instance runs; None: the serving engine's default on this GPU
+    max_num_batched_tokens: int | None = None  # of a step of each group and stage; None: likewise
     memory_utilization: float = MEMORY_UTILIZATION  # share of each GPU's memory the engine may use [-]
+    ep: int = 1  # groups of GPUs that divide the experts whole
+    dp: int = 1  # groups of tp GPUs with sequences of their own
+    pp: int = 1  # stages of layers
     clock_frac: float = 1.0  # of its GPUs' cores, of their top clock [-]
     source: Literal["measured", "projected"] = "measured"  # of its coefficients: the choice `engine` of `Assumptions`
     own_fit: bool = True  # a configuration's own fit where there is one; else the law, even there
@@ -81,6 +86,11 @@ class EngineSpec:
             value = getattr(self, name)
             if isinstance(value, str) and not (name == "llm" and _is_file(value)):
                 object.__setattr__(self, name, value.lower())
+
+    @property
+    def split(self) -> Parallelism:
+        """How the GPUs of an instance share the LLM."""
+        return Parallelism(tp=self.tp, ep=self.ep, dp=self.dp, pp=self.pp)
 
     @property
     def gpu_name(self) -> str:

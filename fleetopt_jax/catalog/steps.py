@@ -127,7 +127,9 @@ def _check(a: Architecture, split: Parallelism) -> None:
         raise BadField("tp", f"{split.tp} GPUs cannot share {a.q_heads} heads", "need a divisor of the heads")
     if split.pp > a.layers:
         raise BadField("pp", f"{split.pp} stages of {a.layers} layers", "need no more stages than layers")
-    if split.expert_gpus % split.ep or (split.ep > 1 and (not a.n_experts or a.n_experts % split.ep)):
+    if split.ep > 1 and not a.n_experts:
+        raise BadField("ep", f"{split.ep} groups of experts, and the LLM has no experts", "need 1")
+    if split.expert_gpus % split.ep or (split.ep > 1 and a.n_experts % split.ep):
         raise BadField(
             "ep",
             f"{split.ep} groups of {a.n_experts} experts on {split.expert_gpus} GPUs",

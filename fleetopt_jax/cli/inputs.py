@@ -188,18 +188,26 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
     specs, refusals = [], []
     for gpu, tp, precision in ways:
         try:
-            spec = named_spec(catalog, gpu.strip(), options.llm, tp, precision, source=assumptions.engine.name)
+            how = {**served(options), "source": assumptions.engine.name}
+            spec = named_spec(catalog, gpu.strip(), options.llm, tp, precision, **how)
             as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
             as_run |= {"memory_utilization": options.gpu_memory_utilization}
+            as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens}
             specs.append(resolved(dataclasses.replace(spec, **as_run)))
         except DoesNotFit:
-            refusals.append(f"{tp} x {gpu.strip()} {precision or ''}".strip())
+            refusals.append(f"{tp * options.dp * options.pp} x {gpu.strip()} {precision or ''}".strip())
             if len(refusals) == len(ways):
                 raise
     if refusals:
         say(options, f"left out, for the LLM does not fit: {', '.join(refusals)}")
     warn_of_units(options, specs)
     return list(dict.fromkeys(specs))
+
+
+def served(options: argparse.Namespace) -> dict[str, Any]:
+    """What divides an instance besides tensor parallelism, and what serves it, as a spec has them."""
+    how = {name: getattr(options, name) for name in ("ep", "dp", "pp")}
+    return how | ({"serving": options.serving} if options.serving else {})
 
 
 def say_llm(options: argparse.Namespace, catalog: Catalog) -> list[str]:
@@ -219,7 +227,7 @@ def say_llm(options: argparse.Namespace, catalog: Catalog) -> list[str]:
 def warn_of_units(options: argparse.Namespace, specs: Sequence[EngineSpec]) -> list[str]:
     """Warn of precisions that no units of a GPU, or no law, is for, and of links that are doubtful; the warnings."""
     of_gpus = [(spec, gpu_entry(spec.gpu)) for spec in specs]
-    notes = [(*precision_notes(spec.precision, gpu), *link_notes(gpu, spec.tp)) for spec, gpu in of_gpus]
+    notes = [(*precision_notes(spec.precision, gpu), *link_notes(gpu, spec.split.n_gpus)) for spec, gpu in of_gpus]
     warnings = list(dict.fromkeys(note for each in notes for note in each))
     for warning in warnings:
         warn(options, warning)
@@ -314,7 +322,9 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         if options.at in (None, file.workload.at) and is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     catalog = named_catalog(options, [pool.catalog_file for pool in file.pools])
-    return plan_of_file(file, options.plan, loaded, dispatch=options.dispatch, catalog=catalog), layout
+    how = {"dispatch": options.dispatch, "serving": options.serving}
+    with at_door(options.plan):
+        return plan_of_file(file, options.plan, loaded, **how, catalog=catalog), layout
 
 
 def named_catalog(options: argparse.Namespace, of_plan: Iterable[str | None]) -> Catalog | None:

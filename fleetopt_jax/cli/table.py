@@ -30,6 +30,7 @@ MAX_WINDOW_TOKENS = 10**9
 MAX_GAMMA = 10  # nobody compresses a prompt further
 MAX_BATCH = 100_000
 MAX_TP = 64
+MAX_GPUS = 128  # of an instance
 RATES_PER_S = (1e-6, 1e9)
 MEMORY_UTILIZATION = 0.9  # as the laws have it; nothing here loads them
 MAX_UTILIZATION = 0.85  # likewise
@@ -213,6 +214,27 @@ _PRECISION = Option(
     commands=SPLITS,
     section=ENGINES,
 )
+_SHARED = Option(
+    name="",
+    kind=Number(1, MAX_GPUS, whole=True),
+    default=1,
+    otherwise="default {}",
+    commands=(*SEARCHES, "engine"),
+    metavar="N",
+    section=ENGINES,
+)
+_OF_THE_ROW = {"default": None, "otherwise": "default 1; of --points the row's", "commands": ("predict",)}
+_EP = replace(_SHARED, name="ep", about="groups of GPUs that divide the experts whole; all GPUs or 1 in vLLM")
+_DP = replace(_SHARED, name="dp", about="groups of --tp GPUs with sequences of their own, that share the experts")
+_PP = replace(_SHARED, name="pp", about="pipeline stages of layers; an instance has tp x dp x pp GPUs")
+_SERVING = Option(
+    name="serving",
+    kind=OneName(),
+    about="serving engine: vllm (0.12 and newer), vllm-0.11, sglang, trtllm",
+    otherwise="default vllm",
+    commands=(*SEARCHES, "engine"),
+    section=ENGINES,
+)
 _CATALOG = Option(
     name="catalog",
     kind=Text(),
@@ -238,6 +260,9 @@ _OF_THE_ENGINE = (
     ),
     _TP,
     replace(_TP, kind=OneOf(_GPUS_PER_INSTANCE), several="", default=8, commands=ONE_ENGINE),
+    _EP,
+    _DP,
+    _PP,
     _PRECISION,
     replace(_PRECISION, several="", commands=ONE_ENGINE),
     Option(
@@ -256,6 +281,17 @@ _OF_THE_ENGINE = (
         commands=(*SEARCHES, "predict"),
         section=ENGINES,
     ),
+    Option(
+        name="max_num_batched_tokens",
+        kind=Number(1, 10**6, whole=True, unit="tokens"),
+        about="tokens of a step, each of --dp groups and --pp stages",
+        otherwise="default vLLM's",
+        commands=(*SEARCHES, "engine", "predict"),
+        metavar="N",
+        section=ENGINES,
+    ),
+    _SERVING,
+    replace(_SERVING, otherwise="default the plan's", commands=PLANNED),
     Option(
         name="gpu_memory_utilization",
         kind=Number(0.01, 1),
@@ -914,6 +950,7 @@ _OF_A_BENCHMARK = (
         otherwise="default 8; of --points the row's",
         commands=("predict",),
     ),
+    *(replace(option, section=None, **_OF_THE_ROW) for option in (_EP, _DP, _PP)),
     Option(
         name="precision",
         kind=OneName(),
@@ -921,13 +958,7 @@ _OF_A_BENCHMARK = (
         otherwise="default: the checkpoint's; of --points the row's",
         commands=("predict",),
     ),
-    Option(
-        name="serving",
-        kind=OneName(),
-        about="serving engine: vllm (0.12 and newer), vllm-0.11, sglang, trtllm",
-        otherwise="default vllm; of --points the row's",
-        commands=("predict",),
-    ),
+    replace(_SERVING, section=None, otherwise="default vllm; of --points the row's", commands=("predict",)),
     Option(
         name="isl",
         kind=Number(1, 10**7, whole=True, unit="tokens"),

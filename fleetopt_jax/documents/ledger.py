@@ -45,7 +45,8 @@ def ledger_to_json(
         "workload": {"name": workload_name, "arrival_rate_per_s": arrival_rate_per_s},
         "gpu": spec.file or spec.gpu_name,
         "llm": spec.llm_name,
-        "tp": spec.tp,
+        **vars(spec.split),
+        "serving": spec.serving,
         "slo": slo_to_json(slo),
         "rows": [row.to_json() for row in rows],
     }

@@ -94,7 +94,8 @@ def _spec(spec: EngineSpec) -> dict[str, Any]:
     return {
         "gpu": spec.gpu_name,
         "llm": spec.llm_name,
-        "tp": spec.tp,
+        **vars(spec.split),
+        "serving": spec.serving,
         "precision": spec.precision,
         "kv_precision": spec.kv_precision,
         "max_num_seqs": spec.max_num_seqs,

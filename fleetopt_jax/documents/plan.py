@@ -25,6 +25,7 @@ from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.catalog.workloads import LoadedWorkload, at_rate, bundled, load, made_workload
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import to_json, write_whole
@@ -188,6 +189,7 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
             "max_num_seqs": int(pools.n_max[k]),
             "max_num_seqs_by": _batch_limit(plan, k),
             "max_num_seqs_asked": spec.max_num_seqs,
+            "max_num_batched_tokens_asked": spec.max_num_batched_tokens,
             "memory_utilization": spec.memory_utilization,
             "clock_frac": spec.clock_frac,
             "gamma": float(plan.fleet.gamma[k]),
@@ -210,7 +212,8 @@ def _engine(spec: EngineSpec) -> dict[str, Any]:
     document = {
         "gpu": spec.gpu_name,
         "llm": spec.llm_name,
-        "tp": spec.tp,
+        **vars(spec.split),
+        "serving": spec.serving,
         "precision": entry.spec.precision,
         "kv_precision": entry.spec.kv_precision,
         "usd_per_gpu_h": float(entry.engine.usd_per_gpu_h),
@@ -344,10 +347,11 @@ def plan_of_file(
     *,
     specs: Sequence[EngineSpec] = (),
     dispatch: Literal["jsq", "round_robin", "random"] | None = None,
+    serving: str | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
-    """What a plan file, read from `where`, says of a workload; `dispatch` in place of its own, names and prices by
-    `catalog` where that has them."""
+    """What a plan file, read from `where`, says of a workload; `dispatch` and `serving` in place of its own, names and
+    prices by `catalog` where that has them."""
     assumptions = dataclasses.replace(
         parse_assumptions(file.assume, f"{where}, assume"),
         output_share=loaded.output_share,
@@ -355,6 +359,8 @@ def plan_of_file(
         route_by=PromptAndLimit(file.route_by.max_tokens) if file.route_by else TotalTokens(),
     )
     chosen = [_spec(file, k, where, assumptions, specs, catalog) for k in range(len(file.pools))]
+    if serving:
+        chosen = [_served_by(spec, serving, where, k) for k, spec in enumerate(chosen)]
     last = file.pools[-1]
     try:
         loaded.require_window(last.gamma * last.window_tokens)
@@ -417,11 +423,21 @@ def _spec(
             spec = load_engine(engine_file, catalog_of_pool(pool, where, given))
         else:
             catalog = catalog_of_pool(pool, where, given)
-            spec = catalog.spec(pool.gpu, llm, pool.tp, pool.precision, source=assumptions.engine.name)
+            how = {"ep": pool.ep, "dp": pool.dp, "pp": pool.pp, "serving": pool.serving}
+            spec = catalog.spec(pool.gpu, llm, pool.tp, pool.precision, source=assumptions.engine.name, **how)
         as_run = {"kv_precision": pool.kv_precision, "max_num_seqs": cap, "clock_frac": pool.clock_frac}
+        as_run |= {"max_num_batched_tokens": pool.max_num_batched_tokens_asked}
         return resolved(dataclasses.replace(spec, **as_run, memory_utilization=pool.memory_utilization))
     except BadField as error:
         raise error.at(lambda field: f"{where}, pools.{k}.{field}") from None
+
+
+def _served_by(spec: EngineSpec, serving: str, where: str, k: int) -> EngineSpec:
+    """The engine of the k-th pool as another serving engine runs it."""
+    try:
+        return resolved(dataclasses.replace(spec, serving=serving))
+    except BadField as error:
+        raise error.at(lambda field: field if field == "serving" else f"{where}, pools.{k}.{field}") from None
 
 
 def catalog_of_pool(pool: PoolPart, where: str, given: Catalog | None = None) -> Catalog:
@@ -439,12 +455,15 @@ def own_catalog(file: str | None, where: str) -> Catalog:
 
 
 def _handed_over(pool: PoolPart, specs: Sequence[EngineSpec]) -> EngineSpec:
-    """The first of the specs that has a pool's names; of several, one in its precision."""
-    names = (pool.gpu.lower(), pool.llm.lower(), pool.tp)
-    found = [spec for spec in specs if (spec.gpu_name.lower(), spec.llm_name.lower(), spec.tp) == names]
+    """The first of the specs that has a pool's names; of several, one in its precision and of its serving engine."""
+    split = Parallelism(pool.tp, pool.ep, pool.dp, pool.pp)
+    names = (pool.gpu.lower(), pool.llm.lower(), split)
+    found = [spec for spec in specs if (spec.gpu_name.lower(), spec.llm_name.lower(), spec.split) == names]
     alike = [spec for spec in found if pool.precision in (None, resolved(spec).precision)]
+    if "serving" in pool.model_fields_set:
+        alike = [spec for spec in alike if spec.serving == pool.serving]
     if not alike:
-        problem = f"{pool.llm} on {pool.tp} x {pool.gpu} is an engine that no file describes"
+        problem = f"{pool.llm} on {split.n_gpus} x {pool.gpu} is an engine that no file describes"
         raise BadField("gpu", problem, "need its EngineSpec among the specs: load_plan(path, specs=[...])")
     return alike[0]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
+from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import invalid, parse_json, read_bytes
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
@@ -80,6 +81,10 @@ class PoolPart(Part):
     gpu: Name
     llm: Name
     tp: Annotated[int, Field(ge=1)]
+    ep: Annotated[int, Field(ge=1)] = 1
+    dp: Annotated[int, Field(ge=1)] = 1
+    pp: Annotated[int, Field(ge=1)] = 1
+    serving: Name = MEASURED_SERVING  # of plans that say none: there was no other
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     precision: Name | None = None
@@ -89,6 +94,7 @@ class PoolPart(Part):
     usd_per_gpu_h: NotNegative | None = None  # none: the catalog's
     laws: Literal["own"] | None = None  # of an engine that neither names nor a file describe
     max_num_seqs_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of this pool alone
+    max_num_batched_tokens_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
 
@@ -124,6 +130,9 @@ class OnePoolPart(Part):
     usd_per_h: NotNegative
     kg_co2_per_h: NotNegative
     tok_per_j: Positive
+    ep: Annotated[int, Field(ge=1)] = 1
+    dp: Annotated[int, Field(ge=1)] = 1
+    pp: Annotated[int, Field(ge=1)] = 1
 
 
 class BudgetPart(BaseModel):

@@ -22,7 +22,7 @@ from fleetopt_jax.laws.kv_cache import (
     physical_kv,
     roofline_kv_blocks,
 )
-from fleetopt_jax.laws.llm import Llm, weight_bytes
+from fleetopt_jax.laws.llm import Llm, weight_bytes_of_gpu
 from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
 from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
@@ -44,7 +44,7 @@ class Engine:
     power: PowerLaw
     prefill: Prefill
     idle_w: Array  # board power of one GPU of an instance without a request [W]
-    gpus_per_instance: Array  # tensor parallelism [-]
+    gpus_per_instance: Array  # however they share the LLM [-]
     usd_per_gpu_h: Array  # price [USD/h]
     step: StepLaw | None = None  # of a mixed batch; None: decode and prefill, one after the other
 
@@ -185,14 +185,18 @@ def require_fit(
     tp: int,
     utilization: float = MEMORY_UTILIZATION,
     workspace: float = WORKSPACE_BYTES,
+    dp: int = 1,
+    pp: int = 1,
 ) -> None:
     """Refuse a model whose weights leave no room for a single KV block; `of` says in words which on which."""
-    if float(kv_capacity_tokens(gpu, llm, tp, utilization, workspace)) < BLOCK_TOKENS:
-        needs = (float(weight_bytes(llm)) / tp + workspace + float(gpu.nccl_bytes) * (tp > 1)) / GIB
+    if float(kv_capacity_tokens(gpu, llm, tp, utilization, workspace, dp, pp)) < BLOCK_TOKENS:
+        weights = float(weight_bytes_of_gpu(llm, tp, dp, pp))
+        needs = (weights + workspace + float(gpu.nccl_bytes) * (tp * dp * pp > 1)) / GIB
         has = utilization * float(gpu.memory_bytes) / GIB
+        divided = ", ".join(f"{name} {n}" for name, n in (("TP", tp), ("DP", dp), ("PP", pp)) if n > 1 or name == "TP")
         raise DoesNotFit(
             "llm",
-            f"does not fit: needs {needs:.1f} GiB per GPU at TP {tp} for weights and workspace, before any KV cache, "
+            f"does not fit: needs {needs:.1f} GiB per GPU at {divided} for weights and workspace, before any KV cache, "
             f"has {has:.1f} GiB ({utilization:.0%} of the memory)",
             "use more GPUs per instance, a larger GPU, fewer bytes per weight or a higher memory utilization",
             of=of,

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import whole_down, whole_up
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.llm import Llm, kv_split, weight_bytes
+from fleetopt_jax.laws.llm import Llm, kv_split, weight_bytes_of_gpu
 
 BLOCK_TOKENS = 16.0  # tokens of a KV block (vLLM's default)
 MEMORY_UTILIZATION = 0.90  # share of GPU memory the engine may use (vLLM's default once; 0.92 in 0.33.0)
@@ -121,11 +121,13 @@ def workspace_bytes(
     return cast(Array, CONTEXT_BYTES + batched_tokens * (dense_bytes + routed_bytes))
 
 
-def _beside_weights_bytes(gpu: Gpu, llm: Llm, tp: ArrayLike, utilization: ArrayLike) -> Array:
+def _beside_weights_bytes(
+    gpu: Gpu, llm: Llm, tp: ArrayLike, utilization: ArrayLike, dp: ArrayLike = 1.0, pp: ArrayLike = 1.0
+) -> Array:
     """What weights and NCCL's buffers leave of one GPU's share of memory [B]."""
-    xp = namespace(gpu, llm, tp)
-    nccl_bytes = xp.where(xp.greater(tp, 1), gpu.nccl_bytes, 0.0)
-    return utilization * gpu.memory_bytes - weight_bytes(llm) / tp - nccl_bytes
+    xp = namespace(gpu, llm, tp, dp, pp)
+    nccl_bytes = xp.where(xp.greater(tp * dp * pp, 1), gpu.nccl_bytes, 0.0)
+    return utilization * gpu.memory_bytes - weight_bytes_of_gpu(llm, tp, dp, pp) - nccl_bytes
 
 
 def kv_capacity_tokens(
@@ -134,16 +136,18 @@ def kv_capacity_tokens(
     tp: ArrayLike,
     utilization: ArrayLike = MEMORY_UTILIZATION,
     workspace: ArrayLike = WORKSPACE_BYTES,
+    dp: ArrayLike = 1.0,
+    pp: ArrayLike = 1.0,
 ) -> Array:
     """Tokens of one instance's KV cache [tokens], of the layers with full attention; negative where weights do not fit.
 
-    (utilization x memory - weights / TP - NCCL - workspace) / (KV bytes of a token on one GPU), the cache divided over
-    min(TP, KV heads) GPUs. Error: `workspace_bytes`; 1 to 5 % above the 3.53 to 3.68 million tokens vLLM logged for
-    Llama-3.1-70B on 8 B200.
+    (utilization x memory - weights - NCCL - workspace) / (KV bytes of a token on one GPU), the cache divided over
+    min(TP, KV heads) GPUs of each of `pp` stages; of `dp` groups with caches of their own, as many together. Error:
+    `workspace_bytes`; 1 to 5 % above the 3.53 to 3.68 million tokens vLLM logged for Llama-3.1-70B on 8 B200.
     """
     full_frac = namespace(gpu, llm, tp).maximum(1.0 - llm.windowed_frac, 1e-9)
-    free_bytes = _beside_weights_bytes(gpu, llm, tp, utilization) - workspace
-    return free_bytes / (full_frac * llm.kv_bytes_per_token / kv_split(llm, tp))
+    free_bytes = _beside_weights_bytes(gpu, llm, tp, utilization, dp, pp) - workspace
+    return dp * free_bytes / (full_frac * llm.kv_bytes_per_token / (kv_split(llm, tp) * pp))
 
 
 def physical_kv(
@@ -153,16 +157,20 @@ def physical_kv(
     max_num_seqs: ArrayLike,
     utilization: ArrayLike = MEMORY_UTILIZATION,
     workspace: ArrayLike = WORKSPACE_BYTES,
+    dp: ArrayLike = 1.0,
+    pp: ArrayLike = 1.0,
 ) -> KvCapacity:
-    """`KvCapacity` of any GPU, LLM and tensor parallelism, from memory alone."""
+    """`KvCapacity` of any GPU, LLM and parallelism, from memory alone; a state of layers that keep one is a fixed part
+    of each sequence, as windows are."""
     xp = namespace(gpu, llm, tp, max_num_seqs)
-    tokens = kv_capacity_tokens(gpu, llm, tp, utilization, workspace)
+    tokens = kv_capacity_tokens(gpu, llm, tp, utilization, workspace, dp, pp)
     blocks = xp.floor(xp.maximum(tokens, 0.0) / BLOCK_TOKENS)
     full_frac = xp.maximum(1.0 - llm.windowed_frac, 1e-9)
+    state_tokens = llm.state_bytes / tp / (full_frac * llm.kv_bytes_per_token / kv_split(llm, tp))
     return KvCapacity(
         n_blocks=blocks,
         slot_tokens=xp.full_like(blocks, xp.inf),
-        fixed_tokens=llm.window_tokens * llm.windowed_frac / full_frac,
+        fixed_tokens=llm.window_tokens * llm.windowed_frac / full_frac + state_tokens,
         max_num_seqs=xp.asarray(max_num_seqs, dtype=float),
     )
 

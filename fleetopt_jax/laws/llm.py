@@ -30,6 +30,7 @@ class Llm:
     windowed_frac: Array  # share of the layers with a sliding window [-]
     window_tokens: Array  # its length [tokens]
     padding_bytes: Array  # held and not streamed: what kernels pad weights with [B]
+    state_bytes: Array  # of one sequence, over all layers that keep a state instead of a KV cache [B]
 
 
 EMBEDDING_BYTES = 2.0  # the input embedding stays in 16 bits, whatever the weights are quantised to
@@ -51,6 +52,7 @@ def make_llm(
     windowed_frac: float = 0.0,
     window_tokens: float = 0.0,
     padding_bytes: float = 0.0,
+    state_bytes: float = 0.0,
 ) -> Llm:
     """A checked `Llm`; leave out the experts for a dense model, the window for full attention.
 
@@ -97,6 +99,13 @@ def n_active_params(llm: Llm) -> Array:
 def weight_bytes(llm: Llm) -> Array:
     """All weights in memory [B]."""
     return checkpoint_bytes(llm) + llm.padding_bytes
+
+
+def weight_bytes_of_gpu(llm: Llm, tp: ArrayLike, dp: ArrayLike = 1.0, pp: ArrayLike = 1.0) -> Array:
+    """Weights in the memory of one GPU of an instance [B]: `dp` groups of `tp` GPUs divide the experts together and
+    hold everything else each; `pp` stages have as many layers each, and the same share of the embeddings."""
+    routed_bytes = expert_bytes(llm) + llm.padding_bytes
+    return (weight_bytes(llm) - (1.0 - 1.0 / dp) * routed_bytes) / (tp * pp)
 
 
 def checkpoint_bytes(llm: Llm) -> Array:

@@ -4,8 +4,9 @@ Tensor parallelism t divides heads and the widths of MLPs; a KV head is copied w
 residuals are not divided, and both halves of a layer end with an all-reduce of the hidden state. Expert parallelism e
 gives each GPU E / e whole experts instead of a slice of each. With data-parallel attention, d groups of t GPUs have
 sequences of their own: rows and contexts of attention divide by d, and tokens are gathered for their experts and
-scattered back. Pipeline stages s take s groups of sequences in turn: a token passes all layers, in s stages that see
-1 / s of the rows each, and is handed on between them.
+scattered back. Rows are dealt to the groups evenly, which a single prompt is not: its attention takes up to d times
+as long as said. Pipeline stages s take s groups of sequences in turn: a token passes all layers, in s stages that see
+1 / s of the rows each, and is handed on between them, over the link of a node even where stages are on several.
 
 Everything here is built once for an engine: rows are looked up afterwards (`laws/mixed_step.py`). Gradients go through
 the coefficients of the operator laws and the figures of the GPU.

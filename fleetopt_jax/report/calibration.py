@@ -29,7 +29,11 @@ from fleetopt_jax.report.style import (
     ticks_at,
 )
 from fleetopt_jax.report.tables import new_table
-from fleetopt_jax.report.words import listed, percent
+from fleetopt_jax.report.words import (
+    instance_said,
+    listed,
+    percent,
+)
 
 LABELS = {  # parameter: what it is, its unit, the unit in SI
     "base_s": ("decode step at batch 0", "ms", MS),
@@ -134,7 +138,7 @@ def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:
 
 def calibration_table(document: Mapping[str, Any]) -> RenderableType:
     """Estimates with their standard errors, how well they predict, and what the data could not tell."""
-    title = f"{document['llm']} on {document['tp']} x {document['gpu'].upper()}"
+    title = f"{document['llm']} on {instance_said(document)}"
     table = new_table("Quantity", "Estimate", "Standard error", "Unit", title=title)
     parts: list[RenderableType] = [table]
     for law, fit in document["fit"].items():

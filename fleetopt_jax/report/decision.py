@@ -17,6 +17,7 @@ from fleetopt_jax.report.words import (
     broken_quantity,
     factor,
     goal_of,
+    instance_said,
     limit_quantity,
     listed,
     margin,
@@ -52,7 +53,7 @@ def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = No
 
 
 def _buy(plan: Mapping[str, Any]) -> str:
-    parts = [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in plan["pools"]]
+    parts = [f"{pool['n_instances']:,} x {instance_said(pool, ' ')}" for pool in plan["pools"]]
     llms = ", ".join(dict.fromkeys(f"{pool['llm']} in {pool['precision']}" for pool in plan["pools"]))
     metrics = plan["metrics"]
     scope = " (counting the power of one GPU an instance)" if plan["power_scope"] == "one_gpu_per_instance" else ""
@@ -106,7 +107,7 @@ def _saves(plan: Mapping[str, Any]) -> str:
             return "There is no one-pool fleet within the limits to compare with."
         return f"{factor(gain)} the tokens per joule of the best one-pool fleet{_why_worse(plan, gain)}."
     best = f"the {_BEST_BY.get(_name_of(plan), 'best')} one-pool fleet"
-    best += f" ({beside['n_instances']:,} x {beside['tp']} {beside['gpu'].upper()}"
+    best += f" ({beside['n_instances']:,} x {instance_said(beside, ' ')}"
     best += ", which breaks the budget)" if _breaks_budget(plan, beside) else ")"
     best += " sized for this traffic" if plan["method"] == "given" else ""
     if plan.get("binding"):

@@ -25,7 +25,12 @@ from fleetopt_jax.report.style import (
     ticks_at,
 )
 from fleetopt_jax.report.tables import new_table
-from fleetopt_jax.report.words import goal_of, limits_said, ms
+from fleetopt_jax.report.words import (
+    goal_of,
+    instance_said,
+    limits_said,
+    ms,
+)
 
 NOTHING = 0.01  # gains and losses smaller than this are within what whole instances decide
 MOST_RATIO = 1.25  # of the colours of the pair matrix
@@ -117,7 +122,7 @@ def _present(document: Mapping[str, Any]) -> str:
         binding = present["binding"]
         return f"{said}Present fleet: none holds the limits ({_reason(binding)})."
     fleet = " + ".join(
-        f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()} {pool['llm']} {pool['precision']}"
+        f"{pool['n_instances']:,} x {instance_said(pool, ' ')} {pool['llm']} {pool['precision']}"
         for pool in present["pools"]
     )
     return (

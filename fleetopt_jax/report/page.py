@@ -32,6 +32,7 @@ from fleetopt_jax.report.words import (
     edge,
     goal_of,
     in_flight,
+    instance_said,
     limit_quantity,
     limits_said,
     ms,
@@ -152,7 +153,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
     rows: list[tuple[str, list[str]]] = [
         ("requests up to", [edge(pool) for pool in pools]),
         ("window", [f"{pool['window_tokens']:,} tokens" for pool in pools]),
-        ("instances", [f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools]),
+        ("instances", [f"{pool['n_instances']:,} x {instance_said(pool, ' ')}" for pool in pools]),
         ("GPUs", [f"{pool['n_gpus']:,}" for pool in pools]),
         ("max_num_seqs", [f"{pool['max_num_seqs']:,}" for pool in pools]),
         ("share of requests", [percent(pool["traffic_frac"], 2) for pool in pools]),
@@ -188,7 +189,7 @@ def _how_sure(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
 def _engines(plan: Mapping[str, Any]) -> str:
     rows = []
     for k, pool in enumerate(plan["pools"], 1):
-        name = f"{pool['tp']} x {pool['gpu'].upper()}, {pool['llm']}, {pool['precision']}, KV {pool['kv_precision']}"
+        name = f"{instance_said(pool)}, {pool['llm']}, {pool['precision']}, KV {pool['kv_precision']}"
         errors = [_error(pool.get(f"engine_{of}_error")) for of in ("step", "power", "prefill")]
         rows.append([f"pool {k}", name, sentence(rests_on(pool)), *errors])
     head = ["", "engine", "its coefficients rest on", "error of the step", "of the power", "of the prefill"]

@@ -29,7 +29,11 @@ from fleetopt_jax.report.style import (
     ticks_at,
 )
 from fleetopt_jax.report.tables import new_table
-from fleetopt_jax.report.words import QUANTITIES, listed
+from fleetopt_jax.report.words import (
+    QUANTITIES,
+    instance_said,
+    listed,
+)
 
 FRONT_COLOUR, KNEE_COLOUR, FLEETOPT_COLOUR = BLUE, VERMILLION, PURPLE
 LOG_FROM = 6.0  # an axis whose values spread over a larger factor is logarithmic
@@ -98,7 +102,7 @@ def _row(point: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) 
 
 def _pools(pools: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """(instances, windows x gamma) of a fleet, pool by pool; the kind of engine once, where all are of one."""
-    kinds = [f"{pool['tp']} {pool['gpu'].upper()}" for pool in pools]
+    kinds = [instance_said(pool, " ") for pool in pools]
     counts = [f"{pool['n_instances']:,}" for pool in pools]
     alike = len(set(kinds)) == 1
     windows = [f"{pool['window_tokens']:,}" + (f" x {pool['gamma']:g}" if pool["gamma"] > 1 else "") for pool in pools]

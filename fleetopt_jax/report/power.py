@@ -34,7 +34,11 @@ from fleetopt_jax.report.style import (
     say,
     styled,
 )
-from fleetopt_jax.report.words import in_flight
+from fleetopt_jax.report.words import (
+    gpus_of_instance,
+    in_flight,
+    instance_said,
+)
 from fleetopt_jax.workload.atoms import Workload
 
 N_POINTS = 96
@@ -103,12 +107,12 @@ def power_figure(plan: Mapping[str, Any], curves: Sequence[Curve], measured: Mea
     for k, (pool, curve) in enumerate(zip(plan["pools"], curves, strict=True)):
         colour, marker = POOL_COLOURS[k % 6], POOL_MARKERS[k % 6]
         _curve(left, right, curve, colour, POOL_LINES[k % 6], filled=len(curves) <= MOST_FILLED)
-        label = f"pool {k + 1}: {pool['tp']} {pool['gpu'].upper()}, {curve['context_tokens']:,.0f} tokens in context"
+        label = f"pool {k + 1}: {instance_said(pool, ' ')}, {curve['context_tokens']:,.0f} tokens in context"
         for axes, name in ((left, "gpu_power_w"), (right, "tok_per_j")):
             look = {"color": colour, "linestyle": POOL_LINES[k % 6], "markeredgecolor": INK, "markersize": 11}
             at = [pool["n_active"]], [pool[name]]
             axes.plot(*at, marker, **look, label=printable(label), zorder=4, clip_on=False)
-    _measured(left, right, measured, plan["pools"][0]["tp"])
+    _measured(left, right, measured, gpus_of_instance(plan["pools"][0]))
     _finish(figure, left, right, [point["batch"] for curve in curves for point in curve["points"]])
     say(figure, power_takeaway(plan))
     return figure
@@ -155,13 +159,13 @@ def engine_figure(
     if steps:
         alone = f"its decode steps alone, {steps[0]['context_tokens']:,.0f} tokens in context"
         _curve(left, right, {"points": steps, "step_error": None, "power_error": None}, BLUE, "--", label=alone)
-    _measured(left, right, measured, document["tp"])
+    _measured(left, right, measured, gpus_of_instance(document))
     batches = [point["batch"] for point in curve["points"]]
     _finish(figure, left, right, [*batches, *(measured.batch if measured else [])])
     last = points[-1]
     say(
         figure,
-        f"{document['llm']} on {document['tp']} {document['gpu'].upper()}: {last['tok_per_j']:.3f} tokens per joule "
+        f"{document['llm']} on {instance_said(document, ' ')}: {last['tok_per_j']:.3f} tokens per joule "
         f"with {in_flight(last['batch'])} sequences in flight, {last['power_w_per_gpu']:,.0f} W a GPU",
     )
     return figure
@@ -179,7 +183,7 @@ def _curve(left, right, curve: Curve, colour: str, line, *, filled: bool = False
             axes.fill_between(batch, values * (1 - error), values * (1 + error), color=colour, alpha=0.12, linewidth=0)
 
 
-def _measured(left, right, measured: Measurements | None, tp: int) -> None:
+def _measured(left, right, measured: Measurements | None, n_gpus: int) -> None:
     if measured is None or measured.power_w_per_gpu is None:
         return
     power_w = measured.power_w_per_gpu
@@ -194,7 +198,7 @@ def _measured(left, right, measured: Measurements | None, tp: int) -> None:
         "label": f"measured decode steps{context}",
     }
     left.plot(measured.batch, power_w, "h", **look)
-    right.plot(measured.batch, measured.batch / measured.step_s / (power_w * (measured.tp or tp)), "h", **look)
+    right.plot(measured.batch, measured.batch / measured.step_s / (power_w * (measured.tp or n_gpus)), "h", **look)
 
 
 def _finish(figure: Figure, left, right, batches: Sequence[float]) -> None:

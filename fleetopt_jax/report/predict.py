@@ -28,7 +28,11 @@ from fleetopt_jax.report.style import (
     ticks_at,
 )
 from fleetopt_jax.report.tables import new_table
-from fleetopt_jax.report.words import percent
+from fleetopt_jax.report.words import (
+    gpus_of_instance,
+    instance_said,
+    percent,
+)
 
 Point = Mapping[str, Any]
 SHOWN = {  # quantity: its title, unit, and the unit in SI
@@ -44,7 +48,7 @@ SHOWN = {  # quantity: its title, unit, and the unit in SI
 SHORT = {"ttft_s": "TTFT", "tpot_s": "TPOT", "output_tok_per_s": "tok/s", "power_w": "W"}
 CURVES = ("ttft_s", "tpot_s", "output_tok_per_s_per_gpu", "tok_per_j")
 LISTED = 30  # points of a file that are shown one by one
-CONFIGURATION = ("gpu", "llm", "tp", "precision", "serving", "isl", "osl")
+CONFIGURATION = ("gpu", "llm", "tp", "ep", "dp", "pp", "precision", "serving", "isl", "osl")
 
 
 def predict_table(document: Mapping[str, Any]) -> RenderableType:
@@ -75,7 +79,7 @@ def _side_by_side(points: Sequence[Point]) -> RenderableType:
 def _rows(points: Sequence[Point]) -> RenderableType:
     """One line a point: predicted, and measured in brackets. What is the same of all is said above."""
     names = [name for name in COMPARED if any(compared(p, name) for p in points)] or list(COMPARED[:2])
-    engines = [f"{point['llm']} {point['precision']} on {point['tp']} x {point['gpu'].upper()}" for point in points]
+    engines = [f"{point['llm']} {point['precision']} on {instance_said(point)}" for point in points]
     of_one = len(set(engines)) == 1
     heads = [f"{SHORT[name]} [{SHOWN[name][1]}]" if SHOWN[name][2] != 1 else SHORT[name] for name in names]
     title = f"{engines[0]}: predicted (measured)" if of_one else "Predicted (measured)"
@@ -130,7 +134,7 @@ def _left_out(document: Mapping[str, Any]) -> list[RenderableType]:
 
 def _title(point: Point) -> str:
     return (
-        f"{point['llm']} ({point['precision']}) on {point['tp']} x {point['gpu'].upper()}, {point['serving']}, "
+        f"{point['llm']} ({point['precision']}) on {instance_said(point)}, {point['serving']}, "
         f"{point['isl']:,} in, {point['osl']:,} out"
     )
 
@@ -243,7 +247,9 @@ def _curve(axes, points: Sequence[Point], name: str) -> None:
     at = [point["concurrency"] for point in points]
     values = np.array([point[name] for point in points]) / size
     axes.plot(at, values, "o-", color=BLUE, label="predicted")
-    of, share = (name.removesuffix("_per_gpu"), 1.0 / points[0]["tp"]) if name.endswith("_per_gpu") else (name, 1.0)
+    of, share = (
+        (name.removesuffix("_per_gpu"), 1.0 / gpus_of_instance(points[0])) if name.endswith("_per_gpu") else (name, 1.0)
+    )
     ends = np.array([point["intervals"][of] for point in points]).T * share / size
     axes.fill_between(at, *ends, color=BLUE, alpha=0.12, linewidth=0, label="90 % by the engine's errors")
     seen = [(point["concurrency"], pair[1] / size) for point in points if (pair := compared(point, name))]

@@ -26,7 +26,7 @@ INPUTS = {  # the end of a path: in the field's words
     "n_instances": "instances",
     "window_tokens": "window",
     "gamma": "gamma",
-    "gpus_per_instance": "GPUs an instance (TP)",
+    "gpus_per_instance": "GPUs an instance",
     "pue": "PUE",
     "arrival_rate_per_s": "arrival rate",
     "arrival_scv": "burstiness (SCV)",

@@ -20,6 +20,7 @@ from fleetopt_jax.report.words import (
     edge,
     factor,
     in_flight,
+    instance_said,
     ms,
     or_dash,
     percent,
@@ -118,7 +119,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     table = new_table("Pool", *(str(number) for number in range(1, len(pools) + 1)))
     table.add_row("requests up to", *(edge(pool) for pool in pools))
     table.add_row("window", *(f"{pool['window_tokens']:,} tokens" for pool in pools))
-    table.add_row("instances", *(f"{pool['n_instances']:,} x {pool['tp']} {pool['gpu'].upper()}" for pool in pools))
+    table.add_row("instances", *(f"{pool['n_instances']:,} x {instance_said(pool, ' ')}" for pool in pools))
     table.add_row("max_num_seqs", *(f"{pool['max_num_seqs']:,}" for pool in pools))
     if any(pool["clock_frac"] < 1 for pool in pools):
         table.add_row("clock", *(f"{percent(pool['clock_frac'])} of the top" for pool in pools))
@@ -173,7 +174,7 @@ def _trust(plan: Mapping[str, Any]) -> str:
     """How far the engines can be trusted, once each."""
     seen = {(pool["gpu"], pool["llm"], pool["tp"], pool["precision"]): pool for pool in plan["pools"]}
     parts = []
-    for (gpu, llm, tp, precision), pool in seen.items():
+    for pool in seen.values():
         errors = [
             f"{name} +-{percent(pool[key])}"
             for name, key in (
@@ -184,14 +185,14 @@ def _trust(plan: Mapping[str, Any]) -> str:
             if pool.get(key) is not None
         ]
         known = f" ({', '.join(errors)})" if errors else ""
-        parts.append(f"{tp} x {gpu.upper()} {llm} {precision}: {rests_on(pool)}{known}")
+        parts.append(f"{instance_said(pool)} {pool['llm']} {pool['precision']}: {rests_on(pool)}{known}")
     return f"Engines: {'; '.join(parts)}." if parts else ""
 
 
 def ledger_table(document: Mapping[str, Any]) -> RenderableType:
     """Row by row from the published system to the physical one."""
     title = f"{document['workload']['name']} at {document['workload']['arrival_rate_per_s']:,.6g} requests/s, "
-    title += f"{document['llm']} on {document['tp']} x {document['gpu'].upper()} (output tokens per joule)"
+    title += f"{document['llm']} on {instance_said(document)} (output tokens per joule)"
     table = new_table("Choice", "From", "To", "One pool", "Two pools", "FleetOpt", "Gain", "Split at", title=title)
     for row in document["rows"]:
         window, gamma = row["short_window_tokens"], row["gamma"]
@@ -222,7 +223,7 @@ def ledger_table(document: Mapping[str, Any]) -> RenderableType:
 
 def engine_table(document: Mapping[str, Any]) -> RenderableType:
     """One engine at several batches."""
-    title = f"{document['llm']} ({document['precision']}) on {document['tp']} x {document['gpu'].upper()}"
+    title = f"{document['llm']} ({document['precision']}) on {instance_said(document)}"
     table = new_table(
         "Batch", "Context", "Decode step", "Step", "Output", "Power a GPU", "Tokens per joule", title=title
     )

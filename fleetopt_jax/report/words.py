@@ -164,6 +164,20 @@ def rests_on(pool: Mapping[str, Any]) -> str:
     return f"your measurements in {own}" + (f" (not calibrated, the catalog's: {listed(left)})" if left else "")
 
 
+def gpus_of_instance(engine: Mapping[str, Any]) -> int:
+    """GPUs of one instance of a pool, a point or another engine of a document."""
+    return engine["tp"] * engine.get("dp", 1) * engine.get("pp", 1)
+
+
+def instance_said(engine: Mapping[str, Any], times: str = " x ") -> str:
+    """What one instance runs on: '8 x H100', or '16 x H100 (TP 8, EP 16, DP 2)' where not tensor parallelism alone
+    divides the LLM."""
+    sizes = {name.upper(): engine.get(name, 1) for name in ("tp", "ep", "dp", "pp")}
+    ways = [f"{name} {n}" for name, n in sizes.items() if n > 1]
+    split = f" ({', '.join(ways)})" if any(n > 1 for name, n in sizes.items() if name != "TP") else ""
+    return f"{gpus_of_instance(engine)}{times}{engine['gpu'].upper()}{split}"
+
+
 def dispatch_said(plan: Mapping[str, Any]) -> str:
     """How a pool's requests come to its instances."""
     return _DISPATCHES.get(plan["dispatch"], f"dispatch: {plan['dispatch']}")

@@ -12,7 +12,7 @@ from fleetopt_jax.catalog.engines import engine_entry, engine_points, prompt_of_
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, warn_of_units
+from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, served, warn_of_units
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
@@ -27,8 +27,10 @@ def run(options: argparse.Namespace) -> Answer:
     with at_door(options.gpu):
         catalog, own_fit = catalog_of(options), not options.law
         warnings = say_llm(options, catalog)
-        spec = named_spec(catalog, options.gpu, options.llm, options.tp, options.precision, own_fit=own_fit)
+        names = options.gpu, options.llm, options.tp, options.precision
+        spec = named_spec(catalog, *names, own_fit=own_fit, **served(options))
         as_run = {"kv_precision": options.kv_precision, "memory_utilization": options.gpu_memory_utilization}
+        as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens}
         entry = engine_entry(dataclasses.replace(spec, **as_run))
     warnings += warn_of_units(options, [entry.spec])
     measured = _measured(options, entry.spec) if options.measured else None
@@ -39,7 +41,8 @@ def run(options: argparse.Namespace) -> Answer:
     document = {
         "gpu": entry.spec.gpu_name,
         "llm": entry.spec.llm_name,
-        "tp": entry.spec.tp,
+        **vars(entry.spec.split),
+        "serving": entry.spec.serving,
         "precision": entry.spec.precision,
         "kv_precision": entry.spec.kv_precision,
         "quality": entry.quality,
@@ -53,6 +56,7 @@ def run(options: argparse.Namespace) -> Answer:
         "memory_utilization": entry.spec.memory_utilization,
         "kv_capacity_tokens": float(engine.kv.n_blocks) * BLOCK_TOKENS,
         "max_num_seqs": float(engine.kv.max_num_seqs),
+        "max_num_batched_tokens": float(engine.prefill.budget_tokens),
         "prefill_s_per_1k_tokens": float(prefill_s(engine.prefill, 1000.0)),
         "prefill_power_w_per_gpu": float(engine.prefill.gpu_w),
         "points": [dataclasses.asdict(point) for point in points],

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from fleetopt_jax.calibrate.points import Point, benchmark, read_points
@@ -37,8 +38,8 @@ def _asked(options: argparse.Namespace) -> list[Case]:
     with at_door(gpu):
         catalog = catalog_of(options)
         say_llm(argparse.Namespace(**vars(options) | {"gpu": gpu, "llm": llm}), catalog)
-        serving = options.serving or NEWEST
-        spec = _as_run(options, named_spec(catalog, gpu, llm, tp, options.precision, serving=serving))
+        how = _divided(options, Point(0)) | {"serving": options.serving or NEWEST}
+        spec = _as_run(options, named_spec(catalog, gpu, llm, tp, options.precision, **how))
         entry = engine_entry(spec)
     warn_of_units(options, [entry.spec])
     isl, osl = options.isl or DEFAULT_TOKENS, options.osl or DEFAULT_TOKENS
@@ -74,20 +75,27 @@ def _case(options: argparse.Namespace, catalog: Catalog, point: Point) -> Case |
             return f"{name.removeprefix('--')} is not said" + (f": give {name}" if name.startswith("--") else "")
     assert gpu and llm and tp and isl and osl and point.concurrency  # as was just checked
     try:
-        spec = named_spec(catalog, gpu, llm, tp, precision, serving=serving)
+        spec = named_spec(catalog, gpu, llm, tp, precision, **_divided(options, point), serving=serving)
         entry = engine_entry(_as_run(options, spec))
     except DoesNotFit:
-        return f"{llm} at {precision or 'its own precision'} does not fit on {tp} x {gpu}"
+        n_gpus = tp * math.prod(_divided(options, point)[name] for name in ("dp", "pp"))
+        return f"{llm} at {precision or 'its own precision'} does not fit on {n_gpus} x {gpu}"
     except BadField as error:
         unknown = error.problem.startswith("unknown name")  # and what is known would fill the line
         return f"{error.field}: {error.problem}" + ("" if unknown else f"; {error.allowed}")
     load = benchmark(point, isl, osl, spread=options.length_spread, n_requests=options.requests)
-    return Case(entry, load, point.row, point.seen(tp))
+    return Case(entry, load, point.row, point.seen(entry.spec.split.n_gpus))
+
+
+def _divided(options: argparse.Namespace, point: Point) -> dict[str, int]:
+    """What divides an instance besides tensor parallelism: as the options have it, else the row."""
+    return {name: getattr(options, name) or getattr(point, name) for name in ("ep", "dp", "pp")}
 
 
 def _as_run(options: argparse.Namespace, spec: EngineSpec) -> EngineSpec:
     """The spec as the options run it."""
-    as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
+    names = ("kv_precision", "max_num_seqs", "max_num_batched_tokens")
+    as_run = {name: getattr(options, name) for name in names}
     as_run = {name: value for name, value in as_run.items() if value is not None}
     return dataclasses.replace(spec, memory_utilization=options.gpu_memory_utilization, **as_run)
 

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.hosts import serving_titles
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, LlmEntry, at_precision, llm_entry
 from fleetopt_jax.catalog.own import Catalog
+from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.plan import own_catalog
@@ -77,6 +79,11 @@ class _Pool(_Part):
     gpu: str
     llm: Annotated[str, Field(min_length=1)]
     tp: Annotated[int, Field(ge=1, le=10**6)]
+    ep: Annotated[int, Field(ge=1, le=10**6)] = 1
+    dp: Annotated[int, Field(ge=1, le=10**6)] = 1
+    pp: Annotated[int, Field(ge=1, le=10**6)] = 1
+    serving: str = MEASURED_SERVING
+    max_num_batched_tokens_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
     max_num_seqs: Annotated[int, Field(ge=1, le=10**9)]
     gamma: Annotated[float, Field(ge=1, le=10**6)] = 1.0
@@ -88,6 +95,16 @@ class _Pool(_Part):
     utilization: float | None = 0.0  # null is overload
     n_active: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     itl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @property
+    def n_gpus(self) -> int:
+        """Of one instance."""
+        return self.tp * self.dp * self.pp
+
+    @property
+    def group_num_seqs(self) -> int:
+        """Sequences that each group with a scheduler of its own may run."""
+        return math.ceil(self.max_num_seqs / self.dp)
 
     @property
     def drain_s(self) -> int:
@@ -157,6 +174,7 @@ def fleet_launch(
             plain(f"Written by fleetopt export from {where}."),
             *_how_sure(plan, where),
             _served(pools),
+            *_planned_on(plan, assumptions),
         ),
         arrival_rate_per_s=rate_per_s,
         output_tok_per_s=rate_per_s * plan.workload.mean_output_tokens,
@@ -179,6 +197,16 @@ def fleet_launch(
 def _served(pools: Sequence[PoolLaunch]) -> str:
     """The checkpoints that are served, each once."""
     return plain(f"Serves {listed(list(dict.fromkeys(pool.args[0] for pool in pools)))}.")
+
+
+def _planned_on(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
+    """The serving engines and releases that the steps of the plan were measured on, beside the release written for."""
+    if assumptions.engine.name != PHYSICAL.engine.name:
+        return ()
+    titles = serving_titles()
+    names = dict.fromkeys(titles.get(pool.serving, pool.serving) for pool in plan.pools)
+    said = plain(f"Its steps are those of {listed(list(names))}; the flags are vLLM {VLLM_RELEASE}'s.")
+    return (said,)
 
 
 def _how_sure(plan: _Plan, where: str) -> tuple[str, ...]:
@@ -281,14 +309,16 @@ def _pool_launch(
             "positions: the router refuses longer requests. Name a checkpoint that reaches further with --model."
         )
     gpu = catalog.gpu_entry(pool.gpu, f"{where}.gpu")
-    step_tokens = int(gpu.chunk_tokens) if assumptions.prefill.reads_chunk else gpu.batched_tokens
+    step_tokens = pool.max_num_batched_tokens_asked or gpu.batched_tokens
+    step_tokens = int(gpu.chunk_tokens) if assumptions.prefill.reads_chunk else step_tokens
     notes += _pool_notes(pool, step_tokens, _host_gpus(pool, catalog))
     flags: dict[str, Any] = {
         "served-model-name": _served_name(pool),
         "tensor-parallel-size": pool.tp,
+        **_parallel_flags(where, pool, _host_gpus(pool, catalog)),
         "max-model-len": window_tokens,
-        "max-num-seqs": pool.max_num_seqs,
-        "max-num-batched-tokens": max(step_tokens, pool.max_num_seqs),
+        "max-num-seqs": pool.group_num_seqs,
+        "max-num-batched-tokens": max(step_tokens, pool.group_num_seqs),
         "enable-chunked-prefill": None,
         "no-enable-prefix-caching": None,  # the laws prefill every prompt token
         "gpu-memory-utilization": pool.memory_utilization,
@@ -301,7 +331,7 @@ def _pool_launch(
         name=name,
         gpu=pool.gpu.lower(),
         n_instances=pool.n_instances,
-        gpus_per_instance=pool.tp,
+        gpus_per_instance=pool.n_gpus,
         window_tokens=window_tokens,
         drain_s=pool.drain_s,
         n_active=min(pool.n_active if pool.n_active is not None else math.inf, pool.max_num_seqs),
@@ -309,6 +339,25 @@ def _pool_launch(
         args=(model, *(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())),
         notes=tuple(plain(note) for note in notes),
     )
+
+
+def _parallel_flags(where: str, pool: _Pool, host_gpus: int) -> dict[str, Any]:
+    """What divides an instance besides tensor parallelism. vLLM divides the experts whole over all GPUs of a layer or
+    over none, and counts hosts of equal numbers of GPUs."""
+    of_a_layer = pool.tp * pool.dp
+    if pool.ep not in (1, of_a_layer):
+        problem = f"{pool.ep} groups of experts on {of_a_layer} GPUs are not what vLLM can do"
+        raise BadInput(f"{where}.ep", problem, f"need a plan with --ep 1 or {of_a_layer}")
+    flags: dict[str, Any] = {}
+    if pool.pp > 1:
+        flags["pipeline-parallel-size"] = pool.pp
+    if pool.dp > 1:
+        flags["data-parallel-size"] = pool.dp
+    if pool.ep > 1:
+        flags["enable-expert-parallel"] = None
+    if pool.n_gpus > host_gpus:
+        flags["nnodes"] = math.ceil(pool.n_gpus / host_gpus)
+    return flags
 
 
 def _host_gpus(pool: _Pool, catalog: Catalog) -> int:
@@ -321,15 +370,19 @@ def _host_gpus(pool: _Pool, catalog: Catalog) -> int:
 def _pool_notes(pool: _Pool, step_tokens: int, host_gpus: int) -> list[str]:
     """What is to be known of a pool beside its flags, where the laws assume steps of `step_tokens`."""
     notes = []
-    if pool.max_num_seqs > step_tokens:
+    if pool.group_num_seqs > step_tokens:
         notes.append(
-            f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.max_num_seqs:,} of one "
+            f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.group_num_seqs:,} of one "
             "token for every sequence."
         )
-    if pool.tp > host_gpus:
+    if pool.n_gpus > host_gpus:
+        n = math.ceil(pool.n_gpus / host_gpus)
+        address = "--master-addr" + (" and --data-parallel-address" if pool.dp > 1 else "")
         notes.append(
-            f"{pool.tp} GPUs of one instance are more than the {host_gpus} of a host: vLLM then needs --nnodes or Ray, "
-            "which is not written here, and the laws assume NVLink between all of them."
+            f"{pool.n_gpus} GPUs of one instance are more than the {host_gpus} of a host: start it on {n} hosts at "
+            f"once, on each with its --node-rank from 0 to {n - 1} and rank 0's address as {address}, and with "
+            "--headless on all but rank 0. A pod of a Kubernetes Deployment has one host: there it needs a "
+            "LeaderWorkerSet, which is not written here."
         )
     if pool.clock_frac < 1:
         permille = round(1000 * pool.clock_frac)
