@@ -92,6 +92,7 @@ from .laws.measured import h100_law as h100_law
 from .laws.power import ActivityPower as ActivityPower
 from .laws.power import LogisticPower as LogisticPower
 from .laws.power import PowerLaw as PowerLaw
+from .laws.factors import make_step_factors as make_step_factors
 from .laws.power import make_logistic_power as make_logistic_power
 from .laws.prefill import Prefill as Prefill
 from .laws.prefill import make_prefill as make_prefill
@@ -147,6 +148,7 @@ from .documents.predict import predict as predict
 from .laws.closed_loop import Benchmark as Benchmark
 
 # calibration
+from .calibrate.factors import fit_factors as fit_factors
 from .calibrate.fit import fit_decode as fit_decode
 from .calibrate.fit import fit_power as fit_power
 from .calibrate.measurements import read_measurements as read_measurements

@@ -475,7 +475,8 @@ def test_a_prediction_that_cannot_be_made_is_refused_in_one_line(capsys, words, 
 def test_an_engine_calibrated_with_benchmarks_predicts_them(capsys, tmp_path, monkeypatch):
     mine, figure = tmp_path / "mine.json", tmp_path / "left.svg"
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = ran(capsys, "calibrate", BENCHMARKS / "aiperf", *ENGINE, "--out", mine, "--figure", figure)
+    words = ("calibrate", BENCHMARKS / "aiperf", *ENGINE, "--serving", "vllm-0.11", "--out", mine, "--figure", figure)
+    code, out, _ = ran(capsys, *words)
     assert code == OK and max(map(len, out.splitlines())) <= 80 and figure.exists()
     assert "prefill, over the catalog's" in out and "keeps the catalog's value" in out
     assert "Power is 1.05 times the catalog's" in out

@@ -119,6 +119,7 @@ def perturbed_spec(spec: EngineSpec, factors: EngineFactors) -> EngineSpec:
         quality=entry.quality,
         step_error=entry.step_error,
         power_error=entry.power_error,
+        prefill_error=entry.prefill_error,
         source=entry.source,
         file=spec.file,
     )

@@ -114,17 +114,23 @@ def parts_of(engine: Engine, schedules: Sequence[Schedule]) -> list[Parts]:
     """Seconds and joules of the entries of every schedule, evaluated together."""
     if not schedules:
         return []
+    ends = np.cumsum([len(each.repeats) for each in schedules])[:-1]
+    found = evaluated(_entries, step_law_of(engine), [each.batch for each in schedules])
+    return [Parts(*each) for each in np.split(found, ends, axis=1)]
+
+
+def evaluated(function: Callable[[Any, StepBatch], Array], law: Any, batches: Sequence[StepBatch]) -> np.ndarray:
+    """What a compiled function says of many entries [what, entries], by calls of two sizes."""
     names = [each.name for each in fields(StepBatch)]
-    joined = np.stack([np.concatenate([getattr(each.batch, name) for each in schedules]) for name in names])
-    law, done, start = step_law_of(engine), [], 0
+    joined = np.stack([np.concatenate([getattr(each, name) for each in batches]) for name in names])
+    done, start = [], 0
     while start < joined.shape[1]:
         size = AT_ONCE[0] if joined.shape[1] - start <= AT_ONCE[0] else AT_ONCE[-1]
         piece = joined[:, start : start + size]
         padded = np.pad(piece, ((0, 0), (0, size - piece.shape[1])), mode="edge")
-        done.append(np.asarray(_entries(law, StepBatch(*padded)))[:, : piece.shape[1]])
+        done.append(np.asarray(function(law, StepBatch(*padded)))[:, : piece.shape[1]])
         start += size
-    ends = np.cumsum([len(each.repeats) for each in schedules])[:-1]
-    return [Parts(*each) for each in np.split(np.concatenate(done, axis=1), ends, axis=1)]
+    return np.concatenate(done, axis=1)
 
 
 @jax.jit

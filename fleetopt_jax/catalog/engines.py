@@ -232,6 +232,9 @@ def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> E
     require_fit(of, gpu.gpu, llm, spec.tp, spec.memory_utilization, workspace, spec.dp, spec.pp)
     if spec.source == "projected":
         return _roofline(spec, gpu, llm)
+    if spec.serving == MEASURED_SERVING and spec.laws and spec.laws.factors is not None:
+        problem = f"{spec.serving} is not made of operators, which the factors are on"
+        raise BadField("serving", problem, f"need one of {', '.join(SERVING[1:])}")
     if spec.serving != MEASURED_SERVING:
         return _of_operators(spec, gpu, entry.architecture, llm, workspace)
     law = _of_law(spec, gpu, llm, workspace)
@@ -254,18 +257,27 @@ def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:
     own = {name: value for name in ("decode", "power", "prefill", "kv") if (value := getattr(laws, name)) is not None}
     if laws.idle_w is not None:
         own |= as_floats(idle_w=laws.idle_w)
-    of_catalog = tuple(words for name, words in _LAW_WORDS.items() if name not in own)
+    changed = own.keys() | _changed_by_factors(laws)
+    of_catalog = tuple(words for name, words in _LAW_WORDS.items() if name not in changed)
     return replace(
         entry,
         engine=with_laws(engine, **own),
         quality=laws.quality,
-        step_error=laws.step_error if laws.decode is not None else entry.step_error,
-        power_error=laws.power_error if laws.power is not None else entry.power_error,
+        step_error=laws.step_error if "decode" in changed else entry.step_error,
+        power_error=laws.power_error if "power" in changed else entry.power_error,
         source=f"{laws.source}; of the catalog: {', '.join(of_catalog)}" if of_catalog else laws.source,
-        prompt_per_output=0.0 if laws.decode is not None else entry.prompt_per_output,
-        prefill_error=None if laws.prefill is not None else entry.prefill_error,
+        prompt_per_output=0.0 if "decode" in changed else entry.prompt_per_output,
+        prefill_error=laws.prefill_error if "prefill" in changed else entry.prefill_error,
         of_catalog=of_catalog,
     )
+
+
+def _changed_by_factors(laws: OwnLaws) -> set[str]:
+    """Which laws of a step of operators factors have told: those whose errors they say."""
+    if laws.factors is None:
+        return set()
+    told = {"decode": laws.step_error, "prefill": laws.prefill_error, "power": laws.power_error}
+    return {name for name, error in told.items() if error is not None}
 
 
 _LAW_WORDS = {"decode": "decode step", "power": "power", "prefill": "prefill", "kv": "KV cache", "idle_w": "idle power"}
@@ -380,9 +392,11 @@ def _of_operators(
 ) -> EngineEntry:
     """The engine whose steps are the sum of their operators, in the serving engine's own time."""
     split, groups = spec.split, spec.dp * spec.pp
-    entry = step_entry(architecture, gpu, split, spec.precision or "", spec.kv_precision or "", spec.serving)
+    factors = spec.laws.factors if spec.laws else None
+    entry = step_entry(architecture, gpu, split, spec.precision or "", spec.kv_precision or "", spec.serving, factors)
     watts = operator_entry("serving_watts", gpu, "serving")
-    law = operator_step(entry.step, step_watts(watts.law, CLASSES), gpu.gpu)
+    of_kinds = step_watts(watts.law, CLASSES)
+    law = operator_step(entry.step, factors.of_watts(of_kinds) if factors else of_kinds, gpu.gpu)
     prefill = operator_prefill(
         law,
         chunk_tokens=gpu.chunk_tokens,

@@ -10,6 +10,7 @@ from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.catalog.llms import LlmEntry
 from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.laws.decode import DecodeLaw
+from fleetopt_jax.laws.factors import StepFactors
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, KvCapacity
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
@@ -30,17 +31,22 @@ class OwnLaws:
     power: PowerLaw | None = None
     prefill: Prefill | None = None
     kv: KvCapacity | None = None
+    factors: StepFactors | None = None  # on the step of operators, which then gives decode, prefill and power
     idle_w: float | None = None  # board power of one GPU without a request [W]
     quality: Quality = "given"
-    step_error: float | None = None  # mean relative error of the decode step; None where nobody knows [-]
-    power_error: float | None = None  # and of the power [-]
+    # Mean relative errors; None where nobody knows, or, with factors, where it stays the catalog's [-].
+    step_error: float | None = None  # of the decode step
+    power_error: float | None = None
+    prefill_error: float | None = None  # of the time a prompt takes
     source: str = "given"
     file: str | None = None  # where they were read from
 
     def _content(self) -> tuple:
-        leaves, structure = jax.tree.flatten((self.decode, self.power, self.prefill, self.kv, self.idle_w))
+        laws = self.decode, self.power, self.prefill, self.kv, self.factors, self.idle_w
+        leaves, structure = jax.tree.flatten(laws)
         numbers = tuple((np.shape(leaf), np.asarray(leaf).tobytes()) for leaf in leaves)
-        return structure, numbers, self.quality, self.step_error, self.power_error, self.source, self.file
+        errors = self.step_error, self.power_error, self.prefill_error
+        return structure, numbers, self.quality, errors, self.source, self.file
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OwnLaws) and self._content() == other._content()

@@ -12,6 +12,7 @@ from fleetopt_jax.catalog.llms import KV_BYTES, held_at
 from fleetopt_jax.catalog.operators import OperatorEntry, operator_entry
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import as_floats
+from fleetopt_jax.laws.factors import StepFactors
 from fleetopt_jax.laws.mixed_step import MixedStep
 from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw
 from fleetopt_jax.laws.operators.experts import make_experts
@@ -100,8 +101,10 @@ def step_entry(
     precision: str,
     kv_precision: str = "bf16",
     serving: str = NEWEST,
+    factors: StepFactors | None = None,
 ) -> StepEntry:
-    """The mixed step of an LLM on an instance, by the newest releases of vLLM where no other engine is asked for.
+    """The mixed step of an LLM on an instance, by the newest releases of vLLM where no other engine is asked for, with
+    `factors` of one's own.
 
     >>> from fleetopt_jax.catalog.gpus import GPUS
     >>> from fleetopt_jax.catalog.llms import LLMS
@@ -115,7 +118,8 @@ def step_entry(
     types = data_types(a, gpu, precision, kv_precision)
     laws, operators = operator_laws(gpu, a, types)
     host = host_entry(serving, gpu, experts=a.n_experts > 0)
-    return StepEntry(mixed_step(stack_of(a, split, types), laws, gpu.gpu, host.law), host, operators)
+    law = factors.of_host(host.law) if factors else host.law
+    return StepEntry(mixed_step(stack_of(a, split, types), laws, gpu.gpu, law), host, operators)
 
 
 def _check(a: Architecture, split: Parallelism) -> None:

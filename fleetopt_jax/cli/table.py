@@ -821,13 +821,36 @@ _OF_ONE_COMMAND = (
     Option(
         name="precision", kind=Text(), about="of the weights", otherwise="default: the file's", commands=("calibrate",)
     ),
+    Option(
+        name="serving",
+        kind=OneName(),
+        about="serving engine that was measured: vllm (0.12 and newer), vllm-0.11, sglang, trtllm",
+        otherwise="default: the file's, else vllm",
+        commands=("calibrate",),
+    ),
+    Option(
+        name="isl",
+        kind=Number(1, 10**7, whole=True, unit="tokens"),
+        about="nominal tokens of a prompt",
+        otherwise="default: the file's",
+        commands=("calibrate",),
+        metavar="TOKENS",
+    ),
+    Option(
+        name="osl",
+        kind=Number(1, 10**7, whole=True, unit="tokens"),
+        about="nominal tokens of an output",
+        otherwise="default: the file's",
+        commands=("calibrate",),
+        metavar="TOKENS",
+    ),
     Option(name="model", kind=Text(), about="rows of this model only (part of its name)", commands=("calibrate",)),
     Option(name="task", kind=Text(), about="rows of this task only", commands=("calibrate",)),
     Option(
         name="form",
-        kind=Choice(("auto", "benchmark", "dense", "moe")),
-        about="of the fit: factors on the catalog's engine (benchmark; auto where all rows have TTFT, TPOT and "
-        "lengths), or a step of its own",
+        kind=Choice(("auto", "benchmark", "steps", "dense", "moe")),
+        about="of the fit: factors on the catalog's engine, by whole benchmarks (auto where all rows have lengths and "
+        "a load) or by decode steps at known contexts, or a step of its own (dense, moe)",
         default="auto",
         otherwise="default {}",
         commands=("calibrate",),

@@ -1,4 +1,9 @@
-"""A calibrated engine as JSON (`fleetopt-engine/1`): written whole, and checked whole when it is read."""
+"""A calibrated engine as JSON (`fleetopt-engine/1`): written whole, and checked whole when it is read.
+
+It has a decode step of its own, with factors on the catalog's prefill and power where whole benchmarks were measured;
+or, of an engine of operators, factors on the catalog's step, which gives decode, prefill and power (`step_factors`).
+Files from before serving engines were named are of vLLM 0.11.
+"""
 
 import dataclasses
 import os
@@ -7,13 +12,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fleetopt_jax.calibrate.benchmarks import BenchmarkFit
+from fleetopt_jax.calibrate.factors import FactorsFit
 from fleetopt_jax.calibrate.fit import DecodeFit, Form, PowerFit
 from fleetopt_jax.catalog.engines import MAX_TP, engine_entry, resolved
 from fleetopt_jax.catalog.own import Catalog
-from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec, OwnLaws
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import invalid, parse_json, read_bytes, shown, to_json, write_whole
 from fleetopt_jax.laws.decode import make_decode_step
+from fleetopt_jax.laws.factors import make_step_factors
 from fleetopt_jax.laws.power import make_logistic_power
 
 SCHEMA = "fleetopt-engine/1"
@@ -35,24 +42,24 @@ Parameters = Annotated[dict[str, Value], Field(max_length=MAX_FIELDS)]
 
 
 def engine_to_json(
-    decode_fit: DecodeFit,
+    decode_fit: DecodeFit | FactorsFit,
     power_fit: PowerFit | None,
     *,
     gpu: str,
     llm: str,
     tp: int,
     precision: str | None = None,
+    serving: str = MEASURED_SERVING,
     source: str = "measurements",
 ) -> dict[str, Any]:
     """What was fitted to an engine, under the names it is known by; `source` says where its measurements are from."""
+    names = {"schema": SCHEMA, "gpu": gpu, "llm": llm, "tp": tp, "precision": precision, "serving": serving}
+    if isinstance(decode_fit, FactorsFit):
+        return names | _of_factors(decode_fit, source)
     decode = {"form": decode_fit.form, **_fit(decode_fit), "context_tokens": decode_fit.context_tokens}
     power = power_fit and {"identified": power_fit.identified, **_fit(power_fit)}
     document = {
-        "schema": SCHEMA,
-        "gpu": gpu,
-        "llm": llm,
-        "tp": tp,
-        "precision": precision,
+        **names,
         "quality": "measured",
         "relative_error": {
             "step": decode_fit.leave_one_out_mape,
@@ -65,6 +72,21 @@ def engine_to_json(
         "fit": {"decode": decode, "power": power},
     }
     return document | _of_benchmarks(decode_fit) if isinstance(decode_fit, BenchmarkFit) else document
+
+
+def _of_factors(fit: FactorsFit, source: str) -> dict[str, Any]:
+    """What is said of an engine of operators besides its names: factors on the catalog's step."""
+    told = {"decode step": fit.errors["step"], "power": fit.errors["power"], "prefill": fit.errors["prefill"]}
+    of_catalog = [name for name in ("decode step", "power", *NEVER_MEASURED) if told.get(name) is None]
+    beside = {"catalog_mape": fit.catalog_mape, "left_out_mape": fit.left_out_mape}
+    return {
+        "quality": "measured",
+        "relative_error": fit.errors,
+        "source": source,
+        "of_catalog": of_catalog,
+        "step_factors": fit.parameters,
+        "fit": {"step_factors": {**_fit(fit), **beside}},
+    }
 
 
 def _of_benchmarks(fit: BenchmarkFit) -> dict[str, Any]:
@@ -83,18 +105,12 @@ def _of_benchmarks(fit: BenchmarkFit) -> dict[str, Any]:
 
 def save_engine(
     path: str | os.PathLike,
-    decode_fit: DecodeFit,
+    decode_fit: DecodeFit | FactorsFit,
     power_fit: PowerFit | None,
-    *,
-    gpu: str,
-    llm: str,
-    tp: int,
-    precision: str | None = None,
-    source: str = "measurements",
+    **names: Any,
 ) -> None:
     """`engine_to_json` as a file, written whole or not at all: `load_engine` reads it back."""
-    document = engine_to_json(decode_fit, power_fit, gpu=gpu, llm=llm, tp=tp, precision=precision, source=source)
-    write_whole(path, to_json(document) + "\n")
+    write_whole(path, to_json(engine_to_json(decode_fit, power_fit, **names)) + "\n")
 
 
 def load_engine(path: str | os.PathLike, catalog: Catalog | None = None) -> EngineSpec:
@@ -106,16 +122,19 @@ def load_engine(path: str | os.PathLike, catalog: Catalog | None = None) -> Engi
     where = os.fspath(path)
     found = read_engine_file(where)
     laws = OwnLaws(
-        decode=make_decode_step(**found.decode.model_dump()),
-        power=None if found.power is None else make_logistic_power(**found.power.model_dump()),
+        decode=found.decode and make_decode_step(**found.decode.model_dump()),
+        power=found.power and make_logistic_power(**found.power.model_dump()),
+        factors=found.step_factors and make_step_factors(**found.step_factors.model_dump()),
         quality="measured",
         step_error=found.relative_error.step,
         power_error=found.relative_error.power,
+        prefill_error=found.relative_error.prefill,
         source=f"{where}: {found.source}",
         file=where,
     )
     try:
-        spec = (catalog or Catalog()).spec(found.gpu, found.llm, found.tp, found.precision, own_fit=False)
+        names = found.gpu, found.llm, found.tp, found.precision
+        spec = (catalog or Catalog()).spec(*names, own_fit=False, serving=found.serving)
         return resolved(dataclasses.replace(spec, laws=_with_factors(laws, found.factors, spec)))
     except BadField as error:
         raise error.at(lambda field: f"{where}, {field}") from None
@@ -144,7 +163,9 @@ def read_engine_file(path: str) -> "EngineFile":
         raise BadInput(path, f"{len(content)} fields", f"need those of {SCHEMA}")
     try:
         read = EngineFile.model_validate(content)
-        make_decode_step(**read.decode.model_dump())
+        _require_one_step(path, read)
+        if read.decode:
+            make_decode_step(**read.decode.model_dump())
         if read.power:
             make_logistic_power(**read.power.model_dump())
     except ValidationError as error:
@@ -154,11 +175,20 @@ def read_engine_file(path: str) -> "EngineFile":
     return read
 
 
+def _require_one_step(path: str, read: "EngineFile") -> None:
+    """Refuse a file with two laws of the same, or none."""
+    if (read.decode is None) == (read.step_factors is None):
+        given = "neither decode nor step_factors" if read.decode is None else "both decode and step_factors"
+        raise BadInput(path, given, "need one of them")
+    if read.step_factors is not None and (read.power is not None or read.factors is not None):
+        raise BadInput(path, f"step_factors and {'power' if read.power else 'factors'}", "need step_factors alone")
+
+
 def _numbers(record: Any) -> dict[str, float]:
     return {field.name: float(getattr(record, field.name)) for field in dataclasses.fields(record)}
 
 
-def _fit(fit: DecodeFit | PowerFit) -> dict[str, Any]:
+def _fit(fit: DecodeFit | PowerFit | FactorsFit) -> dict[str, Any]:
     return {
         "estimates": fit.estimates,
         "standard_errors": fit.standard_errors,
@@ -201,8 +231,9 @@ class PowerPart(_Strict):
 class ErrorsPart(_Strict):
     """Mean relative errors, each point left out in turn [-]."""
 
-    step: AtLeast0 = Field(description="Of the iteration time [-].")
+    step: AtLeast0 | None = Field(description="Of the iteration time [-]; null: only power was measured.")
     power: AtLeast0 | None = Field(description="Of the power [-]; null: no power was measured.")
+    prefill: AtLeast0 | None = Field(None, description="Of the time to the first token [-]; null: not measured.")
 
 
 class _Fit(_Strict):
@@ -240,11 +271,35 @@ class PowerFitPart(_Fit):
     identified: bool = Field(description="Whether the points tell all four parameters.")
 
 
+class StepFactorsFitPart(_Fit):
+    """How factors on a step of operators were fitted; `estimates` has those that the points tell."""
+
+    catalog_mape: Parameters[AtLeast0] = Field(
+        description="Mean relative error of each kind of mean by the catalog's engine [-]."
+    )
+    left_out_mape: Parameters[AtLeast0] = Field(
+        description="The same with the factors, each point left out in turn [-]."
+    )
+
+
 class FitsPart(_Strict):
     """How the laws were fitted."""
 
-    decode: DecodeFitPart
-    power: PowerFitPart | None
+    decode: DecodeFitPart | None = None
+    power: PowerFitPart | None = None
+    step_factors: StepFactorsFitPart | None = None
+
+
+class StepFactorsPart(_Strict):
+    """Factors on the catalog's step of operators; see `laws.factors.StepFactors`. 1: the catalog's."""
+
+    gpu: Positive = Field(1.0, description="On the time of the GPU's kernels [-].")
+    prompt: Positive = Field(1.0, description="Further on that of steps with prompt tokens [-].")
+    exchange: Positive = Field(1.0, description="On that of large exchanges between GPUs [-].")
+    host: Positive = Field(1.0, description="On the host's time of a step [-].")
+    sequence: Positive = Field(1.0, description="On the time of each sequence [-].")
+    first_token: Positive = Field(1.0, description="On what a first token takes beyond its steps [-].")
+    watts: Positive = Field(1.0, description="On the watts above idle [-].")
 
 
 class FactorsPart(_Strict):
@@ -267,11 +322,13 @@ class EngineFile(_Strict):
     llm: Name = Field(description="LLM, of `fleetopt catalog llms`.")
     tp: Annotated[int, Field(ge=1, le=MAX_TP)] = Field(description="GPUs of an instance (tensor parallel).")
     precision: Name | None = Field(description="Precision of the weights; null: not said.")
+    serving: Name = Field(MEASURED_SERVING, description="Serving engine, of `fleetopt predict --serving`.")
     quality: Literal["measured"]
     relative_error: ErrorsPart
     source: str = Field(description="Where the measurements are from.")
     of_catalog: list[Name] = Field([], description="What was not measured: it stays the catalog's.")
-    decode: DecodePart
-    power: PowerPart | None = Field(description="null: no power was measured.")
+    decode: DecodePart | None = Field(None, description="null: it is the catalog's, with `step_factors`.")
+    power: PowerPart | None = Field(None, description="null: no power was measured, or it has a factor.")
+    step_factors: StepFactorsPart | None = Field(None, description="null: it has a decode step of its own.")
     factors: FactorsPart | None = Field(None, description="null: fitted to decode steps, not to whole benchmarks.")
     fit: FitsPart

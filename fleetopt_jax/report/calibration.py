@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fleetopt_jax.calibrate.benchmarks import BenchmarkFit
+from fleetopt_jax.calibrate.factors import PRIORS, FactorsFit
 from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, predict_power_w, predict_step_s
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.units import MS
@@ -47,15 +48,32 @@ LABELS = {  # parameter: what it is, its unit, the unit in SI
     "prefill_factor": ("prefill, over the catalog's", "", 1.0),
     "iteration_s": ("and the host's of an iteration", "ms", MS),
     "sequence_s": ("and of each sequence in it", "ms", MS),
+    "gpu": ("kernels of the GPU", "", 1.0),
+    "prompt": ("further, in steps with prompt tokens", "", 1.0),
+    "exchange": ("large exchanges between GPUs", "", 1.0),
+    "host": ("host's time of a step", "", 1.0),
+    "sequence": ("time of each sequence", "", 1.0),
+    "first_token": ("first token's time beyond its steps", "", 1.0),
+    "watts": ("watts above idle", "", 1.0),
 }
-KINDS = {"ttft_s": "TTFT", "tpot_s": "TPOT", "output_tok_per_s": "throughput", "power_w": "power"}
+KINDS = {
+    "ttft_s": "TTFT",
+    "ttft_median_s": "median TTFT",
+    "tpot_s": "TPOT",
+    "tpot_median_s": "median TPOT",
+    "output_tok_per_s": "throughput",
+    "step_s": "decode step",
+    "power_w": "power",
+}
 
 
 @styled
-def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_fit: PowerFit | None) -> Figure:
+def calibration_figure(
+    measurements: Measurements, decode_fit: DecodeFit | FactorsFit, power_fit: PowerFit | None
+) -> Figure:
     """Step time and, where measured, power against the batch; relative residuals beneath. Of whole benchmarks, the
     residuals of each mean."""
-    if isinstance(decode_fit, BenchmarkFit):
+    if isinstance(decode_fit, (BenchmarkFit, FactorsFit)):
         return _benchmark_figure(decode_fit)
     batch = measurements.batch
     line = np.geomspace(batch.min(), batch.max(), 200)
@@ -79,8 +97,8 @@ def calibration_figure(measurements: Measurements, decode_fit: DecodeFit, power_
     return figure
 
 
-def _benchmark_figure(fit: BenchmarkFit) -> Figure:
-    """What the factors leave of each mean, over the requests in flight."""
+def _benchmark_figure(fit: BenchmarkFit | FactorsFit) -> Figure:
+    """What the factors leave of each mean, over the sequences in flight."""
     kinds = list(dict.fromkeys(fit.kinds))
     figure = new_figure(0.6 + 4.4 * len(kinds), 4.2)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds):
@@ -88,7 +106,7 @@ def _benchmark_figure(fit: BenchmarkFit) -> Figure:
         _residuals(axes, fit.batch[of_kind], fit.residuals[of_kind], fit.left_out[of_kind], BLUE)
         axes.set_title(f"{KINDS[kind]}: predicted over measured, less 1 [%]", loc="left")
         batch_ticks(axes, fit.batch.min(), fit.batch.max())
-        axes.set_xlabel("requests in flight")
+        axes.set_xlabel("sequences in flight")
     off = ", ".join(f"{KINDS[kind]} within {error:.1%}" for kind, error in fit.left_out_mape.items())
     say(figure, f"Points left out are predicted, on average:\n{off}")
     return figure
@@ -139,6 +157,8 @@ def _takeaway(decode_fit: DecodeFit, power_fit: PowerFit | None) -> str:
 def calibration_table(document: Mapping[str, Any]) -> RenderableType:
     """Estimates with their standard errors, how well they predict, and what the data could not tell."""
     title = f"{document['llm']} on {instance_said(document)}"
+    if document.get("step_factors"):
+        return _factors_table(document, title)
     table = new_table("Quantity", "Estimate", "Standard error", "Unit", title=title)
     parts: list[RenderableType] = [table]
     for law, fit in document["fit"].items():
@@ -161,6 +181,26 @@ def calibration_table(document: Mapping[str, Any]) -> RenderableType:
     if "prefill" in document["of_catalog"]:
         said += f" Prefill is known to +-{percent(EFFICIENCY_ERROR)}."
     return Group(*parts, Text(said, style="dim"))
+
+
+def _factors_table(document: Mapping[str, Any], title: str) -> RenderableType:
+    """Of factors on a step of operators: what the data tell, what stays the catalog's, and the errors of both."""
+    fit = document["fit"]["step_factors"]
+    table = new_table("Factor on the catalog's", "Estimate", "Standard error", title=f"{title}, {document['serving']}")
+    for name in PRIORS:
+        told = name in fit["estimates"]
+        error = f"{fit['standard_errors'][name]:.2g}" if told else "the catalog's"
+        table.add_row(LABELS[name][0], f"{document['step_factors'][name]:.4g}", error)
+    errors = new_table("Predicted off, on average", "by the catalog", "by the factors, point left out")
+    for kind, error in fit["catalog_mape"].items():
+        errors.add_row(KINDS[kind], percent(error, 1), percent(fit["left_out_mape"][kind], 1))
+    sizes = (
+        f"{fit['n_points']} means at {fit['batch_min']:,.0f} to {fit['batch_max']:,.0f} sequences in flight, off by "
+        f"{percent(fit['fit_mape'], 1)} on average and {percent(fit['max_ape'], 1)} at most."
+    )
+    notes = [Text(f"  {note}", style="yellow") for note in fit["notes"]]
+    said = f"Not calibrated, as the catalog has it: {listed(document['of_catalog'])}."
+    return Group(table, errors, sizes, *notes, Text(said, style="dim"))
 
 
 def _fitted(law: str, fit: Mapping[str, Any]) -> str:

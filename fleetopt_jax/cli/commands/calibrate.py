@@ -2,21 +2,29 @@
 
 import argparse
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
+
 from fleetopt_jax.calibrate.benchmarks import fit_benchmarks, is_benchmark
+from fleetopt_jax.calibrate.factors import FactorsFit, fit_factors, is_measured
 from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, fit_decode, fit_power
 from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
 from fleetopt_jax.calibrate.names import gpu_name, llm_name, precision_name, precision_of_checkpoint
 from fleetopt_jax.calibrate.points import Point, points_of
-from fleetopt_jax.catalog.engines import engine_entry
+from fleetopt_jax.catalog.engines import SERVING, engine_entry
 from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.hosts import NEWEST
+from fleetopt_jax.catalog.llms import llm_entry
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import at_door, catalog_of
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.engine import engine_to_json
+from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.report.calibration import calibration_figure, calibration_table
 
@@ -34,8 +42,9 @@ def run(options: argparse.Namespace) -> Answer:
         llm=options.llm,
         precision=options.precision,
     )
-    spec = _measured_spec(options, measured)
-    step, power = _fits(options, measured, spec)
+    points = _points(options, measured)
+    spec = _measured_spec(options, measured, points)
+    step, power = _fits(options, measured, points, spec)
     document = engine_to_json(
         step,
         power,
@@ -43,38 +52,58 @@ def run(options: argparse.Namespace) -> Answer:
         llm=spec.llm_name,
         tp=spec.tp,
         precision=engine_entry(spec).spec.precision,
+        serving=spec.serving,
         source=os.path.basename(path),
     )
     return Answer(document, calibration_table, OK, lambda _: calibration_figure(measured, step, power))
 
 
-def _fits(options: argparse.Namespace, measured: Measurements, spec: EngineSpec) -> tuple[DecodeFit, PowerFit | None]:
-    """Factors where the points are of whole benchmarks; else a step of its own, and a power where watts are there."""
+def _points(options: argparse.Namespace, measured: Measurements) -> list[Point]:
+    """The rows as points of a load, with the lengths of the options where they say some."""
+    lengths = {name: value for name in ("isl", "osl") if (value := getattr(options, name))}
+    return [replace(point, **lengths) for point in points_of(measured.rows) if not point.parallel]
+
+
+def _fits(
+    options: argparse.Namespace, measured: Measurements, points: Sequence[Point], spec: EngineSpec
+) -> tuple[DecodeFit | FactorsFit, PowerFit | None]:
+    """Factors on the catalog's engine; where it is not made of operators, and steps were measured alone, or where it is
+    asked for, a step of its own, and a power where watts are there."""
     path = options.measurements
     with at_door(path):
-        engine, limit_w = engine_entry(spec).engine, gpu_entry(spec.gpu).tdp_w
-    points = _benchmarks(options, measured)
-    if points:
-        return fit_benchmarks(engine, points, path), None
-    if not isinstance(engine.decode, DecodeStep):
-        raise AssertionError(f"the catalog's law of {spec.llm_name} on {spec.gpu_name} is no DecodeStep")
-    step = _fit_step(options.form, measured, engine.decode)
+        entry, limit_w = engine_entry(spec), gpu_entry(spec.gpu).tdp_w
+    of_operators = entry.engine.step is not None
+    loads = _benchmarks(options, points, of_operators)
+    if loads:
+        return (fit_factors(spec, loads, path) if of_operators else fit_benchmarks(entry.engine, loads, path)), None
+    if of_operators and options.form in ("auto", "steps"):
+        return fit_factors(spec, _with_contexts(options, measured, points), path), None
+    if options.form == "steps":
+        raise BadInput("--form steps", f"{spec.serving} is not made of operators", "need auto, dense or moe")
+    step = _fit_step(options.form, measured, entry.engine, llm_entry(spec.llm).architecture.expert_share)
     return step, None if measured.power_w_per_gpu is None else fit_power(measured, limit_w=limit_w)
 
 
-def _benchmarks(options: argparse.Namespace, measured: Measurements) -> list[Point]:
+def _with_contexts(options: argparse.Namespace, measured: Measurements, points: Sequence[Point]) -> Measurements:
+    """The steps, their contexts those of the options' lengths where the file does not say them."""
+    if measured.context_tokens is not None or not (options.isl or options.osl):
+        return measured
+    lengths = [(point.isl or 0.0) + (point.osl or 0.0) / 2.0 for point in points]
+    return measured if len(lengths) != len(measured.batch) else replace(measured, context_tokens=np.array(lengths))
+
+
+def _benchmarks(options: argparse.Namespace, points: Sequence[Point], of_operators: bool) -> list[Point]:
     """The points, where all are of whole benchmarks or such a fit is asked for."""
     if options.form not in ("auto", "benchmark"):
         return []
-    rows = [point for point in points_of(measured.rows) if not point.parallel]
-    points = [point for point in rows if is_benchmark(point)]
-    if options.form == "benchmark" and not points:
+    found = [point for point in points if (is_measured if of_operators else is_benchmark)(point)]
+    if options.form == "benchmark" and not found:
         need = "need mean TTFT and TPOT, prompt and output lengths and the concurrency of each run"
         raise BadInput(options.measurements, "no row is a whole benchmark", need)
-    return points if options.form == "benchmark" or len(points) == len(rows) else []
+    return found if options.form == "benchmark" or len(found) == len(points) else []
 
 
-def _measured_spec(options: argparse.Namespace, measured: Measurements) -> EngineSpec:
+def _measured_spec(options: argparse.Namespace, measured: Measurements, points: Sequence[Point]) -> EngineSpec:
     """What was measured, as the options have it, else the file."""
     gpu, tp = options.gpu or (gpu_name(measured.gpu) if measured.gpu else None), options.tp or measured.tp
     llm = options.llm or (llm_name(measured.llm) if measured.llm else None)
@@ -83,7 +112,17 @@ def _measured_spec(options: argparse.Namespace, measured: Measurements) -> Engin
     path = options.measurements
     names = _known("--gpu", gpu, path), _known("--llm", llm, path), _known("--tp", tp, path), precision
     with at_door(path):
-        return catalog_of(options).spec(*names, own_fit=False)
+        return catalog_of(options).spec(*names, own_fit=False, serving=_serving(options, points))
+
+
+def _serving(options: argparse.Namespace, points: Sequence[Point]) -> str:
+    """The serving engine of the options, else of all rows, else the newest."""
+    said = {point.serving for point in points if point.serving}
+    if not options.serving and len(said) > 1:
+        problem = f"has rows of {' and '.join(sorted(said))}"
+        raise BadInput(options.measurements, problem, "need those of one serving engine, or --serving")
+    found = options.serving or next(iter(said), NEWEST)
+    return found if options.serving or found in SERVING else NEWEST
 
 
 def _known(option: str, value: T | None, path: str) -> T:
@@ -92,18 +131,28 @@ def _known(option: str, value: T | None, path: str) -> T:
     return value
 
 
-def _fit_step(form: str, measured: Measurements, law: DecodeStep) -> DecodeFit:
+def _fit_step(form: str, measured: Measurements, engine: Engine, expert_share: float) -> DecodeFit:
     """The asked form; 'auto' takes the one with the least leave-one-out error, for a model with experts."""
-    share, per_token_s = float(law.expert_share), float(law.per_token_s)
-    if form == "moe" and share == 0:
+    per_token_s = _per_token_s(measured, engine)
+    if form == "moe" and expert_share == 0:
         raise BadInput("--form moe", "the LLM has no experts", "need dense or auto")
     fits = []
     if form != "moe":
         fits.append(fit_decode(measured, form="dense", per_token_s=per_token_s))
-    if form == "moe" or (form == "auto" and share > 0):
+    if form == "moe" or (form == "auto" and expert_share > 0):
         try:
-            fits.append(fit_decode(measured, form="moe", expert_share=share, per_token_s=per_token_s))
+            fits.append(fit_decode(measured, form="moe", expert_share=expert_share, per_token_s=per_token_s))
         except BadInput:
             if form == "moe":
                 raise
     return min(fits, key=lambda fit: fit.leave_one_out_mape)
+
+
+def _per_token_s(measured: Measurements, engine: Engine) -> float:
+    """What a token of context costs by the catalog's law [s]; of one that bends, in the middle of the points."""
+    if isinstance(engine.decode, DecodeStep):
+        return float(engine.decode.per_token_s)
+    if measured.context_tokens is None:
+        return 0.0
+    n, context = float(np.median(measured.batch)), float(measured.context_tokens.mean())
+    return float(engine.decode.line(n, context)[1]) / n

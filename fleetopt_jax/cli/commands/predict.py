@@ -16,6 +16,7 @@ from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, warn_of_units
 from fleetopt_jax.cli.terminal import progress, understood
 from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.predict import TOO_LONG, Case, predict, predict_to_json
 from fleetopt_jax.fleet.engine import DoesNotFit
 from fleetopt_jax.report.predict import predict_figure, predict_table
@@ -65,6 +66,9 @@ def _of_file(options: argparse.Namespace) -> tuple[list[Case], list[tuple[int | 
 def _case(options: argparse.Namespace, catalog: Catalog, point: Point) -> Case | str:
     """What a row asks for, as the options have it, else the row; or why it cannot be predicted."""
     gpu, llm, tp = options.gpu or point.gpu, options.llm or point.llm, options.tp or point.tp
+    if gpu and gpu.lower().endswith(".json"):  # which says what was calibrated
+        own = load_engine(gpu, catalog)
+        llm, tp = llm or own.llm_name, own.tp
     precision, serving = options.precision or point.precision, options.serving or point.serving or NEWEST
     isl, osl = options.isl or point.isl, options.osl or point.osl
     if point.why and not (options.llm and "LLM" in point.why) and not (options.precision and "precision" in point.why):
