@@ -24,6 +24,7 @@ from fleetopt_jax.core.struct import as_floats, pytree, stack
 from fleetopt_jax.fleet.engine import Engine, with_laws
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
+from fleetopt_jax.laws.step_law import ScaledStep
 
 N_SAMPLES = 1000
 OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2.0)  # sigma of a normal error over its mean absolute value
@@ -103,6 +104,7 @@ def perturb(engine: Engine, factors: EngineFactors) -> Engine:
         power=engine.power.hungrier(factors.power),
         idle_w=engine.idle_w * factors.power,
         prefill=replace(prefill, gpu_w=engine.power.bent_w(prefill.gpu_w, factors.power)),
+        step=engine.step and ScaledStep(engine.step, factors.step, factors.prefill, factors.power),
     )
 
 
@@ -114,6 +116,7 @@ def perturbed_spec(spec: EngineSpec, factors: EngineFactors) -> EngineSpec:
         decode=engine.decode,
         power=engine.power,
         prefill=engine.prefill,
+        step=engine.step,
         kv=engine.kv,
         idle_w=float(engine.idle_w),
         quality=entry.quality,

@@ -254,7 +254,11 @@ def _with_laws(entry: EngineEntry, laws: OwnLaws | None) -> EngineEntry:
     if laws is None:
         return entry
     engine = entry.engine
-    own = {name: value for name in ("decode", "power", "prefill", "kv") if (value := getattr(laws, name)) is not None}
+    own = {
+        name: value
+        for name in ("decode", "power", "prefill", "step", "kv")
+        if (value := getattr(laws, name)) is not None
+    }
     if laws.idle_w is not None:
         own |= as_floats(idle_w=laws.idle_w)
     changed = own.keys() | _changed_by_factors(laws)

@@ -14,6 +14,7 @@ from fleetopt_jax.laws.factors import StepFactors
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, KvCapacity
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
+from fleetopt_jax.laws.step_law import StepLaw
 
 Quality = Literal["measured", "kernels", "law", "projected", "calibrated", "scaled", "roofline", "given"]
 
@@ -30,6 +31,7 @@ class OwnLaws:
     decode: DecodeLaw | None = None
     power: PowerLaw | None = None
     prefill: Prefill | None = None
+    step: StepLaw | None = None  # of a mixed batch, that goes with these
     kv: KvCapacity | None = None
     factors: StepFactors | None = None  # on the step of operators, which then gives decode, prefill and power
     idle_w: float | None = None  # board power of one GPU without a request [W]
@@ -42,7 +44,7 @@ class OwnLaws:
     file: str | None = None  # where they were read from
 
     def _content(self) -> tuple:
-        laws = self.decode, self.power, self.prefill, self.kv, self.factors, self.idle_w
+        laws = self.decode, self.power, self.prefill, self.step, self.kv, self.factors, self.idle_w
         leaves, structure = jax.tree.flatten(laws)
         numbers = tuple((np.shape(leaf), np.asarray(leaf).tobytes()) for leaf in leaves)
         errors = self.step_error, self.power_error, self.prefill_error

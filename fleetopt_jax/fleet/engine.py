@@ -156,9 +156,9 @@ def roofline_engine(
 
 def with_laws(engine: Engine, **laws: Any) -> Engine:
     """The engine with other laws, by their fields. A mixed step was of the ones before: with another decode step, power
-    or prefill it is no more."""
+    or prefill, and no other mixed step, it is no more."""
     of_step = {"decode", "power", "prefill"} & laws.keys()
-    return replace(engine, step=None if of_step else engine.step, **laws)
+    return replace(engine, **{"step": None if of_step else engine.step, **laws})
 
 
 def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
@@ -175,6 +175,7 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
         decode=engine.decode.at_clock(engine.prefill, clock_frac),
         power=engine.power.at_clock(engine.prefill, engine.idle_w, clock_frac),
         prefill=engine.prefill.at_clock(engine.idle_w, clock_frac),
+        step=engine.step and engine.step.at_clock(clock_frac),
     )
 
 

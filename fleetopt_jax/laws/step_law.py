@@ -1,7 +1,7 @@
 """What the other laws ask of an iteration, whatever is in it: its time and its energy.
 
-A batch of sequences that decode and of prompt tokens (`laws/mixed_step.py`) takes one iteration. What its prompts add is
-what the iteration takes beyond one of the same sequences without them.
+A batch of sequences that decode and of prompt tokens (`laws/mixed_step.py`) takes one iteration. What its prompts add
+is what the iteration takes beyond one of the same sequences without them.
 """
 
 from dataclasses import replace
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.mixed_step import StepBatch
@@ -46,6 +47,10 @@ class StepLaw:
         with_j, without_j = self.gpu_j(_both(batch))
         return with_j - without_j
 
+    def at_clock(self, clock_frac: ArrayLike) -> "StepLaw":
+        """The law on cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
+        raise ValueError(f"{type(self).__name__} has no clock law: say at_clock, or leave the clock alone")
+
 
 def without_prompts(batch: StepBatch) -> StepBatch:
     """The sequences of a batch that decode."""
@@ -75,6 +80,9 @@ class ScaledStep(StepLaw):
     @property
     def window_tokens(self) -> Array:
         return self.law.window_tokens
+
+    def at_clock(self, clock_frac: ArrayLike) -> "ScaledStep":
+        return replace(self, law=self.law.at_clock(clock_frac))
 
     def step_s(self, batch: StepBatch) -> Array:
         return self.decode * self.law.step_s(without_prompts(batch)) + self.added_s(batch)
