@@ -61,6 +61,7 @@ CLASSES = {
     "watts": watts,
     "serving_watts": serving_watts,
 }
+DOUBTFUL = 0.15  # median error of a fit: the nine GPUs' are 0.01 to 0.13
 OWN = {  # tables that one's own GPU may have, by class
     "gemm": ("gemm",),
     "prefill_attention": ("context_attention",),
@@ -119,6 +120,11 @@ def fit_own(folder: Path, options: argparse.Namespace) -> None:
     write_whole(options.gpu_file, gpu_file(replace(entry, borrows=lender(entry), law=law, operators=operators)))
     for what in tables.too_few:
         print(f"too few: {what}")
+    for each in operators:
+        if (each.median_error or 0.0) > DOUBTFUL:
+            print(
+                f"doubtful: {each.operator} {each.variant} is {100 * (each.median_error or 0):.0f} % off in the median"
+            )
     timed = sorted({each.operator for each in operators})
     print(f"{options.gpu_file}: {entry.name} with {', '.join(timed)} as timed; all else as on {lender(entry)}")
 
@@ -152,7 +158,9 @@ def error_table(document: dict[str, Any]) -> list[str]:
                 lines.append(f"{gpu:13s}{variant:20s}{0:7d}  as {found['borrowed_from']}")
                 continue
             errors = [found.get(name, float("nan")) for name in ("median_error", "p90_error", "held_out_median_error")]
-            shown = "".join(f"{100 * error:{width}.1f}%" for error, width in zip(errors, (7, 7, 9)))
+            shown = "".join(f"{100 * error:{width}.1f}%" for error, width in zip(errors, (7, 7, 9))).replace(
+                "nan%", "  - "
+            )
             lines.append(f"{gpu:13s}{variant:20s}{found['rows']:7d}{shown}  {found['left_out']}")
     return lines
 

@@ -58,7 +58,7 @@ FAST = {"gpu": (1e15, 3e12), "cpu": (2e10, 5e9)}  # FLOP/s and bytes/s: what is 
 MAX_LOOPS = 50
 REPEATS, REPEAT_S = 5, 0.02  # timings of a shape, and how long each is at least
 WATTS_S = 0.6  # of running for the watts: the driver's counter steps about every 0.1 s
-CPU_FLOP, CPU_SHAPE_BYTES, CPU_BYTES = 1e8, 4e6, 1e9  # without a GPU larger shapes are left out
+CPU_FLOP, CPU_SHAPE_BYTES, CPU_BYTES = 1e8, 1e7, 1e9  # without a GPU larger shapes are left out
 QUICK_MINUTES, QUICK_FLOP = 0.5, 2e11
 
 Record = dict[str, Any]

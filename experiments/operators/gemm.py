@@ -19,7 +19,7 @@ from fleetopt_jax.laws.operators.gemm import make_gemm_law, timed_gemm_s
 
 from ._fitting import LICENCE, SOURCE, Bounds, Rows, Tables, borrowed, by_gpu, entry, fastest, log_spacing, where
 
-VARIANTS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
+VARIANTS = {"bfloat16": "bf16", "fp8": "fp8", "int8": "int8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 # Bytes of a weight and of an input, scales included, and bits multiplied. int4: 4 bits and a 16-bit scale for each 128;
 # nvfp4: an 8-bit scale for each 16; mxfp4: one for each 32; fp8_block: 32 bits for each 128 x 128, inputs for each 128.
 FORMATS = {

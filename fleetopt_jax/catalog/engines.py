@@ -364,8 +364,7 @@ def _of_operators(
         **as_floats(gpus_per_instance=spec.tp),
     )
     errors = entry.host.errors
-    lent = LENT_ERRORS["experts" if architecture.n_experts else "dense"]
-    step_lent, prefill_lent = lent if any(each.gpu != gpu.name for each in entry.timed) else (0.0, 0.0)
+    step_lent, prefill_lent = _operators_errors(gpu, entry.timed, experts=architecture.n_experts > 0)
     return EngineEntry(
         spec=spec,
         engine=engine,
@@ -376,6 +375,15 @@ def _of_operators(
         f"{entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
         prefill_error=_both(errors.get("ttft_8k", errors.get("ttft")), prefill_lent),
     )
+
+
+def _operators_errors(gpu: GpuEntry, operators: Sequence[OperatorEntry], *, experts: bool) -> tuple[float, float]:
+    """What operators of one's own GPU add to the errors of decoding steps and prompts: those that were borrowed theirs,
+    and those that were timed what the fit is off."""
+    own = max((each.median_error or 0.0 for each in operators if each.gpu == gpu.name and gpu.operators), default=0.0)
+    lent = any(each.gpu != gpu.name for each in operators)
+    step, prefill = LENT_ERRORS["experts" if experts else "dense"] if lent else (0.0, 0.0)
+    return max(step, own), max(prefill, own)
 
 
 def _both(error: float | None, of_lent: float) -> float | None:

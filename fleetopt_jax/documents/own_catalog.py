@@ -24,11 +24,11 @@ b200 = 4.0
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fleetopt_jax.catalog.architecture import Architecture
@@ -180,30 +180,15 @@ def gpu_file(entry: GpuEntry) -> str:
     """The catalog file of one GPU: what of its data sheet is not the catalog's, and its operators."""
     usual = GPUS.get(entry.name) or GpuEntry(**{**dict.fromkeys(NEEDED, 0.0), **_UNSAID, "name": entry.name})
     said = {name: getattr(entry, name) for name in GpuPart.model_fields if getattr(entry, name) != getattr(usual, name)}
-    own = said.pop("operators", ())
-    lines = [f'schema = "{SCHEMA}"', "", f"[gpus.{_quoted(entry.name)}]"]
-    lines += [f"{name} = {_value(value)}" for name, value in said.items()]
-    for each in own:
-        lines += ["", f"[gpus.{_quoted(entry.name)}.operators.{each.operator}.{each.variant}]"]
-        errors = {name: getattr(each, name) for name in OperatorPart.model_fields if name != "coefficients"}
-        lines += [f"{name} = {_value(value)}" for name, value in errors.items() if value is not None]
-        inline = ", ".join(f"{name} = {_value(value)}" for name, value in each.coefficients)
-        lines += [f"coefficients = {{ {inline} }}"]
-    return "\n".join(lines) + "\n"
+    operators: dict[str, dict[str, Any]] = {}
+    for each in said.pop("operators", ()):
+        part = {name: value for name in OperatorPart.model_fields if (value := getattr(each, name)) is not None}
+        operators.setdefault(each.operator, {})[each.variant] = part | {"coefficients": dict(each.coefficients)}
+    of_gpu = said | ({"operators": operators} if operators else {})
+    return tomli_w.dumps({"schema": SCHEMA, "gpus": {entry.name: of_gpu}})
 
 
 _UNSAID: dict[str, Any] = {"title": "", "chunk_tokens": 0.0, "source": "", "formats": None}  # always said
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if "." in name else name
-
-
-def _value(value: Any) -> str:
-    """As TOML has it."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return f"[{', '.join(map(_value, value))}]" if isinstance(value, tuple) else repr(value)
 
 
 def _llm(where: str, name: str, part: _Llm) -> LlmEntry:
