@@ -51,11 +51,11 @@ from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
 MAX_TP = 64
+PROJECTED_WATTS_ERROR = 0.12  # of fractions fitted on H100 said of B200, and back: `laws/operators/watts.py`
+SERVING = (MEASURED_SERVING, *(name for name in serving_engines() if name != MEASURED_SERVING))
 # Of a GPU's own time by another's operators, of a decoding step and of a prompt: A100, L40S and RTX PRO 6000 by those
 # of H100, H100 and B200, in the mean (tests/test_own_gpu.py); 0.01 to 0.10 among siblings.
 LENT_ERRORS = {"dense": (0.12, 0.16), "experts": (0.16, 0.18)}
-PROJECTED_WATTS_ERROR = 0.12  # of fractions fitted on H100 said of B200, and back: `laws/operators/watts.py`
-SERVING = (MEASURED_SERVING, *(name for name in serving_engines() if name != MEASURED_SERVING))
 
 
 @dataclass(frozen=True)
