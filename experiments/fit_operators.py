@@ -81,13 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     own.add_argument("--catalog", metavar="FILE", help="a catalog with its data sheet, [gpus.NAME]")
     own.add_argument("--borrow", metavar="GPU", help="the GPU of the catalog that lends what was not timed")
     options = parser.parse_args(argv)
-    if options.gpu_file is None:
-        if options.gpu or options.catalog or options.borrow:
-            parser.error("--gpu, --catalog and --borrow are of a GPU of your own: need --gpu-file")
-        regenerate(options.folder, [options.only] if options.only else list(CLASSES))
-        return 0
+    if options.gpu_file is None and (options.gpu or options.catalog or options.borrow):
+        parser.error("--gpu, --catalog and --borrow are of a GPU of your own: need --gpu-file")
     try:
-        fit_own(options.folder, options)
+        if options.gpu_file is None:
+            regenerate(options.folder, [options.only] if options.only else list(CLASSES))
+        else:
+            fit_own(options.folder, options)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2

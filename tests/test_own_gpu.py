@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fleetopt_jax.catalog.engines import LENT_ERRORS, engine_entry
+from fleetopt_jax.catalog.engines import LENT_ERRORS, PROJECTED_WATTS_ERROR, engine_entry
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.hosts import host_entry
 from fleetopt_jax.catalog.llms import LLMS
@@ -219,6 +219,11 @@ def test_wrong_names_are_refused_in_one_line(fit_operators, timed, tmp_path, cap
             ("flop_excess = ", "flop_excess = -"),
             "operators.gemm.bf16.coefficients: need a finite flop_excess > 0, got -",
         ),
+        (
+            ("flop_excess = ", "flop_excess = 1e-9 # "),
+            "flop_excess = 1e-09 is faster than the data sheet's peaks; need at",
+        ),
+        (("ring_efficiency = ", "ring_efficiency = 1"), "is faster than the data sheet's peaks; need at most 2"),
         (("sharpness = ", "sharpness = nan # "), "bf16.coefficients: need a finite sharpness >= 1, got nan"),
         (
             ("sharpness = ", "sharpnes = "),
@@ -245,6 +250,7 @@ def test_a_wrong_file_is_refused_in_one_line(fitted, tmp_path, change, says):
 def test_a_gpu_of_data_sheet_figures_alone_is_an_engine_of_borrowed_operators():
     gpu = GpuEntry("x1", "X1", 96e9, 4e12, 1e15, 650.0, 3.0, 1024.0, "mine", formats=())
     entry = engine_entry(EngineSpec(gpu, "llama-3.1-8b", 1, serving="vllm"))
+    assert entry.power_error == PROJECTED_WATTS_ERROR
     assert entry.quality == "projected" and "on h100 (decode attention, gemm, prefill attention)" in entry.source
     b200 = engine_entry(EngineSpec(replace(gpu, law="b200"), "llama-3.1-8b", 1, serving="vllm"))
     assert "on b200 (" in b200.source and b200.step_error > LENT_ERRORS["dense"][0]

@@ -370,7 +370,7 @@ def _of_operators(
         engine=engine,
         quality=entry.quality,
         step_error=_both(errors.get("tpot"), step_lent),
-        power_error=PROJECTED_WATTS_ERROR if watts.mean_error is None else watts.mean_error,
+        power_error=PROJECTED_WATTS_ERROR if watts.borrowed or watts.mean_error is None else watts.mean_error,
         source=f"{_timed_on(gpu, entry.timed)}, the own time of {entry.host.title} measured on "
         f"{entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
         prefill_error=_both(errors.get("ttft_8k", errors.get("ttft")), prefill_lent),

@@ -6,6 +6,7 @@ is borrowed from the GPU that it names (`borrows`), else from the generation of 
 are shares of data-sheet peaks, and launches.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,9 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "serving_watts": make_serving_watts,
     "recurrent": lambda **values: _RECURRENT["walk_s" in values](**values),
 }
+# What a data sheet allows, with room for peaks that are said too low: inverse shares and shares of its figures.
+LEAST = {"byte_excess": 0.5, "flop_excess": 0.2}
+MOST = {"efficiency": 2.0, "direct_efficiency": 2.0, "ring_efficiency": 2.0}
 _RECURRENT = {True: make_recurrent_prefill_law, False: make_recurrent_decode_law}
 
 
@@ -90,6 +94,10 @@ def own_operator(operator: str, variant: str, fitted: Mapping[str, Any]) -> OwnO
         MAKERS[operator](**fitted["coefficients"])
     except ValueError as error:
         raise BadField(place, f"{error}") from None
+    for name, value in fitted["coefficients"].items():
+        if value < LEAST.get(name, -math.inf) or value > MOST.get(name, math.inf):
+            allowed = f"need at least {LEAST[name]:g}" if name in LEAST else f"need at most {MOST[name]:g}"
+            raise BadField(place, f"{name} = {value:g} is faster than the data sheet's peaks", allowed)
     return found
 
 
