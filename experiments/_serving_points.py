@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
-from fleetopt_jax.catalog.llms import LLMS
+from fleetopt_jax.catalog.llms import llm_entry
 from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.core.units import MS
 
@@ -28,33 +28,25 @@ SYSTEMS = {"h100_sxm": "h100", "h200_sxm": "h200", "b200_sxm": "b200", "gb200": 
 PRECISIONS = {"fp8": "fp8", "fp4": "nvfp4", "bf16": "bf16"}
 KV_8_BITS = {("llama-3.1-70b", "b200"), ("gpt-oss-120b", "b200")}  # kv-cache-dtype: fp8 in their launchers
 
-MINIMAX_M25 = Architecture(  # config.json of MiniMaxAI/MiniMax-M2.5
-    layers=62,
-    hidden=3072,
-    q_heads=48,
-    kv_heads=8,
-    head_dim=128,
-    attention_params=62 * 2 * 3072 * (48 + 8) * 128,
-    dense_params=62 * 256 * 3072,
-    lm_head_params=200_064 * 3072,
-    embedding_params=200_064 * 3072,
-    expert_params=62 * 256 * 3 * 3072 * 1536,
-    n_experts=256,
-    experts_per_token=8,
-    expert_width=1536,
-    native_precision="fp8",
-)
-MODELS = {
-    "meta-llama/Llama-3.1-70B": ("llama-3.1-70b", LLMS["llama-3.1-70b"].architecture),
-    "meta-llama/Llama-3.1-8B-Instruct": ("llama-3.1-8b", LLMS["llama-3.1-8b"].architecture),
-    "nvidia/Llama-3.1-8B-Instruct-FP8": ("llama-3.1-8b", LLMS["llama-3.1-8b"].architecture),
-    "Qwen/Qwen3-32B": ("qwen3-32b", LLMS["qwen3-32b"].architecture),
-    "nvidia/Qwen3-32B-NVFP4": ("qwen3-32b", LLMS["qwen3-32b"].architecture),
-    "Qwen/Qwen3-235B-A22B-FP8": ("qwen3-235b-a22b", LLMS["qwen3-235b-a22b"].architecture),
-    "openai/gpt-oss-120b": ("gpt-oss-120b", LLMS["gpt-oss-120b"].architecture),
-    "deepseek-ai/DeepSeek-R1": ("deepseek-v3", LLMS["deepseek-v3"].architecture),
-    "deepseek-ai/DeepSeek-V3": ("deepseek-v3", LLMS["deepseek-v3"].architecture),
-    "MiniMaxAI/MiniMax-M2.5": ("minimax-m2.5", MINIMAX_M25),
+CONFIGS = Path(__file__).parent / "configs"  # the fields of the models' own config.json
+LLMS = {  # model of the points -> what a spec takes
+    "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
+    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
+    "Qwen/Qwen3-32B": "qwen3-32b",
+    "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
+    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b",
+    "deepseek-ai/DeepSeek-R1": "deepseek-v3",
+    "deepseek-ai/DeepSeek-V3": "deepseek-v3",
+    "openai/gpt-oss-120b": "gpt-oss-120b",
+    "MiniMaxAI/MiniMax-M2.5": str(CONFIGS / "minimax-m2.5.json"),
+    "Qwen/Qwen3.5-397B-A17B": str(CONFIGS / "qwen3.5-397b-a17b.json"),
+}
+NO_LAW = ("Qwen/Qwen3.5-397B-A17B",)  # whose recurrent layers no host law was fitted with
+MODELS = {  # name in the fits, and architecture
+    model: (Path(llm).name.removesuffix(".json"), llm_entry(llm).architecture)
+    for model, llm in LLMS.items()
+    if model not in NO_LAW
 }
 UTILIZATION = 0.90  # of each GPU's memory, as most launchers ask
 BUDGET_TOKENS = 8192  # of a step, likewise

@@ -1,12 +1,12 @@
 """Time your own GPU: the kernel tables of it, with JAX, in five minutes.
 
-    python experiments/measure_gpu.py --out kernels --gpu h100_sxm    # kernels/h100_sxm/gemm.jax-0.10.1.parquet, ...
-    python experiments/fit_operators.py kernels                       # its operator laws
+    python experiments/measure_gpu.py --out kernels --gpu my-gpu      # kernels/my-gpu/gemm.jax-0.10.1.parquet, ...
+    python experiments/fit_operators.py kernels/my-gpu --catalog my.toml --gpu-file my-gpu.toml    # its operator laws
 
 The tables have the columns of the public kernel tables (ai-dynamo/aiconfigurator): `gemm` (m rows, n outputs, k
 inputs), `context_attention` (a prompt of isl tokens, causal), `generation_attention` (one token after `step` others),
-`custom_allreduce` (message_size in 16-bit elements; with several GPUs), each with its `latency` [ms] and, where NVML
-gives the energy of the board (`pip install nvidia-ml-py`), its `power` and `power_limit` [W].
+`custom_allreduce` and `nccl` (all-gather; message_size in 16-bit elements; with several GPUs), each with its `latency`
+[ms] and, where NVML gives the energy of the board (`pip install nvidia-ml-py`), its `power` and `power_limit` [W].
 
 An operator is run many times inside one compiled program, each run waiting for the one before and reading other
 weights (or another KV cache), so that neither launches from Python nor the second-level cache are timed:
@@ -44,7 +44,13 @@ from jax import Array, lax
 from fleetopt_jax.core.files import write_whole
 
 ENGINE = f"jax-{re.match('[0-9.]+[0-9]', jax.__version__)[0]}"  # pyright: ignore[reportOptionalSubscript]
-SHARES = {"gemm": 0.5, "context_attention": 0.2, "generation_attention": 0.2, "custom_allreduce": 0.1}  # of the minutes
+SHARES = {  # of the minutes
+    "gemm": 0.5,
+    "context_attention": 0.2,
+    "generation_attention": 0.2,
+    "custom_allreduce": 0.05,
+    "nccl": 0.05,
+}
 COPIES = 6  # of the weights, read in turn: together more than the second-level cache of any GPU from 22 MB each
 MEMORY_FRAC = 0.5  # of the GPU's, that one shape may take
 CALL_S = 0.005  # what a call should take, guessed from FAST
@@ -52,7 +58,7 @@ FAST = {"gpu": (1e15, 3e12), "cpu": (2e10, 5e9)}  # FLOP/s and bytes/s: what is 
 MAX_LOOPS = 50
 REPEATS, REPEAT_S = 5, 0.02  # timings of a shape, and how long each is at least
 WATTS_S = 0.6  # of running for the watts: the driver's counter steps about every 0.1 s
-CPU_FLOP, CPU_BYTES = 1e8, 1e9  # without a GPU larger shapes are left out
+CPU_FLOP, CPU_SHAPE_BYTES, CPU_BYTES = 1e8, 1e7, 1e9  # without a GPU larger shapes are left out
 QUICK_MINUTES, QUICK_FLOP = 0.5, 2e11
 
 Record = dict[str, Any]
@@ -78,6 +84,7 @@ class Session:
     most_flop: float
     watts: "Watts | None"
     loop_s: float = 0.0  # what the loop takes a run
+    most_bytes: float = math.inf
     left_out: dict[str, str] = field(default_factory=dict)  # what, and why
     too_short: int = 0  # shapes
 
@@ -294,6 +301,21 @@ def all_reduce_shapes(n_gpus: int, messages: Iterable = MESSAGES) -> Iterator[Sh
         yield Shape(row, float(size), 2.0 * size, make, lambda held, _: lax.psum(held, "gpu"), over)
 
 
+def all_gather_shapes(n_gpus: int, messages: Iterable = MESSAGES) -> Iterator[Shape]:
+    """All of a message whose equal parts lie on the GPUs, on each of them."""
+    mesh = jax.make_mesh((n_gpus,), ("gpu",), devices=jax.local_devices()[:n_gpus])
+    parts, whole = jax.P("gpu"), jax.P()
+    over = partial(jax.shard_map, mesh=mesh, in_specs=(parts, whole), out_specs=parts, check_vma=False)
+    for size in messages:
+        row = {"kernel_source": "jax_all_gather", "num_gpus": n_gpus, "message_size": size, "nccl_dtype": "half"}
+
+        def make(key: Array, copies: int, size: int = size) -> tuple[Array, list[Any]]:
+            held = jax.device_put(_random(key, (size,), jnp.bfloat16), jax.NamedSharding(mesh, parts))
+            return held, [None] * copies
+
+        yield Shape(row, float(size), 2.0 * size, make, lambda held, _: lax.all_gather(held, "gpu", tiled=True), over)
+
+
 # --------------------------------------------------------------------------------------------------- what there is here
 
 
@@ -337,7 +359,7 @@ def attention_kernel(queries: int) -> str:
 def measure(shapes: Sequence[Shape], seconds: float, session: Session, say: Callable[[str], None]) -> list[Record]:
     """Rows of the shapes, in a random order, as many as there is time for; at least one."""
     rows: list[Record] = []
-    shapes = [shape for shape in shapes if shape.flop <= session.most_flop]
+    shapes = [shape for shape in shapes if shape.flop <= session.most_flop and shape.n_bytes <= session.most_bytes]
     end_s = time.perf_counter() + seconds
     for i in np.random.default_rng(0).permutation(len(shapes)):
         shape = shapes[i]
@@ -368,12 +390,12 @@ def all_shapes(session: Session) -> dict[str, list[Shape]]:
         "gemm": [shape for dtype in ("bfloat16", eight_bit) if dtype for shape in gemm_shapes(dtype)],
         "context_attention": list(context_shapes(attention_kernel(128))),
         "generation_attention": list(generation_shapes(attention_kernel(1))),
-        "custom_allreduce": [],
     }
     if n_gpus == 1:
-        session.left_out["all-reduce"] = "one device only"
+        session.left_out["all-reduce, all-gather"] = "one device only"
     counts = [n for n in (2, 4, 8, 16) if n <= n_gpus]
     tables["custom_allreduce"] = [shape for n in counts for shape in all_reduce_shapes(n)]
+    tables["nccl"] = [shape for n in counts for shape in all_gather_shapes(n)]
     return tables
 
 
@@ -405,6 +427,8 @@ def main(argv: Sequence[str] | None = None, tables: dict[str, list[Shape]] | Non
     on_gpu, watts = jax.default_backend() == "gpu", open_watts()
     most_flop = math.inf if on_gpu and not given.quick else QUICK_FLOP if on_gpu else CPU_FLOP
     session = Session(most_flop, None if isinstance(watts, str) else watts)
+    if not on_gpu:
+        session.most_bytes = CPU_SHAPE_BYTES
     if isinstance(watts, str):
         session.left_out["watts"] = watts
     session.loop_s = loop_alone_s()

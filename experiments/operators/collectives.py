@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from scipy.optimize import least_squares
 
-from fleetopt_jax.catalog.gpus import GPUS
+from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.core.units import US
 from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s, all_reduce_s, make_collective_law
 
-from ._fitting import HELD_OUT_EVERY, LICENCE, ROBUST_ERROR, TABLES, Rows, groups, rounded, where
+from ._fitting import HELD_OUT_EVERY, LICENCE, ROBUST_ERROR, TABLES, Rows, Tables, groups, rounded, where
 
 # What rows that are left out would say, of a GPU joined in the same way.
 BORROWED = {
@@ -48,73 +47,92 @@ Law = Callable[..., Any]
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: the coefficients of every GPU, and how well they describe its table."""
     gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
-    ways = {"all_reduce": (_all_reduces, all_reduce_s), "exchange": (_exchanges, all_gather_s)}
     borrowers = {gpu for gpu, _ in BORROWED}
     for gpu in sorted(TABLES, key=lambda name: name in borrowers):  # after those that lend
-        for kind, (read, law) in ways.items():
-            rows, left_out = _kept(gpu, kind, read(folder / TABLES[gpu]))
+        tables = Tables(gpu_entry(gpu), folder / TABLES[gpu])
+        for kind, (read, law) in WAYS.items():
+            rows, left_out = _kept(gpu, kind, read(tables))
             lender, names = BORROWED.get((gpu, kind), (gpu, ()))
             fixed = {name: gpus[lender][kind]["coefficients"][name] for name in names}
-            gpus[gpu][kind] = _entry(law, gpu, rows, fixed, left_out)
+            gpus[gpu][kind] = _entry(tables, kind, law, rows, fixed, left_out)
     return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
 
 
-def errors(law: Law, gpu: str, found: CollectiveLaw, rows: Rows) -> np.ndarray:
-    """Relative errors of a law on rows [-]."""
-    return law(found, GPUS[gpu].gpu, rows["bytes"], rows["gpus"]) / rows["seconds"] - 1.0
+def variants(tables: Tables) -> dict[str, Any]:
+    """The collectives of one's own GPU, as they were timed."""
+    found = {}
+    for (kind, (read, law)), table in zip(WAYS.items(), ("custom_allreduce", "nccl")):
+        rows = read(tables) if tables.path(table) else {"bytes": np.zeros(0)}
+        if tables.enough(np.ones(len(rows["bytes"]), bool), kind):
+            found[kind] = _entry(tables, kind, law, rows, {}, "")
+    return found
 
 
-def _entry(law: Law, gpu: str, rows: Rows, fixed: dict[str, float], left_out: str) -> dict[str, Any]:
-    found = _fit(law, gpu, rows, fixed)
-    wrong = np.abs(errors(law, gpu, found, rows))
+def _entry(tables: Tables, kind: str, law: Law, rows: Rows, fixed: dict[str, float], left_out: str) -> dict[str, Any]:
+    found = _fit(tables, kind, law, rows, fixed)
+
+    def errors(found: CollectiveLaw, rows: Rows) -> np.ndarray:
+        return np.abs(law(found, tables.gpu, rows["bytes"], rows["gpus"]) / rows["seconds"] - 1.0)
+
+    wrong, unseen = errors(found, rows), {}
     held = groups(rows, ("bytes",)) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
-    held_out = np.abs(errors(law, gpu, _fit(law, gpu, where(rows, ~held), fixed), where(rows, held)))
+    if np.any(held):  # of fewer than three sizes none is left out
+        fewer = _fit(tables, kind, law, where(rows, ~held), fixed)
+        unseen = {"held_out_median_error": rounded(np.median(errors(fewer, where(rows, held))))}
     return {
         "coefficients": {name: float(getattr(found, name)) for name in BOUNDS},
         "rows": len(wrong),
         "left_out": left_out,
         "median_error": rounded(np.median(wrong)),
         "p90_error": rounded(np.quantile(wrong, 0.9)),
-        "held_out_median_error": rounded(np.median(held_out)),
+        **unseen,
     }
 
 
-def _fit(law: Law, gpu: str, rows: Rows, fixed: dict[str, float]) -> CollectiveLaw:
-    """The coefficients that describe the rows best, but for those that are fixed."""
-    sheet, measured = GPUS[gpu].gpu, np.log(rows["seconds"])
+def _fit(tables: Tables, kind: str, law: Law, rows: Rows, fixed: dict[str, float]) -> CollectiveLaw:
+    """The coefficients that describe the rows best, but for those that are fixed; of one's own, near the lender's."""
+    sheet, measured, hold = tables.gpu, np.log(rows["seconds"]), tables.hold
     free = [name for name in BOUNDS if name not in fixed]
     bounds = np.log([BOUNDS[name] for name in free]).T
+    near = tables.start("collectives", kind, {name: (STARTS[0][name], *BOUNDS[name]) for name in BOUNDS})
+    lent = np.log([near[name][0] for name in free])
 
     def record(logs: np.ndarray) -> CollectiveLaw:
         return CollectiveLaw(**dict(zip(free, np.exp(logs))), **fixed)  # pyright: ignore[reportArgumentType]
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        return np.log(law(record(logs), sheet, rows["bytes"], rows["gpus"])) - measured
+        wrong = np.log(law(record(logs), sheet, rows["bytes"], rows["gpus"])) - measured
+        return np.concatenate([wrong, hold * (logs - lent)]) if hold else wrong
 
-    starts = [np.log([start[name] for name in free]) for start in STARTS]
+    starts = [lent] if hold else [np.log([start[name] for name in free]) for start in STARTS]
     found = [least_squares(residuals, start, bounds=bounds, loss="soft_l1", f_scale=ROBUST_ERROR) for start in starts]
     best = record(min(found, key=lambda each: each.cost).x)
     return make_collective_law(**{name: rounded(getattr(best, name)) for name in BOUNDS})
 
 
-def _all_reduces(folder: Path) -> Rows:
-    """As vLLM does them in a CUDA graph: of the ways it has, the one it takes for that size."""
-    (path,) = folder.glob("custom_allreduce.vllm-*.parquet")
-    table = pq.read_table(path, filters=[("backend", "=", "vllm_graph")])
-    return _rows(table, 2.0 * table["message_size"].to_numpy())  # in elements of 16 bits
+def _all_reduces(tables: Tables) -> Rows:
+    """As vLLM does them in a CUDA graph: of the ways it has, the one it takes for that size. One's own, all."""
+    rows = tables.rows("custom_allreduce")
+    graph = rows["backend"] == "vllm_graph" if "backend" in rows else np.zeros(len(rows["seconds"]), bool)
+    rows = where(rows, graph | ~np.any(graph))
+    return _rows(rows, 2.0 * rows["message_size"])  # in elements of 16 bits
 
 
-def _exchanges(folder: Path) -> Rows:
+def _exchanges(tables: Tables) -> Rows:
     """NCCL's collectives; the tables hold their median over all-gather, all-reduce, all-to-all and reduce-scatter."""
-    (path,) = folder.glob("nccl.nccl-*.parquet")
-    table = pq.read_table(path)
-    width = np.where(table["nccl_dtype"].to_numpy(zero_copy_only=False) == "half", 2.0, 1.0)
-    return _rows(table, width * table["message_size"].to_numpy())
+    rows = tables.rows("nccl")
+    width = np.where(rows["nccl_dtype"] == "half", 2.0, 1.0)
+    return _rows(rows, width * rows["message_size"])
 
 
-def _rows(table: Any, n_bytes: np.ndarray) -> Rows:
-    rows = {"bytes": n_bytes, "gpus": table["num_gpus"].to_numpy().astype(float)}
-    rows["seconds"] = 1e-3 * table["latency"].to_numpy()
+WAYS: dict[str, tuple[Callable[[Tables], Rows], Law]] = {
+    "all_reduce": (_all_reduces, all_reduce_s),
+    "exchange": (_exchanges, all_gather_s),
+}
+
+
+def _rows(table: Rows, n_bytes: np.ndarray) -> Rows:
+    rows = {"bytes": n_bytes, "gpus": table["num_gpus"].astype(float), "seconds": table["seconds"]}
     return where(rows, (n_bytes >= LEAST_BYTES) & (n_bytes <= MOST_BYTES))
 
 

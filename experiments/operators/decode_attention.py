@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.laws.operators.attention import HEAD_DIM, make_decode_attention_law, timed_decode_attention_s
 
-from ._attention import L2_BYTES, SHAPE, document, entry, usual_heads, window_tokens
-from ._fitting import Bounds, Rows, where
+from ._attention import SHAPE, cache_bounds, document, entry, usual_heads, variants_of, window_tokens
+from ._fitting import Bounds, Rows, Tables, where
 
 BOUNDS: Bounds = {
     "launch_s": (1e-5, 1e-6, 1e-4),
@@ -35,26 +34,32 @@ UNSPLIT = ("a100", "l40s", "rtx-pro-6000")  # whose 16-bit kernel is FlashAttent
 
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: coefficients by GPU and type of KV cache, and how well they describe its table."""
-    return document(folder, "generation_attention", "step", _variant)
+    return document(folder, variants)
 
 
-def _variant(gpu: str, value_bytes: float, rows: Rows, full: dict[str, float]) -> dict[str, Any]:
+def variants(tables: Tables) -> dict[str, Any]:
+    """The types of KV cache that a GPU has a table of."""
+    return variants_of(tables, "generation_attention", "step", _variant)
+
+
+def _variant(tables: Tables, name: str, value_bytes: float, rows: Rows, full: dict[str, float]) -> dict[str, Any]:
     context = rows["step"] + 1
     rows = where(rows, (rows["batch_size"] <= 1024) & (context >= 256) & (context > rows["window_size"]))
     usual = usual_heads(rows, value_bytes)
     reasons = [f"{np.sum(~usual)} rows of heads of 512, or 192 in fp8"] if np.any(~usual) else []
-    if gpu in UNSPLIT and value_bytes == 2.0 and not full:
+    if tables.known in UNSPLIT and value_bytes == 2.0 and not full:
         unsplit = rows["num_heads"] == rows["num_key_value_heads"]
         reasons.append(f"{np.sum(unsplit)} rows of multi-head attention")
         usual &= ~unsplit
-    l2_bytes = L2_BYTES[gpu]
-    cache = {"cached_bytes": (0.9 * l2_bytes, 0.4 * l2_bytes, 1.3 * l2_bytes), "cached_frac": (0.5, 0.02, 1.0)}
+    if not tables.enough(usual, f"decode_attention {name}"):
+        return {}
     fixed = {"value_bytes": value_bytes}
     if np.all(rows["head_dim"] == HEAD_DIM):
         fixed |= {"byte_narrow": 1.0, "byte_wide": 1.0, "head_growth": 1.0}  # nothing to tell them from
-    bounds = {name: values for name, values in {**BOUNDS, **cache}.items() if name not in fixed}
-    seconds = partial(_seconds, gpu_entry(gpu).gpu, fixed)
-    found = entry(seconds, where(rows, usual), bounds, "step", left_out=", ".join(reasons))
+    bounds = {each: values for each, values in {**BOUNDS, **cache_bounds(tables)}.items() if each not in fixed}
+    bounds = tables.start("decode_attention", name, bounds)
+    seconds = partial(_seconds, tables.gpu, fixed)
+    found = entry(seconds, where(rows, usual), bounds, "step", hold=tables.hold, left_out=", ".join(reasons))
     found["coefficients"] |= fixed
     return found
 

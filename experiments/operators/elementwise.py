@@ -4,11 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from fleetopt_jax.catalog.gpus import GPUS
-
-from ._fitting import LICENCE, TABLES, rounded
+from ._fitting import LICENCE, Rows, Tables, by_gpu, rounded, where
 
 SOURCE = "projected: the smallest 16-bit GEMMs and the longest decode attentions of ai-dynamo/aiconfigurator (095f58a)"
 SMALL_BYTES, LARGE_BYTES = 200e3, 1e9  # next to nothing to do; next to nothing but bytes
@@ -17,13 +14,11 @@ SMALL_ROWS = 16
 
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class. It has no errors: nobody has timed these operators."""
-    gpus = {gpu: {"bf16": _entry(gpu, folder / table)} for gpu, table in TABLES.items()}
-    return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
+    return {"source": SOURCE, "licence": LICENCE, "gpus": by_gpu(folder, lambda tables: {"bf16": _entry(tables)})}
 
 
-def _entry(gpu: str, folder: Path) -> dict[str, Any]:
-    launches_s, efficiencies = _launches_s(folder), _efficiencies(gpu, folder)
-    coefficients = {"launch_s": np.median(launches_s), "efficiency": np.median(efficiencies)}
+def _entry(tables: Tables) -> dict[str, Any]:
+    coefficients = {"launch_s": np.median(_launches_s(tables)), "efficiency": np.median(_efficiencies(tables))}
     return {
         "coefficients": {name: rounded(value) for name, value in coefficients.items()},
         "rows": 0,
@@ -32,30 +27,23 @@ def _entry(gpu: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _launches_s(folder: Path) -> np.ndarray:
+def _launches_s(tables: Tables) -> np.ndarray:
     """Times of the 16-bit GEMMs that move next to nothing [s]."""
-    table = _table(folder, "gemm", ("m", "n", "k", "latency"), ("gemm_dtype", "bfloat16"))
+    table = _of_type(tables.rows("gemm"), "gemm_dtype")
     m, n, k = table["m"], table["n"], table["k"]
     small = (2.0 * (m * k + n * k + m * n) < SMALL_BYTES) & (m <= SMALL_ROWS)
-    return 1e-3 * table["latency"][small]
+    return table["seconds"][small]
 
 
-def _efficiencies(gpu: str, folder: Path) -> np.ndarray:
+def _efficiencies(tables: Tables) -> np.ndarray:
     """Shares of the bandwidth that decode attention reaches on a long 16-bit KV cache [-]."""
-    names = ("batch_size", "step", "num_heads", "num_key_value_heads", "latency")
-    table = _table(folder, "generation_attention", names, ("kv_cache_dtype", "bfloat16"), ("head_dim", "window_size"))
-    heads = np.where(table["num_key_value_heads"] > 0, table["num_key_value_heads"], table["num_heads"])
+    table = _of_type(tables.rows("generation_attention"), "kv_cache_dtype")
+    heads = np.where(table["num_key_value_heads"] > 0, table["num_key_value_heads"], table["num_heads"]).astype(float)
     n_bytes = 4.0 * table["batch_size"] * table["step"] * heads * table.get("head_dim", 128)
     long = (n_bytes > LARGE_BYTES) & (table.get("window_size", np.zeros(len(heads))) == 0)
-    return n_bytes[long] / (1e-3 * table["latency"][long]) / GPUS[gpu].bandwidth_bytes_per_s
+    return n_bytes[long] / table["seconds"][long] / tables.entry.bandwidth_bytes_per_s
 
 
-def _table(
-    folder: Path, operator: str, names: tuple[str, ...], only: tuple[str, str], where_varied: tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-    """Columns of the newest table of an operator, where its column `only` has that value or is the same throughout."""
-    path = max(folder.glob(f"{operator}.vllm-*.parquet"))
-    has = pq.read_schema(path).names
-    columns = [*names, *(name for name in where_varied if name in has)]
-    table = pq.read_table(path, columns=columns, filters=[(only[0], "=", only[1])] if only[0] in has else None)
-    return {name: table[name].to_numpy().astype(float) for name in columns}
+def _of_type(table: Rows, column: str) -> Rows:
+    """The rows of 16 bits, where a table has others."""
+    return where(table, table[column] == "bfloat16") if column in table else table

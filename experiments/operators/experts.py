@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.laws.operators.experts import ROUTINGS, USUAL_ROUTING, Experts, make_experts_law, timed_experts_s
 
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, borrowed, entry, fastest, log_spacing, newest_rows, where
+from ._fitting import LICENCE, SOURCE, Bounds, Rows, Tables, borrowed, by_gpu, entry, fastest, log_spacing, where
 
 VARIANTS = {
     "bfloat16": "bf16",
@@ -59,18 +58,26 @@ BOUNDS: Bounds = {
 
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: the coefficients of every GPU and data type, and how well they describe its table."""
-    return {"source": SOURCE, "licence": LICENCE, "gpus": {gpu: _variants(folder, gpu) for gpu in TABLES}}
+
+    def all_variants(tables: Tables) -> dict[str, Any]:
+        found = variants(tables)
+        return {**found, **_borrowed(found)}
+
+    return {"source": SOURCE, "licence": LICENCE, "gpus": by_gpu(folder, all_variants)}
 
 
-def _variants(folder: Path, gpu: str) -> dict[str, Any]:
-    rows = newest_rows(folder, gpu, "moe")
+def variants(tables: Tables) -> dict[str, Any]:
+    """The data types that a GPU has a table of."""
+    rows = tables.rows("moe")
     rows["oldest"] = np.full(len(rows["seconds"]), "moe_dtype" not in rows)
     kinds = rows.pop("moe_dtype", np.full(len(rows["seconds"]), "bfloat16"))
     found = {}
     for kind, variant in VARIANTS.items():
         if np.any(kinds == kind):
-            found[variant] = _entry(gpu, variant, *_kept(where(rows, kinds == kind)))
-    return {**found, **_borrowed(found)}
+            measured, left_out = _kept(where(rows, kinds == kind))
+            if tables.enough(np.ones(len(measured["seconds"]), bool), f"experts {variant}"):
+                found[variant] = _entry(tables, variant, measured, left_out)
+    return found
 
 
 def _kept(rows: Rows) -> tuple[Rows, str]:
@@ -91,10 +98,11 @@ def _is_other(kernel: str) -> bool:
     return "cutlass" in kernel or "marlin" in kernel
 
 
-def _entry(gpu: str, variant: str, rows: Rows, left_out: str) -> dict[str, Any]:
+def _entry(tables: Tables, variant: str, rows: Rows, left_out: str) -> dict[str, Any]:
     usual = dict(zip(("unevenness", "spread"), ROUTINGS[USUAL_ROUTING]))
-    seconds = partial(_seconds, gpu_entry(gpu).gpu, FORMATS[variant])
-    found = entry(seconds, rows, BOUNDS, log_spacing(rows["num_tokens"]), SHAPE, left_out=left_out)
+    seconds, bounds = partial(_seconds, tables.gpu, FORMATS[variant]), tables.start("experts", variant, BOUNDS)
+    weights = log_spacing(rows["num_tokens"])
+    found = entry(seconds, rows, bounds, weights, SHAPE, tables.hold, left_out=left_out)
     found["coefficients"] |= {**FORMATS[variant], **usual}
     return found
 

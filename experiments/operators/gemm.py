@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.catalog.gpus import gpu_entry
+from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.core.units import US
-from fleetopt_jax.laws.hardware import peak_of_bits
+from fleetopt_jax.laws.hardware import Gpu, peak_of_bits
 from fleetopt_jax.laws.operators.gemm import make_gemm_law, timed_gemm_s
 
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, borrowed, entry, fastest, log_spacing, newest_rows, where
+from ._fitting import LICENCE, SOURCE, Bounds, Rows, Tables, borrowed, by_gpu, entry, fastest, log_spacing, where
 
-VARIANTS = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
+VARIANTS = {"bfloat16": "bf16", "fp8": "fp8", "int8": "int8", "fp8_block": "fp8_block", "nvfp4": "nvfp4"}
 # Bytes of a weight and of an input, scales included, and bits multiplied. int4: 4 bits and a 16-bit scale for each 128;
 # nvfp4: an 8-bit scale for each 16; mxfp4: one for each 32; fp8_block: 32 bits for each 128 x 128, inputs for each 128.
 FORMATS = {
@@ -50,47 +50,53 @@ QUANTIZED: Bounds = {**PRODUCT, "row_s": (1e-9, 1e-13, 1e-7), "quantize_passes":
 
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: the coefficients of every GPU and data type, and how well they describe its table."""
-    return {"source": SOURCE, "licence": LICENCE, "gpus": {gpu: _variants(folder, gpu) for gpu in TABLES}}
+
+    def all_variants(tables: Tables) -> dict[str, Any]:
+        found = variants(tables)
+        return {**found, **_borrowed(tables.entry, found)}
+
+    return {"source": SOURCE, "licence": LICENCE, "gpus": by_gpu(folder, all_variants)}
 
 
-def _variants(folder: Path, gpu: str) -> dict[str, Any]:
-    rows = newest_rows(folder, gpu, "gemm")
+def variants(tables: Tables) -> dict[str, Any]:
+    """The data types that a GPU has a table of."""
+    rows = tables.rows("gemm")
     kinds = rows.pop("gemm_dtype", np.full(len(rows["m"]), "bfloat16"))
     found = {}
     for kind, variant in VARIANTS.items():
         if np.any(kinds == kind):
-            measured, left_out = _kept(gpu, variant, fastest(where(rows, kinds == kind), ("m", "n", "k")))
-            if len(measured["m"]):
-                lent = found["fp8"]["coefficients"] if variant == "fp8_block" else {}
+            measured, left_out = _kept(tables, variant, fastest(where(rows, kinds == kind), ("m", "n", "k")))
+            if tables.enough(np.ones(len(measured["m"]), bool), f"gemm {variant}"):
+                lent = found.get("fp8", {}).get("coefficients", {}) if variant == "fp8_block" else {}
                 walk = {name: lent[name] for name in ("depth_s", "split_inputs") if name in lent}
-                found[variant] = _entry(gpu, variant, measured, left_out, walk)
-    return {**found, **_borrowed(gpu, found)}
+                found[variant] = _entry(tables, variant, measured, left_out, walk)
+    return found
 
 
-def _kept(gpu: str, variant: str, rows: Rows) -> tuple[Rows, str]:
+def _kept(tables: Tables, variant: str, rows: Rows) -> tuple[Rows, str]:
     """Rows that are what they say, and what was left out of them."""
     if variant == "fp8_block":
-        host_s = _host_s(gpu, rows)
-        kept = _ideal_s(gpu, variant, rows) > host_s
+        host_s = _host_s(rows)
+        kept = _ideal_s(tables.gpu, variant, rows) > host_s
         if np.sum(kept) < LEAST_ROWS:
             kept = np.zeros_like(kept)
         floor = f"the host's floor of {host_s.min() / US:.0f} to {host_s.max() / US:.0f} us"
         return where(rows, kept), f"{np.sum(~kept)} rows under {floor}; launch_s set"
-    if gpu == "gb200" and variant == "bf16":
+    if tables.known == "gb200" and variant == "bf16":
         kept = rows["m"] <= 1024
         return where(rows, kept), f"{np.sum(~kept)} rows of m > 1024"
     return rows, ""
 
 
-def _ideal_s(gpu: str, variant: str, rows: Rows) -> np.ndarray:
+def _ideal_s(gpu: Gpu, variant: str, rows: Rows) -> np.ndarray:
     """The longer of bytes over the peak bandwidth and FLOPs over the peak: no product is faster."""
-    sheet, of = gpu_entry(gpu).gpu, FORMATS[variant]
+    of = FORMATS[variant]
     n_bytes = of["weight_bytes"] * rows["n"] * rows["k"] + rows["m"] * (of["input_bytes"] * rows["k"] + 2 * rows["n"])
-    flop_s = 2.0 * rows["m"] * rows["n"] * rows["k"] / peak_of_bits(sheet, of["flop_bits"])
-    return np.maximum(n_bytes / sheet.bandwidth_bytes_per_s, flop_s)
+    flop_s = 2.0 * rows["m"] * rows["n"] * rows["k"] / peak_of_bits(gpu, of["flop_bits"])
+    return np.maximum(n_bytes / gpu.bandwidth_bytes_per_s, flop_s)
 
 
-def _host_s(gpu: str, rows: Rows) -> np.ndarray:
+def _host_s(rows: Rows) -> np.ndarray:
     """What the host takes to launch a product of as many rows: the median of the smaller half of the shapes."""
     sizes, at = np.unique(rows["m"], return_inverse=True)
     small = rows["n"] * rows["k"] <= np.median(rows["n"] * rows["k"])
@@ -98,7 +104,7 @@ def _host_s(gpu: str, rows: Rows) -> np.ndarray:
     return np.minimum.accumulate(hosts[::-1])[::-1][at]  # large products are the GPU's own
 
 
-def _entry(gpu: str, variant: str, rows: Rows, left_out: str, walk: dict[str, float]) -> dict[str, Any]:
+def _entry(tables: Tables, variant: str, rows: Rows, left_out: str, walk: dict[str, float]) -> dict[str, Any]:
     fixed = dict(FORMATS[variant])
     bounds = PRODUCT if variant == "bf16" else QUANTIZED
     if variant == "bf16":
@@ -106,8 +112,9 @@ def _entry(gpu: str, variant: str, rows: Rows, left_out: str, walk: dict[str, fl
     if variant == "fp8_block":
         fixed |= dict(launch_s=BLOCK_LAUNCH_S, cached_bytes=0.0, cached_frac=1.0, **walk)
         bounds = {name: bound for name, bound in bounds.items() if name not in fixed}
-    seconds = partial(_seconds, gpu_entry(gpu).gpu, fixed)
-    found = entry(seconds, rows, bounds, log_spacing(rows["m"]), SHAPE, left_out=left_out)
+    bounds = tables.start("gemm", variant, bounds)
+    seconds = partial(_seconds, tables.gpu, fixed)
+    found = entry(seconds, rows, bounds, log_spacing(rows["m"]), SHAPE, tables.hold, left_out=left_out)
     return {**found, "coefficients": {**fixed, **found["coefficients"]}}
 
 
@@ -115,10 +122,10 @@ def _seconds(gpu: Any, fixed: dict[str, float], coefficients: dict[str, float], 
     return timed_gemm_s(make_gemm_law(**fixed, **coefficients), gpu, rows["m"], rows["n"], rows["k"])
 
 
-def _borrowed(gpu: str, found: dict[str, Any]) -> dict[str, Any]:
+def _borrowed(gpu: GpuEntry, found: dict[str, Any]) -> dict[str, Any]:
     """What has no table. 8-bit integers as 8-bit floats where the GPU has both; else weights are unpacked on the way to
     16-bit products (Marlin kernels): the 16-bit coefficients, with fewer bytes of weights."""
-    formats = gpu_entry(gpu).formats
+    formats = gpu.formats
     lent = {}
     for variant in FORMATS:
         if variant in found:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.operators.attention import causal_pairs
 from fleetopt_jax.laws.operators.latent_attention import (
@@ -23,7 +22,7 @@ from fleetopt_jax.laws.operators.latent_attention import (
 )
 
 from ._attention import VARIANTS, entry
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, borrowed, fastest, newest_rows, where, with_borrowers
+from ._fitting import LICENCE, SOURCE, Bounds, Rows, Tables, borrowed, by_gpu, fastest, where, with_borrowers
 
 BORROWED = {"a100": "h100"}
 WEIGHTS = {"bfloat16": ("bf16", 2.0), "fp8_block": ("fp8_block", 1.0002), "nvfp4": ("nvfp4", 0.5625)}
@@ -45,14 +44,14 @@ PHASES = {"prefill": ("mla_context_module", "isl"), "decode": ("mla_generation_m
 
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: coefficients by GPU, phase and types, and how well they describe its table."""
-    gpus = {gpu: _variants(folder, gpu) for gpu in TABLES if gpu not in BORROWED}
+    gpus = by_gpu(folder, _variants, *BORROWED)
     return {"source": SOURCE, "licence": LICENCE, "gpus": with_borrowers(gpus, BORROWED)}
 
 
-def _variants(folder: Path, gpu: str) -> dict[str, Any]:
+def _variants(tables: Tables) -> dict[str, Any]:
     found = {}
     for phase, (operator, size) in PHASES.items():
-        rows = newest_rows(folder, gpu, operator)
+        rows = tables.rows(operator)
         rows.setdefault("kv_cache_dtype", np.full(len(rows["seconds"]), "bfloat16"))
         rows = fastest(rows, ("gemm_type", "kv_cache_dtype", "num_heads", "batch_size", size))
         if phase == "prefill":
@@ -65,7 +64,7 @@ def _variants(folder: Path, gpu: str) -> dict[str, Any]:
                 fixed = dict(weight_bytes=weight_bytes, value_bytes=value_bytes)
                 lender = f"{phase}_{weights_name}_bf16"
                 if np.sum(its) > LEAST_ROWS:
-                    seconds = partial(_seconds, gpu_entry(gpu).gpu, phase, fixed)
+                    seconds = partial(_seconds, tables.gpu, phase, fixed)
                     bounds = {**BOUNDS, "flop_excess": (1.5, LEAST_FLOP_EXCESS[weights], 10.0)}
                     kept = entry(seconds, where(rows, its), bounds, size, ("num_heads",), left_out="")
                     kept["coefficients"] |= fixed

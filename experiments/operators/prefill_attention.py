@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.laws.operators.attention import (
     HEAD_DIM,
     causal_pairs,
@@ -19,8 +18,8 @@ from fleetopt_jax.laws.operators.attention import (
     prefill_attention_s,
 )
 
-from ._attention import SHAPE, document, entry, usual_heads, window_tokens
-from ._fitting import Bounds, Rows, where
+from ._attention import SHAPE, document, entry, usual_heads, variants_of, window_tokens
+from ._fitting import Bounds, Rows, Tables, where
 
 BOUNDS: Bounds = {
     "launch_s": (1e-5, 1e-6, 1e-4),
@@ -40,19 +39,28 @@ OF_PAIRS = ("flop_excess", "flop_narrow", "flop_wide")  # which a layer with a w
 
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: coefficients by GPU and type of KV cache, and how well they describe its table."""
-    return document(folder, "context_attention", "isl", _variant)
+    return document(folder, variants)
 
 
-def _variant(gpu: str, value_bytes: float, rows: Rows, full: dict[str, float]) -> dict[str, Any]:
+def variants(tables: Tables) -> dict[str, Any]:
+    """The types of KV cache that a GPU has a table of."""
+    return variants_of(tables, "context_attention", "isl", _variant)
+
+
+def _variant(tables: Tables, name: str, value_bytes: float, rows: Rows, full: dict[str, float]) -> dict[str, Any]:
     new_tokens = rows["batch_size"] * rows["isl"]
     rows = where(rows, (rows["isl"] >= 64) & (new_tokens <= 65536) & (rows["isl"] > rows["window_size"]))
     usual = usual_heads(rows, value_bytes)
     left_out = f"{np.sum(~usual)} rows of heads of 512, or 192 in fp8" if np.any(~usual) else ""
+    if not tables.enough(usual, f"prefill_attention {name}"):
+        return {}
     fixed = {name: full[name] for name in OF_PAIRS if full}
     if np.all(rows["head_dim"] == HEAD_DIM):
         fixed |= {name: 1.0 for name in BOUNDS if name.endswith(("narrow", "wide"))}  # nothing to tell them from
     bounds = {name: values for name, values in BOUNDS.items() if name not in fixed}
-    found = entry(partial(_seconds, gpu_entry(gpu).gpu, fixed), where(rows, usual), bounds, "isl", left_out=left_out)
+    bounds = tables.start("prefill_attention", name, bounds)
+    seconds = partial(_seconds, tables.gpu, fixed)
+    found = entry(seconds, where(rows, usual), bounds, "isl", hold=tables.hold, left_out=left_out)
     found["coefficients"] |= fixed
     return found
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.operators.recurrent import (
     STATE_VALUES,
@@ -22,8 +21,8 @@ from fleetopt_jax.laws.operators.recurrent import (
     timed_recurrent_decode_s,
 )
 
-from ._attention import L2_BYTES, entry
-from ._fitting import LICENCE, SOURCE, TABLES, Bounds, Rows, fastest, newest_rows, where, with_borrowers
+from ._attention import cache_bounds, entry
+from ._fitting import LICENCE, SOURCE, Bounds, Rows, Tables, by_gpu, fastest, where, with_borrowers
 
 BORROWED = {"a100": "h100"}
 HEAD_DIM = 128.0  # of keys and values of every model timed
@@ -47,23 +46,19 @@ SHAPE = ("num_k_heads", "num_v_heads")
 
 def fit(folder: Path) -> dict[str, Any]:
     """The document of the class: the coefficients of every GPU and phase, and how well they describe its table."""
-    gpus = {gpu: _variants(folder, gpu) for gpu in TABLES if gpu not in BORROWED}
+    gpus = by_gpu(folder, _variants, *BORROWED)
     return {"source": SOURCE, "licence": LICENCE, "gpus": with_borrowers(gpus, BORROWED)}
 
 
-def _variants(folder: Path, gpu: str) -> dict[str, Any]:
-    table = newest_rows(folder, gpu, "gdn")
+def _variants(tables: Tables) -> dict[str, Any]:
+    table = tables.rows("gdn")
     prefill = _both(where(table, table["phase"] == "context"))
     prefill = where(prefill, (prefill["seq_len"] >= 16) & (prefill["num_tokens"] <= 65536))
     decode = _both(where(table, table["phase"] == "generation"))
-    l2_bytes = L2_BYTES[gpu]
-    cache = {"cached_bytes": (0.9 * l2_bytes, 0.4 * l2_bytes, 1.3 * l2_bytes), "cached_frac": (0.5, 0.02, 1.0)}
-    sheet = gpu_entry(gpu).gpu
+    sheet, bounds = tables.gpu, {**DECODE_BOUNDS, **cache_bounds(tables)}
     return {
         "prefill": entry(partial(_prefill_seconds, sheet), prefill, PREFILL_BOUNDS, "num_tokens", SHAPE, left_out=""),
-        "decode": entry(
-            partial(_decode_seconds, sheet), decode, {**DECODE_BOUNDS, **cache}, "batch_size", SHAPE, left_out=""
-        ),
+        "decode": entry(partial(_decode_seconds, sheet), decode, bounds, "batch_size", SHAPE, left_out=""),
     }
 
 

@@ -8,7 +8,7 @@ operators borrowed `projected`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Literal, cast
@@ -20,7 +20,7 @@ from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
 from fleetopt_jax.catalog.hosts import serving_engines
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
-from fleetopt_jax.catalog.operators import operator_entry
+from fleetopt_jax.catalog.operators import OperatorEntry, operator_entry
 from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, MEASURED_SERVING, EngineSpec, OwnLaws, Quality
 from fleetopt_jax.catalog.steps import Parallelism, step_entry
@@ -54,6 +54,9 @@ MAX_TP = 64
 MAX_GPUS = 128  # of an instance: nothing larger was measured anywhere
 PROJECTED_WATTS_ERROR = 0.12  # of fractions fitted on H100 said of B200, and back: `laws/operators/watts.py`
 SERVING = (MEASURED_SERVING, *(name for name in serving_engines() if name != MEASURED_SERVING))
+# Of a GPU's own time by another's operators, of a decoding step and of a prompt: A100, L40S and RTX PRO 6000 by those
+# of H100, H100 and B200, in the mean (tests/test_own_gpu.py); 0.01 to 0.10 among siblings.
+LENT_ERRORS = {"dense": (0.12, 0.16), "experts": (0.16, 0.18)}
 
 
 @dataclass(frozen=True)
@@ -419,16 +422,43 @@ def _of_operators(
         **as_floats(gpus_per_instance=split.n_gpus),
     )
     errors = entry.host.errors
+    step_lent, prefill_lent = _operators_errors(gpu, entry.timed, experts=architecture.n_experts > 0)
     return EngineEntry(
         spec=spec,
         engine=engine,
         quality=entry.quality,
-        step_error=errors.get("tpot"),
-        power_error=PROJECTED_WATTS_ERROR if watts.mean_error is None else watts.mean_error,
-        source=f"operators timed on {' and '.join(sorted({each.gpu for each in entry.operators}))}, the own time of "
-        f"{entry.host.title} measured on {entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
-        prefill_error=errors.get("ttft_8k", errors.get("ttft")),
+        step_error=_both(errors.get("tpot"), step_lent),
+        power_error=PROJECTED_WATTS_ERROR if watts.borrowed or watts.mean_error is None else watts.mean_error,
+        source=f"{_timed_on(gpu, entry.timed)}, the own time of {entry.host.title} measured on "
+        f"{entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
+        prefill_error=_both(errors.get("ttft_8k", errors.get("ttft")), prefill_lent),
     )
+
+
+def _operators_errors(gpu: GpuEntry, operators: Sequence[OperatorEntry], *, experts: bool) -> tuple[float, float]:
+    """What operators of one's own GPU add to the errors of decoding steps and prompts: those that were borrowed theirs,
+    and those that were timed what the fit is off."""
+    own = max((each.median_error or 0.0 for each in operators if each.gpu == gpu.name and gpu.operators), default=0.0)
+    lent = any(each.gpu != gpu.name for each in operators)
+    step, prefill = LENT_ERRORS["experts" if experts else "dense"] if lent else (0.0, 0.0)
+    return max(step, own), max(prefill, own)
+
+
+def _both(error: float | None, of_lent: float) -> float | None:
+    """Two errors that have nothing to do with each other; None where one is not known."""
+    return None if error is None else math.hypot(error, of_lent)
+
+
+def _timed_on(gpu: GpuEntry, operators: Sequence[OperatorEntry]) -> str:
+    """Where operators were timed, and which of them were carried over from another GPU."""
+    of = {
+        each.gpu: sorted({e.operator.replace("_", " ") for e in operators if e.gpu == each.gpu}) for each in operators
+    }
+    own, lent = of.pop(gpu.name, []), [f"{name} ({', '.join(names)})" for name, names in of.items()]
+    if not lent:
+        return f"operators timed on {gpu.name}"
+    over = f"on {' and '.join(lent)}, carried over by data-sheet figures"
+    return f"operators timed on {gpu.name} ({', '.join(own)}) and {over}" if own else f"operators timed {over}"
 
 
 def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm, workspace: float) -> EngineEntry:

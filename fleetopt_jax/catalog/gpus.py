@@ -26,6 +26,19 @@ SURE_ON_PCIE = 2  # GPUs: hosts differ in what more of them reach, by up to ten 
 
 
 @dataclass(frozen=True)
+class OwnOperator:
+    """An operator law fitted to timings of one's own GPU: `catalog/operators.py` makes it."""
+
+    operator: str  # its class
+    variant: str  # data type, or kind
+    coefficients: tuple[tuple[str, float], ...]
+    rows: int  # it was fitted to
+    median_error: float | None = None  # relative, on those rows
+    p90_error: float | None = None
+    held_out_median_error: float | None = None  # on every fifth shape, left out of the fit
+
+
+@dataclass(frozen=True)
 class GpuEntry:
     """One GPU as its data sheet has it, in plain numbers: hashable, and nothing is built at import. One of your own
     goes wherever a name does."""
@@ -55,6 +68,8 @@ class GpuEntry:
     # of 70 GiB and more that are not an A100, else 256 and 2048. (0.33.0: 16384 tokens from 160 GiB on.)
     max_num_seqs: int = 1024  # most sequences in flight
     batched_tokens: int = 8192  # most tokens of one engine step (max_num_batched_tokens)
+    borrows: str | None = None  # whose operators it has where its own were not timed; None: its own tables', or `law`'s
+    operators: tuple[OwnOperator, ...] = ()  # timed on it by its owner (experiments/measure_gpu.py)
 
     @property
     def gpu(self) -> Gpu:

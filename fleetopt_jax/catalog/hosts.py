@@ -50,7 +50,9 @@ def host_entry(serving: str, gpu: GpuEntry, *, experts: bool) -> HostEntry:
     engine = engines[serving]
     kind = engine["experts" if experts else "dense"]
     own = kind["gpus"].get(gpu.name)
-    part = own or kind["gpus"].get(gpu.law) or kind["others"]  # of its generation, else of all
+    part = (
+        own or kind["gpus"].get(gpu.borrows) or kind["gpus"].get(gpu.law) or kind["others"]
+    )  # of its generation, else of all
     measured = own is not None and own["points"] > 0
     return HostEntry(
         law=make_host_law(**part["coefficients"]),

@@ -14,7 +14,6 @@ from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.laws.factors import StepFactors
 from fleetopt_jax.laws.mixed_step import MixedStep
-from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw
 from fleetopt_jax.laws.operators.experts import make_experts
 from fleetopt_jax.laws.operators.latent_attention import LatentShape, make_latent_shape
 from fleetopt_jax.laws.operators.recurrent import delta_net_shape, mamba_shape
@@ -90,8 +89,12 @@ class StepEntry:
     @property
     def quality(self) -> Literal["kernels", "projected"]:
         """Whether the operators were timed on this GPU, or some borrowed; small ones, which nobody timed, aside."""
-        timed = [entry for entry in self.operators if not isinstance(entry.law, ElementwiseLaw)]
-        return "projected" if any(entry.borrowed for entry in timed) else "kernels"
+        return "projected" if any(entry.borrowed for entry in self.timed) else "kernels"
+
+    @property
+    def timed(self) -> tuple[OperatorEntry, ...]:
+        """The operators that somebody timed somewhere."""
+        return tuple(entry for entry in self.operators if entry.operator != "elementwise")
 
 
 def step_entry(
@@ -117,6 +120,8 @@ def step_entry(
     _check(a, split)
     types = data_types(a, gpu, precision, kv_precision)
     laws, operators = operator_laws(gpu, a, types)
+    if split.n_gpus == 1:  # which passes nothing on
+        operators = tuple(entry for entry in operators if entry.operator != "collectives")
     host = host_entry(serving, gpu, experts=a.n_experts > 0)
     law = factors.of_host(host.law) if factors else host.law
     return StepEntry(mixed_step(stack_of(a, split, types), laws, gpu.gpu, law), host, operators)

@@ -9,6 +9,10 @@ peak_flop_per_s = 1.1e15
 tdp_w = 650
 usd_per_h = 3.1
 
+[gpus.x1.operators.gemm.bf16]      # written by experiments/fit_operators.py, of timings of your own
+coefficients = { launch_s = 2.5e-6, byte_excess = 1.1, ... }
+rows = 120
+
 [gpus.h100]                        # one of ours: what is said here goes before
 idle_w = 90
 
@@ -21,13 +25,16 @@ b200 = 4.0
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fleetopt_jax.catalog.architecture import Architecture
-from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
+from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, OwnOperator, gpu_entry
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry
+from fleetopt_jax.catalog.operators import own_operator
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.fields import Name, NotNegative, Positive
@@ -42,6 +49,16 @@ PUBLISHED_CHUNK_TOKENS = 1024.0  # of a GPU the paper does not have
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class OperatorPart(_Strict):
+    """An operator law of a GPU of one's own, by data type: `experiments/fit_operators.py` writes it."""
+
+    coefficients: Annotated[dict[str, float], Field(max_length=32)] = Field(description="Of its law, by name.")
+    rows: Annotated[int, Field(ge=0)] = Field(0, description="Timings that it was fitted to.")
+    median_error: NotNegative | None = Field(None, description="Relative error on those.")
+    p90_error: NotNegative | None = Field(None, description="And the 90th percentile.")
+    held_out_median_error: NotNegative | None = Field(None, description="On shapes left out of the fit.")
 
 
 class GpuPart(_Strict):
@@ -69,6 +86,10 @@ class GpuPart(_Strict):
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = Field(None, description="Most sequences in flight.")
     batched_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = Field(None, description="Most tokens of a step.")
     source: Name | None = Field(None, description="Where its numbers come from.")
+    borrows: Name | None = Field(None, description="The GPU of the catalog whose operators it has where not timed.")
+    operators: Annotated[dict[str, Annotated[dict[str, OperatorPart], Field(max_length=64)]], Field(max_length=16)] = (
+        Field({}, description="Operators timed on it, by class and data type.")
+    )
 
 
 def _architecture_fields() -> dict[str, Any]:
@@ -119,8 +140,12 @@ def load_catalog(path: str | os.PathLike) -> Catalog:
 
 
 def _gpu(where: str, name: str, part: GpuPart) -> GpuEntry:
-    said = part.model_dump(exclude_none=True)
+    said = part.model_dump(exclude_none=True, exclude={"operators"})
     place = f"{where}, gpus.{name}"
+    if part.operators:
+        said["operators"] = _operators(place, part.operators)
+    if "borrows" in said:
+        said["borrows"] = gpu_entry(said["borrows"], f"{place}.borrows").name
     if "formats" in said:
         said["formats"] = tuple(said["formats"])
     if name in GPUS:
@@ -138,6 +163,32 @@ def _gpu(where: str, name: str, part: GpuPart) -> GpuEntry:
     except ValueError as error:
         raise BadInput(place, str(error)) from None
     return entry
+
+
+def _operators(place: str, operators: Mapping[str, Mapping[str, OperatorPart]]) -> tuple[OwnOperator, ...]:
+    try:
+        return tuple(
+            own_operator(operator, variant, part.model_dump())
+            for operator, parts in operators.items()
+            for variant, part in parts.items()
+        )
+    except BadField as error:
+        raise error.at(lambda field: f"{place}.{field}") from None
+
+
+def gpu_file(entry: GpuEntry) -> str:
+    """The catalog file of one GPU: what of its data sheet is not the catalog's, and its operators."""
+    usual = GPUS.get(entry.name) or GpuEntry(**{**dict.fromkeys(NEEDED, 0.0), **_UNSAID, "name": entry.name})
+    said = {name: getattr(entry, name) for name in GpuPart.model_fields if getattr(entry, name) != getattr(usual, name)}
+    operators: dict[str, dict[str, Any]] = {}
+    for each in said.pop("operators", ()):
+        part = {name: value for name in OperatorPart.model_fields if (value := getattr(each, name)) is not None}
+        operators.setdefault(each.operator, {})[each.variant] = part | {"coefficients": dict(each.coefficients)}
+    of_gpu = said | ({"operators": operators} if operators else {})
+    return tomli_w.dumps({"schema": SCHEMA, "gpus": {entry.name: of_gpu}})
+
+
+_UNSAID: dict[str, Any] = {"title": "", "chunk_tokens": 0.0, "source": "", "formats": None}  # always said
 
 
 def _llm(where: str, name: str, part: _Llm) -> LlmEntry:

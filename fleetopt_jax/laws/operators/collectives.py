@@ -105,19 +105,6 @@ def all_gather_s(law: CollectiveLaw, gpu: Gpu, message_bytes: ArrayLike, n_gpus:
     return near_s + far_s
 
 
-def all_to_all_s(law: CollectiveLaw, gpu: Gpu, message_bytes: ArrayLike, n_gpus: ArrayLike) -> Array:
-    """Time until each of `n_gpus` has passed an equal part of its own `message_bytes` to each [s]; one part stays.
-
-    Dispatch and combine of experts: tokens of this GPU x experts a token x hidden size x bytes.
-    """
-    xp = namespace(law, gpu, message_bytes, n_gpus)
-    local, nodes = _local_and_nodes(gpu, n_gpus)
-    sent_bytes = 0.5 * _ring(law, local) / nodes * message_bytes
-    near_s = _link_s(law, gpu, sent_bytes, sent_bytes, local)
-    far_s = _network_s(gpu, _others(nodes) * message_bytes, xp.log2(nodes))
-    return near_s + far_s
-
-
 def _local_and_nodes(gpu: Gpu, n_gpus: ArrayLike) -> tuple[Array, Array]:
     """GPUs that one link joins, and how many such groups there are; no fewer than one."""
     xp = namespace(gpu, n_gpus)

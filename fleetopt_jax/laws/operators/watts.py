@@ -50,7 +50,6 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
-from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, PREFILL_CORE_SHARE, clock_at_power_w
 from fleetopt_jax.laws.hardware import Gpu
 
 LIMIT_FRAC = 0.985  # of the power limit: where mean watts end (H200 0.984 to 0.99, B200 0.98 to 0.99, GB200 0.98)
@@ -150,25 +149,6 @@ def with_gap_w(law: StepWatts, gpu: Gpu, operators_j: ArrayLike, busy_s: ArrayLi
 def step_power_w(law: StepWatts, gpu: Gpu, parts: StepParts, limit_w: ArrayLike | None = None) -> Array:
     """Mean board power [W] of one GPU over steps of these parts, on a board limited to `limit_w` (default: the TDP)."""
     return held_w(step_asked_w(law, gpu, parts), gpu.tdp_w if limit_w is None else limit_w)
-
-
-def step_energy_j(law: StepWatts, gpu: Gpu, parts: StepParts) -> Array:
-    """Energy [J] that one GPU takes for a step of these parts."""
-    return step_power_w(law, gpu, parts) * step_s(parts)
-
-
-def stretch_at_limit(law: StepWatts, gpu: Gpu, parts: StepParts, limit_w: ArrayLike) -> Array:
-    """How many times longer a step takes on a board limited to `limit_w` than at its TDP, at which `parts` were timed.
-
-    The board lowers the clock until the step draws no more than the limit (`laws/clocks.py`), and FLOPs take 1 / f as
-    long. 1 where the limit is the TDP: timings of kernels that are at it hold their slower clock already.
-    """
-    whole_s, asked = step_s(parts), step_asked_w(law, gpu, parts)
-    flop_share = jnp.clip(safe_div(jnp.sum(parts.flop_s, axis=-1), whole_s), 0.0, 1.0)
-    core_share = DECODE_CORE_SHARE + (PREFILL_CORE_SHARE - DECODE_CORE_SHARE) * flop_share
-    timed, limited = (clock_at_power_w(asked, gpu.idle_w, core_share, x) for x in (gpu.tdp_w, limit_w))
-    compute_frac = jnp.minimum(flop_share / timed, 1.0)  # of the step as it was timed
-    return 1.0 + compute_frac * (timed / limited - 1.0)
 
 
 def make_operator_watts(*, busy_frac: float, memory_frac: float, flop_frac: float, flop_power: float) -> OperatorWatts:
