@@ -69,8 +69,8 @@ SHOWN_GROUPS = {DENSE: "dense LLMs", EXPERTS: "mixtures of experts"}
 LONG_TOKENS = 8000  # nominal prompts from which on they are "8K"
 NEARER = 1.05  # mean errors within 5 % of each other are alike
 NOTES = (
-    "- Ours is blind but in its structure: what its laws are made of was chosen while these points were looked at. Points",
-    "  kept back are the true test.",
+    "- Ours is blind but in its structure: what its laws are made of was chosen while these points were looked at.",
+    "  Points that are kept back are the true test.",
     "- The law it replaces was fitted to the points of vLLM 0.11: there it is not blind.",
     "- Every predictor of a quantity is scored on the same rows. Measured tok/s of serving points are computed of TTFT",
     "  and TPOT by Little's law, as predicted ones are; those of vLLM 0.11 (ML.ENERGY) were measured.",
@@ -85,10 +85,10 @@ WHYS: tuple[tuple[set[str], str], ...] = (  # where AIConfigurator is nearer; th
 )
 LEFT_OVER = (
     "What is left over on vLLM 0.11: fp8 experts with blocks of scales (Qwen3-235B-A22B in fp8 comes out 11 to 40 %",
-    "too fast, in 16 bits within 11 %), which no other LLM of the benchmark tells; gpt-oss on B200, 23 to 32 % too slow;",
-    "small dense LLMs on one B200, some of whose batches its host holds back (Llama-3.1-8B goes from 9 to 27 ms between",
-    "64 and 128 sequences). Watts: the form of the law alone, fitted to every row, is off by 8 % (H100) and 10 %",
-    "(B200), and nodes of one configuration differ by up to 15 %.",
+    "too fast, in 16 bits within 11 %), which no other LLM of the benchmark tells; gpt-oss on B200, 23 to 32 % too",
+    "slow; small dense LLMs on one B200, some of whose batches the host holds back (Llama-3.1-8B goes from 9 to 27 ms",
+    "between 64 and 128 sequences). Watts: the form of the law alone, fitted to every row, is off by 8 % (H100) and",
+    "10 % (B200), and nodes of one configuration differ by up to 15 %.",
 )
 MOST_SHOWN = 100.0  # percent, in the figure
 
