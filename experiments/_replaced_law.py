@@ -17,6 +17,7 @@ import numpy as np
 from _scored_points import Point
 
 from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.prefill import prefill_s
@@ -33,7 +34,7 @@ def replaced_law_says(points: Sequence[Point]) -> tuple[np.ndarray, list[str]]:
 
 
 def _point(point: Point) -> tuple[float, float] | str:
-    spec = replace(point.spec, tp=point.tp * point.attention_dp)
+    spec = replace(point.spec, tp=point.tp * point.attention_dp, serving=MEASURED_SERVING)
     try:
         return closed_form(build(spec), point.prompt_tokens, point.output_tokens, point.concurrency)
     except BadField as error:

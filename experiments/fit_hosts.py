@@ -24,7 +24,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
-from _mlenergy import CATALOG, read_rows  # noqa: E402
+from _mlenergy import CATALOG, Row, read_rows  # noqa: E402
 from _mlenergy import SOURCE as MLENERGY  # noqa: E402
 from _serving_points import BUDGET_TOKENS, UTILIZATION, Point, Served, read_points  # noqa: E402
 from _serving_points import SOURCE as POINTS  # noqa: E402
@@ -36,7 +36,7 @@ from fleetopt_jax.catalog.gpus import GPUS  # noqa: E402
 from fleetopt_jax.catalog.llms import LLMS, at_precision  # noqa: E402
 from fleetopt_jax.catalog.steps import Parallelism, data_types, operator_laws, stack_of  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
-from fleetopt_jax.laws.closed_loop import Benchmark, Limits, schedule  # noqa: E402
+from fleetopt_jax.laws.closed_loop import Benchmark, Limits, fits, schedule  # noqa: E402
 from fleetopt_jax.laws.host import MANY_ROWS, make_host_law  # noqa: E402
 from fleetopt_jax.laws.kv_cache import kv_capacity_tokens  # noqa: E402
 from fleetopt_jax.laws.mixed_step import CLASSES, MixedStep, StepBatch, decoding, with_prompts  # noqa: E402
@@ -185,7 +185,8 @@ def measured_points(folder: Path) -> tuple[list[Measured], dict[str, int]]:
     return found, left_out
 
 
-def measured_point(point: Point) -> Measured | str:
+def measured_point(point: Point, *, queues: bool = False) -> Measured | str:
+    """A point with the steps of its benchmark, or why there is none; if it `queues`, as far as the cache holds it."""
     served = point.served
     if served.split.n_gpus > MOST_GPUS:
         return f"more than {MOST_GPUS} GPUs"
@@ -193,12 +194,16 @@ def measured_point(point: Point) -> Measured | str:
         step, kv_tokens = _step(served)
     except ValueError as error:
         return f"no law: {error}"
-    if point.concurrency * FILLED * (point.isl + point.osl) > kv_tokens:
+    if not queues and point.concurrency * FILLED * (point.isl + point.osl) > kv_tokens:
         return "its batch does not fit the KV cache"
     if point.ttft_s > MOST_TTFT_S:
         return f"a TTFT above {MOST_TTFT_S:g} s: it queues for a limit that nobody states"
-    limits = Limits(BUDGET_TOKENS, MOST_SEQUENCES, ENDLESS_TOKENS, window_tokens=served.architecture.window_tokens)
+    # Experts are divided among the ranks of data-parallel attention, which `kv_tokens` does not know.
+    held_tokens = kv_tokens if queues and served.split.dp == 1 else ENDLESS_TOKENS
+    limits = Limits(BUDGET_TOKENS, MOST_SEQUENCES, held_tokens, window_tokens=served.architecture.window_tokens)
     benchmark = Benchmark(point.isl, point.osl, point.concurrency, 10 * point.concurrency)
+    if not fits(benchmark, limits):
+        return "its longest request does not fit the KV cache"
     run = schedule(benchmark, limits)
     return Measured(
         engine=served.engine,
@@ -253,30 +258,22 @@ def measured_iterations(folder: Path) -> list[Measured]:
     for row in read_rows(folder):
         if row.host_bound or row.architecture not in CATALOG:
             continue
-        llm = CATALOG[row.architecture]
-        a = LLMS[llm].architecture
-        split = Parallelism(row.tp // row.attention_dp, row.ep, row.attention_dp)
-        served = Served("vllm-0.11", "0.11.1", llm, a, GPUS[row.gpu], row.precision, "bf16", split)
-        step, _ = _step(served)
-        alone = decoding(row.batch, row.context_tokens, a.window_tokens)
-        prompt_tokens = row.prompt_per_output * row.batch
-        share = min(1.0, prompt_tokens / max(row.prompt_tokens, 1.0))
-        prompt = prompt_tokens / max(share, 1e-9)
-        both = with_prompts(alone, prompt, 0.0, a.window_tokens)
-        batch = jax.tree.map(lambda *x: np.array([float(each) for each in x]), alone, both)
+        served = served_iteration(row)
+        a = served.architecture
+        batch, shares = iteration(row)
         found.append(
             Measured(
                 engine="vllm-0.11",
-                llm=llm,
+                llm=served.llm,
                 gpu=row.gpu,
                 precision=row.precision,
                 experts=a.n_experts > 0,
                 long=False,
                 n_layers=a.layers,
-                **_gpu(step, batch),
+                **_gpu(step_of(served), batch),
                 prompt=np.array([0.0, 1.0]),
                 n_active=np.full(2, row.batch),
-                repeats=np.array([1.0 - share, share]),
+                repeats=shares,
                 sent=np.zeros(0, int),
                 first=np.zeros(0, int),
                 last=np.zeros(0, int),
@@ -286,6 +283,29 @@ def measured_iterations(folder: Path) -> list[Measured]:
             )
         )
     return found
+
+
+def served_iteration(row: Row) -> Served:
+    """What served a row of ML.ENERGY."""
+    llm, split = CATALOG[row.architecture], Parallelism(row.tp // row.attention_dp, row.ep, row.attention_dp)
+    architecture = LLMS[llm].architecture
+    return Served("vllm-0.11", "0.11.1", llm, architecture, GPUS[row.gpu], row.precision, "bf16", split)
+
+
+def iteration(row: Row) -> tuple[StepBatch, np.ndarray]:
+    """A step without and one with a new prompt [2], and their shares of the steady state."""
+    window_tokens = LLMS[CATALOG[row.architecture]].architecture.window_tokens
+    alone = decoding(row.batch, row.context_tokens, window_tokens)
+    prompt_tokens = row.prompt_per_output * row.batch
+    share = min(1.0, prompt_tokens / max(row.prompt_tokens, 1.0))
+    both = with_prompts(alone, prompt_tokens / max(share, 1e-9), 0.0, window_tokens)
+    batch = jax.tree.map(lambda *x: np.array([float(each) for each in x]), alone, both)
+    return batch, np.array([1.0 - share, share])
+
+
+def step_of(served: Served) -> MixedStep:
+    """The mixed step on a host that costs nothing."""
+    return _step(served)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- the fit

@@ -96,3 +96,48 @@ def test_the_closed_form_waits_as_the_loop_does(tmp_path, modules):
     assert own_s < alone_ttft_s < own_s + alone_tpot_s
     found = np.array([replaced.closed_form(engine, 1000.0, 500.0, n) for n in (1, 2, 8, 32, 128)])
     assert (np.diff(found, axis=0) > 0).all()  # both rise with the concurrency
+
+
+def scored_row(modules, model: str, factor: float, experts: bool = False):
+    scorecard = modules[2]
+    measured = {"tpot_s": 0.01, "ttft_s": 0.1, "ttft_8k_s": np.nan, "tok_per_s": 100.0}
+    predicted = {scorecard.OURS: {name: factor * value for name, value in measured.items()}, scorecard.PEER: measured}
+    return scorecard.Scored("h100", model, "vllm", experts, measured, predicted)
+
+
+def test_groups_are_of_kinds_too_and_targets_of_every_row_of_ours(modules):
+    scorecard = modules[2]
+    rows = [scored_row(modules, "a", 1.1), scored_row(modules, "b", 1.3), scored_row(modules, "c", 0.9, experts=True)]
+    rows[0].predicted[scorecard.PEER] = {name: np.nan for name in rows[0].measured}
+    found = {
+        (s.gpu, s.model): s for s in scorecard.scores(rows) if (s.predictor, s.quantity) == (scorecard.OURS, "tpot_s")
+    }
+    assert {key: s.n_rows for key, s in found.items()} == {
+        ("h100", "b"): 1,
+        ("h100", "c"): 1,
+        ("h100", "all"): 2,
+        ("all", "dense"): 1,
+        ("all", "experts"): 1,
+        ("all", "all"): 2,
+    }
+    assert found["all", "dense"].mean_error == pytest.approx(0.3)
+    aims = {aim.what: aim for aim in scorecard.aims(rows)}
+    dense, pooled = aims["vLLM, TPOT, dense"], aims["vLLM, tok/s"]
+    assert (dense.n_rows, dense.mean_error) == (2, pytest.approx(0.2))  # the peer's silence does not spare ours
+    assert (pooled.n_rows, pooled.mean_error) == (3, pytest.approx(0.5 / 3))
+    assert not any("8K" in what for what in aims)  # nan where nothing was measured
+
+
+def test_field_cases_say_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    import field_cases
+
+    cases = field_cases.read_cases()
+    assert {case.case for case in cases} == set(field_cases.TITLES)
+    assert all(case.measured > 0 and case.source for case in cases)
+    idle = next(case for case in cases if case.protocol == "idle")
+    assert field_cases.says(idle) == pytest.approx(float(field_cases.gpu_entry(idle.gpu).gpu.idle_w))
+    steady = next(case for case in cases if case.case == "C19")
+    assert field_cases.says(steady) == pytest.approx(steady.measured, rel=0.1)
+    for name in [name for name, module in sys.modules.items() if EXPERIMENTS in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]

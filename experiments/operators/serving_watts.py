@@ -58,12 +58,10 @@ def fit(folder: Path) -> dict[str, Any]:
 
     The benchmark's rows are expected in `mlenergy` beside the folder of the kernel tables.
     """
-    mlenergy = folder.parent / "mlenergy"
-    rows = [row for row in read_rows(mlenergy) if row.gpu in MEASURED and not row.host_bound]
-    table = _Table(rows, np.array([_terms(folder, mlenergy, row) for row in rows]))
-    found, unseen = table.fit(np.ones(len(rows), bool)), np.zeros(len(rows))
-    for architecture in sorted({row.architecture for row in rows}):
-        out = np.array([row.architecture == architecture for row in rows])
+    table = read_table(folder)
+    found, unseen = table.fit(np.ones(len(table.rows), bool)), np.zeros(len(table.rows))
+    for architecture in sorted({row.architecture for row in table.rows}):
+        out = np.array([row.architecture == architecture for row in table.rows])
         unseen[out] = table.error(table.fit(~out))[out]
     gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
     for i, gpu in enumerate(MEASURED):
@@ -76,10 +74,18 @@ def fit(folder: Path) -> dict[str, Any]:
     return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
 
 
-class _Table:
+def read_table(folder: Path) -> "Table":
+    """The benchmark's rows, with the kernels of `folder`."""
+    mlenergy = folder.parent / "mlenergy"
+    rows = [row for row in read_rows(mlenergy) if row.gpu in MEASURED and not row.host_bound]
+    return Table(rows, np.array([_terms(folder, mlenergy, row) for row in rows]))
+
+
+class Table:
     """Rows of both GPUs and what the coefficients multiply."""
 
     def __init__(self, rows: list[Row], terms: np.ndarray) -> None:
+        self.rows = rows
         sheets = [gpu_entry(row.gpu) for row in rows]
         self.second = np.array([row.gpu == MEASURED[1] for row in rows])
         self.terms = terms
@@ -90,14 +96,17 @@ class _Table:
         self.weight = 1.0 / np.sqrt(count[of])  # configurations count the same, however many batches they ran
 
     def coefficients(self, x: np.ndarray, second: np.ndarray | bool) -> np.ndarray:
+        """Of H100 or, where `second`, of B200, in the order of NAMES."""
         n = len(NAMES)
         return np.where(np.asarray(second)[..., None], x[:n] + x[n:], x[:n] - x[n:])
 
     def error(self, x: np.ndarray) -> np.ndarray:
+        """Relative errors of the watts [row]."""
         asked = self.idle_frac + np.sum(self.terms * self.coefficients(x, self.second), axis=1)
         return np.asarray(held_w(asked, 1.0)) / self.power_frac - 1.0
 
     def fit(self, chosen: np.ndarray) -> np.ndarray:
+        """What `coefficients` are made of, from some of the rows."""
         n = len(NAMES)
 
         def residuals(x: np.ndarray) -> np.ndarray:
