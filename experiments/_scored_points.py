@@ -22,24 +22,7 @@ from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.units import MS
 from fleetopt_jax.laws.kv_cache import paged_sequences
 
-<<<<<<< HEAD
-=======
-CONFIGS = Path(__file__).parent / "configs"
-LLMS = {  # model of the points -> what a spec takes; configs/ holds the fields of the models' own config.json
-    "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
-    "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
-    "nvidia/Llama-3.1-8B-Instruct-FP8": "llama-3.1-8b",
-    "Qwen/Qwen3-32B": "qwen3-32b",
-    "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
-    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b",
-    "deepseek-ai/DeepSeek-R1": "deepseek-v3",
-    "deepseek-ai/DeepSeek-V3": "deepseek-v3",
-    "openai/gpt-oss-120b": "gpt-oss-120b",
-    "MiniMaxAI/MiniMax-M2.5": str(CONFIGS / "minimax-m2.5.json"),
-    "Qwen/Qwen3.5-397B-A17B": str(CONFIGS / "qwen3.5-397b-a17b.json"),
-}
 OWN_RUNS = ("nvidia/Llama-3.1-8B-Instruct-FP8",)  # prompts alone up to 95 % of the fp8 peak: a load nobody states
->>>>>>> score
 OWN_FOUR_BITS = {"openai/gpt-oss-120b": "mxfp4"}  # what "fp4" means of its checkpoint
 DRAWN = {(1024, 1024), (1024, 8192), (8192, 1024)}  # InferenceX's prompts and outputs: drawn, the others are exact
 LEAST_FRAC = 0.8  # of the nominal length, of a drawn one
