@@ -35,7 +35,7 @@ from fleetopt_jax.catalog.llms import llm_entry
 from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.laws.host import make_host_law
 from fleetopt_jax.laws.mixed_step import CLASSES
-from fleetopt_jax.laws.operator_step import OperatorStep
+from fleetopt_jax.laws.operator_step import operator_step
 from fleetopt_jax.laws.operators.watts import ServingWatts, make_serving_watts, step_watts
 
 Without = Literal["llm", "gpu"]
@@ -116,7 +116,7 @@ def _steady(row: Row, host: Fit, host_gpu: str | None, watts: ServingWatts) -> t
     law["prompt_slowdown"] = law["slowdown"] * (1.0 + law.pop("prompt_excess"))
     step = replace(step_of(served), host=make_host_law(**law, sharpness=SHARPNESS))
     slow = a.n_experts > 0 and row.precision != "bf16"
-    whole = OperatorStep(step, step_watts(watts, CLASSES, slow_experts=slow), served.gpu.gpu)
+    whole = operator_step(step, step_watts(watts, CLASSES, slow_experts=slow), served.gpu.gpu)
     batch, shares = iteration(row)
     step_s, gpu_j = (shares @ np.asarray(each) for each in _seconds_and_joules(whole, batch))
     return row.batch / float(step_s), float(gpu_j / step_s)

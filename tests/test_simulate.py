@@ -318,7 +318,7 @@ def of_operators() -> Engine:
 
 def mixed_batches(engine: Engine, steps: list) -> StepBatch:
     """Of each step: contexts of sequences that decode, and chunks (tokens done before, tokens), a token at a time."""
-    window, sums = int(engine.step.step.window_tokens), []
+    window, sums = int(engine.step.window_tokens), []
     for contexts, *chunks in steps:
         attended = [before + i + 1 for before, tokens in chunks for i in range(tokens)]
         each = [

@@ -159,7 +159,7 @@ def _seen_steps(engine: Engine, measured: Measurements) -> list[_Seen]:
     if contexts is None:
         need = "need context_tokens, or isl and osl, or --form dense"
         raise BadInput(measured.source, "the contexts of the sequences are not said", need)
-    window = float(engine.step.step.window_tokens) if engine.step else 0.0
+    window = float(engine.step.window_tokens) if engine.step else 0.0
     watts = measured.power_w_per_gpu
     return [
         _Seen(
@@ -427,7 +427,7 @@ def _fit_watts(spec: EngineSpec, seen: Sequence[_Seen], solved: _Solved) -> tupl
 def _mean_watts(spec: EngineSpec, values: Mapping[str, float], logs: np.ndarray, seen: Sequence[_Seen]) -> np.ndarray:
     """Of one GPU [log, point], with these factors on its seconds and each of these on its watts [W]."""
     law = engine_entry(replace(spec, laws=OwnLaws(factors=make_step_factors(**values)))).engine.step
-    assert law is not None
+    assert isinstance(law, OperatorStep), "factors are on steps of operators"
     repeats = np.concatenate([each.repeats for each in seen])
     of_point = np.repeat(np.arange(len(seen)), [len(each.repeats) for each in seen])
     found = []

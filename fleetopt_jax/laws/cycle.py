@@ -12,6 +12,7 @@ fraction of an iteration is lost to rounding up. A lone prompt pays what a step 
 """
 
 from dataclasses import replace
+from typing import cast
 
 import jax.numpy as jnp
 from jax import Array
@@ -36,7 +37,7 @@ class Prompt:
 def prompt_of(tokens: ArrayLike, square_tokens2: ArrayLike, window_tokens: ArrayLike) -> Prompt:
     """Prompts of a mean length and mean square; layers with a window see those of the mean length."""
     tokens = jnp.asarray(tokens, dtype=float)
-    return Prompt(tokens, (square_tokens2 + tokens) / 2.0, causal_pairs(tokens, 0.0, window_tokens))
+    return Prompt(tokens, cast(Array, (square_tokens2 + tokens) / 2.0), causal_pairs(tokens, 0.0, window_tokens))
 
 
 def with_prompt(beside: StepBatch, prompt: Prompt, times: ArrayLike = 1.0) -> StepBatch:

@@ -44,7 +44,6 @@ projected: they take the fractions of H200 or H100 (A100, H100, H200, L40S), B20
 import math
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
