@@ -853,7 +853,9 @@ def test_what_a_first_token_takes_beyond_its_iterations_is_seen_by_users_only():
     published = replace(PRESETS["published"], dispatch=DISPATCHES["round_robin"])  # compiled above
     for assumptions, more_s in ((PHYSICAL, 0.25), (published, 0.0)):
         now, then = (
-            simulate(tight_fleet(first_token_s=later_s, success_frac=0.5, s_per_token=1e-5), mixed(), assumptions, **A_FEW)
+            simulate(
+                tight_fleet(first_token_s=later_s, success_frac=0.5, s_per_token=1e-5), mixed(), assumptions, **A_FEW
+            )
             for later_s in (0.0, 0.25)
         )
         for name, value in now.metrics.items():
