@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from fleetopt_jax.catalog.architecture import Architecture
-from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
+from fleetopt_jax.catalog.gpus import GpuEntry, gpu_entry, is_catalogs
 from fleetopt_jax.catalog.hosts import serving_engines
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
 from fleetopt_jax.catalog.operators import OperatorEntry, operator_entry
@@ -99,17 +99,7 @@ _CARRIED = {"h100": _FROM_H100, "b200": _FROM_B200}
 
 def law_of(gpu: GpuEntry) -> _LawOf:
     """The law a GPU goes by: its own, or that of the generation its data sheet names."""
-    return (_OWN if gpu.name == gpu.law and _is_ours(gpu) else _CARRIED)[gpu.law]
-
-
-def _is_ours(gpu: GpuEntry) -> bool:
-    """Whether it is the catalog's GPU and not another of the same name: what was measured was measured on ours. At
-    whatever price, idle power, memory and defaults of the serving engine, which no measured law reads."""
-    ours = GPUS.get(gpu.name)
-    return ours is not None and all(getattr(ours, name) == getattr(gpu, name) for name in _MEASURED_ON)
-
-
-_MEASURED_ON = ("bandwidth_bytes_per_s", "peak_flop_per_s", "peak_flop8_per_s", "tdp_w", "law")
+    return (_OWN if gpu.name == gpu.law and is_catalogs(gpu) else _CARRIED)[gpu.law]
 
 
 def build(spec: EngineSpec) -> Engine:
@@ -227,7 +217,7 @@ def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> E
         gpu = replace(gpu, batched_tokens=spec.max_num_batched_tokens)
     workspace = workspace_of(entry.architecture, gpu, split)
     published = None
-    if spec.source == "projected" and _is_ours(gpu):
+    if spec.source == "projected" and is_catalogs(gpu):
         published = next((PUBLISHED_FLEETS[name] for name in names if name in PUBLISHED_FLEETS), None)
     if published:
         return _published(spec, gpu, llm, published)
@@ -241,7 +231,7 @@ def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> E
     if spec.serving != MEASURED_SERVING:
         return _of_operators(spec, gpu, entry.architecture, llm, workspace)
     law = _of_law(spec, gpu, llm, workspace)
-    fits = own_fits() if spec.own_fit and _is_ours(gpu) else {}
+    fits = own_fits() if spec.own_fit and is_catalogs(gpu) else {}
     fit = next((fits[name[:4]] for name in names if name[:4] in fits), None)
     return _of_fit(law, fit) if fit else law
 

@@ -308,3 +308,13 @@ def gpu_entry(name: str | GpuEntry, where: str = "gpu") -> GpuEntry:
         return GPUS[name.lower()]
     except KeyError:
         raise unknown_name(where, name, GPUS) from None
+
+
+def is_catalogs(gpu: GpuEntry) -> bool:
+    """Whether it is the catalog's GPU and not another of the same name: what was measured was measured on ours. At
+    whatever price, idle power, memory and defaults of the serving engine, which no measured law reads."""
+    ours = GPUS.get(gpu.name)
+    return ours is not None and all(getattr(ours, name) == getattr(gpu, name) for name in _MEASURED_ON)
+
+
+_MEASURED_ON = ("bandwidth_bytes_per_s", "peak_flop_per_s", "peak_flop8_per_s", "tdp_w", "law")

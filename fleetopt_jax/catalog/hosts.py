@@ -7,7 +7,7 @@ LLMs and for mixtures of experts, and for a GPU those of its own where the measu
 from dataclasses import dataclass
 from typing import Any
 
-from fleetopt_jax.catalog.gpus import GpuEntry
+from fleetopt_jax.catalog.gpus import GpuEntry, is_catalogs
 from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.core.errors import unknown_name
 from fleetopt_jax.laws.host import HostLaw, make_host_law
@@ -49,7 +49,7 @@ def host_entry(serving: str, gpu: GpuEntry, *, experts: bool) -> HostEntry:
         raise unknown_name("serving", serving, engines)
     engine = engines[serving]
     kind = engine["experts" if experts else "dense"]
-    own = kind["gpus"].get(gpu.name)
+    own = kind["gpus"].get(gpu.name) if is_catalogs(gpu) else None
     part = (
         own or kind["gpus"].get(gpu.borrows) or kind["gpus"].get(gpu.law) or kind["others"]
     )  # of its generation, else of all

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, OwnOperator
+from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, OwnOperator, is_catalogs
 from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.laws.operators.attention import make_decode_attention_law, make_prefill_attention_law
@@ -69,7 +69,7 @@ def operator_entry(operator: str, gpu: GpuEntry, *variants: str) -> OperatorEntr
         raise ValueError(f"{operator} has no law of {' or '.join(variants)} on {of}, has {', '.join(known[of])}")
     if found in own:
         return _own_entry(own[found], gpu.name, found != variants[0])
-    return _entry(operator, of, found, of != gpu.name or found != variants[0])
+    return _entry(operator, of, found, not is_catalogs(gpu) or found != variants[0])
 
 
 def lender(gpu: GpuEntry) -> str:

@@ -12,7 +12,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, static
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.step_law import beside
+from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.fleet.traffic import PoolTraffic
 from fleetopt_jax.laws.demand import NO_STEPS
@@ -62,7 +62,7 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
     steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
     n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
     context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
-    full = beside(engine, n_max, context)
+    full = decoding_in(engine, n_max, context)
     per_cycle = n_max / jnp.maximum(steps.steps, NO_STEPS)
     prefill_s, square = assumptions.prefill.moments_s(engine, demand, full, per_cycle)
     return StageLoad(

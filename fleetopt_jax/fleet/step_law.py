@@ -59,7 +59,7 @@ def step_law_of(engine: Engine) -> StepLaw:
     return engine.step or SumOfSteps(engine.decode, engine.power, engine.prefill)
 
 
-def beside(engine: Engine, n_active: ArrayLike, context_tokens: ArrayLike) -> StepBatch:
+def decoding_in(engine: Engine, n_active: ArrayLike, context_tokens: ArrayLike) -> StepBatch:
     """Sequences of one mean context that decode, as this engine sees them."""
     context = jnp.asarray(context_tokens, dtype=float)
     n = jnp.asarray(n_active, dtype=float)

@@ -50,11 +50,16 @@ def with_prompt(beside: StepBatch, prompt: Prompt, times: ArrayLike = 1.0) -> St
     )
 
 
-def alone_s(law: StepLaw, beside: StepBatch, prompt: Prompt, budget_tokens: ArrayLike) -> Array:
+def alone_s(
+    law: StepLaw, beside: StepBatch, prompt: Prompt, budget_tokens: ArrayLike, first: StepBatch | None = None
+) -> Array:
     """From the begin of its first iteration to its first token [s]: all iterations of a prompt, in chunks of at most a
-    budget of tokens, beside sequences that decode."""
+    budget of tokens, beside sequences that decode; the first one beside `first`, where others' prompts are in it."""
     chunks = jnp.maximum(1.0, prompt.tokens / budget_tokens)
-    return chunks * law.step_s(with_prompt(beside, prompt, 1.0 / chunks))
+    one_s = law.step_s(with_prompt(beside, prompt, 1.0 / chunks))
+    if first is None:
+        return chunks * one_s
+    return (chunks - 1.0) * one_s + law.step_s(with_prompt(first, prompt, 1.0 / chunks))
 
 
 def added_s(law: StepLaw, beside: StepBatch, prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> Array:

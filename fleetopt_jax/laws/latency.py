@@ -4,12 +4,13 @@ A prompt waits for a slot, for the iteration that runs when it comes, and for th
 prefilled itself. Iterations follow each other: each takes one decode step t and the prefill work that arrived during
 the one before, so their mean is C = t / (1 - f) and their variance lambda C E[s^2] / (1 - f^2) (a gated queue). Hence
 
-    TTFT = own + fixed + U(0, C) + Q,   own = s_p(p) + t max(1, p / budget),   fixed = f C,
+    TTFT = own + U(0, C) + Q,   own = s_p(p) + t max(1, p / budget) + f C,
 
-with Q, slot wait and the random part of the cycle, taken as zero with probability 1 - q and exponential otherwise. The
-distribution of prompts enters as a histogram with uniform cells, so its tail is a sum of closed forms: exact in the
-histogram, continuous, and differentiable. The two-moment waits and the exponential are approximations: in
-the study that `laws/occupancy.py` cites P99 TTFT is off by 15 % in the median and 55 % in the 90th percentile, too low
+where steps add up (own is the iterations of the mixed step, the first with lambda C prompts of others in it, where they
+do not: `laws/cycle.py`), with Q, slot wait and the random part of the cycle, taken as zero with probability 1 - q and
+exponential otherwise. The distribution of prompts enters as a histogram with uniform cells, so its tail is a sum of
+closed forms: exact in the histogram, continuous, and differentiable. The two-moment waits and the exponential are
+approximations: in the study that `laws/occupancy.py` cites P99 TTFT is off by 15 % in the median and 55 % in the 90th percentile, too low
 for random dispatch (median -18 %) and too high for long prompts in bursts to the shortest queue.
 """
 

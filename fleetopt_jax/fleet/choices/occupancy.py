@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.step_law import beside
+from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.occupancy import MOST_PREFILL, in_flight, shared_prefill
@@ -99,7 +99,7 @@ class FixedPoint(Occupancy):
 
         def prompts(n: Array) -> tuple[StepBatch, Array]:
             """Who decodes beside a prompt, and the prompts of an iteration, each in the mean."""
-            return beside(engine, n, load.context_tokens), n / jnp.maximum(load.steps, NO_STEPS)
+            return decoding_in(engine, n, load.context_tokens), n / jnp.maximum(load.steps, NO_STEPS)
 
         def prefill_frac_at(n: Array) -> Array:
             return rate * policy.moments_s(engine, demand, *prompts(n))[0]

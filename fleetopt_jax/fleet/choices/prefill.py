@@ -42,10 +42,13 @@ class PrefillPolicy:
 
     def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
         """Board power of one GPU in that time [W]."""
-        return engine.prefill.gpu_w
+        raise NotImplementedError
 
-    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
-        """A prompt's own prefill as its TTFT has it [s], in steps with sequences that decode."""
+    def own_s(
+        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, first: StepBatch, *, whole: bool
+    ) -> Array:
+        """A prompt's own prefill as its TTFT has it [s], in steps with sequences that decode, the first of them with
+        prompts of others."""
         raise NotImplementedError
 
     def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
@@ -74,7 +77,12 @@ class FreeChunks(PrefillPolicy):
     def moments_s(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> tuple[Array, Array]:
         return jnp.zeros_like(mean.prefill), jnp.zeros_like(mean.prefill)
 
-    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
+        return engine.prefill.gpu_w
+
+    def own_s(
+        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, first: StepBatch, *, whole: bool
+    ) -> Array:
         chunks = prefill_chunks(prefill_tokens, engine.prefill.chunk_tokens, whole=whole)
         return chunks * lone_iteration_s(engine.decode, engine.prefill)
 
@@ -113,12 +121,15 @@ class ComputePrefill(PrefillPolicy):
         prompt = prompt_of(mean.prefill, mean.prefill2, engine.step.window_tokens)
         return added_w(engine.step, beside, prompt, per_cycle, engine.prefill.budget_tokens)
 
-    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
+    def own_s(
+        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, first: StepBatch, *, whole: bool
+    ) -> Array:
         law = step_law_of(engine)
 
         def of(p: Array) -> Array:
             prompt = prompt_of(p, p**2, law.window_tokens)
-            return alone_s(law, beside, prompt, engine.prefill.budget_tokens) + engine.prefill.first_token_s
+            own_s = alone_s(law, beside, prompt, engine.prefill.budget_tokens, first)
+            return own_s + engine.prefill.first_token_s
 
         return of(jnp.asarray(prefill_tokens)) if engine.step is None else at_some(of, prefill_tokens, EVERY)
 

@@ -8,7 +8,8 @@ from jax import Array
 
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
-from fleetopt_jax.fleet.step_law import beside
+from fleetopt_jax.fleet.step_law import decoding_in, step_law_of
+from fleetopt_jax.laws.cycle import prompt_of, with_prompt
 from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, cycle_moments, cycle_wait_s
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.queueing import bursty_wait, p99_wait_s
@@ -95,7 +96,7 @@ class QuantileTail(Tail):
             running_s=jnp.where(load.prefill_s > 0, own_mean_s, 0.0),
             ttft_p99_s=jnp.full_like(cycle_s, jnp.inf),
             itl_p99_s=jnp.full_like(cycle_s, jnp.inf),
-            ttft=self._ttft(state, operation, slot_q, slot_s, cycle_s, variance),
+            ttft=self._ttft(state, operation, slot_q, slot_s, rate / instances, cycle_s, variance),
             itl=self._itl(state, operation, rate / instances, cycle_s, variance),
         )
 
@@ -107,8 +108,7 @@ class QuantileTail(Tail):
         full = jnp.floor(tokens / budget)
 
         def chunk_s(new_tokens: Array, past_tokens: Array) -> Array:
-            beside = _decoding(state, operation)
-            return state.assumptions.prefill.chunk_s(state.engine, new_tokens, past_tokens, beside)
+            return state.assumptions.prefill.chunk_s(state.engine, new_tokens, past_tokens, _decoding(state, operation))
 
         done = full * budget
         deepest = jnp.max(jnp.where(prompts.mass > 0, done, 0.0))
@@ -130,6 +130,7 @@ class QuantileTail(Tail):
         operation: "Operation",
         slot_q: Array,
         slot_s: Array,
+        rate_per_s: Array,
         cycle_s: Array,
         variance: Array,
     ) -> TtftLaw:
@@ -139,15 +140,19 @@ class QuantileTail(Tail):
         some = waits_q > 1e-9
         random_s = jnp.where(some, slot_s + queue_s, 1.0)
 
+        beside, mean = _decoding(state, operation), state.traffic.demand
+        others = prompt_of(mean.prefill, mean.prefill2, step_law_of(state.engine).window_tokens)
+        first = with_prompt(beside, others, rate_per_s * cycle_s)
+
         def own_s(prefill_tokens: Array) -> Array:
             policy, whole = state.assumptions.prefill, state.assumptions.whole
-            return policy.own_s(state.engine, prefill_tokens, _decoding(state, operation), whole=whole)
+            return policy.own_s(state.engine, prefill_tokens, beside, first, whole=whole)
 
         least_s, most_s = own_s(jnp.stack([prompts.shortest, prompts.longest]))
         return TtftLaw(
             mass=prompts.mass,
-            least_s=prompts.extra_s + least_s + f * cycle_s,
-            most_s=prompts.extra_s + most_s + (1.0 + f) * cycle_s,
+            least_s=prompts.extra_s + least_s,
+            most_s=prompts.extra_s + most_s + cycle_s,
             shortest_tokens=prompts.shortest,
             longest_tokens=prompts.longest,
             wait_probability=jnp.where(stable, jnp.where(some, waits_q, 0.0), 1.0),
@@ -158,7 +163,7 @@ class QuantileTail(Tail):
 def _decoding(state: "StageState", operation: "Operation") -> StepBatch:
     """Who decodes beside a prompt, in the mean."""
     n = jnp.minimum(operation.n_decoding, jnp.maximum(state.load.n_max, 1e-3))
-    return beside(state.engine, n, state.load.context_tokens)
+    return decoding_in(state.engine, n, state.load.context_tokens)
 
 
 def _histogram(state: "StageState") -> "PromptHistogram":
