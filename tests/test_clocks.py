@@ -1,5 +1,6 @@
 """Lower clocks: compute slows, watts fall, memory stays; the top clock changes nothing."""
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from fleetopt_jax.catalog.engines import build, engine_entry
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import stack
 from fleetopt_jax.fleet.engine import Engine, at_clock
@@ -29,11 +30,12 @@ BATCHES = np.array([1.0, 8.0, 32.0, 128.0, 512.0])
 
 @pytest.fixture(scope="module")
 def engines() -> dict[str, list[Engine]]:
-    """By kind of power: the laws of both generations, and configurations with a fit of their own."""
+    """By kind of power: the laws of both generations, configurations with a fit of their own, and operators."""
     names = [("h100", "llama-3.1-70b", 8), ("b200", "llama-3.1-70b", 8), ("h100", "qwen3-235b-a22b", 8)]
-    laws = [build(EngineSpec(*name, own_fit=False)) for name in names]
-    fitted = [build(EngineSpec("h100", tp=4)), build(EngineSpec("h100", source="projected"))]
-    return {"activity": laws, "logistic": fitted}
+    laws = [build(EngineSpec(*name, own_fit=False, serving=MEASURED_SERVING)) for name in names]
+    fitted = [build(EngineSpec("h100", tp=4, serving=MEASURED_SERVING)), build(EngineSpec("h100", source="projected"))]
+    operators = [build(EngineSpec(*name)) for name in names]
+    return {"activity": laws, "logistic": fitted, "operators": operators}
 
 
 @jax.jit
@@ -49,7 +51,7 @@ def curves(engines: Engine, clocks, batches, context=1500.0, prompt=2000.0):
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(engines, clocks)
 
 
-@pytest.mark.parametrize("kind", ["activity", "logistic"])
+@pytest.mark.parametrize("kind", ["activity", "logistic", "operators"])
 def test_lower_clocks_take_longer_and_draw_less(engines, kind):
     stacked = stack(engines[kind])
     step_s, power_w, prompt_s, prompt_w = (np.asarray(x) for x in curves(stacked, CLOCKS, BATCHES))
@@ -69,7 +71,7 @@ def test_lower_clocks_take_longer_and_draw_less(engines, kind):
 
 
 def test_the_top_clock_changes_nothing(engines):
-    for engine in (*engines["activity"], *engines["logistic"]):
+    for engine in itertools.chain(*engines.values()):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), engine, at_clock(engine, 1.0))
 
 

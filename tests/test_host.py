@@ -53,7 +53,7 @@ def test_a_host_hides_behind_the_gpu_and_prompts_cost_it_more():
 
 
 def test_a_host_law_refuses_what_is_no_time():
-    for wrong in (dict(slowdown=0.0), dict(layer_s=-1e-6), dict(per_seq_s=float("nan")), dict(sharpness=0.5)):
+    for wrong in (dict(slowdown=0.0), dict(layer_s=-1e-6), dict(per_seq_s=float("nan"))):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             make_host_law(**wrong)
 

@@ -503,7 +503,7 @@ def odd_cases(engine: Engine, *, some_output: bool) -> OddCases:
     def some(values, p=0.5, otherwise=0.0):
         return np.where(rng.random(np.shape(values)) < p, values, otherwise)
 
-    engine = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x, dtype=float), (CASES,)), engine)
+    engine = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x, dtype=float), (CASES, *np.shape(x))), engine)
     decode = dict(base_s=log_uniform(rng, 1e-4, 0.1), per_token_s=some(log_uniform(rng, 1e-10, 1e-6), 0.9))
     decode |= dict(expert_s=some(log_uniform(rng, 1e-4, 0.1)), expert_share=rng.uniform(0, 0.9, CASES))
     decode |= dict(windowed_token_s=some(log_uniform(rng, 1e-10, 1e-6)), window_tokens=some(log_uniform(rng, 100, 1e4)))

@@ -25,7 +25,7 @@ from fleetopt_jax._optimize.sensitivity import (
     with_limit,
 )
 from fleetopt_jax.catalog.engines import build
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.documents.sensitivity import sensitivity_to_json
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions
@@ -129,7 +129,7 @@ def test_the_relaxed_fleet_is_the_fleet(one_pool):
 
 def test_an_engine_that_is_off_by_nothing_is_itself():
     """At the board's limit as well, where watts of prefill are bent, and their derivatives with them."""
-    engine = build(EngineSpec("b200"))
+    engine = build(EngineSpec("b200", serving=MEASURED_SERVING))
     capped = dataclasses.replace(engine, prefill=dataclasses.replace(engine.prefill, gpu_w=engine.power.cap_w))
     still = EngineFactors(*np.ones(3))
     for each in (engine, capped):

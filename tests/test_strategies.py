@@ -13,7 +13,7 @@ from jax import Array
 from fleetopt_jax._optimize.problem import make_problem
 from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax.catalog.engines import build
-from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec, OwnLaws
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import (
     CHOICES,
@@ -36,7 +36,7 @@ from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.workload.atoms import Workload, make_workload
 
 LATE_S = 0.010
-H100 = EngineSpec("h100", own_fit=False)
+H100 = EngineSpec("h100", own_fit=False, serving=MEASURED_SERVING)
 compiled = jax.jit(evaluate, static_argnames="assumptions")
 routed = jax.jit(route, static_argnames="assumptions")
 

@@ -27,7 +27,7 @@ from fleetopt_jax._optimize.robust import robust, score
 from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax._optimize.uncertainty import gain_trust, log_deviation, metric_trust, plan_trust
 from fleetopt_jax.catalog.engines import build, engine_entry, resolved
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import to_json
 from fleetopt_jax.documents.robust import robust_to_json
@@ -60,10 +60,12 @@ def test_a_factor_is_on_step_power_and_prefill_alone():
     factors = EngineFactors(step=u[0], power=u[1], prefill=u[2])
     engines = [
         build(EngineSpec("h100", source="projected")),
-        build(EngineSpec("a100")),
+        build(EngineSpec("a100", serving=MEASURED_SERVING)),
         build(EngineSpec("h100", "llama-3.1-8b", 1, source="projected")),
+        build(EngineSpec("a100")),
     ]
-    assert len({type(engine.power) for engine in engines}) == 3
+    assert len({type(engine.power) for engine in engines}) == 4
+    assert step_law_of(engines[-1]) is engines[-1].step  # of operators: its mixed steps are off as well
     for engine in engines:
 
         def figures(f, engine=engine):
@@ -84,6 +86,7 @@ def test_a_factor_is_on_step_power_and_prefill_alone():
         if cap == np.inf:
             np.testing.assert_allclose(power, here[1] * u[1], rtol=1e-12)
         same = perturb(engine, EngineFactors(*jnp.ones(3)))
+        same = replace(same, step=same.step and same.step.law)
         for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(engine), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9)
         check_grads(
@@ -92,7 +95,7 @@ def test_a_factor_is_on_step_power_and_prefill_alone():
 
 
 def test_errors_are_those_the_engine_states():
-    measured, scaled = EngineSpec("h100"), EngineSpec("b200", source="projected")
+    measured, scaled = EngineSpec("h100", serving=MEASURED_SERVING), EngineSpec("b200", source="projected")
     entry, errors = engine_entry(measured), errors_of(measured)
     assert float(errors.step) == pytest.approx(math.sqrt(math.pi / 2) * entry.step_error)
     assert float(errors.power) == pytest.approx(OF_MEAN_ABSOLUTE * entry.power_error)

@@ -10,8 +10,8 @@ where steps add up (own is the iterations of the mixed step, the first with lamb
 do not: `laws/cycle.py`), with Q, slot wait and the random part of the cycle, taken as zero with probability 1 - q and
 exponential otherwise. The distribution of prompts enters as a histogram with uniform cells, so its tail is a sum of
 closed forms: exact in the histogram, continuous, and differentiable. The two-moment waits and the exponential are
-approximations: in the study that `laws/occupancy.py` cites P99 TTFT is off by 15 % in the median and 55 % in the 90th percentile, too low
-for random dispatch (median -18 %) and too high for long prompts in bursts to the shortest queue.
+approximations: in the study that `laws/occupancy.py` cites P99 TTFT is off by 15 % in the median and 55 % in the 90th
+percentile, too low for random dispatch (median -18 %) and too high for long prompts in bursts to the shortest queue.
 """
 
 from typing import cast
