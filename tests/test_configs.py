@@ -450,15 +450,18 @@ def test_one_architecture_has_one_answer(tmp_path):
     """By either of its names and by its file."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(LLAMA_70B))
-    entries = [engine_entry(EngineSpec("h100", llm, 4)) for llm in ("llama-3.1-70b", "llama-3.3-70b", str(path))]
-    assert {entry.quality for entry in entries} == {"measured"}
-    assert len({float(entry.engine.decode.step_s(32.0, 1024.0)) for entry in entries}) == 1
+    names = ("llama-3.1-70b", "llama-3.3-70b", str(path))
+    for serving, quality in ((MEASURED_SERVING, "measured"), ("vllm", "kernels")):
+        entries = [engine_entry(EngineSpec("h100", llm, 4, serving=serving)) for llm in names]
+        assert {entry.quality for entry in entries} == {quality}
+        assert len({float(entry.engine.decode.step_s(32.0, 1024.0)) for entry in entries}) == 1
     assert names_of(LLMS["llama-3.3-70b"].architecture) == ("llama-3.1-70b", "llama-3.3-70b")
 
 
 def test_products_run_in_what_the_gpu_has():
     def prefill_s(gpu: str, precision: str) -> float:
-        return float(engine_entry(EngineSpec(gpu, "llama-3.1-8b", 1, precision)).engine.prefill.per_token_s)
+        spec = EngineSpec(gpu, "llama-3.1-8b", 1, precision, serving=MEASURED_SERVING)
+        return float(engine_entry(spec).engine.prefill.per_token_s)
 
     assert prefill_s("a100", "int8") < prefill_s("a100", "bf16")
     assert prefill_s("a100", "fp8") == prefill_s("a100", "bf16")  # unpacked

@@ -30,8 +30,8 @@ def entry(request):
     return engine_entry(request.param)
 
 
-def test_the_default_is_the_engine_that_was_measured():
-    assert fo.EngineSpec("h100").serving == MEASURED_SERVING == SERVING[0]
+def test_the_default_is_the_newest_vllm():
+    assert (fo.EngineSpec("h100").serving, SERVING[0]) == ("vllm", MEASURED_SERVING)
     old, new = (engine_entry(fo.EngineSpec("h100", serving=name)) for name in ("vllm-0.11", "vllm"))
     assert old.engine.step is None and isinstance(step_law_of(old.engine), SumOfSteps)
     assert isinstance(step_law_of(new.engine), OperatorStep)
@@ -114,7 +114,9 @@ def test_a_part_of_ones_own_takes_the_place_of_the_mixed_step():
     own = fo.build(replace(spec, laws=fo.OwnLaws(decode=engine.decode.slower(2.0))))
     assert own.step is None and isinstance(step_law_of(own), SumOfSteps)
     slow = fo.build(replace(spec, clock_frac=0.7))
-    assert slow.step is None and float(slow.decode.step_s(64, 1000.0)) > float(engine.decode.step_s(64, 1000.0))
+    assert isinstance(slow.step, OperatorStep) and float(slow.decode.step_s(64, 1000.0)) > float(
+        engine.decode.step_s(64, 1000.0)
+    )
     assert float(slow.power.gpu_w(64.0, 1000.0)) < float(engine.power.gpu_w(64.0, 1000.0))
 
 

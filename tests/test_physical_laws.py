@@ -438,11 +438,10 @@ def test_rare_prefills_wait_as_in_mg1():
 
 def test_itl_quantile_counts_the_chunk_one_token_in_a_hundred_shares():
     def quantile(rate, prompts=(100.0, 5000.0), variance=0.0, cycle=0.03):
-        prefill = make_prefill(
-            chunk_tokens=512, calibration_tokens=8192, per_token_s=1e-5, budget_tokens=2048.0, gpu_w=600
-        )
-        numbers = as_floats(step_s=0.02, cycle_s=cycle, cycle_variance_s2=variance, rate_per_s=rate)
-        law = ItlLaw(**numbers, prompt_mass=jnp.full(2, 0.5), prompt_tokens=jnp.array(prompts), prefill=prefill)
+        numbers = as_floats(step_s=0.02, cycle_s=cycle, cycle_variance_s2=variance, rate_per_s=rate, most_s=2048e-5)
+        full, rest = np.divmod(prompts, 2048.0)  # chunks of at most 2,048 tokens, 10 us each
+        chunk_s = np.concatenate([1e-5 * rest, np.full(2, 2048e-5)])
+        law = ItlLaw(**numbers, chunk_s=jnp.array(chunk_s), chunks=jnp.concatenate([np.full(2, 0.5), 0.5 * full]))
         return float(itl_quantile_s(law))
 
     assert quantile(0.0) == 0.02

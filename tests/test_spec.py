@@ -16,7 +16,7 @@ from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.engines import build, engine_entry, own_fits, resolved
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.llms import LLMS, LlmEntry
-from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec, OwnLaws
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.core.units import GIB, TB, TFLOP
@@ -24,6 +24,7 @@ from fleetopt_jax.fleet.engine import DoesNotFit, Engine
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.decode import make_decode_step
 from fleetopt_jax.laws.kv_cache import make_kv_capacity
+from fleetopt_jax.laws.mixed_step import decoding
 from fleetopt_jax.laws.power import make_logistic_power
 from fleetopt_jax.workload.atoms import make_workload
 
@@ -148,7 +149,7 @@ def test_own_laws_take_the_place_of_the_catalogs_and_the_rest_stays(source):
 
 def test_what_own_laws_leave_out_is_the_configurations_own_fit():
     gpu, llm, tp, precision = next(iter(own_fits()))
-    spec = EngineSpec(gpu, llm, tp, precision)
+    spec = EngineSpec(gpu, llm, tp, precision, serving=MEASURED_SERVING)
     fitted = engine_entry(spec)
     assert fitted.quality == "measured"
     own = engine_entry(replace(spec, laws=OwnLaws(idle_w=55.0)))
@@ -220,8 +221,11 @@ def test_a_gpu_and_an_llm_of_ones_own_need_no_file_of_ours():
 
 def test_another_gpu_of_a_catalogs_name_has_none_of_its_measurements():
     faster = replace(GPUS["h100"], bandwidth_bytes_per_s=2 * GPUS["h100"].bandwidth_bytes_per_s)
-    ours, other = (engine_entry(EngineSpec(gpu, tp=4)) for gpu in ("h100", faster))
+    ours, other = (engine_entry(EngineSpec(gpu, tp=4, serving=MEASURED_SERVING)) for gpu in ("h100", faster))
     assert (ours.quality, other.quality) == ("measured", "projected")
+    by_operators = [engine_entry(EngineSpec(gpu, tp=4)) for gpu in ("h100", faster)]
+    assert [entry.quality for entry in by_operators] == ["kernels", "projected"]
+    assert by_operators[1].step_error > by_operators[0].step_error
     assert float(other.engine.decode.step_s(1.0, 1000.0)) < float(ours.engine.decode.step_s(1.0, 1000.0))
 
 
@@ -230,7 +234,10 @@ def test_a_catalog_gpu_with_another_price_is_as_good_as_the_catalogs():
     entry, catalog = engine_entry(cheap), engine_entry(EngineSpec("h100"))
     assert (entry.quality, entry.step_error) == (catalog.quality, catalog.step_error)
     assert float(entry.engine.usd_per_gpu_h) == 2.0
-    assert_same_numbers(replace(entry.engine, usd_per_gpu_h=catalog.engine.usd_per_gpu_h), catalog.engine)
+    ours = replace(entry.engine, usd_per_gpu_h=catalog.engine.usd_per_gpu_h)
+    batch = decoding(8.0, 1000.0)
+    assert float(ours.step.gpu_j(batch)) == float(catalog.engine.step.gpu_j(batch))
+    assert_same_numbers(replace(ours, step=None, power=None), replace(catalog.engine, step=None, power=None))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -262,7 +262,7 @@ def decode_of(step: MixedStep) -> OperatorDecode:
     seconds, peak_s = step.costs.seconds, step.costs.peak_s
     return OperatorDecode(
         rows_s=step.rows_s + seconds.head,
-        compute_s=Curve(jnp.sum(peak_s.rows.coefficients, axis=-3)) + peak_s.head,
+        compute_s=Curve(peak_s.rows.coefficients.sum(axis=-3)) + peak_s.head,
         attention_s=seconds.attention,
         attention_compute_s=peak_s.attention,
         window_tokens=step.window_tokens,
