@@ -401,7 +401,6 @@ def _of_operators(
         **as_floats(gpus_per_instance=split.n_gpus),
     )
     errors = entry.host.errors
-    far = "; what nodes pass to one another projected" if split.n_gpus > gpu.link_gpus else ""
     return EngineEntry(
         spec=spec,
         engine=engine,
@@ -409,7 +408,7 @@ def _of_operators(
         step_error=errors.get("tpot"),
         power_error=PROJECTED_WATTS_ERROR if watts.mean_error is None else watts.mean_error,
         source=f"operators timed on {' and '.join(sorted({each.gpu for each in entry.operators}))}, the own time of "
-        f"{entry.host.title} measured on {entry.host.measured_on or 'other GPUs'}; errors on LLMs left out{far}",
+        f"{entry.host.title} measured on {entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
         prefill_error=errors.get("ttft_8k", errors.get("ttft")),
     )
 
