@@ -11,7 +11,7 @@ import fleetopt_jax as fo
 from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.calibrate.points import points_of
 from fleetopt_jax.calibrate.readers import Row
-from fleetopt_jax.catalog.engines import build, engine_entry, workspace_of
+from fleetopt_jax.catalog.engines import MAX_GPUS, MAX_TP, build, engine_entry, engine_points, workspace_of
 from fleetopt_jax.catalog.gpus import GPUS, link_notes
 from fleetopt_jax.catalog.llms import LLMS, at_precision
 from fleetopt_jax.catalog.spec import MEASURED_SERVING
@@ -58,7 +58,7 @@ def test_instances_have_as_many_gpus_as_their_parallelism_asks_for():
     for how, n in (({"dp": 2}, 16), ({"pp": 2}, 16), ({"ep": 8}, 8), ({"dp": 2, "ep": 16}, 16)):
         spec = replace(DEEPSEEK, **how)
         assert spec.split.n_gpus == n == float(build(spec).gpus_per_instance)
-        (point,) = fo.catalog.engines.engine_points(engine_entry(spec), [64.0], 2000.0)
+        (point,) = engine_points(engine_entry(spec), [64.0], 2000.0)
         assert point.tok_per_j == pytest.approx(point.tok_per_s / (n * point.power_w_per_gpu))
 
 
@@ -291,7 +291,8 @@ def test_export_starts_what_was_planned():
 
     fleet = launched(tp=1, dp=8, ep=8, gpu="b200", serving="vllm", max_num_batched_tokens_asked=4096)
     pool = fleet.pools[0]
-    flags = dict(arg.removeprefix("--").partition("=")[::2] for arg in pool.args[1:])
+    words = [arg.removeprefix("--").partition("=") for arg in pool.args[1:]]
+    flags = {name: value for name, _, value in words}
     assert pool.gpus_per_instance == 8
     assert (flags["tensor-parallel-size"], flags["data-parallel-size"]) == ("1", "8")
     assert flags["max-num-batched-tokens"] == "4096" and "enable-expert-parallel" in flags and "nnodes" not in flags
@@ -305,4 +306,4 @@ def test_export_starts_what_was_planned():
 
 
 def test_the_options_know_the_largest_instance():
-    assert table.MAX_GPUS == fo.catalog.engines.MAX_GPUS and table.MAX_TP == fo.catalog.engines.MAX_TP
+    assert table.MAX_GPUS == MAX_GPUS and table.MAX_TP == MAX_TP
