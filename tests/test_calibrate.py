@@ -13,7 +13,7 @@ from scipy.optimize import curve_fit
 from fleetopt_jax.calibrate.fit import fit_decode, fit_power, predict_power_w, predict_step_s
 from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
 from fleetopt_jax.catalog.engines import engine_entry
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import MS
 from fleetopt_jax.documents.engine import SCHEMA, engine_to_json, load_engine, save_engine
@@ -391,7 +391,7 @@ def test_a_document_comes_back_as_it_was_written(tmp_path, measured, document):
 def test_a_saved_engine_is_its_own_step_on_the_memory_and_prefill_of_what_it_names(tmp_path, measured):
     path, names = tmp_path / "engine.json", ("h100", "llama-3.1-70b", 4)
     decode, power = fit_decode(measured), fit_power(measured)
-    of_catalog = engine_entry(EngineSpec(*names, own_fit=False))
+    of_catalog = engine_entry(EngineSpec(*names, own_fit=False, serving=MEASURED_SERVING))
     for fitted in (power, None):
         save_engine(path, decode, fitted, gpu="H100", llm=names[1], tp=names[2])
         entry = engine_entry(load_engine(path))

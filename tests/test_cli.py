@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.cli import commands
 from fleetopt_jax.cli.codes import BAD_INPUT, BUG, INFEASIBLE, INTERRUPTED, OK
 from fleetopt_jax.cli.commands import reproduce as reproduce_command
@@ -291,6 +292,8 @@ def test_columns_named_by_options_are_read(fleetopt, tmp_path):
 
 def test_engine_says_what_one_engine_does_and_how_far_to_trust_it(fleetopt, tmp_path):
     ask = ("engine", "--gpu", "h100", "--llm", "llama-3.1-70b", "--batch", "8,32,128", "--context", "1000", "--json")
+    assert fleetopt(*ask).document["quality"] == "kernels"
+    ask += "--serving", MEASURED_SERVING
     answer = fleetopt(*ask, "--tp", 4)
     document = answer.document
     assert (answer.code, answer.err) == (OK, "")
@@ -385,8 +388,8 @@ def test_a_calibrated_engine_serves_wherever_a_gpu_can(fleetopt, measurements_fi
 def test_measurements_that_tell_nothing_are_refused(fleetopt, tmp_path, text, says):
     path = tmp_path / "bad.csv"
     path.write_text(text)
-    answer = fleetopt("calibrate", path, "--gpu", "h100", "--llm", "llama-3.1-70b", "--tp", 4)
-    assert_refused(answer, str(path), *says)
+    names = ("--gpu", "h100", "--llm", "llama-3.1-70b", "--tp", 4, "--serving", MEASURED_SERVING)
+    assert_refused(fleetopt("calibrate", path, *names), str(path), *says)
 
 
 def test_what_was_measured_must_be_said(fleetopt, measurements_file):

@@ -300,7 +300,7 @@ def test_calibrate_writes_an_engine_that_serves(fleetopt, named, tmp_path):
     batch = 2.0 ** np.arange(3, 11)
     measured, engine, figure = (tmp_path / name for name in ("mine.csv", "engine.json", "fit.svg"))
     measured.write_text("batch,step_ms\n" + "".join(f"{n:g},{16 + 0.1 * n:.6f}\n" for n in batch))
-    names = ("--gpu", "h100", "--llm", "llama-3.1-70b", "--tp", 4)
+    names = ("--gpu", "h100", "--llm", "llama-3.1-70b", "--tp", 4, "--serving", "vllm-0.11")
     ran = fleetopt("calibrate", measured, *names, "--json", "--out", engine, "--figure", figure)
     assert (ran.code, ran.err) == (OK, "")
     assert load_engine(engine).file == str(engine)

@@ -13,7 +13,7 @@ import pytest
 from fleetopt_jax.catalog.engines import EngineEntry, build, engine_entry
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import at_precision, llm_entry
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.catalog.workloads import bundled, load_workload
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions, parse_assumptions
@@ -50,7 +50,7 @@ routed = jax.jit(route, static_argnames="assumptions")
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     """Llama-3.1-70B on eight H100 by the measured law."""
-    return build(EngineSpec("h100"))
+    return build(EngineSpec("h100", serving=MEASURED_SERVING))
 
 
 def requests_of(prompts: list[float], outputs: list[float], rate: float) -> Workload:

@@ -15,7 +15,7 @@ from fleetopt_jax.calibrate.points import Point, benchmark, points_of, read_poin
 from fleetopt_jax.calibrate.predict import Sigmas, limits_of, predicted
 from fleetopt_jax.calibrate.readers import read_rows
 from fleetopt_jax.catalog.engines import engine_entry
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.cli.codes import BAD_INPUT, OK
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadInput
@@ -208,7 +208,7 @@ def test_lengths_have_the_mean_of_the_uniform():
 
 @pytest.fixture(scope="module")
 def llama():
-    return engine_entry(EngineSpec("h100", "llama-3.1-70b", 4, "fp8")).engine
+    return engine_entry(EngineSpec("h100", "llama-3.1-70b", 4, "fp8", serving=MEASURED_SERVING)).engine
 
 
 def test_a_request_alone_takes_its_prefill_and_its_steps(llama):

@@ -28,6 +28,7 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.simulation import TOLERANCE, verified_of
 from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
+from fleetopt_jax.fleet.engine import inputs_of
 from fleetopt_jax.fleet.resources import OBJECTIVES, make_budget
 from fleetopt_jax.fleet.surroundings import Site
 from fleetopt_jax.laws.compression import Compressor
@@ -427,9 +428,10 @@ def test_every_input_of_an_engine_has_a_name():
         ("h100", "llama-3.1-70b", {}),
         ("b200", "gpt-oss-120b", {}),
         ("h100", "llama-3.1-70b", {"source": "projected"}),
+        ("h100", "llama-3.1-70b", {"serving": "vllm-0.11"}),
     )
     for gpu, llm, how in kinds:
-        leaves = jax.tree_util.tree_flatten_with_path(build(EngineSpec(gpu, llm, **how)))[0]
+        leaves = jax.tree_util.tree_flatten_with_path(inputs_of(build(EngineSpec(gpu, llm, **how))))[0]
         for path, _ in leaves:
             label = input_label(".".join(["pools.0.engine", *(key.name for key in path)]))
             assert label.startswith("pool 1: ") and "_" not in label.replace("max_num_seqs", ""), label

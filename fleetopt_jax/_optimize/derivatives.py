@@ -22,7 +22,7 @@ from fleetopt_jax._optimize.engine_errors import EngineFactors, factors_of, pert
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.engine import Engine, inputs_of, with_inputs
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import excesses
@@ -81,7 +81,7 @@ def fleet_inputs(fleet: Fleet, workload: Workload) -> dict[str, Any]:
     return {
         "pools": tuple(
             {
-                "engine": lane.stage.engine,
+                "engine": inputs_of(lane.stage.engine),
                 "window_tokens": lane.window_tokens,
                 "gamma": lane.gamma,
                 "n_instances": lane.stage.n_instances,
@@ -129,7 +129,8 @@ def _moved(moves: Moves, fleet: Fleet, workload: Workload) -> _Moved:
     pools, about, around = inputs["pools"], inputs["workload"], inputs["surroundings"]
     windows, gamma, n = (jnp.stack([p[name] for p in pools]) for name in ("window_tokens", "gamma", "n_instances"))
     factors = jax.tree.map(jnp.exp, moves.factors)
-    engines = [_off(pool["engine"], factors_of(factors, k)) for k, pool in enumerate(pools)]
+    moved = [with_inputs(lane.stage.engine, pool["engine"]) for lane, pool in zip(fleet.lanes, pools, strict=True)]
+    engines = [_off(engine, factors_of(factors, k)) for k, engine in enumerate(moved)]
     return _Moved(
         fleet=fleet_of(engines, windows, gamma, n, around),
         unmoved=fleet_of(engines, fleet.window_tokens, fleet.gamma, n, around),

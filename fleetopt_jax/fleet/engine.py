@@ -27,7 +27,7 @@ from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured
 from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
-from fleetopt_jax.laws.step_law import StepLaw
+from fleetopt_jax.laws.step_law import StepInputs, StepLaw
 
 
 class DoesNotFit(BadField):
@@ -159,6 +159,45 @@ def with_laws(engine: Engine, **laws: Any) -> Engine:
     or prefill, and no other mixed step, it is no more."""
     of_step = {"decode", "power", "prefill"} & laws.keys()
     return replace(engine, **{"step": None if of_step else engine.step, **laws})
+
+
+@pytree
+class EngineInputs:
+    """The single numbers of an engine whose step is tabulated, each once. Leaves shape ()."""
+
+    kv: KvCapacity
+    step: StepInputs
+    budget_tokens: Array  # tokens of one iteration
+    idle_w: Array
+    gpus_per_instance: Array
+    usd_per_gpu_h: Array
+
+
+def inputs_of(engine: Engine) -> Engine | EngineInputs:
+    """The numbers that an engine depends on: all of it, or, of a tabulated one, those that are not tables."""
+    if engine.step is None:
+        return engine
+    numbers = {name: getattr(engine, name) for name in ("kv", "idle_w", "gpus_per_instance", "usd_per_gpu_h")}
+    return EngineInputs(step=engine.step.inputs, budget_tokens=engine.prefill.budget_tokens, **numbers)
+
+
+def with_inputs(engine: Engine, inputs: Any) -> Engine:
+    """The engine with other numbers, of the form of `inputs_of`."""
+    if engine.step is None:
+        return inputs
+    step = engine.step.with_inputs(inputs.step)
+    host = inputs.step.host
+    return replace(
+        engine,
+        decode=replace(engine.decode, host=host),
+        power=replace(engine.power, law=step),
+        prefill=replace(engine.prefill, budget_tokens=inputs.budget_tokens, first_token_s=host.first_token_s),
+        step=step,
+        kv=inputs.kv,
+        idle_w=inputs.idle_w,
+        gpus_per_instance=inputs.gpus_per_instance,
+        usd_per_gpu_h=inputs.usd_per_gpu_h,
+    )
 
 
 def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:

@@ -23,7 +23,7 @@ from fleetopt_jax.laws.mixed_step import CLASSES, MixedStep, StepBatch, decoding
 from fleetopt_jax.laws.operators.watts import StepWatts, flop_w, held_w, memory_w, running_w, with_gap_w
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
-from fleetopt_jax.laws.step_law import StepLaw
+from fleetopt_jax.laws.step_law import StepInputs, StepLaw
 
 BESIDE, BESIDE_TOKENS = 32.0, 2048.0  # sequences that decode beside a prompt whose cost is asked for, and their context
 COMPUTING = ("gemm", "experts", "prefill_attention")  # whose FLOPs take watts: see `step_watts`
@@ -65,6 +65,19 @@ class OperatorStep(StepLaw):
     def at_clock(self, clock_frac: ArrayLike) -> "OperatorStep":
         """On cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
         return replace(self, step=self.top.at_clock(clock_frac), **as_floats(clock_frac=clock_frac))
+
+    @property
+    def inputs(self) -> StepInputs:
+        return StepInputs(self.step.host, self.gpu.tdp_w, self.watts.gap_frac)
+
+    def with_inputs(self, inputs: StepInputs) -> "OperatorStep":
+        return replace(
+            self,
+            step=replace(self.step, host=inputs.host),
+            top=replace(self.top, host=inputs.host),
+            watts=replace(self.watts, gap_frac=inputs.gap_frac),
+            gpu=replace(self.gpu, tdp_w=inputs.tdp_w),
+        )
 
 
 def operator_step(step: MixedStep, watts: StepWatts, gpu: Gpu) -> OperatorStep:

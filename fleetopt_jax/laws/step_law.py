@@ -13,7 +13,17 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.host import HostLaw
 from fleetopt_jax.laws.mixed_step import StepBatch
+
+
+@pytree
+class StepInputs:
+    """What a step of operators is asked about where its tables are given. Fields traced."""
+
+    host: HostLaw  # of the serving engine
+    tdp_w: Array  # board power, of which all watts are shares [W]
+    gap_frac: Array  # of it above idle, where the GPU waits [-]
 
 
 class StepLaw:
@@ -51,6 +61,15 @@ class StepLaw:
         """The law on cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
         raise ValueError(f"{type(self).__name__} has no clock law: say at_clock, or leave the clock alone")
 
+    @property
+    def inputs(self) -> StepInputs:
+        """The single numbers that it depends on."""
+        raise NotImplementedError
+
+    def with_inputs(self, inputs: StepInputs) -> "StepLaw":
+        """The law with other such numbers."""
+        raise NotImplementedError
+
 
 def without_prompts(batch: StepBatch) -> StepBatch:
     """The sequences of a batch that decode."""
@@ -80,6 +99,13 @@ class ScaledStep(StepLaw):
     @property
     def window_tokens(self) -> Array:
         return self.law.window_tokens
+
+    @property
+    def inputs(self) -> StepInputs:
+        return self.law.inputs
+
+    def with_inputs(self, inputs: StepInputs) -> "ScaledStep":
+        return replace(self, law=self.law.with_inputs(inputs))
 
     def at_clock(self, clock_frac: ArrayLike) -> "ScaledStep":
         return replace(self, law=self.law.at_clock(clock_frac))

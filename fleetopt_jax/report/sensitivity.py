@@ -72,6 +72,14 @@ INPUTS = {  # the end of a path: in the field's words
     "cap_w": "power cap",
     "factor": "factor",
     "gpu_w": "power while prefilling",
+    "host.step_s": "time of a step",
+    "slowdown": "GPU time over that of its kernels",
+    "prompt_slowdown": "the same with prompts",
+    "large_exchange": "time of large exchanges",
+    "layer_s": "time per layer",
+    "prompt_layer_s": "time per layer with prompts",
+    "tdp_w": "power limit, and all watts with it",
+    "gap_frac": "share of the power while the GPU waits",
     "first_token_s": "time of a first token beyond its iterations",
     "usd_per_gpu_h": "price of a GPU hour",
     "host_w_per_gpu": "host power a GPU",
@@ -88,7 +96,13 @@ _PLUS = {  # what more of a metric is
     "ttft_p99_s": "slower",
     "itl_s": "slower",
 }
-_PARTS = {"decode": "decode", "prefill": "prefill", "kv": "KV cache", "power": "power law"}
+_PARTS = {
+    "host": "serving engine",
+    "decode": "decode",
+    "prefill": "prefill",
+    "kv": "KV cache",
+    "power": "power law",
+}
 NOTHING = 0.005  # of an elasticity: it would be shown as 0.00
 _METRICS = {"usd": "usd_per_h", "power": "power_w"}  # of an objective, where it is not tokens per joule
 
