@@ -2,8 +2,8 @@
 
 `measured` engines of vLLM 0.11: a configuration's own fit where it was measured and the fit describes it (`quality`
 measured), the law fitted on that GPU (`law`), or the nearest generation's law carried over by data-sheet figures
-(`projected`). Of every other serving engine: operators timed on that GPU and the engine's own time (`kernels`), with
-operators borrowed `projected`.
+(`projected`). Of every other serving engine: operators timed on that GPU and the engine's own time (`kernels`), where
+serving points of this configuration were among those fitted `measured`, with operators borrowed `projected`.
 `projected` engines: the paper's coefficients, and its roofline law for everything else.
 """
 
@@ -18,12 +18,12 @@ import numpy as np
 
 from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry, gpu_entry
-from fleetopt_jax.catalog.hosts import serving_engines
+from fleetopt_jax.catalog.hosts import measured_errors, serving_engines
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
 from fleetopt_jax.catalog.operators import operator_entry
 from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, MEASURED_SERVING, EngineSpec, OwnLaws, Quality
-from fleetopt_jax.catalog.steps import Parallelism, step_entry
+from fleetopt_jax.catalog.steps import Parallelism, StepEntry, step_entry
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.core.units import MS
@@ -51,7 +51,6 @@ from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
 MAX_TP = 64
-PROJECTED_WATTS_ERROR = 0.12  # of fractions fitted on H100 said of B200, and back: `laws/operators/watts.py`
 SERVING = (MEASURED_SERVING, *(name for name in serving_engines() if name != MEASURED_SERVING))
 
 
@@ -374,17 +373,32 @@ def _of_operators(
         step=law,
         **as_floats(gpus_per_instance=spec.tp),
     )
-    errors = entry.host.errors
+    quality, errors, blind = _how_sure(spec, gpu, architecture, split, entry)
     return EngineEntry(
         spec=spec,
         engine=engine,
-        quality=entry.quality,
+        quality=quality,
         step_error=errors.get("tpot"),
-        power_error=PROJECTED_WATTS_ERROR if watts.mean_error is None else watts.mean_error,
+        power_error=watts.mean_errors["experts" if architecture.n_experts else "dense"],
         source=f"operators timed on {' and '.join(sorted({each.gpu for each in entry.operators}))}, the own time of "
-        f"{entry.host.title} measured on {entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
+        f"{entry.host.title} measured on {entry.host.measured_on or 'other GPUs'}; errors on {blind} left out",
         prefill_error=errors.get("ttft_8k", errors.get("ttft")),
     )
+
+
+def _how_sure(
+    spec: EngineSpec, gpu: GpuEntry, architecture: Architecture, split: Parallelism, entry: StepEntry
+) -> tuple[Quality, dict[str, float], str]:
+    """(quality, errors of TPOT and TTFT, what these errors are blind to) of an engine of operators: its own serving
+    points were measured, or its operators were timed on this GPU, or some are borrowed."""
+    if entry.quality == "projected":
+        return "projected", entry.host.projected_errors, "LLMs and GPUs"
+    how = spec.precision or "", spec.kv_precision or "", vars(split)
+    if spec.own_fit and _is_ours(gpu):
+        errors = measured_errors(spec.serving, gpu.name, names_of(architecture), *how)
+        if errors is not None:
+            return "measured", errors, "points of this configuration"
+    return "kernels", entry.host.errors, "LLMs" if entry.host.measured_on else "LLMs and GPUs"
 
 
 def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm, workspace: float) -> EngineEntry:
