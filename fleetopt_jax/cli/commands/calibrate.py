@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> Answer:
 
 def _points(options: argparse.Namespace, measured: Measurements) -> list[Point]:
     """The rows as points of a load, with the lengths of the options where they say some."""
-    lengths = {name: value for name in ("isl", "osl") if (value := getattr(options, name))}
+    lengths: dict[str, Any] = {name: value for name in ("isl", "osl") if (value := getattr(options, name))}
+    lengths |= {"nominal": True} if lengths else {}  # what a benchmark asks for, as predict takes them
     return [replace(point, **lengths) for point in points_of(measured.rows) if not point.parallel]
 
 
