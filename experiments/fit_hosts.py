@@ -6,15 +6,20 @@ FOLDER holds `serving_points` (`_serving_points.py`) and `mlenergy` (`_mlenergy.
 benchmark do not depend on how long they take (`laws/closed_loop.py`): they are listed once for every point, the mixed
 step says what the GPU works in each, and the coefficients of the host law are found by least squares over the
 logarithms of TPOT and TTFT. They are pooled: those of an engine are drawn towards `PRIORS`, those of a GPU towards the
-engine's, as strongly as said there, so that few points move them little. Errors are of fits that have not seen the
-model, or the GPU.
+engine's, as strongly as said there, so that few points move them little.
+
+Errors are of fits that have not seen the LLM; for a GPU nobody measured, neither the LLM nor the GPU; where its
+operators are borrowed too, of such fits on operators of another generation; for a configuration that was measured, of
+fits that have not seen the point (every fifth left out). A GPU and a kind of LLM (dense, experts) with fewer than
+`ENOUGH_ROWS` points or `ENOUGH_LLMS` LLMs says the error of a wider pool where that is larger: all GPUs, then both
+kinds.
 """
 
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,6 +81,10 @@ MOST_GPUS = 16
 MOST_SEQUENCES = 1024
 ENDLESS_TOKENS = 1e12  # of KV cache, where the batch fits
 MOST_TTFT_S = 15.0
+ENOUGH_ROWS, ENOUGH_LLMS = 20, 3  # that an error of its own stands on
+FOLDS = 5  # of the points, each left out in turn
+LEAST_MEASURED = 3  # points of a configuration that counts as measured
+LENDERS = {"h100": "b200", "h200": "h100", "b200": "h100", "gb200": "h100"}  # whose operators a projected GPU has
 FILLED = 0.95  # of nominal lengths, that requests fill at most on average: 0.9, and some more
 
 
@@ -84,12 +93,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     measured, left_out = measured_points(folder / "serving_points")
-    measured += measured_iterations(folder / "mlenergy")
+    borrowed = [_borrowing(point) for point, _ in measured]
+    measured = [each for _, each in measured]
     for why, n in sorted(left_out.items()):
         print(f"left out, {why}: {n}")
+    iterations = measured_iterations(folder / "mlenergy")
+    measured, borrowed = measured + iterations, borrowed + [None] * len(iterations)
     engines = {}
     for engine, title in TITLES.items():
-        engines[engine] = {"title": title, **_engine(engine, [each for each in measured if each.engine == engine])}
+        here = [i for i, each in enumerate(measured) if each.engine == engine]
+        of_engine = _engine(engine, [measured[i] for i in here], [borrowed[i] for i in here])
+        engines[engine] = {"title": title, **of_engine}
     document = {"source": f"{POINTS}; {MLENERGY}", "licence": "Apache-2.0", "engines": engines}
     write_whole(OUT, json.dumps(rounded_document(document), indent=1, sort_keys=True) + "\n")
 
@@ -105,6 +119,8 @@ class Measured:
     llm: str
     gpu: str
     precision: str
+    kv_precision: str
+    split: Parallelism
     experts: bool
     long: bool  # whether prompts are of 8,192 tokens
     n_layers: float
@@ -172,7 +188,7 @@ def _joined(table: Table, name: str) -> np.ndarray:
     return np.concatenate([getattr(point, name) for point in table.points])
 
 
-def measured_points(folder: Path) -> tuple[list[Measured], dict[str, int]]:
+def measured_points(folder: Path) -> tuple[list[tuple[Point, Measured]], dict[str, int]]:
     """The points whose batch fits, and why others are left out."""
     points, left_out = read_points(folder)
     found = []
@@ -181,8 +197,15 @@ def measured_points(folder: Path) -> tuple[list[Measured], dict[str, int]]:
         if isinstance(each, str):
             left_out[each] = left_out.get(each, 0) + 1
         else:
-            found.append(each)
+            found.append((point, each))
     return found, left_out
+
+
+def _borrowing(point: Point) -> Measured | None:
+    """The point with operators of another generation of GPUs, by data-sheet figures; None where that has none such."""
+    gpu = replace(point.served.gpu, name="projected", law=LENDERS[point.served.gpu.name])
+    found = measured_point(replace(point, served=replace(point.served, gpu=gpu)))
+    return None if isinstance(found, str) else found
 
 
 def measured_point(point: Point, *, queues: bool = False) -> Measured | str:
@@ -210,6 +233,8 @@ def measured_point(point: Point, *, queues: bool = False) -> Measured | str:
         llm=served.llm,
         gpu=served.gpu.name,
         precision=served.precision,
+        kv_precision=served.kv_precision,
+        split=served.split,
         experts=served.architecture.n_experts > 0,
         long=point.isl >= 8000,
         n_layers=served.architecture.layers,
@@ -267,6 +292,8 @@ def measured_iterations(folder: Path) -> list[Measured]:
                 llm=served.llm,
                 gpu=row.gpu,
                 precision=row.precision,
+                kv_precision="bf16",
+                split=served.split,
                 experts=a.n_experts > 0,
                 long=False,
                 n_layers=a.layers,
@@ -328,8 +355,8 @@ class Fit:
         return {name: float(np.exp(value)) for name, value in logs.items()}
 
 
-def fit(points: Sequence[Measured]) -> Fit:
-    """The coefficients that describe the points best."""
+def fit(points: Sequence[Measured], near: Fit | None = None) -> Fit:
+    """The coefficients that describe the points best, looked for `near` those of others where that is said."""
     gpus = sorted({point.gpu for point in points})
     priors: dict[tuple[str, ...], tuple[float, float]] = {}
     for name, (value, deviation) in PRIORS.items():
@@ -357,7 +384,9 @@ def fit(points: Sequence[Measured]) -> Fit:
         robust = np.sign(wrong) * np.sqrt(2.0 * ROBUST**2 * (np.sqrt(1.0 + (wrong / ROBUST) ** 2) - 1.0))
         return np.concatenate([robust, (x - start) / deviation])
 
-    return Fit(names, least_squares(residuals, start, diff_step=1e-4, max_nfev=40, xtol=1e-4).x)
+    known = dict(zip(near.names, near.values)) if near else {}
+    first = np.array([known.get(name, value) for name, value in zip(names, start)])
+    return Fit(names, least_squares(residuals, first, diff_step=1e-4, max_nfev=40, xtol=1e-4).x)
 
 
 def errors(points: Sequence[Measured], law: Fit, known: bool = True) -> np.ndarray:
@@ -368,65 +397,140 @@ def errors(points: Sequence[Measured], law: Fit, known: bool = True) -> np.ndarr
     return (shown / seen - 1.0).T
 
 
-def left_out_errors(points: Sequence[Measured], of: str) -> np.ndarray:
-    """The same, each by a fit to the points of other models, or other GPUs."""
-    found = np.full((len(points), 2), np.nan)
-    for name in sorted({getattr(point, of) for point in points}):
-        other = [point for point in points if getattr(point, of) != name]
-        held = [i for i, point in enumerate(points) if getattr(point, of) == name]
-        found[held] = errors([points[i] for i in held], fit(other), known=of != "gpu")
+def left_out_errors(points: Sequence[Measured], of: str, near: Fit | None = None) -> np.ndarray:
+    """The same, each by a fit to the points of other LLMs ("llm"), or other GPUs ("gpu")."""
+    return blind_errors(points, of, near=near)[0]
+
+
+def blind_errors(
+    points: Sequence[Measured], *of: str, shown: Sequence[Measured | None] | None = None, near: Fit | None = None
+) -> list[np.ndarray]:
+    """Relative errors of (TPOT, TTFT), each by a fit to points that differ in all of `of`; of the points, and of what
+    else is `shown` of them by the same fits."""
+    tables = [points] if shown is None else [points, shown]
+    found, whole = [np.full((len(points), 2), np.nan) for _ in tables], near or fit(points)
+    names = [tuple(getattr(point, name) for name in of) for point in points]
+    for held in sorted(set(names)):
+        kept = [point for point, name in zip(points, names) if not any(a == b for a, b in zip(name, held))]
+        law = fit(kept, whole)
+        for table, some in zip(found, tables):
+            at = [i for i, name in enumerate(names) if name == held and some[i] is not None]
+            if at:
+                table[at] = errors([some[i] for i in at], law, known="gpu" not in of)
+    return found
+
+
+def rows_left_out_errors(points: Sequence[Measured], near: Fit) -> np.ndarray:
+    """The same, each by a fit without every fifth point."""
+    found, fold = np.full((len(points), 2), np.nan), np.arange(len(points)) % FOLDS
+    for k in range(FOLDS):
+        held = np.flatnonzero(fold == k)
+        if len(held):
+            law = fit([point for point, other in zip(points, fold) if other != k], near)
+            found[held] = errors([points[i] for i in held], law)
     return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the answer
 
 
-def _engine(engine: str, points: Sequence[Measured]) -> dict[str, Any]:
+def _engine(engine: str, points: Sequence[Measured], borrowed: Sequence[Measured | None]) -> dict[str, Any]:
     """What is kept of an engine; prints its table of errors."""
     law = fit(points)
+    llms, gpus = left_out_errors(points, "llm", law), left_out_errors(points, "gpu", law)
+    both, projected = blind_errors(points, "llm", "gpu", shown=borrowed, near=law)
     tables = {
         "fitted": errors(points, law),
-        "models left out": left_out_errors(points, "llm"),
-        "GPUs left out": left_out_errors(points, "gpu"),
+        "rows left out": rows_left_out_errors(points, law),
+        "LLMs left out": llms,
+        "GPUs left out": gpus,
+        "both left out": both,
+        "operators borrowed": projected,
     }
     print(f"{engine}: {len(points)} points")
     document: dict[str, Any] = {}
+    of_gpu, of_kind = np.array([point.gpu for point in points]), np.array([point.experts for point in points], bool)
+    anyone = np.ones(len(points), bool)
     for experts, kind in enumerate(KINDS):
-        of_kind = np.array([point.experts == bool(experts) for point in points], dtype=bool)
+        here = of_kind == bool(experts)
         found: dict[str, dict[str, Any]] = {}
-        for gpu in sorted({point.gpu for point in points}):
-            here = of_kind & np.array([point.gpu == gpu for point in points], dtype=bool)
-            said = {name: _error_numbers(points, table, here) for name, table in tables.items()}
-            if here.any():
-                _print(f"{kind:8}{gpu:6}{here.sum():5}", said)
-            found[gpu] = _part(law, bool(experts), gpu, int(here.sum()), said["models left out"])
-        said = {name: _error_numbers(points, table, of_kind) for name, table in tables.items()}
-        if of_kind.any():
-            _print(f"{kind:8}{'all':6}{of_kind.sum():5}", said)
-        # A GPU with points of the other kind only has what the kinds share.
-        unseen = {gpu: {**part, "errors": part["errors"] or said["GPUs left out"]} for gpu, part in found.items()}
-        others = _part(law, bool(experts), None, int(of_kind.sum()), said["GPUs left out"])
-        document[kind] = {"gpus": unseen, "others": others}
-    return document
+        for gpu in sorted(set(of_gpu.tolist())):
+            cell = here & (of_gpu == gpu)
+            _print(f"{kind:8}{gpu:6}", points, tables, cell)
+            found[gpu] = _part(law, bool(experts), gpu, cell, _blind(points, llms, cell, here, anyone))
+        _print(f"{kind:8}all   ", points, tables, here)
+        unmeasured = _largest(_blind(points, table, here, anyone) for table in (llms, both))
+        others = _part(law, bool(experts), None, here, unmeasured)
+        lent = _largest((unmeasured, _blind(points, projected, here, anyone)))
+        document[kind] = {"gpus": found, "others": others, "projected": {"errors": lent}}
+    return {**document, "measured": _configurations(points, tables["rows left out"])}
 
 
-def _part(law: Fit, experts: bool, gpu: str | None, n: int, said: dict[str, float]) -> dict[str, Any]:
+def _blind(points: Sequence[Measured], table: np.ndarray, cell: np.ndarray, *pools: np.ndarray) -> dict[str, float]:
+    """Errors of the points in a cell; of one with few points or LLMs those of the first pool with enough, if larger."""
+    found, wider = _error_numbers(points, table, cell), {}
+    for name in ("tpot", "ttft", "ttft_8k"):
+        for chosen in (cell, *pools):
+            rows = [points[i].llm for i in np.flatnonzero(chosen & _said(points, table, name))]
+            if (len(rows) >= ENOUGH_ROWS and len(set(rows)) >= ENOUGH_LLMS) or chosen is pools[-1]:
+                wider |= {key: x for key, x in _error_numbers(points, table, chosen).items() if key == name}
+                break
+    return _largest((found, wider))
+
+
+def _said(points: Sequence[Measured], table: np.ndarray, name: str) -> np.ndarray:
+    """Which points say something of it."""
+    some = ~np.isnan(table[:, 0 if name == "tpot" else 1])
+    return some & np.array([point.long for point in points], bool) if name == "ttft_8k" else some
+
+
+def _largest(tables: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Of each error the largest that is said."""
+    found: dict[str, float] = {}
+    for table in tables:
+        found |= {name: max(value, found.get(name, 0.0)) for name, value in table.items()}
+    return found
+
+
+def _configurations(points: Sequence[Measured], table: np.ndarray) -> list[dict[str, Any]]:
+    """The configurations that were measured, with the errors of their own points; with few, not below their cell's."""
+    keys = [(p.gpu, p.llm, p.precision, p.kv_precision, *vars(p.split).values()) for p in points]
+    cells = [(point.gpu, point.experts) for point in points]
+    found = []
+    for key in sorted(set(keys)):
+        own = np.array([other == key for other in keys])
+        if own.sum() < LEAST_MEASURED:
+            continue
+        cell = np.array([other == cells[keys.index(key)] for other in cells])
+        said = _error_numbers(points, table, own)
+        if own.sum() < ENOUGH_ROWS:
+            said = _largest((said, _error_numbers(points, table, cell)))
+        names = ("gpu", "llm", "precision", "kv_precision", "tp", "ep", "dp", "pp")
+        found.append({**dict(zip(names, key)), "points": int(own.sum()), "errors": said})
+    return found
+
+
+def _part(law: Fit, experts: bool, gpu: str | None, cell: np.ndarray, said: dict[str, float]) -> dict[str, Any]:
     found = law.law(experts, gpu)
     found["prompt_slowdown"] = found["slowdown"] * (1.0 + found.pop("prompt_excess"))
-    return {"coefficients": {**found, "sharpness": SHARPNESS}, "errors": said, "points": n}
+    return {"coefficients": {**found, "sharpness": SHARPNESS}, "errors": said, "points": int(cell.sum())}
 
 
 def _error_numbers(points: Sequence[Measured], table: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
     """Mean absolute relative errors."""
-    long = chosen & np.array([point.long for point in points], dtype=bool)
-    some = {"tpot": table[chosen, 0], "ttft": table[chosen, 1], "ttft_8k": table[long, 1]}
-    means = {name: np.abs(values[~np.isnan(values)]) for name, values in some.items()}
-    return {name: float(values.mean()) for name, values in means.items() if len(values)}
+    columns = {"tpot": 0, "ttft": 1, "ttft_8k": 1}
+    some = {name: np.abs(table[chosen & _said(points, table, name), column]) for name, column in columns.items()}
+    return {name: float(values.mean()) for name, values in some.items() if len(values)}
 
 
-def _print(what: str, said: dict[str, dict[str, float]]) -> None:
-    columns = [" ".join(f"{name} {value:6.1%}" for name, value in table.items()) for table in said.values()]
-    print("  " + what + "  " + " | ".join(f"{name}: {text}" for name, text in zip(said, columns)))
+def _print(what: str, points: Sequence[Measured], tables: dict[str, np.ndarray], cell: np.ndarray) -> None:
+    if not cell.any():
+        return
+    llms = len({points[i].llm for i in np.flatnonzero(cell)})
+    print(f"  {what}{cell.sum():5} points of {llms} LLMs")
+    for name, table in tables.items():
+        said = _error_numbers(points, table, cell)
+        print(f"    {name:20}" + " ".join(f"{key} {value:6.1%}" for key, value in said.items()))
 
 
 if __name__ == "__main__":

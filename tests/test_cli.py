@@ -293,7 +293,7 @@ def test_columns_named_by_options_are_read(fleetopt, tmp_path):
 def test_engine_says_what_one_engine_does_and_how_far_to_trust_it(fleetopt, tmp_path):
     ask = ("engine", "--gpu", "h100", "--llm", "llama-3.1-70b", "--batch", "8,32,128", "--context", "1000", "--json")
     assert fleetopt(*ask).document["quality"] == "kernels"
-    ask += "--serving", MEASURED_SERVING
+    ask = ("engine", "--serving", MEASURED_SERVING, *ask[1:])
     answer = fleetopt(*ask, "--tp", 4)
     document = answer.document
     assert (answer.code, answer.err) == (OK, "")

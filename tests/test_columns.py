@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fleetopt_jax.catalog.engines import build
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.fleet.assumptions import Assumptions, parse_assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import fleet_of
@@ -37,7 +37,7 @@ COMPUTE = parse_assumptions("physical,tail=mean_prefill")
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return build(EngineSpec("h100", own_fit=False))
+    return build(EngineSpec("h100", own_fit=False, serving=MEASURED_SERVING))
 
 
 @pytest.fixture(scope="module")

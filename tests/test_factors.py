@@ -250,3 +250,25 @@ def test_a_step_of_its_own_is_there_for_the_asking(capsys, tmp_path):
     document = json.loads(out)
     assert code == OK and document["serving"] == "vllm" and document["decode"]["base_s"] == pytest.approx(0.01)
     assert fo.build(load_engine(mine)).step is None
+
+
+@pytest.mark.slow
+def test_a_calibrated_step_of_operators_plans_and_is_simulated(capsys, tmp_path, fit):
+    """Slower kernels and hungrier boards than the catalog's: the plan says so, is read back, and is simulated alike."""
+    mine, trace, path = tmp_path / "mine.json", tmp_path / "trace.csv", tmp_path / "plan.json"
+    save_engine(mine, fit, None, gpu="h100", llm="llama-3.1-70b", tp=4, precision="fp8", serving="vllm")
+    rng = np.random.default_rng(0)
+    lengths = zip(rng.integers(200, 3000, 300), rng.integers(50, 400, 300))
+    trace.write_text("prompt_tokens,output_tokens\n" + "".join(f"{p},{o}\n" for p, o in lengths))
+    load = ("--workload", trace, "--rate", 30, "--ttft-p99-ms", 3000, "--pools", 1)
+    code, out = ran(capsys, "optimize", *load, "--gpu", mine, "--out", path, "--json")
+    (pool,) = json.loads(out)["pools"]
+    assert code == OK and (pool["engine_file"], pool["engine_quality"]) == (str(mine), "measured")
+    errors = [pool[f"engine_{name}_error"] for name in ("step", "prefill", "power")]
+    assert errors == [fit.errors[name] for name in ("step", "prefill", "power")]
+    code, out = ran(capsys, "evaluate", path, "--json")
+    planned = json.loads(path.read_text())["metrics"]
+    assert code == OK and json.loads(out)["metrics"] == pytest.approx(planned, rel=1e-9)
+    code, out = ran(capsys, "simulate", path, "--requests", 2000, "--json")
+    seen = json.loads(out)["pools"][0]["metrics"]["tok_per_j"]
+    assert code == OK and seen["simulated"] == pytest.approx(seen["analytic"], rel=0.15)

@@ -33,6 +33,8 @@ from fleetopt_jax.core.files import to_json
 from fleetopt_jax.documents.robust import robust_to_json
 from fleetopt_jax.documents.sensitivity import trust_to_json
 from fleetopt_jax.fleet.assumptions import PUBLISHED
+from fleetopt_jax.fleet.step_law import step_law_of
+from fleetopt_jax.laws.mixed_step import decoding, with_prompts
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.workload.atoms import with_rate
 
@@ -85,9 +87,13 @@ def test_a_factor_is_on_step_power_and_prefill_alone():
         if cap == np.inf:
             np.testing.assert_allclose(power, here[1] * u[1], rtol=1e-12)
         same = perturb(engine, EngineFactors(*jnp.ones(3)))
-        same = dataclasses.replace(same, step=same.step and same.step.law)
-        for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(engine), strict=True):
+        for a, b in zip(jax.tree.leaves((same.prefill, same.idle_w)), jax.tree.leaves((engine.prefill, engine.idle_w))):
             np.testing.assert_allclose(a, b, rtol=1e-9)
+        mixed, law = with_prompts(decoding(20.0, 3000.0), 500.0), step_law_of(engine)
+        twice = step_law_of(perturb(engine, EngineFactors(*jnp.array([2.0, 1.0, 2.0]))))
+        np.testing.assert_allclose(step_law_of(same).step_s(mixed), law.step_s(mixed), rtol=1e-9)
+        np.testing.assert_allclose(twice.step_s(mixed), 2.0 * law.step_s(mixed), rtol=1e-9)
+        np.testing.assert_allclose(step_law_of(same).gpu_j(mixed), law.gpu_j(mixed), rtol=1e-9)
         check_grads(
             lambda f, engine=engine: perturb(engine, EngineFactors(f, f, f)).prefill.gpu_w, (1.1,), 1, rtol=1e-5
         )

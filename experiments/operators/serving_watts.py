@@ -50,28 +50,41 @@ EXPERTS = {  # hidden size, width, experts of a token, experts
     "Llama-4-Scout": (5120, 8192, 1, 16),
     "Llama-4-Maverick": (5120, 8192, 1, 128),
 }
+ENOUGH_ROWS, ENOUGH_LLMS = 20, 3  # that an error of one kind of LLM stands on
 PER_TENSOR = ("Llama-4-Maverick",)  # one scale of a matrix; the other 8-bit and 4-bit experts have blocks of scales
 
 
 def fit(folder: Path) -> dict[str, Any]:
-    """The document of the class. Errors held out are of architectures that were not in the fit, on either GPU.
+    """The document of the class. Errors held out are of architectures that were not in the fit, on either GPU; those of
+    borrowers, of the other GPU's fractions, and the architecture not in the fit either.
 
     The benchmark's rows are expected in `mlenergy` beside the folder of the kernel tables.
     """
     table = read_table(folder)
-    found, unseen = table.fit(np.ones(len(table.rows), bool)), np.zeros(len(table.rows))
-    for architecture in sorted({row.architecture for row in table.rows}):
-        out = np.array([row.architecture == architecture for row in table.rows])
+    rows = table.rows
+    found, unseen = table.fit(np.ones(len(rows), bool)), np.zeros(len(rows))
+    carried, experts = np.zeros(len(rows)), np.array([row.architecture in EXPERTS for row in rows])
+    names = np.array([row.architecture for row in rows])
+    for architecture in sorted(set(names.tolist())):
+        out = names == architecture
         unseen[out] = table.error(table.fit(~out))[out]
+        for second in (False, True):
+            here = table.second == second
+            carried[out & here] = table.error(table.fit(~out & ~here), table.second ^ True)[out & here]
     gpus: dict[str, dict[str, Any]] = {gpu: {} for gpu in TABLES}
     for i, gpu in enumerate(MEASURED):
         of = table.second == bool(i)
         wrong, held_out = np.abs(table.error(found)[of]), np.abs(unseen[of])
-        gpus[gpu]["serving"] = _entry(table.coefficients(found, bool(i)), wrong, held_out)
+        blind = _by_kind(np.abs(unseen), names, of, experts)
+        gpus[gpu]["serving"] = {
+            **_entry(table.coefficients(found, bool(i)), wrong, held_out),
+            "blind_mean_error": blind,
+        }
+    lent = _by_kind(np.abs(carried), names, np.ones(len(rows), bool), experts)
     for gpu, lender in BORROWED.items():
         coefficients = gpus[lender]["serving"]["coefficients"]
         gpus[gpu]["serving"] = {"coefficients": coefficients, "rows": 0, "borrowed_from": lender}
-    return {"source": SOURCE, "licence": LICENCE, "gpus": gpus}
+    return {"source": SOURCE, "licence": LICENCE, "gpus": gpus, "borrowed_blind_mean_error": lent}
 
 
 def read_table(folder: Path) -> "Table":
@@ -100,9 +113,10 @@ class Table:
         n = len(NAMES)
         return np.where(np.asarray(second)[..., None], x[:n] + x[n:], x[:n] - x[n:])
 
-    def error(self, x: np.ndarray) -> np.ndarray:
-        """Relative errors of the watts [row]."""
-        asked = self.idle_frac + np.sum(self.terms * self.coefficients(x, self.second), axis=1)
+    def error(self, x: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+        """Of every row by the coefficients of its GPU, or of the `second` where that is said."""
+        coefficients = self.coefficients(x, self.second if second is None else second)
+        asked = self.idle_frac + np.sum(self.terms * coefficients, axis=1)
         return np.asarray(held_w(asked, 1.0)) / self.power_frac - 1.0
 
     def fit(self, chosen: np.ndarray) -> np.ndarray:
@@ -116,6 +130,16 @@ class Table:
             return np.concatenate([data, np.sqrt(HOLD) * stray, np.sqrt(HOLD_TOGETHER) * apart])
 
         return least_squares(residuals, np.concatenate([KERNELS, np.zeros(n)])).x
+
+
+def _by_kind(wrong: np.ndarray, names: np.ndarray, chosen: np.ndarray, experts: np.ndarray) -> dict[str, float]:
+    """Mean errors of dense LLMs and of mixtures of experts; of few rows or architectures not below that of both."""
+    found = {}
+    for kind, of_kind in (("dense", ~experts), ("experts", experts)):
+        here = chosen & of_kind
+        few = here.sum() < ENOUGH_ROWS or len(set(names[here].tolist())) < ENOUGH_LLMS
+        found[kind] = float(max(wrong[here].mean(), wrong[chosen].mean() if few else 0.0))
+    return found
 
 
 def _entry(coefficients: np.ndarray, wrong: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:

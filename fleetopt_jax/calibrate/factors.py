@@ -1,6 +1,7 @@
 """Factors on an engine of operators from what its users measured: whole benchmarks, or steps at known batches.
 
-    minimise  sum over means (ln predicted - ln measured)^2 / sigma^2  +  sum over factors (ln f)^2 / PRIORS^2
+    minimise  sum over means rho((ln predicted - ln measured) / sigma)  +  sum over factors (ln f)^2 / PRIORS^2,
+    rho(x) = 2 (sqrt(1 + x^2) - 1)
 
 The factors are those of `laws/factors.py`; each is drawn towards 1, the catalog's value, as strongly as the catalog is
 trusted. Measured means: TTFT, TPOT (means, or medians where there are none) and the seconds of a run (its output over
@@ -8,7 +9,8 @@ its throughput) of closed loops; the seconds of decode steps; watts. Who is in w
 long they take (`laws/closed_loop.py`), so each mean is a weighted sum of the seconds of listed iterations. The watts
 are compared last, at the seconds found.
 
-sigma is what the means are off by: what the fit leaves of them, together with four more that were off by 3 %. A factor
+sigma is what the means of one kind are off by: what the fit leaves of them, together with four more that were off by
+3 %; rho lets a few that are further off count less, as first tokens of a server that queues elsewhere are. A factor
 is told by the data if they leave its logarithm no more than half of its prior deviation, or if it is two standard
 errors from 1; the least told keeps the catalog's value, and the others are fitted anew, until all that are left are
 told. Leave-one-out errors refit without
@@ -54,6 +56,7 @@ USUAL_ERROR, USUAL_MEANS = 0.03, 4.0  # what means are off by, and how many mean
 BENCHMARK_KINDS = (("ttft_s", "ttft_median_s"), ("tpot_s", "tpot_median_s"), ("output_tok_per_s",))
 MIDDLE = 0.1  # share of the requests about the median that stand for it
 FAR = 3.0  # largest ln f
+OF_MEAN_ABSOLUTE = np.sqrt(np.pi / 2.0)  # sigma of normal errors over their mean absolute value
 ROUNDS = 3  # of a fit and of what it leaves
 WORDS = {
     "gpu": "the time of the GPU's kernels",
@@ -335,7 +338,7 @@ def _told(table: _Table, names: list[str]) -> tuple[_Solved, list[str]]:
     """The fit of the factors that the means tell, the least told held at 1 one after another; and why."""
     names, notes = list(names), []
     while names:
-        solved = _solve(table.off, names)
+        solved = _solve(table.off, names, table.kinds)
         doubts = solved.doubts
         least = max(doubts, key=lambda name: doubts[name])
         if doubts[least] <= 1.0:
@@ -344,38 +347,48 @@ def _told(table: _Table, names: list[str]) -> tuple[_Solved, list[str]]:
         names.remove(least)
     else:
         solved = _Solved((), np.zeros(0), np.zeros((0, 0)))
-    return replace(solved, left_out=_left_out(table.off, table.of_point, solved)), notes
+    return replace(solved, left_out=_left_out(table.off, table.kinds, table.of_point, solved)), notes
 
 
-def _solve(off: Off, names: Sequence[str], kept: np.ndarray | None = None, start: np.ndarray | None = None) -> _Solved:
-    """Least squares of the means in `kept`, with what they are off by found on the way."""
-    chosen = slice(None) if kept is None else kept
-    priors, error = np.array([PRIORS[name] for name in names]), USUAL_ERROR
+def _solve(
+    off: Off,
+    names: Sequence[str],
+    kinds: Sequence[str],
+    kept: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+) -> _Solved:
+    """Least squares of the means in `kept`, with what those of each kind are off by found on the way."""
+    chosen = np.ones(len(kinds), bool) if kept is None else kept
+    of_kind = np.unique(np.asarray(kinds)[chosen], return_inverse=True)[1]
+    count, priors = np.bincount(of_kind), np.array([PRIORS[name] for name in names])
     logs = np.zeros(len(names)) if start is None else start
+    error = np.full(len(of_kind), USUAL_ERROR)
 
     def wrong(x: np.ndarray) -> np.ndarray:
         return off(dict(zip(names, np.exp(x))))[chosen]
 
-    def residuals(x: np.ndarray, error: float) -> np.ndarray:
-        return np.concatenate([wrong(x) / error, x / priors])
+    def residuals(x: np.ndarray, error: np.ndarray) -> np.ndarray:
+        of_means = wrong(x) / error
+        counted = np.sign(of_means) * np.sqrt(2.0 * (np.sqrt(1.0 + of_means**2) - 1.0))
+        return np.concatenate([counted, x / priors])
 
     covariance = np.diag(priors**2)
     for _ in range(ROUNDS):
-        start, bounds = np.clip(logs, -FAR, FAR), (-1.01 * FAR, 1.01 * FAR)
-        found = least_squares(residuals, start, bounds=bounds, xtol=1e-7, args=(error,))
-        logs, left = found.x, wrong(found.x)
-        covariance = np.linalg.inv(found.jac.T @ found.jac)
-        n_free = max(len(left) - len(names), 0)
-        error = float(np.sqrt((left @ left + USUAL_MEANS * USUAL_ERROR**2) / (n_free + USUAL_MEANS)))
+        begin, bounds = np.clip(logs, -FAR, FAR), (-1.01 * FAR, 1.01 * FAR)
+        found = least_squares(residuals, begin, bounds=bounds, xtol=1e-7, args=(error,))
+        logs, covariance = found.x, np.linalg.inv(found.jac.T @ found.jac)
+        free = count * max(1.0 - len(names) / len(of_kind), 0.0)
+        left = OF_MEAN_ABSOLUTE * np.bincount(of_kind, np.abs(wrong(logs)))
+        error = ((left + USUAL_MEANS * USUAL_ERROR) / (free + USUAL_MEANS))[of_kind]
     return _Solved(tuple(names), logs, covariance)
 
 
-def _left_out(off: Off, of_point: np.ndarray, solved: _Solved) -> np.ndarray:
+def _left_out(off: Off, kinds: Sequence[str], of_point: np.ndarray, solved: _Solved) -> np.ndarray:
     """ln(predicted / measured) of the means of each point, by a fit to the others."""
     found = np.zeros(len(of_point))
     for i in np.unique(of_point):
         out = of_point == i
-        others = _solve(off, solved.names, ~out, solved.logs) if solved.names and not out.all() else None
+        others = _solve(off, solved.names, kinds, ~out, solved.logs) if solved.names and not out.all() else None
         found[out] = off(others.values if others else {})[out]
     return found
 
@@ -415,11 +428,12 @@ def _fit_watts(spec: EngineSpec, seen: Sequence[_Seen], solved: _Solved) -> tupl
         log = float(np.log(values.get("watts", 1.0)))
         return np.array([np.interp(log, GRID, curve) for curve in curves.T])
 
-    found, notes = _solve(off, ["watts"]), []
+    kinds = ["power_w"] * len(some)
+    found, notes = _solve(off, ["watts"], kinds), []
     if found.doubts["watts"] > 1.0:
         notes.append(f"{WORDS['watts']} keep the catalog's value: these points tell a factor {found.said('watts')}")
         found = none
-    found = replace(found, left_out=_left_out(off, np.arange(len(some)), found))
+    found = replace(found, left_out=_left_out(off, kinds, np.arange(len(some)), found))
     n_sequences = np.array([each.n_sequences for each in some])
     return _Watts(found, off(found.values), off_at({}, np.zeros(1))[0], n_sequences), notes
 

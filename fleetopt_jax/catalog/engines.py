@@ -2,8 +2,8 @@
 
 `measured` engines of vLLM 0.11: a configuration's own fit where it was measured and the fit describes it (`quality`
 measured), the law fitted on that GPU (`law`), or the nearest generation's law carried over by data-sheet figures
-(`projected`). Of every other serving engine: operators timed on that GPU and the engine's own time (`kernels`), with
-operators borrowed `projected`.
+(`projected`). Of every other serving engine: operators timed on that GPU and the engine's own time (`kernels`), where
+serving points of this configuration were among those fitted `measured`, with operators borrowed `projected`.
 `projected` engines: the paper's coefficients, and its roofline law for everything else.
 """
 
@@ -18,12 +18,12 @@ import numpy as np
 
 from fleetopt_jax.catalog.architecture import Architecture
 from fleetopt_jax.catalog.gpus import GpuEntry, gpu_entry, is_catalogs
-from fleetopt_jax.catalog.hosts import serving_engines
+from fleetopt_jax.catalog.hosts import measured_errors, serving_engines
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
 from fleetopt_jax.catalog.operators import OperatorEntry, operator_entry
 from fleetopt_jax.catalog.packaged import packaged_json
 from fleetopt_jax.catalog.spec import DEFAULT_LLM, DEFAULT_TP, MEASURED_SERVING, EngineSpec, OwnLaws, Quality
-from fleetopt_jax.catalog.steps import Parallelism, step_entry
+from fleetopt_jax.catalog.steps import Parallelism, StepEntry, step_entry
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.core.units import MS
@@ -52,7 +52,6 @@ from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 CALIBRATION_TOKENS = 8192
 MAX_TP = 64
 MAX_GPUS = 128  # of an instance: nothing larger was measured anywhere
-PROJECTED_WATTS_ERROR = 0.12  # of fractions fitted on H100 said of B200, and back: `laws/operators/watts.py`
 SERVING = (MEASURED_SERVING, *(name for name in serving_engines() if name != MEASURED_SERVING))
 # Of a GPU's own time by another's operators, of a decoding step and of a prompt: A100, L40S and RTX PRO 6000 by those
 # of H100, H100 and B200, in the mean (tests/test_own_gpu.py); 0.01 to 0.10 among siblings.
@@ -411,16 +410,17 @@ def _of_operators(
         step=law,
         **as_floats(gpus_per_instance=split.n_gpus),
     )
-    errors = entry.host.errors
-    step_lent, prefill_lent = _operators_errors(gpu, entry.timed, experts=architecture.n_experts > 0)
+    experts = architecture.n_experts > 0
+    quality, errors, blind = _how_sure(spec, gpu, architecture, split, entry)
+    step_lent, prefill_lent = _operators_errors(gpu, entry.timed, experts=experts)
     return EngineEntry(
         spec=spec,
         engine=engine,
-        quality=entry.quality,
+        quality=quality,
         step_error=_both(errors.get("tpot"), step_lent),
-        power_error=PROJECTED_WATTS_ERROR if watts.borrowed or watts.mean_error is None else watts.mean_error,
+        power_error=watts.mean_errors["experts" if experts else "dense"],
         source=f"{_timed_on(gpu, entry.timed)}, the own time of {entry.host.title} measured on "
-        f"{entry.host.measured_on or 'other GPUs'}; errors on LLMs left out",
+        f"{entry.host.measured_on or 'other GPUs'}; errors on {blind} left out",
         prefill_error=_both(errors.get("ttft_8k", errors.get("ttft")), prefill_lent),
     )
 
@@ -428,7 +428,9 @@ def _of_operators(
 def _operators_errors(gpu: GpuEntry, operators: Sequence[OperatorEntry], *, experts: bool) -> tuple[float, float]:
     """What operators of one's own GPU add to the errors of decoding steps and prompts: those that were borrowed theirs,
     and those that were timed what the fit is off."""
-    own = max((each.median_error or 0.0 for each in operators if each.gpu == gpu.name and gpu.operators), default=0.0)
+    if not gpu.operators:
+        return 0.0, 0.0  # the errors of the serving engine's own time hold them
+    own = max((each.median_error or 0.0 for each in operators if each.gpu == gpu.name), default=0.0)
     lent = any(each.gpu != gpu.name for each in operators)
     step, prefill = LENT_ERRORS["experts" if experts else "dense"] if lent else (0.0, 0.0)
     return max(step, own), max(prefill, own)
@@ -449,6 +451,23 @@ def _timed_on(gpu: GpuEntry, operators: Sequence[OperatorEntry]) -> str:
         return f"operators timed on {gpu.name}"
     over = f"on {' and '.join(lent)}, carried over by data-sheet figures"
     return f"operators timed on {gpu.name} ({', '.join(own)}) and {over}" if own else f"operators timed {over}"
+
+
+def _how_sure(
+    spec: EngineSpec, gpu: GpuEntry, architecture: Architecture, split: Parallelism, entry: StepEntry
+) -> tuple[Quality, dict[str, float], str]:
+    """(quality, errors of TPOT and TTFT, what these errors are blind to) of an engine of operators: its own serving
+    points were measured, or its operators were timed on this GPU, or some are borrowed."""
+    if gpu.operators:
+        return entry.quality, entry.host.errors, "LLMs"
+    if entry.quality == "projected":
+        return "projected", entry.host.projected_errors, "LLMs and GPUs"
+    how = spec.precision or "", spec.kv_precision or "", vars(split)
+    if spec.own_fit and is_catalogs(gpu):
+        errors = measured_errors(spec.serving, gpu.name, names_of(architecture), *how)
+        if errors is not None:
+            return "measured", errors, "points of this configuration"
+    return "kernels", entry.host.errors, "LLMs" if entry.host.measured_on else "LLMs and GPUs"
 
 
 def _of_law(spec: EngineSpec, gpu: GpuEntry, llm: Llm, workspace: float) -> EngineEntry:

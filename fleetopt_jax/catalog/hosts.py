@@ -2,8 +2,15 @@
 
 An engine is a name (`vllm`, the newest releases; `vllm-0.11`, `sglang`, `trtllm`); its law has coefficients for dense
 LLMs and for mixtures of experts, and for a GPU those of its own where the measurements identify them.
+
+Errors are of whole closed loops, by operators and host together, mean absolute relative ones, of "tpot", "ttft" and
+"ttft_8k" (prompts of 8,192 tokens). Blind: of a GPU that was measured, of fits without the LLM; of one that was not, of
+fits without the LLM and the GPU; of one whose operators are borrowed, with those of another generation as well. A GPU
+and a kind of LLM with fewer than 20 points or 3 LLMs says the error of a wider pool where that is larger. Of a
+configuration that was measured, of fits without the point.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +29,8 @@ class HostEntry:
     law: HostLaw
     title: str  # engine and releases
     measured_on: str | None  # the GPU whose measurements are in it; None: of other GPUs
-    # Of "tpot", "ttft" and "ttft_8k", models left out of the fit; of a GPU that nobody measured, GPUs left out; empty
-    # where nobody measured such LLMs.
-    errors: dict[str, float]
+    errors: dict[str, float]  # blind
+    projected_errors: dict[str, float]  # where operators are borrowed from another GPU
 
 
 def document() -> dict[str, Any]:
@@ -59,4 +65,15 @@ def host_entry(serving: str, gpu: GpuEntry, *, experts: bool) -> HostEntry:
         title=engine["title"],
         measured_on=gpu.name if measured else None,
         errors=part["errors"] if measured else kind["others"]["errors"],
+        projected_errors=kind["projected"]["errors"],
     )
+
+
+def measured_errors(
+    serving: str, gpu: str, llms: Sequence[str], precision: str, kv_precision: str, split: Mapping[str, int]
+) -> dict[str, float] | None:
+    """The errors of a configuration whose serving points were measured, points left out; None where none were. `llms`
+    are all names of its architecture, `split` how its GPUs share it ("tp", "ep", "dp", "pp")."""
+    how = {"gpu": gpu, "precision": precision, "kv_precision": kv_precision, **split}
+    found = (each for each in document()["engines"][serving]["measured"] if each["llm"] in llms)
+    return next((each["errors"] for each in found if all(each[name] == value for name, value in how.items())), None)

@@ -51,7 +51,7 @@ class OperatorEntry:
     variant: str  # data type, or kind
     median_error: float | None
     p90_error: float | None
-    mean_error: float | None  # where a law was fitted to serving: on LLMs left out
+    mean_errors: dict[str, float]  # where a law was fitted to serving: on LLMs left out, of "dense" and "experts"
     borrowed: bool  # from another GPU, or another variant
 
 
@@ -110,14 +110,16 @@ def _own_entry(found: OwnOperator, gpu: str, borrowed: bool) -> OperatorEntry:
         variant=found.variant,
         median_error=found.median_error,
         p90_error=found.p90_error,
-        mean_error=None,
+        mean_errors={},
         borrowed=borrowed,
     )
 
 
 @cache
 def _entry(operator: str, gpu: str, variant: str, borrowed: bool) -> OperatorEntry:
-    part = document(operator)["gpus"][gpu][variant]
+    whole = document(operator)
+    part = whole["gpus"][gpu][variant]
+    lent = borrowed or "borrowed_from" in part
     return OperatorEntry(
         law=MAKERS[operator](**part["coefficients"]),
         operator=operator,
@@ -125,6 +127,6 @@ def _entry(operator: str, gpu: str, variant: str, borrowed: bool) -> OperatorEnt
         variant=variant,
         median_error=part.get("median_error"),
         p90_error=part.get("p90_error"),
-        mean_error=part.get("held_out_mean_error"),
-        borrowed=borrowed or "borrowed_from" in part,
+        mean_errors=whole.get("borrowed_blind_mean_error", {}) if lent else part.get("blind_mean_error", {}),
+        borrowed=lent,
     )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from jax import Array
 from jax.typing import ArrayLike
@@ -189,8 +189,8 @@ def with_inputs(engine: Engine, inputs: Any) -> Engine:
     host = inputs.step.host
     return replace(
         engine,
-        decode=replace(engine.decode, host=host),
-        power=replace(engine.power, law=step),
+        decode=replace(cast(Any, engine.decode), host=host),
+        power=replace(cast(Any, engine.power), law=step),
         prefill=replace(engine.prefill, budget_tokens=inputs.budget_tokens, first_token_s=host.first_token_s),
         step=step,
         kv=inputs.kv,

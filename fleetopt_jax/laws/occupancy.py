@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.laws.decode import DecodeLaw
 
 MOST_PREFILL = 0.999  # share of the time; beyond it nothing is decoded
-FEWEST = 1e-9  # sequences
+FEWEST = 1e-30  # sequences that are divided by
 LONGEST = 8.0  # a step goes no further below what so many sequences would be
 NEWTON_STEPS = 10  # quadratic convergence: 6 reach 1e-12 for the sparsest catalog model, 9 where a law bends
 
@@ -115,16 +115,15 @@ def in_flight(
             value, slope = jax.jvp(residual, (n,), (jnp.ones_like(n),))
             least, most = jnp.where(value > 0, n, least), jnp.where(value > 0, most, n)
             # of ln(n + value) - ln(n) over ln(n), in which what is asked of few sequences and of many looks alike
-            elasticity = n * (1.0 + slope) / (n + value)
-            step = n * jnp.exp(jnp.log1p(value / n) / jnp.maximum(1.0 - elasticity, 1e-3))
-            step = jnp.maximum(step, (n + value) / LONGEST)
+            some, asked = jnp.maximum(n, FEWEST), jnp.maximum(n + value, 0.0)
+            elasticity = n * (1.0 + slope) / jnp.maximum(asked, FEWEST)
+            step = n * (asked / some) ** (1.0 / jnp.maximum(1.0 - elasticity, 1e-3))
+            step = jnp.maximum(step, asked / LONGEST)
             inside = (step >= least) & (step <= most)
-            back = most * jnp.sqrt(jnp.maximum(least / most, 1e-2))
+            back = most * jnp.sqrt(jnp.maximum(least / jnp.maximum(most, FEWEST), 1e-2))
             return jnp.where(inside, step, back), least, most
 
-        lowest = jnp.full_like(start, FEWEST)
-        root = jax.lax.fori_loop(0, NEWTON_STEPS, newton, (jnp.maximum(start, lowest), lowest, start))[0]
-        return jnp.where(busy > 0, root, 0.0)
+        return jax.lax.fori_loop(0, NEWTON_STEPS, newton, (start, jnp.zeros_like(start), start))[0]
 
     root = jax.lax.custom_root(excess, n_max, solve, lambda linear, y: y / linear(jnp.ones_like(y)))
     return jnp.where(holds, root, n_max)

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> Answer:
 
 def _points(options: argparse.Namespace, measured: Measurements) -> list[Point]:
     """The rows as points of a load, with the lengths of the options where they say some."""
-    lengths = {name: value for name in ("isl", "osl") if (value := getattr(options, name))}
+    lengths: dict[str, Any] = {name: value for name in ("isl", "osl") if (value := getattr(options, name))}
+    lengths |= {"nominal": True} if lengths else {}  # what a benchmark asks for, as predict takes them
     return [replace(point, **lengths) for point in points_of(measured.rows) if not point.parallel]
 
 
@@ -76,11 +77,15 @@ def _fits(
     loads = _benchmarks(options, points, of_operators)
     if loads:
         return (fit_factors(spec, loads, path) if of_operators else fit_benchmarks(entry.engine, loads, path)), None
-    if of_operators and options.form in ("auto", "steps"):
-        return fit_factors(spec, _with_contexts(options, measured, points), path), None
+    measured, alone = _with_contexts(options, measured, points), options.form == "auto"
+    if of_operators and (options.form == "steps" or (alone and measured.context_tokens is not None)):
+        return fit_factors(spec, measured, path), None
     if options.form == "steps":
         raise BadInput("--form steps", f"{spec.serving} is not made of operators", "need auto, dense or moe")
     step = _fit_step(options.form, measured, entry.engine, llm_entry(spec.llm).architecture.expert_share)
+    if of_operators and alone:
+        why = "a decode step of its own: without contexts, or lengths, steps tell no factors on the catalog's"
+        step = replace(step, notes=(*step.notes, why))
     return step, None if measured.power_w_per_gpu is None else fit_power(measured, limit_w=limit_w)
 
 

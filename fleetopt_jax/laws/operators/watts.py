@@ -33,7 +33,8 @@ the measured step; held near the kernels' fractions. Relative errors, on archite
 | H100 | 201 | 9 % | 19 % | 11 % | 9 % |
 | B200 | 189 | 10 % | 19 % | 12 % | 9 % |
 
-Fractions fitted to one of the two say the other's watts within 12 % (H100) and 11 % (B200) on average.
+On architectures left out dense LLMs are 9 % (H100) and 8 % (B200) off, mixtures of experts 12 and 13 %; by fractions
+fitted to the other GPU alone, architectures left out as well, 10 and 13 % on both, which is what borrowers say.
 About 5 % is left within a configuration and the rest between them: nodes differ (one configuration on two H100 nodes:
 477 and 547 W), and kernels of vLLM 0.11 that nobody has timed (`slow_frac`). Elsewhere it can be worse: Llama-3.1-70B
 on eight B200 (vLLM 0.20, contexts of 2 to 64 thousand tokens) draws 0.75 to 0.87 of what this says. All other GPUs are
