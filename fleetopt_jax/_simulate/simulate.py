@@ -87,9 +87,10 @@ def simulate(
     200
     """
     require_float64("simulate")
+    slo = slo or make_slo()
     if arrival_scv is not None:
         workload = replace(workload, **as_floats(arrival_scv=arrival_scv))
-    slo, (analytic, life_s) = slo or make_slo(), _outlook(fleet, workload, assumptions=assumptions)
+    analytic, life_s = _outlook(fleet, workload, assumptions=assumptions)
     needed_s = RELAXATIONS * float(np.max(life_s))
     if requests is None:
         requests = draw_requests(workload, assumptions, n_requests or _enough(workload, needed_s), n_replications, seed)
@@ -114,8 +115,7 @@ def simulate(
         else None
         for k, lane in enumerate(fleet.lanes)
     ]
-    beyond_s = [_beyond_s(lane, assumptions) for lane in fleet.lanes]
-    seen = _observed(requests, routed, places, runs, beyond_s, window_s, slo)
+    seen = _observed(requests, routed, places, runs, _beyond_iterations_s(fleet, assumptions), window_s, slo)
     return _simulation(fleet, runs, seen, analytic, assumptions, slo, needed_s)
 
 
@@ -144,9 +144,11 @@ def _observed(
     )
 
 
-def _beyond_s(lane: Lane, assumptions: Assumptions) -> float:
-    """What users wait for the first token beyond the engine's iterations [s]; nothing where chunks are free."""
-    return 0.0 if assumptions.prefill.chunks_are_free else float(lane.stage.engine.prefill.first_token_s)
+def _beyond_iterations_s(fleet: Fleet, assumptions: Assumptions) -> list[float]:
+    """What users of each pool wait for the first token beyond its iterations [s]; nothing where chunks are free."""
+    if assumptions.prefill.chunks_are_free:
+        return [0.0] * len(fleet.lanes)
+    return [float(lane.stage.engine.prefill.first_token_s) for lane in fleet.lanes]
 
 
 def _simulation(
