@@ -50,6 +50,8 @@ TITLES = {
     "trtllm": "TensorRT-LLM 1.0 to 1.3",
 }
 SHARPNESS = 4.0
+# vLLM's largest captured graph. Others' prompts beside few rows do not tell it: of vLLM 0.11 it would go into kappa.
+GRAPH_ROWS = {"vllm": 512.0}
 KINDS = ("dense", "experts")
 # Coefficients: value to start from and drawn towards, and the standard deviation of the logarithm. One of each for an
 # engine and kind of LLM; `_of_gpu` are factors of a GPU.
@@ -111,6 +113,7 @@ class Measured:
     gpu_s: np.ndarray  # [E] of the operators but for collectives, timed alone
     exchange_s: np.ndarray  # [E] of collectives, timed alone
     rows: np.ndarray  # [E]
+    graphless: np.ndarray  # [E] how far it goes without a graph, 0 to 1
     prompt: np.ndarray  # [E] 1 where a step has prompt tokens
     n_active: np.ndarray  # [E]
     repeats: np.ndarray  # [E]
@@ -153,7 +156,8 @@ class Table:
         gpu_s = self.joined("gpu_s") + exchanges * self.joined("exchange_s")
         work_s = at["slowdown"] * (1.0 + at["prompt_excess"] * prompt) * gpu_s
         layers = np.array([point.n_layers for point in self.points])[self.of_step]
-        host_s = (at["layer_s"] + at["prompt_layer_s"] * prompt) * layers
+        graphless = prompt * self.joined("graphless")
+        host_s = (at["layer_s"] + at["prompt_layer_s"] * graphless) * layers
         step_s = np.sqrt(np.sqrt(work_s**2 * work_s**2 + host_s**2 * host_s**2))  # SHARPNESS is 4, and powers are slow
         step_s = self.joined("repeats") * (step_s + at["per_seq_s"] * self.joined("n_active"))
         total_s = np.bincount(self.of_step, step_s, n)
@@ -213,7 +217,7 @@ def measured_point(point: Point, *, queues: bool = False) -> Measured | str:
         experts=served.architecture.n_experts > 0,
         long=point.isl >= 8000,
         n_layers=served.architecture.layers,
-        **_gpu(step, run.batch),
+        **_gpu(step, run.batch, served.engine),
         prompt=np.greater(run.batch.prompt_tokens, 0).astype(float),
         n_active=np.asarray(run.batch.n_active),
         repeats=run.repeats,
@@ -239,12 +243,18 @@ def _step(served: Served) -> tuple[MixedStep, float]:
     return step, float(kv_tokens)
 
 
-def _gpu(step: MixedStep, batch: StepBatch) -> dict[str, np.ndarray]:
-    """What GPUs work on in steps, by the names of `Measured`."""
+def _gpu(step: MixedStep, batch: StepBatch, engine: str) -> dict[str, np.ndarray]:
+    """What GPUs work on in steps of an engine, by the names of `Measured`."""
     parts = np.asarray(_seconds(step, batch))
     passed = CLASSES.index("collectives")
     rows = batch.n_active + batch.prompt_tokens
-    return {"gpu_s": parts.sum(axis=1) - parts[:, passed], "exchange_s": parts[:, passed], "rows": np.asarray(rows)}
+    graphless = make_host_law(graph_rows=GRAPH_ROWS.get(engine, 0.0)).beyond_graphs(rows)
+    return {
+        "gpu_s": parts.sum(axis=1) - parts[:, passed],
+        "exchange_s": parts[:, passed],
+        "rows": np.asarray(rows),
+        "graphless": np.asarray(graphless),
+    }
 
 
 _seconds = jax.jit(jax.vmap(lambda step, batch: step.parts(batch).seconds, (None, 0)))
@@ -268,7 +278,7 @@ def measured_iterations(folder: Path) -> list[Measured]:
                 experts=a.n_experts > 0,
                 long=False,
                 n_layers=a.layers,
-                **_gpu(step_of(served), batch),
+                **_gpu(step_of(served), batch, served.engine),
                 prompt=np.array([0.0, 1.0]),
                 n_active=np.full(2, row.batch),
                 repeats=shares,
@@ -405,6 +415,8 @@ def _engine(engine: str, points: Sequence[Measured]) -> dict[str, Any]:
         unseen = {gpu: {**part, "errors": part["errors"] or said["GPUs left out"]} for gpu, part in found.items()}
         others = _part(law, bool(experts), None, int(of_kind.sum()), said["GPUs left out"])
         document[kind] = {"gpus": unseen, "others": others}
+    for part in (part for of in document.values() for part in (*of["gpus"].values(), of["others"])):
+        part["coefficients"]["graph_rows"] = GRAPH_ROWS.get(engine, 0.0)
     return document
 
 

@@ -167,7 +167,8 @@ class MixedStep:
 
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""
-        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch))
+        rows = batch.n_active + batch.prompt_tokens
+        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch), rows)
 
     def parts(self, batch: StepBatch) -> Amounts:
         """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], of operators timed alone."""
