@@ -17,7 +17,7 @@ from _scored_points import Point
 from _serving_points import Point as ServedPoint
 from _serving_points import Served, read_points
 from fit_hosts import (
-    SHARPNESS,
+    GRAPH_ROWS,
     Fit,
     Measured,
     fit,
@@ -114,7 +114,7 @@ def _steady(row: Row, host: Fit, host_gpu: str | None, watts: ServingWatts) -> t
     a = served.architecture
     law = host.law(a.n_experts > 0, host_gpu)
     law["prompt_slowdown"] = law["slowdown"] * (1.0 + law.pop("prompt_excess"))
-    step = replace(step_of(served), host=make_host_law(**law, sharpness=SHARPNESS))
+    step = replace(step_of(served), host=make_host_law(**law, graph_rows=GRAPH_ROWS.get(served.engine, 0.0)))
     slow = a.n_experts > 0 and row.precision != "bf16"
     whole = operator_step(step, step_watts(watts, CLASSES, slow_experts=slow), served.gpu.gpu)
     batch, shares = iteration(row)

@@ -66,8 +66,8 @@ WHYS = {  # what is not within 25 %
     "57 % of the peak of A100, and ML.ENERGY's Qwen3-14B on H100 is predicted within 5 %. Nobody says how often "
     "sequences were preempted. Beside Qwen3-32B 32,000 tokens do not fit by our account (5 figures of 6).",
     "C14": "4,000 tokens on H100 come out 26 % too slow; the other five within 25 %.",
-    "C19 with prompts": "a step with any prompt tokens costs the host 0.7 ms a layer, fitted to prompts of 1,024 "
-    "tokens and more; vLLM replays its graphs up to 512 tokens a step. Short prompts come out too slow.",
+    "C19 with prompts": "Mixtral with 103 in flight, 29 % too slow: a step with any prompt tokens is taken to be as "
+    "slow as one with many.",
     "C21": "watts are means of whole runs, loading and warming up with them: GPUs were 27 to 55 % busy.",
     "C23": "two publish 80 and 115 W of H200; the catalog has the latter.",
     "C24": "fractions of the TDP are borrowed from H100 (A100 draws more of its 400 W while it reads memory) and were "

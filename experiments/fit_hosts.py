@@ -54,7 +54,8 @@ TITLES = {
     "sglang": "SGLang 0.5",
     "trtllm": "TensorRT-LLM 1.0 to 1.3",
 }
-SHARPNESS = 4.0
+# vLLM's largest captured graph. Others' prompts beside few rows do not tell it: of vLLM 0.11 it would go into kappa.
+GRAPH_ROWS = {"vllm": 512.0}
 KINDS = ("dense", "experts")
 # Coefficients: value to start from and drawn towards, and the standard deviation of the logarithm. One of each for an
 # engine and kind of LLM; `_of_gpu` are factors of a GPU.
@@ -127,6 +128,7 @@ class Measured:
     gpu_s: np.ndarray  # [E] of the operators but for collectives, timed alone
     exchange_s: np.ndarray  # [E] of collectives, timed alone
     rows: np.ndarray  # [E]
+    graphless: np.ndarray  # [E] how far it goes without a graph, 0 to 1
     prompt: np.ndarray  # [E] 1 where a step has prompt tokens
     n_active: np.ndarray  # [E]
     repeats: np.ndarray  # [E]
@@ -169,8 +171,9 @@ class Table:
         gpu_s = self.joined("gpu_s") + exchanges * self.joined("exchange_s")
         work_s = at["slowdown"] * (1.0 + at["prompt_excess"] * prompt) * gpu_s
         layers = np.array([point.n_layers for point in self.points])[self.of_step]
-        host_s = (at["layer_s"] + at["prompt_layer_s"] * prompt) * layers
-        step_s = np.sqrt(np.sqrt(work_s**2 * work_s**2 + host_s**2 * host_s**2))  # SHARPNESS is 4, and powers are slow
+        graphless = prompt * self.joined("graphless")
+        host_s = (at["layer_s"] + at["prompt_layer_s"] * graphless) * layers
+        step_s = np.sqrt(np.sqrt(work_s**2 * work_s**2 + host_s**2 * host_s**2))  # powers are slow
         step_s = self.joined("repeats") * (step_s + at["per_seq_s"] * self.joined("n_active"))
         total_s = np.bincount(self.of_step, step_s, n)
         if not len(self.of_request):
@@ -238,7 +241,7 @@ def measured_point(point: Point, *, queues: bool = False) -> Measured | str:
         experts=served.architecture.n_experts > 0,
         long=point.isl >= 8000,
         n_layers=served.architecture.layers,
-        **_gpu(step, run.batch),
+        **_gpu(step, run.batch, served.engine),
         prompt=np.greater(run.batch.prompt_tokens, 0).astype(float),
         n_active=np.asarray(run.batch.n_active),
         repeats=run.repeats,
@@ -266,12 +269,18 @@ def _step(served: Served) -> tuple[MixedStep, float]:
     return step, float(kv_tokens)
 
 
-def _gpu(step: MixedStep, batch: StepBatch) -> dict[str, np.ndarray]:
-    """What GPUs work on in steps, by the names of `Measured`."""
+def _gpu(step: MixedStep, batch: StepBatch, engine: str) -> dict[str, np.ndarray]:
+    """What GPUs work on in steps of an engine, by the names of `Measured`."""
     parts = np.asarray(_seconds(step, batch))
     passed = CLASSES.index("collectives")
     rows = batch.n_active + batch.prompt_tokens
-    return {"gpu_s": parts.sum(axis=1) - parts[:, passed], "exchange_s": parts[:, passed], "rows": np.asarray(rows)}
+    graphless = make_host_law(graph_rows=GRAPH_ROWS.get(engine, 0.0)).beyond_graphs(rows)
+    return {
+        "gpu_s": parts.sum(axis=1) - parts[:, passed],
+        "exchange_s": parts[:, passed],
+        "rows": np.asarray(rows),
+        "graphless": np.asarray(graphless),
+    }
 
 
 _seconds = jax.jit(jax.vmap(lambda step, batch: step.parts(batch).seconds, (None, 0)))
@@ -297,7 +306,7 @@ def measured_iterations(folder: Path) -> list[Measured]:
                 experts=a.n_experts > 0,
                 long=False,
                 n_layers=a.layers,
-                **_gpu(step_of(served), batch),
+                **_gpu(step_of(served), batch, served.engine),
                 prompt=np.array([0.0, 1.0]),
                 n_active=np.full(2, row.batch),
                 repeats=shares,
@@ -463,6 +472,8 @@ def _engine(engine: str, points: Sequence[Measured], borrowed: Sequence[Measured
         others = _part(law, bool(experts), None, here, unmeasured)
         lent = _largest((unmeasured, _blind(points, projected, here, anyone)))
         document[kind] = {"gpus": found, "others": others, "projected": {"errors": lent}}
+    for part in (part for of in document.values() for part in (*of["gpus"].values(), of["others"])):
+        part["coefficients"]["graph_rows"] = GRAPH_ROWS.get(engine, 0.0)
     return {**document, "measured": _configurations(points, tables["rows left out"])}
 
 
@@ -513,7 +524,7 @@ def _configurations(points: Sequence[Measured], table: np.ndarray) -> list[dict[
 def _part(law: Fit, experts: bool, gpu: str | None, cell: np.ndarray, said: dict[str, float]) -> dict[str, Any]:
     found = law.law(experts, gpu)
     found["prompt_slowdown"] = found["slowdown"] * (1.0 + found.pop("prompt_excess"))
-    return {"coefficients": {**found, "sharpness": SHARPNESS}, "errors": said, "points": int(cell.sum())}
+    return {"coefficients": found, "errors": said, "points": int(cell.sum())}
 
 
 def _error_numbers(points: Sequence[Measured], table: np.ndarray, chosen: np.ndarray) -> dict[str, float]:

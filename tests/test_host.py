@@ -52,6 +52,18 @@ def test_a_host_hides_behind_the_gpu_and_prompts_cost_it_more():
     np.testing.assert_allclose(host.step_of_s(1.0, 80, 100.0) - long_s, 1e-3, rtol=1e-9)
 
 
+def test_small_steps_with_prompts_replay_a_graph():
+    host = make_host_law(layer_s=5e-5, prompt_layer_s=5e-4, graph_rows=512.0)
+
+    def step_s(rows):
+        return host.step_of_s(1e-6, 80, 0.0, 1.0, rows)
+
+    few_s, many_s = step_s(64.0), step_s(8192.0)
+    np.testing.assert_allclose([few_s, many_s], [80 * 5e-5, 80 * 5.5e-4], rtol=5e-3)
+    assert (np.diff(step_s(np.geomspace(1.0, 16384.0, 50))) >= 0).all()
+    assert jnp.isfinite(jax.grad(step_s)(0.0)) and jnp.isfinite(jax.grad(step_s)(512.0))
+
+
 def test_a_host_law_refuses_what_is_no_time():
     for wrong in (dict(slowdown=0.0), dict(layer_s=-1e-6), dict(per_seq_s=float("nan"))):
         with pytest.raises(ValueError, match=next(iter(wrong))):

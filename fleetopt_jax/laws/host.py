@@ -1,15 +1,18 @@
 """What a serving engine adds to the GPU's own time: launches, scheduling, sampling, kernels less good than alone.
 
-    t = ((kappa t_gpu)^r + h^r)^(1/r) + s n,     h = h_0 + (eta + eta_p [P > 0]) layers
+    t = ((kappa t_gpu)^r + h^r)^(1/r) + s n,     h = h_0 + (eta + eta_p [P > 0] R^4 / (R^4 + G^4)) layers
 
 kappa is what operators take in the engine over what they took looped alone (its own in steps with prompt tokens, which
 is not less); t_gpu counts collectives of R rows 1 + (w - 1) R / (R + 256) times, for engines choose other kernels for
 large ones than were timed. h is the host's time of a step, hidden behind the GPU's where that is longer: eta a layer
-(CUDA graphs leave next to nothing of it), eta_p further in a step that has prompt tokens, for which there is no whole
-graph, h_0 the scheduler's; s is what a sequence costs outside of the overlap. A request's first token takes
-`first_token_s` beyond its steps: tokenizer, the way to the engine and back.
+(CUDA graphs leave next to nothing of it), eta_p further in a step with prompt tokens that has more rows R than the
+largest graph, G (512 of the newest vLLM; 0 where no step with prompt tokens has one, or nobody knows), h_0 the
+scheduler's; s is what a sequence costs outside of the overlap. A request's first token takes `first_token_s` beyond its
+steps: tokenizer, the way to the engine and back.
 
-A step of one prompt token has the kappa and the host of a mixed step; below one token both are interpolated.
+A step of one prompt token has the kappa and the host of a mixed step; below one token both are interpolated. Of prompts
+that a cache has but for a block, beside 9 to 112 sequences of five LLMs on H100, steps come within 12 %, and 29 % once
+(experiments/field_cases.py, C19).
 
 Coefficients: `catalog/data/hosts.json`, fitted by `experiments/fit_hosts.py` to closed loops whose batch fits the cache
 (InferenceX, 1 to 16 GPUs, prompts of 128 to 8,192 tokens) and to ML.ENERGY's mean iterations (`vllm-0.11`). Mean
@@ -74,6 +77,7 @@ class HostLaw:
     step_s: Array  # h_0 [s]
     layer_s: Array  # eta [s]
     prompt_layer_s: Array  # eta_p [s]
+    graph_rows: Array  # G: of the largest graph that a step with prompt tokens may replay [-]
     per_seq_s: Array  # s, of one decoding sequence [s]
     first_token_s: Array  # of a request, beyond its steps, before its first token [s]
 
@@ -81,10 +85,24 @@ class HostLaw:
         """What collectives of `rows` take in the engine over what they took alone [-]."""
         return cast(Array, 1.0 + (self.large_exchange - 1.0) * rows / (rows + MANY_ROWS))
 
-    def step_of_s(self, gpu_s: ArrayLike, n_layers: ArrayLike, n_active: ArrayLike, prompt: ArrayLike = 0.0) -> Array:
-        """A step whose operators, timed alone, take `gpu_s` [s]; `prompt`, 0 to 1: whether it has prompt tokens."""
+    def beyond_graphs(self, rows: ArrayLike) -> Array:
+        """How far a step of `rows` goes without a graph [-]: 0 to 1."""
+        fourth = namespace(self, rows).asarray(rows, dtype=float) ** 4 + 1e-9
+        return fourth / (fourth + self.graph_rows**4)
+
+    def step_of_s(
+        self,
+        gpu_s: ArrayLike,
+        n_layers: ArrayLike,
+        n_active: ArrayLike,
+        prompt: ArrayLike = 0.0,
+        rows: ArrayLike = 0.0,
+    ) -> Array:
+        """A step of `rows` whose operators, timed alone, take `gpu_s` [s]; `prompt`, 0 to 1: whether it has prompt
+        tokens."""
         slowdown = self.slowdown + (self.prompt_slowdown - self.slowdown) * prompt
-        host_s = self.step_s + (self.layer_s + self.prompt_layer_s * prompt) * n_layers
+        graphless = prompt * self.beyond_graphs(rows)
+        host_s = self.step_s + (self.layer_s + self.prompt_layer_s * graphless) * n_layers
         return cast(Array, self.per_seq_s * n_active + longer_s(slowdown * gpu_s, host_s))
 
 
@@ -96,6 +114,7 @@ def make_host_law(
     step_s: float = 0.0,
     layer_s: float = 0.0,
     prompt_layer_s: float = 0.0,
+    graph_rows: float = 0.0,
     per_seq_s: float = 0.0,
     first_token_s: float = 0.0,
 ) -> HostLaw:

@@ -208,7 +208,8 @@ class MixedStep:
 
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""
-        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch))
+        rows = batch.n_active + batch.prompt_tokens
+        return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch), rows)
 
     def at_clock(self, clock_frac: ArrayLike) -> "MixedStep":
         """On cores at `clock_frac` of their top clock: its FLOPs at the peak take 1 / f as long."""
