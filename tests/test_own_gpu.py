@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fleetopt_jax.catalog.engines import LENT_ERRORS, PROJECTED_WATTS_ERROR, engine_entry
+from fleetopt_jax.catalog.engines import LENT_ERRORS, engine_entry
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.hosts import host_entry
 from fleetopt_jax.catalog.llms import LLMS
@@ -250,7 +250,7 @@ def test_a_wrong_file_is_refused_in_one_line(fitted, tmp_path, change, says):
 def test_a_gpu_of_data_sheet_figures_alone_is_an_engine_of_borrowed_operators():
     gpu = GpuEntry("x1", "X1", 96e9, 4e12, 1e15, 650.0, 3.0, 1024.0, "mine", formats=())
     entry = engine_entry(EngineSpec(gpu, "llama-3.1-8b", 1, serving="vllm"))
-    assert entry.power_error == PROJECTED_WATTS_ERROR
+    assert entry.power_error == document("serving_watts")["borrowed_blind_mean_error"]["dense"]
     assert entry.quality == "projected" and "on h100 (decode attention, gemm, prefill attention)" in entry.source
     b200 = engine_entry(EngineSpec(replace(gpu, law="b200"), "llama-3.1-8b", 1, serving="vllm"))
     assert "on b200 (" in b200.source and b200.step_error > LENT_ERRORS["dense"][0]

@@ -289,7 +289,7 @@ class _Table:
         """ln(predicted / measured) of each mean, with these factors."""
         host = jax.tree.map(np.asarray, make_step_factors(**values).of_host(self.step.host))
         gpu_s = self.work_s + host.exchanges(self.rows) * self.exchange_s
-        step_s = np.asarray(host.step_of_s(gpu_s, self.step.n_layers, self.n_active, self.prompt))
+        step_s = np.asarray(host.step_of_s(gpu_s, self.step.n_layers, self.n_active, self.prompt, self.rows))
         return np.log((self.weights @ step_s + self.first_tokens * float(host.first_token_s)) / self.measured)
 
 
