@@ -139,8 +139,9 @@ def test_the_file_has_what_was_timed_and_says_whose_the_rest_is(fitted):
         load_catalog(fitted.parent / "my.toml").spec("my-gpu", "llama-3.1-70b", 4, serving="vllm")
     )
     assert sheet_only.quality == "projected" and "my-gpu" not in sheet_only.source
-    others = host_entry("vllm", GPUS["l40s"], experts=False).errors["tpot"]  # of GPUs that nobody measured served
-    assert sheet_only.step_error == pytest.approx(np.hypot(others, LENT_ERRORS["dense"][0]))
+    host = host_entry("vllm", GPUS["l40s"], experts=False)
+    others = host.errors["tpot"]  # of GPUs that nobody measured served
+    assert sheet_only.step_error == host.projected_errors["tpot"] > others
     assert others <= dense.step_error < others + 0.01 and experts.step_error > LENT_ERRORS["experts"][0]
     slower = float(dense.engine.decode.step_s(64.0, 2000.0)) / float(sheet_only.engine.decode.step_s(64.0, 2000.0))
     assert 1.2 < slower < 1.6
