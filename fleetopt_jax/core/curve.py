@@ -5,9 +5,11 @@ Knots x_k = 2^(k / 2) - 1 from 0 to 2^15 - 1, a cubic in x between two of them w
 it goes on as a straight line. A soft roofline of sharpness 3 is met within 0.1 %, of 6 within 0.5 %.
 """
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -30,11 +32,13 @@ class Curve:
         # The gradient goes through x - x_k alone: which knot is a step, and the cubics meet there.
         xp = namespace(self.coefficients, x)
         size = xp.asarray(x, dtype=float)
-        size = size if xp is np else jax.lax.stop_gradient(size)
-        k = xp.clip((PER_DOUBLING * xp.log2(1.0 + size)).astype(np.int32), 0, N_KNOTS - 1)
-        beyond = x - xp.asarray(KNOTS)[k]
-        c = xp.take(self.coefficients, k, axis=-2)
-        return c[..., 0] + beyond * (c[..., 1] + beyond * (c[..., 2] + beyond * c[..., 3]))
+        mantissa, exponent = xp.frexp(1.0 + (size if xp is np else jax.lax.stop_gradient(size)))  # no logarithm
+        k = xp.clip(PER_DOUBLING * (exponent - 1) + (mantissa >= math.sqrt(0.5)), 0, N_KNOTS - 1)
+        beyond = x - _at(KNOTS, k)
+        value = _at(self.coefficients[..., 3], k)
+        for power in (2, 1, 0):
+            value = _at(self.coefficients[..., power], k) + beyond * value
+        return value
 
     def __add__(self, other: "Curve") -> "Curve":
         return Curve(self.coefficients + other.coefficients)
@@ -42,6 +46,13 @@ class Curve:
     def scaled(self, factor: ArrayLike) -> "Curve":
         """Every value times `factor`."""
         return Curve(self.coefficients * factor)
+
+
+def _at(values: Any, k: Any) -> Array:
+    """values[..., k], of indices known to be there."""
+    if isinstance(k, np.ndarray | np.integer):
+        return values[..., k]
+    return jnp.asarray(values).at[..., k].get(mode="promise_in_bounds")
 
 
 def curve_through(values: Any) -> Curve:

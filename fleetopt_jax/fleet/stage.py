@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.numerics import between, safe_div
 from fleetopt_jax.core.struct import pytree, static
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
@@ -18,6 +18,8 @@ from fleetopt_jax.fleet.traffic import PoolTraffic
 from fleetopt_jax.laws.demand import NO_STEPS
 from fleetopt_jax.laws.queueing import dispatched_scv, thinned_scv
 from fleetopt_jax.workload.atoms import Workload
+
+KNOTS = 11  # of prefill beside sequences: down to a thousandth of the slots
 
 
 @pytree
@@ -48,6 +50,12 @@ class StageLoad:
     service_scv: Array  # its squared CV [-]
     prefill_s: Array  # engine time prefill takes with all slots full, mean [s]
     prefill_square_s2: Array  # and mean square [s^2]
+    prefill_at_s: Array  # the mean with all slots full, half of them, a quarter ... [KNOTS] [s]
+
+    def prefill_beside_s(self, n_active: ArrayLike) -> Array:
+        """The mean engine time of a prompt beside so many sequences, with which come as many other prompts [s]."""
+        n = jnp.maximum(n_active, 1e-9 * self.n_max)
+        return between(self.prefill_at_s, jnp.log2(jnp.maximum(self.n_max, 1e-9) / n))
 
     @property
     def instance_per_s(self) -> Array:
@@ -62,9 +70,12 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
     steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
     n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
     context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
-    full = decoding_in(engine, n_max, context)
-    per_cycle = n_max / jnp.maximum(steps.steps, NO_STEPS)
-    prefill_s, square = assumptions.prefill.moments_s(engine, demand, full, per_cycle)
+    n = n_max * jnp.exp2(-jnp.arange(KNOTS, dtype=float))
+    prefill_at_s, square = assumptions.prefill.moments_s(
+        engine, demand, decoding_in(engine, n, context), n / jnp.maximum(steps.steps, NO_STEPS)
+    )
+    prefill_at_s, square = (jnp.broadcast_to(x, (KNOTS,)) for x in (prefill_at_s, square))
+    prefill_s = prefill_at_s[0]
     return StageLoad(
         rate_per_s=setting.arrival_rate_per_s * traffic.traffic_frac,
         n_max=n_max,
@@ -73,7 +84,8 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
         service_s=decode_s + n_max * prefill_s,
         service_scv=scv,
         prefill_s=prefill_s,
-        prefill_square_s2=square,
+        prefill_square_s2=square[0],
+        prefill_at_s=prefill_at_s,
     )
 
 

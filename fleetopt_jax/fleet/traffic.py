@@ -165,6 +165,7 @@ def _prompt_cells(weight: Array, prompt: Array, order: Array) -> PromptCells:
     cell = jnp.clip(jnp.floor(N_CELLS * rank).astype(int), 0, N_CELLS - 1)
     shortest = jnp.minimum(jax.ops.segment_min(p, cell, N_CELLS, indices_are_sorted=True), p[-1])
     longest = jnp.maximum(jax.ops.segment_max(p, cell, N_CELLS, indices_are_sorted=True), p[0])
+    shortest, longest = jax.lax.cummin(shortest, reverse=True), jax.lax.cummax(longest)  # empty cells lie in between
     return PromptCells(jnp.zeros_like(cell).at[order].set(cell), shortest, jnp.maximum(longest, shortest))
 
 

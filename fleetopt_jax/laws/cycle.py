@@ -56,10 +56,10 @@ def alone_s(
     """From the begin of its first iteration to its first token [s]: all iterations of a prompt, in chunks of at most a
     budget of tokens, beside sequences that decode; the first one beside `first`, where others' prompts are in it."""
     chunks = jnp.maximum(1.0, prompt.tokens / budget_tokens)
-    one_s = law.step_s(with_prompt(beside, prompt, 1.0 / chunks))
-    if first is None:
-        return chunks * one_s
-    return (chunks - 1.0) * one_s + law.step_s(with_prompt(first, prompt, 1.0 / chunks))
+    share = replace(prompt, pairs=prompt.pairs / chunks, windowed_pairs=prompt.windowed_pairs / chunks)
+    whole_s = law.step_s(with_prompt(beside, replace(share, tokens=jnp.asarray(budget_tokens))))
+    last = replace(share, tokens=jnp.minimum(prompt.tokens, budget_tokens))
+    return (chunks - 1.0) * whole_s + law.step_s(with_prompt(beside if first is None else first, last))
 
 
 def added_s(law: StepLaw, beside: StepBatch, prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> Array:

@@ -131,9 +131,10 @@ def has_prompt(batch: StepBatch) -> Array:
     return namespace(batch).minimum(batch.prompt_tokens, 1.0)
 
 
-def _ends(batch: StepBatch) -> Array:
-    """Rows whose next token is asked for: a step with prompts takes one of them to its end."""
-    return batch.n_active + has_prompt(batch)
+def _of_ends(head: Curve, batch: StepBatch) -> Array:
+    """Of rows whose next token is asked for: a step with prompts takes one of them to its end."""
+    decoding = head(batch.n_active)
+    return decoding + (head(batch.n_active + 1.0) - decoding) * has_prompt(batch)
 
 
 @pytree
@@ -157,7 +158,7 @@ class TotalCost:
     def of(self, batch: StepBatch) -> Array:
         """Of a batch."""
         decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
-        beside = self.head(_ends(batch)) + decode + self.attention.prompts(batch)
+        beside = _of_ends(self.head, batch) + decode + self.attention.prompts(batch)
         return self.rows(batch.n_active + batch.prompt_tokens) + beside
 
 
@@ -172,7 +173,7 @@ class Cost:
     def by_class(self, batch: StepBatch, names: tuple[str, ...] = CLASSES) -> Array:
         """[class] of a batch, in the order of `names`."""
         decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
-        head = self.head(_ends(batch))
+        head = _of_ends(self.head, batch)
         at = {"gemm": head, "decode_attention": decode, "prefill_attention": self.attention.prompts(batch)}
         xp = namespace(self, batch)
         beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in names])
@@ -204,7 +205,7 @@ class MixedStep:
         seconds: Cost = self.costs.seconds
         attention_s = seconds.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
         attention_s += seconds.attention.prompts(batch)
-        return self.rows_s(batch.n_active + batch.prompt_tokens) + seconds.head(_ends(batch)) + attention_s
+        return self.rows_s(batch.n_active + batch.prompt_tokens) + _of_ends(seconds.head, batch) + attention_s
 
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""

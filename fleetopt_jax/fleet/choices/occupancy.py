@@ -102,7 +102,7 @@ class FixedPoint(Occupancy):
             return decoding_in(engine, n, load.context_tokens), n / jnp.maximum(load.steps, NO_STEPS)
 
         def prefill_frac_at(n: Array) -> Array:
-            return rate * policy.moments_s(engine, demand, *prompts(n))[0]
+            return rate * load.prefill_beside_s(n)
 
         def shared_at(prefill_frac: Array) -> Array:
             return jnp.maximum(shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals), 0.0)
@@ -116,7 +116,8 @@ class FixedPoint(Occupancy):
             rate,
             load.steps,
         )
-        prefill_s, square_s2 = policy.moments_s(engine, demand, *prompts(n))
+        prefill_s = load.prefill_beside_s(n)
+        square_s2 = load.prefill_square_s2 * safe_div(prefill_s, load.prefill_s) ** 2
         prefill_frac = jnp.minimum(rate * prefill_s, MOST_PREFILL)
         shared = shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals)
         # Iterations as a token sees them: longer than the mean one where prompts come together, which n contains; where

@@ -148,7 +148,7 @@ class QuantileTail(Tail):
             policy, whole = state.assumptions.prefill, state.assumptions.whole
             return policy.own_s(state.engine, prefill_tokens, beside, first, whole=whole)
 
-        least_s, most_s = own_s(jnp.stack([prompts.shortest, prompts.longest]))
+        least_s, most_s = own_s(jnp.stack([prompts.shortest, prompts.longest], axis=-1).ravel()).reshape(-1, 2).T
         return TtftLaw(
             mass=prompts.mass,
             least_s=prompts.extra_s + least_s,
