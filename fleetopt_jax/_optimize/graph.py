@@ -9,7 +9,9 @@ batched and compiled once:
 - the exact cost: the least instances that hold every limit, some hundred times as dear.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar, cast
 
@@ -32,8 +34,9 @@ from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")
 
-BOUND_BATCH = 65_536  # pools of one compiled call: fixed, so that a search compiles once
+BOUND_BATCH = 8192  # pools of one compiled call: fixed, so that a search compiles once
 EXACT_BATCH = 1024
+N_THREADS = os.cpu_count() or 1  # batches at a time, each of which keeps one core busy
 CHUNK = 1024  # of them whose numbers stay in the cache together
 
 
@@ -163,11 +166,22 @@ class Boundaries:
         return self.sums[e], problem.engines[e], pools, problem.slo, self.setting
 
     def _in_batches(self, kernel, batch: int, e: int, lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
-        n, found = len(lower), []
-        for start in range(0, n, batch):
+        n = len(lower)
+
+        def part(start: int) -> list[np.ndarray]:
             rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last pool
             values = kernel(*self._about(e, lower[rows], upper[rows]))
-            found.append([np.asarray(each)[: n - start] for each in values])
+            return [np.asarray(each)[: n - start] for each in values]
+
+        first, *others = range(0, n, batch)
+        found = [part(first)]  # compiles
+        # Threads have JAX's options as the process has them, not as a block of this thread does.
+        alike = jax.config.read("jax_enable_x64") == (jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
+        threads = ThreadPoolExecutor(N_THREADS)
+        try:
+            found += (threads.map if alike else map)(part, others)
+        finally:
+            threads.shutdown(cancel_futures=True)  # an interrupt waits for none
         self.n_evaluated += n
         return [np.concatenate(each) for each in zip(*found)]
 
