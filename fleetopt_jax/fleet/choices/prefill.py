@@ -17,7 +17,9 @@ from fleetopt_jax.laws.operators.attention import causal_pairs
 from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks
 from fleetopt_jax.laws.service import StepMoments
 
-EVERY = 16  # of so many neighbouring prompts the first and the last are asked for, straight lines in between
+# Of so many neighbouring prompts the first and the last are asked for, straight lines in between: within 1 % but for
+# prompts about as long as the largest graph of a serving engine, up to 8 % too long there.
+EVERY = 16
 
 
 class PrefillPolicy:
