@@ -311,9 +311,9 @@ def test_published_azure_gains(h100):
 
 @pytest.mark.slow
 def test_physical_azure_conversation():
-    """Context routing pays next to nothing where the cache is paged; a later generation does."""
+    """Where the time to prefill long prompts meets the TTFT limit, routing pays; a later generation does as well."""
     problem = make_problem(load_workload("azure-conv"), [EngineSpec("h100")], n_pools=1)
     found = pull_levers(problem, next_gpu="b200")
     assert not found.left_out
-    assert 1.0 <= gain_of(found, "routing") < 1.02 < gain_of(found, "generation")
+    assert 1.1 < gain_of(found, "routing") < 1.3 and gain_of(found, "generation") > 1.02
     assert all(np.isfinite([each.gain, each.interval.low, each.interval.high]).all() for each in found.gains)

@@ -118,8 +118,8 @@ def resolved(spec: EngineSpec) -> EngineSpec:
 def engine_entry(spec: EngineSpec) -> EngineEntry:
     """`build`, with how far to trust it. A configuration file of the LLM is read anew, for it may have changed.
 
-    >>> fo.engine_entry(fo.EngineSpec("h200")).quality
-    'projected'
+    >>> [fo.engine_entry(fo.EngineSpec("h200", serving=name)).quality for name in ("vllm", "vllm-0.11")]
+    ['kernels', 'projected']
     """
     return _entry(spec, llm_entry(spec.llm))
 
