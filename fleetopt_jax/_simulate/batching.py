@@ -30,8 +30,6 @@ from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
 from fleetopt_jax.laws.prefill import Prefill, prefill_chunks
 
-LONGEST_TOKENS = float(2**30)  # a context of which no more is seen than the sliding window
-
 
 def run_until(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) -> State:
     """Every instance, up to the first iteration that ends at `until_s` [I] or later; idle ones to `until_s`."""
@@ -82,8 +80,7 @@ def _seen(engine: Engine, tokens: Array) -> Array:
 def _pairs(engine: Engine, tokens: Array, before: Array) -> tuple[Array, Array]:
     """Pairs of tokens that a chunk of `tokens` attends to, after `before` of its prompt: all, and cut by the window."""
     tokens, before = tokens.astype(float), before.astype(float)
-    window_tokens = engine.decode.seen_tokens(jnp.asarray(LONGEST_TOKENS))
-    return causal_pairs(tokens, before), causal_pairs(tokens, before, window_tokens)
+    return causal_pairs(tokens, before), causal_pairs(tokens, before, step_law_of(engine).window_tokens)
 
 
 # Whole numbers summed by a product with ones, several times as fast as a sum of integers, and as exact: float32 holds

@@ -16,7 +16,7 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import Resources, resources_of
-from fleetopt_jax.fleet.stage import Setting, StageLoad, setting_of, stage_load, stage_state
+from fleetopt_jax.fleet.stage import Setting, setting_of, stage_load, stage_state
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, itl_quantile_s, ttft_quantile_s
 from fleetopt_jax.workload.atoms import Workload
@@ -147,15 +147,14 @@ def pool_metrics(
     window_tokens: ArrayLike,
     n_instances: ArrayLike,
     setting: Setting,
-    load: StageLoad | None = None,
 ) -> PoolMetrics:
     """Metrics of a lane whose one stage is `n_instances` equal instances serving `traffic`; see `evaluate`. P99s of
-    distributions stand at inf until `with_quantiles` solves for them. `load` is its `stage_load`, if that is known.
+    distributions stand at inf until `with_quantiles` solves for them.
 
     Load, state, operation, delay, resources: each from the one before (`stage.py`).
     """
     assumptions, surroundings = setting.assumptions, setting.surroundings
-    load = stage_load(engine, traffic, window_tokens, setting) if load is None else load
+    load = stage_load(engine, traffic, window_tokens, setting)
     state = stage_state(engine, traffic, load, n_instances, setting)
     operation = assumptions.occupancy.operate(state)
     delay = assumptions.tail.delay(state, operation)

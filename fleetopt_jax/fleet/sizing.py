@@ -61,14 +61,13 @@ def required_instances(
     With real rounding the latencies are left to the caller as constraints. The published rule bounds the slot wait
     alone; here the P99 TTFT the plan reports is bounded.
     """
-    load = stage_load(engine, traffic, window_tokens, setting)  # once, and not in the loop
     least = least_instances(engine, traffic, window_tokens, slo, setting)
     if not setting.assumptions.whole:
         return least
     usable = jnp.isfinite(least) & (least > 0)
 
     def holds(n_instances: Array) -> Array:
-        return ~usable | _pool_held(pool_metrics(engine, traffic, window_tokens, n_instances, setting, load), slo)
+        return ~usable | _pool_held(pool_metrics(engine, traffic, window_tokens, n_instances, setting), slo)
 
     start = jnp.where(usable, least, 1.0)
     found = _least_true(holds, start, most_instances(start))

@@ -138,7 +138,7 @@ class FixedPoint(Occupancy):
             n_decoding=n,
             step_s=engine.decode.step_s(jnp.minimum(n, n_max), load.context_tokens),
             itl_s=engine.decode.step_s(with_it, load.context_tokens)
-            / (1.0 - jnp.minimum(prefilling, 0.999))
+            / (1.0 - jnp.minimum(prefilling, MOST_PREFILL))
             * lengthening,
             prefill_frac=prefill_frac,
             prefill_square_s2=square_s2,

@@ -10,16 +10,20 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import at_some, safe_div
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
-from fleetopt_jax.laws.cycle import Prompt, added_s, added_w, alone_s, prompt_of, with_prompt
+from fleetopt_jax.laws.cycle import Prompt, added_s, added_w, alone_s, prompt_of
 from fleetopt_jax.laws.demand import Demand, prefill_moments_s
-from fleetopt_jax.laws.mixed_step import StepBatch
-from fleetopt_jax.laws.operators.attention import causal_pairs
+from fleetopt_jax.laws.mixed_step import StepBatch, with_prompts
 from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks
 from fleetopt_jax.laws.service import StepMoments
 
 # Of so many neighbouring prompts the first and the last are asked for, straight lines in between: within 1 % but for
 # prompts about as long as the largest graph of a serving engine, up to 8 % too long there.
 EVERY = 16
+
+
+def mean_prompt(engine: Engine, mean: Demand) -> Prompt:
+    """The prompt of requests with these mean features, as this engine's steps see it."""
+    return prompt_of(mean.prefill, mean.prefill2, step_law_of(engine).window_tokens)
 
 
 class PrefillPolicy:
@@ -113,15 +117,13 @@ class ComputePrefill(PrefillPolicy):
         mean_s, square_s2 = prefill_moments_s(engine.prefill, mean)
         if engine.step is None:
             return mean_s, square_s2  # steps add up: whatever is beside
-        prompt = prompt_of(mean.prefill, mean.prefill2, engine.step.window_tokens)
-        s = added_s(engine.step, beside, prompt, per_cycle, engine.prefill.budget_tokens)
+        s = added_s(engine.step, beside, mean_prompt(engine, mean), per_cycle, engine.prefill.budget_tokens)
         return s, square_s2 * safe_div(s, mean_s) ** 2
 
     def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
         if engine.step is None:
             return engine.prefill.gpu_w
-        prompt = prompt_of(mean.prefill, mean.prefill2, engine.step.window_tokens)
-        return added_w(engine.step, beside, prompt, per_cycle, engine.prefill.budget_tokens)
+        return added_w(engine.step, beside, mean_prompt(engine, mean), per_cycle, engine.prefill.budget_tokens)
 
     def own_s(
         self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, first: StepBatch, *, whole: bool
@@ -136,12 +138,11 @@ class ComputePrefill(PrefillPolicy):
         return of(jnp.asarray(prefill_tokens)) if engine.step is None else at_some(of, prefill_tokens, EVERY)
 
     def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
-        law = step_law_of(engine)
-        prompt = prompt_of(mean.prefill, mean.prefill2, law.window_tokens)
-        return alone_s(law, beside, prompt, engine.prefill.budget_tokens) + engine.prefill.first_token_s
+        return (
+            alone_s(step_law_of(engine), beside, mean_prompt(engine, mean), engine.prefill.budget_tokens)
+            + engine.prefill.first_token_s
+        )
 
     def chunk_s(self, engine: Engine, new_tokens: Array, past_tokens: Array, beside: StepBatch) -> Array:
         law = step_law_of(engine)
-        pairs = causal_pairs(new_tokens, past_tokens)
-        windowed = causal_pairs(new_tokens, past_tokens, law.window_tokens)
-        return law.added_s(with_prompt(beside, Prompt(new_tokens, pairs, windowed)))
+        return law.added_s(with_prompts(beside, new_tokens, past_tokens, law.window_tokens))

@@ -8,8 +8,9 @@ from jax import Array
 
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
-from fleetopt_jax.fleet.step_law import decoding_in, step_law_of
-from fleetopt_jax.laws.cycle import prompt_of, with_prompt
+from fleetopt_jax.fleet.choices.prefill import mean_prompt
+from fleetopt_jax.fleet.step_law import decoding_in
+from fleetopt_jax.laws.cycle import with_prompt
 from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, cycle_moments, cycle_wait_s
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.queueing import bursty_wait, p99_wait_s
@@ -140,8 +141,7 @@ class QuantileTail(Tail):
         some = waits_q > 1e-9
         random_s = jnp.where(some, slot_s + queue_s, 1.0)
 
-        beside, mean = _decoding(state, operation), state.traffic.demand
-        others = prompt_of(mean.prefill, mean.prefill2, step_law_of(state.engine).window_tokens)
+        beside, others = _decoding(state, operation), mean_prompt(state.engine, state.traffic.demand)
         first = with_prompt(beside, others, rate_per_s * cycle_s)
 
         def own_s(prefill_tokens: Array) -> Array:
