@@ -288,32 +288,35 @@ def attention(how: Any, causal: bool, q: Array, kv: tuple[Array, Array]) -> Arra
 
 def all_reduce_shapes(n_gpus: int, messages: Iterable = MESSAGES) -> Iterator[Shape]:
     """The sum over GPUs of what each holds, on each."""
-    mesh = jax.make_mesh((n_gpus,), ("gpu",), devices=jax.local_devices()[:n_gpus])
-    parts, whole = jax.P("gpu"), jax.P()
-    over = partial(jax.shard_map, mesh=mesh, in_specs=(parts, whole), out_specs=parts, check_vma=False)
-    for size in messages:
-        row = {"kernel_source": "jax_psum", "num_gpus": n_gpus, "message_size": size, "backend": "xla"}
-
-        def make(key: Array, copies: int, size: int = size) -> tuple[Array, list[Any]]:
-            held = jax.device_put(_random(key, (n_gpus, size), jnp.bfloat16), jax.NamedSharding(mesh, parts))
-            return held, [None] * copies
-
-        yield Shape(row, float(size), 2.0 * size, make, lambda held, _: lax.psum(held, "gpu"), over)
+    row = {"kernel_source": "jax_psum", "backend": "xla"}
+    return _passed(n_gpus, messages, row, lambda size: (n_gpus, size), lambda held: lax.psum(held, "gpu"))
 
 
 def all_gather_shapes(n_gpus: int, messages: Iterable = MESSAGES) -> Iterator[Shape]:
     """All of a message whose equal parts lie on the GPUs, on each of them."""
+    row = {"kernel_source": "jax_all_gather", "nccl_dtype": "half"}
+    return _passed(n_gpus, messages, row, lambda size: (size,), lambda held: lax.all_gather(held, "gpu", tiled=True))
+
+
+def _passed(
+    n_gpus: int,
+    messages: Iterable,
+    row: dict[str, Any],
+    held_shape: Callable[[int], tuple[int, ...]],
+    exchange: Callable[[Array], Array],
+) -> Iterator[Shape]:
+    """Messages among GPUs, the first axis of what is held divided among them."""
     mesh = jax.make_mesh((n_gpus,), ("gpu",), devices=jax.local_devices()[:n_gpus])
     parts, whole = jax.P("gpu"), jax.P()
     over = partial(jax.shard_map, mesh=mesh, in_specs=(parts, whole), out_specs=parts, check_vma=False)
     for size in messages:
-        row = {"kernel_source": "jax_all_gather", "num_gpus": n_gpus, "message_size": size, "nccl_dtype": "half"}
 
         def make(key: Array, copies: int, size: int = size) -> tuple[Array, list[Any]]:
-            held = jax.device_put(_random(key, (size,), jnp.bfloat16), jax.NamedSharding(mesh, parts))
+            held = jax.device_put(_random(key, held_shape(size), jnp.bfloat16), jax.NamedSharding(mesh, parts))
             return held, [None] * copies
 
-        yield Shape(row, float(size), 2.0 * size, make, lambda held, _: lax.all_gather(held, "gpu", tiled=True), over)
+        about = {**row, "num_gpus": n_gpus, "message_size": size}
+        yield Shape(about, float(size), 2.0 * size, make, lambda held, _: exchange(held), over)
 
 
 # --------------------------------------------------------------------------------------------------- what there is here
