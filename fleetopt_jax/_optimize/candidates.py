@@ -105,7 +105,7 @@ def score_batch(
     # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
     # slowest of its candidates needs, and its numbers stay in the cache.
     def routed(windows: Array, gammas: Array) -> PoolTraffic:
-        return route(_with_boundaries(fleet, windows, gammas), workload, assumptions)
+        return route(_with_boundaries(fleet, windows, gammas), workload, assumptions, many=True)
 
     traffic = jax.vmap(routed)(window_tokens, gamma)
     return jax.lax.map(lambda candidate: score(*candidate), (window_tokens, gamma, traffic), batch_size=CHUNK)
@@ -134,7 +134,7 @@ def best_latencies_batch(
 
     def best(windows: Array, gammas: Array) -> tuple[Array, Array]:
         there = _with_boundaries(fleet, windows, gammas)
-        traffic = route(there, workload, assumptions)
+        traffic = route(there, workload, assumptions, many=True)
         least = for_each_lane(
             lambda engine, pool, window: least_instances(engine, pool, window, slo, setting),
             there.engines,

@@ -266,9 +266,6 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
         by_pools=by_pools,
         homogeneous_w=float(np.min(alone.watts)),
         one_pool=_one_pool(fleets.problem, alone.instances[:, 0], alone.watts[:, 0]),
-        pools=tuple(
-            boundaries.metrics(step.engine, int(low), int(high)) for step, (low, high) in zip(path.steps, ends)
-        ),
     )
 
 

@@ -160,7 +160,7 @@ def _needed(problem: Problem, boundaries: Boundaries, windows: np.ndarray) -> np
     n = len(windows)
     lower = np.concatenate([np.zeros((n, 1), int), inner], axis=1).ravel()
     upper = np.concatenate([inner, np.full((n, 1), boundaries.last)], axis=1).ravel()
-    needed = [boundaries.bounds(e, lower, upper)[0] for e in range(len(problem.specs))]
+    needed = [boundaries.least(e, lower, upper)[0] for e in range(len(problem.specs))]
     needed = np.stack(needed, axis=-1).reshape(n, -1, len(problem.specs))
     return np.maximum(np.where(np.isfinite(needed), 1.1 * needed, 1.0), 1.0)
 

@@ -6,11 +6,12 @@ batched and compiled once:
 
 - the bound: watts with the instances the load alone needs, latencies not looked at. Watts do not fall as instances are
   added (tested), so no pool costs less;
-- the exact cost: the least instances that hold every limit, some hundred times as dear.
+- a try: watts and the worst limit with so many instances, some three times as dear. The exact cost takes a few, until
+  the least instances that hold every limit are known.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar, cast
@@ -25,8 +26,9 @@ from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import PoolMetrics, pool_metrics
 from fleetopt_jax.fleet.fleet import Slo
+from fleetopt_jax.fleet.limits import ROUNDING
 from fleetopt_jax.fleet.resources import PoolPrices
-from fleetopt_jax.fleet.sizing import least_instances, required_instances
+from fleetopt_jax.fleet.sizing import least_held, least_instances, pool_excess
 from fleetopt_jax.fleet.stage import Setting, setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, RunningSums, Slice, atoms_of, running_sums, slice_traffic
 from fleetopt_jax.laws.prefill import Prefill
@@ -35,9 +37,9 @@ from fleetopt_jax.workload.atoms import Workload
 T = TypeVar("T")
 
 BOUND_BATCH = 8192  # pools of one compiled call: fixed, so that a search compiles once
-EXACT_BATCH = 1024
+TRY_BATCH = 512
 N_THREADS = os.cpu_count() or 1  # batches at a time, each of which keeps one core busy
-CHUNK = 1024  # of them whose numbers stay in the cache together
+CHUNK = 128  # of them whose numbers stay in the cache together
 
 
 @partial(jax.jit, static_argnames=("assumptions", "compresses"))
@@ -67,17 +69,20 @@ def bound_batch(sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setti
 
 
 @jax.jit
-def exact_batch(
-    sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setting: Setting
-) -> tuple[Array, PoolMetrics]:
-    """(instances [M] with which pools hold every limit, inf where none do; their metrics [M], P99s not solved for)."""
+def tried_batch(
+    sums: RunningSums, engine: Engine, pools: Slice, n_instances: Array, slo: Slo, setting: Setting
+) -> tuple[Array, Array, Array]:
+    """(instances, by how much they break a limit, watts) [M] of pools with so many instances, with those that the load
+    needs where that is 0."""
 
-    def exact(pool: Slice) -> tuple[Array, PoolMetrics]:
+    def tried(pool: Slice, n: Array) -> tuple[Array, Array, Array]:
         traffic = _traffic(sums, engine, pool, setting)
-        n = required_instances(engine, traffic, pool.window_tokens, slo, setting)
-        return n, _watts(engine, traffic, pool.window_tokens, n, setting=setting)
+        n = jnp.where(n > 0, n, least_instances(engine, traffic, pool.window_tokens, slo, setting))
+        metrics = _watts(engine, traffic, pool.window_tokens, n, setting=setting)
+        excess = jnp.where(jnp.isfinite(n) & (n > 0), pool_excess(metrics, slo), -1.0)
+        return n, excess, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
 
-    return _chunked(exact, pools)
+    return jax.vmap(tried)(pools, n_instances)
 
 
 def _traffic(sums: RunningSums, engine: Engine, pool: Slice, setting: Setting) -> PoolTraffic:
@@ -136,28 +141,49 @@ class Boundaries:
 
     def bounds(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need at least."""
-        found = self._in_batches(bound_batch, BOUND_BATCH, e, lower, upper)
-        return self._if_allowed(lower, upper, found)
+        found = self._in_batches(lambda *ends: bound_batch(*self._about(e, *ends)), BOUND_BATCH, lower, upper)
+        self.n_evaluated += len(lower)
+        return self._if_allowed(lower, upper, *found)
+
+    def least(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same, and whether that is what they need [M]; by the program of `exact`, so that a search of few pools
+        compiles no other."""
+        if self.setting.assumptions.occupancy.floors_in_flight:
+            found = self.bounds(e, lower, upper)
+            return *found, ~np.isfinite(found[1])
+        n, excess, watts = self._tried(e, lower, upper, np.zeros(len(lower)))
+        self.n_evaluated += len(lower)
+        instances, watts = self._if_allowed(lower, upper, n, watts)
+        return instances, watts, (excess <= ROUNDING) | ~np.isfinite(watts)
 
     def exact(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need."""
+        instances, excess, watts = (np.array(x) for x in self._tried(e, lower, upper, np.zeros(len(lower))))
+        self.n_evaluated += len(lower)
+        left = np.flatnonzero(np.isfinite(instances) & (instances > 0))
+        at = least_held(instances[left]).after(excess[left])
+        while len(left):
+            done = ~at.is_open
+            instances[left[done]] = at.found[done]
+            left, at = left[~done], jax.tree.map(lambda x, on=~done: x[on], at)
+            if len(left):
+                _, excess, found = self._tried(e, lower[left], upper[left], at.trial)
+                ok = excess <= ROUNDING
+                watts[left[ok]] = found[ok]  # the last that passes is the least
+                at = at.after(excess)
+        return self._if_allowed(lower, upper, instances, np.where(np.isfinite(instances), watts, np.inf))
 
-        def kernel(*about) -> tuple[Array, Array]:
-            n, metrics = exact_batch(*about)
-            return n, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
+    def _tried(
+        self, e: int, lower: np.ndarray, upper: np.ndarray, n_instances: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(instances, excess, watts) [M] of `tried_batch`."""
 
-        return self._if_allowed(lower, upper, self._in_batches(kernel, EXACT_BATCH, e, lower, upper))
+        def kernel(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> tuple[Array, Array, Array]:
+            sums, engine, pools, slo, setting = self._about(e, lower, upper)
+            return tried_batch(sums, engine, pools, cast(Array, n), slo, setting)
 
-    def metrics(self, e: int, lower: int, upper: int) -> PoolMetrics:
-        """Of one pool with engine e and the instances it needs, by the search's program. P99s are not solved for."""
-        _, metrics = self.sized(e, np.array([lower]), np.array([upper]))
-        return jax.tree.map(lambda x: x[0], metrics)
-
-    def sized(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, PoolMetrics]:
-        """(instances, metrics) [M] of a few pools with engine e, as `metrics`; inf instances where none will do."""
-        index = np.minimum(np.arange(EXACT_BATCH), len(lower) - 1)
-        found = exact_batch(*self._about(e, lower[index], upper[index]))
-        return jax.tree.map(lambda x: np.asarray(x)[: len(lower)], found)
+        n, excess, watts = self._in_batches(kernel, TRY_BATCH, lower, upper, n_instances)
+        return n, excess, watts
 
     def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Engine, Slice, Slo, Setting]:
         problem = self.problem
@@ -165,13 +191,15 @@ class Boundaries:
         pools = Slice(*(cast(Array, values) for values in (self.window_tokens[upper], *rows)))
         return self.sums[e], problem.engines[e], pools, problem.slo, self.setting
 
-    def _in_batches(self, kernel, batch: int, e: int, lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
-        n = len(lower)
+    def _in_batches(
+        self, kernel: Callable[..., Sequence[Array]], batch: int, *columns: np.ndarray
+    ) -> list[np.ndarray]:
+        """What the kernel says of rows [M] of the columns, asked for so many at a time."""
+        n = len(columns[0])
 
         def part(start: int) -> list[np.ndarray]:
-            rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last pool
-            values = kernel(*self._about(e, lower[rows], upper[rows]))
-            return [np.asarray(each)[: n - start] for each in values]
+            rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last row
+            return [np.asarray(each)[: n - start] for each in kernel(*(column[rows] for column in columns))]
 
         first, *others = range(0, n, batch)
         found = [part(first)]  # compiles
@@ -182,13 +210,11 @@ class Boundaries:
             found += (threads.map if alike else map)(part, others)
         finally:
             threads.shutdown(cancel_futures=True)  # an interrupt waits for none
-        self.n_evaluated += n
         return [np.concatenate(each) for each in zip(*found)]
 
     def _if_allowed(
-        self, lower: np.ndarray, upper: np.ndarray, found: list[np.ndarray]
+        self, lower: np.ndarray, upper: np.ndarray, instances: np.ndarray, watts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        instances, watts = found
         allowed = self._allowed(lower, upper, instances)
         return np.where(allowed, instances, np.inf), np.where(allowed, watts, np.inf)
 
@@ -214,10 +240,11 @@ class Pools:
         ends: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
         instances: np.ndarray,
         watts: np.ndarray,
+        is_exact: np.ndarray | None = None,
     ):
         self.boundaries, self.ends, self.instances, self.watts = boundaries, ends, instances, watts
         self.n_engines = len(watts)
-        self.is_exact = ~np.isfinite(watts)
+        self.is_exact = ~np.isfinite(watts) if is_exact is None else is_exact
 
     def make_exact(self, e: int, index: np.ndarray) -> None:
         """Replace the bounds of these pools; those that are exact are left alone."""

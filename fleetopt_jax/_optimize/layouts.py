@@ -71,7 +71,7 @@ class OnePool(Layout):
 
     def __init__(self, boundaries: Boundaries):
         ends = np.array([0]), np.array([boundaries.last])
-        found = [boundaries.bounds(e, *ends) for e in range(len(boundaries.problem.specs))]
+        found = [boundaries.least(e, *ends) for e in range(len(boundaries.problem.specs))]
         self.pools = Pools(boundaries, lambda index: (ends[0][index], ends[1][index]), *map(np.stack, zip(*found)))
 
     def seeds(self) -> np.ndarray:
@@ -103,7 +103,7 @@ class TwoPools(Layout):
             first, node = index < s, inner[index % s]
             return np.where(first, 0, node), np.where(first, node, boundaries.last)
 
-        found = [boundaries.bounds(e, *ends(np.arange(2 * s))) for e in range(len(boundaries.problem.specs))]
+        found = [boundaries.least(e, *ends(np.arange(2 * s))) for e in range(len(boundaries.problem.specs))]
         self.pools = Pools(boundaries, ends, *map(np.stack, zip(*found)))
 
     def seeds(self) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fleetopt_jax._optimize.problem import Method, Problem
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics
+from fleetopt_jax.fleet.evaluate import FleetMetrics
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import usage
 
@@ -62,7 +62,6 @@ class Found:
     by_pools: tuple[float, ...] = ()  # least cost with at most 1, 2, ... pools, where the method knows
     homogeneous_w: float | None = None  # least power of one pool [W]; inf where none holds the limits
     one_pool: OnePoolFleet | None = None  # the best of one pool, where the method knows `homogeneous_w`
-    pools: tuple[PoolMetrics, ...] = ()  # of each, P99s not solved for, where the method has computed them
 
 
 def nothing(n_evaluated: int, candidates: str, *, certified: bool = True) -> Found:

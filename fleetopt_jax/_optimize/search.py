@@ -17,8 +17,7 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.core.struct import stack
-from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, fleet_metrics, total_metrics, with_quantiles
+from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.fleet.resources import Budget, limit_weights
@@ -145,11 +144,6 @@ def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float]
 _excesses = jax.jit(excesses)
 
 
-@jax.jit
-def _from_pools(pools: PoolMetrics) -> FleetMetrics:
-    return total_metrics(with_quantiles(pools))
-
-
 def _plan(
     problem: Problem,
     method: Method | Literal["given"],
@@ -160,11 +154,8 @@ def _plan(
     found: Found | None = None,
 ) -> Plan:
     """A plan of the pools that have traffic, beside the best homogeneous fleet (the one `found` along, if any)."""
-    if found is not None and found.pools:
-        metrics = _from_pools(stack(found.pools))
-    else:
-        traffic = routed(fleet, problem.workload, problem.assumptions)
-        metrics = fleet_metrics(fleet, traffic, problem.workload, problem.assumptions)
+    traffic = routed(fleet, problem.workload, problem.assumptions)
+    metrics = fleet_metrics(fleet, traffic, problem.workload, problem.assumptions)
     used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
     pools = jax.tree.map(lambda x: np.asarray(x)[used], metrics.pools)
     windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))

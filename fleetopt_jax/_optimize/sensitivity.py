@@ -31,7 +31,7 @@ from fleetopt_jax._optimize.derivatives import (
 )
 from fleetopt_jax._optimize.graph import Boundaries
 from fleetopt_jax._optimize.plan import Infeasible, Plan
-from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.problem import Problem, demanded_tok_per_s
 from fleetopt_jax._optimize.uncertainty import Trust, plan_trust
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
@@ -291,15 +291,16 @@ def _sized_objective(plan: Plan, windows: np.ndarray) -> np.ndarray:
     boundaries = Boundaries(problem, windows.ravel(), np.tile(gamma, len(windows)), compresses=compresses)
     upper = 1 + np.arange(windows.size).reshape(windows.shape)
     lower = np.column_stack([np.zeros(len(windows), int), upper[:, :-1]])
-    output, watts, used = np.zeros((3, len(windows)))
+    holds, watts, used = np.ones(len(windows), bool), *np.zeros((2, len(windows)))
     for k, spec in enumerate(plan.specs):
         e = problem.specs.index(spec)
-        n, metrics = boundaries.sized(e, lower[:, k], upper[:, k])
-        output += np.where(np.isfinite(n), metrics.output_tok_per_s, -np.inf)
-        watts += np.asarray(metrics.power_w)
-        used += prices.per_instance[e] * np.where(np.isfinite(n), n, 0.0) + prices.per_watt[e] * metrics.power_w
-    held = output > 0
-    return np.where(held, output / watts if problem.objective == "tok_per_j" else used, 0.0)
+        n, power_w = boundaries.exact(e, lower[:, k], upper[:, k])
+        holds &= np.isfinite(n)
+        n, power_w = np.where(np.isfinite(n), (n, power_w), 0.0)
+        watts += power_w
+        used += prices.per_instance[e] * n + prices.per_watt[e] * power_w
+    reached = demanded_tok_per_s(problem) / np.where(holds, watts, 1.0) if problem.objective == "tok_per_j" else used
+    return np.where(holds, reached, 0.0)
 
 
 def _shared_objective(plan: Plan, windows: np.ndarray) -> np.ndarray:

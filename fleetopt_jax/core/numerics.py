@@ -37,12 +37,15 @@ def require_float64(function: str) -> None:
 
 def between(values: Array, place: Array) -> Array:
     """`values` [k] at a real `place` among 0, 1, ... k - 1, smooth and exact at each: Keys' cubic convolution (IEEE
-    Trans. ASSP 29, 1981), with straight lines beyond the ends. Without a look-up, so cheap within loops."""
+    Trans. ASSP 29, 1981), with straight lines beyond the ends."""
     first, last = 2.0 * values[0] - values[1], 2.0 * values[-1] - values[-2]
     wide = jnp.concatenate([first[None], values, last[None]])
-    x = jnp.abs(jnp.clip(place, 0.0, len(values) - 1.0) - (jnp.arange(len(values) + 2) - 1.0))
-    near, far = 1.0 + x * x * (1.5 * x - 2.5), 2.0 + x * (-4.0 + x * (2.5 - 0.5 * x))
-    return jnp.sum(wide * jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0)))
+    inside = jnp.clip(place, 0.0, len(values) - 1.0)
+    k = jnp.minimum(jax.lax.stop_gradient(inside).astype(int), len(values) - 2)
+    x = inside - k
+    before, left, right, after = (wide.at[k + i].get(mode="promise_in_bounds") for i in range(4))
+    bend = 2.0 * before - 5.0 * left + 4.0 * right - after
+    return left + 0.5 * x * (right - before + x * (bend + x * (3.0 * (left - right) + after - before)))
 
 
 def at_some(function: Callable[[Array], Array], x: ArrayLike, every: int) -> Array:

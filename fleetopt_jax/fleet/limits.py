@@ -50,9 +50,14 @@ def excesses(pools: PoolMetrics, slo: Slo) -> dict[str, Array]:
     return {"utilization": load_excess(pools, slo), "ttft_p99_s": ttft, "itl_s": itl}
 
 
+def worst_excess(pools: PoolMetrics, slo: Slo) -> Array:
+    """The largest of all."""
+    return jnp.max(jnp.stack([jnp.max(excess) for excess in excesses(pools, slo).values()]))
+
+
 def held(pools: PoolMetrics, slo: Slo) -> Array:
     """Whether all limits hold."""
-    return jnp.all(jnp.stack([jnp.all(excess <= ROUNDING) for excess in excesses(pools, slo).values()]))
+    return worst_excess(pools, slo) <= ROUNDING
 
 
 def reached(metrics: FleetMetrics, slo: Slo) -> tuple[Array, Array]:

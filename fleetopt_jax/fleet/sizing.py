@@ -1,6 +1,6 @@
 """The least instances that hold the limits."""
 
-import dataclasses
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,19 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import whole_up
+from fleetopt_jax.core.struct import namespace, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import PoolMetrics, for_each_lane, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
-from fleetopt_jax.fleet.limits import held
+from fleetopt_jax.fleet.limits import ROUNDING, held, worst_excess
 from fleetopt_jax.fleet.stage import Setting, setting_of, stage_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.workload.atoms import Workload
 
 OVERSIZE = 10.0  # no limit is bought with more than so many times the instances the load needs
 OVERSIZE_SMALL = 16.0  # or, of small pools, so many more
+WIDER = 1.1  # than what the load needs: the second try
 
 
 def least_instances(
@@ -46,7 +48,8 @@ def least_instances(
 
 def most_instances(least: ArrayLike) -> Array:
     """The whole N beyond which no limit is worth holding."""
-    return jnp.ceil(jnp.maximum(OVERSIZE * least, least + OVERSIZE_SMALL))
+    xp = namespace(least)
+    return xp.ceil(xp.maximum(OVERSIZE * least, least + OVERSIZE_SMALL))
 
 
 def required_instances(
@@ -66,12 +69,69 @@ def required_instances(
         return least
     usable = jnp.isfinite(least) & (least > 0)
 
-    def holds(n_instances: Array) -> Array:
-        return ~usable | _pool_held(pool_metrics(engine, traffic, window_tokens, n_instances, setting), slo)
+    def tried(at: LeastHeld) -> LeastHeld:
+        metrics = pool_metrics(engine, traffic, window_tokens, at.trial, setting)
+        return at.after(jnp.where(usable, pool_excess(metrics, slo), -1.0))
 
-    start = jnp.where(usable, least, 1.0)
-    found = _least_true(holds, start, most_instances(start))
-    return jnp.where(usable, found, least)
+    # One body, so that a try is compiled once; a batch under `vmap` loops as long as one of its members needs.
+    at = jax.lax.while_loop(lambda at: at.is_open, tried, least_held(jnp.where(usable, least, 1.0)))
+    return jnp.where(usable, at.found, least)
+
+
+def pool_excess(metrics: PoolMetrics, slo: Slo) -> Array:
+    """By how much a pool breaks the worst of its limits, where each pool must hold them: see `limits.excesses`."""
+    return worst_excess(jax.tree.map(lambda x: x[None], metrics), replace(slo, scope="pool"))
+
+
+@pytree
+class LeastHeld:
+    """The search for the least whole N for which an excess that falls with N is held. NumPy's or JAX's, any shape.
+
+    First `start`, then a tenth more, then where the logarithm of the excess, straight over that of N, would cross zero;
+    once one has passed every other try halves what is left. Three to five tries in the mean, nine at most, of the pools
+    of the bundled traces.
+    """
+
+    failed: Array
+    passed: Array  # `most` + 1 before any has
+    failed_by: Array  # ln of what the limit was exceeded by, with `failed`
+    slope: Array  # of that over ln N, from the last two that failed; 0 before
+    trial: Array  # the next to try
+    n_tried: Array
+    most: Array  # beyond which no limit is worth holding
+
+    @property
+    def is_open(self) -> Array:
+        return self.passed - self.failed > 1.0
+
+    @property
+    def found(self) -> Array:
+        """The least N; inf for none."""
+        xp = namespace(self)
+        return xp.where(self.passed > self.most, xp.inf, self.passed)
+
+    def after(self, excess: Array) -> "LeastHeld":
+        """The search after `trial` was tried."""
+        xp = namespace(self, excess)
+        ok = excess <= ROUNDING
+        by, second = xp.log(xp.maximum(excess + 1.0, 1.0)), self.n_tried == 0
+        steps = xp.log(self.trial / xp.where(second, 0.5 * self.trial, self.failed))
+        failed, passed = xp.where(ok, self.failed, self.trial), xp.where(ok, self.trial, self.passed)
+        failed_by = xp.where(ok, self.failed_by, by)
+        slope = xp.where(ok | second, self.slope, (by - self.failed_by) / steps)
+        crossing = failed * xp.exp(xp.minimum(failed_by / xp.maximum(-slope, 1e-3), 50.0))
+        halves = (passed <= self.most) & (self.n_tried % 2 == 1)
+        inside = xp.where(halves, xp.sqrt(xp.maximum(failed, 0.0) * passed), crossing)
+        further = xp.ceil(xp.where(second, WIDER * failed, inside))
+        trial = xp.clip(further, failed + 1.0, xp.maximum(passed - 1.0, failed + 1.0))
+        return LeastHeld(failed, passed, failed_by, slope, trial, self.n_tried + 1, self.most)
+
+
+def least_held(start: Array) -> LeastHeld:
+    """The search from `start` on."""
+    xp = namespace(start)
+    most, zero = most_instances(start), xp.zeros_like(start)
+    return LeastHeld(start - 1.0, most + 1.0, zero, zero, start, zero, most)
 
 
 def size_fleet(
@@ -112,11 +172,6 @@ def instances_for(
     if slo.scope == "fleet" and assumptions.whole:
         return _share_out(fleet, traffic, n_instances, slo, setting)
     return n_instances
-
-
-def _pool_held(metrics: PoolMetrics, slo: Slo) -> Array:
-    alone = jax.tree.map(lambda x: x[None], metrics)
-    return held(alone, dataclasses.replace(slo, scope="pool"))
 
 
 def _share_out(fleet: Fleet, traffic: PoolTraffic, least: Array, slo: Slo, setting: Setting) -> Array:
@@ -167,24 +222,3 @@ def _share_out(fleet: Fleet, traffic: PoolTraffic, least: Array, slo: Slo, setti
     gpus = jnp.stack([jnp.sum(n * jnp.stack([e.gpus_per_instance for e in engines])) for n in options])
     best = jnp.where(gpus[0] <= gpus[1], options[0], options[1])
     return jnp.where(least == 0, 0.0, jnp.where(reachable, best, jnp.inf))
-
-
-def _least_true(holds, start: Array, most: Array) -> Array:
-    """Least whole number from `start` to `most` for which the monotone `holds` is true, inf for none.
-
-    Gallop, then bisect: one evaluation where `start` already holds. One body for both phases, so that `holds` is
-    compiled once; a batch under `vmap` loops as long as one of its members needs.
-    """
-
-    def step(state):
-        failed, passed, offset, trial = state
-        ok = holds(trial)
-        failed, passed = jnp.where(ok, failed, trial), jnp.where(ok, trial, passed)
-        offset = jnp.maximum(1.0, 2.0 * offset)
-        galloping = passed > most  # nothing has passed yet
-        further = jnp.minimum(start + offset, most)
-        return failed, passed, offset, jnp.where(galloping, further, jnp.floor((failed + passed) / 2.0))
-
-    first = (start - 1.0, most + 1.0, jnp.zeros_like(start), start)
-    _, passed, _, _ = jax.lax.while_loop(lambda state: state[1] - state[0] > 1.0, step, first)
-    return jnp.where(passed > most, jnp.inf, passed)

@@ -44,12 +44,29 @@ OUTPUT_POWERS = 5  # sums of o^0 ... o^4 over compressible requests
 
 @pytree
 class PromptHistogram:
-    """A pool's prompts in cells; the last cell holds the compressed ones. Shapes [C]."""
+    """A pool's prompts in the C cells of the workload, and behind them in one of those that are compressed."""
 
-    mass: Array  # share of the pool's requests, sums to 1 (0 without traffic) [-]
-    shortest: Array  # [tokens]
-    longest: Array  # [tokens]
-    extra_s: Array  # latency before the request reaches the engine [s]
+    mass: Array  # share of the pool's requests, sums to 1 (0 without traffic) [-] [C + 1]
+    shortest: Array  # prompt of each cell, in whatever pool [tokens] [C]
+    longest: Array  # [tokens] [C]
+    window_tokens: Array  # beyond which the pool has none
+    compressed_tokens: Array  # mean of the compressed ones
+    compression_s: Array  # latency before those reach the engine
+
+    @property
+    def ends_tokens(self) -> tuple[Array, Array]:
+        """(shortest, longest) prompt of each cell in this pool [tokens] [C + 1]."""
+        clipped = jnp.minimum(jnp.stack([self.shortest, self.longest]), self.window_tokens)
+        shortest, longest = (jnp.append(each, self.compressed_tokens) for each in clipped)
+        return shortest, longest
+
+    def ends_of(self, rising: Callable[[Array], Array]) -> tuple[Array, Array]:
+        """A rising function of the prompt at both [C + 1]. It is asked for where the workload's cells end, which many
+        pools share, and for the window and the compressed prompt."""
+        of_cells = rising(jnp.stack([self.shortest, self.longest]))
+        of_window, of_compressed = rising(jnp.stack([self.window_tokens, self.compressed_tokens]))
+        least, most = (jnp.append(each, of_compressed) for each in jnp.minimum(of_cells, of_window))
+        return least, most
 
 
 @pytree
@@ -298,9 +315,10 @@ def route(
     *,
     router_width: ArrayLike | None = None,
     all_read: bool = False,
+    many: bool = False,
 ) -> PoolTraffic:
     """The traffic of each lane, a leading axis of K; hard, or with a router of log-width `router_width` > 0. `all_read`
-    as in `running_sums`.
+    as in `running_sums`; `many` where a program routes many fleets at once, which share even the sums of prompts by cell.
 
     A request goes to the first pool whose edge gamma B it does not exceed. Longer than B, it is compressed to B; where
     that fails it goes to the first pool whose window holds it as it is. Requests beyond the last edge are served by
@@ -327,8 +345,10 @@ def route(
     )
 
     def one(prefill: Prefill, requests: Slice) -> PoolTraffic:
-        sums = running_sums(prefill, replace(atoms, cells=None), assumptions, compresses=True, all_read=all_read)
-        in_cells = _slice_in_cells(atoms, requests, assumptions.compression.success_frac(compressor))
+        summed = atoms if many else replace(atoms, cells=None)
+        sums = running_sums(prefill, summed, assumptions, compresses=True, all_read=all_read)
+        success_frac = assumptions.compression.success_frac(compressor)
+        in_cells = None if many else _slice_in_cells(atoms, requests, success_frac)
         return slice_traffic(replace(sums, cells=atoms.cells), prefill, compressor, requests, assumptions, in_cells)
 
     return jax.vmap(one)(prefills, slices)
@@ -449,13 +469,14 @@ def _histogram(
     mass: Array, cells: PromptCells, window: Array, output_powers: Array, compression_s: Array
 ) -> PromptHistogram:
     """The as-is cells and one for the compressed prompts, at their mean, later by `compression_s`."""
-    compressed = window - mean_over(output_powers[1], output_powers[0])
     total = jnp.append(jnp.maximum(mass, 0.0), output_powers[0])
     return PromptHistogram(
         mass=mean_over(total, jnp.sum(total)),
-        shortest=jnp.append(jnp.minimum(cells.shortest, window), compressed),
-        longest=jnp.append(jnp.minimum(cells.longest, window), compressed),
-        extra_s=jnp.append(jnp.zeros_like(mass), compression_s),
+        shortest=cells.shortest,
+        longest=cells.longest,
+        window_tokens=window,
+        compressed_tokens=window - mean_over(output_powers[1], output_powers[0]),
+        compression_s=jnp.asarray(compression_s),
     )
 
 

@@ -105,7 +105,7 @@ class QuantileTail(Tail):
         self, state: "StageState", operation: "Operation", rate_per_s: Array, cycle_s: Array, variance: Array
     ) -> ItlLaw:
         prompts, budget = _histogram(state), state.engine.prefill.budget_tokens
-        tokens = (prompts.shortest + prompts.longest) / 2.0
+        tokens = sum(prompts.ends_tokens) / 2.0
         full = jnp.floor(tokens / budget)
 
         def chunk_s(new_tokens: Array, past_tokens: Array) -> Array:
@@ -148,13 +148,15 @@ class QuantileTail(Tail):
             policy, whole = state.assumptions.prefill, state.assumptions.whole
             return policy.own_s(state.engine, prefill_tokens, beside, first, whole=whole)
 
-        least_s, most_s = own_s(jnp.stack([prompts.shortest, prompts.longest], axis=-1).ravel()).reshape(-1, 2).T
+        least_s, most_s = prompts.ends_of(own_s)
+        late_s = jnp.append(jnp.zeros_like(prompts.shortest), prompts.compression_s)
+        shortest_tokens, longest_tokens = prompts.ends_tokens
         return TtftLaw(
             mass=prompts.mass,
-            least_s=prompts.extra_s + least_s,
-            most_s=prompts.extra_s + most_s + cycle_s,
-            shortest_tokens=prompts.shortest,
-            longest_tokens=prompts.longest,
+            least_s=late_s + least_s,
+            most_s=late_s + most_s + cycle_s,
+            shortest_tokens=shortest_tokens,
+            longest_tokens=longest_tokens,
             wait_probability=jnp.where(stable, jnp.where(some, waits_q, 0.0), 1.0),
             wait_decay_per_s=jnp.where(stable, jnp.where(some, waits_q, 1.0) / jnp.maximum(random_s, 1e-9), 1e-9),
         )
