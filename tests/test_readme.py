@@ -73,7 +73,8 @@ def test_every_command_shown_runs(tmp_path):
     rows = "".join(f"{n:g},{13 + 0.09 * n:.3f},1500,{420 + 45 * np.log2(n):.1f}\n" for n in batch)
     (tmp_path / "measured.csv").write_text("batch,step_ms,context_tokens,power_w_per_gpu\n" + rows)
     (catalog,) = re.findall(r"```toml\n(schema = \"fleetopt-catalog/1\".*?)```", README, re.DOTALL)
-    (tmp_path / "my.toml").write_text(catalog)
+    for name in ("my.toml", "x1.toml"):  # the second as `experiments/fit_operators.py` writes it, less coefficients
+        (tmp_path / name).write_text(catalog)
     (tmp_path / "my-chat").mkdir()
     for config in (tmp_path / "config.json", tmp_path / "my-chat" / "config.json"):
         config.write_text(json.dumps(CONFIG))

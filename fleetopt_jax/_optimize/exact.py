@@ -200,7 +200,10 @@ def candidates(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         options = np.unique(np.append(ends, BLOCK_TOKENS * np.ceil(ends / BLOCK_TOKENS)))
         options = options[options < window]
         options = options[_evenly(problem.workload, options, affordable)]
-    return np.repeat(options, len(gammas)), np.tile(gammas, len(options))
+    windows, gammas = np.repeat(options, len(gammas)), np.tile(gammas, len(options))
+    # Beyond the longest request a window leaves the next pool nothing: no pool, but where it promises all itself.
+    useful = (windows < lengths[-1]) | (windows * gammas >= window)
+    return windows[useful], gammas[useful]
 
 
 def _evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:

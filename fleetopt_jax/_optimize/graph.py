@@ -191,9 +191,7 @@ class Boundaries:
         pools = Slice(*(cast(Array, values) for values in (self.window_tokens[upper], *rows)))
         return self.sums[e], problem.engines[e], pools, problem.slo, self.setting
 
-    def _in_batches(
-        self, kernel: Callable[..., Sequence[Array]], batch: int, *columns: np.ndarray
-    ) -> list[np.ndarray]:
+    def _in_batches(self, kernel: Callable[..., Sequence[Array]], batch: int, *columns: np.ndarray) -> list[np.ndarray]:
         """What the kernel says of rows [M] of the columns, asked for so many at a time."""
         n = len(columns[0])
 

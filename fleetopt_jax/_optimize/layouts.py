@@ -117,7 +117,9 @@ class TwoPools(Layout):
 
     def undecided(self, costs: np.ndarray, own: np.ndarray, k: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
         through = own + np.concatenate([costs[self.size :], costs[: self.size]])
-        index = np.flatnonzero(through < limit)
+        open_ = through < limit
+        open_[: self.size] &= ~open_[self.size :]  # the pool of long requests first: it often decides for both
+        index = np.flatnonzero(open_)
         return index, through[index]
 
     def listed(self, tables: list[Table], most: np.ndarray, k: int) -> tuple[tuple[Step, ...], bool]:

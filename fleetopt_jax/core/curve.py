@@ -29,16 +29,7 @@ class Curve:
 
     def __call__(self, x: ArrayLike) -> Array:
         """The value at `x` >= 0, a scalar; of the shape of the leading axes."""
-        # The gradient goes through x - x_k alone: which knot is a step, and the cubics meet there.
-        xp = namespace(self.coefficients, x)
-        size = xp.asarray(x, dtype=float)
-        mantissa, exponent = xp.frexp(1.0 + (size if xp is np else jax.lax.stop_gradient(size)))  # no logarithm
-        k = xp.clip(PER_DOUBLING * (exponent - 1) + (mantissa >= math.sqrt(0.5)), 0, N_KNOTS - 1)
-        beyond = x - _at(KNOTS, k)
-        value = _at(self.coefficients[..., 3], k)
-        for power in (2, 1, 0):
-            value = _at(self.coefficients[..., power], k) + beyond * value
-        return value
+        return (_value if namespace(self.coefficients, x) is np else _value_once)(self.coefficients, x)
 
     def __add__(self, other: "Curve") -> "Curve":
         return Curve(self.coefficients + other.coefficients)
@@ -46,6 +37,22 @@ class Curve:
     def scaled(self, factor: ArrayLike) -> "Curve":
         """Every value times `factor`."""
         return Curve(self.coefficients * factor)
+
+
+def _value(coefficients: Any, x: Any) -> Array:
+    # The gradient goes through x - x_k alone: which knot is a step, and the cubics meet there.
+    xp = namespace(coefficients, x)
+    size = xp.asarray(x, dtype=float)
+    mantissa, exponent = xp.frexp(1.0 + (size if xp is np else jax.lax.stop_gradient(size)))  # no logarithm
+    k = xp.clip(PER_DOUBLING * (exponent - 1) + (mantissa >= math.sqrt(0.5)), 0, N_KNOTS - 1)
+    beyond = x - _at(KNOTS, k)
+    value = _at(coefficients[..., 3], k)
+    for power in (2, 1, 0):
+        value = _at(coefficients[..., power], k) + beyond * value
+    return value
+
+
+_value_once = jax.jit(_value)  # a program has some hundred look-ups, of few shapes: each is traced but once
 
 
 def _at(values: Any, k: Any) -> Array:

@@ -318,7 +318,7 @@ def route(
     many: bool = False,
 ) -> PoolTraffic:
     """The traffic of each lane, a leading axis of K; hard, or with a router of log-width `router_width` > 0. `all_read`
-    as in `running_sums`; `many` where a program routes many fleets at once, which share even the sums of prompts by cell.
+    as in `running_sums`; `many` where a program routes many fleets, which share even the sums of prompts by cell.
 
     A request goes to the first pool whose edge gamma B it does not exceed. Longer than B, it is compressed to B; where
     that fails it goes to the first pool whose window holds it as it is. Requests beyond the last edge are served by
