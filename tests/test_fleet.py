@@ -18,7 +18,7 @@ from fleetopt_jax.fleet.choices.power_scope import WholeInstance
 from fleetopt_jax.fleet.engine import Engine, make_engine, require_fit, roofline_engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, evaluate, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet, make_slo
-from fleetopt_jax.fleet.sizing import required_instances, size_fleet
+from fleetopt_jax.fleet.sizing import least_held, required_instances, size_fleet
 from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.decode import make_decode_step
@@ -427,6 +427,37 @@ def test_a_pool_without_traffic_counts_for_nothing(b200, roofline, small_workloa
 
 
 # --- the least instances that hold the limits -----------------------------------------------------------------------
+
+
+def test_the_least_that_holds_is_found_whatever_the_curve():
+    """Powers, exponentials, steps, and what never holds, against every whole number."""
+    rng = np.random.default_rng(0)
+    n = 400
+    start, power = rng.integers(1, 800, n).astype(float), rng.uniform(0.2, 12.0, n)
+    least = np.floor(start * np.exp(rng.uniform(-0.5, 3.0, n))) + 0.5
+    curves = [
+        lambda x: (least / x) ** power - 1.0,
+        lambda x: np.exp(np.minimum(power * (least / start) * (1.0 - x / least), 5.0)) - 1.0,
+        lambda x: np.where(x > least, -1.0, 99.0),
+        lambda x: np.where(x > least, -1.0, 50.0 + 49.0 * (1.0 - x / least)),
+        lambda x: 0.1 + start / x,
+    ]
+    for curve in curves:
+        at = least_held(start)
+        most = at.most
+        while np.any(at.is_open):
+            after = at.after(curve(at.trial))
+            at = jax.tree.map(lambda new, old, open_=at.is_open: np.where(open_, new, old), after, at)
+        held = [np.arange(a, b + 1)[curve_of <= 0] for a, b, curve_of in _all(curve, start, most)]
+        np.testing.assert_array_equal(at.found, [each[0] if len(each) else np.inf for each in held])
+        assert np.max(at.n_tried) <= 40  # of thousands, a cliff behind a slope that says nothing
+
+
+def _all(curve, start, most):
+    """(start, most, excess of every whole number between them) of every search."""
+    width = int(np.max(most - start)) + 1
+    values = np.stack([curve(start + i) for i in range(width)], axis=1)
+    return [(a, b, row[: int(b - a) + 1]) for a, b, row in zip(start, most, values)]
 
 
 def test_required_instances_is_the_least_that_holds_the_limits(small_workload):

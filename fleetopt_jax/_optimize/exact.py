@@ -189,21 +189,18 @@ def candidates(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """(windows, gammas) [S] of the boundaries below the promised window."""
     window, gammas = problem.window_tokens, gamma_grid(problem)
     lengths = np.unique(np.ceil(np.asarray(total_tokens(problem.workload))))
-    blocks = np.arange(BLOCK_TOKENS, window, BLOCK_TOKENS)
     affordable = MAX_TWO_POOLS // (len(gammas) * len(problem.specs))
     if window <= min(MAX_BOUNDARIES, affordable):
         options = np.arange(1.0, window)
     elif window <= MAX_BOUNDARIES:
-        options = blocks[_evenly(problem.workload, blocks, affordable)]
+        options = np.arange(BLOCK_TOKENS, window, BLOCK_TOKENS)
     else:
         ends = np.unique(np.append(lengths, np.ceil(lengths / (problem.gamma or 1.0))))
         options = np.unique(np.append(ends, BLOCK_TOKENS * np.ceil(ends / BLOCK_TOKENS)))
-        options = options[options < window]
-        options = options[_evenly(problem.workload, options, affordable)]
-    windows, gammas = np.repeat(options, len(gammas)), np.tile(gammas, len(options))
     # Beyond the longest request a window leaves the next pool nothing: no pool, but where it promises all itself.
-    useful = (windows < lengths[-1]) | (windows * gammas >= window)
-    return windows[useful], gammas[useful]
+    options = options[(options < window) & ((options < lengths[-1]) | (options * gammas[-1] >= window))]
+    options = options[_evenly(problem.workload, options, affordable)]
+    return np.repeat(options, len(gammas)), np.tile(gammas, len(options))
 
 
 def _evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:

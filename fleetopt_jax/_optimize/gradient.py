@@ -224,7 +224,8 @@ def _rounded(
             break
         beside = [grid.near(w, g) for w, g in zip(best.window_tokens[:-1], best.gamma[:-1])]
         # Among the rest of all windows too, for a way out of the basin of one boundary.
-        closer = Near(problem, boundaries, [*beside, grid.spread(max_nodes(problem) // 2)]).best()
+        rest = grid.spread(MAX_NODES_OF_TWO - sum(map(len, beside)) if problem.n_pools <= 2 else MAX_NODES // 2)
+        closer = Near(problem, boundaries, [*beside, rest]).best()
         if not closer.cost < best.cost:
             break
         best = closer

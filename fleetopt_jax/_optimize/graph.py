@@ -154,14 +154,14 @@ class Boundaries:
         n, excess, watts = self._tried(e, lower, upper, np.zeros(len(lower)))
         self.n_evaluated += len(lower)
         instances, watts = self._if_allowed(lower, upper, n, watts)
-        return instances, watts, (excess <= ROUNDING) | ~np.isfinite(watts)
+        return instances, watts, np.asarray(excess <= ROUNDING) | ~np.isfinite(watts)
 
     def exact(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need."""
-        instances, excess, watts = (np.array(x) for x in self._tried(e, lower, upper, np.zeros(len(lower))))
+        instances, excess, watts = self._tried(e, lower, upper, np.zeros(len(lower)))
         self.n_evaluated += len(lower)
         left = np.flatnonzero(np.isfinite(instances) & (instances > 0))
-        at = least_held(instances[left]).after(excess[left])
+        at = least_held(cast(Array, instances[left])).after(excess[left])
         while len(left):
             done = ~at.is_open
             instances[left[done]] = at.found[done]
@@ -175,7 +175,7 @@ class Boundaries:
 
     def _tried(
         self, e: int, lower: np.ndarray, upper: np.ndarray, n_instances: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, Array, np.ndarray]:
         """(instances, excess, watts) [M] of `tried_batch`."""
 
         def kernel(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> tuple[Array, Array, Array]:
@@ -183,7 +183,7 @@ class Boundaries:
             return tried_batch(sums, engine, pools, cast(Array, n), slo, setting)
 
         n, excess, watts = self._in_batches(kernel, TRY_BATCH, lower, upper, n_instances)
-        return n, excess, watts
+        return n, cast(Array, excess), watts
 
     def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Engine, Slice, Slo, Setting]:
         problem = self.problem
