@@ -229,6 +229,10 @@ def _rounded(
         if not closer.cost < best.cost:
             break
         best = closer
+    if problem.n_pools > 2:  # two may have windows that are no whole blocks
+        two = replace(problem, n_pools=2)
+        pair = Near(two, boundaries, [_Grid(two, boundaries, None).spread(MAX_NODES_OF_TWO)]).best()
+        best = min(best, pair, key=lambda each: each.cost)
     return replace(best, n_evaluated=boundaries.n_evaluated, certified=False, by_pools=())
 
 
