@@ -73,13 +73,14 @@ def tried_batch(
     sums: RunningSums, engine: Engine, pools: Slice, n_instances: Array, slo: Slo, setting: Setting
 ) -> tuple[Array, Array, Array]:
     """(instances, by how much they break a limit, watts) [M] of pools with so many instances, with those that the load
-    needs where that is 0."""
+    needs where that is 0. With real rounding the latencies are left to the caller as constraints."""
 
     def tried(pool: Slice, n: Array) -> tuple[Array, Array, Array]:
         traffic = _traffic(sums, engine, pool, setting)
         n = jnp.where(n > 0, n, least_instances(engine, traffic, pool.window_tokens, slo, setting))
         metrics = _watts(engine, traffic, pool.window_tokens, n, setting=setting)
-        excess = jnp.where(jnp.isfinite(n) & (n > 0), pool_excess(metrics, slo), -1.0)
+        judged = jnp.isfinite(n) & (n > 0) & setting.assumptions.whole
+        excess = jnp.where(judged, pool_excess(metrics, slo), -1.0)
         return n, excess, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
 
     return jax.vmap(tried)(pools, n_instances)
