@@ -301,8 +301,10 @@ def test_a_simulation_comes_back_with_what_never_comes(few, tmp_path):
         window_s=20.0,
         warmed_up=False,
         memory_bytes=10**6,
+        n_replications=2,
+        enough_requests=500,
     )
-    how: dict[str, Any] = {"arrivals": "poisson", "seed": 3, "n_replications": 2}
+    how: dict[str, Any] = {"arrivals": "poisson", "seed": 3}
     save_simulation(simulation, plan, path, **how)
     assert load_simulation(path) == simulation
     document = json.loads(path.read_text())
@@ -312,12 +314,21 @@ def test_a_simulation_comes_back_with_what_never_comes(few, tmp_path):
         "analytic": None,
         "simulated": None,
         "ci95": [None, None],
-        "agrees": True,
+        "agrees": None,
+        "reading": "unclear",  # without a warm-up
+        "suffices_replications": None,
     }
+    assert document["verdict"] == "unclear" and document["n_replications"] == 2
+    assert [(each["pool"], each["reading"]) for each in document["limits"]] == [(1, "unclear"), (2, "unclear")]
     assert [pool["n_instances"] for pool in document["pools"]] == [2, 3]
-    del document["schema"], document["warmed_up"]  # as 0.1.0 wrote it
+    for part in (document, *document["pools"]):  # as 0.1.0 wrote it
+        part["metrics"]["ttft_p99_s"]["agrees"] = True
+        for each in part["metrics"].values():
+            del each["reading"], each["suffices_replications"]
+    for name in ("schema", "warmed_up", "verdict", "limits", "enough_requests"):
+        del document[name]
     path.write_text(json.dumps(document))
-    assert load_simulation(path) == replace(simulation, warmed_up=True)
+    assert load_simulation(path) == replace(simulation, warmed_up=True, enough_requests=0)
     assert simulation_to_json(simulation, plan)["arrivals"] == "renewal"
     path.write_text(json.dumps(document | {"n_arrivals": -1}))
     with pytest.raises(BadInput, match="n_arrivals = -1"):

@@ -47,7 +47,7 @@ def test_simulate_prints_the_contract(plan, capsys):
     assert document["n_arrivals"] == 3 * 1500
     assert document["n_arrivals"] == document["n_completed"] + document["n_rejected"] + document["n_in_system"]
     for name, each in document["metrics"].items():
-        assert set(each) == {"analytic", "simulated", "ci95", "agrees"}
+        assert set(each) == {"analytic", "simulated", "ci95", "agrees", "reading", "suffices_replications"}
         low, high = each["ci95"]
         assert low <= each["simulated"] <= high, name
         if each["agrees"] is False:

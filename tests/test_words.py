@@ -26,7 +26,7 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.laws.latency import ttft_tail
 from fleetopt_jax.report.decision import decision
-from fleetopt_jax.report.simulation import interval_of, missed
+from fleetopt_jax.report.simulation import bursts_said, limits_lines, missed
 from fleetopt_jax.report.tables import _window_of, new_table, plan_table, show
 from fleetopt_jax.report.words import certificate, choices_said, margin, ms, percent, ttft_limit_rows
 
@@ -238,25 +238,61 @@ def test_a_trace_says_its_longest_request_and_the_window_of_a_plan():
     assert _window_of(61_252) == ", 61,264 in whole blocks of 16" and _window_of(61_264) == ""
 
 
-def test_a_simulation_says_which_pool_misses_what():
-    def pool(share: float, itl: float | None) -> dict[str, Any]:
-        return {"metrics": {"slo_attainment": {"simulated": share}, "itl_s": {"simulated": itl}}}
+def simulated(*limits: dict[str, Any], n_replications: int = 4, warmed_up: bool = True) -> dict[str, Any]:
+    said = {"pool": 2, "limit": "ttft_p99_s", "allowed": 0.99, "suffices_replications": None}
+    return {
+        "slo": {"ttft_p99_s": 0.5, "ttft_s_per_token": 2e-5},
+        "limits": [said | each for each in limits],
+        "n_rejected": 2,
+        "n_arrivals": 10_000 * n_replications,
+        "n_replications": n_replications,
+        "warmed_up": warmed_up,
+        "enough_requests": 12_345,
+        "metrics": {},
+    }
 
-    slo = {"ttft_p99_s": 0.5, "ttft_s_per_token": 2e-5, "itl_s": None, "scope": "pool"}
-    found = {"slo": slo, "pools": [pool(0.995, 0.05), pool(0.957, 0.09)], "n_rejected": 0, "n_arrivals": 10}
-    found |= pool(0.98, 0.06)
-    assert missed(found) == (
-        "pool 2 answers 95.70 % of its requests within the TTFT of 500 ms + 20 ms per 1,000 prompt tokens, 99 % must be"
+
+def test_a_simulation_says_first_which_pool_misses_what_and_then_what_is_unclear():
+    late = {"simulated": 0.957, "ci95": [0.95, 0.962], "reading": "fails"}
+    slow = {"pool": 1, "limit": "itl_s", "allowed": 0.08, "simulated": 0.09, "ci95": [0.088, 0.092], "reading": "fails"}
+    lost = {"pool": None, "limit": "rejected_frac", "simulated": 0.1, "ci95": [0.1, 0.1], "reading": "fails"}
+    unclear = {"pool": None, "simulated": 0.991, "ci95": [0.985, 0.995], "reading": "unclear"}
+    said = limits_lines(simulated(late, slow, lost, unclear | {"suffices_replications": 9}))
+    assert said == [
+        "The limits do not hold in simulation: pool 2 answers 95.70 % (95.00 % to 96.20 %) of its requests within the "
+        "TTFT of 500 ms + 20 ms per 1,000 prompt tokens, 99 % must be; pool 1 has a mean ITL of 90 ms (88 ms to 92 "
+        "ms), 12.5 % over the limit of 80 ms; 2 of 40,000 requests fit no pool.",
+        "Too noisy to tell whether the limits hold in simulation: the fleet answers 99.10 % (98.50 % to 99.50 %) of "
+        "its requests within the TTFT of 500 ms + 20 ms per 1,000 prompt tokens, 99 % must be; about 9 replications would "
+        "tell: --replications 9.",
+    ]
+    assert missed(simulated(late | {"simulated": 0.98999, "ci95": [0.98, 0.98999]})).startswith(
+        "pool 2 answers 98.99 %"
     )
-    said = missed(found | {"slo": slo | {"itl_s": 0.08}, "n_rejected": 2})
-    assert "pool 2 has a mean ITL of 90 ms, 12.5 % over the limit of 80 ms; 2 of 10 requests fit no pool" in said
-    assert missed(found | {"slo": slo | {"scope": "fleet"}}).startswith("the fleet answers 98.00 %")
+    many = limits_lines(simulated(unclear | {"suffices_replications": 640}))[0]
+    assert many.endswith("about 640 replications would tell: --replications 64 --requests 100000.")
+    (once,) = limits_lines(simulated(unclear | {"ci95": [None, None]}, n_replications=1))
+    assert "the fleet answers 99.10 % of its" in once and once.endswith("no interval: --replications 4.")
+    (short,) = limits_lines(simulated(unclear, warmed_up=False))
+    assert short.startswith("Too short to tell") and "--requests 13000 would last" in short
+    assert limits_lines(simulated()) == ["The limits hold in simulation."]
 
 
-def test_a_share_ends_at_nothing_and_at_all():
-    assert interval_of("slo_attainment", 0.9565, 1.0336) == (0.9565, 1.0)
-    assert interval_of("kv_occupancy", -0.1, 0.2) == (0.0, 0.2)
-    assert interval_of("itl_s", -0.1, 1.2) == (-0.1, 1.2) and interval_of("kv_occupancy", None, None) == (None, None)
+def test_bursts_are_told_from_noise():
+    found = {"gap_scv": 13.2, "trace_ttft_p99_s": {"simulated": 0.8}, "poisson_ttft_p99_s": {"simulated": 0.4}}
+    document = simulated() | {"metrics": {"ttft_p99_s": {"analytic": 0.6}}}
+
+    def said(ratio: float | None, low: float | None, high: float | None) -> str:
+        return bursts_said(document | {"burstiness": found | {"ratio": {"simulated": ratio, "ci95": [low, high]}}})
+
+    assert said(2.0, 1.5, 2.7) == (
+        "Bursts: P99 TTFT is 800 ms at the trace's own time stamps (squared CV of the gaps 13.2) and 400 ms where the "
+        "same requests arrive as a Poisson process of the same rate: they lengthen it to 2.00 times (1.50 to 2.70); "
+        "the laws say 600 ms."
+    )
+    assert "too noisy to tell whether bursts matter" in said(1.2, 0.9, 1.6)
+    assert "they shorten it to 0.50 times" in said(0.5, 0.4, 0.6)
+    assert said(None, None, None).endswith("of the same rate; the laws say 600 ms.")
 
 
 def test_the_certificate_says_what_fewer_pools_reach():

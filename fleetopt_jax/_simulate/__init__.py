@@ -3,9 +3,25 @@
 The room has a private name, because `fleetopt_jax.simulate` is the function.
 """
 
+from fleetopt_jax._simulate.burstiness import Burstiness, burstiness
 from fleetopt_jax._simulate.estimates import Estimate
-from fleetopt_jax._simulate.requests import Requests, draw_requests, replay_requests
+from fleetopt_jax._simulate.readings import LimitReading, limits_read
+from fleetopt_jax._simulate.requests import Requests, draw_requests, poisson_arrivals, replay_requests
 from fleetopt_jax._simulate.simulate import Simulation, simulate
 from fleetopt_jax._simulate.verify import Verified, verify
 
-__all__ = ["Estimate", "Requests", "Simulation", "Verified", "draw_requests", "replay_requests", "simulate", "verify"]
+__all__ = [
+    "Burstiness",
+    "Estimate",
+    "LimitReading",
+    "Requests",
+    "Simulation",
+    "Verified",
+    "burstiness",
+    "draw_requests",
+    "limits_read",
+    "poisson_arrivals",
+    "replay_requests",
+    "simulate",
+    "verify",
+]

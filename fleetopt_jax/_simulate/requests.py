@@ -18,9 +18,13 @@ class Requests:
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
 
+    def rows(self, first: int, n: int) -> "Requests":
+        """Some of the replications."""
+        return Requests(*(column[first : first + n] for column in vars(self).values()))
+
 
 def draw_requests(
-    workload: Workload, assumptions: Assumptions, n_requests: int, n_replications: int, seed: int
+    workload: Workload, assumptions: Assumptions, n_requests: int, n_replications: int, seed: int, first: int = 0
 ) -> Requests:
     """Requests of the workload's kinds in random order, arriving with its rate and burstiness.
 
@@ -28,13 +32,14 @@ def draw_requests(
     estimated is the fleet under this load, not the load.
 
     The mean of a cell of a compressed trace is not whole: it is rounded up with the probability that keeps the mean.
-    Every replication has its own stream of numbers, so that more of them do not change the first.
+    Every replication has its own stream of numbers, so that more of them do not change the first; `first` is the number
+    of the first one that is drawn.
     """
     split = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
     prompt, output = (np.asarray(x) for x in split)
     weight = np.cumsum(np.asarray(workload.weight))
     rows = []
-    for r in range(n_replications):
+    for r in range(first, first + n_replications):
         rng = np.random.default_rng([seed, r])
         share = rng.permutation((np.arange(n_requests) + rng.random(n_requests)) / n_requests)
         atom = np.searchsorted(weight, share * weight[-1], side="right").clip(max=len(weight) - 1)
@@ -53,6 +58,17 @@ def draw_gaps(rng: np.random.Generator, n: int, scv: float) -> np.ndarray:
     if scv == 0:
         return np.ones(n)
     return rng.gamma(1.0 / scv, scv, n)
+
+
+def poisson_arrivals(requests: Requests, rate_per_s: float, seed: int) -> Requests:
+    """The same requests in the same order, arriving as a Poisson process of the asked rate: what is left of a trace
+    without its bursts."""
+    n_replications, n = requests.arrival_s.shape
+    rows = []
+    for r in range(n_replications):
+        gaps = draw_gaps(np.random.default_rng([seed, r, 1]), n, 1.0)
+        rows.append(np.cumsum(gaps / gaps.mean()) / rate_per_s)
+    return Requests(np.stack(rows), requests.prompt_tokens, requests.output_tokens)
 
 
 def replay_requests(trace: Trace, rate_per_s: float, n_requests: int, n_replications: int) -> Requests:

@@ -35,15 +35,17 @@ def route_requests(
     *,
     router_width: float | None = None,
     seed: int = 0,
+    first: int = 0,
 ) -> Routed:
     """A request goes to the first pool whose edge gamma B the length that is routed by, as predicted, does not exceed.
 
     `router_width` is the scale of a logistic error in the logarithm of the predicted length; without it the router
     knows the length. A request longer than the window it comes to is compressed into it where it can be and the try
     succeeds, and otherwise goes to the first later pool whose window holds it, after the time the try took. What no
-    window holds is rejected, by prompt and output where the router sees less.
+    window holds is rejected, by prompt and output where the router sees less. `first` is the number of the first
+    replication: those that are added later draw anew.
     """
-    rng = np.random.default_rng([seed, 2**31])
+    rng = np.random.default_rng([seed, 2**31, first])
     compression, compressor = assumptions.compression, fleet.surroundings.compressor
     windows = np.asarray(fleet.window_tokens)
     edges = np.asarray(router_edges(fleet.window_tokens, jnp.asarray(compression.effective_gamma(fleet.gamma))))

@@ -1,7 +1,7 @@
 """`simulate`: a fleet, request by request and iteration by iteration, with confidence intervals."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ import numpy as np
 
 from fleetopt_jax._simulate import observed
 from fleetopt_jax._simulate.dispatch import Balancer
-from fleetopt_jax._simulate.estimates import Estimate, estimate
-from fleetopt_jax._simulate.observed import Analytic, Observed, analytic_metrics, n_whole
+from fleetopt_jax._simulate.estimates import SHARES, Estimate, estimate, half_width_frac
+from fleetopt_jax._simulate.observed import Analytic, Observed, Replicated, analytic_metrics, n_whole
 from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool
 from fleetopt_jax._simulate.requests import Requests, draw_requests, span_requests
 from fleetopt_jax._simulate.routing import REJECTED, Routed, route_requests
@@ -28,6 +28,8 @@ StageProgress = Callable[[str, float], None]  # (what is simulated, share of it 
 
 RELAXATIONS = 3.0  # warm-up, in mean residual lives of a sequence
 FEWEST_REQUESTS, MOST_REQUESTS = 20_000, 400_000  # of a replication, unless asked otherwise
+MOST_REPLICATIONS = 64  # that are added until intervals are narrow enough
+UNTIL = ("tok_per_j", "ttft_p99_s")  # whose intervals these are
 MOST_DRAIN = 3.0  # the run ends at most so many times its length after the last arrival, finished or not
 
 
@@ -55,6 +57,9 @@ class Simulation:
     window_s: float  # mean over replications
     warmed_up: bool  # whether the run was long enough for the warm-up it needs
     memory_bytes: int  # of the largest pool's state
+    n_replications: int = 0
+    enough_requests: int = 0  # of a replication, for the warm-up and a window twice as long
+    ttft_p99_s: tuple[float, ...] = field(default=(), compare=False)  # the fleet's, of each replication
 
 
 def simulate(
@@ -70,6 +75,7 @@ def simulate(
     staleness_s: float = 0.05,
     router_width: float | None = None,
     arrival_scv: float | None = None,
+    until_frac: float | None = None,
     progress: StageProgress | None = None,
 ) -> Simulation:
     """Every iteration of every instance of `fleet` under `workload`, `n_replications` times `n_requests`.
@@ -78,6 +84,10 @@ def simulate(
     (with `arrival_scv` instead, the analytic side too), or are given. By default there are enough for a warm-up of
     three residual lives of a sequence and a window twice as long. `assumptions.dispatch` sends a pool's requests to
     its instances, knowing their queues as they were up to `staleness_s` ago. The same seed gives the same result.
+
+    With `until_frac` as many replications again are added, those that are done kept, until the half intervals of tokens
+    per joule and P99 TTFT, of the fleet and of each pool, are within that share of the mean; at most 64, or as many as
+    `requests` has rows.
 
     Raises `ValueError` without float64: clocks and energies add up over millions of iterations.
 
@@ -92,31 +102,81 @@ def simulate(
         workload = replace(workload, **as_floats(arrival_scv=arrival_scv))
     analytic, life_s = _outlook(fleet, workload, assumptions=assumptions)
     needed_s = RELAXATIONS * float(np.max(life_s))
-    if requests is None:
-        requests = draw_requests(workload, assumptions, n_requests or _enough(workload, needed_s), n_replications, seed)
-    last_s = requests.arrival_s[:, -1]
-    warm_up_s = min(needed_s, float(last_s.min()) / 2.0)
-    window_s = np.stack([np.full(len(last_s), warm_up_s), last_s], axis=1)
-    n_max = np.floor(np.asarray(analytic.pools.n_max))
-    routed = route_requests(requests, fleet, workload, assumptions, router_width=router_width, seed=seed)
-    routed = _refused(routed, fleet, n_max)
+    balancer = Balancer(assumptions.dispatch, staleness_s, seed)
+    setting = _Setting(fleet, workload, assumptions, slo, analytic, needed_s, balancer, router_width)
+    n = n_requests or _enough(workload, needed_s)
+    most = MOST_REPLICATIONS if requests is None else len(requests.arrival_s)
+    at_once = n_replications if requests is None or until_frac is not None else most
+    batches: list[_Batch] = []
+    while True:
+        first = sum(len(batch.seen.ttft_s) for batch in batches)
+        some = (
+            draw_requests(workload, assumptions, n, at_once, seed, first)
+            if requests is None
+            else requests.rows(first, at_once)
+        )
+        batches.append(_run(setting, some, first, progress))
+        found = _simulation(setting, batches)
+        settled = until_frac is None or widest_frac(found) <= until_frac
+        if settled or found.n_replications + at_once > most:
+            return found
 
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all replications have in common."""
+
+    fleet: Fleet
+    workload: Workload
+    assumptions: Assumptions
+    slo: Slo
+    analytic: FleetMetrics
+    needed_s: float  # of warm-up
+    balancer: Balancer
+    router_width: float | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Replications that ran side by side: what was seen of them, and their metrics."""
+
+    runs: list[PoolRun | None]
+    seen: Observed
+    total: Replicated
+    pools: list[Replicated]
+
+
+def _run(setting: _Setting, requests: Requests, first: int, progress: StageProgress | None) -> _Batch:
+    """The replications of `requests`, of which the first has the number `first`."""
+    fleet, assumptions, seed = setting.fleet, setting.assumptions, setting.balancer.seed
+    last_s = requests.arrival_s[:, -1]
+    warm_up_s = min(setting.needed_s, float(last_s.min()) / 2.0)
+    window_s = np.stack([np.full(len(last_s), warm_up_s), last_s], axis=1)
+    n_max = np.floor(np.asarray(setting.analytic.pools.n_max))
+    routed = route_requests(
+        requests, fleet, setting.workload, assumptions, router_width=setting.router_width, seed=seed, first=first
+    )
+    routed = _refused(routed, fleet, n_max)
     places, pool_requests = zip(*(_of_pool(routed, k) for k in range(len(fleet.lanes))), strict=True)
     runs = [
         run_pool(
             Pool(lane.stage.engine, _scheduler(lane, n_max[k], window_s, assumptions), n_whole(lane)),
             pool_requests[k],
             last_s * (1.0 + MOST_DRAIN),
-            Balancer(assumptions.dispatch, staleness_s, seed + k),
-            n_slots=int(min(1.4 * float(analytic.pools.n_active[k]) + 16, n_max[k])),
+            replace(setting.balancer, seed=seed + k, first_replication=first),
+            n_slots=int(min(1.4 * float(setting.analytic.pools.n_active[k]) + 16, n_max[k])),
             progress=_share_of(progress, f"pool {k + 1} of {len(fleet.lanes)}"),
         )
         if len(places[k].row)
         else None
         for k, lane in enumerate(fleet.lanes)
     ]
-    seen = _observed(requests, routed, places, runs, _beyond_iterations_s(fleet, assumptions), window_s, slo)
-    return _simulation(fleet, runs, seen, analytic, assumptions, slo, needed_s)
+    seen = _observed(requests, routed, places, runs, _beyond_iterations_s(fleet, assumptions), window_s, setting.slo)
+    each = [
+        observed.pool_metrics(lane, k, fleet.surroundings, run, seen, assumptions)
+        for k, (lane, run) in enumerate(zip(fleet.lanes, runs, strict=True))
+    ]
+    return _Batch(runs, seen, observed.fleet_metrics(fleet.lanes, each, runs, seen, setting.slo), each)
 
 
 def _observed(
@@ -151,28 +211,24 @@ def _beyond_iterations_s(fleet: Fleet, assumptions: Assumptions) -> list[float]:
     return [float(lane.stage.engine.prefill.first_token_s) for lane in fleet.lanes]
 
 
-def _simulation(
-    fleet: Fleet,
-    runs: list[PoolRun | None],
-    seen: Observed,
-    analytic: FleetMetrics,
-    assumptions: Assumptions,
-    slo: Slo,
-    needed_s: float,
-) -> Simulation:
-    """The result of runs that needed `needed_s` to warm up."""
-    each = [
-        observed.pool_metrics(lane, k, fleet.surroundings, run, seen, assumptions)
-        for k, (lane, run) in enumerate(zip(fleet.lanes, runs, strict=True))
+def _simulation(setting: _Setting, batches: list[_Batch]) -> Simulation:
+    """The result of all replications so far."""
+    slo, needed_s = setting.slo, setting.needed_s
+    each = [_together([batch.pools[k] for batch in batches]) for k in range(len(setting.fleet.lanes))]
+    total = _together([batch.total for batch in batches])
+    of_pools = [
+        sum(int((batch.seen.counted & (batch.seen.routed.pool == k)).sum()) for batch in batches)
+        for k in range(len(each))
     ]
-    total = observed.fleet_metrics(fleet.lanes, each, runs, seen, slo)
-    metrics, *pools = ({name: estimate(values) for name, values in found.items()} for found in (total, *each))
-    analytic_total, analytic_pools = analytic_metrics(analytic, slo)
-    served, warm_up_s = [run for run in runs if run], float(seen.window_s[0, 0])
+    metrics = _estimates(total, sum(int(batch.seen.counted.sum()) for batch in batches))
+    pools = [_estimates(found, n) for found, n in zip(each, of_pools, strict=True)]
+    analytic_total, analytic_pools = analytic_metrics(setting.analytic, slo)
+    served, all_seen = [run for batch in batches for run in batch.runs if run], [batch.seen for batch in batches]
+    warm_up_s = min(float(seen.window_s[0, 0]) for seen in all_seen)
     return Simulation(
-        n_arrivals=seen.ttft_s.size,
-        n_completed=int(np.isfinite(seen.end_s).sum()),
-        n_rejected=int((seen.routed.pool == REJECTED).sum()),
+        n_arrivals=sum(seen.ttft_s.size for seen in all_seen),
+        n_completed=sum(int(np.isfinite(seen.end_s).sum()) for seen in all_seen),
+        n_rejected=sum(int((seen.routed.pool == REJECTED).sum()) for seen in all_seen),
         n_in_system=int(sum(run.in_system.sum() for run in served)),
         n_preemptions=int(sum(run.tally.preemptions.sum() for run in served)),
         n_iterations=int(sum(run.tally.path_iterations.sum() for run in served)),
@@ -182,10 +238,33 @@ def _simulation(
         pools_analytic=analytic_pools,
         slo_held=all(pools_holding(pools, metrics, slo)),
         warm_up_s=warm_up_s,
-        window_s=float(np.mean(seen.seconds)),
+        window_s=float(np.mean(np.concatenate([seen.seconds for seen in all_seen]))),
         warmed_up=warm_up_s >= needed_s,
         memory_bytes=max((run.memory_bytes for run in served), default=0),
+        n_replications=sum(len(seen.ttft_s) for seen in all_seen),
+        enough_requests=span_requests(float(setting.workload.arrival_rate_per_s), 3.0 * needed_s),
+        ttft_p99_s=tuple(float(value) for value in total["ttft_p99_s"]),
     )
+
+
+def _together(found: list[Replicated]) -> Replicated:
+    """Metrics of all replications; those in which a pool had no requests say nothing of it."""
+    some = [each for each in found if each]
+    return {name: np.concatenate([each[name] for each in some]) for name in (some[0] if some else {})}
+
+
+def _estimates(found: Replicated, n_requests: int) -> dict[str, Estimate]:
+    """Metrics with their intervals; only what is counted request by request has that many tries."""
+    return {
+        name: estimate(values, share=name in SHARES, n_requests=n_requests if name == "slo_attainment" else 0)
+        for name, values in found.items()
+    }
+
+
+def widest_frac(simulation: Simulation) -> float:
+    """The widest half interval, of its mean, of tokens per joule and P99 TTFT, of the fleet and of each pool."""
+    parts = [simulation.metrics, *(pool for pool in simulation.pools if pool)]
+    return max(half_width_frac(part[name]) for part in parts for name in UNTIL)
 
 
 def pools_holding(pools: Sequence[dict[str, Estimate]], total: dict[str, Estimate], slo: Slo) -> list[bool]:

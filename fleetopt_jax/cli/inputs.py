@@ -11,7 +11,7 @@ from typing import Any
 
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem, Tunable, make_problem
-from fleetopt_jax._simulate import replay_requests
+from fleetopt_jax._simulate import Requests, replay_requests
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.gpus import gpu_entry, link_notes
 from fleetopt_jax.catalog.llms import LlmEntry, checkpoint_size_bytes, llm_entry, precision_notes
@@ -391,11 +391,25 @@ def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layou
                 "need a trace file with arrival times",
             )
         trace = _of_the_hour(trace, problem.service.hour)
-        n = options.requests or max(1, len(trace.prompt_tokens) // options.replications)
-        how["requests"] = replay_requests(trace, float(problem.workload.arrival_rate_per_s), n, options.replications)
+        how["requests"] = _replayed(options, trace, float(problem.workload.arrival_rate_per_s))
     elif options.arrivals == "poisson":
         how["arrival_scv"] = 1.0
     return how
+
+
+def _replayed(options: argparse.Namespace, trace: Trace, rate_per_s: float) -> Requests:
+    """Stretches of a trace, one after another: as many as asked for, or all with --until. None is replayed twice, for
+    what repeats itself has no spread."""
+    n = options.requests or max(1, len(trace.prompt_tokens) // options.replications)
+    there = max(1, len(trace.prompt_tokens) // n)
+    if there < options.replications:
+        warn(
+            options,
+            f"--replications {options.replications}: the trace has {there} stretch{'es' if there > 1 else ''} of {n:,} "
+            "requests, none is replayed twice",
+        )
+    until = getattr(options, "until", None) is not None
+    return replay_requests(trace, rate_per_s, n, there if until else min(there, options.replications))
 
 
 def _of_the_hour(trace: Trace, hour: Hour | None) -> Trace:

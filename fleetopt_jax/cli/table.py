@@ -18,6 +18,7 @@ from fleetopt_jax.cli.values import (
     NumberOrAuto,
     OneName,
     OneOf,
+    Percent,
     Several,
     Stock,
     Sweep,
@@ -750,6 +751,14 @@ _OF_THE_SIMULATION = (
 # ------------------------------------------------------------------------------------------------ of one command only
 
 _OF_ONE_COMMAND = (
+    Option(
+        name="until",
+        kind=Percent(Number(0.001, 1.0)),
+        about="add as many replications again, up to 64, until the 95 % intervals of tokens per joule and P99 TTFT of "
+        "every pool are within SHARE of the mean to each side",
+        commands=("simulate",),
+        metavar="SHARE",
+    ),
     Option(
         name="batch",
         kind=Several(Number(1, MAX_BATCH)),

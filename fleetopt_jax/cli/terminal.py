@@ -88,5 +88,6 @@ def warn_of_warm_up(options: argparse.Namespace, result: "Simulation") -> None:
     if not result.warmed_up:
         warn(
             options,
-            f"the warm-up of {result.warm_up_s:.3g} s is shorter than three lives of a sequence: give more --requests",
+            f"the warm-up of {result.warm_up_s:.3g} s is shorter than three lives of a sequence: give "
+            f"--requests {result.enough_requests}",
         )

@@ -112,6 +112,27 @@ class Number(Kind):
 
 
 @dataclass(frozen=True)
+class Percent(Kind):
+    """A share, typed as 5% or 0.05, which the commands have as a number."""
+
+    of: Number
+
+    @property
+    def allowed(self) -> str:
+        return f"a share from {self.of.least:.1%} to {self.of.most:.0%}, as 5% or 0.05"
+
+    def parse(self, text: str) -> float:
+        number, scale = (text[:-1], 100.0) if text.endswith("%") else (text, 1.0)
+        try:
+            return self.of.parse(repr(float(number) / scale))
+        except (ValueError, argparse.ArgumentTypeError):
+            raise refused(repr(text), self.allowed) from None
+
+    def typed(self, kept: Any) -> str:
+        return self.of.typed(kept)
+
+
+@dataclass(frozen=True)
 class NumberOrAuto(Kind):
     """A number, or 'auto', which the commands have as None."""
 

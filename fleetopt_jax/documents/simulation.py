@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._simulate.burstiness import Burstiness
 from fleetopt_jax._simulate.estimates import Estimate
-from fleetopt_jax._simulate.simulate import Simulation
+from fleetopt_jax._simulate.readings import Compared, Held, LimitReading, compared, limits_read, verdict
+from fleetopt_jax._simulate.simulate import Simulation, widest_frac
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.fields import NotNegative, Part, read_as
 from fleetopt_jax.documents.plan import SAME, plan_to_json
@@ -31,31 +33,67 @@ def simulation_to_json(
     *,
     arrivals: Literal["renewal", "poisson", "trace"] = "renewal",
     seed: int = 0,
-    n_replications: int = 8,
+    until_frac: float | None = None,
+    bursts: Burstiness | None = None,
     columns: "Layout | None" = None,
 ) -> dict[str, Any]:
-    """A simulation of `plan`'s fleet under its workload as the contract's JSON object, and how it was run."""
+    """A simulation of `plan`'s fleet under its workload as the contract's JSON object, and how it was run.
+
+    `until` has the half width that was asked for, the widest that was reached, and whether that is it; `burstiness`
+    the P99 TTFT of a trace's arrivals beside Poisson arrivals of the same rate. Both only where they were asked for.
+    """
     of_plan = plan_to_json(plan, columns)
     return {
         "schema": SCHEMA,
         **{name: of_plan[name] for name in ("workload", "slo", "assume", "dispatch")},
         "arrivals": arrivals,
         "seed": seed,
-        "n_replications": n_replications,
         **outcome_to_json(simulation, plan),
+        **({} if until_frac is None else {"until": _until(simulation, until_frac)}),
+        **({} if bursts is None else {"burstiness": _bursts(bursts)}),
+    }
+
+
+def _until(simulation: Simulation, asked_frac: float) -> dict[str, Any]:
+    widest = widest_frac(simulation)
+    return {
+        "half_width_frac": asked_frac,
+        "reached_frac": _finite(widest),
+        "reached": widest <= asked_frac,
+    }
+
+
+def _bursts(bursts: Burstiness) -> dict[str, Any]:
+    return {"gap_scv": bursts.gap_scv} | {
+        name: {"simulated": _finite(found.mean), "ci95": [_finite(found.low), _finite(found.high)]}
+        for name, found in (
+            ("trace_ttft_p99_s", bursts.trace_s),
+            ("poisson_ttft_p99_s", bursts.poisson_s),
+            ("ratio", bursts.ratio),
+        )
     }
 
 
 def outcome_to_json(simulation: Simulation, plan: Plan) -> dict[str, Any]:
-    """What came out of a simulation of `plan`'s fleet, beside the laws."""
+    """What came out of a simulation of `plan`'s fleet, beside the laws.
+
+    `slo_held` is of the means; `verdict` and each of `limits` say what the intervals allow: holds, fails or unclear,
+    and then `suffices_replications`, how many would tell by the spread seen (null: nobody knows, or too many). Pools
+    count from 1; null is all requests together. `reading` of a metric is the laws': agrees, differs or unclear.
+    """
+    limits = limits_read(simulation, plan.problem.slo)
     return {
+        "verdict": verdict(limits),
+        "limits": [_limit(each) for each in limits],
         **{name: getattr(simulation, name) for name in COUNTS},
         "slo_held": simulation.slo_held,
         "warm_up_s": simulation.warm_up_s,
         "warmed_up": simulation.warmed_up,
         "window_s": simulation.window_s,
         "memory_bytes": simulation.memory_bytes,
-        "metrics": _beside(simulation.analytic, simulation.metrics),
+        "n_replications": simulation.n_replications,
+        "enough_requests": simulation.enough_requests,
+        "metrics": _beside(simulation, simulation.analytic, simulation.metrics),
         "pools": [
             {
                 "window_tokens": int(plan.fleet.window_tokens[k]),
@@ -63,7 +101,7 @@ def outcome_to_json(simulation: Simulation, plan: Plan) -> dict[str, Any]:
                 "llm": spec.llm_name,
                 "tp": spec.tp,
                 "n_instances": int(plan.fleet.n_instances[k]),
-                "metrics": _beside(simulation.pools_analytic[k], simulation.pools[k]),
+                "metrics": _beside(simulation, simulation.pools_analytic[k], simulation.pools[k]),
             }
             for k, spec in enumerate(plan.specs)
         ],
@@ -75,32 +113,46 @@ def save_simulation(simulation: Simulation, plan: Plan, path: str | os.PathLike,
     write_whole(path, to_json(simulation_to_json(simulation, plan, **how)) + "\n")
 
 
-def _beside(analytic: Mapping[str, float | None], estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+def _limit(each: LimitReading) -> dict[str, Any]:
     return {
-        name: {
+        "pool": each.pool,
+        "limit": each.limit,
+        "metric": each.metric,
+        "allowed": each.allowed,
+        "simulated": _finite(each.found.mean),
+        "ci95": [_finite(each.found.low), _finite(each.found.high)],
+        "reading": each.reading,
+        "suffices_replications": each.suffices_replications,
+    }
+
+
+def _beside(
+    simulation: Simulation, analytic: Mapping[str, float | None], estimates: Mapping[str, Estimate]
+) -> dict[str, dict[str, Any]]:
+    parts = {}
+    for name, found in estimates.items():
+        reading, enough = compared(
+            name,
+            analytic.get(name),
+            found,
+            TOLERANCE.get(name, TOLERANCE_ELSE),
+            simulation.n_replications,
+            warmed_up=simulation.warmed_up,
+        )
+        parts[name] = {
             "analytic": _finite(analytic.get(name)),
             "simulated": _finite(found.mean),
             "ci95": [_finite(found.low), _finite(found.high)],
-            "agrees": _agrees(name, analytic.get(name), found),
+            "agrees": {"agrees": True, "differs": False}.get(reading or ""),
+            "reading": reading,
+            "suffices_replications": enough,
         }
-        for name, found in estimates.items()
-    }
+    return parts
 
 
 def _finite(value: float | None) -> float | None:
     """JSON has no infinity: null is a time that never comes, or no bound."""
     return None if value is None or not math.isfinite(value) else value
-
-
-def _agrees(name: str, analytic: float | None, found: Estimate) -> bool | None:
-    """Inside the interval, or within the tolerance of the mean; None where one of them says nothing."""
-    if analytic is None:
-        return None
-    if not (math.isfinite(analytic) and math.isfinite(found.mean)):
-        return math.isfinite(analytic) == math.isfinite(found.mean)
-    off = abs(analytic - found.mean)
-    inside = math.isfinite(found.low) and found.low <= analytic <= found.high
-    return bool(inside or off <= TOLERANCE.get(name, TOLERANCE_ELSE) * abs(found.mean))
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -109,12 +161,14 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class MetricPart(Part):
-    """One metric: null is infinite, or of the laws nothing where `agrees` is null too."""
+    """One metric: null is infinite, or of the laws nothing where nothing is read of them either."""
 
     analytic: float | None
     simulated: float | None
     ci95: tuple[float | None, float | None]
     agrees: bool | None
+    reading: Compared | None = None  # files of before have none
+    suffices_replications: Count | None = None
 
     @property
     def estimate(self) -> Estimate:
@@ -127,7 +181,7 @@ class MetricPart(Part):
 
     @property
     def law(self) -> float | None:
-        return math.inf if self.analytic is None and self.agrees is not None else self.analytic
+        return math.inf if self.analytic is None and (self.agrees, self.reading) != (None, None) else self.analytic
 
 
 class PoolPart(Part):
@@ -148,6 +202,8 @@ class OutcomePart(Part):
     warmed_up: bool = True
     window_s: NotNegative
     memory_bytes: Count
+    n_replications: Count = 0
+    enough_requests: Count = 0
     metrics: dict[str, MetricPart]
     pools: list[PoolPart]
 
@@ -158,9 +214,22 @@ class SimulationFile(OutcomePart):
     schema_name: Literal["fleetopt-simulation/1"] = Field(SCHEMA, alias="schema")  # files of 0.1.0 have none
 
 
+class _LimitPart(Part):
+    pool: Annotated[int, Field(ge=1)] | None
+    limit: Literal["ttft_p99_s", "itl_s", "rejected_frac"]
+    metric: str
+    allowed: float
+    simulated: float | None
+    ci95: tuple[float | None, float | None]
+    reading: Held
+    suffices_replications: Count | None
+
+
 class _VerifiedPart(OutcomePart):
     held: bool
     instances_added: Count
+    verdict: Held | None = None  # files of before have none
+    limits: tuple[_LimitPart, ...] = ()
 
 
 class _TrafficPart(Part):

@@ -22,7 +22,7 @@ from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
 from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure, unbounded_said
-from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway, interval_of
+from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway, reading_of
 from fleetopt_jax.report.svg import COLOURS, inline_svg
 from fleetopt_jax.report.words import (
     QUANTITIES,
@@ -142,6 +142,8 @@ def _decision(plan: Mapping[str, Any], sensitivity, simulation) -> str:
     rows = decision(plan, sensitivity)
     if simulation:
         held = "the limits hold in simulation" if simulation["slo_held"] else "the limits do not hold in simulation"
+        if simulation.get("verdict") == "unclear":
+            held += " in the mean, but it is too noisy or too short to tell"
         held = f"Verified: {held}" if simulation.get("held") else sentence(held)
         rows["How sure"] += f" {held}; {agreement_takeaway(simulation)}."
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{_text(said)}</dd></div>" for name, said in rows.items())
@@ -236,13 +238,10 @@ def _simulated(simulation: Mapping[str, Any]) -> str:
         each = simulation["metrics"].get(name)
         if each is None or each["simulated"] is None:
             continue
-        shown = [
-            None if x is None else pattern.format(x / unit)
-            for x in (each["analytic"], *interval_of(name, *each["ci95"]))
-        ]
-        agrees = {None: "", True: "agrees", False: "differs"}[each["agrees"]]
+        shown = [None if x is None else pattern.format(x / unit) for x in (each["analytic"], *each["ci95"])]
+        agrees = {"unclear": "cannot tell"}.get(reading_of(each), reading_of(each))
         interval = "-" if shown[1] is None or shown[2] is None else f"{shown[1]} to {shown[2]}"
-        analytic = shown[0] if shown[0] and each["agrees"] is not None else "-"
+        analytic = shown[0] if shown[0] and reading_of(each) else "-"
         rows.append([label, analytic, pattern.format(each["simulated"] / unit), interval, agrees])
     title = f"Every iteration of {simulation['n_arrivals']:,} requests simulated, beside the laws"
     return _table(title, ["metric", "laws", "simulated", "95 % interval", ""], rows)

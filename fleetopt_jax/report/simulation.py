@@ -1,5 +1,6 @@
 """The laws beside a simulation: the table and the figure of a simulation document."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fleetopt_jax._simulate.simulate import MOST_REPLICATIONS
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.documents.simulation import TOLERANCE, TOLERANCE_ELSE
 from fleetopt_jax.laws.latency import TAIL_PROBABILITY
@@ -24,10 +26,9 @@ from fleetopt_jax.report.style import (
     styled,
 )
 from fleetopt_jax.report.tables import new_table, plan_table
-from fleetopt_jax.report.words import UNBOUNDED, margin, ms, percent, slope_said
+from fleetopt_jax.report.words import UNBOUNDED, listed, margin, ms, percent, sentence, slope_said
 
 WITHIN = 1.0 - TAIL_PROBABILITY  # of the requests must be within their limit
-SHARES = ("slo_attainment", "kv_occupancy")
 SHOWN = {
     "tok_per_j": ("tokens per joule", "{:.3f}", 1.0),
     "output_tok_per_s": ("output tokens/s", "{:,.0f}", 1.0),
@@ -47,19 +48,18 @@ SHOWN = {
 def simulation_table(document: Mapping[str, Any]) -> RenderableType:
     """The verdict, the metrics of the fleet, those of each pool where there are several."""
     rate = document["workload"]["arrival_rate_per_s"]
-    off = [name for name, each in document["metrics"].items() if each["agrees"] is False and name in SHOWN]
-    said = f"the laws are off in {', '.join(SHOWN[name][0].split(',')[0] for name in off)}" if off else "the laws agree"
-    answer = Text.assemble(
-        ("The limits hold" if document["slo_held"] else "The limits do not hold", "bold"),
-        f" in simulation, and {said}.",
-    )
-    parts: list[RenderableType] = [answer, _metrics_table("Fleet", document["metrics"])]
+    first, *others = [*limits_lines(document), laws_said(document), *_asked_lines(document)]
+    parts: list[RenderableType] = [Text(first, style="bold"), *map(Text, others)]
+    parts.append(_metrics_table("Fleet", document["metrics"]))
     if len(document["pools"]) > 1:
         parts += [
-            _metrics_table(f"Pool of {pool['window_tokens']:,} tokens", pool["metrics"]) for pool in document["pools"]
+            _metrics_table(f"Pool {k} of {pool['window_tokens']:,} tokens", pool["metrics"])
+            for k, pool in enumerate(document["pools"], 1)
         ]
+    n = document["n_replications"]
     counts = (
-        f"{document['n_arrivals']:,} requests at {rate:,.6g}/s: {document['n_completed']:,} completed, "
+        f"{document['n_arrivals']:,} requests in {n} replication{'s' if n != 1 else ''} at {rate:,.6g}/s: "
+        f"{document['n_completed']:,} completed, "
         f"{document['n_rejected']:,} rejected, {document['n_in_system']:,} still there; "
         f"{document['n_preemptions']:,} preemptions, {document['n_iterations']:,} iterations. "
         f"Statistics over {document['window_s']:,.0f} s after a warm-up of {document['warm_up_s']:,.0f} s, "
@@ -68,26 +68,139 @@ def simulation_table(document: Mapping[str, Any]) -> RenderableType:
     return Group(*parts, Text(counts, style="dim"))
 
 
+def limits_lines(document: Mapping[str, Any]) -> list[str]:
+    """Whether the limits hold: first which fail, pool by pool and by how much, then what is too noisy to tell and what
+    would tell."""
+    failed, unclear = missed(document), unclear_said(document)
+    lines = [f"The limits do not hold in simulation: {failed}."] if failed else []
+    if unclear:
+        lines.append(f"{sentence(unclear)}.")
+    return lines or ["The limits hold in simulation."]
+
+
 def missed(document: Mapping[str, Any]) -> str:
-    """Which pools, or the whole fleet where all requests are judged together, miss which limit, and by how much."""
-    slo, pools = document["slo"], document["pools"]
-    of_all, parts = slo["scope"] == "fleet" or len(pools) == 1, []
-    judged = (
-        [("the fleet", document["metrics"])]
-        if of_all
-        else [(f"pool {k}", pool["metrics"]) for k, pool in enumerate(pools, 1)]
+    """Which pools, or the whole fleet where all requests are judged together, surely miss which limit, and by how
+    much."""
+    return "; ".join(_limit_said(each, document) for each in document["limits"] if each["reading"] == "fails")
+
+
+def unclear_said(document: Mapping[str, Any]) -> str:
+    """Of which limits the intervals cannot say whether they hold, and what would."""
+    found = [each for each in document["limits"] if each["reading"] == "unclear"]
+    if not found:
+        return ""
+    said = "; ".join(_limit_said(each, document) for each in found)
+    needed = [each["suffices_replications"] for each in found]
+    question = f"{_too(document)} whether the limits hold in simulation"
+    return f"{question}: {said}; {_suffices_said(document, needed)}"
+
+
+def laws_said(document: Mapping[str, Any]) -> str:
+    """Which metrics of the fleet the laws get, which they do not, and of which nobody can tell."""
+    metrics = {name: each for name, each in document["metrics"].items() if name in SHOWN}
+    off, unclear = (
+        [name for name, each in metrics.items() if reading_of(each) == word] for word in ("differs", "unclear")
     )
-    for who, metrics in judged:
-        share, itl = (metrics.get(name, {}).get("simulated") for name in ("slo_attainment", "itl_s"))
-        if share is not None and share < WITHIN:
-            limit = ms(slo["ttft_p99_s"]) + slope_said(slo["ttft_s_per_token"])
-            short = percent(min(share, WITHIN - 0.0001), 2)
-            parts.append(f"{who} answers {short} of its requests within the TTFT of {limit}, {percent(WITHIN)} must be")
-        if slo["itl_s"] is not None and metrics and (itl is None or itl > slo["itl_s"]):
-            parts.append(f"{who} has a mean ITL of {ms(itl)}, {margin(itl, slo['itl_s'])} of {ms(slo['itl_s'])}")
-    if rejected := document["n_rejected"]:
-        parts.append(f"{rejected:,} of {document['n_arrivals']:,} requests fit no pool")
-    return "; ".join(parts)
+    if not off and not unclear:
+        return "The laws agree with the simulation."
+    parts = [f"the laws are off in {_names(off)}"] if off else []
+    if unclear:
+        needed = [metrics[name]["suffices_replications"] for name in unclear]
+        who, enough = "they" if off else "the laws", _suffices_said(document, needed)
+        parts.append(f"{_too(document)} whether {who} agree in {_names(unclear)}: {enough}")
+    return f"{sentence('; '.join(parts))}."
+
+
+def _too(document: Mapping[str, Any]) -> str:
+    """What keeps a simulation from telling: it began empty and ended too soon, or its replications differ."""
+    return f"too {'noisy' if document['warmed_up'] else 'short'} to tell"
+
+
+def reading_of(each: Mapping[str, Any]) -> str:
+    """How a metric's law was found: agrees, differs or unclear; '' where there is no law. Files of before have no
+    reading."""
+    return each.get("reading") or {True: "agrees", False: "differs"}.get(each["agrees"], "")
+
+
+def bursts_said(document: Mapping[str, Any]) -> str:
+    """What the bursts of a trace did to the P99 TTFT, beside Poisson arrivals of the same rate and beside the laws."""
+    found = document["burstiness"]
+    trace, poisson, ratio = (found[name] for name in ("trace_ttft_p99_s", "poisson_ttft_p99_s", "ratio"))
+    law = document["metrics"]["ttft_p99_s"]["analytic"]
+    said = (
+        f"Bursts: P99 TTFT is {ms(trace['simulated'])} at the trace's own time stamps (squared CV of the gaps "
+        f"{found['gap_scv']:.3g}) and {ms(poisson['simulated'])} where the same requests arrive as a Poisson process "
+        "of the same rate"
+    )
+    low, high = ratio["ci95"]
+    if low is None or high is None or ratio["simulated"] is None:
+        did = " (too noisy to tell what they did: two replications at least have an interval)"
+        did = did if document["n_replications"] < 2 else ""
+    elif low <= 1.0 <= high:
+        did = f": {ratio['simulated']:.2f} times ({low:.2f} to {high:.2f}), too noisy to tell whether bursts matter"
+    else:
+        word = "lengthen" if low > 1.0 else "shorten"
+        did = f": they {word} it to {ratio['simulated']:.2f} times ({low:.2f} to {high:.2f})"
+    return f"{said}{did}; the laws say {ms(law)}."
+
+
+def _asked_lines(document: Mapping[str, Any]) -> list[str]:
+    """What came of `--until`, and of the arrivals of a trace."""
+    lines = []
+    if until := document.get("until"):
+        asked, n = percent(until["half_width_frac"], 1), document["n_replications"]
+        widest = "without bound" if until["reached_frac"] is None else percent(until["reached_frac"], 1)
+        said = f"The intervals of tokens per joule and P99 TTFT are {widest} of the mean to a side"
+        short = "" if until["reached"] else f", not the {asked} asked for: these are the most replications there are"
+        lines.append(f"{said} after {n} replications{short}.")
+    return lines + ([bursts_said(document)] if "burstiness" in document else [])
+
+
+def _limit_said(each: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """'pool 2 answers 98.10 % (97.52 to 98.61 %) of its requests within the TTFT of 500 ms, 99 % must be'."""
+    slo, who = document["slo"], f"pool {each['pool']}" if each["pool"] else "the fleet"
+    value, (low, high) = each["simulated"], each["ci95"]
+    if each["limit"] == "rejected_frac":
+        return f"{document['n_rejected']:,} of {document['n_arrivals']:,} requests fit no pool"
+    if each["limit"] == "itl_s":
+        between = f" ({ms(low)} to {ms(high)})" if low is not None and high is not None else ""
+        return (
+            f"{who} has a mean ITL of {ms(value)}{between}, {margin(value, each['allowed'])} of {ms(each['allowed'])}"
+        )
+    if each["reading"] == "fails":
+        value = min(value, WITHIN - 0.0001)  # not rounded up to what it misses
+    between = f" ({percent(low, 2)} to {percent(high, 2)})" if low is not None and high is not None else ""
+    limit = ms(slo["ttft_p99_s"]) + slope_said(slo["ttft_s_per_token"])
+    answered = f"{who} answers {percent(value, 2)}{between} of its requests"
+    return f"{answered} within the TTFT of {limit}, {percent(WITHIN)} must be"
+
+
+def _suffices_said(document: Mapping[str, Any], needed: Sequence[int | None]) -> str:
+    """What would tell, as options; `needed` are replications, None where their spread does not say."""
+    now = document["n_replications"]
+    if not document["warmed_up"]:
+        return f"--requests {_rounded_up(document['enough_requests'])} would last for the warm-up and a window"
+    if now < 2:
+        return "one replication has no interval: --replications 4"
+    known = [n for n in needed if n is not None]
+    if not known:
+        return "the mean is so near the edge that no number of replications worth running would tell"
+    n, some = max(known), "" if len(known) == len(needed) else " most of it"
+    if n <= MOST_REPLICATIONS:
+        return f"about {n} replications would tell{some}: --replications {n}"
+    of_each = document["n_arrivals"] / now * n / MOST_REPLICATIONS
+    requests = _rounded_up(of_each)
+    return f"about {n:,} replications would tell{some}: --replications {MOST_REPLICATIONS} --requests {requests}"
+
+
+def _rounded_up(n: float) -> int:
+    """To two digits."""
+    step = 10 ** max(0, math.floor(math.log10(max(n, 1))) - 1)
+    return math.ceil(n / step) * step
+
+
+def _names(names: Sequence[str]) -> str:
+    return listed([SHOWN[name][0].split(",")[0] for name in names])
 
 
 def verified_plan_table(document: Mapping[str, Any]) -> RenderableType:
@@ -100,14 +213,9 @@ def verified_plan_table(document: Mapping[str, Any]) -> RenderableType:
     elif not added:
         said = "the limits hold as planned"
     metrics = _metrics_table("Fleet", verified["metrics"])
-    return Group(plan_table(document), Text(f"Verified by simulation: {said}.", style="bold"), metrics)
-
-
-def interval_of(name: str, low: float | None, high: float | None) -> tuple[float | None, float | None]:
-    """An interval as it is shown: that of a share ends at nothing and at all."""
-    if name not in SHARES or low is None or high is None:
-        return low, high
-    return max(low, 0.0), min(high, 1.0)
+    unclear = unclear_said(verified | {"slo": document["slo"]})
+    doubt = [Text(f"{sentence(unclear)}.")] if unclear else []
+    return Group(plan_table(document), Text(f"Verified by simulation: {said}.", style="bold"), *doubt, metrics)
 
 
 def _metrics_table(title: str, metrics: dict[str, dict[str, Any]]) -> Table:
@@ -125,14 +233,13 @@ def _row(name: str, each: Mapping[str, Any]) -> list[str]:
     def shown(value: float | None) -> str:
         return UNBOUNDED if value is None else pattern.format(value / unit)
 
-    low, high = interval_of(name, low, high)
     return [
         label,
-        "" if each["agrees"] is None else shown(analytic),
+        shown(analytic) if reading_of(each) else "",
         shown(simulated),
         "" if low is None else f"{shown(low)} to {shown(high)}",
         f"{100 * (analytic / simulated - 1):+.1f} %" if analytic is not None and simulated else "",
-        "differs" if each["agrees"] is False else "",
+        {"differs": "differs", "unclear": "cannot tell"}.get(reading_of(each), ""),
     ]
 
 
@@ -183,15 +290,19 @@ BESIDE = 34  # points that a number beside the axis takes
 
 def agreement_takeaway(document: Mapping[str, Any]) -> str:
     """How many of the fleet's metrics the laws get, and which they do not."""
-    compared = [name for name in SHOWN if document["metrics"].get(name, {}).get("agrees") is not None]
-    off = [name for name in compared if not document["metrics"][name]["agrees"]]
-    said = f"{len(compared) - len(off)} of {len(compared)} metrics of the fleet agree with the simulation"
-    return f"{said}, not {' and '.join(SHOWN[name][0].split(',')[0] for name in off)}" if off else said
+    readings = {name: reading_of(document["metrics"].get(name, {"agrees": None})) for name in SHOWN}
+    found, off, unclear = (
+        [name for name, reading in readings.items() if reading in words]
+        for words in (("agrees", "differs", "unclear"), ("differs",), ("unclear",))
+    )
+    said = f"{len(found) - len(off) - len(unclear)} of {len(found)} metrics of the fleet agree with the simulation"
+    parts = [said, f"not {_names(off)}"] if off else [said]
+    return ", ".join([*parts, f"too noisy to tell of {_names(unclear)}"] if unclear else parts)
 
 
 def _ratio(each: Mapping[str, Any] | None) -> float | None:
     """Simulated over the laws' figure; None where one of them says nothing."""
-    if each is None or each["agrees"] is None or each["analytic"] in (None, 0) or each["simulated"] is None:
+    if each is None or not reading_of(each) or each["analytic"] in (None, 0) or each["simulated"] is None:
         return None
     return each["simulated"] / each["analytic"]
 
