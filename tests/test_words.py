@@ -263,8 +263,8 @@ def test_a_simulation_says_first_which_pool_misses_what_and_then_what_is_unclear
         "TTFT of 500 ms + 20 ms per 1,000 prompt tokens, 99 % must be; pool 1 has a mean ITL of 90 ms (88 ms to 92 "
         "ms), 12.5 % over the limit of 80 ms; 2 of 40,000 requests fit no pool.",
         "Too noisy to tell whether the limits hold in simulation: the fleet answers 99.10 % (98.50 % to 99.50 %) of "
-        "its requests within the TTFT of 500 ms + 20 ms per 1,000 prompt tokens, 99 % must be; about 9 replications would "
-        "tell: --replications 9.",
+        "its requests within the TTFT of 500 ms + 20 ms per 1,000 prompt tokens, 99 % must be; about 9 replications "
+        "would tell: --replications 9.",
     ]
     assert missed(simulated(late | {"simulated": 0.98999, "ci95": [0.98, 0.98999]})).startswith(
         "pool 2 answers 98.99 %"

@@ -70,8 +70,8 @@ def sufficing(found: Estimate, n: int, edges: Iterable[float], *, share: bool = 
     """How many replications would clear the interval of the `edges`, by the spread that n of them showed.
 
     Taken on the scale of the interval: the least m with t(m - 1) s / sqrt(m) <= |edge - mean|, the mean staying where
-    it is. None where n < 2 showed no spread, or more than `MOST_SUFFICING` would be needed. About right: the spread of few
-    replications is itself a guess.
+    it is. None where n < 2 showed no spread, or more than `MOST_SUFFICING` would be needed. About right: the spread of
+    few replications is itself a guess.
     """
     if n < 2 or not math.isfinite(found.high) or not math.isfinite(found.low):
         return None
