@@ -1,4 +1,4 @@
-"""Intervals of simulations cover what they estimate, within bounds; what is too noisy is said to be, and what would do."""
+"""Intervals of simulations cover what they estimate, within bounds; what is too noisy is said to be."""
 
 import math
 from dataclasses import replace
