@@ -53,7 +53,7 @@ def _broken(plan: Mapping[str, Any], each: Limit) -> str:
     if name == "utilization" and _overloads(each):
         if value is None:
             return f"an instance of {who} does not hold one sequence of its window of {pool['window_tokens']:,} tokens"
-        return f"{who} is asked for {value:.3g} times what {_its_instances(pool)} can serve"
+        return f"{who} is asked for {_times(value)} times what {_its_instances(pool)} can serve"
     if name == "utilization":
         return f"{who} is {percent(value, 1)} loaded with {_its_instances(pool)}, where {percent(asked)} is the most"
     if name == "ttft_p99_s" and slo["ttft_s_per_token"]:
@@ -65,6 +65,10 @@ def _broken(plan: Mapping[str, Any], each: Limit) -> str:
         over = f", {percent(value / asked - 1.0, 1)} over the limit of {ms(asked)}" if value is not None else ""
         return f"the {QUANTITIES[name].title} of {who} is {ms(value)}{over}"
     return _over(each)
+
+
+def _times(load: float) -> str:
+    return f"{load:,.2f}" if load < 100.0 else f"{load:,.0f}"
 
 
 def _its_instances(pool: Mapping[str, Any]) -> str:
@@ -105,7 +109,7 @@ def change_said(instances_added: Sequence[int], verbs: tuple[str, str] = ("add",
 
 
 def repair_said(plan: Mapping[str, Any]) -> str:
-    """What mends a plan in a few words, of its field `repair`: '' where there is none. It begins with a small letter."""
+    """What mends a plan in a few words, by its field `repair`, with a small letter first: '' where there is none."""
     repair = plan.get("repair")
     if not repair:
         return ""
@@ -151,11 +155,11 @@ def repair_in_full(plan: Mapping[str, Any]) -> str:
     if repair["instances_added"] is None:
         return f"{sentence(repair_said(plan))}. What would help: {_else(plan)}."
     added, whole = repair["added"], repair["metrics"]
-    said = f"{sentence(change_said(repair['instances_added']))}: {takes_said(added)} more, {takes_said(whole)} in all."
+    said = f"{sentence(change_said(repair['instances_added']))}: {takes_said(added)} more; {takes_said(whole)} in all."
     if repair["binding"]:
         said += f" That breaks the budget: {_breaks_budget(repair).split(': ', 1)[1]}. Fewer may do with other windows"
         said += " and engines: fleetopt optimize."
-    return f"{said} --repair --out grown.json writes that plan."
+    return f"{said} fleetopt evaluate with --repair --out grown.json writes that plan."
 
 
 def _else(plan: Mapping[str, Any]) -> str:
