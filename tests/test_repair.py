@@ -18,6 +18,7 @@ from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.resources import make_budget
 from fleetopt_jax.report.decision import decision
 from fleetopt_jax.report.verdict import change_said, failing_said, repair_said
+from fleetopt_jax.workload.atoms import with_rate
 
 SPLIT = 2048.0
 
@@ -25,7 +26,7 @@ SPLIT = 2048.0
 @pytest.fixture(scope="module")
 def problem(small_workload, h100) -> Problem:
     """Two pools, by laws that compile quickly."""
-    return make_problem(small_workload, [h100], assume="published", assumptions=PUBLISHED)
+    return make_problem(with_rate(small_workload, 1000.0), [h100], assume="published", assumptions=PUBLISHED)
 
 
 @pytest.fixture(scope="module")
