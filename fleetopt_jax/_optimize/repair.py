@@ -164,7 +164,7 @@ def _out_of_reach(plan: Plan, least: np.ndarray) -> tuple[PoolLimit, ...]:
         at = each.pool if each.limit == "ttft_p99_s" else None
         value = float(_reached(_alone(largest, at), slo)[0]) if each.limit == "ttft_p99_s" else each.value
         found.append(replace(each, value=value))
-    return tuple(found)
+    return tuple(found) or broken_limits(plan)
 
 
 def _window(plan: Plan, k: int) -> float:

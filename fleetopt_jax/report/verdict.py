@@ -1,7 +1,7 @@
 """What is said of a plan that fails its limits: which pool breaks which, by how much, and what mends it."""
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 from fleetopt_jax.core.units import KW, MS
@@ -11,6 +11,7 @@ from fleetopt_jax.report.words import (
     QUANTITIES,
     broken_quantity,
     instance_said,
+    latency,
     limit_quantity,
     listed,
     ms,
@@ -37,7 +38,12 @@ def _goes_without_saying(each: Limit, overloaded: set[int]) -> bool:
 
 
 def _overloads(each: Limit) -> bool:
-    return each["value"] is None or not each["value"] < 1.0
+    return _endless(each["value"]) or not each["value"] < 1.0
+
+
+def _endless(value: float | None) -> bool:
+    """Of a number without bound, which JSON has as null."""
+    return value is None or not isfinite(value)
 
 
 def is_overloaded(plan: Mapping[str, Any]) -> bool:
@@ -51,7 +57,7 @@ def _broken(plan: Mapping[str, Any], each: Limit) -> str:
     pool = plan["pools"][k - 1] if k else {}
     who = f"pool {k}" if k else "all requests together"
     if name == "utilization" and _overloads(each):
-        if value is None:
+        if _endless(value):
             return f"an instance of {who} does not hold one sequence of its window of {pool['window_tokens']:,} tokens"
         return f"{who} is asked for {_times(value)} times what {_its_instances(pool)} can serve"
     if name == "utilization":
@@ -62,8 +68,8 @@ def _broken(plan: Mapping[str, Any], each: Limit) -> str:
         share = "too few" if within is None else f"only {percent(within, 2)}"
         return f"{share} of the requests of {who} have their first token within {limit}, where 99 % must"
     if name in LATENCIES:
-        over = f", {percent(value / asked - 1.0, 1)} over the limit of {ms(asked)}" if value is not None else ""
-        return f"the {QUANTITIES[name].title} of {who} is {ms(value)}{over}"
+        over = f", {percent(value / asked - 1.0, 1)} over the limit of {ms(asked)}" if not _endless(value) else ""
+        return f"the {QUANTITIES[name].title} of {who} is {latency(value)}{over}"
     return _over(each)
 
 
@@ -130,14 +136,14 @@ def _unmended(each: Limit) -> str:
         return f"no number of instances helps: one{of} does not hold a sequence of its window"
     if name in LATENCIES:
         whose = of or " of all requests together"
-        nearest = f" (the nearest is {ms(_up(value))})" if value is not None else ""
+        nearest = f" (the nearest is {ms(_up(value))})" if not _endless(value) else ""
         return f"no number of instances holds a {QUANTITIES[name].title} of {ms(asked)}{whose}{nearest}"
     if name == "unserved_frac":
         return "no number of instances helps: no pool accepts the longest requests"
     if name == "utilization":
         return f"no number of instances{of} worth having carries the load"
     limit = limit_quantity(name)
-    nearest = f", these windows need {limit.amount(value)}" if value is not None else ""
+    nearest = f", these windows need {limit.amount(value)}" if not _endless(value) else ""
     return f"no number of instances keeps the budget of {limit.amount(asked)} ({limit.title}){nearest}"
 
 

@@ -28,7 +28,7 @@ from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
 from fleetopt_jax.laws.llm import weight_bytes
 from fleetopt_jax.report.export.router import router_document
-from fleetopt_jax.report.verdict import failing_said, repair_said
+from fleetopt_jax.report.verdict import LATENCIES, failing_said, repair_said
 from fleetopt_jax.report.words import listed
 
 VLLM_RELEASE = "0.33.0"
@@ -126,20 +126,26 @@ class _Verified(_Part):
     held: bool
 
 
+_LIMIT = (  # as a plan names what it breaks
+    "^(utilization|ttft_p99_s|itl_s|unserved_frac|window_tokens"
+    "|max_gpus|max_power_w|max_usd_per_h|max_kg_co2_per_h|gpus_of[.].+)$"
+)
+
+
 class _Broken(_Part):
     """A limit that the plan breaks, or that no instances mend."""
 
-    pool: Annotated[int, Field(ge=1, le=MAX_POOLS)] | None
-    limit: str
+    pool: Annotated[int, Field(ge=1, le=MAX_POOLS)] | None = None
+    limit: Annotated[str, Field(pattern=_LIMIT)]
     value: float | None
-    asked: float
+    asked: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Repair(_Part):
     """What mends it."""
 
     instances_added: list[int] | None
-    binding: dict[str, Any] | None = None
+    binding: _Broken | None = None
     unmended: list[_Broken] = []
 
 
@@ -271,6 +277,10 @@ def _read(document: Any, where: str) -> _Plan:
         ) from None
     if not plan.pools:
         raise BadInput(where, "the plan has no pools: no fleet held its limits", "need a feasible plan")
+    for each in [*plan.broken, *(plan.repair.unmended if plan.repair else ())]:
+        if (each.pool or 0) > len(plan.pools) or (each.limit in LATENCIES and not each.asked > 0):
+            said = f"pool {each.pool}, {each.limit}, asked {each.asked:g}"
+            raise BadInput(f"{where}, broken", said, "need the limits as fleetopt evaluate writes them")
     windows = [pool.window_tokens for pool in plan.pools]
     if windows != sorted(set(windows)):
         raise BadInput(where, f"pools.window_tokens = {windows}", "need rising windows")
