@@ -204,14 +204,7 @@ def fleet_launch(
         title=title,
         verified=verified,
         fails=plain(fault.said) if fault else "",
-        header=(
-            f"{title}.",
-            *([plain(f"THIS FLEET FAILS ITS LIMITS, and was exported all the same: {fault.said}.")] if fault else []),
-            plain(f"Written by fleetopt export from {where}."),
-            *_how_sure(plan, where, verified),
-            _served(pools),
-            *_planned_on(plan, assumptions),
-        ),
+        header=(f"{title}.", *_header(plan, where, fault, pools, assumptions)),
         arrival_rate_per_s=rate_per_s,
         output_tok_per_s=rate_per_s * plan.workload.mean_output_tokens,
         pools=pools,
@@ -230,6 +223,20 @@ def fleet_launch(
     )
 
 
+def _header(
+    plan: _Plan, where: str, fault: "_Fault | None", pools: Sequence[PoolLaunch], assumptions: Assumptions
+) -> tuple[str, ...]:
+    """What a fleet is, and how sure, after its title."""
+    fails = [plain(f"THIS FLEET FAILS ITS LIMITS, and was exported all the same: {fault.said}.")] if fault else []
+    return (
+        *fails,
+        plain(f"Written by fleetopt export from {where}."),
+        *_how_sure(plan, where, bool(fault)),
+        _served(pools),
+        *_planned_on(plan, assumptions),
+    )
+
+
 def _served(pools: Sequence[PoolLaunch]) -> str:
     """The checkpoints that are served, each once."""
     return plain(f"Serves {listed(list(dict.fromkeys(pool.args[0] for pool in pools)))}.")
@@ -245,8 +252,8 @@ def _planned_on(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
     return (said,)
 
 
-def _how_sure(plan: _Plan, where: str, verified: bool) -> tuple[str, ...]:
-    if verified:
+def _how_sure(plan: _Plan, where: str, fails: bool) -> tuple[str, ...]:
+    if plan.verified is not None and not fails:
         return ("Verified: a simulation of every iteration held the plan's limits.",)
     return (
         "This plan is unverified: no simulation has held its limits. Make it again with",
