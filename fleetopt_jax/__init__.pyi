@@ -15,6 +15,8 @@ from . import workload as workload
 from ._optimize.levers import pull_levers as pull_levers
 from ._optimize.pareto import pareto as pareto
 from ._optimize.robust import robust as robust
+from ._optimize.repair import Repair as Repair
+from ._optimize.repair import repair as repair
 from ._optimize.search import evaluate_given as evaluate_given
 from ._optimize.search import optimize as optimize
 from ._optimize.sensitivity import sensitivity as sensitivity

@@ -237,7 +237,9 @@ def test_evaluate_says_which_limit_a_fleet_breaks(fleetopt, plan_file):
     answer = fleetopt("evaluate", plan_file(put("pools", -1, "n_instances", 1)), "--json")
     assert answer.code == INFEASIBLE
     assert re.fullmatch(
-        r"fleetopt evaluate: infeasible: the load of the busiest pool is \S+ %; asked is 85 %\n", answer.err
+        r"fleetopt evaluate: infeasible: pool 2 is asked for \S+ times what its one instance can serve; "
+        r"add \d+ instances to pool 2\n",
+        answer.err,
     )
     document = answer.document
     assert document["status"] == "infeasible"

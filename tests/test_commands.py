@@ -157,7 +157,7 @@ def test_evaluate_takes_a_plan_by_its_own_columns_and_draws_its_pools(fleetopt, 
     assert drawn(figure)
     overloaded = fleetopt("evaluate", plan, "--rate", 200000)
     assert overloaded.code == INFEASIBLE
-    assert "the load of the busiest pool is" in overloaded.err
+    assert "pool 1 is asked for" in overloaded.err and "times what its" in overloaded.err
     with pytest.warns(UserWarning):  # of other columns than the plan's trace has
         plan_file = json.loads(plan.read_text())
         plan_file["workload"]["digest"] = "sha256:of another"
@@ -319,3 +319,43 @@ def test_the_catalog_has_the_schemas_of_all_files(fleetopt):
     assert found.keys() >= {"plan", "engine", "simulation", "CDF"}
     assert "properties" in found["plan"]
     assert "plan" in fleetopt("catalog", "schemas").out
+
+
+# --- plans that fail --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def failing(folder, plan) -> Path:
+    """The plan under three times its traffic."""
+    path = folder / "failing.json"
+    assert main(["evaluate", str(plan), "--rate", "6000", "--quiet", "--json", "--out", str(path)]) == INFEASIBLE
+    return path
+
+
+def test_evaluate_says_what_a_plan_breaks_and_writes_one_that_does_not(fleetopt, plan, failing, folder):
+    document = json.loads(failing.read_text())
+    assert document["status"] == "infeasible" and {each["pool"] for each in document["broken"]} == {1, 2}
+    assert document["repair"]["held"] and all(n > 0 for n in document["repair"]["instances_added"])
+    table = fleetopt("evaluate", failing)
+    assert table.code == INFEASIBLE and table.out.lstrip().startswith("It fails")
+    assert "It saves" not in table.out and "never: overloaded" in table.out and " inf" not in table.out
+    assert "times what its" in table.err and "; add " in table.err
+
+    grown = folder / "grown.json"
+    ran = fleetopt("evaluate", plan, "--rate", 6000, "--repair", "--json", "--out", grown)
+    assert (ran.code, ran.document["status"], ran.document["repaired"]["held"]) == (OK, "feasible", True)
+    assert [pool["n_instances"] for pool in ran.document["pools"]] == document["repair"]["n_instances"]
+    again = fleetopt("evaluate", grown, "--repair", "--json")
+    assert again.code == OK and "nothing to repair" in again.err
+    assert same(again.document["metrics"], ran.document["metrics"])
+    assert fleetopt("export", grown, "--to", "vllm").code == OK
+
+
+def test_export_refuses_a_plan_that_fails_unless_anyway(fleetopt, failing):
+    for target in ("vllm", "kubernetes"):
+        refused = fleetopt("export", failing, "--to", target)
+        assert refused.code == BAD_INPUT and refused.out == "" and refused.err.count("\n") == 1
+        assert "pool 1 is asked for" in refused.err and "add " in refused.err and "--anyway" in refused.err
+        assert "--repair --out grown.json" in refused.err
+        written = fleetopt("export", failing, "--to", target, "--anyway")
+        assert written.code == OK and "THIS FLEET FAILS ITS LIMITS" in written.out

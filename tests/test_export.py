@@ -73,6 +73,10 @@ def plan(*pools: dict, **fields) -> dict:
     } | fields
 
 
+LOADED = {"pool": 1, "limit": "utilization", "value": 1.43, "asked": 0.85}  # as `broken` has it
+LATE = {"pool": 1, "limit": "ttft_p99_s", "value": 0.6, "asked": 0.5}
+
+
 def flags_of(args) -> dict[str, str | None]:
     """Flag to value, as argparse reads --flag=value."""
     assert not args[0].startswith("-")
@@ -453,6 +457,16 @@ def test_names_cannot_break_out(text, tmp_path):
     assert all(pool.name in unknown.stderr for pool in fleet.pools)
 
 
+def test_what_fails_is_exported_anyway_and_marked():
+    for document in (plan(broken=[LOADED]), plan(status="infeasible"), plan(verified={"held": False})):
+        fleet = fleet_launch(document, "plan.json", anyway=True)
+        assert fleet.fails and not fleet.verified and "FAILS" in fleet.header[1]
+        assert "unverified" in " ".join(fleet.header)
+        assert "FAILS" in vllm_script(vllm_document(fleet))
+    held = fleet_launch(plan(verified={"held": True}), "plan.json", anyway=True)
+    assert not held.fails and held.verified and "FAILS" not in " ".join(held.header)
+
+
 @pytest.mark.parametrize(
     ("document", "options", "said"),
     [
@@ -460,6 +474,21 @@ def test_names_cannot_break_out(text, tmp_path):
         (plan(status="infeasible"), {}, "infeasible"),
         (plan({"utilization": 1.2}), {}, "pools.0.utilization: 1.2: the pool is overloaded"),
         (plan({"utilization": 0.8}, {"utilization": None}), {}, "pools.1.utilization: null: the pool is overloaded"),
+        (
+            plan({"n_instances": 7}, broken=[LOADED]),
+            {},
+            "asked for 1.43 times what its 7 instances can serve",
+        ),
+        (
+            plan(broken=[LOADED], repair={"instances_added": [12]}),
+            {},
+            "; add 12 instances to pool 1 (fleetopt",
+        ),
+        (plan(broken=[LOADED]), {}, "--repair --out grown.json adds what it lacks; --anyway exports it as it is"),
+        (plan(broken=[LATE], repair={"instances_added": None, "unmended": [LATE]}), {}, "no number of instances holds"),
+        (plan(broken=[LOADED | {"pool": 2}]), {"anyway": True}, "plan.json, broken"),
+        (plan(broken=[LOADED | {"limit": "luck"}]), {"anyway": True}, "broken.0.limit"),
+        (plan(broken=[LATE | {"asked": 0.0}]), {"anyway": True}, "plan.json, broken"),
         (plan(verified={"held": False}), {}, "verified.held"),
         (plan(verified={}), {}, "verified.held"),
         ([], {}, "plan.json"),

@@ -26,9 +26,10 @@ AROUND = make_surroundings(
 )
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return build(EngineSpec("h100", own_fit=False))
+@pytest.fixture(scope="module", params=["vllm-0.11", pytest.param("vllm", marks=pytest.mark.slow)])
+def engine(request) -> Engine:
+    """Of simple laws, and of operators, whose programs take ten times as long to compile."""
+    return build(EngineSpec("h100", serving=request.param, own_fit=False))
 
 
 def leaves_equal(one, other, **tolerance) -> None:

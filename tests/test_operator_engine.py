@@ -1,6 +1,7 @@
 """Engines made of operators: what searches rely on, limits, gradients, and points that were measured."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -91,21 +92,22 @@ def test_watts_are_those_of_the_operators_one_by_one(entry):
     np.testing.assert_allclose(joules, watts * step_s, rtol=1e-12)
 
 
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0))
+def energy_gradient(law, batch):
+    """By every number of the law and of the batch."""
+    return jax.grad(lambda law, one: law.gpu_j(one), argnums=(0, 1))(law, batch)
+
+
 def test_gradients_of_energy_are_finite_in_everything(entry):
-    law = step_law_of(entry.engine)
     batches = [
         decoding(0.0, 0.0),
         with_prompts(decoding(1.0, 100.0), 1.0),
         with_prompts(decoding(64.0, 4000.0), 8192.0),
     ]
     batch = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(each, dtype=float) for each in x]), *batches)
-
-    @jax.jit
-    @jax.vmap
-    def gradient(one):
-        return jax.grad(lambda law, one: law.gpu_j(one), argnums=(0, 1))(law, one)
-
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient(batch)))
+    found = energy_gradient(step_law_of(entry.engine), batch)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
 def test_a_part_of_ones_own_takes_the_place_of_the_mixed_step():

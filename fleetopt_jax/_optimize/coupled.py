@@ -255,8 +255,9 @@ def _make_exact_below(layout: Layout, prices: PoolPrices, k: int, ceiling: float
         total = sum(len(index) for index, _ in found)
         for e, (index, through) in enumerate(found):
             if total > MAX_EXACT:
-                index = index[np.argsort(through)[: MAX_EXACT // pools.n_engines]]
-            pools.make_exact(e, index)
+                first = np.argsort(through)[: MAX_EXACT // pools.n_engines]
+                index, through = index[first], through[first]
+            pools.pursue(e, index, layout.near(index), prices, costs[e][index] + ceiling - through)
         if total == 0 or total > MAX_EXACT:
             return total == 0
 

@@ -69,8 +69,13 @@ def settle(layout: Layout, prices: PoolPrices, k: int) -> Settled:
             own = np.where(pools.is_exact[e], np.inf, cost)
             index, through = layout.undecided(cheapest, own, k, limit)
             if len(index) > ROUND:
-                index = index[np.argpartition(through, ROUND // 4)[: ROUND // 4]]
-            pools.make_exact(e, np.concatenate([index, path]).astype(int))
+                first = np.argpartition(through, ROUND // 4)[: ROUND // 4]
+                index, through = index[first], through[first]
+            rest = np.setdiff1d(np.array(path)[~pools.is_exact[e, path]], index)
+            worth = own[index] + limit - through  # beyond it no path through a pool is cheaper than the best
+            worth = np.append(np.where(np.isin(index, path), np.inf, worth), np.full(len(rest), np.inf))
+            index = np.append(index, rest)
+            pools.pursue(e, index, layout.near(index), prices, worth)
         best = min(best, _as_exact(pools, prices, path), key=lambda each: each.cost)
 
 

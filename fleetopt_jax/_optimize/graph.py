@@ -6,15 +6,17 @@ batched and compiled once:
 
 - the bound: watts with the instances the load alone needs, latencies not looked at. Watts do not fall as instances are
   added (tested), so no pool costs less;
-- a try: watts and the worst limit with so many instances, some three times as dear. The exact cost takes a few, until
-  the least instances that hold every limit are known.
+- a try: watts and the worst limit with so many instances, some three times as dear. The exact cost takes four or five,
+  until the least instances that hold every limit are known. A try that fails is a bound too, and the first is of a
+  little fewer instances than a pool should need by one alike, so that most pools are done with after one.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +30,20 @@ from fleetopt_jax.fleet.evaluate import PoolMetrics, pool_metrics
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.limits import ROUNDING
 from fleetopt_jax.fleet.resources import PoolPrices
-from fleetopt_jax.fleet.sizing import least_held, least_instances, pool_excess
+from fleetopt_jax.fleet.sizing import LeastHeld, least_held, least_instances, pool_excess
 from fleetopt_jax.fleet.stage import Setting, setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, RunningSums, Slice, atoms_of, running_sums, slice_traffic
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")
+PoolCost = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of instances and watts, with one engine
 
 BOUND_BATCH = 8192  # pools of one compiled call: fixed, so that a search compiles once
 TRY_BATCH = 512
 N_THREADS = os.cpu_count() or 1  # batches at a time, each of which keeps one core busy
+HOPELESS = 1e9  # instances, to begin with, of a pool whose like no number of them suffices
+JUST_BELOW = 0.98  # of the instances that a pool should need: a try that fails is a bound
 CHUNK = 128  # of them whose numbers stay in the cache together
 
 
@@ -98,6 +103,20 @@ def _watts(engine: Engine, traffic: PoolTraffic, window: Array, n: Array, *, set
 def _chunked(law: Callable[[Slice], T], pools: Slice) -> T:
     rows = jax.lax.map(jax.vmap(law), jax.tree.map(lambda x: x.reshape(-1, CHUNK), pools))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+class Known(NamedTuple):
+    """What is known of pools [M] before they are tried."""
+
+    least: np.ndarray  # instances that the load needs
+    instances: np.ndarray  # that they need at least
+    watts: np.ndarray  # the same
+    guess: np.ndarray  # instances to try first
+
+
+def _to_the_end(at: LeastHeld, bound_w: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """No bound is enough."""
+    return np.zeros(len(rows), bool)
 
 
 class Boundaries:
@@ -163,16 +182,54 @@ class Boundaries:
         self.n_evaluated += len(lower)
         left = np.flatnonzero(np.isfinite(instances) & (instances > 0))
         at = least_held(cast(Array, instances[left])).after(excess[left])
-        while len(left):
-            done = ~at.is_open
-            instances[left[done]] = at.found[done]
-            left, at = left[~done], jax.tree.map(lambda x, on=~done: x[on], at)
-            if len(left):
-                _, excess, found = self._tried(e, lower[left], upper[left], at.trial)
-                ok = excess <= ROUNDING
-                watts[left[ok]] = found[ok]  # the last that passes is the least
-                at = at.after(excess)
-        return self._if_allowed(lower, upper, instances, np.where(np.isfinite(instances), watts, np.inf))
+        found = self._tried_until(_to_the_end, e, lower[left], upper[left], at, watts[left])
+        instances[left], watts[left], _ = found
+        return self._if_allowed(lower, upper, instances, watts)
+
+    def pursued(
+        self, e: int, lower: np.ndarray, upper: np.ndarray, known: Known, cost: PoolCost, worth: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same of pools that have traffic, and whether it is what they need [M]: one that turns out to cost no less
+        than it is worth [M] is left with a bound, mostly after the first try."""
+        at = least_held(cast(Array, known.least))
+        trial = np.clip(known.guess, known.instances, at.most)
+        at = replace(at, failed=cast(Array, known.instances - 1.0), trial=cast(Array, trial))
+        falls = self.setting.assumptions.occupancy.floors_in_flight  # watts may, as instances are added: no bound then
+
+        def dear(at: LeastHeld, bound_w: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            return (cost(np.asarray(at.failed) + 1.0, bound_w) >= worth[rows]) & (not falls)
+
+        found = self._tried_until(dear, e, lower, upper, at, known.watts)
+        self.n_evaluated += len(lower)
+        return found
+
+    def _tried_until(
+        self,
+        enough: Callable[[LeastHeld, np.ndarray, np.ndarray], np.ndarray],
+        e: int,
+        lower: np.ndarray,
+        upper: np.ndarray,
+        at: LeastHeld,
+        watts: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(instances, watts, whether they are what pools need) [M]: tried until they are, or until a bound, of the
+        search, its watts and the rows, is `enough`."""
+        instances, watts, bound_w = np.asarray(at.found, float).copy(), watts.copy(), watts.copy()
+        is_exact, left = np.ones(len(lower), bool), np.arange(len(lower))
+        while True:
+            closed = ~np.asarray(at.is_open)
+            instances[left[closed]] = at.found[closed]
+            bounded = ~closed & enough(at, bound_w[left], left)
+            rows = left[bounded]
+            instances[rows], watts[rows], is_exact[rows] = at.failed[bounded] + 1.0, bound_w[rows], False
+            on = ~(closed | bounded)
+            left, at = left[on], jax.tree.map(lambda x, on=on: x[on], at)
+            if not len(left):
+                return instances, np.where(np.isfinite(instances), watts, np.inf), is_exact
+            _, excess, found = self._tried(e, lower[left], upper[left], np.asarray(at.trial))
+            ok = excess <= ROUNDING
+            watts[left[ok]], bound_w[left[~ok]] = found[ok], found[~ok]  # the last that passes is the least
+            at = at.after(excess)
 
     def _tried(
         self, e: int, lower: np.ndarray, upper: np.ndarray, n_instances: np.ndarray
@@ -242,8 +299,8 @@ class Pools:
         is_exact: np.ndarray | None = None,
     ):
         self.boundaries, self.ends, self.instances, self.watts = boundaries, ends, instances, watts
-        self.n_engines = len(watts)
-        self.is_exact = ~np.isfinite(watts) if is_exact is None else is_exact
+        self.n_engines, self.least = len(watts), instances.copy()
+        self.is_exact = (instances == 0) | (~np.isfinite(watts) if is_exact is None else is_exact)
 
     def make_exact(self, e: int, index: np.ndarray) -> None:
         """Replace the bounds of these pools; those that are exact are left alone."""
@@ -252,14 +309,22 @@ class Pools:
             self.instances[e, index], self.watts[e, index] = self.boundaries.exact(e, *self.ends(index))
             self.is_exact[e, index] = True
 
+    def pursue(self, e: int, index: np.ndarray, near: np.ndarray, prices: PoolPrices, worth: np.ndarray) -> None:
+        """The same of pools that are not exact; those that cost no less than they are worth [M] keep a bound, which
+        says so. `near` are pools that may be exact: as many instances over what the load needs are tried first."""
+        if not len(index):
+            return
+        least, at_least, watts = (each[e, index].astype(float) for each in (self.least, self.instances, self.watts))
+        known = Known(least, at_least, watts, guess=np.floor(JUST_BELOW * self._over_least(e, near) * least))
+        found = self.boundaries.pursued(e, *self.ends(index), known, partial(prices.cost, e), worth)
+        self.instances[e, index], self.watts[e, index], self.is_exact[e, index] = found
+
+    def _over_least(self, e: int, index: np.ndarray) -> np.ndarray:
+        """Instances that pools need over those that the load needs; 1 where not known, many where none suffice."""
+        least = self.least[e, index]
+        known = self.is_exact[e, index] & np.isfinite(least) & (least > 0)
+        return np.divide(self.instances[e, index].clip(max=HOPELESS), least, out=np.ones(len(index)), where=known)
+
     def costs(self, prices: PoolPrices, e: int) -> np.ndarray:
         """Of every pool with engine e [P]."""
-        per_instance, per_watt = prices.per_instance[e], prices.per_watt[e]
-        if per_instance == 0.0 and per_watt == 1.0:
-            return self.watts[e]
-        total = np.where(np.isfinite(self.watts[e]), 0.0, np.inf)  # 0 times inf is not 0
-        if per_instance:
-            total += per_instance * self.instances[e]
-        if per_watt:
-            total += per_watt * self.watts[e]
-        return total
+        return prices.cost(e, self.instances[e], self.watts[e])

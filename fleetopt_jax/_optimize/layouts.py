@@ -43,6 +43,10 @@ class Layout:
         """Pools made exact before anything is searched."""
         raise NotImplementedError
 
+    def near(self, index: np.ndarray) -> np.ndarray:
+        """The seed that each of these pools is most like."""
+        raise NotImplementedError
+
     def best(self, costs: np.ndarray, k: int) -> tuple[float, list[int]]:
         """The cheapest path of at most k pools: its cost and its pools, under the costs of all pools."""
         raise NotImplementedError
@@ -64,6 +68,11 @@ class Layout:
         return self
 
 
+def _nearest(sorted_: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Ranks of the nearest of some sorted values."""
+    return np.searchsorted((sorted_[1:] + sorted_[:-1]) / 2.0, values)
+
+
 class OnePool(Layout):
     """One pool."""
 
@@ -76,6 +85,9 @@ class OnePool(Layout):
 
     def seeds(self) -> np.ndarray:
         return np.zeros(1, int)
+
+    def near(self, index: np.ndarray) -> np.ndarray:
+        return index
 
     def best(self, costs: np.ndarray, k: int) -> tuple[float, list[int]]:
         return float(costs[0]), [0]
@@ -98,6 +110,7 @@ class TwoPools(Layout):
 
     def __init__(self, boundaries: Boundaries, inner: np.ndarray):
         self.size = s = len(inner)
+        self._spread = np.unique(np.linspace(0, s - 1, min(s, TWO_POOL_SEEDS)).astype(int))
 
         def ends(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             first, node = index < s, inner[index % s]
@@ -107,8 +120,10 @@ class TwoPools(Layout):
         self.pools = Pools(boundaries, ends, *map(np.stack, zip(*found)))
 
     def seeds(self) -> np.ndarray:
-        spread = np.unique(np.linspace(0, self.size - 1, min(self.size, TWO_POOL_SEEDS)).astype(int))
-        return np.concatenate([spread, spread + self.size])
+        return np.concatenate([self._spread, self._spread + self.size])
+
+    def near(self, index: np.ndarray) -> np.ndarray:
+        return self._spread[_nearest(self._spread, index % self.size)] + index // self.size * self.size
 
     def best(self, costs: np.ndarray, k: int) -> tuple[float, list[int]]:
         both = costs[: self.size] + costs[self.size :]
@@ -141,6 +156,7 @@ class ManyPools(Layout):
 
     def __init__(self, boundaries: Boundaries, nodes: np.ndarray, progress: Progress | None):
         self.size = d = len(nodes)
+        self._lattice = np.unique(np.linspace(0, d - 1, min(d, LATTICE)).astype(int))
 
         def ends(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return nodes[index // d], nodes[index % d]
@@ -164,9 +180,14 @@ class ManyPools(Layout):
         """The first and the last pool at every node, and all between nodes of a coarse lattice."""
         d = self.size
         inner = np.arange(1, d - 1)
-        lattice = np.unique(np.linspace(0, d - 1, min(d, LATTICE)).astype(int))
-        lower, upper = (lattice[index] for index in np.triu_indices(len(lattice), 1))
+        lower, upper = (self._lattice[index] for index in np.triu_indices(len(self._lattice), 1))
         return np.unique(np.concatenate([inner, inner * d + d - 1, lower * d + upper]))
+
+    def near(self, index: np.ndarray) -> np.ndarray:
+        d, steps = self.size, self._lattice
+        lower, upper = (_nearest(steps, each) for each in (index // d, index % d))
+        upper = np.maximum(upper, np.minimum(lower + 1, len(steps) - 1))
+        return steps[np.minimum(lower, upper - 1)] * d + steps[upper]
 
     def best(self, costs: np.ndarray, k: int) -> tuple[float, list[int]]:
         square = costs.reshape(self.size, self.size)

@@ -131,8 +131,8 @@ def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float]
         "ttft_p99_s": (metrics.ttft_p99_of_all_s if of_all else metrics.ttft_p99_s, slo.ttft_p99_s),
         "itl_s": (metrics.itl_s if of_all else itl_s, slo.itl_s),
     }
-    found = _excesses(metrics.pools, slo)  # in the order of names, as `jit` gives them: an overload is said first
-    for name, (value, limit) in values.items():
+    found = compiled_excesses(metrics.pools, slo)
+    for name, (value, limit) in values.items():  # an overload is said first
         if not bool(np.all(np.asarray(found[name]) <= 2.0 * ROUNDING)):
             return BrokenLimit(name, float(value), float(limit))
     for name, cap in problem.budget.caps.items():
@@ -141,7 +141,7 @@ def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float]
     return None
 
 
-_excesses = jax.jit(excesses)
+compiled_excesses = jax.jit(excesses)  # for whoever checks one fleet, outside of a program
 
 
 def _plan(

@@ -90,7 +90,8 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
         elif path:
             say(options, f"{flag(name)} {path}: nothing to write, not written")
     if options.out and _would_spoil(options.out, answer):
-        say(options, f"--out {options.out}: no fleet holds the limits, so the file that is there stays")
+        why = "the plan breaks its limits" if answer.document.get("pools") else "no fleet holds the limits"
+        say(options, f"--out {options.out}: {why}, so the file that is there stays")
     elif options.out:
         write_whole(options.out, written, "--out")
     try:

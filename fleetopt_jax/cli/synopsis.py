@@ -20,7 +20,10 @@ COMMANDS = (
         "Example: fleetopt optimize --workload mine.csv --gpu h100,b200 --ttft-p99-ms 500 --out plan.json",
     ),
     Command(
-        "evaluate", "metrics of a given plan", "Example: fleetopt evaluate plan.json --rate 1500 --figure pools.svg"
+        "evaluate",
+        "metrics of a given plan; of one that fails, what it breaks and what mends it",
+        "Examples: fleetopt evaluate plan.json --rate 800 --figure pools.svg; and a plan grown for more traffic: "
+        "fleetopt evaluate plan.json --rate 2000 --repair --out grown.json",
     ),
     Command(
         "simulate",

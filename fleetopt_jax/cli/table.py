@@ -903,6 +903,20 @@ _OF_ONE_COMMAND = (
         commands=("export",),
     ),
     Option(
+        name="anyway",
+        kind=Flag(),
+        about="export a plan that is known to fail its limits as well, marked as such",
+        default=False,
+        commands=("export",),
+    ),
+    Option(
+        name="repair",
+        kind=Flag(),
+        about="of a plan that fails its limits: answer the plan with the fewest instances added that hold them",
+        default=False,
+        commands=("evaluate",),
+    ),
+    Option(
         name="metric",
         kind=Choice(("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s")),
         about="to rank inputs for, in the table and the figure",

@@ -1,8 +1,7 @@
 """What is said of a plan on stderr, and what is drawn of it."""
 
 import argparse
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable
 from fleetopt_jax._optimize.remedies import remedies
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.core.units import KW, MS
-from fleetopt_jax.report.decision import broken
+from fleetopt_jax.report.verdict import change_said, failing_said, repair_said
 from fleetopt_jax.report.words import NOT_TOGETHER
 from fleetopt_jax.workload.atoms import total_tokens
 
@@ -19,11 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def say_broken(options: argparse.Namespace, plan: Plan) -> None:
-    """Which limit a given plan breaks, if any."""
-    if plan.binding:
-        slope = float(plan.problem.slo.ttft_s_per_token)
-        say(options, f"infeasible: the {broken(dataclasses.asdict(plan.binding), slope)}")
+def say_broken(options: argparse.Namespace, plan: Mapping[str, Any]) -> None:
+    """Which limits the plan of a document breaks, if any, and what mends it, where that was asked."""
+    if said := failing_said(plan):
+        say(options, "; ".join(filter(None, [f"infeasible: {said}", repair_said(plan)])))
+
+
+def say_repaired(options: argparse.Namespace, plan: Mapping[str, Any]) -> None:
+    """What was added to the plan of a document, and what it still breaks."""
+    say(options, f"repaired: {change_said(plan['repaired']['instances_added'], ('added', 'took'))}")
+    say_broken(options, plan)
 
 
 def why(binding: Unreachable) -> str:

@@ -40,6 +40,7 @@ from fleetopt_jax.documents.plan_file import (
     read_plan_file,
     seen_from_plan,
 )
+from fleetopt_jax.documents.repair import broken_to_json
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PRESETS, Assumptions, choice_names, parse_assumptions
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
 from fleetopt_jax.fleet.fleet import Slo, make_slo
@@ -101,6 +102,8 @@ def plan_to_json(
     document["search"] = dataclasses.asdict(plan.search) | {"asked": _question(document)}
     if plan.binding is not None:
         document["binding"] = dataclasses.asdict(plan.binding)
+    if isinstance(plan, Plan):
+        document |= broken_to_json(plan)
     if path is not None:
         _say_places(document, path)
     if columns is not None:

@@ -212,6 +212,19 @@ class PoolPrices:
         """These, and others at a price."""
         return PoolPrices(self.per_instance + price * other.per_instance, self.per_watt + price * other.per_watt)
 
+    def cost(self, e: int, instances: np.ndarray, watts: np.ndarray) -> np.ndarray:
+        """Of pools with engine e, of any shape; inf where their watts are. The watts themselves where these are all
+        that counts."""
+        per_instance, per_watt = self.per_instance[e], self.per_watt[e]
+        if per_instance == 0.0 and per_watt == 1.0:
+            return watts
+        total = np.where(np.isfinite(watts), 0.0, np.inf)  # 0 times inf is not 0
+        if per_instance:
+            total += per_instance * instances
+        if per_watt:
+            total += per_watt * watts
+        return total
+
 
 def pool_prices(weights: Weights, kinds: Sequence[str], engines: Sequence[Engine], site: Site) -> PoolPrices:
     """Weights as prices of an instance and a watt of each engine, whose GPUs are of these kinds."""

@@ -1,5 +1,6 @@
 """The least instances that hold the limits."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -20,7 +21,7 @@ from fleetopt_jax.workload.atoms import Workload
 
 OVERSIZE = 10.0  # no limit is bought with more than so many times the instances the load needs
 OVERSIZE_SMALL = 16.0  # or, of small pools, so many more
-WIDER = 1.1  # than what the load needs: the second try
+FALLS = 4.0  # the power of N by which an excess falls, until two tries have told: P99 waits of the bundled traces
 
 
 def least_instances(
@@ -87,15 +88,16 @@ def pool_excess(metrics: PoolMetrics, slo: Slo) -> Array:
 class LeastHeld:
     """The search for the least whole N for which an excess that falls with N is held. NumPy's or JAX's, any shape.
 
-    First `start`, then a tenth more, then where the logarithm of the excess, straight over that of N, would cross zero;
-    once one has passed every other try halves what is left, and where none does for long every sixth doubles. Three to
-    five tries in the mean, nine at most, of the pools of the bundled traces.
+    First `trial`, then where the logarithm of the value over its limit, straight over that of N, would cross zero: by
+    the power `FALLS`, then by the last two tries that failed, then between the last that failed and the last that
+    passed. Once one has passed every third try halves what is left, and where none does every sixth doubles.
     """
 
     failed: Array
     passed: Array  # `most` + 1 before any has
-    failed_by: Array  # ln of what the limit was exceeded by, with `failed`
-    slope: Array  # of that over ln N, from the last two that failed; 0 before
+    failed_by: Array  # ln of the value over its limit, with `failed`; 0 where that was not tried
+    passed_by: Array  # and with `passed`
+    slope: Array  # of that over ln N, where none has passed
     trial: Array  # the next to try
     n_tried: Array
     most: Array  # beyond which no limit is worth holding
@@ -113,26 +115,28 @@ class LeastHeld:
     def after(self, excess: Array) -> "LeastHeld":
         """The search after `trial` was tried."""
         xp = namespace(self, excess)
-        ok = excess <= ROUNDING
-        by, second = xp.log(xp.maximum(excess + 1.0, 1.0)), self.n_tried == 0
-        steps = xp.log(self.trial / xp.where(second, 0.5 * self.trial, self.failed))
+        ok, known = excess <= ROUNDING, self.failed_by > 0.0
+        by = xp.log(xp.maximum(excess + 1.0, 1e-9))
+        rise = xp.where(known, xp.log(self.trial / xp.maximum(self.failed, 0.5)), 1.0)
+        slope = xp.where(known & ~ok, (by - self.failed_by) / rise, self.slope)
         failed, passed = xp.where(ok, self.failed, self.trial), xp.where(ok, self.trial, self.passed)
-        failed_by = xp.where(ok, self.failed_by, by)
-        slope = xp.where(ok | second, self.slope, (by - self.failed_by) / steps)
-        crossing = failed * xp.exp(xp.minimum(failed_by / xp.maximum(-slope, 1e-3), 50.0))
-        halves = (passed <= self.most) & (self.n_tried % 2 == 1)
-        further = xp.where(halves, xp.sqrt(xp.maximum(failed, 0.0) * passed), crossing)
-        further = xp.where(self.n_tried % 6 == 5, xp.maximum(further, 2.0 * failed), further)
-        further = xp.ceil(xp.where(second, WIDER * failed, further))
+        failed_by, passed_by = xp.where(ok, self.failed_by, by), xp.where(ok, by, self.passed_by)
+        beyond = xp.minimum(failed_by / xp.maximum(-slope, 1e-3), 50.0)
+        beyond = xp.where(self.n_tried % 6 == 5, xp.maximum(beyond, math.log(2.0)), beyond)
+        gap = xp.log(passed / xp.maximum(failed, 0.5))
+        between = gap * failed_by / xp.maximum(failed_by - passed_by, 1e-12)
+        between = xp.where(failed_by > 0.0, between, xp.maximum(gap + passed_by / FALLS, 0.0))
+        between = xp.where(self.n_tried % 3 == 2, 0.5 * gap, between)
+        further = xp.ceil(xp.maximum(failed, 0.5) * xp.exp(xp.where(passed <= self.most, between, beyond)))
         trial = xp.clip(further, failed + 1.0, xp.maximum(passed - 1.0, failed + 1.0))
-        return LeastHeld(failed, passed, failed_by, slope, trial, self.n_tried + 1, self.most)
+        return LeastHeld(failed, passed, failed_by, passed_by, slope, trial, self.n_tried + 1, self.most)
 
 
 def least_held(start: Array) -> LeastHeld:
     """The search from `start` on."""
     xp = namespace(start)
     most, zero = most_instances(start), xp.zeros_like(start)
-    return LeastHeld(start - 1.0, most + 1.0, zero, zero, start, zero, most)
+    return LeastHeld(start - 1.0, most + 1.0, zero, zero, zero - FALLS, start, zero, most)
 
 
 def size_fleet(

@@ -8,13 +8,10 @@ from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.resources import limited_resource
 from fleetopt_jax.report.rates import planned_for
+from fleetopt_jax.report.verdict import broken, failing_said, is_overloaded, repair_in_full, repaired_said
 from fleetopt_jax.report.words import (
-    GROWS,
     HARDLY,
-    NOT_TOGETHER,
     QUANTITIES,
-    UNBOUNDED,
-    broken_quantity,
     factor,
     goal_of,
     instance_said,
@@ -22,12 +19,12 @@ from fleetopt_jax.report.words import (
     listed,
     margin,
     ms,
+    number,
     percent,
     pool_edges,
     routed_by,
     sentence,
     signed,
-    slope_said,
 )
 
 NOTHING = 0.005  # of an elasticity: not worth a word
@@ -40,16 +37,24 @@ FULL = 0.9  # of the load: a batch as full as that is what the load is of
 
 def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Question and answer, of a plan document with metrics; sharper with its sensitivity document."""
-    said = {
-        **planned_for(plan["workload"]),
-        "This fleet" if plan.get("binding") else "Buy": _buy(plan),
-        "Split": _split(plan),
-        "It saves": _saves(plan),
-        "What limits it": _limiting(plan, sensitivity),
-        "How sure": _sure(plan, sensitivity),
-    }
+    sure = _sure(plan, sensitivity)
+    if plan.get("binding"):
+        said = {**_failing(plan), **planned_for(plan["workload"])}
+        said |= {"This fleet": _buy(plan), "Split": _split(plan), "How sure": sure}
+    else:
+        said = {"Repaired": repaired_said(plan)} if plan.get("repaired") else {}
+        said |= {**planned_for(plan["workload"]), "Buy": _buy(plan), "Split": _split(plan), "It saves": _saves(plan)}
+        said |= {"What limits it": _limiting(plan, sensitivity), "How sure": sure}
     warnings = [text.rstrip(".") + "." for text in plan.get("warnings", ())]  # begun by a name, perhaps
     return said | ({"Beware": " ".join(warnings)} if warnings else {})
+
+
+def _failing(plan: Mapping[str, Any]) -> dict[str, str]:
+    """What a plan that fails breaks, and what mends it: first of all that is said."""
+    said = failing_said(plan) or f"the {broken(plan['binding'], plan['slo']['ttft_s_per_token'])}"
+    fails = f"{sentence(said)}.{' Requests wait ever longer.' if is_overloaded(plan) else ''}"
+    repair = repair_in_full(plan)
+    return {"It fails": fails} | ({"Repair": repair} if repair else {})
 
 
 def _buy(plan: Mapping[str, Any]) -> str:
@@ -57,9 +62,10 @@ def _buy(plan: Mapping[str, Any]) -> str:
     llms = ", ".join(dict.fromkeys(f"{pool['llm']} in {pool['precision']}" for pool in plan["pools"]))
     metrics = plan["metrics"]
     scope = " (counting the power of one GPU an instance)" if plan["power_scope"] == "one_gpu_per_instance" else ""
+    rate = "" if plan.get("binding") else f"{metrics['tok_per_j']:#.3g} output tokens per joule{scope}, "
     return (
         f"{gpus_said(plan)}: {listed(parts)}, each instance running {llms}{_chosen_of(plan)}; "
-        f"{metrics['tok_per_j']:#.3g} output tokens per joule{scope}, {_kw(metrics['power_w'])}, "
+        f"{rate}{_kw(metrics['power_w'])}{scope if not rate else ''}, "
         f"${metrics['usd_per_h']:,.0f} an hour{_prices(plan)}."
     )
 
@@ -110,9 +116,6 @@ def _saves(plan: Mapping[str, Any]) -> str:
     best += f" ({beside['n_instances']:,} x {instance_said(beside, ' ')}"
     best += ", which breaks the budget)" if _breaks_budget(plan, beside) else ")"
     best += " sized for this traffic" if plan["method"] == "given" else ""
-    if plan.get("binding"):
-        takes = f"{_kw(beside['power_w'])}, ${beside['usd_per_h']:,.0f} an hour and {beside['n_gpus']:,} GPUs"
-        return f"Nothing: it does not hold its limits. What does, {best}, takes {takes}."
     changes = _changes(plan["metrics"], beside)
     rate, own = 1.0 / changes[0][0], {"usd": 1, "gpus": 2}.get(_name_of(plan), 0)
     ordered = sorted(changes, key=lambda each: each is not changes[min(own, len(changes) - 1)])  # the objective's first
@@ -191,9 +194,7 @@ def _why_worse(plan: Mapping[str, Any], gain: float) -> str:
 
 def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
     """What stops the fleet from being smaller: as a simulation has it, where one had the last word."""
-    binding, verified = plan.get("binding"), plan.get("verified")
-    if binding:
-        return f"This fleet breaks a limit: {broken(binding, plan['slo']['ttft_s_per_token'])}."
+    verified = plan.get("verified")
     if verified and (verified["instances_added"] or not verified["held"]):
         return _simulated(plan, verified)
     parts = [*_stops(plan), *_budgets(plan)] or [_roomy(plan)]
@@ -338,21 +339,6 @@ def _budgets(plan: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def broken(binding: Mapping[str, Any], ttft_s_per_token: float = 0.0) -> str:
-    """Which limit is broken or out of reach, and by how much; that of the TTFT may grow with the prompt."""
-    name = binding["limit"]
-    if name == "budget":
-        return NOT_TOGETHER
-    of = broken_quantity(name)
-    had = "is" if "value" in binding else "can at the nearest be"
-    reached, limit = (
-        f"{number(value, of.si)} {of.unit}".strip()
-        for value in (binding.get("value", binding.get("nearest_feasible")), binding["asked"])
-    )
-    grows = f"{slope_said(ttft_s_per_token)}, of {GROWS}" if name == "ttft_p99_s" and ttft_s_per_token else ""
-    return f"{of.title} {had} {reached}; asked is {limit}{grows}"
-
-
 def _used(plan: Mapping[str, Any], limit: str) -> float:
     """What a plan uses of a limit of its budget."""
     if limit.startswith("gpus_of."):
@@ -416,9 +402,3 @@ def gpus_said(plan: Mapping[str, Any]) -> str:
     for pool in plan["pools"]:
         counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
     return " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())
-
-
-def number(value: float | None, size: float = 1.0) -> str:
-    if value is None or not math.isfinite(value):
-        return UNBOUNDED
-    return f"{value / size:,.3g}" if abs(value / size) < 999.5 else f"{value / size:,.0f}"

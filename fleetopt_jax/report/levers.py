@@ -9,7 +9,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW, MS
-from fleetopt_jax.report.decision import broken
 from fleetopt_jax.report.style import (
     INK,
     LESS,
@@ -25,6 +24,7 @@ from fleetopt_jax.report.style import (
     ticks_at,
 )
 from fleetopt_jax.report.tables import new_table
+from fleetopt_jax.report.verdict import broken
 from fleetopt_jax.report.words import (
     goal_of,
     instance_said,

@@ -16,7 +16,7 @@ from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report import style
-from fleetopt_jax.report.decision import broken, decision, gpus_said, number
+from fleetopt_jax.report.decision import decision, gpus_said
 from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
@@ -24,6 +24,7 @@ from fleetopt_jax.report.power import Curve, power_figure
 from fleetopt_jax.report.sensitivity import moves_said, one_more, tornado_figure, unbounded_said
 from fleetopt_jax.report.simulation import SHOWN, agreement_figure, agreement_takeaway, reading_of
 from fleetopt_jax.report.svg import COLOURS, inline_svg
+from fleetopt_jax.report.verdict import broken
 from fleetopt_jax.report.words import (
     QUANTITIES,
     certificate,
@@ -36,6 +37,7 @@ from fleetopt_jax.report.words import (
     limit_quantity,
     limits_said,
     ms,
+    number,
     percent,
     rests_on,
     sentence,
@@ -135,7 +137,8 @@ def _fleet(pools: Sequence[Mapping[str, Any]]) -> list[tuple]:
 
 def _headline(plan: Mapping[str, Any]) -> str:
     n = len(plan["pools"])
-    return f"{gpus_said(plan)} in {n} pool{'s' if n > 1 else ''}: {plan['metrics']['tok_per_j']:#.3g} tokens per joule"
+    said = "fails its limits" if plan.get("binding") else f"{plan['metrics']['tok_per_j']:#.3g} tokens per joule"
+    return f"{gpus_said(plan)} in {n} pool{'s' if n > 1 else ''}: {said}"
 
 
 def _decision(plan: Mapping[str, Any], sensitivity, simulation) -> str:

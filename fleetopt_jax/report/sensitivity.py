@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fleetopt_jax.report.decision import number
 from fleetopt_jax.report.style import LESS, MORE, MUTED, PAPER, grid_along, new_figure, plain_numbers, say, styled
 from fleetopt_jax.report.tables import new_table, plan_table
 from fleetopt_jax.report.words import (
@@ -17,6 +16,7 @@ from fleetopt_jax.report.words import (
     Quantity,
     goal_of,
     limit_quantity,
+    number,
     percent,
     sentence,
     signed,

@@ -21,6 +21,7 @@ from fleetopt_jax.report.words import (
     factor,
     in_flight,
     instance_said,
+    latency,
     ms,
     or_dash,
     percent,
@@ -129,18 +130,24 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(in_flight(pool["n_active"]) for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
-    table.add_row("tokens per joule", *(f"{pool['tok_per_j']:#.3g}" for pool in pools))
-    table.add_row("P99 TTFT", *(ms(pool["ttft_p99_s"]) for pool in pools))
+    table.add_row("tokens per joule", *(_rate(pool) for pool in pools))
+    table.add_row("P99 TTFT", *(latency(pool["ttft_p99_s"]) for pool in pools))
     for name, cells in ttft_limit_rows(plan):
         table.add_row(name, *cells)
     table.add_row("mean ITL", *(ms(pool["itl_s"]) for pool in pools))
     if plan["assumptions"]["tail"] != "mean_prefill":
-        table.add_row("P99 ITL", *(ms(pool["itl_p99_s"]) for pool in pools))
+        table.add_row("P99 ITL", *(latency(pool["itl_p99_s"]) for pool in pools))
     facts = (
         f"{metrics['output_tok_per_s']:,.0f} output tok/s, {metrics['power_w'] / KW:,.1f} kW, "
         f"${metrics['usd_per_h']:,.0f}/h, {ttft_said(plan)}."
     )
     return Group(_answer(plan), table, facts, Text(_how(plan), style="dim"))
+
+
+def _rate(pool: Mapping[str, Any]) -> str:
+    """Tokens per joule of a pool that keeps up; what an overloaded one gets through is no measure of anything."""
+    keeps_up = pool["utilization"] is not None and pool["utilization"] < 1.0
+    return f"{pool['tok_per_j']:#.3g}" if keeps_up else "-"
 
 
 def _answer(plan: Mapping[str, Any]) -> RenderableType:

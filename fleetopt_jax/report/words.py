@@ -87,6 +87,7 @@ def goal_of(objective: str | Mapping[str, Any]) -> Goal:
 
 NO_LIMIT = "no limit"
 UNBOUNDED = "unbounded"  # a latency or an end of an interval that is infinite
+NEVER = "never: overloaded"  # a latency of a pool that is asked for more than it can serve
 AT_LIMIT = 0.005  # of a limit: what is nearer to it is at it
 NOT_TOGETHER = "each limit of the budget can be kept alone, but no fleet was found that keeps all of them"
 HARDLY = 1.02  # gains below this are within what whole instances and the engines' errors decide
@@ -222,8 +223,8 @@ def ttft_limit_rows(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def ttft_said(plan: Mapping[str, Any]) -> str:
     """The P99 TTFT of a plan and how far it is from its limit, where that does not grow with the prompt."""
     reached, slo = plan["metrics"]["ttft_p99_s"], plan["slo"]
-    if slo["ttft_s_per_token"]:
-        return f"P99 TTFT {ms(reached)} (limit {limits_said(slo)})"
+    if slo["ttft_s_per_token"] or reached is None or not math.isfinite(reached):
+        return f"P99 TTFT {latency(reached)} (limit {limits_said(slo)})"
     return f"P99 TTFT {ms(reached)}, {margin(reached, slo['ttft_p99_s'])} of {limits_said(slo)}"
 
 
@@ -266,6 +267,17 @@ def ms(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return UNBOUNDED
     return f"{seconds:,.4g} s" if seconds >= 10.0 else f"{seconds / MS:,.4g} ms"
+
+
+def number(value: float | None, size: float = 1.0) -> str:
+    if value is None or not math.isfinite(value):
+        return UNBOUNDED
+    return f"{value / size:,.3g}" if abs(value / size) < 999.5 else f"{value / size:,.0f}"
+
+
+def latency(seconds: float | None) -> str:
+    """A latency of a plan; of one without bound why."""
+    return NEVER if seconds is None or not math.isfinite(seconds) else ms(seconds)
 
 
 def percent(share: float | None, digits: int = 0) -> str:

@@ -29,10 +29,13 @@ def run(options: argparse.Namespace) -> Answer:
     if isinstance(plan, dict) and isinstance(plan.get("command"), str):
         plan["command"] = from_here(plan["command"], options.plan)
     catalog = named_catalog(options, _catalogs(plan))
-    fleet = fleet_launch(plan, options.plan, models=dict(options.model), name=options.name, catalog=catalog)
+    fleet = fleet_launch(
+        plan, options.plan, models=dict(options.model), name=options.name, catalog=catalog, anyway=options.anyway
+    )
     to_document, to_text = targets[options.to]
     document = to_document(fleet)
     note = "" if fleet.verified else " (unverified: no simulation has held the plan's limits, see optimize --verify)"
+    note = f" (it FAILS its limits: {fleet.fails})" if fleet.fails else note
     return Answer(document, to_text(document), OK, files={"router": to_json(fleet.router) + "\n"}, note=note)
 
 

@@ -18,9 +18,10 @@ from fleetopt_jax.report.sensitivity import metric_of, sensitivity_table, tornad
 
 def run(options: argparse.Namespace) -> Answer:
     plan, layout = plan_of(options)
-    say_broken(options, plan)
+    of_plan = plan_to_json(plan, layout)
+    say_broken(options, of_plan)
     shown = {"metric": options.metric or metric_of(plan.problem.objective), "top": options.top}
-    document = differentiated(options, plan, plan_to_json(plan, layout), shown, reoptimize=options.reoptimize)
+    document = differentiated(options, plan, of_plan, shown, reoptimize=options.reoptimize)
     return Answer(document, sensitivity_table, INFEASIBLE if plan.binding else OK, tornado_figure)
 
 

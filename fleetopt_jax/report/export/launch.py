@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,12 +22,13 @@ from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.plan import own_catalog
-from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart, beside_plan
+from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart, SloPart, beside_plan
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
 from fleetopt_jax.laws.llm import weight_bytes
 from fleetopt_jax.report.export.router import router_document
+from fleetopt_jax.report.verdict import LATENCIES, failing_said, repair_said
 from fleetopt_jax.report.words import listed
 
 VLLM_RELEASE = "0.33.0"
@@ -60,6 +61,7 @@ class FleetLaunch:
     name: str
     title: str
     verified: bool  # a simulation of every iteration held the plan's limits
+    fails: str  # what it is known to break: '' unless it is exported anyway
     header: tuple[str, ...]  # first lines of everything that is written: what it is, and how sure
     arrival_rate_per_s: float
     output_tok_per_s: float
@@ -93,6 +95,7 @@ class _Pool(_Part):
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     utilization: float | None = 0.0  # null is overload
+    ttft_within_frac: float | None = None
     n_active: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     itl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
@@ -123,6 +126,29 @@ class _Verified(_Part):
     held: bool
 
 
+_LIMIT = (  # as a plan names what it breaks
+    "^(utilization|ttft_p99_s|itl_s|unserved_frac|window_tokens"
+    "|max_gpus|max_power_w|max_usd_per_h|max_kg_co2_per_h|gpus_of[.].+)$"
+)
+
+
+class _Broken(_Part):
+    """A limit that the plan breaks, or that no instances mend."""
+
+    pool: Annotated[int, Field(ge=1, le=MAX_POOLS)] | None = None
+    limit: Annotated[str, Field(pattern=_LIMIT)]
+    value: float | None
+    asked: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Repair(_Part):
+    """What mends it."""
+
+    instances_added: list[int] | None
+    binding: _Broken | None = None
+    unmended: list[_Broken] = []
+
+
 class _Plan(_Part):
     schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
     status: str = "feasible"
@@ -132,6 +158,9 @@ class _Plan(_Part):
     verified: _Verified | None = None
     command: str | None = None
     workload: _Workload
+    slo: SloPart = SloPart()
+    broken: list[_Broken] = []  # which it breaks, where it was evaluated
+    repair: _Repair | None = None
     pools: Annotated[list[_Pool], Field(max_length=MAX_POOLS)]
 
 
@@ -142,14 +171,19 @@ def fleet_launch(
     models: Mapping[str, str] | None = None,
     name: str = "fleetopt",
     catalog: Catalog | None = None,
+    anyway: bool = False,
 ) -> FleetLaunch:
     """What starts the fleet of a plan document (`plan_to_json`), or `BadInput` naming the place in `where`; its names
     are those of a `catalog` of one's own where that is given, else of the one that the plan names.
 
     `models` names checkpoints: of an LLM of the plan in its own precision ("llama-3.1-70b"), or in the one that follows
-    a colon ("llama-3.1-70b:fp8"), which then carries it in its own config. `name` begins the name of every pool.
+    a colon ("llama-3.1-70b:fp8"), which then carries it in its own config. `name` begins the name of every pool. A plan
+    that is known to fail its limits is refused, unless `anyway`, which marks what is written.
     """
     plan = _read(document, where)
+    fault = _fault(plan)
+    if fault and not anyway:
+        raise BadInput(where if fault.field is None else f"{where}, {fault.field}", fault.said, _mend(plan, where))
     models = _checked_models(models or {}, plan)
     fleet = dns_label(name, NAME_LENGTH)
     assumptions = parse_assumptions(plan.assume, f"{where}, assume")
@@ -164,18 +198,13 @@ def fleet_launch(
         f"{plan.workload.name} at {rate_per_s:,.6g} requests/s: "
         f"{n_instances:,} instances on {n_gpus:,} GPUs, vLLM {VLLM_RELEASE}"
     )
-    verified = plan.verified is not None
+    verified = plan.verified is not None and not fault
     return FleetLaunch(
         name=fleet,
         title=title,
         verified=verified,
-        header=(
-            f"{title}.",
-            plain(f"Written by fleetopt export from {where}."),
-            *_how_sure(plan, where),
-            _served(pools),
-            *_planned_on(plan, assumptions),
-        ),
+        fails=plain(fault.said) if fault else "",
+        header=(f"{title}.", *_header(plan, where, fault, pools, assumptions)),
         arrival_rate_per_s=rate_per_s,
         output_tok_per_s=rate_per_s * plan.workload.mean_output_tokens,
         pools=pools,
@@ -194,6 +223,20 @@ def fleet_launch(
     )
 
 
+def _header(
+    plan: _Plan, where: str, fault: "_Fault | None", pools: Sequence[PoolLaunch], assumptions: Assumptions
+) -> tuple[str, ...]:
+    """What a fleet is, and how sure, after its title."""
+    fails = [plain(f"THIS FLEET FAILS ITS LIMITS, and was exported all the same: {fault.said}.")] if fault else []
+    return (
+        *fails,
+        plain(f"Written by fleetopt export from {where}."),
+        *_how_sure(plan, where, bool(fault)),
+        _served(pools),
+        *_planned_on(plan, assumptions),
+    )
+
+
 def _served(pools: Sequence[PoolLaunch]) -> str:
     """The checkpoints that are served, each once."""
     return plain(f"Serves {listed(list(dict.fromkeys(pool.args[0] for pool in pools)))}.")
@@ -209,8 +252,8 @@ def _planned_on(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
     return (said,)
 
 
-def _how_sure(plan: _Plan, where: str) -> tuple[str, ...]:
-    if plan.verified is not None:
+def _how_sure(plan: _Plan, where: str, fails: bool) -> tuple[str, ...]:
+    if plan.verified is not None and not fails:
         return ("Verified: a simulation of every iteration held the plan's limits.",)
     return (
         "This plan is unverified: no simulation has held its limits. Make it again with",
@@ -241,7 +284,10 @@ def _read(document: Any, where: str) -> _Plan:
         ) from None
     if not plan.pools:
         raise BadInput(where, "the plan has no pools: no fleet held its limits", "need a feasible plan")
-    _refuse_what_fails(plan, where)
+    for each in [*plan.broken, *(plan.repair.unmended if plan.repair else ())]:
+        if (each.pool or 0) > len(plan.pools) or (each.limit in LATENCIES and not each.asked > 0):
+            said = f"pool {each.pool}, {each.limit}, asked {each.asked:g}"
+            raise BadInput(f"{where}, broken", said, "need the limits as fleetopt evaluate writes them")
     windows = [pool.window_tokens for pool in plan.pools]
     if windows != sorted(set(windows)):
         raise BadInput(where, f"pools.window_tokens = {windows}", "need rising windows")
@@ -253,18 +299,34 @@ def _read(document: Any, where: str) -> _Plan:
     return plan
 
 
-def _refuse_what_fails(plan: _Plan, where: str) -> None:
-    """A fleet that is known to fail is not to be started."""
-    need = "need a plan that holds its limits: fleetopt optimize finds one, fleetopt evaluate says what this one breaks"
+class _Fault(NamedTuple):
+    """Why a fleet is known to fail."""
+
+    field: str | None  # of the plan
+    said: str
+
+
+def _fault(plan: _Plan) -> _Fault | None:
+    """What a plan is known to break, as it was evaluated or simulated; None of one that may be started."""
+    if broken := failing_said(plan.model_dump()):
+        return _Fault(None, f"the plan is infeasible: {broken}")
     for k, pool in enumerate(plan.pools):
         if pool.utilization is None or not pool.utilization < 1:
-            raise BadInput(
-                f"{where}, pools.{k}.utilization", f"{_said(pool.utilization)}: the pool is overloaded", need
-            )
+            return _Fault(f"pools.{k}.utilization", f"{_said(pool.utilization)}: the pool is overloaded")
     if plan.status == "infeasible":
-        raise BadInput(f"{where}, status", "the plan is infeasible", need)
+        return _Fault("status", "the plan is infeasible")
     if plan.verified is not None and not plan.verified.held:
-        raise BadInput(f"{where}, verified.held", "false: in the simulation the fleet broke its limits", need)
+        return _Fault("verified.held", "false: in the simulation the fleet broke its limits")
+    return None
+
+
+def _mend(plan: _Plan, where: str) -> str:
+    """What to do with a plan that fails."""
+    grow, anyway = f"fleetopt evaluate {shlex.quote(where)} --repair --out grown.json", "--anyway exports it as it is"
+    if plan.repair is None:
+        return f"{grow} adds what it lacks; {anyway}"
+    mended = repair_said(plan.model_dump())
+    return f"{mended}; {anyway}" if plan.repair.instances_added is None else f"{mended} ({grow}); {anyway}"
 
 
 def _said(utilization: float | None) -> str:
