@@ -754,8 +754,8 @@ _OF_ONE_COMMAND = (
     Option(
         name="until",
         kind=Percent(Number(0.001, 1.0)),
-        about="add as many replications again, up to 64, until the confidence intervals of tokens per joule and P99 TTFT of "
-        "every pool are within SHARE of the mean to each side",
+        about="add as many replications again, up to 64, until the confidence intervals of tokens per joule and P99 "
+        "TTFT of every pool are within SHARE of the mean to each side",
         commands=("simulate",),
         metavar="SHARE",
     ),
