@@ -144,6 +144,7 @@ def test_gradients_of_windows_instances_and_engines_are_differences(differentiat
     assert np.all(slopes[0][[0, 2, 4, 5, 6, 7, 8, 9]] != 0)  # all but the last window and edge, which nobody is near
 
 
+@pytest.mark.slow
 def test_gradients_stay_finite_where_a_lane_is_empty_idle_or_overloaded(differentiated):
     rows = np.tile(BASE, (6, 1))
     rows[0, [0, 4]] = 10.0, 0.0  # no traffic, no instances
@@ -162,6 +163,7 @@ def test_gradients_stay_finite_where_a_lane_is_empty_idle_or_overloaded(differen
         np.testing.assert_array_equal(nobody[[0, 2, 5], 0], 0.0)
 
 
+@pytest.mark.slow
 def test_a_batch_of_fleets_is_the_fleets_one_by_one(differentiated):
     rows = BASE * np.random.default_rng(0).uniform(1.0, 1.2, (8, len(BASE)))
     together, _, slopes = differentiated(rows)

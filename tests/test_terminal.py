@@ -69,7 +69,10 @@ def test_an_interrupt_leaves_no_file_and_exits_130(tmp_path):
     out_folder.mkdir()
     written = ("--out", str(out_folder / "plan.json"), "--save-scenario", str(out_folder / "s.toml"))
     environ = {**os.environ, "FLEETOPT_CACHE": str(cache)}
-    command = [*COMMAND, "optimize", "--pools", "4", *written]
+    # A process that is started in the background ignores the signal, and so do those that it starts.
+    heard = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    heard += "runpy.run_module('fleetopt_jax.cli.main', run_name='__main__')"
+    command = [sys.executable, "-c", heard, "optimize", "--pools", "4", *written]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not any(cache.rglob("*-cache")):
         time.sleep(0.02)

@@ -155,6 +155,7 @@ def test_a_power_law_has_the_same_interval_either_way():
     )
 
 
+@pytest.mark.slow
 def test_intervals_agree_far_from_limits_and_hold_probability_falls_near_them(far_plan, h100, small_workload):
     far = plan_trust(far_plan)
     assert far.hold_probability == 1.0
