@@ -262,7 +262,7 @@ def _nearer(found: Sequence[Score]) -> Iterator[str]:
 
 def _in_short(why: str) -> str:
     """A reason without the numbers of its row."""
-    if "linear attention" in why:
+    if "keep a state" in why:
         return "no law of linear attention"
     if "fit" in why or "OOM" in why:
         return "does not fit the memory"
