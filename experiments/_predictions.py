@@ -15,7 +15,7 @@ from _mlenergy import CATALOG, Row, benchmark_llm
 
 from fleetopt_jax.catalog.engines import EngineEntry, EnginePoint, engine_entry, engine_points, law_of, own_fits
 from fleetopt_jax.catalog.gpus import gpu_entry
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.fleet.engine import measured_engine, roofline_engine
 
 OTHER = {"h100": "b200", "b200": "h100"}
@@ -59,7 +59,7 @@ def _law_entry(folder: Path, gpu: str, architecture: str, tp: int, precision: st
 
 @cache
 def _own_fit_entry(gpu: str, llm: str, tp: int, precision: str) -> EngineEntry:
-    return engine_entry(EngineSpec(gpu, llm, tp, precision))
+    return engine_entry(EngineSpec(gpu, llm, tp, precision, serving=MEASURED_SERVING))
 
 
 @cache

@@ -35,7 +35,7 @@ from fleetopt_jax._simulate.dispatch import Balancer  # noqa: E402
 from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool  # noqa: E402
 from fleetopt_jax._simulate.state import Scheduler  # noqa: E402
 from fleetopt_jax.catalog.engines import EngineEntry, engine_entry, engine_points, own_fits  # noqa: E402
-from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec  # noqa: E402
 from fleetopt_jax.fleet.assumptions import DISPATCHES  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 
@@ -77,7 +77,7 @@ def main() -> None:
     names = sorted((key for key in found if _dense_fit(key)), key=lambda key: _names(key) != MAIN)
     lines = []
     for key in names:
-        entry = engine_entry(EngineSpec(*_names(key)))
+        entry = engine_entry(EngineSpec(*_names(key), serving=MEASURED_SERVING))
         for row in found[key]:
             run = runs[row.row_id]
             if row.task != TASK or not BATCHES[0] <= run.max_num_seqs <= BATCHES[1]:

@@ -25,7 +25,8 @@ from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, fit_decode, fit_powe
 from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
 from fleetopt_jax.catalog.engines import EngineEntry, engine_entry, engine_points
 from fleetopt_jax.catalog.gpus import gpu_entry
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
+from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.report.figures import save_figure
 
 LONGEST_KEPT = 65_536  # window [tokens]; beyond, the engine preempts
@@ -46,11 +47,12 @@ def main() -> None:
     fields = ("batch", "step_s", "context_tokens", "power_w_per_gpu")
     steady = replace(measured, **{name: getattr(measured, name)[kept] for name in fields})
     law, paper = (engine_entry(EngineSpec("b200", source=of, own_fit=False)) for of in ("measured", "projected"))
+    linear = engine_entry(EngineSpec("b200", serving=MEASURED_SERVING, own_fit=False))  # the form that is fitted
     # At a full cache n L is nearly the same for every window: a step cannot be split into what it costs without a
     # sequence and what a token of context costs. Two ends of what is possible, to show that they say the same here:
-    ends = [fit_decode(steady, per_token_s=at) for at in (0.0, float(law.engine.power.ideal_bytes.per_token_s))]
+    ends = [fit_decode(steady, per_token_s=at) for at in (0.0, float(linear.engine.power.ideal_bytes.per_token_s))]
     power = fit_power(steady, limit_w=float(gpu_entry("b200").gpu.tdp_w))
-    own = replace(law, engine=replace(law.engine, decode=ends[1].step, power=power.power))
+    own = replace(linear, engine=replace(linear.engine, decode=ends[1].step, power=power.power))
     curves = {
         "measured": measured.batch / measured.step_s / (law.spec.tp * measured.power_w_per_gpu),
         "own_fit": _at(own, measured),
@@ -58,9 +60,9 @@ def main() -> None:
         "paper": _printed(windows, law.spec.tp),
         "paper_engine": _at(paper, measured),
     }
-    _write(windows, measured, law, own, curves)
+    _write(windows, measured, linear.engine.power.ideal_bytes, law, own, curves)
     save_figure(_figure(windows, curves), RESULTS / "context_sweep")
-    _report(windows, steady, law, ends, power, curves)
+    _report(windows, steady, linear, ends, power, curves)
 
 
 def _windows(measured: Measurements) -> list[int]:
@@ -79,14 +81,16 @@ def _printed(windows: list[int], tp: int) -> list[float]:
     return [cells[str(window), "b200_tok_per_w"] / tp for window in windows]
 
 
-def _write(windows: list[int], measured: Measurements, law: EngineEntry, own: EngineEntry, curves: dict) -> None:
+def _write(
+    windows: list[int], measured: Measurements, ideal: DecodeLaw, law: EngineEntry, own: EngineEntry, curves: dict
+) -> None:
     lines = []
     for i, window in enumerate(windows):
         n, tokens = float(measured.batch[i]), float(measured.context_tokens[i])
         predicted = [engine_points(entry, [n], tokens, 0.0)[0] for entry in (law, own)]
         line = [window, int(n), tokens, int(window <= LONGEST_KEPT), float(measured.step_s[i])]
         line += [point.step_s for point in predicted]
-        line += [float(law.engine.power.ideal_bytes.step_s(n, tokens)), float(measured.power_w_per_gpu[i])]
+        line += [float(ideal.step_s(n, tokens)), float(measured.power_w_per_gpu[i])]
         line += [point.power_w_per_gpu for point in predicted]
         line += [float(curve[i]) for curve in curves.values()]
         line += [float(curve[i] / curve[i - 1]) if i else None for curve in curves.values()]
@@ -138,7 +142,7 @@ def _figure(windows: list[int], curves: dict) -> Figure:
 
 
 def _report(
-    windows: list[int], steady: Measurements, law: EngineEntry, ends: list[DecodeFit], power: PowerFit, curves: dict
+    windows: list[int], steady: Measurements, linear: EngineEntry, ends: list[DecodeFit], power: PowerFit, curves: dict
 ) -> None:
     print("window  sequences  tok/J: " + "  ".join(f"{name:>12}" for name in curves))
     for i, window in enumerate(windows):
@@ -156,13 +160,13 @@ def _report(
         print(
             f"  a context token at {float(step.per_token_s) * 1e9:.2f} ns: base {float(step.base_s) * 1e3:.1f} "
             f"+- {error['base_s'] * 1e3:.1f} ms, a sequence {float(step.per_seq_s) * 1e6:.1f} us "
-            f"(law {float(law.engine.decode.per_seq_s) * 1e6:.1f} us), error {fit.mape:.1%}, "
+            f"(law of {MEASURED_SERVING} {float(linear.engine.decode.per_seq_s) * 1e6:.1f} us), error {fit.mape:.1%}, "
             f"left out {fit.leave_one_out_mape:.1%}"
         )
     values = ", ".join(f"{name} {value:.4g}" for name, value in power.parameters.items())
     print(f"power: {values}, error {power.mape:.1%} {' '.join(power.notes)}")
     longest = n - 1
-    ideal_s = float(law.engine.power.ideal_bytes.step_s(steady.batch[longest], steady.context_tokens[longest]))
+    ideal_s = float(linear.engine.power.ideal_bytes.step_s(steady.batch[longest], steady.context_tokens[longest]))
     print(
         f"at {windows[longest]}: step {steady.step_s[longest] * 1e3:.1f} ms; its bytes take {ideal_s * 1e3:.1f} ms "
         "at the data sheet's bandwidth: shorter contexts than asked for must have been read"
