@@ -10,8 +10,9 @@ where steps add up (own is the iterations of the mixed step, the first with lamb
 do not: `laws/cycle.py`), with Q, slot wait and the random part of the cycle, taken as zero with probability 1 - q and
 exponential otherwise. The distribution of prompts enters as a histogram with uniform cells, so its tail is a sum of
 closed forms: exact in the histogram, continuous, and differentiable. The two-moment waits and the exponential are
-approximations: in the study that `laws/occupancy.py` cites P99 TTFT is off by 15 % in the median and 55 % in the 90th
-percentile, too low for random dispatch (median -18 %) and too high for long prompts in bursts to the shortest queue.
+approximations: in the study that `laws/occupancy.py` cites P99 TTFT is 26 % too high in the median, 78 % off in the 90th
+percentile (15 and 55 % with engines of vLLM 0.11), most of all for long prompts to the shortest queue, which keeps
+requests away from an instance that has one; and too low for the few long requests of a pool of their own.
 """
 
 from typing import cast
@@ -136,7 +137,7 @@ def itl_quantile_s(law: ItlLaw, probability: float = TAIL_PROBABILITY) -> Array:
     fills floor(p / budget) iterations whole and one with the rest, and an iteration has a chunk that takes over x with
     probability 1 - exp(-C lambda E[chunks over x]). Where prompts share iterations, the quantile of a gamma
     distribution with the mean and variance of the prefill in an iteration (Wilson and Hilferty's cube).
-    Error: 11 % in the median, too low (-7 %), most so for bursts to a single instance.
+    Error: 9 % in the median, too low (-4 %), most so for bursts to a single instance.
     """
     cycle_s, chunk_s = law.cycle_s, law.chunk_s
     counts = law.rate_per_s * cycle_s * law.chunks
