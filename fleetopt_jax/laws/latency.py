@@ -10,7 +10,7 @@ where steps add up (own is the iterations of the mixed step, the first with lamb
 do not: `laws/cycle.py`), with Q, slot wait and the random part of the cycle, taken as zero with probability 1 - q and
 exponential otherwise. The distribution of prompts enters as a histogram with uniform cells, so its tail is a sum of
 closed forms: exact in the histogram, continuous, and differentiable. The two-moment waits and the exponential are
-approximations: in the study that `laws/occupancy.py` cites P99 TTFT is 26 % too high in the median, 78 % off in the 90th
+approximations: in the study that `laws/occupancy.py` cites P99 TTFT is 26 % too high in the median, 78 % in the 90th
 percentile (15 and 55 % with engines of vLLM 0.11), most of all for long prompts to the shortest queue, which keeps
 requests away from an instance that has one; and too low for the few long requests of a pool of their own.
 """
