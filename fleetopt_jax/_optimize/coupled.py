@@ -257,7 +257,7 @@ def _make_exact_below(layout: Layout, prices: PoolPrices, k: int, ceiling: float
             if total > MAX_EXACT:
                 first = np.argsort(through)[: MAX_EXACT // pools.n_engines]
                 index, through = index[first], through[first]
-            pools.pursue(e, index, layout.near(index), prices, costs[e][index] + ceiling - through)
+            layout.pursue(e, index, prices, ceiling - through)
         if total == 0 or total > MAX_EXACT:
             return total == 0
 

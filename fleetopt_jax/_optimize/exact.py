@@ -71,11 +71,10 @@ def settle(layout: Layout, prices: PoolPrices, k: int) -> Settled:
             if len(index) > ROUND:
                 first = np.argpartition(through, ROUND // 4)[: ROUND // 4]
                 index, through = index[first], through[first]
-            rest = np.setdiff1d(np.array(path)[~pools.is_exact[e, path]], index)
-            worth = own[index] + limit - through  # beyond it no path through a pool is cheaper than the best
-            worth = np.append(np.where(np.isin(index, path), np.inf, worth), np.full(len(rest), np.inf))
-            index = np.append(index, rest)
-            pools.pursue(e, index, layout.near(index), prices, worth)
+            ahead = np.array(path)[~pools.is_exact[e, path]]  # made exact whatever they cost
+            others = ~np.isin(index, ahead)
+            slack = np.append(limit - through[others], np.full(len(ahead), np.inf))
+            layout.pursue(e, np.append(index[others], ahead), prices, slack)
         best = min(best, _as_exact(pools, prices, path), key=lambda each: each.cost)
 
 

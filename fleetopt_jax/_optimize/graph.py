@@ -42,9 +42,9 @@ PoolCost = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of instances and wa
 BOUND_BATCH = 8192  # pools of one compiled call: fixed, so that a search compiles once
 TRY_BATCH = 512
 N_THREADS = os.cpu_count() or 1  # batches at a time, each of which keeps one core busy
+CHUNK = 128  # of them whose numbers stay in the cache together
 HOPELESS = 1e9  # instances, to begin with, of a pool whose like no number of them suffices
 JUST_BELOW = 0.98  # of the instances that a pool should need: a try that fails is a bound
-CHUNK = 128  # of them whose numbers stay in the cache together
 
 
 @partial(jax.jit, static_argnames=("assumptions", "compresses"))
@@ -114,11 +114,6 @@ class Known(NamedTuple):
     guess: np.ndarray  # instances to try first
 
 
-def _to_the_end(at: LeastHeld, bound_w: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """No bound is enough."""
-    return np.zeros(len(rows), bool)
-
-
 class Boundaries:
     """What pools can be cut by, with the workload's sums for every engine a pool may have.
 
@@ -182,7 +177,8 @@ class Boundaries:
         self.n_evaluated += len(lower)
         left = np.flatnonzero(np.isfinite(instances) & (instances > 0))
         at = least_held(cast(Array, instances[left])).after(excess[left])
-        found = self._tried_until(_to_the_end, e, lower[left], upper[left], at, watts[left])
+        never = np.full(len(left), np.inf)
+        found = self._tried_until(e, lower[left], upper[left], at, watts[left], lambda instances, watts: watts, never)
         instances[left], watts[left], _ = found
         return self._if_allowed(lower, upper, instances, watts)
 
@@ -194,34 +190,32 @@ class Boundaries:
         at = least_held(cast(Array, known.least))
         trial = np.clip(known.guess, known.instances, at.most)
         at = replace(at, failed=cast(Array, known.instances - 1.0), trial=cast(Array, trial))
-        falls = self.setting.assumptions.occupancy.floors_in_flight  # watts may, as instances are added: no bound then
-
-        def dear(at: LeastHeld, bound_w: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return (cost(np.asarray(at.failed) + 1.0, bound_w) >= worth[rows]) & (not falls)
-
-        found = self._tried_until(dear, e, lower, upper, at, known.watts)
+        if self.setting.assumptions.occupancy.floors_in_flight:  # watts may fall as instances are added: no bound
+            worth = np.full(len(lower), np.inf)
         self.n_evaluated += len(lower)
-        return found
+        return self._tried_until(e, lower, upper, at, known.watts, cost, worth)
 
     def _tried_until(
         self,
-        enough: Callable[[LeastHeld, np.ndarray, np.ndarray], np.ndarray],
         e: int,
         lower: np.ndarray,
         upper: np.ndarray,
         at: LeastHeld,
         watts: np.ndarray,
+        cost: PoolCost,
+        worth: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(instances, watts, whether they are what pools need) [M]: tried until they are, or until a bound, of the
-        search, its watts and the rows, is `enough`."""
+        """(instances, watts, whether they are what pools need) [M]: tried until they are, or until a try that fails
+        shows that they cost what they are worth or more."""
         instances, watts, bound_w = np.asarray(at.found, float).copy(), watts.copy(), watts.copy()
         is_exact, left = np.ones(len(lower), bool), np.arange(len(lower))
         while True:
             closed = ~np.asarray(at.is_open)
             instances[left[closed]] = at.found[closed]
-            bounded = ~closed & enough(at, bound_w[left], left)
+            least = np.asarray(at.failed) + 1.0
+            bounded = ~closed & (cost(least, bound_w[left]) >= worth[left])
             rows = left[bounded]
-            instances[rows], watts[rows], is_exact[rows] = at.failed[bounded] + 1.0, bound_w[rows], False
+            instances[rows], watts[rows], is_exact[rows] = least[bounded], bound_w[rows], False
             on = ~(closed | bounded)
             left, at = left[on], jax.tree.map(lambda x, on=on: x[on], at)
             if not len(left):
@@ -309,13 +303,14 @@ class Pools:
             self.instances[e, index], self.watts[e, index] = self.boundaries.exact(e, *self.ends(index))
             self.is_exact[e, index] = True
 
-    def pursue(self, e: int, index: np.ndarray, near: np.ndarray, prices: PoolPrices, worth: np.ndarray) -> None:
-        """The same of pools that are not exact; those that cost no less than they are worth [M] keep a bound, which
+    def pursue(self, e: int, index: np.ndarray, near: np.ndarray, prices: PoolPrices, slack: np.ndarray) -> None:
+        """The same of pools that are not exact; those whose cost rises by their slack [M] or more keep a bound, which
         says so. `near` are pools that may be exact: as many instances over what the load needs are tried first."""
         if not len(index):
             return
         least, at_least, watts = (each[e, index].astype(float) for each in (self.least, self.instances, self.watts))
         known = Known(least, at_least, watts, guess=np.floor(JUST_BELOW * self._over_least(e, near) * least))
+        worth = prices.cost(e, at_least, watts) + slack
         found = self.boundaries.pursued(e, *self.ends(index), known, partial(prices.cost, e), worth)
         self.instances[e, index], self.watts[e, index], self.is_exact[e, index] = found
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fleetopt_jax._optimize.graph import Boundaries, Pools
 from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.resources import PoolPrices
 
 TILE = 256  # nodes on a side of the square of pools that is bounded in one call
 LATTICE = 48  # nodes of the first, coarse search
@@ -66,6 +67,10 @@ class Layout:
         for e in range(self.pools.n_engines):
             self.pools.make_exact(e, self.seeds())
         return self
+
+    def pursue(self, e: int, index: np.ndarray, prices: PoolPrices, slack: np.ndarray) -> None:
+        """Make pools that are not exact so, but those whose cost rises by their slack or more."""
+        self.pools.pursue(e, index, self.near(index), prices, slack)
 
 
 def _nearest(sorted_: np.ndarray, values: np.ndarray) -> np.ndarray:
