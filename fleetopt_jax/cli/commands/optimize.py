@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax._optimize.plan import Infeasible, Plan, without_proof
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.robust import require_window, robust
 from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
@@ -65,11 +65,6 @@ def run(options: argparse.Namespace) -> Answer:
         say(options, "infeasible: no fleet that was simulated holds the limits")
     document = plan_to_json(plan, layout, path=options.out) | extras | {"verified": verified}
     return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
-
-
-def without_proof(search: Search) -> Search:
-    """The search, less what it proved of the fleet it found: another one is taken."""
-    return dataclasses.replace(search, lower_bound=None, gap=None)
 
 
 def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, Workload]]:

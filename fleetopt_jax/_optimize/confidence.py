@@ -1,0 +1,186 @@
+"""Plans that hold their limits with a given probability.
+
+Which windows are best for that is asked of the exact search (or whatever method is named): of the problem whose engines
+and laws are slower than they stand by z sigmas, all by as many. z is the least with which fleets of the windows known so
+far, sized for that, hold often enough; new windows change it, so it is asked for again until it stays. Every choice of
+windows met on the way, those of the plan as it stands and one pool of each engine among them, then gets the cheapest
+instances that hold in that share of the draws (`sized.py`), and the cheapest fleet is the answer: for its windows the
+best there is over the draws, over all windows the best found.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import jax
+import numpy as np
+
+from fleetopt_jax._optimize.holding import Holding, holding, slowed, tightened
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable, one_pool_of, without_proof
+from fleetopt_jax._optimize.problem import Method, Problem
+from fleetopt_jax._optimize.scenarios import ALMOST_FULL, as_nominal, slower_engines
+from fleetopt_jax._optimize.search import default_method, evaluate_given, optimize
+from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
+from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.fleet import with_limits
+
+MOST_SEARCHES = 3  # for one confidence, beside that of the plan as it stands
+SAME_SIGMAS = 0.1  # searches nearer than that are one
+HIGHEST = 0.995  # confidence that may be asked for: with 1,024 draws five of them fail
+
+
+@dataclass(frozen=True)
+class Confident:
+    """A plan that holds with at least the probability asked for, and what that costs."""
+
+    confidence: float  # asked
+    plan: Plan
+    holding: Holding
+    sigmas: float  # z: by which engines and laws were slower in the search that its windows are of
+    nominal: Plan  # the optimum with engines and laws as they stand
+    nominal_holding: Holding
+    n_searches: int  # beside that of the nominal plan
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What it takes more than the nominal plan: GPUs, watts, USD and kg CO2 an hour."""
+        names = ("n_gpus", "power_w", "usd_per_h", "kg_co2_per_h")
+        return {name: float(getattr(self.plan.metrics, name) - getattr(self.nominal.metrics, name)) for name in names}
+
+
+def confident(
+    nominal: Plan,
+    confidence: float,
+    *,
+    method: Method | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Confident | Infeasible:
+    """The cheapest fleet found that holds the limits of a plan's problem with that probability, 0 to 0.995.
+
+    `nominal` is the optimum of its problem. Probabilities are shares of 1,024 draws of the errors of engines and laws.
+    Where no fleet that was tried holds so often, says the most that one does. Raises ValueError for another
+    probability.
+
+    >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
+    >>> plan = fo.require_plan(fo.optimize(fo.make_problem(chat, [fo.EngineSpec("h100")], n_pools=1)))
+    >>> surer = fo.confident(plan, 0.8)
+    >>> surer.holding.probability >= 0.8, surer.costs["n_gpus"] >= 0
+    (True, True)
+    """
+    return Confidence(nominal, method=method, seed=seed, progress=progress).at(confidence)
+
+
+class Confidence:
+    """The fleets that are sized for confidence, kept from one to the next."""
+
+    def __init__(
+        self, nominal: Plan, *, method: Method | None = None, seed: int = 0, progress: Progress | None = None
+    ):
+        self.nominal, self.method, self._progress = nominal, method, progress
+        self.scenarios: Scenarios = scenarios_of(nominal.problem, seed=seed)
+        self._alone = [Cut(self.scenarios, plan) for plan in _one_pool_plans(nominal.problem)]
+        self._cuts = [Cut(self.scenarios, nominal), *self._alone]
+        self._searched: list[float] = []
+        self._holding: Holding | None = None
+
+    @property
+    def n_searches(self) -> int:
+        """Beside that of the nominal plan."""
+        return len(self._searched)
+
+    def at(self, confidence: float) -> Confident | Infeasible:
+        """See `confident`."""
+        if not 0 < confidence <= HIGHEST:
+            raise ValueError(f"need 0 < confidence <= {HIGHEST:g}, got {confidence:g}")
+        for done in range(MOST_SEARCHES):
+            sigmas = self._next(confidence)
+            if sigmas is None:
+                break
+            self._search(sigmas)
+            if self._progress:
+                self._progress(done + 1, MOST_SEARCHES)
+        best = self._best(self._cuts, confidence)
+        if best is None:
+            return self._out_of_reach(confidence)
+        cut, plan = best
+        alone = self._best(self._alone, confidence, any_budget=True)
+        reference = None if alone is None else one_pool_of(alone[1])
+        found = replace(without_proof(self.nominal.search), by_pools=(), candidates=self._candidates())
+        plan = replace(
+            plan,
+            method=self.nominal.method,
+            search=found,
+            one_pool=reference,
+            gain_vs_homogeneous=reference and float(plan.metrics.tok_per_j) / reference.tok_per_j,
+        )
+        seed = self.scenarios.seed
+        self._holding = self._holding or holding(self.nominal, seed=seed)
+        return Confident(
+            confidence=confidence,
+            plan=plan,
+            holding=holding(plan, seed=seed),
+            sigmas=cut.sigmas,
+            nominal=self.nominal,
+            nominal_holding=self._holding,
+            n_searches=self.n_searches,
+        )
+
+    def _next(self, confidence: float) -> float | None:
+        """How much slower engines and laws are to be in the next search; None where it would be none of its own."""
+        best = min(self._priced(self._cuts, confidence), key=lambda each: each[0], default=None)
+        sigmas = None if best is None else best[1].slowness(confidence)
+        if sigmas is None:  # no windows known so far will do: those of the largest slowness that can be held may
+            sigmas = NormalDist().inv_cdf(max(confidence, 0.6)) / 2.0 ** len(self._searched)
+        near = min(abs(sigmas - each) for each in (0.0, *self._searched))
+        return None if near < SAME_SIGMAS else sigmas
+
+    def _search(self, sigmas: float) -> None:
+        """Keep the windows that are best where engines and laws are that much slower."""
+        self._searched.append(sigmas)
+        found = optimize(_slower(self.nominal.problem, sigmas), self.method)
+        if isinstance(found, Plan):
+            self._cuts.append(Cut(self.scenarios, as_nominal(found, self.nominal.problem), sigmas))
+
+    def _priced(self, cuts: list[Cut], confidence: float) -> Iterator[tuple[float, Cut, np.ndarray]]:
+        """(cost, cut, instances [K]) of the cuts that hold with such a probability."""
+        for cut in cuts:
+            n = cut.counts(confidence)
+            if n is not None:
+                yield sum(float(cut.costs(k, np.array([each]))[0]) for k, each in enumerate(n)), cut, n
+
+    def _best(self, cuts: list[Cut], confidence: float, *, any_budget: bool = False) -> tuple[Cut, Plan] | None:
+        """The cheapest fleet that holds with such a probability, and keeps the budget unless `any_budget` may do."""
+        for _, cut, n in sorted(self._priced(cuts, confidence), key=lambda each: each[0]):
+            plan = cut.with_counts(n)
+            if plan.binding is None or any_budget:
+                return cut, plan
+        return None
+
+    def _out_of_reach(self, confidence: float) -> Infeasible:
+        most = max(cut.most() for cut in self._cuts)
+        binding = Unreachable("confidence", confidence, most if most < confidence else None)
+        search = replace(without_proof(self.nominal.search), by_pools=(), candidates=self._candidates())
+        method = default_method(self.nominal.problem.slo) if self.nominal.method == "given" else self.nominal.method
+        return Infeasible(method, self.nominal.problem, search, binding)
+
+    def _candidates(self) -> str:
+        slower = ", ".join(f"{sigmas:.3g}" for sigmas in sorted(self._searched))
+        of = f"and where engines and laws are {slower} sigmas slower" if slower else ""
+        return f"the best windows as planned {of}, and one pool; each with its cheapest instances".replace("  ", " ")
+
+
+def _one_pool_plans(problem: Problem) -> Iterator[Plan]:
+    """One pool of each engine, of whatever instances."""
+    for spec in problem.specs:
+        yield evaluate_given(problem, (spec,), window_tokens=[problem.window_tokens], gamma=[1.0], n_instances=[1.0])
+
+
+def _slower(problem: Problem, sigmas: float) -> Problem:
+    """The problem whose engines, and laws of latency, are slower by so many sigmas. The load it allows is about what it
+    allows as planned, for engines that are slower are busier."""
+    off = [jax.tree.map(lambda x: float(x[0]), slowed(spec, np.array([sigmas]))) for spec in problem.specs]
+    busier = min(min(each.engine.step, each.engine.prefill) for each in off)
+    limits = tightened(problem.slo, off[0].ttft, off[0].itl)
+    load = min(float(problem.slo.max_utilization) * busier, max(ALMOST_FULL, float(problem.slo.max_utilization)))
+    return slower_engines(problem, sigmas).serving(slo=with_limits(limits, max_utilization=load))
