@@ -1,11 +1,12 @@
 """Plans that hold their limits with a given probability.
 
-Which windows are best for that is asked of the exact search (or whatever method is named): of the problem whose engines
-and laws are slower than they stand by z sigmas, all by as many. z is the least with which fleets of the windows known so
-far, sized for that, hold often enough; new windows change it, so it is asked for again until it stays. Every choice of
-windows met on the way, those of the plan as it stands and one pool of each engine among them, then gets the cheapest
-instances that hold in that share of the draws (`sized.py`), and the cheapest fleet is the answer: for its windows the
-best there is over the draws, over all windows the best found.
+Which windows are best for that is asked of the exact search, or whatever method is named: of the problem whose engines
+and laws are slower than they stand by z sigmas, all by as many. z is the least with which a fleet of the best windows
+known so far, sized for that, holds often enough; new windows change it, so it is asked for again until it stays. Where
+windows cannot hold so often whatever their instances, z is bisected towards where no fleet holds. Every choice of windows
+met on the way, those of the plan as it stands and one pool of each engine among them, then gets the cheapest instances
+that hold in that share of the draws (`sized.py`), and the cheapest fleet is the answer: for its windows the best there is
+over the draws, over all windows the best found.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,9 @@ from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.fleet import with_limits
 
-MOST_SEARCHES = 3  # for one confidence, beside that of the plan as it stands
+MOST_SEARCHES = 4  # for one confidence, beside that of the plan as it stands
 SAME_SIGMAS = 0.1  # searches nearer than that are one
-HIGHEST = 0.995  # confidence that may be asked for: with 1,024 draws five of them fail
+HIGHEST = 0.99  # confidence that may be asked for: with 1,024 draws ten of them may fail
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def confident(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Confident | Infeasible:
-    """The cheapest fleet found that holds the limits of a plan's problem with that probability, 0 to 0.995.
+    """The cheapest fleet found that holds the limits of a plan's problem with that probability, up to 0.99.
 
     `nominal` is the optimum of its problem. Probabilities are shares of 1,024 draws of the errors of engines and laws.
     Where no fleet that was tried holds so often, says the most that one does. Raises ValueError for another
@@ -74,14 +75,12 @@ def confident(
 class Confidence:
     """The fleets that are sized for confidence, kept from one to the next."""
 
-    def __init__(
-        self, nominal: Plan, *, method: Method | None = None, seed: int = 0, progress: Progress | None = None
-    ):
+    def __init__(self, nominal: Plan, *, method: Method | None = None, seed: int = 0, progress: Progress | None = None):
         self.nominal, self.method, self._progress = nominal, method, progress
         self.scenarios: Scenarios = scenarios_of(nominal.problem, seed=seed)
-        self._alone = [Cut(self.scenarios, plan) for plan in _one_pool_plans(nominal.problem)]
+        self._alone = [Cut(self.scenarios, plan) for plan in one_pool_plans(nominal.problem)]
         self._cuts = [Cut(self.scenarios, nominal), *self._alone]
-        self._searched: list[float] = []
+        self._searched: dict[float, Cut | None] = {}  # by how much slower; None where no fleet holds
         self._holding: Holding | None = None
 
     @property
@@ -127,20 +126,29 @@ class Confidence:
         )
 
     def _next(self, confidence: float) -> float | None:
-        """How much slower engines and laws are to be in the next search; None where it would be none of its own."""
+        """How much slower engines and laws are to be in the next search; None where it would be none of its own.
+
+        As much as makes the cheapest windows known hold so often; but where the windows of a search do not, whatever
+        their instances, slower, half way to where no fleet holds at all.
+        """
         best = min(self._priced(self._cuts, confidence), key=lambda each: each[0], default=None)
         sigmas = None if best is None else best[1].slowness(confidence)
-        if sigmas is None:  # no windows known so far will do: those of the largest slowness that can be held may
+        able = {z: cut.counts(confidence) is not None for z, cut in self._searched.items() if cut}
+        low = max((z for z in able if not able[z]), default=0.0)
+        if low and not any(able[z] for z in able if z > low):
+            never = min((z for z, cut in self._searched.items() if cut is None), default=2.0 * low)
+            sigmas = (low + never) / 2.0
+        elif sigmas is None:
             sigmas = NormalDist().inv_cdf(max(confidence, 0.6)) / 2.0 ** len(self._searched)
         near = min(abs(sigmas - each) for each in (0.0, *self._searched))
         return None if near < SAME_SIGMAS else sigmas
 
     def _search(self, sigmas: float) -> None:
         """Keep the windows that are best where engines and laws are that much slower."""
-        self._searched.append(sigmas)
         found = optimize(_slower(self.nominal.problem, sigmas), self.method)
         if isinstance(found, Plan):
             self._cuts.append(Cut(self.scenarios, as_nominal(found, self.nominal.problem), sigmas))
+        self._searched[sigmas] = self._cuts[-1] if isinstance(found, Plan) else None
 
     def _priced(self, cuts: list[Cut], confidence: float) -> Iterator[tuple[float, Cut, np.ndarray]]:
         """(cost, cut, instances [K]) of the cuts that hold with such a probability."""
@@ -170,7 +178,7 @@ class Confidence:
         return f"the best windows as planned {of}, and one pool; each with its cheapest instances".replace("  ", " ")
 
 
-def _one_pool_plans(problem: Problem) -> Iterator[Plan]:
+def one_pool_plans(problem: Problem) -> Iterator[Plan]:
     """One pool of each engine, of whatever instances."""
     for spec in problem.specs:
         yield evaluate_given(problem, (spec,), window_tokens=[problem.window_tokens], gamma=[1.0], n_instances=[1.0])

@@ -5,8 +5,8 @@ themselves (`law_errors.py`), by a factor on its P99 TTFT and one on its mean IT
 random numbers: those of an engine depend on its name and the seed alone, those of the laws on the pool's place and the
 seed, so that fleets are compared under the same errors, and a plan that is read again holds as often as it did.
 
-What must hold is what is promised: the latencies, and that no pool is overloaded. That a pool is planned at 85 % load is
-room for such errors, not a promise, and is not asked for again when they come.
+What must hold is what is promised: the latencies, and that no pool is overloaded. That a pool is planned at 85 % load
+is room for such errors, not a promise, and is not asked for again when they come.
 
 Left out: errors of the workload, of the KV cache, and that laws and engines may be off together.
 """
@@ -23,7 +23,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax._optimize.engine_errors import EngineFactors, draw, errors_of, however_run, normal_scores, perturb, slower
+from fleetopt_jax._optimize.engine_errors import (
+    EngineFactors,
+    draw,
+    errors_of,
+    however_run,
+    normal_scores,
+    perturb,
+    slower,
+)
 from fleetopt_jax._optimize.law_errors import LAW_ERRORS, LawErrors
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem
@@ -141,6 +149,7 @@ class Pool:
         """With so many instances, of each draw [m] or of all, as many as the load needs where that is 0."""
         m = len(errors.ttft)
         n = np.broadcast_to(np.asarray(n_instances, float), (m,))
+
         def part(start: int) -> Judged:
             rows = np.minimum(np.arange(start, start + BATCH), m - 1)  # the last batch repeats its last row
             some = jax.tree.map(lambda x: np.asarray(x)[rows], errors)
@@ -165,7 +174,9 @@ class Pool:
             at = at.after(cast(Array, self.judged(np.asarray(at.trial), some).worst))
 
 
-def pools_of(fleet: Fleet, specs: Sequence[EngineSpec], problem: Problem, workload: Workload | None = None) -> list[Pool]:
+def pools_of(
+    fleet: Fleet, specs: Sequence[EngineSpec], problem: Problem, workload: Workload | None = None
+) -> list[Pool]:
     """The pools of a fleet of these specs, under the problem's workload or another one."""
     served = problem.workload if workload is None else workload
     traffic = jax.tree.map(np.asarray, routed(fleet, served, problem.assumptions))
@@ -256,7 +267,7 @@ class Holding:
 
 
 def holding(plan: Plan, *, n_draws: int = N_DRAWS, seed: int = 0) -> Holding:
-    """The probability that a plan's latencies hold, its fleet as it is, under the errors of its engines and of the laws.
+    """The probability that a plan's latencies hold, its fleet as it is, under the errors of its engines and the laws.
 
     >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
     >>> plan = fo.require_plan(fo.optimize(fo.make_problem(chat, [fo.EngineSpec("h100")], n_pools=1)))
@@ -279,4 +290,6 @@ def holding(plan: Plan, *, n_draws: int = N_DRAWS, seed: int = 0) -> Holding:
 def plan_draws(plan: Plan, n_draws: int = N_DRAWS, seed: int = 0) -> Draws:
     """A plan's fleet under drawn errors."""
     pools = pools_of(plan.fleet, plan.specs, plan.problem)
-    return judge_draws(pools, np.asarray(plan.fleet.n_instances).tolist(), lambda spec, k: drawn(spec, k, n_draws, seed))
+    return judge_draws(
+        pools, np.asarray(plan.fleet.n_instances).tolist(), lambda spec, k: drawn(spec, k, n_draws, seed)
+    )

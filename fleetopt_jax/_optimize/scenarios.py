@@ -4,11 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fleetopt_jax._optimize.engine_errors import EngineFactors, errors_of, however_run, perturbed_spec, slower
-from fleetopt_jax._optimize.law_errors import LAW_ERRORS
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.fleet.fleet import with_limits
 
 ALMOST_FULL = 0.999  # load of a pool
 

@@ -1,8 +1,8 @@
 """Fleets sized for scenarios: one choice of windows and engines, with the instances that hold a share of what may come.
 
-A scenario is a draw of the errors of engines and laws (`holding.py`) under one of the workloads. Where pools have limits
-of their own, the counts are the cheapest there are for these windows (`counts.py`). Where all requests share theirs,
-counts are those of a fleet sized for engines and laws that are z sigmas slower, with the least z that will do.
+A scenario is a draw of the errors of engines and laws (`holding.py`) under one of the workloads. Where pools have
+limits of their own, the counts are the cheapest there are for these windows (`counts.py`). Where all requests share
+theirs, counts are those of a fleet sized for engines and laws that are z sigmas slower, with the least z that will do.
 """
 
 from collections.abc import Callable, Sequence

@@ -8,6 +8,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from fleetopt_jax.core.errors import NEAR, did_you_mean
@@ -339,6 +340,7 @@ class Sweep(Kind):
     """(name, values) of an input that is swept, each value as its own option takes it."""
 
     axes: Mapping[str, tuple[str, Kind]]
+    usual: Mapping[str, str] = MappingProxyType({})  # values of an axis that is named alone
 
     @property
     def allowed(self) -> str:
@@ -347,7 +349,8 @@ class Sweep(Kind):
     def parse(self, text: str) -> tuple[str, list[float]]:
         name, equals, values = text.partition("=")
         name = {"rate": "workload-rate"}.get(name.strip(), name.strip())
-        if not equals:
+        values = values if equals else self.usual.get(name, "")
+        if not values:
             raise refused(repr(text), self.allowed)
         if name not in self.axes:
             raise no_choice(name, self.axes)
