@@ -1,14 +1,15 @@
 """Plans that hold their limits with a given probability.
 
-Which windows are best for that is asked of the exact search, or whatever method is named: of the problem whose engines
-and laws are slower than they stand by z sigmas, all by as many. z is the least with which a fleet of the best windows
-known so far, sized for that, holds often enough; new windows change it, so it is asked for again until it stays. Where
-windows cannot hold so often whatever their instances, z is bisected towards where no fleet holds. Every choice of windows
-met on the way, those of the plan as it stands and one pool of each engine among them, then gets the cheapest instances
-that hold in that share of the draws (`sized.py`), and the cheapest fleet is the answer: for its windows the best there is
-over the draws, over all windows the best found.
+Every choice of windows and engines gets the cheapest instances that hold in that share of the draws (`sized.py`). The
+choices begin with the plan as it stands, one pool of each engine, and the optimum of the problem whose engines and laws
+are slower than they stand by z sigmas, all by as many, with the least z for which the cheapest choice so far, sized
+for that, holds often enough; where none does whatever its instances, z is bisected between optima that do not either and
+no fleet at all. From the cheapest of them the windows move on, one at a time, as long as that is cheaper: by a fifth, then
+by ever less, under fewer draws. The cheapest fleet is the answer: for its windows the best there is over the draws, over
+all windows the best found.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -16,7 +17,7 @@ from statistics import NormalDist
 import jax
 import numpy as np
 
-from fleetopt_jax._optimize.holding import Holding, holding, slowed, tightened
+from fleetopt_jax._optimize.holding import BATCH, Holding, holding, slowed, tightened
 from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable, one_pool_of, without_proof
 from fleetopt_jax._optimize.problem import Method, Problem
 from fleetopt_jax._optimize.scenarios import ALMOST_FULL, as_nominal, slower_engines
@@ -24,8 +25,10 @@ from fleetopt_jax._optimize.search import default_method, evaluate_given, optimi
 from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.fleet import with_limits
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
-MOST_SEARCHES = 4  # for one confidence, beside that of the plan as it stands
+MOST_SEARCHES = 3  # for one confidence, beside that of the plan as it stands
+STEPS = (1.2, 1.08, 1.03)  # factors by which a window moves
 SAME_SIGMAS = 0.1  # searches nearer than that are one
 HIGHEST = 0.99  # confidence that may be asked for: with 1,024 draws ten of them may fail
 
@@ -37,7 +40,7 @@ class Confident:
     confidence: float  # asked
     plan: Plan
     holding: Holding
-    sigmas: float  # z: by which engines and laws were slower in the search that its windows are of
+    sigmas: float | None  # z: as much slower as engines and laws may be so that fleets sized for that hold as often
     nominal: Plan  # the optimum with engines and laws as they stand
     nominal_holding: Holding
     n_searches: int  # beside that of the nominal plan
@@ -76,7 +79,8 @@ class Confidence:
     """The fleets that are sized for confidence, kept from one to the next."""
 
     def __init__(self, nominal: Plan, *, method: Method | None = None, seed: int = 0, progress: Progress | None = None):
-        self.nominal, self.method, self._progress = nominal, method, progress
+        self.nominal, self._progress = nominal, progress
+        self.method: Method | None = method
         self.scenarios: Scenarios = scenarios_of(nominal.problem, seed=seed)
         self._alone = [Cut(self.scenarios, plan) for plan in one_pool_plans(nominal.problem)]
         self._cuts = [Cut(self.scenarios, nominal), *self._alone]
@@ -99,6 +103,7 @@ class Confidence:
             self._search(sigmas)
             if self._progress:
                 self._progress(done + 1, MOST_SEARCHES)
+        self._move_on(confidence)
         best = self._best(self._cuts, confidence)
         if best is None:
             return self._out_of_reach(confidence)
@@ -119,27 +124,22 @@ class Confidence:
             confidence=confidence,
             plan=plan,
             holding=holding(plan, seed=seed),
-            sigmas=cut.sigmas,
+            sigmas=cut.slowness(confidence),
             nominal=self.nominal,
             nominal_holding=self._holding,
             n_searches=self.n_searches,
         )
 
     def _next(self, confidence: float) -> float | None:
-        """How much slower engines and laws are to be in the next search; None where it would be none of its own.
-
-        As much as makes the cheapest windows known hold so often; but where the windows of a search do not, whatever
-        their instances, slower, half way to where no fleet holds at all.
-        """
+        """How much slower engines and laws are to be in the next search; None where it would be none of its own."""
         best = min(self._priced(self._cuts, confidence), key=lambda each: each[0], default=None)
         sigmas = None if best is None else best[1].slowness(confidence)
-        able = {z: cut.counts(confidence) is not None for z, cut in self._searched.items() if cut}
-        low = max((z for z in able if not able[z]), default=0.0)
-        if low and not any(able[z] for z in able if z > low):
+        if sigmas is None and self._searched:
+            low = max((z for z, cut in self._searched.items() if cut), default=0.0)
             never = min((z for z, cut in self._searched.items() if cut is None), default=2.0 * low)
             sigmas = (low + never) / 2.0
         elif sigmas is None:
-            sigmas = NormalDist().inv_cdf(max(confidence, 0.6)) / 2.0 ** len(self._searched)
+            sigmas = NormalDist().inv_cdf(max(confidence, 0.6))
         near = min(abs(sigmas - each) for each in (0.0, *self._searched))
         return None if near < SAME_SIGMAS else sigmas
 
@@ -147,8 +147,30 @@ class Confidence:
         """Keep the windows that are best where engines and laws are that much slower."""
         found = optimize(_slower(self.nominal.problem, sigmas), self.method)
         if isinstance(found, Plan):
-            self._cuts.append(Cut(self.scenarios, as_nominal(found, self.nominal.problem), sigmas))
+            self._cuts.append(Cut(self.scenarios, as_nominal(found, self.nominal.problem)))
         self._searched[sigmas] = self._cuts[-1] if isinstance(found, Plan) else None
+
+    def _move_on(self, confidence: float) -> None:
+        """Keep the windows that are reached from the cheapest known by moving one at a time."""
+        start = min(self._priced(self._cuts, confidence), key=lambda each: each[0], default=None)
+        if start is None or self.scenarios.problem.slo.scope == "fleet":
+            return
+        few = replace(self.scenarios, n_draws=BATCH)
+        at = Cut(few, start[1].plan)
+        price = self._price(at, confidence)
+        for step in STEPS:
+            moves = [(k, factor) for k in range(len(at.plan.specs) - 1) for factor in (step, 1.0 / step)]
+            while moves:
+                k, factor = moves.pop(0)
+                there = Cut(few, _moved(at.plan, k, factor))
+                cost = self._price(there, confidence)
+                if cost < price:  # and on in the same direction, then the others again
+                    at, price, moves = there, cost, [(k, factor), *(each for each in moves if each[0] != k)]
+        self._cuts.append(Cut(self.scenarios, at.plan))
+
+    def _price(self, cut: Cut, confidence: float) -> float:
+        """The cost of the cheapest instances that hold with such a probability; inf where none do."""
+        return next((cost for cost, *_ in self._priced([cut], confidence)), math.inf)
 
     def _priced(self, cuts: list[Cut], confidence: float) -> Iterator[tuple[float, Cut, np.ndarray]]:
         """(cost, cut, instances [K]) of the cuts that hold with such a probability."""
@@ -173,15 +195,26 @@ class Confidence:
         return Infeasible(method, self.nominal.problem, search, binding)
 
     def _candidates(self) -> str:
-        slower = ", ".join(f"{sigmas:.3g}" for sigmas in sorted(self._searched))
-        of = f"and where engines and laws are {slower} sigmas slower" if slower else ""
-        return f"the best windows as planned {of}, and one pool; each with its cheapest instances".replace("  ", " ")
+        slower = " or ".join(f"{sigmas:.3g}" for sigmas in sorted(self._searched))
+        also = f", those for engines and laws {slower} sigmas slower" if slower else ""
+        near = "one pool, and windows near the cheapest; each with its cheapest instances"
+        return f"the best windows as planned{also}, {near}"
 
 
 def one_pool_plans(problem: Problem) -> Iterator[Plan]:
     """One pool of each engine, of whatever instances."""
     for spec in problem.specs:
         yield evaluate_given(problem, (spec,), window_tokens=[problem.window_tokens], gamma=[1.0], n_instances=[1.0])
+
+
+def _moved(plan: Plan, k: int, factor: float) -> Plan:
+    """The plan, not evaluated, whose k-th window is so many times as long, in whole blocks between its neighbours."""
+    windows = np.array(plan.fleet.window_tokens, float)
+    low, high = (windows[k - 1] if k else 0.0) + BLOCK_TOKENS, windows[k + 1] - BLOCK_TOKENS
+    if low <= high:
+        windows[k] = np.clip(np.round(factor * windows[k] / BLOCK_TOKENS) * BLOCK_TOKENS, low, high)
+    fleet = plan.problem.fleet(plan.specs, windows, plan.fleet.gamma, plan.fleet.n_instances)
+    return replace(plan, fleet=fleet)
 
 
 def _slower(problem: Problem, sigmas: float) -> Problem:

@@ -68,7 +68,6 @@ class Cut:
 
     scenarios: Scenarios
     plan: Plan  # of the scenarios' problem; its instances are not read
-    sigmas: float = 0.0  # by which engines and laws were slower where it is the optimum
 
     @cached_property
     def pools(self) -> tuple[list[Pool], ...]:

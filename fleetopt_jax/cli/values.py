@@ -7,8 +7,7 @@ it. Nothing here needs JAX or pydantic, so that `--help` is immediate.
 import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 from fleetopt_jax.core.errors import NEAR, did_you_mean
@@ -340,7 +339,7 @@ class Sweep(Kind):
     """(name, values) of an input that is swept, each value as its own option takes it."""
 
     axes: Mapping[str, tuple[str, Kind]]
-    usual: Mapping[str, str] = MappingProxyType({})  # values of an axis that is named alone
+    usual: Mapping[str, str] = field(default_factory=dict)  # values of an axis that is named alone
 
     @property
     def allowed(self) -> str:

@@ -28,8 +28,8 @@ def plan_holding_to_json(plan: Plan, seed: int = 0) -> dict[str, Any]:
 
 
 def confident_to_json(found: Confident) -> dict[str, Any]:
-    """What was asked, by how many sigmas engines and laws were slower where the windows are the best, and what the plan
-    takes more than the nominal one; `plan.holds` has what was reached."""
+    """What was asked, by how many sigmas engines and laws may be slower for fleets sized for that to hold as often, and
+    what the plan takes more than the nominal one; `holds` of the plan has what was reached."""
     nominal, metrics = found.nominal, found.nominal.metrics
     return {
         "asked": found.confidence,

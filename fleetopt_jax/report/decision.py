@@ -396,10 +396,8 @@ def _confidence(plan: Mapping[str, Any]) -> dict[str, str]:
     nominal, costs = found["nominal"], found["costs"]
     taken = takes_said(costs)
     kept = f"{nominal['n_gpus']:,} GPUs would hold with {chance(nominal['probability'])}"
-    slower = f", by {found['sigmas']:.2g} sigmas" if found["sigmas"] else ""
-    windows = f"its windows are those of the best fleet for slower engines and laws{slower}" if slower else ""
-    windows = windows or "its windows are those of the plan for engines and laws as they stand, or one pool"
-    said = f"{taken} more than the best plan with engines and laws as they stand, whose {kept}; {windows}."
+    as_if = f" It is as large as for engines and laws {found['sigmas']:.3g} sigmas slower." if found["sigmas"] else ""
+    said = f"{taken} more than the best plan with engines and laws as they stand, whose {kept}.{as_if}"
     return {f"{percent(found['asked'])} confidence costs": said}
 
 
