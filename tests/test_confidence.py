@@ -79,15 +79,27 @@ def test_errors_are_common_random_numbers(h100, b200):
     assert np.std(np.log(first.itl)) == pytest.approx(LAW_ERRORS.itl_s, rel=0.01)
 
 
-def test_a_pool_holds_where_it_has_what_it_needs(nominal):
-    pool = pools_of(nominal.fleet, nominal.specs, nominal.problem)[0]
+def check_needed(plan: Plan) -> int:
+    """That the first pool holds with what it needs and not with one less; in how many draws for more than the load."""
+    pool = pools_of(plan.fleet, plan.specs, plan.problem)[0]
     errors = drawn(pool.spec, 0, 256)
-    needed = pool.needed(errors)
-    some = np.isfinite(needed) & (needed > np.asarray(pool.judged(0.0, errors).n_instances))  # not for the load alone
-    assert some.any()
-    for n, holds in ((needed, True), (needed - 1, False)):
-        worst = pool.judged(np.where(some, n, 1.0), errors).worst[some]
-        assert np.all((worst <= 1e-9) == holds)
+    needed, of_load = pool.needed(errors), np.asarray(pool.judged(0.0, errors).n_instances)
+    some = np.isfinite(needed)
+    assert np.all(pool.judged(np.where(some, needed, 1.0), errors).worst[some] <= 1e-9)
+    more = some & (needed > of_load)
+    assert np.all(pool.judged(np.where(more, needed - 1, 1.0), errors).worst[more] > 1e-9)
+    return int(more.sum())
+
+
+@pytest.mark.slow
+def test_a_pool_whose_first_tokens_wait_needs_more_than_its_load(h100, small_workload):
+    problem = make_problem(small_workload, [h100], n_pools=1)
+    assert check_needed(require_plan(optimize(problem))) > 0
+
+
+def test_a_pool_holds_where_it_has_what_it_needs(nominal):
+    check_needed(nominal)
+    pool = pools_of(nominal.fleet, nominal.specs, nominal.problem)[0]
     assert pool.needed(as_they_stand(pool.spec))[0] <= float(nominal.fleet.n_instances[0])
 
 
@@ -157,7 +169,7 @@ def test_the_door_refuses_confidences_that_make_no_sense(capsys):
     assert "90x" in refusal(capsys, "optimize", "--confidence", "90x")
     assert "give one" in refusal(capsys, "optimize", "--confidence", "0.9", "--robust", "cvar")
     assert "need --axis" in refusal(capsys, "pareto", "--confidence", "90%")
-    assert "confidence: 1.2 is not allowed" in refusal(capsys, "pareto", "--axis", "confidence=0.5,1.2")
+    assert "confidence: '1.2' is not allowed" in refusal(capsys, "pareto", "--axis", "confidence=0.5,1.2")
 
 
 @pytest.mark.slow

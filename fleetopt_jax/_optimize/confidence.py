@@ -2,11 +2,11 @@
 
 Every choice of windows and engines gets the cheapest instances that hold in that share of the draws (`sized.py`). The
 choices begin with the plan as it stands, one pool of each engine, and the optimum of the problem whose engines and laws
-are slower than they stand by z sigmas, all by as many, with the least z for which the cheapest choice so far, sized
-for that, holds often enough; where none does whatever its instances, z is bisected between optima that do not either and
-no fleet at all. From the cheapest of them the windows move on, one at a time, as long as that is cheaper: by a fifth, then
-by ever less, under fewer draws. The cheapest fleet is the answer: for its windows the best there is over the draws, over
-all windows the best found.
+are z sigmas slower than they stand, all by as many: with the least z for which the cheapest choice so far, sized for
+that, holds often enough; or, where none does whatever its instances, with z bisected between optima that do not and no
+fleet at all. Then the windows of the cheapest of several pools move, one at a time and under fewer draws, as long as
+that is cheaper: by a fifth, then by ever less. The cheapest fleet is the answer: for its windows the best there is
+over the draws, over all windows the best found.
 """
 
 import math
@@ -151,12 +151,13 @@ class Confidence:
         self._searched[sigmas] = self._cuts[-1] if isinstance(found, Plan) else None
 
     def _move_on(self, confidence: float) -> None:
-        """Keep the windows that are reached from the cheapest known by moving one at a time."""
-        start = min(self._priced(self._cuts, confidence), key=lambda each: each[0], default=None)
-        if start is None or self.scenarios.problem.slo.scope == "fleet":
+        """Keep the windows that are reached by moving one at a time from the cheapest of several pools, or from those
+        that hold most often where none of several hold as often as asked."""
+        several = [cut.plan for cut in self._cuts if len(cut.plan.specs) > 1]
+        if not several or self.scenarios.problem.slo.scope == "fleet":
             return
         few = replace(self.scenarios, n_draws=BATCH)
-        at = Cut(few, start[1].plan)
+        at = min((Cut(few, plan) for plan in several), key=lambda cut: self._price(cut, confidence))
         price = self._price(at, confidence)
         for step in STEPS:
             moves = [(k, factor) for k in range(len(at.plan.specs) - 1) for factor in (step, 1.0 / step)]
@@ -168,9 +169,10 @@ class Confidence:
                     at, price, moves = there, cost, [(k, factor), *(each for each in moves if each[0] != k)]
         self._cuts.append(Cut(self.scenarios, at.plan))
 
-    def _price(self, cut: Cut, confidence: float) -> float:
-        """The cost of the cheapest instances that hold with such a probability; inf where none do."""
-        return next((cost for cost, *_ in self._priced([cut], confidence)), math.inf)
+    def _price(self, cut: Cut, confidence: float) -> tuple[float, float]:
+        """(the cost of the cheapest instances that hold with such a probability, inf where none do; minus the most that
+        any hold with): the less, the better."""
+        return next((cost for cost, *_ in self._priced([cut], confidence)), math.inf), -cut.most()
 
     def _priced(self, cuts: list[Cut], confidence: float) -> Iterator[tuple[float, Cut, np.ndarray]]:
         """(cost, cut, instances [K]) of the cuts that hold with such a probability."""
