@@ -1,35 +1,32 @@
 """Plans that hold their limits with a given probability.
 
 Every choice of windows and engines gets the cheapest instances that hold in that share of the draws (`sized.py`). The
-choices begin with the plan as it stands, one pool of each engine, and the optimum of the problem whose engines and laws
-are z sigmas slower than they stand, all by as many: with the least z for which the cheapest choice so far, sized for
-that, holds often enough; or, where none does whatever its instances, with z bisected between optima that do not and no
-fleet at all. Then the windows of the cheapest of several pools move, one at a time and under fewer draws, as long as
+choices are those of the plan as it stands, one pool of each engine, and the best of a coarse look at all windows
+(`sections.py`); then the windows of the cheapest of several pools move, one at a time and under fewer draws, as long as
 that is cheaper: by a fifth, then by ever less. The cheapest fleet is the answer: for its windows the best there is
 over the draws, over all windows the best found.
+
+An exact search for engines and laws that are all slower by as many sigmas was tried instead, with the fewest sigmas that
+hold often enough: its windows cost up to twice as much, for so many errors seldom come together.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
-import jax
 import numpy as np
 
-from fleetopt_jax._optimize.holding import BATCH, Holding, holding, slowed, tightened
+from fleetopt_jax._optimize.holding import BATCH, Holding, holding
 from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable, one_pool_of, without_proof
-from fleetopt_jax._optimize.problem import Method, Problem
-from fleetopt_jax._optimize.scenarios import ALMOST_FULL, as_nominal, slower_engines
-from fleetopt_jax._optimize.search import default_method, evaluate_given, optimize
+from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.search import default_method, evaluate_given
+from fleetopt_jax._optimize.sections import Sections
 from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
-from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.fleet import with_limits
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
-MOST_SEARCHES = 3  # for one confidence, beside that of the plan as it stands
+N_STARTS = 2  # of the coarse look, sized under all draws
+CANDIDATES = "windows of the best plan as planned, one pool, some 10 windows in every way, and windows near the best"
 STEPS = (1.2, 1.08, 1.03)  # factors by which a window moves
-SAME_SIGMAS = 0.1  # searches nearer than that are one
 HIGHEST = 0.99  # confidence that may be asked for: with 1,024 draws ten of them may fail
 
 
@@ -43,7 +40,6 @@ class Confident:
     sigmas: float | None  # z: as much slower as engines and laws may be so that fleets sized for that hold as often
     nominal: Plan  # the optimum with engines and laws as they stand
     nominal_holding: Holding
-    n_searches: int  # beside that of the nominal plan
 
     @property
     def costs(self) -> dict[str, float]:
@@ -52,14 +48,7 @@ class Confident:
         return {name: float(getattr(self.plan.metrics, name) - getattr(self.nominal.metrics, name)) for name in names}
 
 
-def confident(
-    nominal: Plan,
-    confidence: float,
-    *,
-    method: Method | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Confident | Infeasible:
+def confident(nominal: Plan, confidence: float, *, seed: int = 0) -> Confident | Infeasible:
     """The cheapest fleet found that holds the limits of a plan's problem with that probability, up to 0.99.
 
     `nominal` is the optimum of its problem. Probabilities are shares of 1,024 draws of the errors of engines and laws.
@@ -72,45 +61,34 @@ def confident(
     >>> surer.holding.probability >= 0.8, surer.costs["n_gpus"] >= 0
     (True, True)
     """
-    return Confidence(nominal, method=method, seed=seed, progress=progress).at(confidence)
+    return Confidence(nominal, seed=seed).at(confidence)
 
 
 class Confidence:
     """The fleets that are sized for confidence, kept from one to the next."""
 
-    def __init__(self, nominal: Plan, *, method: Method | None = None, seed: int = 0, progress: Progress | None = None):
-        self.nominal, self._progress = nominal, progress
-        self.method: Method | None = method
+    def __init__(self, nominal: Plan, *, seed: int = 0):
+        self.nominal = nominal
         self.scenarios: Scenarios = scenarios_of(nominal.problem, seed=seed)
         self._alone = [Cut(self.scenarios, plan) for plan in one_pool_plans(nominal.problem)]
         self._cuts = [Cut(self.scenarios, nominal), *self._alone]
-        self._searched: dict[float, Cut | None] = {}  # by how much slower; None where no fleet holds
+        self._sections = Sections(nominal, seed)
         self._holding: Holding | None = None
-
-    @property
-    def n_searches(self) -> int:
-        """Beside that of the nominal plan."""
-        return len(self._searched)
 
     def at(self, confidence: float) -> Confident | Infeasible:
         """See `confident`."""
         if not 0 < confidence <= HIGHEST:
             raise ValueError(f"need 0 < confidence <= {HIGHEST:g}, got {confidence:g}")
-        for done in range(MOST_SEARCHES):
-            sigmas = self._next(confidence)
-            if sigmas is None:
-                break
-            self._search(sigmas)
-            if self._progress:
-                self._progress(done + 1, MOST_SEARCHES)
-        self._move_on(confidence)
+        if self.scenarios.problem.slo.scope == "pool" and self.scenarios.problem.n_pools > 1:
+            self._cuts += [Cut(self.scenarios, plan) for plan in self._sections.best(confidence, N_STARTS)]
+            self._move_on(confidence)
         best = self._best(self._cuts, confidence)
         if best is None:
             return self._out_of_reach(confidence)
         cut, plan = best
         alone = self._best(self._alone, confidence, any_budget=True)
         reference = None if alone is None else one_pool_of(alone[1])
-        found = replace(without_proof(self.nominal.search), by_pools=(), candidates=self._candidates())
+        found = replace(without_proof(self.nominal.search), by_pools=(), candidates=CANDIDATES)
         plan = replace(
             plan,
             method=self.nominal.method,
@@ -127,34 +105,13 @@ class Confidence:
             sigmas=cut.slowness(confidence),
             nominal=self.nominal,
             nominal_holding=self._holding,
-            n_searches=self.n_searches,
         )
-
-    def _next(self, confidence: float) -> float | None:
-        """How much slower engines and laws are to be in the next search; None where it would be none of its own."""
-        best = min(self._priced(self._cuts, confidence), key=lambda each: each[0], default=None)
-        sigmas = None if best is None else best[1].slowness(confidence)
-        if sigmas is None and self._searched:
-            low = max((z for z, cut in self._searched.items() if cut), default=0.0)
-            never = min((z for z, cut in self._searched.items() if cut is None), default=2.0 * low)
-            sigmas = (low + never) / 2.0
-        elif sigmas is None:
-            sigmas = NormalDist().inv_cdf(max(confidence, 0.6))
-        near = min(abs(sigmas - each) for each in (0.0, *self._searched))
-        return None if near < SAME_SIGMAS else sigmas
-
-    def _search(self, sigmas: float) -> None:
-        """Keep the windows that are best where engines and laws are that much slower."""
-        found = optimize(_slower(self.nominal.problem, sigmas), self.method)
-        if isinstance(found, Plan):
-            self._cuts.append(Cut(self.scenarios, as_nominal(found, self.nominal.problem)))
-        self._searched[sigmas] = self._cuts[-1] if isinstance(found, Plan) else None
 
     def _move_on(self, confidence: float) -> None:
         """Keep the windows that are reached by moving one at a time from the cheapest of several pools, or from those
         that hold most often where none of several hold as often as asked."""
         several = [cut.plan for cut in self._cuts if len(cut.plan.specs) > 1]
-        if not several or self.scenarios.problem.slo.scope == "fleet":
+        if not several:
             return
         few = replace(self.scenarios, n_draws=BATCH)
         at = min((Cut(few, plan) for plan in several), key=lambda cut: self._price(cut, confidence))
@@ -192,15 +149,9 @@ class Confidence:
     def _out_of_reach(self, confidence: float) -> Infeasible:
         most = max(cut.most() for cut in self._cuts)
         binding = Unreachable("confidence", confidence, most if most < confidence else None)
-        search = replace(without_proof(self.nominal.search), by_pools=(), candidates=self._candidates())
+        search = replace(without_proof(self.nominal.search), by_pools=(), candidates=CANDIDATES)
         method = default_method(self.nominal.problem.slo) if self.nominal.method == "given" else self.nominal.method
         return Infeasible(method, self.nominal.problem, search, binding)
-
-    def _candidates(self) -> str:
-        slower = " or ".join(f"{sigmas:.3g}" for sigmas in sorted(self._searched))
-        also = f", those for engines and laws {slower} sigmas slower" if slower else ""
-        near = "one pool, and windows near the cheapest; each with its cheapest instances"
-        return f"the best windows as planned{also}, {near}"
 
 
 def one_pool_plans(problem: Problem) -> Iterator[Plan]:
@@ -217,13 +168,3 @@ def _moved(plan: Plan, k: int, factor: float) -> Plan:
         windows[k] = np.clip(np.round(factor * windows[k] / BLOCK_TOKENS) * BLOCK_TOKENS, low, high)
     fleet = plan.problem.fleet(plan.specs, windows, plan.fleet.gamma, plan.fleet.n_instances)
     return replace(plan, fleet=fleet)
-
-
-def _slower(problem: Problem, sigmas: float) -> Problem:
-    """The problem whose engines, and laws of latency, are slower by so many sigmas. The load it allows is about what it
-    allows as planned, for engines that are slower are busier."""
-    off = [jax.tree.map(lambda x: float(x[0]), slowed(spec, np.array([sigmas]))) for spec in problem.specs]
-    busier = min(min(each.engine.step, each.engine.prefill) for each in off)
-    limits = tightened(problem.slo, off[0].ttft, off[0].itl)
-    load = min(float(problem.slo.max_utilization) * busier, max(ALMOST_FULL, float(problem.slo.max_utilization)))
-    return slower_engines(problem, sigmas).serving(slo=with_limits(limits, max_utilization=load))

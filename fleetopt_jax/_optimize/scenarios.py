@@ -8,8 +8,6 @@ from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.spec import EngineSpec
 
-ALMOST_FULL = 0.999  # load of a pool
-
 
 def off_by(problem: Problem, factors_of: Callable[[EngineSpec], EngineFactors]) -> Problem:
     """The problem whose engines are off by `factors_of(spec)`; its specs in the same order."""

@@ -35,7 +35,6 @@ def confident_to_json(found: Confident) -> dict[str, Any]:
         "asked": found.confidence,
         "sigmas": found.sigmas,
         "costs": found.costs,
-        "n_searches": found.n_searches,
         "nominal": {
             "probability": found.nominal_holding.probability,
             "tok_per_j": float(metrics.tok_per_j),

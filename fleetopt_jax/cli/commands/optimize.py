@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> Answer:
 
 def _surer(options: argparse.Namespace, nominal: Plan) -> tuple[Plan | Infeasible, dict[str, Any]]:
     """The plan that holds with the confidence asked for, and what that costs; what no fleet does is said on stderr."""
-    with progress(options, "Searching slower engines") as step:
-        found = confident(nominal, options.confidence, method=options.method, seed=options.seed, progress=step)
+    with progress(options, "Sizing for confidence"):
+        found = confident(nominal, options.confidence, seed=options.seed)
     if isinstance(found, Infeasible):
         say(options, f"infeasible: {why(found.binding)}")
         return found, {}

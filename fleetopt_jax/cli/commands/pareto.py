@@ -112,7 +112,7 @@ def _best_along(
         there = at_rate(loaded, value * loaded.over_mean) if name == "workload-rate" else loaded
         answer = optimize(problem_of(at, there, objective, budget_of(options)), options.method)
         if options.confidence and isinstance(answer, Plan):
-            answer = confident(answer, options.confidence, method=options.method)
+            answer = confident(answer, options.confidence)
         answers.append(answer)
         step(done + 1, len(values))
     return answers
@@ -126,7 +126,7 @@ def _surer(
     nominal = optimize(problem_of(options, loaded, objective, budget_of(options)), options.method)
     if isinstance(nominal, Infeasible):
         return [nominal] * len(values)
-    fleets, answers = Confidence(nominal, method=options.method), []
+    fleets, answers = Confidence(nominal), []
     for done, value in enumerate(values):
         answers.append(fleets.at(value))
         step(done + 1, len(values))
