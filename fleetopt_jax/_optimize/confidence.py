@@ -6,8 +6,8 @@ choices are those of the plan as it stands, one pool of each engine, and the bes
 that is cheaper: by a fifth, then by ever less. The cheapest fleet is the answer: for its windows the best there is
 over the draws, over all windows the best found.
 
-An exact search for engines and laws that are all slower by as many sigmas was tried instead, with the fewest sigmas that
-hold often enough: its windows cost up to twice as much, for so many errors seldom come together.
+An exact search for engines and laws that are all slower by as many sigmas was tried instead, with the fewest sigmas
+that hold often enough: its windows cost up to twice as much, for so many errors seldom come together.
 """
 
 import math

@@ -201,12 +201,26 @@ def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
     verified = plan.get("verified")
     if verified and (verified["instances_added"] or not verified["held"]):
         return _simulated(plan, verified)
-    parts = [*_stops(plan), *_budgets(plan)] or [_roomy(plan)]
+    asked = _asked_share(plan)
+    parts = [*([asked] if asked else _stops(plan)), *_budgets(plan)] or [_roomy(plan)]
     said = f"{sentence('; '.join(parts))}."
     if sensitivity:
         priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
         said += "".join(f" {sentence(text)}." for text in priced if text)
     return said
+
+
+def _asked_share(plan: Mapping[str, Any]) -> str:
+    """Of a fleet that was sized to hold in a share of what may come: that this is what it is so large for."""
+    if plan.get("confidence"):
+        least = f"the {percent(plan['confidence']['asked'])} with which it is to hold its limits"
+    elif plan.get("robust") and "sized to hold" in plan["robust"]["chosen"]["origin"]:
+        least = f"the {percent(1.0 - plan['robust']['level'])} of the scenarios in which it is to hold its limits"
+    else:
+        return ""
+    highest = plan["metrics"]["ttft_p99_s"]
+    reached = "" if plan["slo"]["ttft_s_per_token"] else f"; as engines and laws stand its P99 TTFT is {ms(highest)}"
+    return f"{least}, and with one instance fewer in any pool would not{reached}"
 
 
 def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
@@ -396,7 +410,9 @@ def _confidence(plan: Mapping[str, Any]) -> dict[str, str]:
     nominal, costs = found["nominal"], found["costs"]
     taken = takes_said(costs)
     kept = f"{nominal['n_gpus']:,} GPUs would hold with {chance(nominal['probability'])}"
-    as_if = f" It is as large as for engines and laws {found['sigmas']:.3g} sigmas slower." if found["sigmas"] else ""
+    as_if = ""
+    if found["sigmas"]:
+        as_if = f" That is about what it takes where engines and latencies are all {found['sigmas']:.3g} sigmas slower."
     said = f"{taken} more than the best plan with engines and laws as they stand, whose {kept}.{as_if}"
     return {f"{percent(found['asked'])} confidence costs": said}
 
