@@ -1,9 +1,10 @@
 """Plans that stay good when engines and traffic are not what they seem.
 
 A scenario is a draw of the errors of engines and laws (`holding.py`) under one of the workloads, the problem's own or
-another that is named, all equally likely. Candidates are whole fleets: the nominal optimum, and the optima of problems
-in which the engines are slower or off by drawn factors or the traffic is another; each as it was found, and with the
-cheapest instances that hold in 1 - level of the scenarios (`sized.py`): no step of slowness jumps over that share.
+another that is named, all equally likely. Candidates are whole fleets: the nominal optimum, the optima of problems in
+which the engines are slower or off by drawn factors or the traffic is another, the windows that are best for holding in
+1 - level of the draws (`sections.py`), and one pool; each as it was found, and with the cheapest instances that hold in
+1 - level of the scenarios, or in nearly as many as any do (`sized.py`): no step of slowness jumps over that share.
 A candidate's score is, of tok/J over all scenarios, the quantile at `level` or the mean of the worst share `level`
 (CVaR); tok/J counts 0 in overload, where what is served comes too late. Only candidates that hold their limits as
 planned, on the nominal workload with engines and laws as they stand, are ever chosen, and of them by one of two rules:
@@ -15,7 +16,7 @@ The best of the candidates tried: no certificate.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,14 +30,17 @@ from fleetopt_jax._optimize.plan import Plan, one_pool_of
 from fleetopt_jax._optimize.problem import Method, Problem
 from fleetopt_jax._optimize.scenarios import as_nominal, off_by, slower_engines
 from fleetopt_jax._optimize.search import optimize, with_fleet
+from fleetopt_jax._optimize.sections import Sections
 from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 
 N_SCENARIOS = 256  # draws of the errors in which every candidate is evaluated, under each workload
-SLOWER = (0.5, 1.0, 1.5, 2.0)  # sigmas by which step and prefill of all engines are slower, each a problem to search
+SLOWER = (1.0, 2.0)  # sigmas by which step and prefill of all engines are slower, each a problem to search
 N_DRAWN = 2  # further ones, of drawn factors
+N_SECTIONS = 2  # windows that are best for the share of the draws
+NEARLY = 0.98  # of the most scenarios that any number of instances holds
 SHOWN = (0.0, 0.5, 1.0, 1.5, 2.0)  # sigmas by which engines and laws are slower in the scenarios that are shown
 LEVEL = 0.1
 
@@ -111,11 +115,13 @@ def robust(
         raise ValueError(f"need 0 < level < 1, got {level}")
     require_window(problem, workloads)
     judge = _Judge(scenarios_of(problem, workloads, n_draws=n_scenarios, seed=seed), measure, level)
-    scored = judge.scored([Cut(judge.scenarios, nominal)], ["as planned"], keep=True)
-    scored += judge.scored(*_optima(judge.scenarios, seed, method, progress))
-    scored = list({_key(each.plan): each for each in reversed(scored)}.values())[::-1]
-    cuts = [Cut(judge.scenarios, plan) for plan in one_pool_plans(problem)]
-    alone = judge.scored(cuts, ["one pool"] * len(cuts))
+    alone = judge.scored(("one pool", plan) for plan in one_pool_plans(problem))
+    scored = judge.scored([("as planned", nominal)], keep=True)
+    scored += judge.scored(_optima(judge.scenarios, seed, method, progress))
+    if problem.n_pools > 1 and problem.slo.scope == "pool":
+        sections = Sections(nominal, seed).best(1.0 - level, N_SECTIONS)
+        scored += judge.scored((f"windows for {1.0 - level:.0%}, {i}", plan) for i, plan in enumerate(sections, 1))
+    scored = list({_key(each.plan): each for each in reversed([*scored, *alone])}.values())[::-1]
     best, rule = judge.best(scored)
     one_pool = judge.best(alone)[0] if alone else None
     reference = one_pool and one_pool_of(one_pool.plan)
@@ -144,15 +150,17 @@ class _Judge:
     measure: Measure
     level: float
 
-    def scored(self, cuts: Sequence[Cut], origins: Sequence[str], *, keep: bool = False) -> list[Scored]:
-        """Fleets of these windows that hold their limits as planned: as they were found, and sized to hold in 1 - level
-        of the scenarios. With `keep` those that were found stay, whatever they hold."""
+    def scored(self, plans: Iterable[tuple[str, Plan]], *, keep: bool = False) -> list[Scored]:
+        """Fleets of the windows of some plans, by what they are, that hold their limits as planned: as they were found,
+        and sized to hold in 1 - level of the scenarios. With `keep` plans stay as they are, not evaluated anew."""
         found = []
-        for cut, origin in zip(cuts, origins, strict=True):
-            n = cut.counts(1.0 - self.level)
-            sized = [] if n is None else [(cut.with_counts(n), f"{origin}, sized to hold in {1.0 - self.level:.0%}")]
-            plan = cut.plan if keep else with_fleet(cut.plan, cut.plan.fleet)
-            found += [(cut, each, name) for each, name in ((plan, origin), *sized) if each.binding is None]
+        for origin, plan in plans:
+            cut = Cut(self.scenarios, plan)
+            share = min(1.0 - self.level, NEARLY * cut.most())
+            n = cut.counts(share)
+            sized = [] if n is None else [(cut.with_counts(n), f"{origin}, sized to hold in {share:.0%}")]
+            here = plan if keep else with_fleet(plan, plan.fleet)
+            found += [(cut, each, name) for each, name in ((here, origin), *sized) if each.binding is None]
         return [self._score(cut, plan, name) for cut, plan, name in found]
 
     def _score(self, cut: Cut, plan: Plan, origin: str) -> Scored:
@@ -194,18 +202,15 @@ def require_window(problem: Problem, workloads: Sequence[tuple[str, Workload]]) 
 
 def _optima(
     scenarios: Scenarios, seed: int, method: Method | None, progress: Progress | None
-) -> tuple[list[Cut], list[str]]:
-    """The optima of the problems that are searched, and what each is the optimum of."""
-    cuts, origins = [], []
+) -> Iterator[tuple[str, Plan]]:
+    """The optima of the problems that are searched, by what each is the optimum of."""
     searches = list(_searches(scenarios, seed))
     for done, (origin, problem) in enumerate(searches):
         found = optimize(problem, method)
         if isinstance(found, Plan):
-            cuts.append(Cut(scenarios, as_nominal(found, scenarios.problem)))
-            origins.append(origin)
+            yield origin, as_nominal(found, scenarios.problem)
         if progress:
             progress(done + 1, len(searches))
-    return cuts, origins
 
 
 def _searches(scenarios: Scenarios, seed: int) -> Iterator[tuple[str, Problem]]:

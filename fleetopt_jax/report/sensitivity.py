@@ -312,7 +312,7 @@ def robust_table(found: Mapping[str, Any]) -> RenderableType:
     names = [f"there: {name}" for name in found["workloads"]] if several else []
     columns = ("", "Optimum of", "Score", "Mean", "As planned", "Limits hold", *names, "GPUs", "Windows")
     table = new_table(*columns, title=title)
-    for each in (*found["candidates"], *([found["one_pool"]] if found["one_pool"] else [])):
+    for each in found["candidates"]:
         marks = [name for name in ("chosen", "nominal") if each["origin"] == found[name]["origin"]]
         table.add_row(
             ", ".join(marks),
@@ -323,7 +323,7 @@ def robust_table(found: Mapping[str, Any]) -> RenderableType:
             f"{each['n_gpus']:,}",
             " / ".join(f"{window:,.0f}" for window in each["window_tokens"]),
         )
-    return Group(Text(_rule_said(found)), table, _scenarios_table(found["scenarios"]))
+    return Group(Text(rule_said(found)), table, _scenarios_table(found["scenarios"]))
 
 
 def _measure(found: Mapping[str, Any]) -> str:
@@ -331,7 +331,7 @@ def _measure(found: Mapping[str, Any]) -> str:
     return f"{level} quantile" if found["measure"] == "quantile" else f"CVaR of the worst {level}"
 
 
-def _rule_said(found: Mapping[str, Any]) -> str:
+def rule_said(found: Mapping[str, Any]) -> str:
     """Why the plan was chosen."""
     chosen, share = found["chosen"], percent(1.0 - found["level"])
     held, planned = percent(chosen["hold_share"]), percent(found["nominal"]["hold_share"])

@@ -126,7 +126,8 @@ def _robust(
             f"no candidate holds the limits in {1.0 - found.level:.0%} of the scenarios; "
             f"the chosen one does in {found.chosen.hold_share:.0%}",
         )
-    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=without_proof(nominal.search))
+    search = dataclasses.replace(without_proof(nominal.search), by_pools=(), candidates="those of the robust choice")
+    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=search)
     return chosen, {"robust": robust_to_json(found)}
 
 
