@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleetopt_jax._optimize.confidence import Confidence, Confident, confident
+from fleetopt_jax._optimize.confidence import Confident, confident, confident_along
 from fleetopt_jax._optimize.counts import cheapest_counts, rows_for, share_held
 from fleetopt_jax._optimize.holding import as_they_stand, drawn, holding, plan_draws, pools_of
 from fleetopt_jax._optimize.law_errors import LAW_ERRORS
@@ -128,8 +128,9 @@ def test_a_confident_plan_holds_as_often_as_asked_and_wastes_no_instance(nominal
         fewer = surer.plan.fleet.with_instances(n - (np.arange(len(n)) == k))
         assert holding(dataclasses.replace(surer.plan, fleet=fewer)).probability < surer.holding.probability
     assert surer.plan.one_pool is not None and surer.plan.one_pool.power_w >= float(surer.plan.metrics.power_w)
-    less = Confidence(nominal).at(0.3)
-    assert isinstance(less, Confident) and less.plan.cost <= surer.plan.cost
+    found = confident_along(nominal, [0.3, 0.9])
+    costs = [each.plan.cost for each in found if isinstance(each, Confident)]
+    assert len(costs) == 2 and costs == sorted(costs)
 
 
 def test_what_is_said_of_a_confident_plan(nominal, surer):

@@ -11,7 +11,7 @@ that hold often enough: its windows cost up to twice as much, for so many errors
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,8 +22,10 @@ from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import default_method, evaluate_given
 from fleetopt_jax._optimize.sections import Sections
 from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
+N_LOOKS = 3  # of several probabilities, those that windows are looked for
 N_STARTS = 2  # of the coarse look, sized under all draws
 CANDIDATES = "windows of the best plan as planned, one pool, some 10 windows in every way, and windows near the best"
 STEPS = (1.2, 1.08, 1.03)  # factors by which a window moves
@@ -61,11 +63,28 @@ def confident(nominal: Plan, confidence: float, *, seed: int = 0) -> Confident |
     >>> surer.holding.probability >= 0.8, surer.costs["n_gpus"] >= 0
     (True, True)
     """
-    return Confidence(nominal, seed=seed).at(confidence)
+    return confident_along(nominal, [confidence], seed=seed)[0]
 
 
-class Confidence:
-    """The fleets that are sized for confidence, kept from one to the next."""
+def confident_along(
+    nominal: Plan, confidences: Sequence[float], *, seed: int = 0, progress: Progress | None = None
+) -> list[Confident | Infeasible]:
+    """`confident` for several probabilities: all of them choose among what was found for a few, so that a higher one is
+    never cheaper."""
+    for each in confidences:
+        if not 0 < each <= HIGHEST:
+            raise ValueError(f"need 0 < confidence <= {HIGHEST:g}, got {each:g}")
+    fleets, levels = _Fleets(nominal, seed=seed), sorted(set(confidences))
+    looked_at = [levels[i] for i in np.unique(np.linspace(0, len(levels) - 1, N_LOOKS).round().astype(int))]
+    for done, each in enumerate(looked_at, 1):
+        fleets.look(each)
+        if progress:
+            progress(done, len(looked_at))
+    return [fleets.best_for(each) for each in confidences]
+
+
+class _Fleets:
+    """Windows and engines that are sized for one confidence or another."""
 
     def __init__(self, nominal: Plan, *, seed: int = 0):
         self.nominal = nominal
@@ -75,13 +94,14 @@ class Confidence:
         self._sections = Sections(nominal, seed)
         self._holding: Holding | None = None
 
-    def at(self, confidence: float) -> Confident | Infeasible:
-        """See `confident`."""
-        if not 0 < confidence <= HIGHEST:
-            raise ValueError(f"need 0 < confidence <= {HIGHEST:g}, got {confidence:g}")
+    def look(self, confidence: float) -> None:
+        """Keep the windows that are the best for this probability."""
         if self.scenarios.problem.slo.scope == "pool" and self.scenarios.problem.n_pools > 1:
             self._cuts += [Cut(self.scenarios, plan) for plan in self._sections.best(confidence, N_STARTS)]
             self._move_on(confidence)
+
+    def best_for(self, confidence: float) -> Confident | Infeasible:
+        """The cheapest of all that were kept."""
         best = self._best(self._cuts, confidence)
         if best is None:
             return self._out_of_reach(confidence)

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from fleetopt_jax._optimize.confidence import Confidence, Confident, confident
+from fleetopt_jax._optimize.confidence import Confident, confident, confident_along
 from fleetopt_jax._optimize.front import Front, NoFront, checked_objectives
 from fleetopt_jax._optimize.pareto import pareto
 from fleetopt_jax._optimize.plan import Infeasible, Plan
@@ -120,17 +120,13 @@ def _best_along(
 
 def _surer(
     options: argparse.Namespace, loaded: LoadedWorkload, objective: Objective, step: Progress
-) -> list[Plan | Confident | Infeasible]:
-    """The plans that hold with each probability: what one of them searched, the others know."""
+) -> list[Confident | Infeasible]:
+    """The plans that hold with each probability."""
     _, values = options.axis
     nominal = optimize(problem_of(options, loaded, objective, budget_of(options)), options.method)
     if isinstance(nominal, Infeasible):
         return [nominal] * len(values)
-    fleets, answers = Confidence(nominal), []
-    for done, value in enumerate(values):
-        answers.append(fleets.at(value))
-        step(done + 1, len(values))
-    return answers
+    return confident_along(nominal, values, progress=step)
 
 
 def _row(options: argparse.Namespace, answer: Plan | Confident | Infeasible) -> dict[str, Any]:
