@@ -25,7 +25,7 @@ from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
-N_LOOKS = 3  # of several probabilities, those that windows are looked for
+N_MOVED = 3  # of several probabilities, those for which windows are moved
 N_STARTS = 2  # of the coarse look, sized under all draws
 CANDIDATES = "windows of the best plan as planned, one pool, some 10 windows in every way, and windows near the best"
 STEPS = (1.2, 1.08, 1.03)  # factors by which a window moves
@@ -75,11 +75,11 @@ def confident_along(
         if not 0 < each <= HIGHEST:
             raise ValueError(f"need 0 < confidence <= {HIGHEST:g}, got {each:g}")
     fleets, levels = _Fleets(nominal, seed=seed), sorted(set(confidences))
-    looked_at = [levels[i] for i in np.unique(np.linspace(0, len(levels) - 1, N_LOOKS).round().astype(int))]
-    for done, each in enumerate(looked_at, 1):
-        fleets.look(each)
+    moved = np.unique(np.linspace(0, len(levels) - 1, N_MOVED).round())
+    for i, each in enumerate(levels):
+        fleets.look(each, moving=i in moved)
         if progress:
-            progress(done, len(looked_at))
+            progress(i + 1, len(levels))
     return [fleets.best_for(each) for each in confidences]
 
 
@@ -94,11 +94,20 @@ class _Fleets:
         self._sections = Sections(nominal, seed)
         self._holding: Holding | None = None
 
-    def look(self, confidence: float) -> None:
-        """Keep the windows that are the best for this probability."""
-        if self.scenarios.problem.slo.scope == "pool" and self.scenarios.problem.n_pools > 1:
-            self._cuts += [Cut(self.scenarios, plan) for plan in self._sections.best(confidence, N_STARTS)]
+    def look(self, confidence: float, *, moving: bool) -> None:
+        """Keep the windows that are the best for this probability; with `moving` those near them too."""
+        problem = self.scenarios.problem
+        if problem.slo.scope == "fleet" or problem.n_pools == 1:
+            return
+        for plan in self._sections.best(confidence, N_STARTS):
+            self._keep(plan)
+        if moving:
             self._move_on(confidence)
+
+    def _keep(self, plan: Plan) -> None:
+        """Size a plan's windows under all draws, unless they are known."""
+        if all(_windows(plan) != _windows(cut.plan) for cut in self._cuts):
+            self._cuts.append(Cut(self.scenarios, plan))
 
     def best_for(self, confidence: float) -> Confident | Infeasible:
         """The cheapest of all that were kept."""
@@ -144,7 +153,7 @@ class _Fleets:
                 cost = self._price(there, confidence)
                 if cost < price:  # and on in the same direction, then the others again
                     at, price, moves = there, cost, [(k, factor), *(each for each in moves if each[0] != k)]
-        self._cuts.append(Cut(self.scenarios, at.plan))
+        self._keep(at.plan)
 
     def _price(self, cut: Cut, confidence: float) -> tuple[float, float]:
         """(the cost of the cheapest instances that hold with such a probability, inf where none do; minus the most that
@@ -178,6 +187,10 @@ def one_pool_plans(problem: Problem) -> Iterator[Plan]:
     """One pool of each engine, of whatever instances."""
     for spec in problem.specs:
         yield evaluate_given(problem, (spec,), window_tokens=[problem.window_tokens], gamma=[1.0], n_instances=[1.0])
+
+
+def _windows(plan: Plan) -> tuple:
+    return plan.specs, np.asarray(plan.fleet.window_tokens).tolist()
 
 
 def _moved(plan: Plan, k: int, factor: float) -> Plan:

@@ -63,7 +63,8 @@ class Scored:
     """One candidate over all scenarios."""
 
     plan: Plan  # on the nominal workload, with the engines as they stand
-    origin: str  # what it is the optimum of
+    origin: str  # what its windows are the best of
+    sized_for: float | None  # the share of the scenarios that its instances are for; None: as it was found
     score: float  # quantile or CVaR of tok/J [1/J]
     mean_tok_per_j: float
     hold_share: float  # of the scenarios in which every latency holds
@@ -120,7 +121,7 @@ def robust(
     scored += judge.scored(_optima(judge.scenarios, seed, method, progress))
     if problem.n_pools > 1 and problem.slo.scope == "pool":
         sections = Sections(nominal, seed).best(1.0 - level, N_SECTIONS)
-        scored += judge.scored((f"windows for {1.0 - level:.0%}, {i}", plan) for i, plan in enumerate(sections, 1))
+        scored += judge.scored((f"look at all windows, {i}", plan) for i, plan in enumerate(sections, 1))
     scored = list({_key(each.plan): each for each in reversed([*scored, *alone])}.values())[::-1]
     best, rule = judge.best(scored)
     one_pool = judge.best(alone)[0] if alone else None
@@ -158,12 +159,12 @@ class _Judge:
             cut = Cut(self.scenarios, plan)
             share = min(1.0 - self.level, NEARLY * cut.most())
             n = cut.counts(share)
-            sized = [] if n is None else [(cut.with_counts(n), f"{origin}, sized to hold in {share:.0%}")]
+            sized = [] if n is None else [(cut.with_counts(n), share)]
             here = plan if keep else with_fleet(plan, plan.fleet)
-            found += [(cut, each, name) for each, name in ((here, origin), *sized) if each.binding is None]
-        return [self._score(cut, plan, name) for cut, plan, name in found]
+            found += [self._score(cut, *each, origin) for each in ((here, None), *sized) if each[0].binding is None]
+        return found
 
-    def _score(self, cut: Cut, plan: Plan, origin: str) -> Scored:
+    def _score(self, cut: Cut, plan: Plan, sized_for: float | None, origin: str) -> Scored:
         longest_served = float(plan.fleet.window_tokens[-1] * plan.fleet.gamma[-1])
         n, tok_per_j, held = np.asarray(plan.fleet.n_instances), [], []
         for (_, workload), draws in zip(self.scenarios.workloads, cut.drawn(n), strict=True):
@@ -173,6 +174,7 @@ class _Judge:
         return Scored(
             plan=plan,
             origin=origin,
+            sized_for=sized_for,
             score=score(np.concatenate(tok_per_j), self.measure, self.level),
             mean_tok_per_j=float(np.mean(tok_per_j)),
             hold_share=float(np.mean(held)),

@@ -343,7 +343,8 @@ class Sweep(Kind):
 
     @property
     def allowed(self) -> str:
-        return f"NAME=V1,V2,... of {', '.join(self.axes)}"
+        alone = f", or {one_of(self.usual)} alone" if self.usual else ""
+        return f"NAME=V1,V2,... of {', '.join(self.axes)}{alone}"
 
     def parse(self, text: str) -> tuple[str, list[float]]:
         name, equals, values = text.partition("=")

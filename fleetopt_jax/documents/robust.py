@@ -29,6 +29,7 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
     plan = scored.plan
     return {
         "origin": scored.origin,
+        "sized_for": scored.sized_for,
         "score": scored.score,
         "mean_tok_per_j": scored.mean_tok_per_j,
         "hold_share": scored.hold_share,

@@ -212,10 +212,11 @@ def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
 
 def _asked_share(plan: Mapping[str, Any]) -> str:
     """Of a fleet that was sized to hold in a share of what may come: that this is what it is so large for."""
+    robust = plan.get("robust") and plan["robust"]["chosen"]["sized_for"]
     if plan.get("confidence"):
         least = f"the {percent(plan['confidence']['asked'])} with which it is to hold its limits"
-    elif plan.get("robust") and "sized to hold" in plan["robust"]["chosen"]["origin"]:
-        least = f"the {percent(1.0 - plan['robust']['level'])} of the scenarios in which it is to hold its limits"
+    elif robust:
+        least = f"the {percent(robust)} of the scenarios in which it is to hold its limits"
     else:
         return ""
     highest = plan["metrics"]["ttft_p99_s"]

@@ -315,7 +315,7 @@ AXIS_SHOWN: Mapping[str, str] = {  # what is swept
     "max-num-seqs": "sequences an instance runs",
     "tp": "GPUs an instance",
     "pools": "most pools",
-    "confidence": "least probability that the limits hold",
+    "confidence": "probability that the limits hold",
 }
 _AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
     "workload-rate": "{} requests/s",
@@ -327,7 +327,7 @@ _AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
     "max-num-seqs": "{} sequences an instance",
     "tp": "{} GPUs an instance",
     "pools": "at most {} pools",
-    "confidence": "a probability of {}",
+    "confidence": "{} probability",
 }
 _PANELS = {
     "tok_per_j": "output tokens\nper joule",

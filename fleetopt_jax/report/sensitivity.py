@@ -309,14 +309,15 @@ def robust_table(found: Mapping[str, Any]) -> RenderableType:
     several = len(found["workloads"]) > 1
     if several:
         title += f" x {', '.join(found['workloads'])}"
-    names = [f"there: {name}" for name in found["workloads"]] if several else []
-    columns = ("", "Optimum of", "Score", "Mean", "As planned", "Limits hold", *names, "GPUs", "Windows")
+    names = [f"in {name}" for name in found["workloads"]] if several else []
+    columns = ("", "Windows of", "Sized for", "Score", "Mean", "As planned", "Holds", *names, "GPUs", "Windows")
     table = new_table(*columns, title=title)
     for each in found["candidates"]:
-        marks = [name for name in ("chosen", "nominal") if each["origin"] == found[name]["origin"]]
+        marks = [name for name in ("chosen", "nominal") if _named(each) == _named(found[name])]
         table.add_row(
             ", ".join(marks),
             each["origin"],
+            "as found" if each["sized_for"] is None else percent(each["sized_for"]),
             *(f"{each[name]:.4g}" for name in ("score", "mean_tok_per_j", "tok_per_j")),
             percent(each["hold_share"]),
             *(percent(share) for share in (each["hold_share_by_workload"] if several else ())),
@@ -324,6 +325,10 @@ def robust_table(found: Mapping[str, Any]) -> RenderableType:
             " / ".join(f"{window:,.0f}" for window in each["window_tokens"]),
         )
     return Group(Text(rule_said(found)), table, _scenarios_table(found["scenarios"]))
+
+
+def _named(candidate: Mapping[str, Any]) -> tuple[str, float | None]:
+    return candidate["origin"], candidate["sized_for"]
 
 
 def _measure(found: Mapping[str, Any]) -> str:
