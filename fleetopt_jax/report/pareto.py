@@ -315,7 +315,7 @@ AXIS_SHOWN: Mapping[str, str] = {  # what is swept
     "max-num-seqs": "sequences an instance runs",
     "tp": "GPUs an instance",
     "pools": "most pools",
-    "confidence": "probability that the limits hold",
+    "confidence": "P(limits hold), at least",
 }
 _AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
     "workload-rate": "{} requests/s",
