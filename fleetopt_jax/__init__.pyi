@@ -12,6 +12,8 @@ from . import report as report
 from . import workload as workload
 
 # run
+from ._optimize.confidence import confident as confident
+from ._optimize.holding import holding as holding
 from ._optimize.levers import pull_levers as pull_levers
 from ._optimize.pareto import pareto as pareto
 from ._optimize.robust import robust as robust
@@ -41,6 +43,8 @@ from .fleet.resources import Weights as Weights
 from .fleet.resources import make_budget as make_budget
 
 # answers
+from ._optimize.confidence import Confident as Confident
+from ._optimize.holding import Holding as Holding
 from ._optimize.pareto import Front as Front
 from ._optimize.plan import BrokenLimit as BrokenLimit
 from ._optimize.plan import Infeasible as Infeasible

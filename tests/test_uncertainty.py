@@ -21,9 +21,10 @@ from fleetopt_jax._optimize.engine_errors import (
     perturbed_spec,
     shared_errors,
 )
+from fleetopt_jax._optimize.holding import plan_draws
 from fleetopt_jax._optimize.plan import Plan, require_plan
 from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.robust import robust, score
+from fleetopt_jax._optimize.robust import SHOWN, robust, score
 from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax._optimize.uncertainty import gain_trust, log_deviation, metric_trust, plan_trust
 from fleetopt_jax.catalog.engines import build, engine_entry, resolved
@@ -36,6 +37,7 @@ from fleetopt_jax.fleet.assumptions import PUBLISHED
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.laws.mixed_step import decoding, with_prompts
 from fleetopt_jax.laws.prefill import prefill_s
+from fleetopt_jax.report.sensitivity import rule_said
 from fleetopt_jax.workload.atoms import with_rate
 
 
@@ -213,8 +215,19 @@ def test_a_robust_choice_holds_its_limits_as_planned(h100, small_workload):
     assert found.chosen.plan.binding is None and found.chosen.plan.specs == problem.specs
     assert found.chosen.hold_share > found.nominal.hold_share  # of slower engines there are more
     assert found.chosen.plan.metrics.n_gpus > nominal.metrics.n_gpus
+    assert found.rule == "score" and found.chosen.hold_share >= 0.9  # sized for just that
+    fewer = found.chosen.plan.fleet.with_instances(np.asarray(found.chosen.plan.fleet.n_instances) - 1)
+    assert np.mean(plan_draws(dataclasses.replace(nominal, fleet=fewer), 64).held) < 0.9
+    beside = found.chosen.plan.one_pool
+    assert found.one_pool and beside and beside.n_instances == int(found.one_pool.plan.metrics.n_instances)
     document = json.loads(to_json(robust_to_json(found)))
-    assert document["chosen"]["gpus"] == ["h100"]
+    assert document["chosen"]["gpus"] == ["h100"] and document["rule"] == "score"
+    assert [each["sigmas"] for each in document["scenarios"]["chosen"]] == list(SHOWN)
+    assert document["scenarios"]["nominal"][0]["holds"]  # as it stands
+    held = [each["holds"] for each in document["scenarios"]["chosen"]]
+    assert held == sorted(held, reverse=True)  # the slower, the less
+    said = rule_said(document)
+    assert "the best 10 % quantile of tok/J" in said and f"holds in {100 * found.chosen.hold_share:.0f} %" in said
     assert [each["score"] for each in document["candidates"]] == sorted(
         (x.score for x in found.candidates), reverse=True
     )

@@ -142,11 +142,22 @@ def perturbed(fleet: Fleet, factors: EngineFactors, engine_of: ArrayLike) -> Fle
     )
 
 
-def draw(errors: EngineErrors, n_samples: int = N_SAMPLES, seed: int = 0) -> EngineFactors:
-    """Factors [n, E], a Latin hypercube: of each factor one draw in each n-th of its distribution."""
-    sigma = np.stack([errors.step, errors.power, errors.prefill])  # [3, E]
-    rng = np.random.default_rng(seed)
-    ranks = rng.permuted(np.broadcast_to(np.arange(n_samples), (*sigma.shape, n_samples)), axis=-1)
-    z = ndtri((ranks + rng.uniform(1e-9, 1.0 - 1e-9, ranks.shape)) / n_samples)
+def slower(errors: EngineErrors, sigmas: ArrayLike) -> EngineFactors:
+    """Factors of engines whose steps and prefill are slower by so many sigmas; the watts as they are."""
+    step, prefill = (jnp.exp(sigmas * sigma) for sigma in (errors.step, errors.prefill))
+    return EngineFactors(step=step, power=jnp.ones_like(step), prefill=prefill)
+
+
+def draw(errors: EngineErrors, n_samples: int = N_SAMPLES, seed: int | Sequence[int] = 0) -> EngineFactors:
+    """Factors [n], or [n, E] of E engines, a Latin hypercube."""
+    sigma = np.stack([errors.step, errors.power, errors.prefill])  # [3] or [3, E]
+    z = normal_scores(sigma.shape, n_samples, seed)
     step, power, prefill = np.moveaxis(np.exp(sigma[..., None] * z), -1, 1)
     return EngineFactors(**as_floats(step=step, power=power, prefill=prefill))
+
+
+def normal_scores(shape: tuple[int, ...], n_samples: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Standard normal numbers [*shape, n], a Latin hypercube: of each one draw in each n-th of its distribution."""
+    rng = np.random.default_rng(seed)
+    ranks = rng.permuted(np.broadcast_to(np.arange(n_samples), (*shape, n_samples)), axis=-1)
+    return ndtri((ranks + rng.uniform(1e-9, 1.0 - 1e-9, ranks.shape)) / n_samples)

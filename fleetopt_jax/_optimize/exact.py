@@ -167,7 +167,7 @@ class Fleets:
             most = max(
                 2, int(min(MAX_GAMMA_NODES, (self._max_pools / n_engines) ** 0.5)) // len(gamma_grid(self.problem))
             )
-            kept = np.isin(windows[inner], options[_evenly(self.problem.workload, options, most)])
+            kept = np.isin(windows[inner], options[evenly(self.problem.workload, options, most)])
         else:
             grain = BLOCK_TOKENS
             while n_engines * np.sum(windows[inner] % grain == 0) ** 2 > self._max_pools:
@@ -203,11 +203,11 @@ def candidates(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         options = np.unique(np.append(ends, BLOCK_TOKENS * np.ceil(ends / BLOCK_TOKENS)))
     # Beyond the longest request a window leaves the next pool nothing: no pool, but where it promises all itself.
     options = options[(options < window) & ((options < lengths[-1]) | (options * gammas[-1] >= window))]
-    options = options[_evenly(problem.workload, options, affordable)]
+    options = options[evenly(problem.workload, options, affordable)]
     return np.repeat(options, len(gammas)), np.tile(gammas, len(options))
 
 
-def _evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:
+def evenly(workload: Workload, options: np.ndarray, most: int) -> np.ndarray:
     """Indices of at most so many options, even in a mean of three measures: requests, tokens and log-length."""
     if len(options) <= most:
         return np.arange(len(options))

@@ -337,7 +337,7 @@ class _Draws:
         ends = np.cumsum([len(plan.specs) for _, plan in plans])
         for (each, plan), indices in zip(plans, np.split(np.asarray(engine_of), ends[:-1]), strict=True):
             problem = plan.problem
-            sampled, _ = sample(
+            sampled = sample(
                 plan.fleet,
                 problem.workload,
                 problem.slo,

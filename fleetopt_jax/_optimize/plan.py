@@ -1,7 +1,7 @@
 """What is answered: a `Plan`, or the limit that makes it `Infeasible`. Host-side records of specs, not of engines."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
 import numpy as np
@@ -26,6 +26,11 @@ class Search:
     gap: float | None = None  # cost of the plan over the lower bound, less one
     by_pools: tuple[float | None, ...] = ()  # the objective with at most 1, 2, ... pools; None where none holds
     n_engines: int = 1  # that every pool could be of
+
+
+def without_proof(search: Search) -> Search:
+    """The search, less what it proved of the fleet it found: another one is taken."""
+    return replace(search, lower_bound=None, gap=None)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,21 @@ class Plan:
     def objective(self) -> float:
         """The number it was chosen by: its tok/J, USD/h, watts, kg CO2/h or GPUs."""
         return float(self.metrics.tok_per_j) if self.problem.objective == "tok_per_j" else self.cost
+
+
+def one_pool_of(plan: Plan) -> OnePoolFleet:
+    """A plan of one pool as what others are compared with."""
+    (spec,), metrics = plan.specs, plan.metrics
+    return OnePoolFleet(
+        gpu=spec.gpu_name,
+        **vars(spec.split),
+        n_instances=round(float(metrics.n_instances)),
+        n_gpus=round(float(metrics.n_gpus)),
+        power_w=float(metrics.power_w),
+        usd_per_h=float(metrics.usd_per_h),
+        kg_co2_per_h=float(metrics.kg_co2_per_h),
+        tok_per_j=float(metrics.tok_per_j),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """How far to trust a fleet's metrics: the errors of its engines, propagated by sampling and by the linear method.
 
-What engines are off by is in `engine_errors.py`. Left out: errors of the workload, of the KV cache, of the queueing
-laws themselves (`experiments/agreement.py` states those), and of the shape of an engine's laws.
+What engines are off by is in `engine_errors.py`. Left out of the intervals: errors of the workload, of the KV cache, of
+the queueing laws themselves, and of the shape of an engine's laws. The probability that the limits hold is that of
+`holding.py`, which draws the laws' errors too.
 
     sampled   the quantiles of the metric over draws, limits and floors as they are
     linear    ln m ~ normal with variance sum (d ln m / d ln factor * sigma)^2, from one derivative of the relaxation
@@ -31,12 +32,12 @@ from fleetopt_jax._optimize.engine_errors import (
     perturbed,
     shared_errors,
 )
+from fleetopt_jax._optimize.holding import N_DRAWS, plan_draws
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
-from fleetopt_jax.fleet.limits import held
 from fleetopt_jax.fleet.traffic import PoolTraffic, routed
 from fleetopt_jax.workload.atoms import Workload
 
@@ -51,9 +52,9 @@ def sample(
     engine_of: ArrayLike,
     *,
     assumptions: Assumptions = PHYSICAL,
-) -> tuple[dict[str, Array], Array]:
-    """(`outcomes` [n], whether the limits hold [n]) of one fleet under `factors` [n, E], all in one `vmap`. No factor
-    sends a request another way: the traffic is the fleet's own."""
+) -> dict[str, Array]:
+    """`outcomes` [n] of one fleet under `factors` [n, E], all in one `vmap`. No factor sends a request another way: the
+    traffic is the fleet's own."""
     traffic = routed(fleet, workload, assumptions)
     return _sample(fleet, traffic, workload, slo, factors, engine_of, assumptions=assumptions)
 
@@ -68,10 +69,9 @@ def _sample(
     engine_of: ArrayLike,
     *,
     assumptions: Assumptions,
-) -> tuple[dict[str, Array], Array]:
-    def one(drawn: EngineFactors) -> tuple[dict[str, Array], Array]:
-        metrics = fleet_metrics(perturbed(fleet, drawn, engine_of), traffic, workload, assumptions)
-        return outcomes(metrics, slo), held(metrics.pools, slo)
+) -> dict[str, Array]:
+    def one(drawn: EngineFactors) -> dict[str, Array]:
+        return outcomes(fleet_metrics(perturbed(fleet, drawn, engine_of), traffic, workload, assumptions), slo)
 
     return jax.vmap(one)(factors)
 
@@ -114,7 +114,7 @@ class Trust:
     level: float  # of the intervals: 0.9 is the 5th to the 95th percentile
     n_samples: int
     metrics: Mapping[str, MetricTrust]  # of `OUTCOMES`
-    hold_probability: float  # share of the draws in which every limit of the service holds
+    hold_probability: float  # that the latencies hold, under the laws' errors too: see `holding.py`
 
 
 def plan_trust(
@@ -148,12 +148,12 @@ def _trust(plans: Sequence[Plan], n_samples: int, level: float, seed: int, deriv
     nothing = np.zeros_like(errors.step)
     no_slope = EngineFactors(**as_floats(step=nothing, power=nothing, prefill=nothing))
     slope = {name: no_slope for name in OUTCOMES}
-    holds = np.ones(n_samples, dtype=bool)
+    holds = np.ones(N_DRAWS, dtype=bool)
     of_plans = np.split(engine_of, ends[:-1])
     for plan, power, indices, known in zip(plans, (1.0, -1.0), of_plans, derivatives, strict=False):
         problem = plan.problem
         about = (plan.fleet, problem.workload, problem.slo)
-        sampled, held_there = sample(*about, factors, indices, assumptions=problem.assumptions)
+        sampled = sample(*about, factors, indices, assumptions=problem.assumptions)
         derivative = slopes(known, indices, len(nothing))
         here = outcomes(plan.metrics, problem.slo)
         for name in OUTCOMES:
@@ -161,7 +161,7 @@ def _trust(plans: Sequence[Plan], n_samples: int, level: float, seed: int, deriv
             with np.errstate(invalid="ignore"):  # inf over inf
                 drawn[name] = drawn[name] * np.asarray(sampled[name]) ** power
             slope[name] = jax.tree.map(lambda x, y, p=power: x + p * y, slope[name], derivative[name])
-        holds &= np.asarray(held_there)
+        holds &= plan_draws(plan, seed=seed).held
     return Trust(
         level=level,
         n_samples=n_samples,

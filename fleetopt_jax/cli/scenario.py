@@ -22,7 +22,7 @@ from fleetopt_jax.cli.option import Option, Section
 from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
-from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Several, Stock, Sweep, Text
+from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Percent, Several, Stock, Sweep, Text
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.toml_file import read_toml
@@ -65,6 +65,11 @@ def annotation(kind: Kind) -> Any:
 @annotation.register
 def _(kind: Number) -> Any:
     return Annotated[int if kind.whole else float, within(kind)]
+
+
+@annotation.register
+def _(kind: Percent) -> Any:
+    return annotation(kind.of)  # the share
 
 
 @annotation.register

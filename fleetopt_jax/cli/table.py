@@ -570,6 +570,15 @@ _OF_THE_SEARCH = (
         section=SEARCH,
     ),
     Option(
+        name="confidence",
+        kind=Percent(Number(0.01, 0.99)),
+        about="least probability with which the limits hold, under the errors of engines and laws",
+        otherwise="default: as engines and laws stand",
+        commands=SPLITS,
+        metavar="P",
+        section=SEARCH,
+    ),
+    Option(
         name="verify",
         kind=Flag(negated=True),
         about="simulate the winner and add instances where the limits fail",
@@ -587,8 +596,10 @@ AXES = {  # inputs that pareto sweeps: the option each is, and what checks a val
     "workload-rate" if name == "rate" else flag(name).removeprefix("--"): (name, _BY_NAME[name].kind)
     for name in (
         *("rate", "ttft_p99_ms", "itl_ms", "pue", "usd_per_kwh", "host_w_per_gpu", "max_num_seqs", "tp", "pools"),
+        "confidence",
     )
 }
+USUAL = {"confidence": "0.5,0.6,0.7,0.8,0.9,0.95"}  # values of an axis that is named alone
 _OF_THE_FRONT = (
     Option(
         name="objectives",
@@ -613,7 +624,7 @@ _OF_THE_FRONT = (
     ),
     Option(
         name="axis",
-        kind=Sweep(AXES),
+        kind=Sweep(AXES, USUAL),
         about=f"instead of a front, the best plan at each value of one of {', '.join(AXES)}",
         commands=("pareto",),
         metavar="NAME=V1,V2,...",

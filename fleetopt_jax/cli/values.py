@@ -7,7 +7,7 @@ it. Nothing here needs JAX or pydantic, so that `--help` is immediate.
 import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fleetopt_jax.core.errors import NEAR, did_you_mean
@@ -339,15 +339,18 @@ class Sweep(Kind):
     """(name, values) of an input that is swept, each value as its own option takes it."""
 
     axes: Mapping[str, tuple[str, Kind]]
+    usual: Mapping[str, str] = field(default_factory=dict)  # values of an axis that is named alone
 
     @property
     def allowed(self) -> str:
-        return f"NAME=V1,V2,... of {', '.join(self.axes)}"
+        alone = f", or {one_of(self.usual)} alone" if self.usual else ""
+        return f"NAME=V1,V2,... of {', '.join(self.axes)}{alone}"
 
     def parse(self, text: str) -> tuple[str, list[float]]:
         name, equals, values = text.partition("=")
         name = {"rate": "workload-rate"}.get(name.strip(), name.strip())
-        if not equals:
+        values = values if equals else self.usual.get(name, "")
+        if not values:
             raise refused(repr(text), self.allowed)
         if name not in self.axes:
             raise no_choice(name, self.axes)

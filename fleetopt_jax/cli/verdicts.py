@@ -39,6 +39,10 @@ def why(binding: Unreachable) -> str:
         return (
             f"no engine holds a sequence of the {asked:.0f}-token window; the largest one holds is {nearest:.0f} tokens"
         )
+    if limit == "confidence":
+        most = "" if nearest is None else f"; the most that one does is {100.0 * nearest:.1f} %"
+        within = "" if nearest is not None else " and keeps its budget"
+        return f"no fleet that was tried holds its limits with {100.0 * asked:g} % probability{within}{most}"
     scarce = ("its latencies with", limit.removeprefix("gpus_of.").upper(), 1.0)
     what, unit, size = {
         "itl_s": ("a mean ITL of", "ms", MS),

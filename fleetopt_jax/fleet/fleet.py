@@ -160,6 +160,6 @@ def make_slo(
     return Slo(**numbers, scope=scope)
 
 
-def with_limits(slo: Slo, **limits: float) -> Slo:
+def with_limits(slo: Slo, **limits: ArrayLike) -> Slo:
     """The limits with some numbers changed, unchecked."""
     return replace(slo, **as_floats(**limits))

@@ -8,10 +8,11 @@ from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.resources import limited_resource
 from fleetopt_jax.report.rates import planned_for
-from fleetopt_jax.report.verdict import broken, failing_said, is_overloaded, repair_in_full, repaired_said
+from fleetopt_jax.report.verdict import broken, failing_said, is_overloaded, repair_in_full, repaired_said, takes_said
 from fleetopt_jax.report.words import (
     HARDLY,
     QUANTITIES,
+    chance,
     factor,
     goal_of,
     instance_said,
@@ -29,6 +30,7 @@ from fleetopt_jax.report.words import (
 
 NOTHING = 0.005  # of an elasticity: not worth a word
 NEAR = 0.97  # of a limit: it is what stops the fleet from being smaller
+UNSURE, SURE = 0.8, 0.9  # probability below which more is offered, and how much
 NEXT = 0.9  # of a limit: it is near, though another one stops the fleet
 NOTICED = 0.0005  # of USD, GPUs or energy: less is rounding
 AN = "ahlr"  # GPUs of these letters are spoken with a vowel first
@@ -37,14 +39,14 @@ FULL = 0.9  # of the load: a batch as full as that is what the load is of
 
 def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Question and answer, of a plan document with metrics; sharper with its sensitivity document."""
-    sure = _sure(plan, sensitivity)
+    sure = {"How sure": _sure(plan, sensitivity)} | _confidence(plan)
     if plan.get("binding"):
         said = {**_failing(plan), **planned_for(plan["workload"])}
-        said |= {"This fleet": _buy(plan), "Split": _split(plan), "How sure": sure}
+        said |= {"This fleet": _buy(plan), "Split": _split(plan)} | sure
     else:
         said = {"Repaired": repaired_said(plan)} if plan.get("repaired") else {}
         said |= {**planned_for(plan["workload"]), "Buy": _buy(plan), "Split": _split(plan), "It saves": _saves(plan)}
-        said |= {"What limits it": _limiting(plan, sensitivity), "How sure": sure}
+        said |= {"What limits it": _limiting(plan, sensitivity)} | sure
     warnings = [text.rstrip(".") + "." for text in plan.get("warnings", ())]  # begun by a name, perhaps
     return said | ({"Beware": " ".join(warnings)} if warnings else {})
 
@@ -115,6 +117,8 @@ def _saves(plan: Mapping[str, Any]) -> str:
     best = f"the {_BEST_BY.get(_name_of(plan), 'best')} one-pool fleet"
     best += f" ({beside['n_instances']:,} x {instance_said(beside, ' ')}"
     best += ", which breaks the budget)" if _breaks_budget(plan, beside) else ")"
+    best += f" that holds with {percent(plan['confidence']['asked'])} as well" if plan.get("confidence") else ""
+    best += " that holds in as many scenarios" if plan.get("robust") else ""
     best += " sized for this traffic" if plan["method"] == "given" else ""
     changes = _changes(plan["metrics"], beside)
     rate, own = 1.0 / changes[0][0], {"usd": 1, "gpus": 2}.get(_name_of(plan), 0)
@@ -197,12 +201,27 @@ def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
     verified = plan.get("verified")
     if verified and (verified["instances_added"] or not verified["held"]):
         return _simulated(plan, verified)
-    parts = [*_stops(plan), *_budgets(plan)] or [_roomy(plan)]
+    asked = _asked_share(plan)
+    parts = [*([asked] if asked else _stops(plan)), *_budgets(plan)] or [_roomy(plan)]
     said = f"{sentence('; '.join(parts))}."
     if sensitivity:
         priced = [_priced(price, sensitivity["objective"]) for price in sensitivity["shadow_prices"] if price["binds"]]
         said += "".join(f" {sentence(text)}." for text in priced if text)
     return said
+
+
+def _asked_share(plan: Mapping[str, Any]) -> str:
+    """Of a fleet that was sized to hold in a share of what may come: that this is what it is so large for."""
+    robust = plan.get("robust") and plan["robust"]["chosen"]["sized_for"]
+    if plan.get("confidence"):
+        least = f"the {percent(plan['confidence']['asked'])} with which it is to hold its limits"
+    elif robust:
+        least = f"the {percent(robust)} of the scenarios in which it is to hold its limits"
+    else:
+        return ""
+    highest = plan["metrics"]["ttft_p99_s"]
+    reached = "" if plan["slo"]["ttft_s_per_token"] else f"; as engines and laws stand its P99 TTFT is {ms(highest)}"
+    return f"{least}, and with one instance fewer in any pool would not{reached}"
 
 
 def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
@@ -362,16 +381,41 @@ def _sure(plan: Mapping[str, Any], sensitivity) -> str:
         "feasible": "The best found, without a certificate of the best",
         "infeasible": "As given; it breaks a limit",
     }[plan["status"]]
-    parts = ["As given; it holds its limits." if given else f"{said}."]
+    parts = [_holds(plan, sensitivity), "As given; it holds its limits." if given else f"{said}."]
     if sensitivity:
         intervals = sensitivity["intervals"]
         low, high = (number(end) for end in intervals["metrics"]["tok_per_j"]["sampled"])
-        parts.append(
-            f"With the engines' errors tokens per joule lie between {low} and {high} "
-            f"({percent(intervals['level'])}), and all limits hold with {percent(intervals['hold_probability'])} "
-            "probability."
-        )
+        within = f"({percent(intervals['level'])})"
+        parts.append(f"With the engines' errors tokens per joule lie between {low} and {high} {within}.")
     return " ".join(filter(None, [*parts, doubts_said(plan)]))
+
+
+def _holds(plan: Mapping[str, Any], sensitivity) -> str:
+    """The probability that the limits hold; '' where nobody has drawn it."""
+    holds = plan.get("holds") or (sensitivity and {"probability": sensitivity["intervals"]["hold_probability"]})
+    if not holds:
+        return ""
+    by_pool = [f"pool {k} with {chance(each)}" for k, each in enumerate(holds.get("by_pool", ()), 1)]
+    pools = f" ({listed(by_pool)})" if len(by_pool) > 1 else ""
+    said = f"It holds its limits with {chance(holds['probability'])} probability under the errors of engines and laws"
+    asked = not plan.get("binding") and not plan.get("confidence") and holds["probability"] < UNSURE
+    more = f"; fleetopt optimize --confidence {SURE:g} plans for {percent(SURE)}" if asked else ""
+    return f"{said}{pools}{more}."
+
+
+def _confidence(plan: Mapping[str, Any]) -> dict[str, str]:
+    """What the confidence that was asked for costs."""
+    found = plan.get("confidence")
+    if not found:
+        return {}
+    nominal, costs = found["nominal"], found["costs"]
+    taken = takes_said(costs)
+    kept = f"{nominal['n_gpus']:,} GPUs would hold with {chance(nominal['probability'])}"
+    as_if = ""
+    if found["sigmas"]:
+        as_if = f" That is about what it takes where engines and latencies are all {found['sigmas']:.3g} sigmas slower."
+    said = f"{taken} more than the best plan with engines and laws as they stand, whose {kept}.{as_if}"
+    return {f"{percent(found['asked'])} confidence costs": said}
 
 
 def doubts_said(plan: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ from fleetopt_jax.report.style import (
 from fleetopt_jax.report.tables import new_table
 from fleetopt_jax.report.words import (
     QUANTITIES,
+    chance,
     instance_said,
     listed,
 )
@@ -314,6 +315,7 @@ AXIS_SHOWN: Mapping[str, str] = {  # what is swept
     "max-num-seqs": "sequences an instance runs",
     "tp": "GPUs an instance",
     "pools": "most pools",
+    "confidence": "P(limits hold), at least",
 }
 _AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
     "workload-rate": "{} requests/s",
@@ -325,6 +327,7 @@ _AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
     "max-num-seqs": "{} sequences an instance",
     "tp": "{} GPUs an instance",
     "pools": "at most {} pools",
+    "confidence": "{} probability",
 }
 _PANELS = {
     "tok_per_j": "output tokens\nper joule",
@@ -336,15 +339,18 @@ _PANELS = {
 def axis_table(document: Mapping[str, Any]) -> RenderableType:
     """The optimum at each value."""
     name = document["axis"]["name"]
-    table = new_table(AXIS_SHOWN[name], "tok/J", "Power", "Cost", "P99 TTFT", *_FLEET_COLUMNS)
+    sure = any(row["plan"].get("holds") for row in document["rows"])
+    holds = ["Holds"] if sure else []
+    table = new_table(AXIS_SHOWN[name], *holds, "tok/J", "Power", "Cost", "P99 TTFT", *_FLEET_COLUMNS)
     for row in document["rows"]:
         plan = row["plan"]
         if plan["metrics"] is None:
-            table.add_row(f"{row['value']:,g}", *["-"] * 6, "no fleet holds the limits", "-")
+            table.add_row(f"{row['value']:,g}", *["-"] * (6 + len(holds)), "no fleet holds the limits", "-")
             continue
         metrics, gain = plan["metrics"], plan["metrics"]["gain_vs_homogeneous"]
         table.add_row(
             f"{row['value']:,g}",
+            *([chance(plan["holds"]["probability"])] if sure else []),
             f"{metrics['tok_per_j']:.4g}",
             f"{metrics['power_w'] / KW:,.1f} kW",
             _value("usd_per_h", metrics["usd_per_h"]),
@@ -354,6 +360,7 @@ def axis_table(document: Mapping[str, Any]) -> RenderableType:
             *_pools(plan["pools"]),
         )
     note = "Gain: tokens per joule over the best one-pool fleet at the same value; -: no such fleet holds the limits."
+    note += " Holds: the probability that the limits do, under the errors of engines and laws." if sure else ""
     return Group(Text(axis_takeaway(document), style="bold"), table, Text(note, style="dim"))
 
 
@@ -371,7 +378,8 @@ def axis_takeaway(document: Mapping[str, Any]) -> str:
     def said(row: Mapping[str, Any]) -> str:
         gain = row["plan"]["metrics"]["gain_vs_homogeneous"]
         worth = "" if gain is None else f" ({gain:.2f}x one pool)"
-        return f"{row['plan']['metrics']['tok_per_j']:.3g} tok/J{worth} at {at(row)}"
+        gpus = f"{row['plan']['metrics']['n_gpus']:,} GPUs, " if name == "confidence" else ""
+        return f"{gpus}{row['plan']['metrics']['tok_per_j']:.3g} tok/J{worth} at {at(row)}"
 
     ends = f"{said(first)}; {said(last)}" if last is not first else said(first)
     missing = [at(row) for row in document["rows"] if not row["plan"]["metrics"]]
@@ -385,13 +393,13 @@ def axis_csv(document: Mapping[str, Any]) -> str:
         metrics = row["plan"]["metrics"] or {}
         rows.append(
             [
-                *(row["value"], row["plan"]["status"]),
+                *(row["value"], row["plan"]["status"], row["plan"].get("holds", {}).get("probability")),
                 *(metrics.get(name) for name in CSV_METRICS),
                 *_pool_columns(row["plan"]),
             ]
         )
     name = document["axis"]["name"].replace("-", "_")
-    return _csv([name, "status", *CSV_METRICS, *(f"pool_{each}" for each in CSV_POOLS)], rows)
+    return _csv([name, "status", "hold_probability", *CSV_METRICS, *(f"pool_{each}" for each in CSV_POOLS)], rows)
 
 
 @styled

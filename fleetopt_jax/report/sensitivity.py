@@ -139,7 +139,8 @@ def sensitivity_table(document: Mapping[str, Any]) -> RenderableType:
         "sized anew. --json has every input by its path.",
         "Instances and slots are taken as real numbers; windows, gamma and lengths move traffic as a router of "
         "log-width 0.05 would.",
-        "Intervals: errors of the engines' step, power and prefill alone; sampled and linear part near a limit.",
+        "Intervals: errors of the engines' step, power and prefill alone; sampled and linear part near a limit. "
+        "Whether limits hold: the errors of the laws of latency too.",
     ]
     parts.append(Text("\n".join(notes), style="dim"))
     return Group(*parts)
@@ -170,7 +171,7 @@ def _takeaway(document: Mapping[str, Any]) -> str:
     within = f"between {low} and {high} with {percent(document['intervals']['level'])} probability"
     within = "whatever the engines' errors" if low == high == value else within
     return (
-        f"{sentence(shown.title)} {value} {shown.unit}, {within}; all latency and load limits hold with "
+        f"{sentence(shown.title)} {value} {shown.unit}, {within}; all latency limits hold with "
         f"{percent(document['intervals']['hold_probability'])} probability."
     )
 
@@ -303,30 +304,63 @@ def _tornado_takeaway(document: Mapping[str, Any], ranked: Sequence[Mapping[str,
 
 
 def robust_table(found: Mapping[str, Any]) -> RenderableType:
-    """The chosen plan beside the nominal one, and the other candidates."""
-    what = (
-        f"{found['level']:.0%} quantile"
-        if found["measure"] == "quantile"
-        else f"CVaR of the worst {found['level']:.0%}"
-    )
-    title = f"Robust: {what} of tok/J over {found['n_scenarios']:,} draws of the engines' errors"
-    if len(found["workloads"]) > 1:
+    """By which rule the plan was chosen, from which candidates, and what becomes of it scenario by scenario."""
+    title = f"Robust: {_measure(found)} of tok/J over {found['n_scenarios']:,} draws of the errors of engines and laws"
+    several = len(found["workloads"]) > 1
+    if several:
         title += f" x {', '.join(found['workloads'])}"
-    table = new_table("", "Optimum of", "Score", "Mean", "As planned", "Limits hold", "GPUs", "Windows", title=title)
+    names = [f"in {name}" for name in found["workloads"]] if several else []
+    columns = ("", "Windows of", "Sized for", "Score", "Mean", "As planned", "Holds", *names, "GPUs", "Windows")
+    table = new_table(*columns, title=title)
     for each in found["candidates"]:
-        marks = [name for name in ("chosen", "nominal") if each["origin"] == found[name]["origin"]]
+        marks = [name for name in ("chosen", "nominal") if _named(each) == _named(found[name])]
         table.add_row(
             ", ".join(marks),
             each["origin"],
+            "as found" if each["sized_for"] is None else percent(each["sized_for"]),
             *(f"{each[name]:.4g}" for name in ("score", "mean_tok_per_j", "tok_per_j")),
-            f"{each['hold_share']:.0%}",
+            percent(each["hold_share"]),
+            *(percent(share) for share in (each["hold_share_by_workload"] if several else ())),
             f"{each['n_gpus']:,}",
             " / ".join(f"{window:,.0f}" for window in each["window_tokens"]),
         )
-    held = found["chosen"]["hold_share"]
-    short = "" if held >= 1.0 - found["level"] else f" No candidate holds in {1.0 - found['level']:.0%} of them."
-    note = f"The chosen plan holds its limits as planned, and in {held:.0%} of the scenarios.{short}"
-    return Group(table, Text(note, style="dim"))
+    return Group(Text(rule_said(found)), table, _scenarios_table(found["scenarios"]))
+
+
+def _named(candidate: Mapping[str, Any]) -> tuple[str, float | None]:
+    return candidate["origin"], candidate["sized_for"]
+
+
+def _measure(found: Mapping[str, Any]) -> str:
+    level = percent(found["level"])
+    return f"{level} quantile" if found["measure"] == "quantile" else f"CVaR of the worst {level}"
+
+
+def rule_said(found: Mapping[str, Any]) -> str:
+    """Why the plan was chosen."""
+    chosen, share = found["chosen"], percent(1.0 - found["level"])
+    held, planned = percent(chosen["hold_share"]), percent(found["nominal"]["hold_share"])
+    able = sum(each["hold_share"] >= 1.0 - found["level"] - 1e-9 for each in found["candidates"])
+    if found["rule"] == "score":
+        why = f"of {able} that hold in {share} of the scenarios, it has the best {_measure(found)} of tok/J"
+    else:
+        why = f"none holds in {share} of the scenarios, and it holds in most"
+    return (
+        f"Chosen of {len(found['candidates'])} candidates that hold their limits as planned: {why}. It holds "
+        f"in {held}, the plan for engines and laws as they stand in {planned}."
+    )
+
+
+def _scenarios_table(scenarios: Mapping[str, Sequence[Mapping[str, Any]]]) -> RenderableType:
+    """What becomes of the fleets in a few scenarios: whether the limits hold, and tokens per joule."""
+    fleets = [name for name in ("chosen", "nominal", "one_pool") if name in scenarios]
+    title = "Scenario by scenario: whether the limits hold, and tok/J (0: overloaded)"
+    heads = {"chosen": "Chosen", "nominal": "As planned", "one_pool": "One pool"}
+    table = new_table("Traffic", "Slower by", *(heads[name] for name in fleets), title=title)
+    for row in zip(*(scenarios[name] for name in fleets), strict=True):
+        cells = [f"{'holds' if each['holds'] else 'fails'}, {each['tok_per_j']:.3g}" for each in row]
+        table.add_row(row[0]["workload"], f"{row[0]['sigmas']:g} sigma" if row[0]["sigmas"] else "as it stands", *cells)
+    return table
 
 
 def robust_plan_table(document: Mapping[str, Any]) -> RenderableType:

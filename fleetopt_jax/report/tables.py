@@ -114,7 +114,9 @@ def _stacked(answers: Table) -> RenderableType:
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     """What to buy, where to split, what it saves; then the pools; then what it rests on."""
     if plan["metrics"] is None:
-        return Text(f"No fleet holds the limits ({plan['search']['n_evaluated']:,} candidates).")
+        binding = plan.get("binding") or {}
+        as_often = f" with {percent(binding['asked'])} probability" if binding.get("limit") == "confidence" else ""
+        return Text(f"No fleet holds the limits{as_often} ({plan['search']['n_evaluated']:,} candidates).")
     metrics = plan["metrics"]
     pools = plan["pools"]
     table = new_table("Pool", *(str(number) for number in range(1, len(pools) + 1)))

@@ -39,6 +39,7 @@ QUANTITIES = {  # by their fields: metrics of a plan and numbers of its SLO
 _BROKEN = {  # limits a plan may break that no number of its SLO is, or that are called otherwise there
     "max_gpus": Quantity("number of GPUs", ""),
     "utilization": Quantity("load of the busiest pool", "%", 0.01),
+    "confidence": Quantity("probability that the limits hold", "%", 0.01),
     "unserved_frac": Quantity("share of requests that no pool accepts", "%", 0.01),
     "window_tokens": Quantity("window that fits into an engine's KV cache", "tokens"),
 }
@@ -283,6 +284,13 @@ def latency(seconds: float | None) -> str:
 def percent(share: float | None, digits: int = 0) -> str:
     """'85 %'; of a load without bound 'overload'."""
     return "overload" if share is None else f"{100.0 * share:.{digits}f} %"
+
+
+def chance(probability: float) -> str:
+    """'42 %'; never quite 0 or 100, which a thousand draws cannot tell."""
+    if probability > 0.995:
+        return "over 99 %"
+    return percent(probability) if probability >= 0.005 else "under 1 %"
 
 
 def factor(gain: float) -> str:

@@ -10,6 +10,7 @@ from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import plan_of
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.cli.verdicts import pool_map_of, say_broken, say_repaired
+from fleetopt_jax.documents.confidence import plan_holding_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.repair import repair_to_json, repaired_to_json
 from fleetopt_jax.report import tables
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> Answer:
         shown, more = plan, {}
         if options.repair:
             say(options, "the plan holds its limits: there is nothing to repair")
-    document = plan_to_json(shown, layout, path=options.out) | more
+    document = plan_to_json(shown, layout, path=options.out) | more | {"holds": plan_holding_to_json(shown)}
     if "repaired" in document:
         say_repaired(options, document)
     elif plan.binding:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Search
+from fleetopt_jax._optimize.confidence import confident
+from fleetopt_jax._optimize.plan import Infeasible, Plan, without_proof
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.robust import require_window, robust
 from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
@@ -23,6 +24,7 @@ from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
 from fleetopt_jax.cli.verdicts import help_said, pool_map_of, why
 from fleetopt_jax.core.errors import BadField, BadInput
+from fleetopt_jax.documents.confidence import confident_to_json, plan_holding_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
 from fleetopt_jax.documents.simulation import outcome_to_json
@@ -42,34 +44,46 @@ def run(options: argparse.Namespace) -> Answer:
             "does not divide the KV cache by TP): part of the difference between these GPUs is the model's",
         )
     tomorrow = _tomorrow(options, problem)
+    if options.confidence and options.robust:
+        raise BadInput("--confidence", "not read with --robust", "give one: --robust-level 0.1 asks for 90 % by itself")
     with progress(options, f"Searching ({method})") as step:
         plan = optimize(problem, method, step)
     if isinstance(plan, Infeasible):
         say(options, f"infeasible: {why(plan.binding)}{help_said(options, plan)}")
         return Answer(plan_to_json(plan, layout, path=options.out), tables.plan_table, INFEASIBLE)
-    extras: dict[str, Any] = {"command": command_said(options)}
+    extras: dict[str, Any] = {"command": command_said(options), "seed": options.seed}
     table = tables.plan_table
-    if options.robust or options.verify:
-        extras["seed"] = options.seed
+    if options.confidence:
+        plan, found = _surer(options, plan)
+        if isinstance(plan, Infeasible):
+            return Answer(plan_to_json(plan, layout, path=options.out), table, INFEASIBLE)
+        extras |= found
     if options.robust:
         from fleetopt_jax.report.sensitivity import robust_plan_table as table
 
         plan, found = _robust(options, problem, plan, tomorrow)
         extras |= found
     if not options.verify:
+        extras["holds"] = plan_holding_to_json(plan, options.seed)
         return Answer(plan_to_json(plan, layout, path=options.out) | extras, table, OK, pool_map_of(plan))
     from fleetopt_jax.report.simulation import verified_plan_table
 
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         say(options, "infeasible: no fleet that was simulated holds the limits")
-    document = plan_to_json(plan, layout, path=options.out) | extras | {"verified": verified}
+    extras |= {"holds": plan_holding_to_json(plan, options.seed), "verified": verified}
+    document = plan_to_json(plan, layout, path=options.out) | extras
     return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
 
 
-def without_proof(search: Search) -> Search:
-    """The search, less what it proved of the fleet it found: another one is taken."""
-    return dataclasses.replace(search, lower_bound=None, gap=None)
+def _surer(options: argparse.Namespace, nominal: Plan) -> tuple[Plan | Infeasible, dict[str, Any]]:
+    """The plan that holds with the confidence asked for, and what that costs; what no fleet does is said on stderr."""
+    with progress(options, "Sizing for confidence"):
+        found = confident(nominal, options.confidence, seed=options.seed)
+    if isinstance(found, Infeasible):
+        say(options, f"infeasible: {why(found.binding)}")
+        return found, {}
+    return found.plan, {"confidence": confident_to_json(found)}
 
 
 def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, Workload]]:
@@ -112,7 +126,8 @@ def _robust(
             f"no candidate holds the limits in {1.0 - found.level:.0%} of the scenarios; "
             f"the chosen one does in {found.chosen.hold_share:.0%}",
         )
-    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=without_proof(nominal.search))
+    search = dataclasses.replace(without_proof(nominal.search), by_pools=(), candidates="those of the robust choice")
+    chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=search)
     return chosen, {"robust": robust_to_json(found)}
 
 
