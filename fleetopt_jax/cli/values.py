@@ -153,6 +153,31 @@ class NumberOrAuto(Kind):
 
 
 @dataclass(frozen=True)
+class NumberOrText(Kind):
+    """A number, or a text that is none: the name of a thing or of a file."""
+
+    of: Number
+    texts: str  # which, in words
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.of.allowed}, {self.texts}"
+
+    def parse(self, text: str) -> float | str:
+        try:
+            float(text)
+        except ValueError:
+            return text
+        return self.of.parse(text, f", {self.texts}")
+
+    def typed(self, kept: Any) -> str:
+        return kept if isinstance(kept, str) else self.of.typed(kept)
+
+    def each(self, kept: Any, change: Callable[[str], str]) -> Any:
+        return change(kept) if isinstance(kept, str) else kept
+
+
+@dataclass(frozen=True)
 class Text(Kind):
     """A name or another text; a scenario's has 1 to `most` of the `letters`, a regular expression's set."""
 

@@ -149,8 +149,8 @@ def thinned(reuse: WorkingSet, kept: ArrayLike) -> WorkingSet:
 def settled_place(next_place: Callable[[Array], Array], last: ArrayLike) -> Array:
     """The least place that leads to itself: more found, less prefill, fewer in flight, more cache, more found.
 
-    `next_place` must not fall, so that places reached from 0, an empty cache, climb to the least fixed point; of several
-    it is the one that a fleet gets to by itself. Gradients go through it implicitly.
+    `next_place` must not fall, so that places reached from 0, an empty cache, climb to the least fixed point; of
+    several it is the one that a fleet gets to by itself. Gradients go through it implicitly.
     """
 
     def solve(residual: Callable[[Array], Array], start: Array) -> Array:

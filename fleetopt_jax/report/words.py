@@ -128,6 +128,7 @@ _DISPATCHES = {
     "jsq": "a pool sends each request to its instance with the fewest in flight",
     "round_robin": "a pool sends requests to its instances in turn",
     "random": "a pool sends requests to its instances at random",
+    "affinity": "a pool sends requests that begin alike to one instance",
 }
 
 
@@ -141,7 +142,19 @@ def choices_said(plan: Mapping[str, Any]) -> list[str]:
         elif choice != "integration":
             text = _CHOICES.get(choice, {}).get(name)
             texts.append(text.format(share=plan["output_share"]) if text else f"{choice.replace('_', ' ')}: {name}")
-    return texts
+    return [*texts, prefix_said(plan)]
+
+
+def prefix_said(plan: Mapping[str, Any]) -> str:
+    """What is found of prompts in the KV cache."""
+    reused = plan["workload"].get("reused_frac")
+    most = "" if reused is None else f" of the {percent(reused)} of their tokens that were in others before"
+    found = plan.get("prefix_cache")
+    if not found:
+        return f"prompts find nothing{most} in a prefix cache"
+    if found["name"] == "constant":
+        return f"prompts find {percent(found['hit_frac'])} of their tokens in a prefix cache"
+    return f"prompts find in a prefix cache what the KV memory keeps{most}"
 
 
 def engines_said(plan: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from fleetopt_jax.core.errors import BadInput
 
 BLOCK_TOKENS = 512  # of a hash, as Mooncake and Dynamo write them
+SESSION_BLOCK_TOKENS = 64  # that sessions are cut into: near the 16 of a KV block, and a quarter of the work
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Uses:
     """Every use of a block, request by request. Arrays [M]."""
 
     request: np.ndarray
-    tokens: np.ndarray  # of the block that are this prompt's
+    tokens: np.ndarray  # of the block that are this prompt's; 0 of what is only written
     age_requests: np.ndarray  # since it was last used; inf where it never was
     previous: np.ndarray  # the request that did; -1 where none
     before: np.ndarray  # uses of the block before, all of them
@@ -48,7 +49,7 @@ class Uses:
 
 def uses_of(blocks: Blocks, prompt_tokens: np.ndarray) -> Uses:
     """The uses of the blocks of prompts [n]."""
-    request, n = blocks.request, len(blocks.counts)
+    request = blocks.request
     order = np.argsort(blocks.ids, kind="stable")  # by block, then by request
     ids, at = blocks.ids[order], request[order]
     again = np.flatnonzero(ids[1:] == ids[:-1]) + 1
@@ -57,11 +58,8 @@ def uses_of(blocks: Blocks, prompt_tokens: np.ndarray) -> Uses:
     first = np.maximum.accumulate(np.where(np.diff(ids, prepend=-1) != 0, np.arange(len(ids)), 0))
     before = np.empty(len(ids), int)
     before[order] = np.arange(len(ids)) - first
-    tokens = np.full(len(ids), float(blocks.block_tokens))
-    some = blocks.counts > 0
-    last = (np.cumsum(blocks.counts) - 1)[some]
-    tokens[last] = np.minimum(prompt_tokens[some] - blocks.block_tokens * (blocks.counts[some] - 1.0), tokens[last])
-    assert n == len(prompt_tokens)
+    depth = np.arange(len(ids)) - np.repeat(np.cumsum(blocks.counts) - blocks.counts, blocks.counts)
+    tokens = np.clip(prompt_tokens[request] - blocks.block_tokens * depth, 0.0, blocks.block_tokens)
     return Uses(request, tokens, np.where(previous >= 0, request - previous, np.inf), previous, before)
 
 
@@ -101,21 +99,26 @@ def _likely_size(counts: np.ndarray, prompt_tokens: np.ndarray) -> str:
     return ""
 
 
-def blocks_of_sessions(sessions: np.ndarray, prompt_tokens: np.ndarray, block_tokens: int = BLOCK_TOKENS) -> Blocks:
+def blocks_of_sessions(
+    sessions: np.ndarray,
+    prompt_tokens: np.ndarray,
+    output_tokens: np.ndarray,
+    block_tokens: int = SESSION_BLOCK_TOKENS,
+) -> Blocks:
     """The blocks that sessions [n] tell of (equal numbers are one session; -1 is none), where no hashes are known.
 
-    A turn whose prompt is not shorter than that of the turn before begins with it, in whole blocks; one that is shorter
-    begins anew. What the turn before answered is not counted: hashes of prompts do not know it either.
+    A turn whose prompt is not shorter than that of the turn before begins with it and with its answer, in whole blocks;
+    one that is shorter begins anew. Blocks of an answer are no prompt tokens of the turn that it answers.
     """
-    counts = np.ceil(prompt_tokens / block_tokens).astype(int)
-    shared = np.zeros(len(counts), int)
+    counts = np.ceil((prompt_tokens + output_tokens) / block_tokens).astype(int)
     previous = np.full(len(counts), -1)
     order = np.argsort(sessions, kind="stable")
     turn = np.flatnonzero((sessions[order][1:] == sessions[order][:-1]) & (sessions[order][1:] >= 0)) + 1
     previous[order[turn]] = order[turn - 1]
     goes_on = previous >= 0
     goes_on[goes_on] = prompt_tokens[goes_on] >= prompt_tokens[previous[goes_on]]
-    shared[goes_on] = (prompt_tokens[previous[goes_on]] // block_tokens).astype(int)
+    said = (prompt_tokens + output_tokens)[previous] // block_tokens
+    shared = np.where(goes_on, np.minimum(said, np.ceil(prompt_tokens / block_tokens)), 0).astype(int)
     ends = np.cumsum(counts)
     ids = np.arange(ends[-1])
     for i in np.flatnonzero(shared):

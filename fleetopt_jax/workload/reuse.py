@@ -71,6 +71,12 @@ class HitCurve:
         return 1.0 - self.n_unique / self.n_blocks
 
 
+def mean_reused_tokens(workload: Workload) -> Array:
+    """What a cache that forgets nothing would find of a prompt, in the mean [tokens]; 0 where nothing is known."""
+    weight = np.asarray(workload.weight)
+    return weight @ np.asarray(workload.reuse.cached_tokens)[:, -1] if workload.reuse else 0.0 * weight[0]
+
+
 # --- from blocks ------------------------------------------------------------------------------------------------------
 
 
@@ -161,8 +167,8 @@ def hit_curve(blocks: Blocks, prompt_tokens: np.ndarray) -> HitCurve:
     """The curve of a trace, by the law at every age it has; and what the grid of the atoms changes."""
     uses, n = uses_of(blocks, prompt_tokens), len(prompt_tokens)
     exact = _ages_of(n, uses)
-    in_blocks, in_tokens = (_stream(uses, weight, exact, n) for weight in (np.ones(len(uses.request)), uses.tokens))
-    n_unique = int(np.count_nonzero(np.isinf(uses.age_requests)))
+    in_blocks, in_tokens = (_stream(uses, weight, exact, n) for weight in (uses.tokens > 0, uses.tokens))
+    n_unique = int(np.count_nonzero(np.isinf(uses.age_requests) & (uses.tokens > 0)))
     sizes = np.geomspace(min(max(0.001 * n_unique, 1.0), n_unique), n_unique, CURVE_POINTS)
     ages = np.interp(sizes, np.asarray(resident_tokens(in_blocks)), exact)
     on_grid = _stream(uses, uses.tokens, age_grid(n), n)
@@ -172,7 +178,7 @@ def hit_curve(blocks: Blocks, prompt_tokens: np.ndarray) -> HitCurve:
     return HitCurve(
         block_tokens=blocks.block_tokens,
         source=blocks.source,
-        n_blocks=len(uses.request),
+        n_blocks=int(np.count_nonzero(uses.tokens)),
         n_unique=n_unique,
         cache_tokens=tuple((sizes * blocks.block_tokens).tolist()),
         age_requests=tuple(ages.tolist()),
@@ -185,7 +191,7 @@ def hit_curve(blocks: Blocks, prompt_tokens: np.ndarray) -> HitCurve:
 def stream_of(blocks: Blocks, prompt_tokens: np.ndarray, *, in_blocks: bool = False) -> WorkingSet:
     """The reuse of a whole trace at every age it has, of its tokens, or with every block counted as one token."""
     uses, n = uses_of(blocks, prompt_tokens), len(prompt_tokens)
-    return _stream(uses, np.ones(len(uses.request)) if in_blocks else uses.tokens, _ages_of(n, uses), n)
+    return _stream(uses, uses.tokens > 0 if in_blocks else uses.tokens, _ages_of(n, uses), n)
 
 
 def _ages_of(n: int, uses: Uses) -> np.ndarray:

@@ -191,13 +191,18 @@ def free_tokens(state: "StageState", n_active: Array) -> Array:
     return jnp.maximum(BLOCK_TOKENS * kv.n_blocks - n_active * (state.load.context_tokens + kv.fixed_tokens), 0.0)
 
 
+def not_searched() -> BadInput:
+    """The refusal of a search."""
+    return BadField(
+        "prefix_hit",
+        "what is found depends on instances and memory, which no search takes into account yet",
+        "search with a share, then evaluate the plan with its trace or curve",
+    )
+
+
 def _reuse_of(traffic: "PoolTraffic") -> "LaneReuse":
     if traffic.reuse is None:
-        raise BadInput(
-            "prefix cache 'working_set'",
-            "what is found depends on instances and memory, which no search takes into account yet",
-            "search with a constant share, or evaluate a given plan with it",
-        )
+        raise not_searched()
     return traffic.reuse
 
 
