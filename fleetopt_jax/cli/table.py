@@ -1095,7 +1095,7 @@ _FIGURES = (
     _figure("power and tokens per joule over the batch", "engine"),
     _figure("fit and residuals", "calibrate"),
     _figure("curves over the requests in flight, and predicted against measured,", "predict"),
-    _figure("the rate by hour", "trace"),
+    _figure("the rate by hour, and what prefix caches would find", "trace"),
     Option(
         name="csv",
         kind=Text(),
