@@ -79,7 +79,7 @@ def sizes(trace: Trace) -> list[tuple]:
     requests, blocks = requests_of(trace), trace.blocks
     n_unique = len(np.unique(blocks.ids))
     exact = stream_of(blocks, trace.prompt_tokens, in_blocks=True)
-    ages = age_grid(len(requests))
+    ages = age_grid(len(requests), uses_of(blocks, trace.prompt_tokens))
     reused = np.interp(ages, exact.age_requests, exact.reused_tokens)
     grid = make_working_set(age_requests=ages, prompt_tokens=float(exact.prompt_tokens), reused_tokens=reused)
     rows = []

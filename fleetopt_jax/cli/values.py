@@ -42,6 +42,7 @@ class Kind:
     """What most kinds do: a scenario has the value as it is, and `str` types it."""
 
     unit = ""  # of a number
+    names_more = False  # whether it may be more than the name or the file it is given as
 
     @property
     def allowed(self) -> str:
@@ -158,6 +159,7 @@ class NumberOrText(Kind):
 
     of: Number
     texts: str  # which, in words
+    names_more = True
 
     @property
     def allowed(self) -> str:

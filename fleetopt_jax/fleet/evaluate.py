@@ -157,11 +157,7 @@ def pool_metrics(
     """
     assumptions, surroundings = setting.assumptions, setting.surroundings
 
-    def run(traffic: PoolTraffic) -> tuple[StageState, Operation]:
-        load = stage_load(engine, traffic, window_tokens, setting)
-        state = stage_state(engine, traffic, load, n_instances, setting)
-        return state, assumptions.occupancy.operate(state)
-
+    run = partial(_running, engine, window_tokens, n_instances, setting)
     traffic = assumptions.prefix_cache.met(engine, traffic, n_instances, setting, run)
     state, operation = run(traffic)
     load = state.load
@@ -205,6 +201,15 @@ def pool_metrics(
         ttft=delay.ttft,
         itl=delay.itl,
     )
+
+
+def _running(
+    engine: Engine, window_tokens: ArrayLike, n_instances: ArrayLike, setting: Setting, traffic: PoolTraffic
+) -> tuple[StageState, Operation]:
+    """The state of a stage, and how it runs."""
+    load = stage_load(engine, traffic, window_tokens, setting)
+    state = stage_state(engine, traffic, load, n_instances, setting)
+    return state, setting.assumptions.occupancy.operate(state)
 
 
 def with_quantiles(pools: PoolMetrics) -> PoolMetrics:

@@ -94,7 +94,7 @@ def age_place(reuse: WorkingSet, cache_tokens: ArrayLike) -> Array:
 
 def _place(rising: Array, x: ArrayLike) -> Array:
     """Where `x` lies among rising values [A], straight between two."""
-    last = len(rising) - 1
+    rising, last = jnp.asarray(rising), len(rising) - 1
     at = jnp.searchsorted(jax.lax.stop_gradient(rising), jax.lax.stop_gradient(jnp.asarray(x)), side="right")
     k = jnp.clip(at - 1, 0, last - 1)
     left, right = rising[k], rising[k + 1]
@@ -104,8 +104,10 @@ def _place(rising: Array, x: ArrayLike) -> Array:
 def at_place(values: T, place: ArrayLike) -> T:
     """Values of the ages [A, ...], each leaf of a record, at a real place among them: straight between two."""
 
+    whole = jax.lax.stop_gradient(jnp.asarray(place)).astype(int)
+
     def at(x: Array) -> Array:
-        k = jnp.clip(jax.lax.stop_gradient(place).astype(int), 0, len(x) - 2)
+        x, k = jnp.asarray(x), jnp.clip(whole, 0, len(x) - 2)
         return x[k] + (place - k) * (x[k + 1] - x[k])
 
     return jax.tree.map(at, values)

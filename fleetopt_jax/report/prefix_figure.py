@@ -1,7 +1,7 @@
 """What caches would find of a trace's prompts as a figure, of the document of `fleetopt trace`."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -23,7 +23,7 @@ def trace_figure(document: Mapping[str, Any]) -> Figure:
         draw_prefix(figure, document)
         return figure
     figure = new_figure(9.2, 10.4)
-    above, below = figure.subfigures(2, 1, height_ratios=(6.0, 4.4))
+    above, below = cast(Sequence[FigureBase], figure.subfigures(2, 1, height_ratios=(6.0, 4.4)))
     draw_rates(above, document)
     draw_prefix(below, document)
     return figure

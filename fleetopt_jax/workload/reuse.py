@@ -21,7 +21,7 @@ from fleetopt_jax.laws.prefix_cache import WorkingSet, make_working_set, residen
 from fleetopt_jax.workload.atoms import Workload, mean_tokens
 from fleetopt_jax.workload.blocks import Blocks, Uses, uses_of
 
-N_AGES = 32  # of the grid: a third between two in a trace of ten thousand requests
+N_AGES = 32  # of the grid, at most
 N_CELLS = 48  # of lengths of a reuse
 SHARES = 2.0 ** -np.arange(11)  # of the uses that a cache sees
 CHUNK = 2**18  # requests whose features are made at once
@@ -71,24 +71,32 @@ class HitCurve:
         return 1.0 - self.n_unique / self.n_blocks
 
 
-def mean_reused_tokens(workload: Workload) -> Array:
+def mean_reused_tokens(workload: Workload) -> float:
     """What a cache that forgets nothing would find of a prompt, in the mean [tokens]; 0 where nothing is known."""
-    weight = np.asarray(workload.weight)
-    return weight @ np.asarray(workload.reuse.cached_tokens)[:, -1] if workload.reuse else 0.0 * weight[0]
+    if workload.reuse is None:
+        return 0.0
+    return float(np.asarray(workload.weight) @ np.asarray(workload.reuse.cached_tokens)[:, -1])
 
 
 # --- from blocks ------------------------------------------------------------------------------------------------------
 
 
-def age_grid(n_requests: int, n_ages: int = N_AGES) -> np.ndarray:
-    """Ages from 0 and 1 request to all of them, in even ratios."""
-    return np.unique(np.concatenate([[0.0], np.round(np.geomspace(1.0, max(n_requests, 2), n_ages - 1), 6)]))
+def age_grid(n_requests: int, uses: Uses, n_ages: int = N_AGES) -> np.ndarray:
+    """Ages from 0 and 1 request to all of them, half in even ratios, half where as much is used again between two."""
+    again = np.isfinite(uses.age_requests)
+    ages, order = uses.age_requests[again], np.argsort(uses.age_requests[again], kind="stable")
+    rank = np.cumsum(uses.tokens[again][order])
+    n_even = n_ages // 2
+    even = np.round(np.geomspace(1.0, max(n_requests, 2), n_even))
+    shares = np.arange(1, n_ages - n_even) / (n_ages - n_even) * (rank[-1] if len(rank) else 0.0)
+    some = ages[order][np.searchsorted(rank, shares)] if len(rank) else even
+    return np.unique(np.concatenate([[0.0], even, some]))
 
 
 def reuse_of(blocks: Blocks, prompt_tokens: np.ndarray, total_tokens: np.ndarray, atom: np.ndarray) -> Reuse:
     """The features of atoms, of the blocks of requests [n] and the atom that each of them is in, 0, 1, ... J - 1."""
     uses, n, n_atoms = uses_of(blocks, prompt_tokens), len(prompt_tokens), int(atom.max()) + 1
-    ages = age_grid(n)
+    ages = age_grid(n, uses)
     bins = np.searchsorted(ages, uses.age_requests)  # len(ages) for what was never used before
     mass = np.bincount(atom, minlength=n_atoms)
     first, second = _by_age(uses, bins, prompt_tokens, atom, len(ages))
@@ -171,7 +179,7 @@ def hit_curve(blocks: Blocks, prompt_tokens: np.ndarray) -> HitCurve:
     n_unique = int(np.count_nonzero(np.isinf(uses.age_requests) & (uses.tokens > 0)))
     sizes = np.geomspace(min(max(0.001 * n_unique, 1.0), n_unique), n_unique, CURVE_POINTS)
     ages = np.interp(sizes, np.asarray(resident_tokens(in_blocks)), exact)
-    on_grid = _stream(uses, uses.tokens, age_grid(n), n)
+    on_grid = _stream(uses, uses.tokens, age_grid(n, uses), n)
     fine = np.asarray(resident_tokens(in_tokens))
     coarse = np.interp(fine, np.asarray(resident_tokens(on_grid)), np.asarray(on_grid.reused_tokens))
     mean = float(in_tokens.prompt_tokens)
@@ -214,7 +222,7 @@ def _shares_at(stream: WorkingSet, ages: np.ndarray) -> tuple[float, ...]:
 # --- from a curve -----------------------------------------------------------------------------------------------------
 
 
-def with_curve(workload: Workload, cache_tokens: ArrayLike, hit_frac: ArrayLike) -> Workload:
+def with_hit_curve(workload: Workload, cache_tokens: ArrayLike, hit_frac: ArrayLike) -> Workload:
     """The workload whose prompts find so large a share of themselves in a cache of so many tokens [A], each alike.
 
     The curve is of one cache that serves all requests. It does not say which lengths meet: both ends of a reuse are

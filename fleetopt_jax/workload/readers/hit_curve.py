@@ -8,9 +8,9 @@ from typing import Any
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import parse_json, read_bytes
 from fleetopt_jax.workload.atoms import Workload
-from fleetopt_jax.workload.reuse import with_age_curve, with_curve
+from fleetopt_jax.workload.reuse import with_age_curve, with_hit_curve
 
-SIZES = {"cache_tokens": with_curve, "age_s": with_age_curve}
+SIZES = {"cache_tokens": with_hit_curve, "age_s": with_age_curve}
 SHARES = ("hit_token_frac", "hit_frac")  # the first that is there
 NEED = "need columns cache_tokens or age_s, and hit_frac, as fleetopt trace --json has them in its prefix.curve"
 
