@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple
 
 from fleetopt_jax.cli.values import Kind, flag
 
-
 FILES = {"read": "a file", "named": "a name or a file", "written": "a file"}
 
 

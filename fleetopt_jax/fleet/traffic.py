@@ -158,16 +158,21 @@ def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
 
 def _reuse_read(workload: Workload, prompt_tokens: Array, assumptions: Assumptions) -> Reuse | None:
     """The reuse of the prompts as the assumptions have them, where they read it."""
+    check_prefix_cache(workload, assumptions)
+    if workload.reuse is None or not assumptions.prefix_cache.reads_reuse:
+        return None
+    return workload.reuse.scaled(prompt_tokens / workload.prompt_tokens)
+
+
+def check_prefix_cache(workload: Workload, assumptions: Assumptions) -> None:
+    """Refuse a prefix cache that spares nothing, or of which nothing is known."""
     if assumptions.prefix_cache.finds and assumptions.prefill.chunks_are_free:
         raise ValueError("need the prefill 'compute' for a prefix cache: prompts that ride along free spare nothing")
-    if not assumptions.prefix_cache.reads_reuse:
-        return None
-    if workload.reuse is None:
+    if assumptions.prefix_cache.reads_reuse and workload.reuse is None:
         raise ValueError(
-            "need a workload whose reuse is known for the prefix cache 'working_set': of a trace with block "
-            "hashes or sessions, or with a hit curve"
+            "need a workload whose reuse is known for a prefix cache of the working set: of a trace with block hashes "
+            "or sessions, or with a hit curve"
         )
-    return workload.reuse.scaled(prompt_tokens / workload.prompt_tokens)
 
 
 def served_features(prefill: Prefill, atoms: Atoms, assumptions: Assumptions) -> ServedSums:

@@ -193,8 +193,8 @@ def free_tokens(state: "StageState", n_active: Array) -> Array:
 
 def not_searched() -> BadInput:
     """The refusal of a search."""
-    return BadField(
-        "prefix_hit",
+    return BadInput(
+        "a prefix cache of the working set",
         "what is found depends on instances and memory, which no search takes into account yet",
         "search with a share, then evaluate the plan with its trace or curve",
     )
