@@ -165,6 +165,8 @@ def _plan(
     kept = fleet_of([fleet.engines[k] for k in used], windows, gammas, n, fleet.surroundings)
     if found is not None and found.homogeneous_w is not None:
         least_w, one_pool = found.homogeneous_w, found.one_pool
+    elif problem.assumptions.prefix_cache.reads_reuse:  # nothing is searched under it
+        least_w, one_pool = math.inf, None
     else:
         least_w, one_pool = exact.homogeneous(problem)
     reference = demanded_tok_per_s(problem) / least_w

@@ -1,7 +1,10 @@
 """What the prompts of a lane have in common: the workload's reuse, summed over the requests that the lane serves.
 
-A sum over atoms, as all that a lane's laws read. A reuse counts with the share that both its requests have in the lane:
-who was served elsewhere left nothing in these caches.
+A sum over atoms, as all that laws read. A reuse counts with the share that both its requests have in the lane:
+who was served elsewhere left nothing in these caches. Of a block that was used more than once before, uses are taken to
+be in the lane by chance, as often as the last one is. Error against pools whose caches forget nothing, split anywhere:
+0.7 points of hit share on Mooncake's traces; up to 4 where conversations of many turns grow across the threshold, whose
+turns before are all on the other side (`experiments/prefix_law.py`, `tests/test_prefix_cache.py`).
 """
 
 from dataclasses import replace

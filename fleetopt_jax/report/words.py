@@ -147,14 +147,13 @@ def choices_said(plan: Mapping[str, Any]) -> list[str]:
 
 def prefix_said(plan: Mapping[str, Any]) -> str:
     """What is found of prompts in the KV cache."""
-    reused = plan["workload"].get("reused_frac")
-    most = "" if reused is None else f" of the {percent(reused)} of their tokens that were in others before"
-    found = plan.get("prefix_cache")
-    if not found:
-        return f"prompts find nothing{most} in a prefix cache"
-    if found["name"] == "constant":
+    reused, found = plan["workload"].get("reused_frac"), plan.get("prefix_cache")
+    if found and found["name"] == "constant":
         return f"prompts find {percent(found['hit_frac'])} of their tokens in a prefix cache"
-    return f"prompts find in a prefix cache what the KV memory keeps{most}"
+    before = "" if reused is None else f"{percent(reused)} of the prompt tokens were in prompts before"
+    if found:
+        return f"{before}: what the KV memory still has of them is not computed again"
+    return f"no prefix cache{before and ', although '}{before}"
 
 
 def engines_said(plan: Mapping[str, Any]) -> str:
