@@ -67,7 +67,10 @@ def list_type(values: Iterable[Any]) -> pa.DataType | None:
 
 
 def _column(where: str, before: int, name: str, values: list[Any]) -> pa.Array:
-    if all(value is None or isinstance(value, list) for value in values) and (of_lists := list_type(values)):
+    if any(isinstance(value, list) for value in values) and all(type(value) in (list, type(None)) for value in values):
+        of_lists = list_type(values)
+        if of_lists is None:  # lists of lists, which nothing is read from
+            return pa.nulls(len(values))
         try:
             return pa.array(values, of_lists)
         except (OverflowError, pa.ArrowException):  # whole numbers that no int64 holds
