@@ -104,7 +104,7 @@ def workload_of(
 
 def prefix_cache_of(options: argparse.Namespace) -> PrefixCache | None:
     """What the options say of prefixes that are found in the cache; None where they say nothing."""
-    asked = options.prefix_hit
+    asked = getattr(options, "prefix_hit", None)
     if asked is None:
         return None
     if isinstance(asked, str):

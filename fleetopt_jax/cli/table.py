@@ -196,7 +196,7 @@ _OF_THE_WORKLOAD = (
         about="what prompts find in the KV cache: a share of their tokens; of a given plan also 'trace', what block "
         "hashes or sessions tell, or a file of shares over cache_tokens or age_s",
         otherwise="default 0; the plan's where one is given",
-        commands=(*SEARCHES, *PLANNED),
+        commands=("optimize", "pareto", "levers", *PLANNED),
         metavar="SHARE|trace|FILE",
         section=WORKLOAD,
         file="named",
