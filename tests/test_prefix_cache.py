@@ -494,3 +494,23 @@ def test_trace_prints_the_hit_curve_and_evaluate_reads_it(tmp_path, capsys, stre
     )
     assert again.reuse is not None
     assert check_blocks("x", blocks_of(requests), prompts, np.arange(len(prompts))) is None
+
+
+@pytest.mark.slow
+def test_a_plan_keeps_what_its_prompts_find(tmp_path, capsys):
+    """Searched with a share, then evaluated with the trace's own reuse; written and read again; not exported yet."""
+    plan, traced = tmp_path / "plan.json", tmp_path / "traced.json"
+    asked = ["--workload", "mooncake-conv", "--rate", "10", "--pools", "1", "--ttft-p99-ms", "20000"]
+    assert (
+        main(["optimize", *asked, "--serving", "vllm-0.11", "--prefix-hit", "0.3", "--out", str(plan), "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out)["pools"][0]["prefix_hit_frac"] == pytest.approx(0.3, abs=1e-6)
+    for command in (["--prefix-hit", "trace", "--dispatch", "affinity", "--out", str(traced)], []):
+        place = plan if command else traced
+        main(["evaluate", str(place), *command, "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert document["prefix_cache"] == {"name": "working_set"}
+        assert document["dispatch"] == "affinity"
+        assert 0.1 < document["pools"][0]["prefix_hit_frac"] < document["workload"]["reused_frac"]
+    assert main(["export", str(plan), "--to", "vllm"]) == 2
+    assert "cannot be exported yet" in capsys.readouterr().err
