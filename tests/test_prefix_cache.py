@@ -209,6 +209,7 @@ def test_caches_that_requests_come_to_at_random_keep_what_the_law_says(stream):
     np.testing.assert_allclose(everything, 1.0)
 
 
+@pytest.mark.slow
 def test_pools_split_by_length_lose_what_the_law_says(stream):
     requests, prompts, outputs = stream
     total = prompts + outputs
