@@ -9,7 +9,7 @@ and tok/J of the homogeneous and of 24 two-pool fleets, each sized for its traff
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import jax
@@ -25,8 +25,9 @@ from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import fleet_of, make_slo  # noqa: E402
 from fleetopt_jax.fleet.sizing import size_fleet  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
-from fleetopt_jax.workload.compress import compress  # noqa: E402
+from fleetopt_jax.workload.compress import compress_with_members  # noqa: E402
 from fleetopt_jax.workload.readers import Trace, read_workload_file  # noqa: E402
+from fleetopt_jax.workload.reuse import Reuse, hit_curve, reuse_of  # noqa: E402
 from fleetopt_jax.workload.summary import summarize  # noqa: E402
 
 DATA = Path(__file__).parents[1] / "fleetopt_jax" / "catalog" / "data"
@@ -38,8 +39,12 @@ SOURCES = {
     "azure-conv": ("Azure conversation, one hour of 2023", [CONV], *AZURE),
     "azure-code": ("Azure code completion, one hour of 2023", [CODE], *AZURE),
     "azure": ("Azure conversation and code together", [CONV, CODE], *AZURE),
-    "mooncake-conv": ("Mooncake conversation, first 70 %", ["mooncake_conversation_first70.jsonl.gz"], *MOONCAKE),
-    "mooncake-synthetic": ("Mooncake synthetic (public datasets)", ["mooncake_synthetic.jsonl.gz"], *MOONCAKE),
+    "mooncake-conv": (
+        "Mooncake conversation, first 70 %",
+        ["mooncake_conversation_hashes_first70.jsonl.gz"],
+        *MOONCAKE,
+    ),
+    "mooncake-synthetic": ("Mooncake synthetic (public datasets)", ["mooncake_synthetic_hashes.jsonl.gz"], *MOONCAKE),
 }
 CDFS = {
     "azure-cdf": "Azure conversation and code, total length",
@@ -55,8 +60,9 @@ def main() -> None:
     about = {}
     for name, (title, names, source, licence) in SOURCES.items():
         trace = _merge([read_workload_file(directory / file) for file in names])
-        prompt, output, count = compress(trace.prompt_tokens, trace.output_tokens)
-        np.savez_compressed(DATA / f"{name}.npz", prompt_tokens=prompt, output_tokens=output, count=count)
+        (prompt, output, count), atom = compress_with_members(trace.prompt_tokens, trace.output_tokens)
+        arrays = {"prompt_tokens": prompt, "output_tokens": output, "count": count, **_reuse(trace, atom)}
+        np.savez_compressed(DATA / f"{name}.npz", **arrays)
         about[name] = {
             "kind": "trace",
             "title": title,
@@ -66,14 +72,26 @@ def main() -> None:
             "summary": asdict(summarize(trace)),
             "compression_error": _errors(trace, prompt, output, count),
         }
+        if trace.blocks is not None:
+            about[name]["prefix"] = asdict(hit_curve(trace.blocks, trace.prompt_tokens))
         print(name, len(count), about[name]["compression_error"])
     for name, title in CDFS.items():
         about[name] = {"kind": "cdf", "title": title, "source": KNOTS[0], "licence": KNOTS[1]}
     (DATA / "workloads.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
+def _reuse(trace: Trace, atom: np.ndarray) -> dict[str, np.ndarray]:
+    """The features of reuse of atoms, if there are block hashes, in single precision."""
+    if trace.blocks is None:
+        return {}
+    found = reuse_of(trace.blocks, trace.prompt_tokens, trace.prompt_tokens + trace.output_tokens, atom)
+    return {field.name: np.asarray(getattr(found, field.name), dtype=np.float32) for field in fields(Reuse)}
+
+
 def _merge(parts: list[Trace]) -> Trace:
     """Traces of one clock as one."""
+    if len(parts) == 1:
+        return parts[0]
     arrivals = np.sort(np.concatenate([trace.arrival_s + trace.first_arrival_s for trace in parts]))
     return Trace(
         np.concatenate([trace.prompt_tokens for trace in parts]),

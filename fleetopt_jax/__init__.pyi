@@ -102,6 +102,10 @@ from .laws.factors import make_step_factors as make_step_factors
 from .laws.power import make_logistic_power as make_logistic_power
 from .laws.prefill import Prefill as Prefill
 from .laws.prefill import make_prefill as make_prefill
+from .laws.prefix_cache import HostCache as HostCache
+from .laws.prefix_cache import WorkingSet as WorkingSet
+from .laws.prefix_cache import make_host_cache as make_host_cache
+from .laws.prefix_cache import make_working_set as make_working_set
 
 # assumptions, and what a record of one's own derives from
 from .core.struct import pytree as pytree
@@ -112,12 +116,17 @@ from .fleet.assumptions import Assumptions as Assumptions
 from .fleet.assumptions import parse_assumptions as parse_assumptions
 from .fleet.choices.compression import Compression as Compression
 from .fleet.choices.dispatch import Dispatch as Dispatch
+from .fleet.choices.dispatch import PrefixAffinity as PrefixAffinity
 from .fleet.choices.dispatch import Queues as Queues
 from .fleet.choices.kv_cache import KvPolicy as KvPolicy
 from .fleet.choices.lengths import Lengths as Lengths
 from .fleet.choices.occupancy import Occupancy as Occupancy
 from .fleet.choices.occupancy import Operation as Operation
 from .fleet.choices.power_scope import PowerScope as PowerScope
+from .fleet.choices.prefix_cache import ConstantHits as ConstantHits
+from .fleet.choices.prefix_cache import NoPrefixCache as NoPrefixCache
+from .fleet.choices.prefix_cache import PrefixCache as PrefixCache
+from .fleet.choices.prefix_cache import WorkingSetCache as WorkingSetCache
 from .fleet.choices.prefill import PrefillPolicy as PrefillPolicy
 from .fleet.choices.routing_key import RoutingKey as RoutingKey
 from .fleet.choices.tail import Delay as Delay
@@ -131,6 +140,8 @@ from .catalog.workloads import load_workload as load_workload
 from .workload.atoms import Workload as Workload
 from .workload.atoms import make_workload as make_workload
 from .workload.columns import Columns as Columns
+from .workload.reuse import Reuse as Reuse
+from .workload.reuse import with_hit_curve as with_hit_curve
 
 # files
 from .core.errors import BadField as BadField

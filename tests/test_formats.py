@@ -193,7 +193,8 @@ LAYOUTS: dict[str, tuple[str, str | bytes]] = {
     "burstgpt_8.csv": ("BurstGPT", "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens"
         ",Log Type\n" + "".join(f"{ms / 1000},a,1.5,GPT-4,{p},{o},{p + o},API log\n" for ms, p, o in ROWS)),
     "mooncake.jsonl": ("Mooncake", lines(
-        [{"timestamp": ms, "input_length": p, "output_length": o, "hash_ids": [1, 2]} for ms, p, o in ROWS])),
+        [{"timestamp": ms, "input_length": p, "output_length": o, "hash_ids": [*range(-(-p // 512))]}
+         for ms, p, o in ROWS])),
     "bailian.jsonl": ("Qwen-Bailian", lines(
         [{"chat_id": 1, "timestamp": ms / 1000, "input_length": p, "output_length": o} for ms, p, o in ROWS])),
     "vllm.json": ("vLLM bench", json.dumps({"request_rate": "inf", "mean_tpot_ms": float("nan"), "ttfts": [],

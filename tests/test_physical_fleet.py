@@ -215,7 +215,7 @@ def reference_traffic(fleet: Fleet, workload: Workload, assumptions: Assumptions
         chunks = 0.0 if assumptions.prefill.name == "compute" else prompt / float(engine.prefill.chunk_tokens)
         features = [
             *vars(step_moments(chunks, output, prompt + output)).values(),
-            *vars(demand(prompt, prompt, output, output)).values(),
+            *jax.tree.leaves(demand(prompt, prompt, output, output)),
         ]
         pools[k]["frac"] += weight
         pools[k]["output"] += weight * credited
@@ -254,7 +254,7 @@ def reference_traffic(fleet: Fleet, workload: Workload, assumptions: Assumptions
 
 def features(traffic: PoolTraffic) -> np.ndarray:
     """Sums, not means, of the features of a pool."""
-    each = [*vars(traffic.steps).values(), *vars(traffic.demand).values()]
+    each = jax.tree.leaves((traffic.steps, traffic.demand))
     return np.asarray(traffic.traffic_frac) * np.stack([np.asarray(x) for x in each])
 
 

@@ -366,4 +366,4 @@ def test_generated_scenarios_reach_every_exit_code():
 
 def test_files_of_a_scenario_are_relative_to_it():
     found = {option.name for option in TABLE if option.file == "named" and option.section}
-    assert found == {"workload", "gpu", "llm", "catalog", "robust_workloads", "other_llm"}
+    assert found == {"workload", "prefix_hit", "gpu", "llm", "catalog", "robust_workloads", "other_llm"}

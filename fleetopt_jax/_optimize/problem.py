@@ -27,6 +27,7 @@ from fleetopt_jax.fleet.resources import (
     weights_of,
 )
 from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
+from fleetopt_jax.fleet.traffic import check_prefix_cache
 from fleetopt_jax.laws.compression import MAX_SHRINK
 from fleetopt_jax.laws.kv_cache import whole_blocks_tokens
 from fleetopt_jax.workload.atoms import Workload, share_above, total_tokens, with_rate
@@ -231,6 +232,7 @@ def _check_service(problem: Problem) -> None:
 
 def _check_assumptions(problem: Problem) -> None:
     assumptions, gamma = problem.assumptions, problem.gamma
+    check_prefix_cache(problem.service.workload, assumptions)
     if gamma is not None and np.asarray(assumptions.compression.effective_gamma(gamma)) < gamma:
         raise ValueError(f"need gamma <= {MAX_SHRINK:g} where only prompts shrink, got {gamma}")
     if assumptions.integration != EXACT:

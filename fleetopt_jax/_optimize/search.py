@@ -17,6 +17,7 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
@@ -45,6 +46,8 @@ def optimize(problem: Problem, method: Method | None = None, progress: Progress 
     ('optimal', ('h100',))
     """
     require_float64("optimize")
+    if problem.assumptions.prefix_cache.reads_reuse:
+        raise not_searched()
     method = method or default_method(problem.slo)
     if problem.free and method != "gradient":
         names = " and ".join(problem.free)
@@ -162,6 +165,8 @@ def _plan(
     kept = fleet_of([fleet.engines[k] for k in used], windows, gammas, n, fleet.surroundings)
     if found is not None and found.homogeneous_w is not None:
         least_w, one_pool = found.homogeneous_w, found.one_pool
+    elif problem.assumptions.prefix_cache.reads_reuse:  # nothing is searched under it
+        least_w, one_pool = math.inf, None
     else:
         least_w, one_pool = exact.homogeneous(problem)
     reference = demanded_tok_per_s(problem) / least_w

@@ -15,6 +15,7 @@ from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool
 from fleetopt_jax._simulate.requests import Requests, draw_requests, span_requests
 from fleetopt_jax._simulate.routing import REJECTED, Routed, route_requests
 from fleetopt_jax._simulate.state import Scheduler
+from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
@@ -97,6 +98,8 @@ def simulate(
     200
     """
     require_float64("simulate")
+    if assumptions.prefix_cache.finds:
+        raise BadInput("prefix cache", "the simulator keeps none yet", "simulate the plan without: prefix hits of 0")
     slo = slo or make_slo()
     if arrival_scv is not None:
         workload = replace(workload, **as_floats(arrival_scv=arrival_scv))

@@ -1,7 +1,7 @@
 """Workloads by name or file. The bundled ones are compressed traces and published CDFs, with their sources."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import numpy as np
 
 from fleetopt_jax.catalog.packaged import DATA, packaged_json
 from fleetopt_jax.core.errors import BadField, BadInput, unknown_name
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.workload.atoms import (
     OUTPUT_SHARE,
     Workload,
@@ -20,14 +21,16 @@ from fleetopt_jax.workload.atoms import (
     with_rate,
 )
 from fleetopt_jax.workload.cdf import cdf_workload
-from fleetopt_jax.workload.compress import compress
+from fleetopt_jax.workload.compress import compress_with_members
 from fleetopt_jax.workload.profile import MOMENTS, At, Hour, RateProfile, hour_of, rate_profile, requests_of
+from fleetopt_jax.workload.reuse import HitCurve, Reuse, hit_curve, reuse_of
 from fleetopt_jax.workload.summary import TraceSummary, summarize, weighted_quantiles
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Histograms, Layout, Trace, Understood
 
 PAPER_RATE_PER_S = 1000.0
+REUSE_ARRAYS = tuple(field.name for field in fields(Reuse))  # of a bundled workload whose reuse is known
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class LoadedWorkload:
     understood: "Understood | None" = None  # what a file was taken for
     profile: RateProfile | None = None  # of a trace that is long enough
     hour: Hour | None = None  # that the workload is; None: all hours, at their mean rate
+    prefix: HitCurve | None = None  # what caches would find of its prompts, where blocks or sessions tell
 
     @property
     def over_mean(self) -> float:
@@ -163,6 +167,7 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
         return _of_cdf(name, cdf_knots(name), OUTPUT_SHARE, rate_per_s)
     with np.load(str(DATA / f"{name}.npz"), allow_pickle=False) as arrays:
         prompt, output, count = arrays["prompt_tokens"], arrays["output_tokens"], arrays["count"]
+        reuse = Reuse(**as_floats(**{n: arrays[n] for n in REUSE_ARRAYS})) if REUSE_ARRAYS[0] in arrays else None
     summary = TraceSummary(**about["summary"])
     scv = 1.0 if summary.arrival_scv is None else summary.arrival_scv
     workload = make_workload(
@@ -172,8 +177,10 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
         arrival_rate_per_s=rate_per_s,
         arrival_scv=scv,
         longest_tokens=summary.longest_tokens,
+        reuse=reuse,
     )
-    return LoadedWorkload(name, workload, summary, OUTPUT_SHARE)
+    prefix = HitCurve(**about["prefix"]) if "prefix" in about else None
+    return LoadedWorkload(name, workload, summary, OUTPUT_SHARE, prefix=prefix)
 
 
 def _of_file(name: str, rate_per_s: float | None, layout: "Layout | None", at: At) -> LoadedWorkload:
@@ -196,6 +203,8 @@ def _said_of(layout: "Layout") -> str:
     """The field of a layout that a workload without columns cannot be read by."""
     if layout.prompt or layout.time or layout.count:
         return "columns"
+    if layout.block_tokens:
+        return "block_tokens"
     return "time_unit" if layout.time_unit_s else "zero_output"
 
 
@@ -213,15 +222,21 @@ def _of_trace(name: str, trace: "Trace", rate_per_s: float | None, at: At) -> Lo
         hour = hour_of(trace, profile, at, rate)
         rate, scv = hour.rate_per_s, profile.arrival_scv
         served = requests_of(trace, profile, profile.at(at)) if hour.own_lengths else trace
+    atoms, atom = compress_with_members(served.prompt_tokens, served.output_tokens, served.weight)
     workload = make_workload(
-        *compress(served.prompt_tokens, served.output_tokens, served.weight),
+        *atoms,
         arrival_rate_per_s=rate,
         arrival_scv=1.0 if scv is None else scv,
         longest_tokens=summary.longest_tokens,
+        reuse=None if served.blocks is None else reuse_of(served.blocks, served.prompt_tokens, _total(served), atom),
     )
-    return LoadedWorkload(
-        name, workload, summary, OUTPUT_SHARE, understood=trace.understood, profile=profile, hour=hour
-    )
+    prefix = None if trace.blocks is None else hit_curve(trace.blocks, trace.prompt_tokens)
+    loaded = LoadedWorkload(name, workload, summary, OUTPUT_SHARE, understood=trace.understood, prefix=prefix)
+    return replace(loaded, profile=profile, hour=hour)
+
+
+def _total(trace: "Trace") -> np.ndarray:
+    return trace.prompt_tokens + trace.output_tokens
 
 
 def _of_histograms(name: str, histograms: "Histograms", rate_per_s: float | None) -> LoadedWorkload:

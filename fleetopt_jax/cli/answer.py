@@ -38,7 +38,8 @@ class Answer(NamedTuple):
 
 def check_outputs(options: argparse.Namespace) -> None:
     """Refuse, before the work is done, a file that cannot be written, is read as well, or is asked for twice."""
-    named = [getattr(options, name, None) or "" for name in inputs_of(options.command)]
+    given = [getattr(options, name, None) for name in inputs_of(options.command)]
+    named = [each for each in given if isinstance(each, (str, list))]  # one may be a number instead
     listed = [part.strip() for text in named for part in (text if isinstance(text, list) else text.split(","))]
     refuse_outputs(options, [*(text for text in named if isinstance(text, str)), *listed])
     written: dict[str, str] = {}

@@ -32,6 +32,7 @@ from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file, workload_place
 from fleetopt_jax.documents.plan_file import PlanFile, beside_plan
 from fleetopt_jax.fleet.assumptions import DISPATCHES, Assumptions, parse_assumptions
+from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits, NoPrefixCache, PrefixCache, WorkingSetCache
 from fleetopt_jax.fleet.engine import DoesNotFit
 from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Budget, Objective, make_budget
@@ -42,6 +43,7 @@ from fleetopt_jax.report.words import listed
 from fleetopt_jax.workload.atoms import digest
 from fleetopt_jax.workload.profile import At, Hour, rate_profile, requests_of
 from fleetopt_jax.workload.readers import Layout, Trace, read_workload_file
+from fleetopt_jax.workload.readers.hit_curve import with_curve_of
 from fleetopt_jax.workload.readers.stamps import UNITS
 
 COLUMNS = "--prompt-column, --output-column"  # only together
@@ -69,13 +71,13 @@ def at_door(where: str) -> Iterator[None]:
 def layout_of(options: argparse.Namespace) -> Layout | None:
     """How the options say that a file is to be read, if they do."""
     columns = (options.prompt_column, options.output_column, options.time_column, options.count_column)
-    if not any((*columns, options.time_unit, options.zero_output)):
+    if not any((*columns, options.time_unit, options.zero_output, options.block_tokens)):
         return None
     prompt, output, time, count = columns
     if bool(prompt) != bool(output):
         raise BadInput(COLUMNS, "not both are given", "need both to read another layout")
     unit_s = UNITS[options.time_unit] if options.time_unit else None
-    return Layout(prompt, output, time, unit_s, count, options.zero_output or "keep")
+    return Layout(prompt, output, time, unit_s, count, options.zero_output or "keep", options.block_tokens)
 
 
 def workload_of(
@@ -91,11 +93,35 @@ def workload_of(
         )
         if window is not None:
             loaded.require_window(window)
+    loaded = with_prefix(options, loaded)
     _describe(options, loaded)
     if options.command != "trace":  # which prints it
         _say_understood(options, loaded)
     if at or options.command in SEARCHES:
         _warn_of_hours(options, loaded)
+    return loaded
+
+
+def prefix_cache_of(options: argparse.Namespace) -> PrefixCache | None:
+    """What the options say of prefixes that are found in the cache; None where they say nothing."""
+    asked = getattr(options, "prefix_hit", None)
+    if asked is None:
+        return None
+    if isinstance(asked, str):
+        return WorkingSetCache()
+    return ConstantHits(asked) if asked else NoPrefixCache()
+
+
+def with_prefix(options: argparse.Namespace, loaded: LoadedWorkload) -> LoadedWorkload:
+    """The workload with the hit curve that the options name; refused where its own reuse is asked for and not known."""
+    asked = getattr(options, "prefix_hit", None)
+    if not isinstance(asked, str):
+        return loaded
+    if asked != "trace":
+        return dataclasses.replace(loaded, workload=with_curve_of(asked, loaded.workload))
+    if loaded.workload.reuse is None:
+        problem = f"{loaded.name} has neither block hashes nor sessions"
+        raise BadInput("--prefix-hit trace", problem, "need a trace that has, a share, or the file of a hit curve")
     return loaded
 
 
@@ -295,7 +321,12 @@ def problem_of(
             gamma=options.gamma,
             objective=objective,
             assume=options.assume,
-            assumptions=dataclasses.replace(assumptions, output_share=loaded.output_share, dispatch=dispatch),
+            assumptions=dataclasses.replace(
+                assumptions,
+                output_share=loaded.output_share,
+                dispatch=dispatch,
+                prefix_cache=prefix_cache_of(options) or assumptions.prefix_cache,
+            ),
             surroundings=surroundings_of(options),
             budget=budget,
             free=free,
@@ -316,13 +347,14 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
         _say_place(options, file.workload.name, place)
         with at_door(options.plan):
             loaded = workload_of_file(file, options.plan, rate_per_s=options.rate, layout=layout, at=options.at)
+        loaded = with_prefix(options, loaded)
         _describe(options, loaded)
         _say_understood(options, loaded)
         _warn_of_hours(options, loaded)
         if options.at in (None, file.workload.at) and is_another(file, loaded.workload):
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     catalog = named_catalog(options, [pool.catalog_file for pool in file.pools])
-    how = {"dispatch": options.dispatch, "serving": options.serving}
+    how = {"dispatch": options.dispatch, "serving": options.serving, "prefix_cache": prefix_cache_of(options)}
     with at_door(options.plan):
         return plan_of_file(file, options.plan, loaded, **how, catalog=catalog), layout
 

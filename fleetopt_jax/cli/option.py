@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from fleetopt_jax.cli.values import Kind, flag
 
+FILES = {"read": "a file", "named": "a name or a file", "written": "a file"}
+
 
 @dataclass(frozen=True)
 class Section:
@@ -57,6 +59,11 @@ class Option:
         if self.of_plan is not None:
             return self.of_plan
         return self.section is not None and self.section.of_plan
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        return self.kind.allowed if self.kind.names_more else FILES.get(self.file or "", self.kind.allowed)
 
     @property
     def unless(self) -> str:

@@ -5,7 +5,6 @@ from fleetopt_jax.cli.synopsis import ALL
 from fleetopt_jax.cli.table import TABLE
 
 HEAD = ("option", "may be", "default", "what it is", "in a scenario", "commands")
-FILES = {"read": "a file", "named": "a name or a file", "written": "a file"}
 
 
 def options_table() -> str:
@@ -19,7 +18,7 @@ def _row(cells: tuple[str, ...]) -> str:
 
 def _cells(option: Option) -> tuple[str, ...]:
     section, unit = option.section, option.kind.unit
-    allowed = FILES[option.file] if option.file else option.kind.allowed
+    allowed = option.allowed
     return (
         f"`{option.where if option.nargs is None else option.metavar or option.name}`",
         allowed if unit in allowed else f"{allowed} [{unit}]",

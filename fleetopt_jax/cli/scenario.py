@@ -22,7 +22,19 @@ from fleetopt_jax.cli.option import Option, Section
 from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
-from fleetopt_jax.cli.values import Choice, Flag, Kind, Number, NumberOrAuto, Percent, Several, Stock, Sweep, Text
+from fleetopt_jax.cli.values import (
+    Choice,
+    Flag,
+    Kind,
+    Number,
+    NumberOrAuto,
+    NumberOrText,
+    Percent,
+    Several,
+    Stock,
+    Sweep,
+    Text,
+)
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.toml_file import read_toml
@@ -75,6 +87,11 @@ def _(kind: Percent) -> Any:
 @annotation.register
 def _(kind: NumberOrAuto) -> Any:
     return annotation(kind.of) | Literal["auto"]
+
+
+@annotation.register
+def _(kind: NumberOrText) -> Any:
+    return annotation(kind.of) | Name
 
 
 @annotation.register

@@ -16,6 +16,7 @@ from fleetopt_jax.cli.values import (
     Flag,
     Number,
     NumberOrAuto,
+    NumberOrText,
     OneName,
     OneOf,
     Percent,
@@ -178,6 +179,28 @@ _OF_THE_WORKLOAD = (
         otherwise="default keep",
         commands=_WITH_A_WORKLOAD,
         section=WORKLOAD,
+    ),
+    Option(
+        name="block_tokens",
+        kind=Number(1, 10**6, whole=True, unit="tokens"),
+        about="tokens of a prompt that one of its block hashes stands for",
+        otherwise="default: the layout's, or 512",
+        commands=_WITH_A_WORKLOAD,
+        metavar="N",
+        section=WORKLOAD,
+        field=Field("block_tokens"),
+    ),
+    Option(
+        name="prefix_hit",
+        kind=NumberOrText(Number(0, 0.999), "'trace' or a file of a hit curve"),
+        about="what prompts find in the KV cache: a share of their tokens; of a given plan also 'trace', what block "
+        "hashes or sessions tell, or a file of shares over cache_tokens or age_s",
+        otherwise="default 0; the plan's where one is given",
+        commands=("optimize", "pareto", "levers", *PLANNED),
+        metavar="SHARE|trace|FILE",
+        section=WORKLOAD,
+        file="named",
+        field=Field("prefix_hit"),
     ),
 )
 
@@ -503,8 +526,8 @@ _OF_THE_BUDGET = (
 
 _DISPATCH = Option(
     name="dispatch",
-    kind=Choice(("jsq", "round_robin", "random")),
-    about="requests of a pool go to its shortest queue, in turn or at random",
+    kind=Choice(("jsq", "round_robin", "random", "affinity")),
+    about="requests of a pool go to its shortest queue, in turn, at random, or by how their prompts begin",
     default="jsq",
     otherwise="default jsq",
     commands=("optimize", "pareto", "levers"),
@@ -1083,7 +1106,7 @@ _FIGURES = (
     _figure("power and tokens per joule over the batch", "engine"),
     _figure("fit and residuals", "calibrate"),
     _figure("curves over the requests in flight, and predicted against measured,", "predict"),
-    _figure("the rate by hour", "trace"),
+    _figure("the rate by hour, and what prefix caches would find", "trace"),
     Option(
         name="csv",
         kind=Text(),

@@ -42,6 +42,7 @@ class Kind:
     """What most kinds do: a scenario has the value as it is, and `str` types it."""
 
     unit = ""  # of a number
+    names_more = False  # whether it may be more than the name or the file it is given as
 
     @property
     def allowed(self) -> str:
@@ -150,6 +151,32 @@ class NumberOrAuto(Kind):
 
     def typed(self, kept: Any) -> str:
         return kept if kept == "auto" else self.of.typed(kept)
+
+
+@dataclass(frozen=True)
+class NumberOrText(Kind):
+    """A number, or a text that is none: the name of a thing or of a file."""
+
+    of: Number
+    texts: str  # which, in words
+    names_more = True
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.of.allowed}, {self.texts}"
+
+    def parse(self, text: str) -> float | str:
+        try:
+            float(text)
+        except ValueError:
+            return text
+        return self.of.parse(text, f", {self.texts}")
+
+    def typed(self, kept: Any) -> str:
+        return kept if isinstance(kept, str) else self.of.typed(kept)
+
+    def each(self, kept: Any, change: Callable[[str], str]) -> Any:
+        return change(kept) if isinstance(kept, str) else kept
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from fleetopt_jax.documents.plan_file import (
 )
 from fleetopt_jax.documents.repair import broken_to_json
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PRESETS, Assumptions, choice_names, parse_assumptions
+from fleetopt_jax.fleet.choices.prefix_cache import NoPrefixCache, PrefixCache
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
 from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Objective, Weights, make_budget
@@ -49,6 +50,7 @@ from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens
 from fleetopt_jax.workload.profile import At, Hour
+from fleetopt_jax.workload.reuse import mean_reused_tokens
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout  # and pyarrow, which bundled workloads do without
@@ -86,6 +88,7 @@ def plan_to_json(
             "mean_output_tokens": mean_output,
             "digest": digest(problem.workload),
             **hour_to_json(problem.service.hour),
+            **_reused(problem.workload),
         },
         "slo": slo_to_json(problem.slo),
         "budget": {name: float(cap) for name, cap in problem.budget.caps.items()},
@@ -99,6 +102,11 @@ def plan_to_json(
     }
     if problem.assumptions.route_by != TotalTokens():
         document["route_by"] = {"name": problem.assumptions.route_by.name, **vars(problem.assumptions.route_by)}
+    if problem.assumptions.prefix_cache.finds:
+        document["prefix_cache"] = {
+            "name": problem.assumptions.prefix_cache.name,
+            **vars(problem.assumptions.prefix_cache),
+        }
     document["search"] = dataclasses.asdict(plan.search) | {"asked": _question(document)}
     if plan.binding is not None:
         document["binding"] = dataclasses.asdict(plan.binding)
@@ -157,7 +165,9 @@ def _assume(problem: Problem) -> str:
 def _question(document: Mapping[str, Any]) -> str:
     """A name of what was asked, but for the engines to choose from: a certificate is worth nothing under another."""
     parts = ("workload", "slo", "budget", "objective", "site", "compressor", "assumptions", "dispatch", "output_share")
-    asked = [document[part] for part in parts] + [document[part] for part in ("route_by",) if part in document]
+    asked = [document[part] for part in parts] + [
+        document[part] for part in ("route_by", "prefix_cache") if part in document
+    ]
     asked[0] = {name: value for name, value in asked[0].items() if name not in HOW_IT_WAS_READ}
     content = json.dumps(asked, sort_keys=True)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
@@ -176,10 +186,18 @@ def _numbers(record: Any) -> dict[str, float]:
     return {name: float(value) for name, value in vars(record).items()}
 
 
+def _reused(workload: Workload) -> dict[str, float]:
+    """The share of the prompt tokens that was in other prompts before, where that is known."""
+    if workload.reuse is None:
+        return {}
+    return {"reused_frac": float(mean_reused_tokens(workload) / mean_tokens(workload)[0])}
+
+
 def _pools(plan: Plan) -> list[dict[str, Any]]:
     pools = plan.metrics.pools
     names = ("traffic_frac", "utilization", "n_active", "prefill_frac", "gpu_power_w", "power_w", "tok_per_j")
     names += ("mean_prompt_tokens", "ttft_p99_s", "itl_s", "itl_p99_s")
+    names += ("prefix_hit_frac",) if plan.problem.assumptions.prefix_cache.finds else ()
     numbers = {name: np.asarray(getattr(pools, name), dtype=float).tolist() for name in names}
     if plan.problem.slo.ttft_s_per_token and pools.ttft is not None:  # a P99 says nothing of a limit that grows
         numbers["ttft_within_frac"] = within_limit(plan.metrics, plan.problem.slo).tolist()
@@ -349,17 +367,19 @@ def plan_of_file(
     loaded: LoadedWorkload,
     *,
     specs: Sequence[EngineSpec] = (),
-    dispatch: Literal["jsq", "round_robin", "random"] | None = None,
+    dispatch: Literal["jsq", "round_robin", "random", "affinity"] | None = None,
     serving: str | None = None,
+    prefix_cache: PrefixCache | None = None,
     catalog: Catalog | None = None,
 ) -> Plan:
-    """What a plan file, read from `where`, says of a workload; `dispatch` and `serving` in place of its own, names and
-    prices by `catalog` where that has them."""
+    """What a plan file, read from `where`, says of a workload; `dispatch`, `serving` and `prefix_cache` in place of its
+    own, names and prices by `catalog` where that has them."""
     assumptions = dataclasses.replace(
         parse_assumptions(file.assume, f"{where}, assume"),
         output_share=loaded.output_share,
         dispatch=DISPATCHES[dispatch or file.dispatch],
         route_by=PromptAndLimit(file.route_by.max_tokens) if file.route_by else TotalTokens(),
+        prefix_cache=prefix_cache or (file.prefix_cache.choice if file.prefix_cache else NoPrefixCache()),
     )
     chosen = [_spec(file, k, where, assumptions, specs, catalog) for k in range(len(file.pools))]
     if serving:

@@ -12,6 +12,7 @@ from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import invalid, parse_json, read_bytes
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
+from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits, PrefixCache, WorkingSetCache
 from fleetopt_jax.fleet.resources import OBJECTIVES, Objective
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
@@ -31,6 +32,7 @@ class ColumnsPart(Part):
     time_unit_s: Positive | None = None  # none: what the stamps tell
     count: Name | None = None
     zero_output: Literal["keep", "drop"] = "keep"
+    block_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None  # none: the layout's
 
 
 class HourPart(Part):
@@ -157,6 +159,18 @@ class RouteByPart(BaseModel):
     max_tokens: Positive
 
 
+class PrefixCachePart(BaseModel):
+    """What of prompts is found in the KV cache, where anything is."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Literal["constant", "working_set"]
+    hit_frac: Annotated[float, Field(ge=0, lt=1)] | None = None  # of a constant
+
+    @property
+    def choice(self) -> PrefixCache:
+        return WorkingSetCache() if self.hit_frac is None else ConstantHits(self.hit_frac)
+
+
 class PricesPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
     power_w: NotNegative = 0.0
@@ -205,7 +219,8 @@ class PlanFile(Part):
     objective: ObjectiveField = "tok_per_j"
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()
-    dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
+    dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
+    prefix_cache: PrefixCachePart | None = None
     route_by: RouteByPart | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
     command: Name | None = None  # that found it

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.fleet.choices.compression import Compression, FreeCompression, PromptCompression
-from fleetopt_jax.fleet.choices.dispatch import AtRandom, Dispatch, RoundRobin, ShortestQueue
+from fleetopt_jax.fleet.choices.dispatch import AtRandom, Dispatch, PrefixAffinity, RoundRobin, ShortestQueue
 from fleetopt_jax.fleet.choices.kv_cache import KvPolicy, PagedKv, ReservedKv
 from fleetopt_jax.fleet.choices.labels import EXACT, MEASURED, PROJECTED, SAMPLED, EngineSource, Integration
 from fleetopt_jax.fleet.choices.lengths import Lengths, SplitByShare, TracedLengths
 from fleetopt_jax.fleet.choices.occupancy import FixedPoint, FullBatch, Occupancy
 from fleetopt_jax.fleet.choices.power_scope import OneGpuPerInstance, PowerScope, WholeInstance
 from fleetopt_jax.fleet.choices.prefill import ComputePrefill, FreeChunks, PrefillPolicy
+from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits, NoPrefixCache, PrefixCache, WorkingSetCache
 from fleetopt_jax.fleet.choices.routing_key import RoutingKey, TotalTokens
 from fleetopt_jax.fleet.choices.tail import MeanPrefillTail, QuantileTail, Tail
 
@@ -53,10 +54,14 @@ class Assumptions:
     """Floors and ceilings, or neither: the relaxation that gradients need."""
 
     dispatch: Dispatch = ShortestQueue()
-    """Requests of a pool go to the instance with the fewest, in turn, or at random. Read where the occupancy is the
-    fixed point and the tail the quantile."""
+    """Requests of a pool go to the instance with the fewest, in turn, at random, or to the one that their prompts'
+    beginnings are given to. Read where the occupancy is the fixed point and the tail the quantile, and by the prefix
+    cache."""
     route_by: RoutingKey = TotalTokens()
     """The length that the router compares with its thresholds."""
+    prefix_cache: PrefixCache = NoPrefixCache()
+    """Every prompt is computed as a whole; or a share of it is found in the KV cache: the same of each, or what the
+    instances' caches keep of the workload's own reuse."""
 
     @property
     def whole(self) -> bool:
@@ -80,7 +85,8 @@ CHOICES = MappingProxyType(  # the nine, each with its records by name, as publi
         "tail": _by_name(MeanPrefillTail(), QuantileTail()),
     }
 )
-DISPATCHES = _by_name(ShortestQueue(), RoundRobin(), AtRandom())
+DISPATCHES = _by_name(ShortestQueue(), RoundRobin(), AtRandom(), PrefixAffinity())
+PREFIX_CACHES = _by_name(NoPrefixCache(), ConstantHits(0.5), WorkingSetCache())
 PUBLISHED = Assumptions()
 PHYSICAL = Assumptions(
     power_scope=WholeInstance(),

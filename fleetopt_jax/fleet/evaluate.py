@@ -13,10 +13,11 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
+from fleetopt_jax.fleet.choices.occupancy import Operation
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import Resources, resources_of
-from fleetopt_jax.fleet.stage import Setting, setting_of, stage_load, stage_state
+from fleetopt_jax.fleet.stage import Setting, StageState, setting_of, stage_load, stage_state
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, itl_quantile_s, ttft_quantile_s
 from fleetopt_jax.workload.atoms import Workload
@@ -63,7 +64,8 @@ class PoolMetrics(_Takes):
     wait_s: Array  # wait for a slot: its P99 as published, its mean with a full distribution; inf in overload [s]
     prefill_s: Array  # mean prefill time counted in TTFT [s]
     ttft_p99_s: Array  # P99 time to first token; inf in overload [s]
-    mean_prompt_tokens: Array  # as served [tokens]
+    mean_prompt_tokens: Array  # as served, what is found in a cache with it [tokens]
+    prefix_hit_frac: Array  # share of the prompt tokens that is found in a cache [-]
     itl_s: Array  # mean inter-token latency [s]
     itl_p99_s: Array  # [s]
     n_instances: Array
@@ -151,12 +153,14 @@ def pool_metrics(
     """Metrics of a lane whose one stage is `n_instances` equal instances serving `traffic`; see `evaluate`. P99s of
     distributions stand at inf until `with_quantiles` solves for them.
 
-    Load, state, operation, delay, resources: each from the one before (`stage.py`).
+    What is found in a cache, load, state, operation, delay, resources: each from the one before (`stage.py`).
     """
     assumptions, surroundings = setting.assumptions, setting.surroundings
-    load = stage_load(engine, traffic, window_tokens, setting)
-    state = stage_state(engine, traffic, load, n_instances, setting)
-    operation = assumptions.occupancy.operate(state)
+
+    run = partial(_running, engine, window_tokens, n_instances, setting)
+    traffic = assumptions.prefix_cache.met(engine, traffic, n_instances, setting, run)
+    state, operation = run(traffic)
+    load = state.load
     delay = assumptions.tail.delay(state, operation)
 
     n_total = operation.n_decoding + state.instance_per_s * delay.running_s
@@ -168,6 +172,8 @@ def pool_metrics(
     # In overload, what the slots get through.
     served = jnp.where(state.used, 1.0 / jnp.maximum(1.0, state.utilization), 0.0)
     output_tok_per_s = load.rate_per_s * traffic.output_tokens * served
+
+    cached_tokens = 0.0 if traffic.demand.cached is None else traffic.demand.cached.tokens
 
     def if_busy(value: ArrayLike, unstable: ArrayLike = jnp.inf) -> Array:
         return jnp.where(busy, jnp.where(stable, value, unstable), 0.0)
@@ -186,7 +192,8 @@ def pool_metrics(
         wait_s=if_busy(delay.wait_s),
         prefill_s=if_busy(delay.prefill_s, delay.prefill_s),
         ttft_p99_s=if_busy(delay.ttft_p99_s),
-        mean_prompt_tokens=traffic.demand.prefill,
+        mean_prompt_tokens=traffic.demand.prefill + cached_tokens,
+        prefix_hit_frac=safe_div(cached_tokens, traffic.demand.prefill + cached_tokens),
         itl_s=if_busy(operation.itl_s, operation.itl_s),
         itl_p99_s=if_busy(delay.itl_p99_s, delay.itl_p99_s),
         n_instances=state.n_instances,
@@ -194,6 +201,15 @@ def pool_metrics(
         ttft=delay.ttft,
         itl=delay.itl,
     )
+
+
+def _running(
+    engine: Engine, window_tokens: ArrayLike, n_instances: ArrayLike, setting: Setting, traffic: PoolTraffic
+) -> tuple[StageState, Operation]:
+    """The state of a stage, and how it runs."""
+    load = stage_load(engine, traffic, window_tokens, setting)
+    state = stage_state(engine, traffic, load, n_instances, setting)
+    return state, setting.assumptions.occupancy.operate(state)
 
 
 def with_quantiles(pools: PoolMetrics) -> PoolMetrics:

@@ -33,9 +33,11 @@ def least_instances(
 ) -> Array:
     """N the load alone needs: ceil(lambda / (0.85 mu)) and, as published, ceil(lambda / mu) + 1.
 
-    0 without traffic; inf where an instance cannot run one sequence of the window.
+    0 without traffic; inf where an instance cannot run one sequence of the window. Prompts find in a prefix cache the
+    most they can.
     """
     assumptions = setting.assumptions
+    traffic = assumptions.prefix_cache.at_best(engine, traffic)
     load = stage_load(engine, traffic, window_tokens, setting)
     fits = load.n_max >= (1.0 if assumptions.whole else 1e-6)
     asked = load.rate_per_s * load.service_s / jnp.where(fits, load.n_max, 1.0)

@@ -1,4 +1,5 @@
-"""What surrounds the engines of a fleet: the site that powers them, and the compressor in front of them."""
+"""What surrounds the engines of a fleet: the site that powers them, the compressor in front of them, and what hosts
+keep for them."""
 
 import math
 
@@ -6,6 +7,7 @@ from jax import Array
 
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.laws.compression import Compressor, make_compressor
+from fleetopt_jax.laws.prefix_cache import HostCache
 
 
 @pytree
@@ -40,8 +42,12 @@ class Surroundings:
 
     site: Site
     compressor: Compressor
+    host_cache: HostCache | None = None  # of each instance, behind its prefix cache
 
 
-def make_surroundings(site: Site | None = None, compressor: Compressor | None = None) -> Surroundings:
-    """A site and a compressor; by default boards alone, and one that is perfect and free."""
-    return Surroundings(site or make_site(), compressor or make_compressor())
+def make_surroundings(
+    site: Site | None = None, compressor: Compressor | None = None, host_cache: HostCache | None = None
+) -> Surroundings:
+    """A site, a compressor and a tier of the prefix cache in the hosts' memory; by default boards alone, one that is
+    perfect and free, and none."""
+    return Surroundings(site or make_site(), compressor or make_compressor(), host_cache)

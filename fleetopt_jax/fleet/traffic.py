@@ -24,13 +24,15 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import EXACT, Assumptions
 from fleetopt_jax.fleet.fleet import Fleet
+from fleetopt_jax.fleet.lane_reuse import LaneReuse, lane_reuse
 from fleetopt_jax.laws.compression import Compressor
-from fleetopt_jax.laws.demand import Demand, demand
+from fleetopt_jax.laws.demand import Demand, with_nothing_cached
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.routing import router_edges, soft_share
 from fleetopt_jax.laws.service import StepMoments, step_moments
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 from fleetopt_jax.workload.columns import Columns, columns_of
+from fleetopt_jax.workload.reuse import Reuse
 
 T = TypeVar("T")
 
@@ -79,6 +81,7 @@ class PoolTraffic:
     demand: Demand  # mean features of the requests as served
     compressor_tokens: Array  # prompt tokens the pool's compressor reads, per request of the whole workload [tokens]
     prompts: PromptHistogram | None  # where the assumptions need it
+    reuse: LaneReuse | None = None  # of its prompts, where what is found of them depends on the cache
 
 
 @pytree
@@ -122,6 +125,7 @@ class Atoms:
     compressible: Array  # 1 for requests that can give way to a shorter window [J]
     whole_share: Array  # output share of a request compressed as a whole [-]
     cells: PromptCells | None
+    reuse: Reuse | None = None  # where the assumptions read it
 
 
 def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
@@ -131,6 +135,8 @@ def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
     """
     prompt, output = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
     columns = replace(columns_of(prompt, output), route_tokens=jnp.asarray(total_tokens(workload)))
+    columns = assumptions.prefix_cache.columns(columns)
+    reuse = _reuse_read(workload, prompt, assumptions)
     weight = jnp.asarray(workload.weight)
     by_prompt = jnp.asarray(workload.by_prompt).astype(int)
     key = assumptions.route_by
@@ -139,13 +145,34 @@ def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
         order = jnp.argsort(route_tokens)
         columns = jax.tree.map(lambda x: jnp.asarray(x)[order], replace(columns, route_tokens=route_tokens))
         weight, by_prompt = weight[order], jnp.argsort(order)[by_prompt]
+        reuse = None if reuse is None else reuse.in_order(order)
     return Atoms(
         weight=weight,
         columns=columns,
         compressible=assumptions.compression.compressible(columns.held_tokens, columns.output_tokens),
         whole_share=jnp.asarray(assumptions.lengths.whole_share(workload, assumptions.output_share)),
         cells=_prompt_cells(weight, columns.prefill_tokens, by_prompt) if assumptions.tail.has_distribution else None,
+        reuse=reuse,
     )
+
+
+def _reuse_read(workload: Workload, prompt_tokens: Array, assumptions: Assumptions) -> Reuse | None:
+    """The reuse of the prompts as the assumptions have them, where they read it."""
+    check_prefix_cache(workload, assumptions)
+    if workload.reuse is None or not assumptions.prefix_cache.reads_reuse:
+        return None
+    return workload.reuse.scaled(prompt_tokens / workload.prompt_tokens)
+
+
+def check_prefix_cache(workload: Workload, assumptions: Assumptions) -> None:
+    """Refuse a prefix cache that spares nothing, or of which nothing is known."""
+    if assumptions.prefix_cache.finds and assumptions.prefill.chunks_are_free:
+        raise ValueError("need the prefill 'compute' for a prefix cache: prompts that ride along free spare nothing")
+    if assumptions.prefix_cache.reads_reuse and workload.reuse is None:
+        raise ValueError(
+            "need a workload whose reuse is known for a prefix cache of the working set: of a trace with block hashes "
+            "or sessions, or with a hit curve"
+        )
 
 
 def served_features(prefill: Prefill, atoms: Atoms, assumptions: Assumptions) -> ServedSums:
@@ -156,7 +183,7 @@ def served_features(prefill: Prefill, atoms: Atoms, assumptions: Assumptions) ->
         requests=jnp.ones_like(atoms.weight),
         output_tokens=columns.output_tokens,
         steps=step_moments(chunks, columns.steps, columns.held_tokens + columns.output_tokens),
-        demand=demand(columns.prefill_tokens, columns.held_tokens, columns.steps, columns.output_tokens),
+        demand=assumptions.prefix_cache.demand(columns),
         in_cells=None if atoms.cells is None else jax.nn.one_hot(atoms.cells.cell, N_CELLS),
     )
 
@@ -349,7 +376,8 @@ def route(
         sums = running_sums(prefill, summed, assumptions, compresses=True, all_read=all_read)
         success_frac = assumptions.compression.success_frac(compressor)
         in_cells = None if many else _slice_in_cells(atoms, requests, success_frac)
-        return slice_traffic(replace(sums, cells=atoms.cells), prefill, compressor, requests, assumptions, in_cells)
+        traffic = slice_traffic(replace(sums, cells=atoms.cells), prefill, compressor, requests, assumptions, in_cells)
+        return _with_reuse(traffic, atoms, lambda: atoms.weight * _kept_share(atoms, requests, success_frac))
 
     return jax.vmap(one)(prefills, slices)
 
@@ -365,10 +393,25 @@ def _slice_in_cells(atoms: Atoms, requests: Slice, success_frac: ArrayLike) -> A
     more than all others together."""
     if atoms.cells is None:
         return None
-    row, first = jnp.arange(len(atoms.cells.cell)), requests.start
-    taken = (row >= first) & (row < jnp.clip(requests.lower_edge, first, requests.end))  # by the lanes below
-    kept = ((row >= first) & (row < requests.end)) - success_frac * atoms.compressible * taken
+    kept = _kept_share(atoms, requests, success_frac)
     return jax.ops.segment_sum(atoms.weight * kept, atoms.cells.cell, N_CELLS)
+
+
+def _kept_share(atoms: Atoms, requests: Slice, success_frac: ArrayLike) -> Array:
+    """Of every atom, the share that a lane serves as it comes [J]."""
+    row, first = jnp.arange(len(atoms.weight)), requests.start
+    taken = (row >= first) & (row < jnp.clip(requests.lower_edge, first, requests.end))  # by the lanes below
+    return ((row >= first) & (row < requests.end)) - success_frac * atoms.compressible * taken
+
+
+def _with_reuse(traffic: PoolTraffic, atoms: Atoms, mass: Callable[[], Array]) -> PoolTraffic:
+    """A lane's traffic with the reuse of the atoms' `mass` [J] that it serves as they come, where it is read."""
+    if atoms.reuse is None:
+        return traffic
+    cells = None if atoms.cells is None else (atoms.cells.cell, N_CELLS)
+    served = traffic.traffic_frac, traffic.demand.prefill
+    found = lane_reuse(atoms.reuse, atoms.columns.held_tokens, atoms.weight, mass(), served, cells)
+    return replace(traffic, reuse=found)
 
 
 def _soft_traffic(
@@ -390,7 +433,8 @@ def _soft_traffic(
         as_is = _served(prefill, atoms, atoms.weight * kept_share, assumptions)
         to_compress = _sums(atoms.weight * tries, compressed_features(atoms, kept))
         about = atoms.cells, atoms.whole_share
-        return served_traffic(prefill, compressor, window, as_is, to_compress, about, assumptions)
+        traffic = served_traffic(prefill, compressor, window, as_is, to_compress, about, assumptions)
+        return _with_reuse(traffic, atoms, lambda: atoms.weight * kept_share)
 
     return jax.vmap(one)(prefills, windows, as_they_are, to_try)
 
@@ -449,12 +493,15 @@ def served_traffic(
     success = compression.success_frac(compressor)
     powers = jnp.asarray(success) * jnp.stack(compressed.output_powers)
     squeezed = compression.squeezed(assumptions.prefill, prefill, window, powers, whole_share, whole=assumptions.whole)
+    if as_is.demand.cached is not None:
+        squeezed = squeezed[0], with_nothing_cached(squeezed[1])
     frac = as_is.requests + powers[0]
     steps, demand_sums = jax.tree.map(jnp.add, (as_is.steps, as_is.demand), squeezed)
     prompts = None
     if as_is.in_cells is not None and cells is not None:
         compression_s = compressor.s_per_token * mean_over(compressed.prompt_tokens, compressed.output_powers[0])
-        prompts = _histogram(as_is.in_cells, cells, window, powers, compression_s)
+        ends = (assumptions.prefix_cache.as_fresh(prefill, x) for x in (cells.shortest, cells.longest))
+        prompts = _histogram(as_is.in_cells, tuple(ends), window, powers, compression_s)
     return PoolTraffic(
         traffic_frac=jnp.where(frac > NOBODY, frac, 0.0),
         output_tokens=mean_over(as_is.output_tokens + success * compressed.output_tokens, frac),
@@ -466,14 +513,16 @@ def served_traffic(
 
 
 def _histogram(
-    mass: Array, cells: PromptCells, window: Array, output_powers: Array, compression_s: Array
+    mass: Array, ends: tuple[Array, ...], window: Array, output_powers: Array, compression_s: Array
 ) -> PromptHistogram:
-    """The as-is cells and one for the compressed prompts, at their mean, later by `compression_s`."""
+    """The as-is cells, from `ends` to `ends`, and one for the compressed prompts, at their mean, later by
+    `compression_s`."""
+    shortest, longest = ends
     total = jnp.append(jnp.maximum(mass, 0.0), output_powers[0])
     return PromptHistogram(
         mass=mean_over(total, jnp.sum(total)),
-        shortest=cells.shortest,
-        longest=cells.longest,
+        shortest=shortest,
+        longest=longest,
         window_tokens=window,
         compressed_tokens=window - mean_over(output_powers[1], output_powers[0]),
         compression_s=jnp.asarray(compression_s),

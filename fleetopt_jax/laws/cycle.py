@@ -34,10 +34,15 @@ class Prompt:
     windowed_pairs: Array  # the same, cut by the sliding window [tokens^2]
 
 
-def prompt_of(tokens: ArrayLike, square_tokens2: ArrayLike, window_tokens: ArrayLike) -> Prompt:
-    """Prompts of a mean length and mean square; layers with a window see those of the mean length."""
+def prompt_of(
+    tokens: ArrayLike, square_tokens2: ArrayLike, window_tokens: ArrayLike, past_tokens: ArrayLike = 0.0
+) -> Prompt:
+    """Prompts of a mean length and mean square, less that of what is done, `past_tokens`; layers with a window see
+    those of the mean length."""
     tokens = jnp.asarray(tokens, dtype=float)
-    return Prompt(tokens, cast(Array, (square_tokens2 + tokens) / 2.0), causal_pairs(tokens, 0.0, window_tokens))
+    return Prompt(
+        tokens, cast(Array, (square_tokens2 + tokens) / 2.0), causal_pairs(tokens, past_tokens, window_tokens)
+    )
 
 
 def with_prompt(beside: StepBatch, prompt: Prompt, times: ArrayLike = 1.0) -> StepBatch:

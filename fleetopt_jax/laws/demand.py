@@ -3,7 +3,12 @@
 A request that prefills p tokens holds h tokens of KV cache when it begins to decode, h + o after its d decode steps, as
 many more each step. Means over a pool are decode-time weighted where they are of active sequences: the mean context of
 a decoding sequence is E[d (h + o / 2)] / E[d]. Without a cache or drafts h = p and d = o.
+
+Where c tokens of the prompt are found in a cache, p = h - c are computed and attend to all h: engine time is tau1 p +
+tau2 (h^2 - c^2), so that h^2 - c^2 stands where p^2 did, and p^2 is kept beside it.
 """
+
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,17 +22,26 @@ NO_STEPS = 1e-9  # mean decode steps of a request below which nothing is decoded
 
 
 @pytree
+class CachedPrompts:
+    """What a cache adds to the features: of requests some of whose prompt is found. Fields traced, any common shape."""
+
+    tokens: Array  # c
+    prefill_square: Array  # p^2
+
+
+@pytree
 class Demand:
     """Features of one request, or their weighted sums over many. Fields traced, any common shape."""
 
     prefill: Array  # p
-    prefill2: Array  # p^2
-    prefill3: Array  # p^3
-    prefill4: Array  # p^4
+    prefill2: Array  # p^2; with a cache h^2 - c^2
+    prefill3: Array  # p^3; p (h^2 - c^2)
+    prefill4: Array  # p^4; (h^2 - c^2)^2
     steps: Array  # d
     steps2: Array  # d^2
     held: Array  # integral of the tokens held over the d steps: d (h + o / 2)
     held2: Array  # of their square: d (h^2 + h o + o^2 / 3)
+    cached: CachedPrompts | None = None  # None: nothing is found
 
 
 def demand(prefill_tokens: ArrayLike, held_tokens: ArrayLike, steps: ArrayLike, output_tokens: ArrayLike) -> Demand:
@@ -43,6 +57,22 @@ def demand(prefill_tokens: ArrayLike, held_tokens: ArrayLike, steps: ArrayLike, 
         held=d * (h + o / 2.0),
         held2=d * (h**2 + h * o + o**2 / 3.0),
     )
+
+
+def cached_demand(
+    prefill_tokens: ArrayLike, held_tokens: ArrayLike, steps: ArrayLike, output_tokens: ArrayLike
+) -> Demand:
+    """The same of requests that find in a cache what they hold and do not compute."""
+    p, h = (jnp.asarray(x) for x in (prefill_tokens, held_tokens))
+    pairs = h**2 - (h - p) ** 2
+    without = demand(p, h, steps, output_tokens)
+    found = CachedPrompts(tokens=h - p, prefill_square=p**2)
+    return replace(without, prefill2=pairs, prefill3=p * pairs, prefill4=pairs**2, cached=found)
+
+
+def with_nothing_cached(without: Demand) -> Demand:
+    """The features of requests that find nothing, beside those of others that do."""
+    return replace(without, cached=CachedPrompts(jnp.zeros_like(without.prefill), without.prefill2))
 
 
 def squeezed_demand(window_tokens: ArrayLike, output_powers: Array) -> Demand:
@@ -74,7 +104,8 @@ def held_tokens(mean: Demand) -> tuple[Array, Array]:
 def prefill_moments_s(prefill: Prefill, mean: Demand) -> tuple[Array, Array]:
     """(E[s_p] [s], E[s_p^2] [s^2]) of s_p = tau1 p + tau2 p^2."""
     t1, t2 = prefill.per_token_s, prefill.per_token2_s
+    square = mean.prefill2 if mean.cached is None else mean.cached.prefill_square
     return (
         t1 * mean.prefill + t2 * mean.prefill2,
-        t1**2 * mean.prefill2 + 2.0 * t1 * t2 * mean.prefill3 + t2**2 * mean.prefill4,
+        t1**2 * square + 2.0 * t1 * t2 * mean.prefill3 + t2**2 * mean.prefill4,
     )

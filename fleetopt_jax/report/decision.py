@@ -111,6 +111,8 @@ def _saves(plan: Mapping[str, Any]) -> str:
     """What is less than the best one-pool fleet takes, and what is more: energy a token, USD, GPUs."""
     beside, gain = plan.get("one_pool"), plan["metrics"]["gain_vs_homogeneous"]
     if not beside:
+        if gain is None and plan.get("prefix_cache"):
+            return "No one-pool fleet was searched to compare with: what its caches find depends on the fleet."
         if gain is None:
             return "There is no one-pool fleet within the limits to compare with."
         return f"{factor(gain)} the tokens per joule of the best one-pool fleet{_why_worse(plan, gain)}."

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator
 
 from fleetopt_jax.core.units import DAY_S, HOUR_S
@@ -31,8 +31,14 @@ MOST_DAYS_IN_HOURS = 1.6 * DAY_S  # shorter traces have ticks of hours
 def rates_figure(document: Mapping[str, Any]) -> Figure:
     """Requests a second by hour with the mean, the 95th percentile and the busiest hour; below, mean lengths by hour.
     Pale: hours in which the trace begins or ends."""
-    bins = document["rate_by_hour"]
     figure = new_figure(9.2, 6.0)
+    draw_rates(figure, document)
+    return figure
+
+
+def draw_rates(figure: FigureBase, document: Mapping[str, Any]) -> None:
+    """The same in a figure or a part of one."""
+    bins = document["rate_by_hour"]
     panels = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.2))
     edges_s = np.array([*(each["start_s"] for each in bins), bins[-1]["start_s"] + document["bin_s"]])
     _rates(panels[0], document, edges_s)
@@ -46,7 +52,6 @@ def rates_figure(document: Mapping[str, Any]) -> Figure:
     _time_ticks(panels[-1], edges_s, document["bin_s"])
     say(figure, rates_takeaway(document))
     figure.align_ylabels(panels)
-    return figure
 
 
 def rates_takeaway(document: Mapping[str, Any]) -> str:

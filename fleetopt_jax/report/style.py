@@ -6,10 +6,10 @@ never markup.
 
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from matplotlib import rc_context
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 INK, MUTED, GRID, PAPER = "#1a1a1a", "#555555", "#dddddd", "#fefefe"  # a page may give these other values
@@ -62,9 +62,10 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
-def say(figure: Figure, takeaway: str) -> None:
+def say(figure: FigureBase, takeaway: str) -> None:
     """The takeaway as the title, broken into lines that fit."""
-    width = int(TITLE_LETTERS_PER_INCH * figure.get_figwidth())
+    root = cast(Figure, figure.figure)  # of a part of a figure, all of it
+    width = int(TITLE_LETTERS_PER_INCH * root.get_figwidth())
     lines = [wrapped for line in takeaway.split("\n") for wrapped in textwrap.wrap(printable(line), width)]
     figure.suptitle("\n".join(lines), x=0.01, ha="left")
 

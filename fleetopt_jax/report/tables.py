@@ -130,6 +130,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     table.add_row("load", *(percent(pool["utilization"]) for pool in pools))
     if plan["assumptions"]["prefill"] != "free_chunks":
         table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
+    if plan.get("prefix_cache"):
+        table.add_row("found in the cache", *(percent(pool["prefix_hit_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(in_flight(pool["n_active"]) for pool in pools))
     table.add_row("power", *(f"{pool['power_w'] / KW:,.1f} kW" for pool in pools))
     table.add_row("tokens per joule", *(_rate(pool) for pool in pools))

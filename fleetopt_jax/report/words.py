@@ -129,6 +129,7 @@ _DISPATCHES = {
     "jsq": "a pool sends each request to its instance with the fewest in flight",
     "round_robin": "a pool sends requests to its instances in turn",
     "random": "a pool sends requests to its instances at random",
+    "affinity": "a pool sends requests that begin alike to one instance",
 }
 
 
@@ -142,7 +143,18 @@ def choices_said(plan: Mapping[str, Any]) -> list[str]:
         elif choice != "integration":
             text = _CHOICES.get(choice, {}).get(name)
             texts.append(text.format(share=plan["output_share"]) if text else f"{choice.replace('_', ' ')}: {name}")
-    return texts
+    return [*texts, prefix_said(plan)]
+
+
+def prefix_said(plan: Mapping[str, Any]) -> str:
+    """What is found of prompts in the KV cache."""
+    reused, found = plan["workload"].get("reused_frac"), plan.get("prefix_cache")
+    if found and found["name"] == "constant":
+        return f"prompts find {percent(found['hit_frac'])} of their tokens in a prefix cache"
+    before = "" if reused is None else f"{percent(reused)} of the prompt tokens were in prompts before"
+    if found:
+        return f"{before}: what the KV memory still has of them is not computed again"
+    return f"no prefix cache{before and ', although '}{before}"
 
 
 def engines_said(plan: Mapping[str, Any]) -> str:

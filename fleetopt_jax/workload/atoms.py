@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jax import Array
@@ -11,6 +12,9 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import whole_down
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
+
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.reuse import Reuse
 
 OUTPUT_SHARE = 0.2  # the published 80 / 20 split of a request's total length
 
@@ -26,6 +30,7 @@ class Workload:
     arrival_scv: Array  # squared CV of inter-arrival times; no published law reads it (all are Poisson) [-]
     longest_tokens: Array  # the longest total length the fleet must serve (declared or seen) [tokens]
     by_prompt: Array  # the atoms in order of their prompts, made once; as floats, so that all of it differentiates [J]
+    reuse: "Reuse | None" = None  # of prompts, where it is known
 
 
 def make_workload(
@@ -36,10 +41,12 @@ def make_workload(
     arrival_rate_per_s: float,
     arrival_scv: float = 1.0,
     longest_tokens: float | None = None,
+    reuse: "Reuse | None" = None,
 ) -> Workload:
     """A checked, sorted `Workload`. Equal weights if none are given; weights are normalised to sum to 1.
 
-    Lengths [J] in tokens, `arrival_rate_per_s` in requests per second. Raises ValueError that names what is wrong.
+    Lengths [J] in tokens, `arrival_rate_per_s` in requests per second; `reuse` (`workload.reuse`) in the order of the
+    lengths. Raises ValueError that names what is wrong.
 
     >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
     >>> float(chat.longest_tokens)
@@ -79,6 +86,7 @@ def make_workload(
             arrival_scv=arrival_scv,
             longest_tokens=longest,
         ),
+        reuse=None if reuse is None else reuse.in_order(order),
     )
 
 

@@ -16,7 +16,14 @@ Atoms = tuple[np.ndarray, np.ndarray, np.ndarray]
 def compress(
     prompt_tokens: np.ndarray, output_tokens: np.ndarray, weight: np.ndarray | None = None, max_atoms: int = MAX_ATOMS
 ) -> Atoms:
-    """(prompt, output, weight) of at most `max_atoms` atoms.
+    """(prompt, output, weight) of at most `max_atoms` atoms: see `compress_with_members`."""
+    return compress_with_members(prompt_tokens, output_tokens, weight, max_atoms)[0]
+
+
+def compress_with_members(
+    prompt_tokens: np.ndarray, output_tokens: np.ndarray, weight: np.ndarray | None = None, max_atoms: int = MAX_ATOMS
+) -> tuple[Atoms, np.ndarray]:
+    """((prompt, output, weight) of at most `max_atoms` atoms, the atom that each request is in).
 
     Equal requests are merged first; if that suffices nothing is lost. Otherwise cells are split, the one with the
     largest squared error first, at the mean of its wider coordinate (total or output length, each relative to its root
@@ -29,9 +36,10 @@ def compress(
     points, where = np.unique(pairs, return_inverse=True)
     mass = np.bincount(where, weights=weights, minlength=len(points))
     points = np.stack([points.real, points.imag], axis=1)
+    kept = np.cumsum(mass > 0) - 1
     points, mass = points[mass > 0], mass[mass > 0]
     if len(points) <= max_atoms:
-        return points[:, 0], points[:, 1], mass
+        return (points[:, 0], points[:, 1], mass), kept[where]
     lengths = np.stack([points.sum(axis=1), points[:, 1]], axis=1)
     scaled = lengths / np.sqrt(np.average(lengths**2, axis=0, weights=mass)) * [TOTAL_EMPHASIS, 1.0]
     ticket = itertools.count()  # breaks ties in the heap, so that arrays are never compared
@@ -47,7 +55,10 @@ def compress(
     grid = 2.0 ** (np.ceil(np.log2(lengths.max())) - 51)
     total, output = (np.round(means / grid) * grid).T
     total = np.clip(total, *(np.array([bound(lengths[cell, 0]) for cell in cells]) for bound in (np.min, np.max)))
-    return total - output, output, np.array([mass[cell].sum() for cell in cells])
+    atom = np.empty(len(points), int)
+    for k, cell in enumerate(cells):
+        atom[cell] = k
+    return (total - output, output, np.array([mass[cell].sum() for cell in cells])), atom[kept[where]]
 
 
 def _cell(points: np.ndarray, mass: np.ndarray, members: np.ndarray, ticket: int) -> tuple:

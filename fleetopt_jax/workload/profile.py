@@ -211,6 +211,8 @@ def requests_of(trace: "Trace", profile: RateProfile, k: int) -> "Trace":
         weight=None if trace.weight is None else trace.weight[rows],
         arrival_s=arrival_s - arrival_s[0],
         first_arrival_s=trace.first_arrival_s + float(arrival_s[0]),
+        blocks=None if trace.blocks is None else trace.blocks.of(np.arange(rows.start, rows.stop)),
+        sessions=None if trace.sessions is None else trace.sessions[rows],
     )
 
 

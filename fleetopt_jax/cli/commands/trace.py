@@ -10,8 +10,10 @@ from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled
 from fleetopt_jax.cli.answer import Answer, Document
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import workload_of
+from fleetopt_jax.documents.prefix import prefix_to_json
 from fleetopt_jax.documents.rates import rates_to_json
 from fleetopt_jax.report import tables
+from fleetopt_jax.report.prefix import prefix_table
 from fleetopt_jax.report.rates import rates_table
 
 if TYPE_CHECKING:
@@ -37,8 +39,11 @@ def run(options: argparse.Namespace) -> Answer:
     }
     about = bundled().get(loaded.name, {})
     document |= rates_to_json(loaded.profile)
+    if loaded.prefix:
+        recorded = summary.arrival_rate_per_s if loaded.rate_known and options.rate is None else None
+        document["prefix"] = prefix_to_json(loaded.prefix, rate if recorded is None else recorded)
     document |= {key: about[key] for key in ("source", "licence", "compression_error") if key in about}
-    return Answer(document, _table, OK, _figure if loaded.profile else None)
+    return Answer(document, _table, OK, _figure if loaded.profile or loaded.prefix else None)
 
 
 def _understood(loaded: LoadedWorkload) -> dict[str, Any]:
@@ -65,10 +70,12 @@ def _understood(loaded: LoadedWorkload) -> dict[str, Any]:
 
 def _table(document: Document) -> RenderableType:
     parts = [tables.trace_table(document)]
-    return Group(*parts, rates_table(document)) if document["recorded_rate_per_s"] else parts[0]
+    parts += [prefix_table(document)] if "prefix" in document else []
+    parts += [rates_table(document)] if document["recorded_rate_per_s"] else []
+    return Group(*parts)
 
 
 def _figure(document: Document) -> "Figure":
-    from fleetopt_jax.report.rates_figure import rates_figure  # and matplotlib, which a table does without
+    from fleetopt_jax.report.prefix_figure import trace_figure  # and matplotlib, which a table does without
 
-    return rates_figure(document)
+    return trace_figure(document)

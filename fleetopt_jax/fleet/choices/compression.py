@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -94,8 +95,8 @@ class FreeCompression(Compression):
         steps, asked = step_moments(chunks, output, prompt + output), demand(prompt, prompt, output, output)
         several = output_powers[0]
         return (
-            StepMoments(**{name: several * x for name, x in vars(steps).items()}),
-            Demand(**{name: several * x for name, x in vars(asked).items()}),
+            jax.tree.map(lambda x: several * x, steps),
+            jax.tree.map(lambda x: several * x, asked),
         )
 
     def squeeze(

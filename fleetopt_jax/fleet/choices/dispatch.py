@@ -33,6 +33,7 @@ class Dispatch:
     arrival_scv: ClassVar[float]
     co_arrivals: ClassVar[float]
     looks_at_queues: ClassVar[bool] = False  # where not, the simulator sends everything beforehand
+    shares_caches: ClassVar[bool] = False  # whether who begins alike comes together: N prefix caches then act as one
 
     def choose(self, queues: Queues, n_sent: int) -> Array:
         """The instances of the next `n_sent` requests, in order of arrival [G, n_sent]."""
@@ -84,3 +85,18 @@ class AtRandom(Dispatch):
 
     def choose(self, queues: Queues, n_sent: int) -> Array:
         return jax.vmap(lambda key: jax.random.randint(key, (n_sent,), 0, queues.n_instances))(queues.keys)
+
+
+@dataclass(frozen=True)
+class PrefixAffinity(Dispatch):
+    """The instance that a prompt's beginning is given to, whatever is there: consistent hashing. Its caches act as one;
+    its load is as uneven as at random. Prompts that begin alike are one prompt each to the simulator, which knows no
+    prefixes yet."""
+
+    name: ClassVar[str] = "affinity"
+    arrival_scv: ClassVar[float] = 1.0
+    co_arrivals: ClassVar[float] = 1.0
+    shares_caches: ClassVar[bool] = True
+
+    def choose(self, queues: Queues, n_sent: int) -> Array:
+        return AtRandom().choose(queues, n_sent)

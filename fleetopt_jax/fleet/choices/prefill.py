@@ -23,7 +23,8 @@ EVERY = 4
 
 def mean_prompt(engine: Engine, mean: Demand) -> Prompt:
     """The prompt of requests with these mean features, as this engine's steps see it."""
-    return prompt_of(mean.prefill, mean.prefill2, step_law_of(engine).window_tokens)
+    past_tokens = 0.0 if mean.cached is None else mean.cached.tokens
+    return prompt_of(mean.prefill, mean.prefill2, step_law_of(engine).window_tokens, past_tokens)
 
 
 class PrefillPolicy:

@@ -153,7 +153,8 @@ class _Plan(_Part):
     schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
     status: str = "feasible"
     assume: str = "physical"
-    dispatch: Literal["jsq", "round_robin", "random"] = "jsq"
+    dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
+    prefix_cache: dict[str, Any] | None = None
     route_by: RouteByPart | None = None
     verified: _Verified | None = None
     command: str | None = None
@@ -182,6 +183,9 @@ def fleet_launch(
     """
     plan = _read(document, where)
     fault = _fault(plan)
+    if plan.prefix_cache is not None or plan.dispatch == "affinity":
+        what = "prefix_cache" if plan.prefix_cache is not None else "dispatch"
+        raise BadInput(f"{where}, {what}", "prefix caches and their routing cannot be exported yet", "plan without")
     if fault and not anyway:
         raise BadInput(where if fault.field is None else f"{where}, {fault.field}", fault.said, _mend(plan, where))
     models = _checked_models(models or {}, plan)

@@ -8,7 +8,9 @@ import pyarrow as pa
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import first_line
 from fleetopt_jax.core.units import DAY_S
+from fleetopt_jax.workload.blocks import SESSION_BLOCK_TOKENS, blocks_of_sessions
 from fleetopt_jax.workload.readers import limits
+from fleetopt_jax.workload.readers.gathered_reuse import GatheredReuse
 from fleetopt_jax.workload.readers.hints import hints
 from fleetopt_jax.workload.readers.known import Settled, settle, unread_hints
 from fleetopt_jax.workload.readers.numbers import BadRow, place, tokens
@@ -28,6 +30,7 @@ class _Gathered:
     n_empty: int = 0  # rows without a request: no tokens at all, or a count of 0
     n_zero: float = 0  # requests with 0 output tokens
     n_unknown: float = 0  # requests with no number of output tokens
+    used: GatheredReuse = field(default_factory=GatheredReuse)  # what tells of blocks that are used again
 
 
 def collect(where: str, source: Source, layout: Layout | None, details: tuple[str, ...] = ()) -> Trace:
@@ -75,6 +78,7 @@ def _add(
         prompt, output = np.maximum(prompt / count, 1.0), output / count
     gathered.prompts.append(prompt)
     gathered.outputs.append(output)
+    gathered.used.add(settled, columns, before, len(columns[settled.prompt]), kept)
     if stamps is not None and settled.time and len(prompt):
         stamps.add(before, columns[settled.time], kept)
 
@@ -123,10 +127,14 @@ def _trace(
     found = arrivals(stamps, n_requests, settled.time_unit_s, settled.documented_s) if stamps else None
     bucket_s = _bucket_s(found, weighted=weight is not None) if found else 0.0
     arrival_s = found.seconds if found else None
+    blocks, sessions = gathered.used.settled(where, settled, prompt)
     if arrival_s is not None and (np.diff(arrival_s) < 0).any():
         order = np.argsort(arrival_s, kind="stable")
         arrival_s, prompt, output = arrival_s[order], prompt[order], output[order]
         weight = None if weight is None else weight[order]
+        blocks, sessions = blocks and blocks.of(order), None if sessions is None else sessions[order]
+    if blocks is None and sessions is not None:
+        blocks = blocks_of_sessions(sessions, prompt, output, settled.block_tokens or SESSION_BLOCK_TOKENS)
     trace = Trace(
         prompt_tokens=prompt,
         output_tokens=output,
@@ -134,9 +142,12 @@ def _trace(
         first_arrival_s=found.first_s if found and not source.no_rate else 0.0,
         weight=weight,
         bucket_s=bucket_s,
+        blocks=blocks,
+        sessions=sessions,
     )
     warnings = (
         *source.warnings,
+        *gathered.used.warnings,
         *_of_rows(gathered, settled),
         *hints(trace, settled, found),
         *unread_hints(source.names, settled),
@@ -156,6 +167,7 @@ def _understood(
 ) -> Understood:
     without = round(gathered.n_zero + gathered.n_unknown)
     roles = {"prompt": settled.prompt, "output": settled.output, "time": settled.time, "count": settled.count}
+    roles |= gathered.used.roles(settled)
     n_dropped = gathered.n_rows - sum(map(len, gathered.prompts))
     return Understood(
         file_format=source.file_format,

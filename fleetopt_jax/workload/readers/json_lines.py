@@ -17,7 +17,7 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import MIB, first_line, shown
 from fleetopt_jax.workload.readers import limits
 from fleetopt_jax.workload.readers.numbers import arrow
-from fleetopt_jax.workload.readers.paths import Path, columns_of, has_pairs, paths_of, value_of
+from fleetopt_jax.workload.readers.paths import Path, columns_of, has_pairs, list_type, paths_of, value_of
 from fleetopt_jax.workload.readers.records import Columns, Layout, Source
 from fleetopt_jax.workload.readers.shapes import unfold
 
@@ -112,7 +112,8 @@ def _schema(first: list[Any], paths: dict[str, Path]) -> pa.Schema | None:
                 return None
         if isinstance(node.get(path[-1]), dict):
             return None
-        node[path[-1]] = pa.string() if any(isinstance(value, str) for value in values) else pa.float64()
+        plain = pa.string() if any(isinstance(value, str) for value in values) else pa.float64()
+        node[path[-1]] = list_type(values) or plain
     return pa.schema([(key, _type(node)) for key, node in tree.items()])
 
 

@@ -20,6 +20,9 @@ USUAL_TIMES = (
     *("created", "created_at", "time", "datetime", "event_time", "event_timestamp", "log_time", "date_time", "date"),
     *("timestamp_s", "timestamp_ms", "timestamp_us", "timestamp_ns", "time_s", "time_ms", "start_times", "t"),
 )
+HASHES = ("hash_ids", "block_hash_ids", "prefix_hash_ids")  # of the blocks of a prompt, each of all up to its end
+SESSIONS = ("session_id", "conversation_id", "conversation", "chat_id")
+PARENT = "parent_chat_id"  # of a turn whose `chat_id` is its own
 COUNTS = ("num_model_requests", "num_requests", "n_requests", "request_count", "requests", "count")
 
 
@@ -34,12 +37,15 @@ class Known:
     time_unit_s: float | None = None
     count: str | None = None
     also: str | None = None
+    block_tokens: int | None = None  # of its block hashes
 
 
 KNOWN = (
     Known("Azure LLM inference trace", "ContextTokens", "GeneratedTokens", ("TIMESTAMP",)),
     Known("BurstGPT", "Request tokens", "Response tokens", ("Timestamp",), SECOND),
-    Known("Qwen-Bailian trace", "input_length", "output_length", ("timestamp",), SECOND, also="chat_id"),
+    Known(
+        "Qwen-Bailian trace", "input_length", "output_length", ("timestamp",), SECOND, also="chat_id", block_tokens=16
+    ),
     Known("Mooncake or ServeGen", "input_length", "output_length", ("timestamp",), MS),
     Known("fleetopt_jax", "prompt_tokens", "output_tokens", ("timestamp_s",), SECOND, also="timestamp_s"),
     Known("vLLM bench serve", "input_lens", "output_lens", ("start_times",), SECOND),
@@ -95,10 +101,15 @@ class Settled:
     time_unit_s: float | None  # asked for
     documented_s: float | None  # of the known layout, or by the column's own name
     zero_output: ZeroOutput
+    hashes: str | None = None
+    session: str | None = None
+    parent: str | None = None  # of which session a turn goes on
+    block_tokens: int | None = None  # of a hash, where it is asked for or of the layout
 
     @property
     def columns(self) -> list[str]:
-        return [name for name in (self.prompt, self.output, self.time, self.count) if name is not None]
+        names = (self.prompt, self.output, self.time, self.count, self.hashes, self.session, self.parent)
+        return [name for name in names if name is not None]
 
 
 class Names:
@@ -186,6 +197,7 @@ def settle(where: str, names: list[str], layout: Layout | None, document: str = 
     count = columns.named(asked.count) if asked.count else None
     if count is None and known and known.count:
         count = columns.ending(known.count)[0][1]
+    hashes, session, parent = (None, None, None) if count else _reused(columns)
     return Settled(
         name=document or (known.name if known else "columns as named"),
         prompt=pair[0],
@@ -195,7 +207,22 @@ def settle(where: str, names: list[str], layout: Layout | None, document: str = 
         time_unit_s=asked.time_unit_s,
         documented_s=documented_s,
         zero_output=asked.zero_output,
+        hashes=hashes,
+        session=session,
+        parent=parent,
+        block_tokens=asked.block_tokens or (known.block_tokens if known else None),
     )
+
+
+def _reused(columns: Names) -> tuple[str | None, str | None, str | None]:
+    """The columns of block hashes, of sessions, and of the turn before, where each is there once."""
+
+    def first(wanted: tuple[str, ...]) -> str | None:
+        found = [name for each in wanted for before, name in columns.ending(each) if not before]
+        return found[0] if found and columns.names.count(found[0]) == 1 else None
+
+    parent = first((PARENT,))
+    return first(HASHES), first(("chat_id",) if parent else SESSIONS), parent
 
 
 def unread_hints(names: list[str], settled: Settled) -> list[str]:

@@ -56,7 +56,25 @@ def columns_of(where: str, before: int, records: Sequence[Any], paths: dict[str,
     }
 
 
+def list_type(values: Iterable[Any]) -> pa.DataType | None:
+    """The type of a column of lists, of whole numbers or else of texts; None where there is no list among the values,
+    or one of anything else."""
+    lists = [value for value in values if isinstance(value, list)]
+    kinds = {type(each) for value in lists for each in value}
+    if not lists or not kinds <= {int, str}:
+        return None
+    return pa.list_(pa.int64() if kinds <= {int} else pa.string())
+
+
 def _column(where: str, before: int, name: str, values: list[Any]) -> pa.Array:
+    if any(isinstance(value, list) for value in values) and all(type(value) in (list, type(None)) for value in values):
+        of_lists = list_type(values)
+        if of_lists is None:  # lists of lists, which nothing is read from
+            return pa.nulls(len(values))
+        try:
+            return pa.array(values, of_lists)
+        except (OverflowError, pa.ArrowException):  # whole numbers that no int64 holds
+            return pa.array([value and [str(each) for each in value] for value in values], pa.list_(pa.string()))
     if all(value is None or type(value) in (int, float) for value in values):
         try:
             return pa.array([None if value is None else float(value) for value in values], pa.float64())

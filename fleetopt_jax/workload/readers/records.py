@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from fleetopt_jax.workload.blocks import Blocks
+
 ZeroOutput = Literal["keep", "drop"]
 Columns = dict[str, pa.Array]
 
@@ -26,6 +28,7 @@ class Layout:
     time_unit_s: float | None = None
     count: str | None = None
     zero_output: ZeroOutput = "keep"  # of requests without output tokens: prefilled only, or left out
+    block_tokens: int | None = None  # of a prompt that one block hash stands for; None: the layout's, or 512
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Trace:
     weight: np.ndarray | None = None  # requests a row stands for; None: one
     bucket_s: float = 0.0  # what a stamp stands for: an hour of sums, a day of dates alone; 0: a moment
     understood: Understood | None = None
+    blocks: Blocks | None = None  # of the prompts, where their hashes or their sessions tell
+    sessions: np.ndarray | None = None  # whose turn each request is, equal numbers for one; -1: nobody's [n]
 
     @property
     def n_requests(self) -> int:
