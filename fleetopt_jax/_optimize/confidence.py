@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fleetopt_jax._optimize.holding import BATCH, Holding, holding
-from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable, one_pool_of, without_proof
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable, among, one_pool_of
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import default_method, evaluate_given
 from fleetopt_jax._optimize.sections import Sections
@@ -117,11 +117,10 @@ class _Fleets:
         cut, plan = best
         alone = self._best(self._alone, confidence, any_budget=True)
         reference = None if alone is None else one_pool_of(alone[1])
-        found = replace(without_proof(self.nominal.search), by_pools=(), candidates=CANDIDATES)
         plan = replace(
             plan,
             method=self.nominal.method,
-            search=found,
+            search=among(self.nominal.search, CANDIDATES),
             one_pool=reference,
             gain_vs_homogeneous=reference and float(plan.metrics.tok_per_j) / reference.tok_per_j,
         )
@@ -178,9 +177,8 @@ class _Fleets:
     def _out_of_reach(self, confidence: float) -> Infeasible:
         most = max(cut.most() for cut in self._cuts)
         binding = Unreachable("confidence", confidence, most if most < confidence else None)
-        search = replace(without_proof(self.nominal.search), by_pools=(), candidates=CANDIDATES)
         method = default_method(self.nominal.problem.slo) if self.nominal.method == "given" else self.nominal.method
-        return Infeasible(method, self.nominal.problem, search, binding)
+        return Infeasible(method, self.nominal.problem, among(self.nominal.search, CANDIDATES), binding)
 
 
 def one_pool_plans(problem: Problem) -> Iterator[Plan]:

@@ -42,6 +42,7 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, with_limits
 from fleetopt_jax.fleet.limits import ROUNDING, itl_excess, load_excess, ttft_excess
+from fleetopt_jax.fleet.resources import pool_prices
 from fleetopt_jax.fleet.sizing import least_held, least_instances
 from fleetopt_jax.fleet.stage import Setting, setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, routed
@@ -157,6 +158,12 @@ class Pool:
             return jax.tree.map(lambda x: np.asarray(x)[: m - start], found)
 
         return jax.tree.map(lambda *parts: np.concatenate(parts), *(part(start) for start in range(0, m, BATCH)))
+
+    def costs(self, n_instances: np.ndarray, problem: Problem) -> np.ndarray:
+        """Of so many instances [m], with engine and laws as they stand, by what the problem is searched for."""
+        power_w = self.judged(n_instances, as_they_stand(self.spec, len(n_instances))).power_w
+        prices = pool_prices(problem.search_weights, [self.spec.gpu_name], [self.engine], problem.around.site)
+        return prices.cost(0, n_instances, np.asarray(power_w))
 
     def needed(self, errors: Errors) -> np.ndarray:
         """The least instances with which the pool holds its limits under each of the errors [m]; inf for none that are

@@ -33,6 +33,11 @@ def without_proof(search: Search) -> Search:
     return replace(search, lower_bound=None, gap=None)
 
 
+def among(search: Search, candidates: str) -> Search:
+    """The same where that one comes from other candidates, which the search never counted by pools."""
+    return replace(without_proof(search), by_pools=(), candidates=candidates)
+
+
 @dataclass(frozen=True)
 class OnePoolFleet:
     """The best fleet with one pool of the full window, by the objective and without the budget: what a plan is compared

@@ -15,11 +15,10 @@ import numpy as np
 
 from fleetopt_jax._optimize.counts import cheapest_counts, rows_for
 from fleetopt_jax._optimize.exact import candidates, evenly
-from fleetopt_jax._optimize.holding import BATCH, Pool, as_they_stand, drawn, pools_of
+from fleetopt_jax._optimize.holding import BATCH, Pool, drawn, pools_of
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.fleet.resources import pool_prices
 
 FEW_WINDOWS, MORE_WINDOWS = 9, 14  # below the last one: for three pools, for two
 MOST_POOLS = 3
@@ -98,8 +97,7 @@ class Sections:
         if not known.size:
             return Section(spec, needed, 0.0, 0.0)
         n = np.array([np.min(known), np.max(known) + 1.0])
-        prices = pool_prices(self.problem.search_weights, [spec.gpu_name], [pool.engine], self.problem.around.site)
-        costs = prices.cost(0, n, np.asarray(pool.judged(n, as_they_stand(spec, 2)).power_w))
+        costs = pool.costs(n, self.problem)
         each = float((costs[1] - costs[0]) / (n[1] - n[0]))
         return Section(spec, needed, float(costs[0] - each * n[0]), each)
 

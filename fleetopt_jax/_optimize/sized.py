@@ -32,7 +32,6 @@ from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import with_fleet
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.fleet import with_limits
-from fleetopt_jax.fleet.resources import pool_prices
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.workload.atoms import Workload
 
@@ -108,9 +107,8 @@ class Cut:
         """The least of `SIGMAS` so that what holds the limits when all is slower by as much holds them in that share
         of the scenarios; None where none of them does."""
         if self._shares_limits:
-            worth = _first(lambda i: not np.isfinite(self._slower_by(SIGMAS[i])).all(), len(SIGMAS))
-            least = _first(lambda i: self.share(self._slower_by(SIGMAS[i])) >= share, worth)
-            return float(SIGMAS[least]) if least < worth else None
+            least = _first(lambda i: self.share(self._slower_by(SIGMAS[i])) >= share, self._n_worth)
+            return float(SIGMAS[least]) if least < self._n_worth else None
         enough = [share_held(self.needed, np.maximum(n, self.as_planned)) >= share for n in self.by_sigmas]
         return float(SIGMAS[np.argmax(enough)]) if any(enough) else None
 
@@ -119,17 +117,13 @@ class Cut:
         if not np.isfinite(self.as_planned).all():
             return 0.0
         if self._shares_limits:
-            worth = _first(lambda i: not np.isfinite(self._slower_by(SIGMAS[i])).all(), len(SIGMAS))
-            return self.share(self._slower_by(SIGMAS[worth - 1])) if worth else 0.0
+            return self.share(self._slower_by(SIGMAS[self._n_worth - 1])) if self._n_worth else 0.0
         return float(np.mean(np.isfinite(self.needed).all(axis=1)))
 
     def costs(self, k: int, n_instances: np.ndarray) -> np.ndarray:
         """Of the k-th pool with so many instances [m], as planned, by what the problem is searched for."""
-        pool, problem = self.pools[0][k], self.scenarios.problem
         values, where = np.unique(n_instances, return_inverse=True)
-        found = pool.judged(values, as_they_stand(pool.spec, len(values)))
-        prices = pool_prices(problem.search_weights, [pool.spec.gpu_name], [pool.engine], problem.around.site)
-        return prices.cost(0, values, np.asarray(found.power_w))[where]
+        return self.pools[0][k].costs(values, self.scenarios.problem)[where]
 
     def drawn(self, n_instances: np.ndarray) -> list[Draws]:
         """The fleet with so many instances [K] under every draw, workload by workload."""
@@ -148,6 +142,11 @@ class Cut:
     @property
     def _shares_limits(self) -> bool:
         return self.scenarios.problem.slo.scope == "fleet"
+
+    @cached_property
+    def _n_worth(self) -> int:
+        """How many of `SIGMAS`, from the least on, some number of instances worth having holds."""
+        return _first(lambda i: not np.isfinite(self._slower_by(SIGMAS[i])).all(), len(SIGMAS))
 
     def _slower_by(self, sigmas: float) -> np.ndarray:
         """The instances [K] of a fleet that holds its limits as planned, and under every workload with engines and

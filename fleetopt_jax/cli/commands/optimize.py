@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fleetopt_jax._optimize.confidence import confident
-from fleetopt_jax._optimize.plan import Infeasible, Plan, without_proof
+from fleetopt_jax._optimize.plan import Infeasible, Plan, among, without_proof
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.robust import require_window, robust
 from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
@@ -24,7 +24,7 @@ from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
 from fleetopt_jax.cli.verdicts import help_said, pool_map_of, why
 from fleetopt_jax.core.errors import BadField, BadInput
-from fleetopt_jax.documents.confidence import confident_to_json, plan_holding_to_json
+from fleetopt_jax.documents.confidence import confident_to_json, holding_to_json, plan_holding_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
 from fleetopt_jax.documents.simulation import outcome_to_json
@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> Answer:
         plan, found = _robust(options, problem, plan, tomorrow)
         extras |= found
     if not options.verify:
-        extras["holds"] = plan_holding_to_json(plan, options.seed)
+        if "holds" not in extras:
+            extras["holds"] = plan_holding_to_json(plan, options.seed)
         return Answer(plan_to_json(plan, layout, path=options.out) | extras, table, OK, pool_map_of(plan))
     from fleetopt_jax.report.simulation import verified_plan_table
 
@@ -83,7 +84,7 @@ def _surer(options: argparse.Namespace, nominal: Plan) -> tuple[Plan | Infeasibl
     if isinstance(found, Infeasible):
         say(options, f"infeasible: {why(found.binding)}")
         return found, {}
-    return found.plan, {"confidence": confident_to_json(found)}
+    return found.plan, {"confidence": confident_to_json(found), "holds": holding_to_json(found.holding)}
 
 
 def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, Workload]]:
@@ -126,7 +127,7 @@ def _robust(
             f"no candidate holds the limits in {1.0 - found.level:.0%} of the scenarios; "
             f"the chosen one does in {found.chosen.hold_share:.0%}",
         )
-    search = dataclasses.replace(without_proof(nominal.search), by_pools=(), candidates="those of the robust choice")
+    search = among(nominal.search, "those of the robust choice")
     chosen = dataclasses.replace(found.chosen.plan, method=nominal.method, search=search)
     return chosen, {"robust": robust_to_json(found)}
 

@@ -43,35 +43,33 @@ Run = Callable[["PoolTraffic"], tuple["StageState", "Operation"]]  # how a stage
 
 
 class PrefixCache:
-    """What is found of prompts."""
+    """What is found of prompts: nothing, but for what a record says."""
 
     name: ClassVar[str]
     finds: ClassVar[bool] = True  # whether anything is found at all
-    reads_reuse: ClassVar[bool] = (
-        False  # whether what is found depends on the cache, and the workload's reuse is needed
-    )
+    reads_reuse: ClassVar[bool] = False  # whether that depends on the cache, and the workload's reuse is needed
 
     def columns(self, columns: Columns) -> Columns:
         """The requests, whatever instance they come to."""
-        raise NotImplementedError
+        return columns
 
     def demand(self, columns: Columns) -> Demand:
         """The features of such requests."""
-        raise NotImplementedError
+        return demand(columns.prefill_tokens, columns.held_tokens, columns.steps, columns.output_tokens)
 
     def as_fresh(self, prefill: Prefill, new_tokens: Array) -> Array:
         """The prompt without a cache that takes as long as so many new tokens of one [tokens], elementwise."""
-        raise NotImplementedError
+        return new_tokens
 
     def met(
         self, engine: Engine, traffic: "PoolTraffic", n_instances: ArrayLike, setting: "Setting", run: Run
     ) -> "PoolTraffic":
         """The traffic of a stage of `n_instances`, less what it finds in its caches."""
-        raise NotImplementedError
+        return traffic
 
     def at_best(self, engine: Engine, traffic: "PoolTraffic") -> "PoolTraffic":
         """The traffic of a stage whose caches hold everything: no stage has less to do."""
-        raise NotImplementedError
+        return traffic
 
 
 @dataclass(frozen=True)
@@ -80,23 +78,6 @@ class NoPrefixCache(PrefixCache):
 
     name: ClassVar[str] = "none"
     finds: ClassVar[bool] = False
-
-    def columns(self, columns: Columns) -> Columns:
-        return columns
-
-    def demand(self, columns: Columns) -> Demand:
-        return demand(columns.prefill_tokens, columns.held_tokens, columns.steps, columns.output_tokens)
-
-    def as_fresh(self, prefill: Prefill, new_tokens: Array) -> Array:
-        return new_tokens
-
-    def met(
-        self, engine: Engine, traffic: "PoolTraffic", n_instances: ArrayLike, setting: "Setting", run: Run
-    ) -> "PoolTraffic":
-        return traffic
-
-    def at_best(self, engine: Engine, traffic: "PoolTraffic") -> "PoolTraffic":
-        return traffic
 
 
 @dataclass(frozen=True)
@@ -122,14 +103,6 @@ class ConstantHits(PrefixCache):
         cached = new_tokens * self.hit_frac / (1.0 - self.hit_frac)
         return fresh_tokens(prefill.per_token_s, prefill.per_token2_s, new_tokens, cached)
 
-    def met(
-        self, engine: Engine, traffic: "PoolTraffic", n_instances: ArrayLike, setting: "Setting", run: Run
-    ) -> "PoolTraffic":
-        return traffic
-
-    def at_best(self, engine: Engine, traffic: "PoolTraffic") -> "PoolTraffic":
-        return traffic
-
 
 @dataclass(frozen=True)
 class WorkingSetCache(PrefixCache):
@@ -145,15 +118,6 @@ class WorkingSetCache(PrefixCache):
 
     name: ClassVar[str] = "working_set"
     reads_reuse: ClassVar[bool] = True
-
-    def columns(self, columns: Columns) -> Columns:
-        return columns
-
-    def demand(self, columns: Columns) -> Demand:
-        return demand(columns.prefill_tokens, columns.held_tokens, columns.steps, columns.output_tokens)
-
-    def as_fresh(self, prefill: Prefill, new_tokens: Array) -> Array:
-        return new_tokens
 
     def met(
         self, engine: Engine, traffic: "PoolTraffic", n_instances: ArrayLike, setting: "Setting", run: Run
