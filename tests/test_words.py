@@ -24,7 +24,7 @@ from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.plan_file import beside_plan, seen_from_plan
 from fleetopt_jax.fleet.assumptions import PHYSICAL, choice_names
 from fleetopt_jax.fleet.fleet import make_slo
-from fleetopt_jax.laws.latency import ttft_tail
+from fleetopt_jax.laws.ttft import ttft_tail
 from fleetopt_jax.report.decision import decision
 from fleetopt_jax.report.simulation import bursts_said, limits_lines, missed
 from fleetopt_jax.report.tables import _window_of, new_table, plan_table, show

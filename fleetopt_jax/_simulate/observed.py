@@ -13,7 +13,7 @@ from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics
 from fleetopt_jax.fleet.fleet import Lane, Slo
 from fleetopt_jax.fleet.surroundings import Surroundings
-from fleetopt_jax.laws.latency import ttft_tail
+from fleetopt_jax.laws.ttft import ttft_tail
 
 QUANTILES = (0.5, 0.9, 0.99)
 

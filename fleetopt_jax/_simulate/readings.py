@@ -8,7 +8,7 @@ from typing import Literal
 from fleetopt_jax._simulate.estimates import SHARES, Estimate, sufficing
 from fleetopt_jax._simulate.simulate import Simulation
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.laws.latency import TAIL_PROBABILITY
+from fleetopt_jax.laws.ttft import TAIL_PROBABILITY
 
 Compared = Literal["agrees", "differs", "unclear"]
 Held = Literal["holds", "fails", "unclear"]

@@ -22,7 +22,7 @@ from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Lane, Slo, make_slo
 from fleetopt_jax.fleet.traffic import routed
-from fleetopt_jax.laws.latency import TAIL_PROBABILITY
+from fleetopt_jax.laws.ttft import TAIL_PROBABILITY
 from fleetopt_jax.workload.atoms import Workload
 
 StageProgress = Callable[[str, float], None]  # (what is simulated, share of it that is done)

@@ -19,7 +19,8 @@ from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import Resources, resources_of
 from fleetopt_jax.fleet.stage import Setting, StageState, setting_of, stage_load, stage_state
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, itl_quantile_s, ttft_quantile_s
+from fleetopt_jax.laws.itl import ItlLaw, itl_quantile_s
+from fleetopt_jax.laws.ttft import TtftLaw, ttft_quantile_s
 from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")

@@ -3,6 +3,8 @@
 Four records, each made from the one before: load, state, operation (`choices/occupancy.py`), delay (`choices/tail.py`).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,11 +17,14 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.fleet.traffic import PoolTraffic
+from fleetopt_jax.laws.cycle import together
 from fleetopt_jax.laws.demand import NO_STEPS
-from fleetopt_jax.laws.queueing import dispatched_scv, thinned_scv
+from fleetopt_jax.laws.queueing import burst_s, dispatched_scv, thinned_scv
 from fleetopt_jax.workload.atoms import Workload
 
-KNOTS = 11  # of prefill beside sequences: down to a thousandth of the slots
+KNOTS = 6  # of prefill beside sequences, a quarter each: down to a thousandth of the slots
+KINDS = 5  # of prompts that it is the mean of
+TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration
 
 
 @pytree
@@ -50,17 +55,27 @@ class StageLoad:
     service_scv: Array  # its squared CV [-]
     prefill_s: Array  # engine time prefill takes with all slots full, mean [s]
     prefill_square_s2: Array  # and mean square [s^2]
-    prefill_at_s: Array  # the mean with all slots full, half of them, a quarter ... [KNOTS] [s]
+    prefill_at_s: Array  # mean of one of TOGETHER prompts, all slots full, a quarter, ... [KNOTS, len(TOGETHER)] [s]
 
-    def prefill_beside_s(self, n_active: ArrayLike) -> Array:
-        """The mean engine time of a prompt beside so many sequences, with which come as many other prompts [s]."""
+    def prefill_beside_s(self, n_active: ArrayLike, n_prompts: ArrayLike) -> Array:
+        """The mean engine time of a prompt beside so many sequences in an iteration with so many prompts [s]."""
         n = jnp.maximum(n_active, 1e-9 * self.n_max)
-        return between(self.prefill_at_s, jnp.log2(jnp.maximum(self.n_max, 1e-9) / n))
+        place = jnp.log2(jnp.maximum(self.n_max, 1e-9) / n) / 2.0
+        return of_prompts(between(self.prefill_at_s, place), n_prompts)
 
     @property
     def instance_per_s(self) -> Array:
         """Requests one instance gets through [1/s]."""
         return safe_div(self.n_max, self.service_s)
+
+
+def of_prompts(at_s: Array, n_prompts: ArrayLike) -> Array:
+    """What is known of iterations with TOGETHER prompts [len(TOGETHER)], of one with `n_prompts`: the parabola in one
+    over their number, which is a line where an iteration costs so much and each prompt so much."""
+    nodes, u = [1.0 / k for k in TOGETHER], 1.0 / jnp.asarray(n_prompts)
+    return sum(
+        at_s[i] * math.prod((u - b) / (a - b) for b in nodes if b != a) for i, a in enumerate(nodes)
+    )
 
 
 def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, setting: Setting) -> StageLoad:
@@ -70,12 +85,13 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
     steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
     n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
     context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
-    n = n_max * jnp.exp2(-jnp.arange(KNOTS, dtype=float))
-    prefill_at_s, square = assumptions.prefill.moments_s(
-        engine, demand, decoding_in(engine, n, context), n / jnp.maximum(steps.steps, NO_STEPS)
-    )
-    prefill_at_s, square = (jnp.broadcast_to(x, (KNOTS,)) for x in (prefill_at_s, square))
-    prefill_s = prefill_at_s[0]
+    n = n_max * jnp.exp2(-2.0 * jnp.arange(KNOTS, dtype=float))
+    prompts = jnp.array(TOGETHER)
+    beside = jax.tree.map(lambda x: x[:, None], decoding_in(engine, n, context))
+    prefill_at_s, square = assumptions.prefill.moments_s(engine, demand, traffic.kinds(KINDS), beside, prompts)
+    prefill_at_s, square = (jnp.broadcast_to(x, (KNOTS, len(TOGETHER))) for x in (prefill_at_s, square))
+    met = together(n_max / jnp.maximum(steps.steps, NO_STEPS))
+    prefill_s = of_prompts(prefill_at_s[0], met)
     return StageLoad(
         rate_per_s=setting.arrival_rate_per_s * traffic.traffic_frac,
         n_max=n_max,
@@ -84,7 +100,7 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
         service_s=decode_s + n_max * prefill_s,
         service_scv=scv,
         prefill_s=prefill_s,
-        prefill_square_s2=square[0],
+        prefill_square_s2=of_prompts(square[0], met),
         prefill_at_s=prefill_at_s,
     )
 
@@ -104,6 +120,10 @@ class StageState:
     pool_scv: Array  # squared CV of the stage's arrivals [-]
     instance_scv: Array  # of one instance's [-]
     co_arrivals: Array  # who come with a request in its iterations, against a Poisson stream's [-]
+    burst: Array  # who come in a burst with a request to its instance, beyond those of a Poisson stream [-]
+    burst_s: Array  # how long after or before it, in the mean [s]
+    in_time: Array  # share of an instance's requests that come whatever it is at [-]
+    fewer: Array  # sequences that an instance has less than the mean one when it gets a request [-]
     assumptions: Assumptions = static()
 
 
@@ -127,5 +147,9 @@ def stage_state(
         pool_scv=pool_scv,
         instance_scv=dispatched_scv(pool_scv, n_instances, dispatch.arrival_scv),
         co_arrivals=dispatched_scv(pool_scv, n_instances, dispatch.co_arrivals),
+        burst=(pool_scv - 1.0) / jnp.where(used, n_instances, 1.0),
+        burst_s=burst_s(load.rate_per_s, pool_scv),
+        in_time=dispatched_scv(1.0, n_instances, dispatch.in_time),
+        fewer=dispatched_scv(0.0, n_instances, dispatch.fewer),
         assumptions=setting.assumptions,
     )

@@ -21,11 +21,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import EXACT, Assumptions
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.lane_reuse import LaneReuse, lane_reuse
 from fleetopt_jax.laws.compression import Compressor
+from fleetopt_jax.laws.cycle import PromptKinds
 from fleetopt_jax.laws.demand import Demand, with_nothing_cached
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.routing import router_edges, soft_share
@@ -62,6 +64,16 @@ class PromptHistogram:
         shortest, longest = (jnp.append(each, self.compressed_tokens) for each in clipped)
         return shortest, longest
 
+    def kinds(self, n: int) -> PromptKinds:
+        """The prompts in n parts of equal weight, in the mean of the requests', of their tokens' and of the squares'."""
+        tokens = sum(self.ends_tokens) / 2.0
+        measures = [self.mass * tokens**k for k in range(3)]
+        weight = sum(n / 3.0 * mean_over(x, jnp.sum(x)) for x in measures)
+        end, lower = jnp.cumsum(weight), jnp.arange(n)[:, None]
+        overlap = jnp.clip(jnp.minimum(end, lower + 1.0) - jnp.maximum(end - weight, lower), 0.0, 1.0)
+        mass, of_tokens, of_square = safe_div(jnp.stack(measures), weight) @ overlap.T
+        return PromptKinds(mass, mean_over(of_tokens, mass), mean_over(of_square, mass))
+
     def ends_of(self, rising: Callable[[Array], Array]) -> tuple[Array, Array]:
         """A rising function of the prompt at both [C + 1]. It is asked for where the workload's cells end, which many
         pools share, and for the window and the compressed prompt."""
@@ -82,6 +94,14 @@ class PoolTraffic:
     compressor_tokens: Array  # prompt tokens the pool's compressor reads, per request of the whole workload [tokens]
     prompts: PromptHistogram | None  # where the assumptions need it
     reuse: LaneReuse | None = None  # of its prompts, where what is found of them depends on the cache
+
+    def kinds(self, n: int) -> PromptKinds:
+        """Its prompts in n kinds; in one, the mean, where there is no histogram."""
+        if self.prompts is not None:
+            return self.prompts.kinds(n)
+        one, mean = jnp.ones(1), self.demand
+        square = mean.prefill2 if mean.cached is None else mean.cached.prefill_square
+        return PromptKinds(one, mean.prefill * one, square * one)
 
 
 @pytree

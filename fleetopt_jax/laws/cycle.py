@@ -1,11 +1,11 @@
 """Prompts in the iterations of an instance: what one takes by itself, and what it adds where others share iterations.
 
 Of an iteration with m prompts in the mean, Poisson, the share h = 1 - exp(-m) has any, and those have k = m / h each.
-What a prompt adds is then
+What a prompt adds is then, in the mean over prompts,
 
-    s(m) = c / k (t(n, k / c prompts) - t(n)),   c = max(1, k p / budget)
+    s(m) = E[c / k (t(n, P / c) - t(n))],   P = a prompt and k - 1 mean ones,   c = max(1, P / budget)
 
-t the mixed step of n decoding sequences, c the iterations that k prompts of p tokens fill: c = 1 below a budget, and no
+t the mixed step of n decoding sequences, c the iterations that the P tokens fill: c = 1 below a budget, and no
 fraction of an iteration is lost to rounding up. A lone prompt pays what a step with prompts costs however few there are
 (m -> 0: k = 1); prompts that meet share that (m -> inf: only the slope of a full budget is left). Where t adds up
 (`fleet/step_law.py`), s is tau1 E[p] + tau2 E[p^2], whatever m.
@@ -14,6 +14,7 @@ fraction of an iteration is lost to rounding up. A lone prompt pays what a step 
 from dataclasses import replace
 from typing import cast
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -22,7 +23,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
-from fleetopt_jax.laws.step_law import StepLaw
+from fleetopt_jax.laws.step_law import StepLaw, without_prompts
 
 
 @pytree
@@ -32,6 +33,15 @@ class Prompt:
     tokens: Array
     pairs: Array  # of tokens that see each other [tokens^2]
     windowed_pairs: Array  # the same, cut by the sliding window [tokens^2]
+
+
+@pytree
+class PromptKinds:
+    """Prompts in a few kinds [G]. May have leading vmap axes."""
+
+    mass: Array  # share of the requests, sums to 1 (0 without traffic) [-]
+    tokens: Array  # mean; 0 where a kind has none
+    square_tokens2: Array  # mean square
 
 
 def prompt_of(
@@ -67,21 +77,32 @@ def alone_s(
     return (chunks - 1.0) * whole_s + law.step_s(with_prompt(beside if first is None else first, last))
 
 
-def added_s(law: StepLaw, beside: StepBatch, prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> Array:
-    """s(m) [s] of `per_cycle` prompts in the mean of an iteration: the equation above."""
-    together, chunks = _together(prompt, per_cycle, budget_tokens)
-    return chunks / together * law.added_s(with_prompt(beside, prompt, together / chunks))
-
-
-def added_w(law: StepLaw, beside: StepBatch, prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> Array:
-    """Board power of one GPU during the time that prompts add [W]."""
-    together, chunks = _together(prompt, per_cycle, budget_tokens)
-    batch = with_prompt(beside, prompt, together / chunks)
-    return safe_div(law.added_j(batch), law.added_s(batch))
-
-
-def _together(prompt: Prompt, per_cycle: ArrayLike, budget_tokens: ArrayLike) -> tuple[Array, Array]:
-    """(k, c): prompts of an iteration that has any, and the iterations they fill."""
+def together(per_cycle: ArrayLike) -> Array:
+    """k, prompts of an iteration that has any, of `per_cycle` in the mean."""
     m = jnp.maximum(jnp.asarray(per_cycle, dtype=float), 1e-9)
-    together = m / -jnp.expm1(-m)
-    return together, jnp.maximum(1.0, together * prompt.tokens / budget_tokens)
+    return m / -jnp.expm1(-m)
+
+
+def beside_s(law: StepLaw, batch: StepBatch, prompt: Prompt, budget_tokens: ArrayLike) -> Array:
+    """What a prompt adds to iterations that begin with `batch`, others' prompts in it or none [s]."""
+    return alone_s(law, without_prompts(batch), prompt, budget_tokens, batch) - law.step_s(batch)
+
+
+def added_s(
+    law: StepLaw, beside: StepBatch, mean: Prompt, kinds: tuple[Prompt, Array], n_prompts: ArrayLike, budget: ArrayLike
+) -> Array:
+    """s [s] of a prompt in an iteration with `n_prompts`, k: the equation above. `kinds` of prompts and the share of
+    each [G], of whom `mean` is the mean; `beside` and `n_prompts` of any common shape."""
+    prompts, mass = kinds
+    k = jnp.asarray(n_prompts)[..., None]
+    beside = jax.tree.map(lambda x: jnp.asarray(x)[..., None], beside)
+    met = jax.tree.map(lambda one, mean: one + (k - 1.0) * mean, prompts, mean)
+    chunks = jnp.maximum(1.0, met.tokens / budget)
+    return jnp.sum(mass * chunks / k * law.added_s(with_prompt(beside, met, 1.0 / chunks)), axis=-1)
+
+
+def added_w(law: StepLaw, beside: StepBatch, prompt: Prompt, n_prompts: ArrayLike, budget_tokens: ArrayLike) -> Array:
+    """Board power of one GPU during the time that so many prompts add, each the mean one [W]."""
+    chunks = jnp.maximum(1.0, n_prompts * prompt.tokens / budget_tokens)
+    batch = with_prompt(beside, prompt, n_prompts / chunks)
+    return safe_div(law.added_j(batch), law.added_s(batch))

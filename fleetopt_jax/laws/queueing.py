@@ -103,6 +103,15 @@ def thinned_scv(arrival_scv: ArrayLike, kept_frac: ArrayLike) -> Array:
     return cast(Array, 1.0 + kept_frac * (arrival_scv - 1.0))
 
 
+def burst_s(rate_per_s: ArrayLike, arrival_scv: ArrayLike) -> Array:
+    """How far from an arrival those are that come in a burst with it [s]: (ca2 + 1) / (6 lambda).
+
+    Of gamma gaps (ca2 - 1) / 2 more come after an arrival, in the long run, than of a Poisson stream, and as many
+    before; this is their mean distance, from the renewal function's expansion at small frequencies.
+    """
+    return cast(Array, (arrival_scv + 1.0) / (6.0 * jnp.maximum(rate_per_s, 1e-30)))
+
+
 def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_scv: ArrayLike) -> Array:
     """Squared CV of the gaps of the stream that one of N instances gets of a stream of squared CV ca2 [-].
 

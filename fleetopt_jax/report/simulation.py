@@ -12,7 +12,7 @@ from rich.text import Text
 from fleetopt_jax._simulate.simulate import MOST_REPLICATIONS
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.documents.simulation import TOLERANCE, TOLERANCE_ELSE
-from fleetopt_jax.laws.latency import TAIL_PROBABILITY
+from fleetopt_jax.laws.ttft import TAIL_PROBABILITY
 from fleetopt_jax.report.style import (
     GREEN,
     INK,

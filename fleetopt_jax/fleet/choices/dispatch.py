@@ -32,6 +32,8 @@ class Dispatch:
     name: ClassVar[str]
     arrival_scv: ClassVar[float]
     co_arrivals: ClassVar[float]
+    in_time: ClassVar[float] = 1.0
+    fewer: ClassVar[float] = 0.0
     looks_at_queues: ClassVar[bool] = False  # where not, the simulator sends everything beforehand
     shares_caches: ClassVar[bool] = False  # whether who begins alike comes together: N prefix caches then act as one
 
@@ -46,7 +48,9 @@ class ShortestQueue(Dispatch):
 
     name: ClassVar[str] = "jsq"
     arrival_scv: ClassVar[float] = 0.25
-    co_arrivals: ClassVar[float] = -0.6
+    co_arrivals: ClassVar[float] = 0.5
+    in_time: ClassVar[float] = 0.5
+    fewer: ClassVar[float] = 1.0
     looks_at_queues: ClassVar[bool] = True
 
     def choose(self, queues: Queues, n_sent: int) -> Array:

@@ -11,8 +11,8 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import decoding_in
+from fleetopt_jax.laws.cycle import together
 from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
-from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.occupancy import MOST_PREFILL, in_flight, shared_prefill
 from fleetopt_jax.laws.service import MIN_SCV, StepMoments, service_moments_s
 
@@ -97,32 +97,29 @@ class FixedPoint(Occupancy):
         n_max = jnp.maximum(load.n_max, 1e-3)
         rate = jnp.where(stable, state.instance_per_s, 0.0)
 
-        def prompts(n: Array) -> tuple[StepBatch, Array]:
-            """Who decodes beside a prompt, and the prompts of an iteration, each in the mean."""
-            return decoding_in(engine, n, load.context_tokens), n / jnp.maximum(load.steps, NO_STEPS)
-
         def prefill_frac_at(n: Array) -> Array:
-            return rate * load.prefill_beside_s(n)
+            return rate * _prefill_s(state, n)
 
         def shared_at(prefill_frac: Array) -> Array:
-            return jnp.maximum(shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals), 0.0)
+            met = shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals)
+            return met - state.fewer * prefill_frac
 
         prefill_scv = safe_div(load.prefill_square_s2, load.prefill_s**2, otherwise=1.0) - 1.0
         n = in_flight(
             lambda n: engine.decode.step_s(n + 1.0, load.context_tokens),
             prefill_frac_at,
-            shared_at,
+            lambda prefill_frac: jnp.maximum(shared_at(prefill_frac), 0.0),
             n_max,
             rate,
             load.steps,
         )
-        prefill_s = load.prefill_beside_s(n)
+        prefill_s = _prefill_s(state, n)
         square_s2 = load.prefill_square_s2 * safe_div(prefill_s, load.prefill_s) ** 2
         prefill_frac = jnp.minimum(rate * prefill_s, MOST_PREFILL)
-        shared = shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals)
+        shared = shared_at(prefill_frac)
         # Iterations as a token sees them: longer than the mean one where prompts come together, which n contains; where
         # requests avoid each other shorter, to first order, but no shorter than without prefill.
-        lengthening = jnp.maximum(1.0 + shared / jnp.maximum(n, 1e-9), 1.0 - jnp.minimum(prefill_frac, 0.5))
+        lengthening = jnp.maximum(1.0 + shared / jnp.maximum(n, 1e-9), 1.0 - prefill_frac)
         # Where requests are prefilled only, no token sees an iteration.
         lengthening = jnp.where((shared == 0) | (load.steps <= NO_STEPS), 1.0, lengthening)
         n = jnp.where(stable, n * jnp.minimum(lengthening, 1.0), n_max)
@@ -133,7 +130,8 @@ class FixedPoint(Occupancy):
         decode_w = engine.power.gpu_w(jnp.maximum(n, 1e-9) / working, load.context_tokens)
         decoding_w = engine.idle_w + working * (decode_w - engine.idle_w)
         with_it = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
-        prefill_w = policy.gpu_w(engine, demand, *prompts(n))
+        met = together(n / jnp.maximum(load.steps, NO_STEPS))
+        prefill_w = policy.gpu_w(engine, demand, decoding_in(engine, n, load.context_tokens), met)
         return Operation(
             n_decoding=n,
             step_s=engine.decode.step_s(jnp.minimum(n, n_max), load.context_tokens),
@@ -144,3 +142,25 @@ class FixedPoint(Occupancy):
             prefill_square_s2=square_s2,
             gpu_w=decoding_w + prefilling * (prefill_w - decoding_w),
         )
+
+
+def _prefill_s(state: "StageState", n: Array) -> Array:
+    """The mean engine time of a prompt where n sequences decode [s].
+
+    A prompt shares its iteration with those that come during the one it meets. Of the time, and so of the requests that
+    come in time, iterations with prompts take more than their share, and more requests come to them; and with a burst
+    come those of it that an iteration is long enough for.
+    """
+    load, m = state.load, n / jnp.maximum(state.load.steps, NO_STEPS)
+    step_s = state.engine.decode.step_s(jnp.maximum(n, 1e-9), load.context_tokens)
+    added_s = load.prefill_beside_s(n, together(m))
+    cycle_s, long_s = step_s + m * added_s, step_s + together(m) * added_s
+    meet_long = state.in_time * -jnp.expm1(-m) * long_s / cycle_s
+
+    def with_burst(others: Array, during_s: Array) -> Array:
+        return together(others + state.burst * -jnp.expm1(-during_s / state.burst_s))
+
+    many = with_burst(m + m * state.in_time * (long_s / cycle_s - 1.0), long_s)
+    few = with_burst(m, step_s)
+    shares = load.prefill_beside_s(n, few), load.prefill_beside_s(n, many)
+    return shares[0] + meet_long * (shares[1] - shares[0])

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import at_some, safe_div
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
-from fleetopt_jax.laws.cycle import Prompt, added_s, added_w, alone_s, prompt_of
+from fleetopt_jax.laws.cycle import Prompt, PromptKinds, added_s, added_w, alone_s, beside_s, prompt_of
 from fleetopt_jax.laws.demand import Demand, prefill_moments_s
 from fleetopt_jax.laws.mixed_step import StepBatch, with_prompts
 from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks
@@ -25,6 +25,11 @@ def mean_prompt(engine: Engine, mean: Demand) -> Prompt:
     """The prompt of requests with these mean features, as this engine's steps see it."""
     past_tokens = 0.0 if mean.cached is None else mean.cached.tokens
     return prompt_of(mean.prefill, mean.prefill2, step_law_of(engine).window_tokens, past_tokens)
+
+
+def _prompts(engine: Engine, kinds: PromptKinds) -> Prompt:
+    """The mean prompt of each kind."""
+    return prompt_of(kinds.tokens, kinds.square_tokens2, step_law_of(engine).window_tokens)
 
 
 class PrefillPolicy:
@@ -42,20 +47,25 @@ class PrefillPolicy:
         """The same of one more token."""
         raise NotImplementedError
 
-    def moments_s(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> tuple[Array, Array]:
-        """(mean [s], mean square [s^2]) of the engine time that prompts take from others, `per_cycle` of them in the
-        mean of an iteration, beside sequences that decode."""
+    def moments_s(
+        self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, n_prompts: ArrayLike
+    ) -> tuple[Array, Array]:
+        """(mean [s], mean square [s^2]) of the engine time that a prompt takes from others, `n_prompts` of them in
+        an iteration, beside sequences that decode."""
         raise NotImplementedError
 
-    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, n_prompts: ArrayLike) -> Array:
         """Board power of one GPU in that time [W]."""
         raise NotImplementedError
 
     def own_s(
-        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, first: StepBatch, *, whole: bool
+        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool
     ) -> Array:
-        """A prompt's own prefill as its TTFT has it [s], in steps with sequences that decode, the first of them with
-        prompts of others."""
+        """A prompt's own prefill as its TTFT has it [s], in steps with sequences that decode."""
+        raise NotImplementedError
+
+    def beside_s(self, engine: Engine, kinds: PromptKinds, batch: StepBatch) -> Array:
+        """What a prompt of each kind adds to iterations that begin with `batch`, others' prompts in it or none [s]."""
         raise NotImplementedError
 
     def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
@@ -81,17 +91,22 @@ class FreeChunks(PrefillPolicy):
     def chunks_per_token(self, prefill: Prefill) -> ArrayLike:
         return 1.0 / prefill.chunk_tokens
 
-    def moments_s(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> tuple[Array, Array]:
+    def moments_s(
+        self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, n_prompts: ArrayLike
+    ) -> tuple[Array, Array]:
         return jnp.zeros_like(mean.prefill), jnp.zeros_like(mean.prefill)
 
-    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, n_prompts: ArrayLike) -> Array:
         return engine.prefill.gpu_w
 
     def own_s(
-        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, first: StepBatch, *, whole: bool
+        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool
     ) -> Array:
         chunks = prefill_chunks(prefill_tokens, engine.prefill.chunk_tokens, whole=whole)
         return chunks * lone_iteration_s(engine.decode, engine.prefill)
+
+    def beside_s(self, engine: Engine, kinds: PromptKinds, batch: StepBatch) -> Array:
+        return jnp.zeros_like(kinds.tokens)
 
     def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
         return steps.chunks * lone_iteration_s(engine.decode, engine.prefill)
@@ -114,29 +129,36 @@ class ComputePrefill(PrefillPolicy):
     def chunks_per_token(self, prefill: Prefill) -> ArrayLike:
         return 0.0
 
-    def moments_s(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> tuple[Array, Array]:
+    def moments_s(
+        self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, n_prompts: ArrayLike
+    ) -> tuple[Array, Array]:
         mean_s, square_s2 = prefill_moments_s(engine.prefill, mean)
         if engine.step is None:
             return mean_s, square_s2  # steps add up: whatever is beside
-        s = added_s(engine.step, beside, mean_prompt(engine, mean), per_cycle, engine.prefill.budget_tokens)
+        of_mean, budget = mean_prompt(engine, mean), engine.prefill.budget_tokens
+        of_kinds = _prompts(engine, kinds), kinds.mass
+        s = added_s(engine.step, beside, of_mean, of_kinds, n_prompts, budget)
         return s, square_s2 * safe_div(s, mean_s) ** 2
 
-    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, per_cycle: ArrayLike) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, n_prompts: ArrayLike) -> Array:
         if engine.step is None:
             return engine.prefill.gpu_w
-        return added_w(engine.step, beside, mean_prompt(engine, mean), per_cycle, engine.prefill.budget_tokens)
+        return added_w(engine.step, beside, mean_prompt(engine, mean), n_prompts, engine.prefill.budget_tokens)
 
     def own_s(
-        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, first: StepBatch, *, whole: bool
+        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool
     ) -> Array:
         law = step_law_of(engine)
 
         def of(p: Array) -> Array:
             prompt = prompt_of(p, p**2, law.window_tokens)
-            own_s = alone_s(law, beside, prompt, engine.prefill.budget_tokens, first)
+            own_s = alone_s(law, beside, prompt, engine.prefill.budget_tokens)
             return own_s + engine.prefill.first_token_s
 
         return of(jnp.asarray(prefill_tokens)) if engine.step is None else at_some(of, prefill_tokens, EVERY)
+
+    def beside_s(self, engine: Engine, kinds: PromptKinds, batch: StepBatch) -> Array:
+        return beside_s(step_law_of(engine), batch, _prompts(engine, kinds), engine.prefill.budget_tokens)
 
     def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
         return (

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -10,10 +11,13 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.choices.prefill import mean_prompt
 from fleetopt_jax.fleet.step_law import decoding_in
-from fleetopt_jax.laws.cycle import with_prompt
-from fleetopt_jax.laws.latency import ItlLaw, TtftLaw, cycle_moments, cycle_wait_s
+from fleetopt_jax.laws.cycle import together, with_prompt
+from fleetopt_jax.laws.itl import ItlLaw, cycle_moments
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.queueing import bursty_wait, p99_wait_s
+from fleetopt_jax.laws.ttft import Iterations, TtftLaw
+
+KINDS = 15  # that others' prompts are told apart by
 
 if TYPE_CHECKING:
     from fleetopt_jax.fleet.choices.occupancy import Operation
@@ -97,7 +101,7 @@ class QuantileTail(Tail):
             running_s=jnp.where(load.prefill_s > 0, own_mean_s, 0.0),
             ttft_p99_s=jnp.full_like(cycle_s, jnp.inf),
             itl_p99_s=jnp.full_like(cycle_s, jnp.inf),
-            ttft=self._ttft(state, operation, slot_q, slot_s, rate / instances, cycle_s, variance),
+            ttft=self._ttft(state, operation, slot_q, slot_s, rate / instances, own_mean_s),
             itl=self._itl(state, operation, rate / instances, cycle_s, variance),
         )
 
@@ -125,41 +129,52 @@ class QuantileTail(Tail):
             most_s=chunk_s(budget * jnp.ones(()), jnp.maximum(deepest - budget, 0.0) / 2.0),
         )
 
-    def _ttft(
-        self,
-        state: "StageState",
-        operation: "Operation",
-        slot_q: Array,
-        slot_s: Array,
-        rate_per_s: Array,
-        cycle_s: Array,
-        variance: Array,
-    ) -> TtftLaw:
-        prompts, f, stable = _histogram(state), operation.prefill_frac, state.stable
-        queue_s = cycle_wait_s(cycle_s, variance, f)
-        waits_q = 1.0 - (1.0 - slot_q) * (1.0 - f)
-        some = waits_q > 1e-9
-        random_s = jnp.where(some, slot_s + queue_s, 1.0)
-
-        beside, others = _decoding(state, operation), mean_prompt(state.engine, state.traffic.demand)
-        first = with_prompt(beside, others, rate_per_s * cycle_s)
+    def _ttft(self, state: "StageState", operation: "Operation", slot_q: Array, slot_s: Array, rate: Array, own_mean_s: Array) -> TtftLaw:
+        prompts, policy, engine = _histogram(state), state.assumptions.prefill, state.engine
+        beside, kinds = _decoding(state, operation), prompts.kinds(KINDS)
 
         def own_s(prefill_tokens: Array) -> Array:
-            policy, whole = state.assumptions.prefill, state.assumptions.whole
-            return policy.own_s(state.engine, prefill_tokens, beside, first, whole=whole)
+            return policy.own_s(engine, prefill_tokens, beside, whole=state.assumptions.whole)
 
         least_s, most_s = prompts.ends_of(own_s)
         late_s = jnp.append(jnp.zeros_like(prompts.shortest), prompts.compression_s)
         shortest_tokens, longest_tokens = prompts.ends_tokens
+        met = together(rate * operation.step_s / (1.0 - operation.prefill_frac))
+        others = with_prompt(beside, mean_prompt(engine, state.traffic.demand), met)
+        alone_s, beside_s = (policy.beside_s(engine, kinds, batch) for batch in (beside, others))
         return TtftLaw(
             mass=prompts.mass,
             least_s=late_s + least_s,
-            most_s=late_s + most_s + cycle_s,
+            most_s=late_s + most_s,
             shortest_tokens=shortest_tokens,
             longest_tokens=longest_tokens,
-            wait_probability=jnp.where(stable, jnp.where(some, waits_q, 0.0), 1.0),
-            wait_decay_per_s=jnp.where(stable, jnp.where(some, waits_q, 1.0) / jnp.maximum(random_s, 1e-9), 1e-9),
+            iterations=Iterations(
+                rate_per_s=rate,
+                step_s=operation.step_s,
+                any_s=jnp.maximum(jnp.sum(kinds.mass * (alone_s - beside_s)), 0.0),
+                mass=kinds.mass,
+                beside_s=beside_s,
+                behind_s=beside_s * jnp.minimum(1.0, engine.prefill.budget_tokens / jnp.maximum(2.0 * kinds.tokens, 1.0)),
+                group=1.0 + state.burst / 2.0,
+                group_s=state.burst_s,
+                in_time=state.in_time,
+                hazard_per_s=2.0 * rate,
+                idle=_idle(state, operation, rate, own_mean_s),
+            ),
+            slot_probability=slot_q,
+            slot_s=slot_s,
+            stable=state.stable,
         )
+
+
+def _idle(state: "StageState", operation: "Operation", rate: Array, own_mean_s: Array) -> Array:
+    if not state.assumptions.dispatch.looks_at_queues:
+        return jnp.zeros(())
+    n = jnp.maximum(operation.n_decoding + rate * own_mean_s, 1e-6)
+    N = jnp.maximum(state.n_instances, 1.0)
+    any_ = jax.scipy.special.gammaincc(N, N * n)
+    alone = jnp.exp(-n)
+    return jnp.clip((any_ - alone) / (1.0 - alone), 0.0, 1.0)
 
 
 def _decoding(state: "StageState", operation: "Operation") -> StepBatch:
