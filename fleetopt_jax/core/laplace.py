@@ -26,7 +26,7 @@ _WAVES = np.exp(DAMPING / 2.0 * _Y)[:, None] * np.exp(1j * np.pi * _K * _Y[:, No
 
 def tail_on_grid(transform: Callable[[Array], Array], span: Array, tau: Array) -> Array:
     """P(X > y) at POINTS times from 0 to `span`, of E exp(-z X) = `transform(z)` for complex z [TERMS]; in [0, 1]."""
-    z = (DAMPING / 2.0 + 1j * np.pi * _K) / span
+    z = jnp.asarray(DAMPING / 2.0 + 1j * np.pi * _K) / span
     rest = (1.0 - transform(z)) / z - tau / (1.0 + z * tau)
     series = _WAVES.real @ jnp.real(rest) - _WAVES.imag @ jnp.imag(rest)
     return jnp.clip(jnp.exp(-_Y * span / tau) + series / span, 0.0, 1.0)
@@ -39,5 +39,7 @@ def integral_at(tail: Array, span: Array, y: Array) -> Array:
     place = jnp.clip(y / step, 0.0, POINTS - 1.0)
     k = jnp.minimum(place.astype(int), POINTS - 2)
     x = place - k
-    at, first, second = (values.at[i].get(mode="promise_in_bounds") for values, i in ((areas, k), (tail, k), (tail, k + 1)))
+    at, first, second = (
+        values.at[i].get(mode="promise_in_bounds") for values, i in ((areas, k), (tail, k), (tail, k + 1))
+    )
     return jnp.minimum(y, 0.0) + step * (at + x * (first + 0.5 * x * (second - first)))

@@ -32,7 +32,7 @@ def _tails(ttft: TtftLaw, slo: Slo) -> Array:
     def tail(law: TtftLaw) -> Array:
         return ttft_tail(law, slo.ttft_p99_s, slo.ttft_s_per_token)
 
-    return tail(ttft) if jnp.ndim(ttft.wait_probability) == 0 else jax.vmap(tail)(ttft)
+    return tail(ttft) if jnp.ndim(ttft.stable) == 0 else jax.vmap(tail)(ttft)
 
 
 def itl_excess(pools: PoolMetrics, slo: Slo) -> Array:

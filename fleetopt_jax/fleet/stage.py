@@ -3,8 +3,6 @@
 Four records, each made from the one before: load, state, operation (`choices/occupancy.py`), delay (`choices/tail.py`).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -72,9 +70,12 @@ class StageLoad:
 def of_prompts(at_s: Array, n_prompts: ArrayLike) -> Array:
     """What is known of iterations with TOGETHER prompts [len(TOGETHER)], of one with `n_prompts`: the parabola in one
     over their number, which is a line where an iteration costs so much and each prompt so much."""
-    nodes, u = [1.0 / k for k in TOGETHER], 1.0 / jnp.asarray(n_prompts)
-    return sum(
-        at_s[i] * math.prod((u - b) / (a - b) for b in nodes if b != a) for i, a in enumerate(nodes)
+    u = 1.0 / jnp.asarray(n_prompts)
+    one, two, many = (1.0 / k for k in TOGETHER)
+    return (
+        at_s[0] * (u - two) * (u - many) / ((one - two) * (one - many))
+        + at_s[1] * (u - one) * (u - many) / ((two - one) * (two - many))
+        + at_s[2] * (u - one) * (u - two) / ((many - one) * (many - two))
     )
 
 

@@ -65,7 +65,7 @@ class PromptHistogram:
         return shortest, longest
 
     def kinds(self, n: int) -> PromptKinds:
-        """The prompts in n parts of equal weight, in the mean of the requests', of their tokens' and of the squares'."""
+        """The prompts in n parts of equal weight: a third by requests, by their tokens, and by the squares."""
         tokens = sum(self.ends_tokens) / 2.0
         measures = [self.mass * tokens**k for k in range(3)]
         weight = sum(n / 3.0 * mean_over(x, jnp.sum(x)) for x in measures)

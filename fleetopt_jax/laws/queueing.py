@@ -5,6 +5,7 @@ Symbols: c servers (instances times slots), a = lambda / mu_slot offered load [e
 
 from typing import cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -110,6 +111,17 @@ def burst_s(rate_per_s: ArrayLike, arrival_scv: ArrayLike) -> Array:
     before; this is their mean distance, from the renewal function's expansion at small frequencies.
     """
     return cast(Array, (arrival_scv + 1.0) / (6.0 * jnp.maximum(rate_per_s, 1e-30)))
+
+
+def idle_share(in_flight: ArrayLike, n_instances: ArrayLike) -> Array:
+    """Share of the requests that find one of N instances idle, beyond those that would at random [-].
+
+    With n in flight at an instance, Poisson, one of N is idle where all have fewer than N together: Q(N, N n), the
+    incomplete gamma function; an instance at random is with probability exp(-n). 0 for one instance.
+    """
+    n = jnp.maximum(in_flight, 1e-9)
+    among = jax.scipy.special.gammaincc(jnp.maximum(n_instances, 1.0), jnp.maximum(n_instances, 1.0) * n)
+    return jnp.clip((among - jnp.exp(-n)) / -jnp.expm1(-n), 0.0, 1.0)
 
 
 def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_scv: ArrayLike) -> Array:

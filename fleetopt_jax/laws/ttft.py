@@ -1,22 +1,32 @@
-"""Time to first token as a distribution, on an instance that prefills what has come at the next iteration.
+"""Time to first token as a distribution, on an instance that prefills at its next iteration what has come during one.
 
 Iterations follow each other. One takes a decode step t, g if it has any prompt, and b for each prompt beside others
-(`laws/cycle.py`); those who came during it are in the next, C' = t + g [N(C) > 0] + sum of N(C) b's. With B(z) = E
-exp(-z b), N(C) Poisson at rate l of groups of size G, G(x) their generating function, and m_f who follow departures,
+(`laws/cycle.py`). Let N(C) come during one of length C, B(z) = E exp(-z b) over the prompts. Then
 
-    phi(z) = E exp(-z C) = exp(-z t) (P0 (1 - exp(-z g)) + exp(-z g) exp(-m_f (1 - B(z))) phi(a(z))),
-    a(z) = l (1 - G(B(z))).
+    phi(z) = E exp(-z C) = exp(-z t) (P(N = 0) (1 - exp(-z g)) + exp(-z g) E B(z)^N(C')),   C' the one before.
 
-A newcomer waits for the rest R of the iteration it meets, then shares its own with all who came during it:
+Of an instance's requests the share e (`in_time`) comes whatever it is at, Poisson at e lambda, in bursts where the
+stream has them: to a met iteration come groups of geometric size 1 + (u - 1)(1 - exp(-E[C^2] / (E[C] tau))), u that of
+the long run and tau how far bursts reach. The others follow departures, as the shortest queue has it, at 2 lambda: an
+instance that lets nobody go is as often above the level of the others as below. Of those kappa (1 - exp(-2 lambda C))
+come during C, at most half of one, the mean distance from the level, with that saturation; more than that are Poisson
+(departures of many sequences). A newcomer waits for the rest R of the iteration it meets, then shares its own with all
+who came during it:
 
-    TTFT = R + slot wait + sum of the others' b + own,
+    TTFT = R + slot wait + sum of b of those before it + sum of b' of those behind it + own.
 
-own a prompt's iterations when it is alone. Who comes in time meets an iteration as long as chance has it, at any moment
-of it, whose transform with the others is (phi(a) - phi(a + z)) / (z E[C]); who follows a departure, as the shortest
-queue has it, comes when one begins, phi(a + z), and as many come to a long iteration as to a short one
-(`fleet/choices/dispatch.py`: the share `in_time`). phi is taken down one iteration, and that of the one before it as a
-gamma distribution's of the right mean and variance. Prompts come as a histogram: own is exact in it, and the others'
-are kinds of equal parts of the requests and of their tokens. All is smooth; nothing in it is fitted.
+own are a prompt's iterations when it is alone, b' no more than what fits behind it: half a budget of tokens. With
+a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a' that of b', R and the others have
+
+    (phi(a) - phi(a' + z)) / ((z + a' - a) E[C])                                  of those in time,
+    h (phi(a + h) - phi(a' + z)) / ((z + a' - a - h) (1 - phi(h))), h = 2 lambda  of those who follow,
+
+and nothing where the shortest queue finds an idle instance (`queueing.idle_share`). phi is taken down one iteration;
+the one before that is a decode step and a gamma of the right mean and variance. Prompts come as a histogram: own is
+exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted.
+
+Error against the iteration-level simulator, of 50 random plans up to 85 % load (`experiments/agreement.py`): see
+`fleet/choices/tail.py`.
 """
 
 from typing import cast
@@ -31,24 +41,26 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 
 TAIL_PROBABILITY = 0.01  # P99
-STEPS = 40  # of the quantile's bracket
+BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
+SATURATES = 0.5  # followers of an iteration, at most, whose number saturates with its length
+BISECTIONS = 40
+LONGEST_WAITS = 60.0  # mean waits that the quantile is looked for in
 
 
 @pytree
 class Iterations:
-    """The iterations of an instance. Shape (), or with leading vmap axes; kinds of prompts [G]."""
+    """The iterations of an instance. Kinds of prompts [G]; the rest shape (). All may have leading vmap axes."""
 
     rate_per_s: Array  # requests to the instance [1/s]
     step_s: Array  # t [s]
     any_s: Array  # g [s]
-    mass: Array  # share of the requests of each kind, sums to 1 [G]
+    mass: Array  # share of the requests of each kind, sums to 1 (0 without traffic) [G]
     beside_s: Array  # b [s] [G]
-    behind_s: Array  # what those who come later delay one that waits [s] [G]
-    group: Array  # mean number that come together, in the long run [-]
-    group_s: Array  # mean time between those [s]
-    in_time: Array  # share of the requests that do not wait for departures [-]
-    hazard_per_s: Array  # at which a departure is followed [1/s]
-    idle: Array  # share of the requests that find an instance which does nothing, beyond those at random
+    behind_s: Array  # b' [s] [G]
+    in_time: Array  # e [-]
+    idle: Array  # share of the requests that find an idle instance, beyond those at random [-]
+    burst: Array  # who come in a burst with a request, in the long run [-]
+    burst_s: Array  # how far from it, in the mean [s]
 
 
 @pytree
@@ -56,92 +68,139 @@ class TtftLaw:
     """Distribution of a pool's TTFT. Cells [C]; the rest shape (). All may have leading vmap axes."""
 
     mass: Array  # share of the pool's requests in each cell, sums to 1 (0 for a pool without traffic) [C]
-    least_s: Array  # own: of the cell's shortest prompt [s] [C]
+    least_s: Array  # own, of the cell's shortest prompt [s] [C]
     most_s: Array  # of its longest prompt [s] [C]
     shortest_tokens: Array  # the cell's shortest prompt, for limits that grow with the prompt [tokens] [C]
     longest_tokens: Array  # [tokens] [C]
     iterations: Iterations
     slot_probability: Array  # of waiting for a slot [-]
-    slot_s: Array  # mean of that wait over all requests [s]
-    stable: Array  # whether it keeps up
+    slot_s: Array  # mean of that wait, over all requests [s]
+    stable: Array  # whether it keeps up; if not, all are late
 
 
-def cycle_of(law: Iterations) -> tuple[Array, Array]:
-    """(E[C] [s], Var(C) [s^2]) of iterations."""
+@pytree
+class _Cycle:
+    """What is known of an iteration before its transform is asked for, shape ()."""
+
+    met_s: Array  # mean length of those met at any moment [s]
+    shape: Array  # of the gamma that an iteration is beyond a step [-]
+    scale_s: Array
+    group: Array  # mean size of groups that come in time [-]
+    per_s: Array  # requests that come in time [1/s]
+    hazard_per_s: Array  # h
+    follow: Array  # kappa, as far as it saturates [-]
+    more: Array  # and the rest of it [-]
+    none: Array  # P(N = 0) [-]
+    mean_s: Array  # E[C] [s]
+
+
+# --- iterations -------------------------------------------------------------------------------------------------------
+
+
+def iteration_moments(law: Iterations) -> tuple[Array, Array]:
+    """(E[C] [s], Var(C) [s^2]): C = (t + g P(N > 0)) / (1 - f), to first order of the burst."""
     mean_b, square_b = jnp.sum(law.mass * law.beside_s), jnp.sum(law.mass * law.beside_s**2)
-    busy = jnp.minimum(law.rate_per_s * mean_b, 0.999)
-    cycle_s = law.step_s / (1.0 - busy)
-    for _ in range(2):
-        m = law.rate_per_s * cycle_s
-        none = jnp.exp(-m)
-        cycle_s = (law.step_s + law.any_s * (1.0 - none)) / (1.0 - busy)
-    together = 1.0 + law.in_time * 2.0 * (law.group - 1.0)
-    of_prompts = m * (square_b + (together - 1.0) * mean_b**2)
+    busy = jnp.minimum(law.rate_per_s * mean_b, BUSIEST)
+
+    def with_any_s(cycle_s: Array) -> Array:
+        return (law.step_s - law.any_s * jnp.expm1(-law.rate_per_s * cycle_s)) / (1.0 - busy)
+
+    cycle_s = with_any_s(with_any_s(law.step_s / (1.0 - busy)))
+    m = law.rate_per_s * cycle_s
+    none = jnp.exp(-m)
+    of_prompts = m * (square_b + law.in_time * law.burst * mean_b**2)
     of_any = law.any_s * none * (law.any_s * (1.0 - none) + 2.0 * m * mean_b)
-    return cycle_s, (of_prompts + of_any) / (1.0 - (law.in_time * busy) ** 2)
+    return cast(Array, cycle_s), (of_prompts + of_any) / (1.0 - (law.in_time * busy) ** 2)
 
 
-def _waits(law: TtftLaw) -> tuple:
-    """(transform of R, slot wait and the others', its mean)."""
-    it = law.iterations
-    cycle_s, variance = cycle_of(it)
-    met_s = cycle_s + variance / cycle_s
-    group = 1.0 + (it.group - 1.0) * -jnp.expm1(-met_s / it.group_s)
-    shape = (cycle_s - it.step_s) ** 2 / jnp.maximum(variance, 1e-30)
-    scale = variance / jnp.maximum(cycle_s - it.step_s, 1e-30)
-    h = it.hazard_per_s
-    rate = it.in_time * (1.0 - it.idle) * it.rate_per_s
+def _cycle(law: Iterations) -> _Cycle:
+    cycle_s, variance_s2 = iteration_moments(law)
+    extra_s = jnp.maximum(cycle_s - law.step_s, 1e-15)
+    spread = jnp.maximum(variance_s2, 1e-30)
+    met_s = cycle_s + variance_s2 / cycle_s
+    busy = 1.0 - law.idle  # of the requests that meet anything
+    per_s, hazard_per_s = law.in_time * busy * law.rate_per_s, 2.0 * law.rate_per_s
+    zero = jnp.zeros_like(cycle_s)
+    gamma = _Cycle(met_s, extra_s**2 / spread, spread / extra_s, *(zero,) * 7)
 
-    def before(v):
-        return jnp.exp(-v * it.step_s - shape * jnp.log1p(v * scale))
+    def before(v: Array) -> Array:
+        return _before(law, gamma, v)
 
-    follow = (1.0 - it.in_time) * (1.0 - it.idle) * it.rate_per_s * cycle_s / (1.0 - before(h))
-    one = jnp.minimum(follow, 0.5)
-    more = follow - one
-    none = jnp.exp(-more) * ((1.0 - one) * before(rate / group) + one * before(rate / group + h))
-    mean_b = jnp.sum(it.mass * it.beside_s)
-    mean_s = it.step_s + it.any_s * (1.0 - none) + mean_b * (1.0 - it.idle) * it.rate_per_s * cycle_s
+    followers = (1.0 - law.in_time) * busy * law.rate_per_s * cycle_s
+    kappa = safe_div(followers, 1.0 - before(hazard_per_s))
+    follow = jnp.minimum(kappa, SATURATES)
+    group = 1.0 + law.burst / 2.0 * -jnp.expm1(-met_s / law.burst_s)
+    events = per_s / group
+    none = jnp.exp(follow - kappa) * ((1.0 - follow) * before(events) + follow * before(events + hazard_per_s))
+    mean_s = law.step_s + law.any_s * (1.0 - none) + jnp.sum(law.mass * law.beside_s) * busy * law.rate_per_s * cycle_s
+    return _Cycle(met_s, gamma.shape, gamma.scale_s, group, per_s, hazard_per_s, follow, kappa - follow, none, mean_s)
 
-    def b(z, beside_s):
-        return jnp.exp(-z[:, None] * beside_s) @ it.mass.astype(z.dtype)
 
-    def events(bz):
-        return rate * (1.0 - bz) / (group - (group - 1.0) * bz)
+def _before(law: Iterations, cycle: _Cycle, v: Array) -> Array:
+    """E exp(-v C') of the iteration before."""
+    return jnp.exp(-v * law.step_s - cycle.shape * jnp.log1p(v * cycle.scale_s))
 
-    def phi(z):
-        bz = b(z, it.beside_s)
-        v, q = events(bz), one * (1.0 - bz)
-        inner = jnp.exp(-more * (1.0 - bz)) * ((1.0 - q) * before(v) + q * before(v + h))
-        return jnp.exp(-z * it.step_s) * (none + jnp.exp(-z * it.any_s) * (inner - none))
 
-    def transform(z):
-        bz, bz2 = b(z, it.beside_s), b(z, it.behind_s)
-        a, a2, q = events(bz), events(bz2), one * (1.0 - (bz + bz2) / 2.0)
-        at_a, at_h, at_end, at_both = jnp.split(phi(jnp.concatenate([a, a + h, a2 + z, a2 + h + z])), 4)
-        mates = 1.0 / ((group - (group - 1.0) * bz) * (group - (group - 1.0) * bz2))
-        in_time = mates * ((1.0 - q) * (at_a - at_end) + q * (at_h - at_both)) / ((z + a2 - a) * mean_s)
-        slot = 1.0 - law.slot_probability * (1.0 - 1.0 / (1.0 + z * slot_s))
-        one_h = phi(jnp.full((1,), h, dtype=z.dtype))[0]
-        after = h * (at_h - at_end) / ((z + a2 - a - h) * (1.0 - one_h))
-        met = jnp.exp(-more * (1.0 - (bz + bz2) / 2.0)) * (it.in_time * in_time + (1.0 - it.in_time) * after)
-        return slot * (it.idle + (1.0 - it.idle) * met)
+def _of_prompts(law: Iterations, costs_s: Array, z: Array) -> Array:
+    """B(z) [Z]."""
+    return jnp.exp(-z[:, None] * costs_s) @ law.mass.astype(z.dtype)
 
+
+def _events(cycle: _Cycle, b: Array) -> Array:
+    """a, where B is b."""
+    return cycle.per_s * (1.0 - b) / (cycle.group - (cycle.group - 1.0) * b)
+
+
+def _phi(law: Iterations, cycle: _Cycle, z: Array) -> Array:
+    """E exp(-z C) [Z]."""
+    b = _of_prompts(law, law.beside_s, z)
+    v, q = _events(cycle, b), cycle.follow * (1.0 - b)
+    before, saturated = _before(law, cycle, v), _before(law, cycle, v + cycle.hazard_per_s)
+    any_came = jnp.exp(-cycle.more * (1.0 - b)) * ((1.0 - q) * before + q * saturated)
+    return jnp.exp(-z * law.step_s) * (cycle.none + jnp.exp(-z * law.any_s) * (any_came - cycle.none))
+
+
+def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
+    """E exp(-z (TTFT - own)) [Z], of complex z."""
+    it, h = law.iterations, cycle.hazard_per_s
+    b, behind = (_of_prompts(it, costs_s, z) for costs_s in (it.beside_s, it.behind_s))
+    a, end = _events(cycle, b), _events(cycle, behind) + z
+    either = 1.0 - (b + behind) / 2.0
+    at = jnp.stack([a, a + h, end, end + h, jnp.full_like(a, h)])
+    at_a, at_h, at_end, at_both, at_hazard = _phi(it, cycle, at.ravel()).reshape(at.shape)
+    mates = 1.0 / ((cycle.group - (cycle.group - 1.0) * b) * (cycle.group - (cycle.group - 1.0) * behind))
+    q = cycle.follow * either
+    in_time = mates * ((1.0 - q) * (at_a - at_end) + q * (at_h - at_both)) / ((end - a) * cycle.mean_s)
+    after = h * (at_h - at_end) / ((end - a - h) * (1.0 - at_hazard))
+    met = jnp.exp(-cycle.more * either) * (it.in_time * in_time + (1.0 - it.in_time) * after)
     slot_s = safe_div(law.slot_s, law.slot_probability)
-    others = rate * met_s + follow + 2.0 * (group - 1.0) * it.in_time
-    return transform, law.slot_s + met_s / 2.0 + mean_b * others
+    slot = 1.0 - law.slot_probability * z * slot_s / (1.0 + z * slot_s)
+    return slot * (it.idle + (1.0 - it.idle) * met)
+
+
+def _mean_wait_s(law: TtftLaw, cycle: _Cycle) -> Array:
+    """Near the mean of TTFT - own [s]: with others as a Poisson stream has them."""
+    it = law.iterations
+    others = it.rate_per_s * cycle.met_s + (cycle.group - 1.0) * 2.0
+    mean_b = jnp.sum(it.mass * (it.beside_s + it.behind_s)) / 2.0
+    return law.slot_s + (1.0 - it.idle) * (cycle.met_s / 2.0 + others * mean_b)
+
+
+# --- the distribution -------------------------------------------------------------------------------------------------
 
 
 def ttft_tail(law: TtftLaw, limit_s: ArrayLike, slope_s_per_token: ArrayLike = 0.0) -> Array:
     """P(TTFT > limit + slope * prompt) [-], in [0, 1]."""
     a = limit_s + slope_s_per_token * law.shortest_tokens - law.least_s
     b = limit_s + slope_s_per_token * law.longest_tokens - law.most_s
-    low, high = jnp.minimum(a, b), jnp.maximum(a, b)
+    low, high = jnp.minimum(a, b), jnp.maximum(a, b)  # what is left for waiting
     width = jnp.maximum(high - low, 1e-9)
-    transform, mean_s = _waits(law)
     span = jnp.maximum(jnp.max(jnp.where(law.mass > 0, high, 0.0)), 1e-6)
-    tail = tail_on_grid(transform, span, jnp.maximum(mean_s, 1e-9))
+    cycle = _cycle(law.iterations)
+    near_s = jnp.maximum(_mean_wait_s(law, cycle), 1e-9)
+    tail = tail_on_grid(lambda z: _waits(law, cycle, z), span, near_s)
     above = (integral_at(tail, span, low + width) - integral_at(tail, span, low)) / width
-    return jnp.where(law.stable, jnp.sum(law.mass * above), jnp.sum(law.mass))
+    return jnp.sum(law.mass * jnp.where(law.stable, above, 1.0))
 
 
 def ttft_quantile_s(
@@ -159,26 +218,22 @@ def ttft_quantile_s(
         tails = jax.vmap(lambda law: ttft_tail(law, limit_s, slope_s_per_token))(laws)
         return jnp.sum(share * tails) - probability
 
-    low = -(slope_s_per_token * jnp.max(laws.longest_tokens))
-    mean_s = jax.vmap(lambda law: _waits(law)[1])(laws)
-    top = jnp.max(jnp.where(share > 0, jnp.max(laws.most_s, axis=-1) + mean_s * 60.0, 0.0))
+    slack = -(slope_s_per_token * jnp.max(laws.longest_tokens))
+    wait_s = jax.vmap(lambda law: _mean_wait_s(law, _cycle(law.iterations)))(laws)
+    longest_s = jnp.max(laws.most_s, axis=-1) + LONGEST_WAITS * wait_s
+    top = jnp.max(jnp.where(share > 0, longest_s, 0.0))
 
     def solve(residual, start: Array) -> Array:
-        def halve(_, bounds):
-            lo, hi = bounds
-            middle = (lo + hi) / 2.0
+        def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = (low + high) / 2.0
             over = residual(middle) > 0
-            return jnp.where(over, middle, lo), jnp.where(over, hi, middle)
+            return jnp.where(over, middle, low), jnp.where(over, high, middle)
 
-        return jax.lax.fori_loop(0, STEPS, halve, (low, start))[1]
+        return jax.lax.fori_loop(0, BISECTIONS, halve, (slack, start))[1]
 
     def tangent(linear, y: Array) -> Array:
         slope = linear(jnp.ones_like(y))  # minus the density; 0 beyond every request: then nothing moves the quantile
         return jnp.where(slope < 0, y / jnp.where(slope < 0, slope, -1.0), 0.0)
 
     return jax.lax.custom_root(excess, top, solve, tangent)
-
-
-def ttft_mean_s(law: TtftLaw) -> Array:
-    """Mean TTFT [s]."""
-    return jnp.sum(law.mass * (law.least_s + law.most_s) / 2.0) + _waits(law)[1]

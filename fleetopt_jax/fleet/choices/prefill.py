@@ -58,9 +58,7 @@ class PrefillPolicy:
         """Board power of one GPU in that time [W]."""
         raise NotImplementedError
 
-    def own_s(
-        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool
-    ) -> Array:
+    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
         """A prompt's own prefill as its TTFT has it [s], in steps with sequences that decode."""
         raise NotImplementedError
 
@@ -99,9 +97,7 @@ class FreeChunks(PrefillPolicy):
     def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, n_prompts: ArrayLike) -> Array:
         return engine.prefill.gpu_w
 
-    def own_s(
-        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool
-    ) -> Array:
+    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
         chunks = prefill_chunks(prefill_tokens, engine.prefill.chunk_tokens, whole=whole)
         return chunks * lone_iteration_s(engine.decode, engine.prefill)
 
@@ -145,9 +141,7 @@ class ComputePrefill(PrefillPolicy):
             return engine.prefill.gpu_w
         return added_w(engine.step, beside, mean_prompt(engine, mean), n_prompts, engine.prefill.budget_tokens)
 
-    def own_s(
-        self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool
-    ) -> Array:
+    def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
         law = step_law_of(engine)
 
         def of(p: Array) -> Array:

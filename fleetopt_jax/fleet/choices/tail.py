@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -14,7 +13,7 @@ from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.laws.cycle import together, with_prompt
 from fleetopt_jax.laws.itl import ItlLaw, cycle_moments
 from fleetopt_jax.laws.mixed_step import StepBatch
-from fleetopt_jax.laws.queueing import bursty_wait, p99_wait_s
+from fleetopt_jax.laws.queueing import bursty_wait, idle_share, p99_wait_s
 from fleetopt_jax.laws.ttft import Iterations, TtftLaw
 
 KINDS = 15  # that others' prompts are told apart by
@@ -101,7 +100,7 @@ class QuantileTail(Tail):
             running_s=jnp.where(load.prefill_s > 0, own_mean_s, 0.0),
             ttft_p99_s=jnp.full_like(cycle_s, jnp.inf),
             itl_p99_s=jnp.full_like(cycle_s, jnp.inf),
-            ttft=self._ttft(state, operation, slot_q, slot_s, rate / instances, own_mean_s),
+            ttft=self._ttft(state, operation, rate / instances, (slot_q, slot_s), own_mean_s),
             itl=self._itl(state, operation, rate / instances, cycle_s, variance),
         )
 
@@ -129,8 +128,16 @@ class QuantileTail(Tail):
             most_s=chunk_s(budget * jnp.ones(()), jnp.maximum(deepest - budget, 0.0) / 2.0),
         )
 
-    def _ttft(self, state: "StageState", operation: "Operation", slot_q: Array, slot_s: Array, rate: Array, own_mean_s: Array) -> TtftLaw:
-        prompts, policy, engine = _histogram(state), state.assumptions.prefill, state.engine
+    def _ttft(
+        self,
+        state: "StageState",
+        operation: "Operation",
+        rate: Array,
+        slot: tuple[Array, Array],
+        running_s: Array,
+    ) -> TtftLaw:
+        prompts, engine = _histogram(state), state.engine
+        policy, dispatch = state.assumptions.prefill, state.assumptions.dispatch
         beside, kinds = _decoding(state, operation), prompts.kinds(KINDS)
 
         def own_s(prefill_tokens: Array) -> Array:
@@ -142,6 +149,10 @@ class QuantileTail(Tail):
         met = together(rate * operation.step_s / (1.0 - operation.prefill_frac))
         others = with_prompt(beside, mean_prompt(engine, state.traffic.demand), met)
         alone_s, beside_s = (policy.beside_s(engine, kinds, batch) for batch in (beside, others))
+        behind = jnp.minimum(1.0, safe_div(engine.prefill.budget_tokens, 2.0 * kinds.tokens, otherwise=1.0))
+        idle = jnp.zeros_like(rate)
+        if dispatch.looks_at_queues:
+            idle = idle_share(operation.n_decoding + rate * running_s, state.n_instances)
         return TtftLaw(
             mass=prompts.mass,
             least_s=late_s + least_s,
@@ -154,27 +165,16 @@ class QuantileTail(Tail):
                 any_s=jnp.maximum(jnp.sum(kinds.mass * (alone_s - beside_s)), 0.0),
                 mass=kinds.mass,
                 beside_s=beside_s,
-                behind_s=beside_s * jnp.minimum(1.0, engine.prefill.budget_tokens / jnp.maximum(2.0 * kinds.tokens, 1.0)),
-                group=1.0 + state.burst / 2.0,
-                group_s=state.burst_s,
+                behind_s=behind * beside_s,
                 in_time=state.in_time,
-                hazard_per_s=2.0 * rate,
-                idle=_idle(state, operation, rate, own_mean_s),
+                idle=idle,
+                burst=state.burst,
+                burst_s=state.burst_s,
             ),
-            slot_probability=slot_q,
-            slot_s=slot_s,
+            slot_probability=slot[0],
+            slot_s=slot[1],
             stable=state.stable,
         )
-
-
-def _idle(state: "StageState", operation: "Operation", rate: Array, own_mean_s: Array) -> Array:
-    if not state.assumptions.dispatch.looks_at_queues:
-        return jnp.zeros(())
-    n = jnp.maximum(operation.n_decoding + rate * own_mean_s, 1e-6)
-    N = jnp.maximum(state.n_instances, 1.0)
-    any_ = jax.scipy.special.gammaincc(N, N * n)
-    alone = jnp.exp(-n)
-    return jnp.clip((any_ - alone) / (1.0 - alone), 0.0, 1.0)
 
 
 def _decoding(state: "StageState", operation: "Operation") -> StepBatch:
