@@ -18,17 +18,8 @@ from fleetopt_jax.core.struct import as_floats, stack
 from fleetopt_jax.laws.decode import DecodeStep
 from fleetopt_jax.laws.demand import Demand, held_tokens, prefill_moments_s, squeezed_demand
 from fleetopt_jax.laws.demand import demand as demand_of_columns
+from fleetopt_jax.laws.itl import ItlLaw, cycle_moments, itl_quantile_s
 from fleetopt_jax.laws.kv_cache import KvCapacity, max_sequences, paged_sequences, physical_kv
-from fleetopt_jax.laws.latency import (
-    ItlLaw,
-    TtftLaw,
-    cycle_moments,
-    cycle_wait_s,
-    itl_quantile_s,
-    ttft_mean_s,
-    ttft_quantile_s,
-    ttft_tail,
-)
 from fleetopt_jax.laws.llm import Llm, expert_coverage, make_llm
 from fleetopt_jax.laws.measured import ideal_bytes, ideal_flops, measured_decode_step, measured_power, prefill_gpu_w
 from fleetopt_jax.laws.occupancy import instance_capacity_per_s, sequences_in_flight, shared_prefill
@@ -40,7 +31,6 @@ in_flight = jax.jit(jax.vmap(sequences_in_flight))
 in_flight_grad = jax.jit(jax.vmap(jax.grad(sequences_in_flight, argnums=tuple(range(6)))))
 step_s = jax.jit(jax.vmap(DecodeStep.step_s))
 paged = jax.jit(jax.vmap(paged_sequences))
-tail = jax.jit(jax.vmap(ttft_tail))
 
 
 def uniform(*ranges: tuple[float, float], seed: int = 0, n: int = N) -> list[np.ndarray]:
@@ -307,99 +297,10 @@ def test_prefill_moments_are_those_of_the_prompts_themselves():
     np.testing.assert_allclose([mean, square], [weight @ each, weight @ each**2], rtol=1e-12)
 
 
-# --- time to first token --------------------------------------------------------------------------------------------
-
-
-def random_laws(n: int, *, cells: int = 6, seed: int = 14) -> TtftLaw:
-    """n laws with cells of some width, and waits from rare and long to frequent and short."""
-    rng = np.random.default_rng(seed)
-    tokens = np.sort(np.exp(rng.uniform(0, 10, (n, cells, 2))), axis=2)
-    own = 1e-2 + tokens * 10.0 ** rng.uniform(-6, -3, (n, 1, 1))
-    return TtftLaw(
-        mass=rng.dirichlet(np.ones(cells), n),
-        least_s=own[..., 0],
-        most_s=own[..., 1] + 10.0 ** rng.uniform(-3, -1, (n, 1)),
-        shortest_tokens=tokens[..., 0],
-        longest_tokens=tokens[..., 1],
-        wait_probability=rng.random(n),
-        wait_decay_per_s=10.0 ** rng.uniform(-1, 3, n),
-    )
-
-
-def test_ttft_tail_is_what_its_law_says_when_drawn():
-    laws, rng = random_laws(12), np.random.default_rng(15)
-    trials = 40_000
-    for i in range(12):
-        law = jax.tree.map(lambda x: x[i], laws)  # noqa: B023
-        cell, place = rng.choice(6, trials, p=law.mass), rng.random(trials)
-        waits = rng.random(trials) < law.wait_probability
-        drawn = law.least_s[cell] + place * (law.most_s - law.least_s)[cell]
-        drawn += waits * rng.exponential(size=trials) / law.wait_decay_per_s
-        prompts = law.shortest_tokens[cell] + place * (law.longest_tokens - law.shortest_tokens)[cell]
-        for slope in (0.0, 1e-4):
-            less = drawn - slope * prompts
-            limits = np.quantile(less, [0.01, 0.2, 0.5, 0.9, 0.99, 0.999])
-            found = jax.vmap(ttft_tail, (None, 0, None))(law, limits, slope)
-            # Five standard errors of a share of 40,000 trials are at most 0.0125.
-            error = 5 * np.sqrt(np.asarray(found) * (1 - np.asarray(found)) / trials) + 1e-4
-            assert np.all(np.abs(found - np.mean(less[:, None] > limits, axis=0)) <= error)
-        assert float(ttft_mean_s(law)) == pytest.approx(drawn.mean(), abs=5 * drawn.std() / np.sqrt(trials))
-
-
-def test_ttft_tail_falls_from_one_to_nothing():
-    laws = random_laws(300)
-    limits = np.concatenate([[-1.0, 0.0], np.geomspace(1e-3, 1e4, 100)])
-    found = np.asarray(jax.jit(jax.vmap(jax.vmap(ttft_tail, (None, 0)), (0, None)))(laws, limits))
-    assert np.all(np.abs(found[:, 0] - 1) < 1e-12)
-    assert np.all(found[:, -1] < 1e-12)
-    assert np.all(np.diff(found, axis=1) <= 1e-12)
-
-
-def test_the_quantile_inverts_the_tail_and_the_slope_shifts_the_limit():
-    laws = random_laws(300)
-    for slope, probability in ((0.0, 0.01), (2e-5, 0.01), (1e-3, 0.2)):
-        quantile = partial(ttft_quantile_s, slope_s_per_token=slope, probability=probability)
-        limits = jax.jit(jax.vmap(quantile))(jax.tree.map(lambda x: x[:, None], laws), np.ones((300, 1)))
-        np.testing.assert_allclose(tail(laws, limits, np.full(300, slope)), probability, rtol=1e-9)
-    law = jax.tree.map(lambda x: x[0], laws)
-    shifted = TtftLaw(
-        **{
-            **vars(law),
-            "least_s": law.least_s - 1e-4 * law.shortest_tokens,
-            "most_s": law.most_s - 1e-4 * law.longest_tokens,
-        }
-    )
-    for limit in (-1.0, 0.01, 0.1, 3.0):
-        assert float(ttft_tail(law, limit, 1e-4)) == pytest.approx(float(ttft_tail(shifted, limit)), abs=1e-14)
-
-
-def test_the_quantile_of_many_pools_is_that_of_all_their_requests():
-    laws = jax.tree.map(lambda x: x.reshape(100, 3, *x.shape[1:]), random_laws(300))
-    frac = np.random.default_rng(16).dirichlet(np.ones(3), 100) * 0.7  # shares need not sum to 1: some are unserved
-    of_all = np.asarray(jax.jit(jax.vmap(ttft_quantile_s))(laws, frac))
-    tails = jax.vmap(lambda law, x: jax.vmap(ttft_tail, (0, None))(law, x))(laws, of_all)
-    np.testing.assert_allclose(np.sum(frac / 0.7 * tails, axis=1), 0.01, rtol=1e-9)
-    one_each = jax.jit(jax.vmap(jax.vmap(ttft_quantile_s)))
-    alone = np.asarray(one_each(jax.tree.map(lambda x: x[:, :, None], laws), np.ones((100, 3, 1))))
-    assert np.all((alone.min(axis=1) - 1e-9 <= of_all) & (of_all <= alone.max(axis=1) + 1e-9))
-    empty = frac * np.array([1.0, 0.0, 0.0])
-    np.testing.assert_allclose(jax.vmap(ttft_quantile_s)(laws, empty), alone[:, 0], rtol=1e-12)
-
-
-def test_the_quantile_is_differentiable_in_every_number_of_the_law():
-    laws = random_laws(2, seed=17)
-
-    def log_quantile(log_laws, log_frac):
-        return jnp.log(ttft_quantile_s(jax.tree.map(jnp.exp, log_laws), jnp.exp(log_frac), 1e-6))
-
-    at = jax.tree.map(jnp.log, (laws, jnp.array([0.3, 0.6])))
-    check_grads(jax.jit(log_quantile), at, order=1, modes=("fwd", "rev"), rtol=1e-5, atol=1e-6)
-
-
 # --- iterations that prefill ----------------------------------------------------------------------------------------
 
 
-def test_iterations_and_the_wait_for_them_are_those_of_a_gated_queue():
+def test_iterations_are_those_of_a_gated_queue():
     """Simulated: each iteration is one decode step and the work that came during the one before."""
     rng = np.random.default_rng(18)
     for step, f, sizes, shares in (
@@ -409,31 +310,18 @@ def test_iterations_and_the_wait_for_them_are_those_of_a_gated_queue():
     ):
         sizes, shares = np.array(sizes), np.array(shares)
         rate = f / (sizes @ shares)
-        cycle, totals = np.full(20_000, step / (1 - f)), np.zeros(5)
+        cycle, totals = np.full(20_000, step / (1 - f)), np.zeros(3)
         for i in range(260):
             counts = rng.poisson(rate * shares * cycle[:, None])
-            came, work = counts.sum(axis=1), counts @ sizes
             if i >= 60:  # the first forget the start
-                waited = came * (cycle / 2 + work) - work  # rest of this iteration, then the others that came with it
-                totals += [len(cycle), cycle.sum(), (cycle**2).sum(), came.sum(), waited.sum()]
-            cycle = step + work
+                totals += [len(cycle), cycle.sum(), (cycle**2).sum()]
+            cycle = step + counts @ sizes
         mean = totals[1] / totals[0]
         variance = totals[2] / totals[0] - mean**2
         cycle_s, variance_s2 = cycle_moments(step, rate, f, shares @ sizes**2)
-        wait_s = cycle_wait_s(cycle_s, variance_s2, f)
         # Four million iterations, correlated over some ten: 1 % of a variance is more than four standard errors.
         assert float(cycle_s) == pytest.approx(mean, rel=3e-3)
         assert float(variance_s2) == pytest.approx(variance, rel=2e-2)
-        assert float(cycle_s * (0.5 + f) + wait_s) == pytest.approx(totals[4] / totals[3], rel=1e-2)
-
-
-def test_rare_prefills_wait_as_in_mg1():
-    """As f -> 0 the random wait is Pollaczek and Khinchine's, whatever a decode step takes."""
-    step, rate, square = np.exp(uniform((-8, 0), (-10, 1), (-10, 0), seed=19))
-    f = np.full(N, 1e-9)
-    cycle_s, variance = jax.vmap(cycle_moments)(step, rate, f, square)
-    np.testing.assert_allclose(cycle_s, step, rtol=1e-8)
-    np.testing.assert_allclose(jax.vmap(cycle_wait_s)(cycle_s, variance, f), rate * square / 2, rtol=1e-8)
 
 
 def test_itl_quantile_counts_the_chunk_one_token_in_a_hundred_shares():

@@ -29,7 +29,7 @@ def tail_on_grid(transform: Callable[[Array], Array], span: Array, tau: Array) -
     z = jnp.asarray(DAMPING / 2.0 + 1j * np.pi * _K) / span
     rest = (1.0 - transform(z)) / z - tau / (1.0 + z * tau)
     series = _WAVES.real @ jnp.real(rest) - _WAVES.imag @ jnp.imag(rest)
-    return jnp.clip(jnp.exp(-_Y * span / tau) + series / span, 0.0, 1.0)
+    return jnp.where(_Y == 0.0, 1.0, jnp.clip(jnp.exp(-_Y * span / tau) + series / span, 0.0, 1.0))
 
 
 def integral_at(tail: Array, span: Array, y: Array) -> Array:

@@ -1,0 +1,249 @@
+"""The law of TTFT: transforms inverted, against iterations that are simulated; limits, quantiles and gradients."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy import stats
+
+from fleetopt_jax.core.laplace import POINTS, integral_at, tail_on_grid
+from fleetopt_jax.laws.queueing import burst_s, idle_share
+from fleetopt_jax.laws.ttft import Iterations, TtftLaw, iteration_moments, ttft_quantile_s, ttft_tail
+
+KINDS_S = np.array([0.005, 0.03, 0.4])
+SHARES = np.array([0.6, 0.3, 0.1])
+tails = jax.jit(jax.vmap(ttft_tail, (None, 0, None)))
+
+
+def law_of(busy: float = 0.5, *, step_s: float = 0.02, any_s: float = 0.0, n: float = 1.0, **of_iterations) -> TtftLaw:
+    """Prompts of three lengths on one of N instances, whose own iterations are what they add and a step."""
+    rate = busy / (SHARES @ KINDS_S)
+    numbers = dict(in_time=1.0, idle=0.0, burst=0.0, burst_s=1.0) | of_iterations
+    own_s = step_s + any_s + KINDS_S
+    iterations = Iterations(
+        rate_per_s=rate, step_s=step_s, any_s=any_s, mass=SHARES, beside_s=KINDS_S, behind_s=KINDS_S, **numbers
+    )
+    tokens = 1e4 * KINDS_S
+    law = TtftLaw(SHARES, own_s, own_s, tokens, tokens, iterations, 0.0, 0.0, True)
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype=bool if x is True else float), law)
+
+
+def drawn_ttft_s(law: TtftLaw, n: int, seed: int = 5, group: float = 1.0) -> np.ndarray:
+    """TTFT of n requests to one instance: every iteration takes what came during the one before. Groups, if any, are
+    geometric, at Poisson times."""
+    it, rng = (
+        jax.tree.map(float, replace(law.iterations, mass=0.0, beside_s=0.0, behind_s=0.0)),
+        np.random.default_rng(seed),
+    )
+    own_s, found, length, total = np.asarray(law.least_s), [], it.step_s, 0
+    while total < n:
+        came = rng.poisson(it.rate_per_s / group * length)
+        places = rng.random(came) * length
+        if came == 0:  # steps without prompts until somebody comes
+            came, places, length = 1, np.array([rng.exponential(group / it.rate_per_s) % it.step_s]), it.step_s
+        places = np.repeat(places, rng.geometric(1.0 / group, came) if group > 1 else 1)
+        kind = rng.choice(3, len(places), p=SHARES)
+        together_s = KINDS_S[kind].sum()
+        found.append(length - places + together_s - KINDS_S[kind] + own_s[kind])
+        length, total = it.step_s + it.any_s + together_s, total + len(places)
+    return np.concatenate(found)
+
+
+def random_laws(n: int, *, cells: int = 6, seed: int = 14) -> TtftLaw:
+    """n laws with cells of some width, idle and busy, with bursts, any_s, slot waits and followers or without."""
+    rng = np.random.default_rng(seed)
+    tokens = np.sort(np.exp(rng.uniform(0, 10, (n, cells, 2))), axis=2)
+    costs = 10.0 ** rng.uniform(-4, 0, (n, 4))
+    mass = rng.dirichlet(np.ones(4), n)
+    own = 1e-2 + tokens * 10.0 ** rng.uniform(-6, -3, (n, 1, 1))
+    return TtftLaw(
+        mass=rng.dirichlet(np.ones(cells), n),
+        least_s=own[..., 0],
+        most_s=own[..., 1],
+        shortest_tokens=tokens[..., 0],
+        longest_tokens=tokens[..., 1],
+        iterations=Iterations(
+            rate_per_s=rng.uniform(0.05, 0.8, n) / np.sum(mass * costs, axis=1),
+            step_s=10.0 ** rng.uniform(-3, -1, n),
+            any_s=10.0 ** rng.uniform(-4, -1.5, n) * rng.integers(2, size=n),
+            mass=mass,
+            beside_s=costs,
+            behind_s=costs * rng.random((n, 1)),
+            in_time=rng.uniform(0.5, 1.0, n),
+            idle=rng.random(n) * rng.integers(2, size=n),
+            burst=rng.uniform(0, 3, n) * rng.integers(2, size=n),
+            burst_s=10.0 ** rng.uniform(-2, 0, n),
+        ),
+        slot_probability=0.05 * rng.random(n) * rng.integers(2, size=n),
+        slot_s=1e-4 * rng.random(n),
+        stable=np.ones(n, bool),
+    )
+
+
+# --- inversion --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", [0.5, 3.0, 12.0])
+def test_transforms_are_inverted(span):
+    """A gamma distribution, smooth; and one that has a corner: of a uniform and a rare long exponential."""
+    y = np.linspace(0.0, span, POINTS)
+    gamma = tail_on_grid(lambda z: (1.0 + z / 2.0) ** -3.0, jnp.asarray(span), jnp.asarray(1.5))
+    np.testing.assert_allclose(gamma, stats.gamma(3.0, scale=0.5).sf(y), atol=3e-3)
+
+    def corner(z):
+        return -jnp.expm1(-z) / z * (0.95 + 0.05 / (1.0 + 4.0 * z))
+
+    drawn = np.random.default_rng(1).random(400_000)
+    drawn[:20_000] += np.random.default_rng(2).exponential(4.0, 20_000)
+    found = tail_on_grid(corner, jnp.asarray(span), jnp.asarray(0.7))
+    exact = np.mean(drawn[:, None] > y, axis=0)
+    away = np.abs(y - 1.0) > span / 16.0
+    np.testing.assert_allclose(np.asarray(found)[away], exact[away], atol=0.01)
+    assert found[0] == 1.0
+
+
+def test_the_integral_of_a_tail_goes_straight_below_nothing():
+    span = jnp.asarray(2.0)
+    tail = jnp.exp(-jnp.linspace(0.0, 2.0, POINTS))
+    y = jnp.array([-3.0, 0.0, 0.1, 1.0, 2.0])
+    expected = jnp.where(y < 0, y, -jnp.expm1(-y))
+    np.testing.assert_allclose(integral_at(tail, span, y), expected, atol=3e-4)
+
+
+# --- against iterations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("busy", "any_s"), [(0.1, 0.0), (0.4, 0.02), (0.7, 0.0), (0.8, 0.01)])
+def test_the_law_is_that_of_simulated_iterations(busy, any_s):
+    """Of one instance, where all come in time: quantiles within 6 %, of which 1 % is the draw's error; the rest is the
+    gamma of the iteration before the last, and the corners that the inversion smooths."""
+    law = law_of(busy, any_s=any_s)
+    drawn = drawn_ttft_s(law, 60_000)
+    at = np.array([0.5, 0.1, 0.01])
+    quantiles = [ttft_quantile_s(jax.tree.map(lambda x: x[None], law), jnp.ones(1), probability=p) for p in at]
+    np.testing.assert_allclose(quantiles, np.quantile(drawn, 1.0 - at), rtol=0.06)
+
+
+def test_groups_make_newcomers_wait_for_each_other():
+    """In groups of two in the mean, all of them within an iteration."""
+    law = law_of(0.4, burst=2.0, burst_s=1e-9)
+    found = ttft_quantile_s(jax.tree.map(lambda x: x[None], law), jnp.ones(1))
+    np.testing.assert_allclose(found, np.quantile(drawn_ttft_s(law, 60_000, group=2.0), 0.99), rtol=0.06)
+
+
+def test_iterations_are_those_of_a_gated_queue():
+    """Mean C = t / (1 - f), variance lambda C E[b^2] / (1 - f^2), where nothing else is in them."""
+    law = law_of(0.6).iterations
+    mean_s, variance_s2 = iteration_moments(law)
+    assert float(mean_s) == pytest.approx(0.02 / 0.4, rel=1e-12)
+    assert float(variance_s2) == pytest.approx(float(law.rate_per_s) * 0.05 * (SHARES @ KINDS_S**2) / (1 - 0.36))
+
+
+def test_what_dispatch_leaves_of_chance_orders_the_wait():
+    """Fewer wait where an idle instance is found, and where requests follow departures; more where they burst."""
+    laws = {
+        "idle": law_of(idle=0.9),
+        "follow": law_of(in_time=0.5),
+        "random": law_of(),
+        "burst": law_of(burst=2.0, burst_s=0.1),
+    }
+    waits = [float(ttft_quantile_s(jax.tree.map(lambda x: x[None], law), jnp.ones(1))) for law in laws.values()]
+    assert waits == sorted(waits) and waits[0] < 0.8 * waits[-1]
+    nobody = law_of(1e-9)
+    assert float(ttft_tail(nobody, 0.02 + 0.021, 0.0)) == pytest.approx(0.1 + 0.3 * 0.5, abs=0.3)
+    np.testing.assert_allclose(
+        tails(law_of(idle=1.0), jnp.array([0.0249, 0.0251, 0.4201]), 0.0), [1, 0.4, 0], atol=1e-2
+    )
+
+
+def test_idle_instances_are_found_by_who_looks():
+    assert float(idle_share(2.0, 1.0)) == pytest.approx(0.0, abs=1e-12)
+    assert float(idle_share(0.1, 24.0)) == pytest.approx(1.0, abs=1e-6)
+    found = jax.vmap(idle_share, (0, None))(jnp.geomspace(1e-6, 1e3, 60), 8.0)
+    assert np.all((found >= 0) & (found <= 1)) and np.all(np.diff(found) <= 1e-12)
+    n, drawn = 0.7, np.random.default_rng(3).poisson(0.7 * 8, 200_000)
+    among, alone = np.mean(drawn < 8), np.exp(-n)
+    assert float(idle_share(n, 8.0)) == pytest.approx((among - alone) / (1 - alone), abs=0.01)
+
+
+def test_bursts_reach_as_far_as_those_of_gamma_gaps():
+    """Counted: how far from an arrival those are that a Poisson stream would not have."""
+    scv, rng = 4.0, np.random.default_rng(4)
+    times = np.cumsum(rng.gamma(1 / scv, scv, 400_000))
+    edges = np.linspace(0.0, 12.0, 241)
+    counts = np.zeros(240)
+    for ahead in range(1, 80):
+        counts += np.histogram(times[ahead:] - times[:-ahead], edges)[0]
+    excess = counts / len(times) - np.diff(edges)
+    middle = (edges[1:] + edges[:-1]) / 2
+    assert excess.sum() == pytest.approx((scv - 1) / 2, rel=0.05)
+    assert (excess * middle).sum() / excess.sum() == pytest.approx(float(burst_s(1.0, scv)), rel=0.1)
+
+
+# --- limits, quantiles, gradients ---------------------------------------------------------------------------------------
+
+
+def test_the_tail_falls_from_one_to_nothing():
+    laws = random_laws(200)
+    limits = np.concatenate([[-1.0, 0.0], np.geomspace(1e-3, 1e5, 80)])
+    found = np.asarray(jax.jit(jax.vmap(jax.vmap(ttft_tail, (None, 0)), (0, None)))(laws, limits))
+    assert np.all(np.abs(found[:, 0] - 1) < 1e-12)
+    assert np.all(found[:, -1] < 2e-3)  # what the inversion leaves of a tail that has long ended
+    assert np.all(np.diff(found, axis=1) <= 0.01)
+    unstable = replace(laws, stable=np.zeros(200, bool))
+    np.testing.assert_allclose(jax.vmap(ttft_tail, (0, None))(unstable, 1e9), 1.0)
+
+
+def test_the_quantile_inverts_the_tail_and_the_slope_shifts_the_limit():
+    laws = random_laws(100)
+    tail = jax.jit(jax.vmap(ttft_tail))
+    for slope, probability in ((0.0, 0.01), (2e-5, 0.01), (1e-3, 0.2)):
+        quantile = partial(ttft_quantile_s, slope_s_per_token=slope, probability=probability)
+        limits = jax.jit(jax.vmap(quantile))(jax.tree.map(lambda x: x[:, None], laws), np.ones((100, 1)))
+        np.testing.assert_allclose(tail(laws, limits, np.full(100, slope)), probability, rtol=1e-4)
+    law = jax.tree.map(lambda x: x[0], laws)
+    less = law.least_s - 1e-4 * law.shortest_tokens, law.most_s - 1e-4 * law.longest_tokens
+    shifted = replace(law, least_s=less[0], most_s=less[1])
+    for limit in (-1.0, 0.01, 0.1, 3.0):
+        assert float(ttft_tail(law, limit, 1e-4)) == pytest.approx(float(ttft_tail(shifted, limit)), abs=1e-12)
+
+
+def test_the_quantile_of_many_pools_is_that_of_all_their_requests():
+    laws = jax.tree.map(lambda x: x.reshape(30, 3, *x.shape[1:]), random_laws(90))
+    frac = np.random.default_rng(16).dirichlet(np.ones(3), 30) * 0.7  # shares need not sum to 1: some are unserved
+    of_all = np.asarray(jax.jit(jax.vmap(ttft_quantile_s))(laws, frac))
+    tail = jax.jit(jax.vmap(lambda law, x: jax.vmap(ttft_tail, (0, None))(law, x)))(laws, of_all)
+    np.testing.assert_allclose(np.sum(frac / 0.7 * tail, axis=1), 0.01, rtol=1e-4)
+    empty = frac * np.array([1.0, 0.0, 0.0])
+    alone = jax.jit(jax.vmap(ttft_quantile_s))(jax.tree.map(lambda x: x[:, :1], laws), np.ones((30, 1)))
+    np.testing.assert_allclose(jax.jit(jax.vmap(ttft_quantile_s))(laws, empty), alone, rtol=1e-6)
+
+
+def test_the_law_is_differentiable_in_every_number():
+    laws = jax.tree.map(lambda x: x[:2], random_laws(8, seed=17))
+    numbers = replace(laws, stable=None)
+
+    def log_quantile(log_numbers, log_frac):
+        law = replace(jax.tree.map(jnp.exp, log_numbers), stable=laws.stable)
+        return jnp.log(ttft_quantile_s(law, jnp.exp(log_frac), 1e-6))
+
+    at = jax.tree.map(lambda x: jnp.log(jnp.maximum(x, 1e-3)), (numbers, jnp.array([0.3, 0.6])))
+    check_grads(jax.jit(log_quantile), at, order=1, modes=("fwd", "rev"), rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_are_finite_at_the_boundaries():
+    """Without traffic, without waits, without prompts that cost anything, just before saturation."""
+    edges = [
+        law_of(1e-12),
+        law_of(0.9989),
+        law_of(idle=1.0, in_time=0.5),
+        law_of(step_s=1e-9),
+        replace(law_of(), mass=jnp.zeros(3)),
+    ]
+    slope = jax.jit(jax.grad(ttft_tail, allow_int=True))
+    for law in edges:
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(slope(law, 0.5)) if x.dtype == float)
