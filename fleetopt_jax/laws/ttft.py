@@ -161,7 +161,7 @@ def _phi(law: Iterations, cycle: _Cycle, z: Array) -> Array:
 
 
 def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
-    """E exp(-z (TTFT - own)) [Z], of complex z."""
+    """E exp(-z (TTFT - own)) of those who find no idle instance [Z], of complex z."""
     it, h = law.iterations, cycle.hazard_per_s
     b, behind = (_of_prompts(it, costs_s, z) for costs_s in (it.beside_s, it.behind_s))
     a, end = _events(cycle, b), _events(cycle, behind) + z
@@ -175,15 +175,15 @@ def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     met = jnp.exp(-cycle.more * either) * (it.in_time * in_time + (1.0 - it.in_time) * after)
     slot_s = safe_div(law.slot_s, law.slot_probability)
     slot = 1.0 - law.slot_probability * z * slot_s / (1.0 + z * slot_s)
-    return slot * (it.idle + (1.0 - it.idle) * met)
+    return slot * met
 
 
 def _mean_wait_s(law: TtftLaw, cycle: _Cycle) -> Array:
-    """Near the mean of TTFT - own [s]: with others as a Poisson stream has them."""
+    """Near its mean [s]: with others as a Poisson stream has them."""
     it = law.iterations
     others = it.rate_per_s * cycle.met_s + (cycle.group - 1.0) * 2.0
     mean_b = jnp.sum(it.mass * (it.beside_s + it.behind_s)) / 2.0
-    return law.slot_s + (1.0 - it.idle) * (cycle.met_s / 2.0 + others * mean_b)
+    return law.slot_s + cycle.met_s / 2.0 + others * mean_b
 
 
 # --- the distribution -------------------------------------------------------------------------------------------------
@@ -195,11 +195,13 @@ def ttft_tail(law: TtftLaw, limit_s: ArrayLike, slope_s_per_token: ArrayLike = 0
     b = limit_s + slope_s_per_token * law.longest_tokens - law.most_s
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)  # what is left for waiting
     width = jnp.maximum(high - low, 1e-9)
-    span = jnp.maximum(jnp.max(jnp.where(law.mass > 0, high, 0.0)), 1e-6)
+    span = jnp.maximum(jnp.max(jnp.where(law.mass > 0, low + width, 0.0)), 1e-6)
     cycle = _cycle(law.iterations)
     near_s = jnp.maximum(_mean_wait_s(law, cycle), 1e-9)
     tail = tail_on_grid(lambda z: _waits(law, cycle, z), span, near_s)
-    above = (integral_at(tail, span, low + width) - integral_at(tail, span, low)) / width
+    met = (integral_at(tail, span, low + width) - integral_at(tail, span, low)) / width
+    alone = (jnp.minimum(low + width, 0.0) - jnp.minimum(low, 0.0)) / width
+    above = met + law.iterations.idle * (alone - met)
     return jnp.sum(law.mass * jnp.where(law.stable, above, 1.0))
 
 
@@ -237,3 +239,11 @@ def ttft_quantile_s(
         return jnp.where(slope < 0, y / jnp.where(slope < 0, slope, -1.0), 0.0)
 
     return jax.lax.custom_root(excess, top, solve, tangent)
+
+
+def ttft_mean_s(law: TtftLaw) -> Array:
+    """Mean TTFT [s]: minus the slope of the transform at 0, and own."""
+    cycle = _cycle(law.iterations)
+    near = 1e-6 / jnp.maximum(_mean_wait_s(law, cycle), 1e-9)
+    wait_s = jnp.real(1.0 - _waits(law, cycle, jnp.reshape(near, 1) + 0j)[0]) / near
+    return (1.0 - law.iterations.idle) * wait_s + jnp.sum(law.mass * (law.least_s + law.most_s)) / 2.0
