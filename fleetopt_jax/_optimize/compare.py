@@ -1,4 +1,4 @@
-"""A plan beside what was observed of its fleet: what lies within the errors, and which one input explains the rest best.
+"""A plan beside what was observed of its fleet: what lies within the errors, and which one input explains it best.
 
 Predicted is what the laws say of the plan's fleet, at the plan's rate; and at the observed one, where that differs by
 more than counters err. The intervals are of drawn errors: of the engines and the laws of latency as in `holding.py`, by
@@ -13,13 +13,14 @@ Left out: causes that come together, and errors that figures share (each weighs 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import jax
 import numpy as np
 
-from fleetopt_jax._optimize.engine_errors import EngineFactors, normal_scores
+from fleetopt_jax._optimize.engine_errors import factors_of, normal_scores
 from fleetopt_jax._optimize.holding import Errors, drawn
 from fleetopt_jax._optimize.law_errors import LAW_ERRORS
 from fleetopt_jax._optimize.plan import Plan
@@ -116,9 +117,7 @@ class Comparison:
     seed: int
 
 
-def compare(
-    plan: Plan, observed: Sequence[ObservedFigure], *, n_draws: int = N_DRAWS, seed: int = 0
-) -> Comparison:
+def compare(plan: Plan, observed: Sequence[ObservedFigure], *, n_draws: int = N_DRAWS, seed: int = 0) -> Comparison:
     """What the laws say of a plan's fleet beside what was observed of it.
 
     `observed` are figures of pools or of the fleet; `BadField` names one that is none. The plan keeps its fleet and its
@@ -137,7 +136,9 @@ def compare(
     known = [each for each, value in zip(observed, as_is, strict=True) if not math.isnan(value)]
     if not known:
         names = ", ".join(dict.fromkeys(each.name for each in observed))
-        raise BadField("observed", names, "need a figure that the plan's laws say something of, as the P99 TTFT of a pool")
+        raise BadField(
+            "observed", names, "need a figure that the plan's laws say something of, as the P99 TTFT of a pool"
+        )
     planned = _account(plan, known, 1.0, n_draws, seed)
     factor = _observed_rate(planned.figures)
     there = None if factor is None else _account(plan, known, factor, n_draws, seed)
@@ -162,7 +163,7 @@ def _check(plan: Plan, observed: Sequence[ObservedFigure]) -> None:
 
 def predicted(plan: Plan, observed: Sequence[ObservedFigure], trials: Sequence[Trial]) -> np.ndarray:
     """What the laws say of each of the figures [m, figures], in SI units."""
-    found = shifted_figures(plan, {each.name for each in observed}, trials)
+    found = shifted_figures(plan, [each.name for each in observed], trials)
     return np.stack([found[each.name][:, _place(each, plan)] for each in observed], axis=1)
 
 
@@ -185,9 +186,7 @@ def _observed_rate(figures: Sequence[ComparedFigure]) -> float | None:
 # --- at one rate ------------------------------------------------------------------------------------------------------
 
 
-def _account(
-    plan: Plan, observed: Sequence[ObservedFigure], rate: float, n_draws: int, seed: int
-) -> Account:
+def _account(plan: Plan, observed: Sequence[ObservedFigure], rate: float, n_draws: int, seed: int) -> Account:
     """At so many times the plan's rate; where that is not 1, as it was observed, it explains nothing more."""
     base = Trial(replace(no_shift(len(plan.specs)), **as_floats(rate=rate)))
     figures = _compared(plan, observed, base, n_draws, seed)
@@ -203,23 +202,18 @@ def _compared(
 ) -> tuple[ComparedFigure, ...]:
     off = [drawn(spec, k, n_draws, seed) for k, spec in enumerate(plan.specs)]
     of_fleet = off[0] if len(off) == 1 else drawn(plan.specs[0], len(off), n_draws, seed)
-    factors = [
-        EngineFactors(**{name: np.stack([np.asarray(getattr(each.engine, name))[i] for each in off]) for name in _FACTORS})
-        for i in range(n_draws)
-    ]
-    trials = [base, *(Trial(replace(base.shift, engine=each), base.prompts, base.outputs) for each in factors)]
+    factors = jax.tree.map(lambda *lanes: np.stack(lanes, axis=-1), *(each.engine for each in off))  # [n, K]
+    draws = [replace(base.shift, engine=factors_of(factors, i)) for i in range(n_draws)]
+    trials = [base, *(replace(base, shift=shift) for shift in draws)]
     values = predicted(plan, observed, trials)
     meters = np.exp(METERS * normal_scores((), n_draws, (seed, OF_METERS)))
     found = []
     for i, each in enumerate(observed):
         of_place = of_fleet if each.pool is None else off[each.pool]
-        draws = values[1:, i] * _law_error(each, of_place) * meters
-        interval = sampled_interval(draws, LEVEL)
+        drawn_so = values[1:, i] * _law_error(each, of_place) * meters
+        interval = sampled_interval(drawn_so, LEVEL)
         found.append(ComparedFigure(each, float(values[0, i]), interval, _log_sigma(each, values[0, i], interval)))
     return tuple(found)
-
-
-_FACTORS = ("step", "power", "prefill")
 
 
 def _law_error(each: ObservedFigure, errors: Errors) -> np.ndarray | float:
@@ -232,7 +226,7 @@ def _law_error(each: ObservedFigure, errors: Errors) -> np.ndarray | float:
 def _log_sigma(each: ObservedFigure, value: float, interval: Interval) -> float:
     """Half an interval of logarithms; its lower half where the upper has no end, and the laws' where neither tells."""
     low, high = interval.low, interval.high
-    if 0 < low and high < math.inf:
+    if low > 0 and high < math.inf:
         sigma = math.log(high / low) / (2.0 * OF_LEVEL)
     elif 0 < low < value < math.inf:
         sigma = math.log(value / low) / OF_LEVEL
@@ -291,7 +285,7 @@ def _inputs(plan: Plan, figures: Sequence[ComparedFigure], *, known_rate: bool) 
     """What may be the cause: the rate unless it is known; a pool's instances where figures are told by pool."""
     names: tuple[InputName, ...] = ("burstiness", "prompts", "outputs", "decode", "prefill", "power", "instances")
     found = [_Input(name) for name in (names if known_rate else ("rate", *names))]
-    told = {each.observed.pool for each in figures} - {None}
+    told = {each.observed.pool for each in figures if each.observed.pool is not None}
     return found + ([_Input("instances", k) for k in sorted(told)] if len(plan.specs) > 1 else [])
 
 

@@ -1,7 +1,7 @@
 """A given fleet with its inputs so many times what the plan has: every figure that somebody may observe of it.
 
-Rate, burstiness, instances and the factors of engines leave the traffic of a lane as it is; lengths do not, and requests
-are routed anew for each of them. All shifts are one compiled program, in batches.
+Rate, burstiness, instances and the factors of engines leave the traffic of a lane as it is; lengths do not, and
+requests are routed anew for each of them. All shifts are one compiled program, in batches.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,12 +70,12 @@ def _ttft_mean(metrics: FleetMetrics) -> Array:
 
 
 def _ttft_median(metrics: FleetMetrics) -> Array:
-    pools = metrics.pools
-    if pools.ttft is None:
+    pools, law = metrics.pools, metrics.pools.ttft
+    if law is None:
         return _unknown(metrics)
 
     def of(share: Array) -> Array:
-        return ttft_quantile_s(pools.ttft, share, probability=MEDIAN)
+        return ttft_quantile_s(law, share, probability=MEDIAN)
 
     busy = pools.traffic_frac > 0
     each = jax.vmap(of)(jnp.eye(len(busy)))
@@ -132,15 +132,14 @@ def _figures(
 
 
 def shifted_figures(plan: Plan, names: Sequence[str], trials: Sequence[Trial]) -> dict[str, np.ndarray]:
-    """Figures [m, K + 1] of a plan's fleet in each of m trials: of every pool, last of the fleet. SI units; inf for what
-    waits for ever, nan for what no law of the plan's assumptions says."""
-    problem, asked = plan.problem, tuple(sorted(names))
+    """Figures [m, K + 1] of a plan's fleet in each of m trials: of every pool, last of the fleet. SI units; inf where
+    requests wait for ever, nan for what no law of the plan's assumptions says."""
+    problem, asked = plan.problem, tuple(sorted(set(names)))
     lengths = dict.fromkeys((trial.prompts, trial.outputs) for trial in trials)
     traffic = {of: routed(plan.fleet, _as_long(problem.workload, *of), problem.assumptions) for of in lengths}
     traffic = jax.tree.map(np.asarray, traffic)
-    parts = []
-    for start in range(0, len(trials), BATCH):
-        some = trials[start : start + BATCH]
+
+    def part(some: Sequence[Trial]) -> dict[str, np.ndarray]:
         filled = [*some, *[some[-1]] * (BATCH - len(some))]
         found = _figures(
             plan.fleet,
@@ -150,7 +149,9 @@ def shifted_figures(plan: Plan, names: Sequence[str], trials: Sequence[Trial]) -
             problem.assumptions,
             asked,
         )
-        parts.append(jax.tree.map(lambda x, m=len(some): np.asarray(x)[:m], found))
+        return jax.tree.map(lambda x: np.asarray(x)[: len(some)], found)
+
+    parts = [part(trials[start : start + BATCH]) for start in range(0, len(trials), BATCH)]
     return jax.tree.map(lambda *each: np.concatenate(each), *parts)
 
 
