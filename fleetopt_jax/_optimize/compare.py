@@ -84,6 +84,7 @@ class Explanation:
     removes: float  # share of the misfit [-]
     at_bound: bool  # whether the factor may lie beyond what was tried
     figures: tuple[float, ...]  # as then predicted, in the order of the observed ones
+    hit_frac: float | None = None  # of faster prefill: what prompts would find of their tokens in a prefix cache
 
 
 @dataclass(frozen=True)
@@ -319,9 +320,20 @@ def _explanations(
                 removes=max(removes, 0.0),
                 at_bound=max(factor, 1.0 / factor) * AT_BOUND > each.most,
                 figures=tuple(values[0].tolist()),
+                hit_frac=_hits(plan, factor) if each.name == "prefill" else None,
             )
         )
     return tuple(sorted(found, key=lambda each: -each.removes))
+
+
+def _hits(plan: Plan, factor: float) -> float | None:
+    """The share of their tokens that prompts would have to find in a cache for prefill to take so many times as long;
+    None where it takes longer, or what is found depends on the cache. Attention to what is found is left out."""
+    cache = plan.problem.assumptions.prefix_cache
+    found = getattr(cache, "hit_frac", None if cache.finds else 0.0)
+    if found is None or factor >= 1.0:
+        return None
+    return 1.0 - factor * (1.0 - found)
 
 
 def _misfit(figures: Sequence[ComparedFigure], values: np.ndarray) -> np.ndarray:
