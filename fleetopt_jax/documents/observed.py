@@ -37,7 +37,7 @@ TIMES = {"s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0, "ms": MS, "millise
 WATTS = {"w": 1.0, "watt": 1.0, "watts": 1.0, "kw": KW, "kilowatt": KW, "kilowatts": KW, "mw": KW * KW}
 A_SECOND, A_MINUTE = (
     ("s", "sec", "second", "seconds", "tps", "qps", "rps", "throughput"),
-    ("min", "minute", "tpm", "rpm"),
+    ("minute", "tpm", "rpm"),
 )
 OF_A_RATE = {
     *("arrival", "arrivals", "rate", "request", "requests", "req", "reqs", "queries", "query", "throughput"),
@@ -159,7 +159,8 @@ def _columns(where: str, titles: Sequence[str]) -> tuple[list[_Column], list[str
 
 def _understood(where: str, title: str) -> _Column | None:
     """What a column's name says that it holds."""
-    words = re.findall(r"[a-z0-9.]+", title.lower().replace("µs", "us").replace("/", " per "))
+    text = re.sub(r"[\s_]+", " ", title.lower().replace("µs", "us").replace("/", " per "))
+    words = re.findall(r"[a-z0-9.]+", re.sub(r"per min\b", "per minute", text))
     given, a_token = set(words), {"token", "tokens", "tok"}
     first_token = {"first", "token"} <= given
     a_gap = bool({"itl", "tpot"} & given) or {"inter", "token"} <= given or {"time", "per", "token"} <= given
