@@ -65,10 +65,11 @@ def shifted(plan: Plan, prompts: float = 1.0, outputs: float = 1.0, **shift: Any
 
 
 def seen(plan: Plan, trial: Trial, names: Sequence[str] = COLUMNS, pools: Sequence[int | None] = (None, 0, 1)):
-    """What the laws say of a trial, as if it had been observed."""
+    """What the laws say of a trial, as if it had been observed; 1 where they say nothing."""
     asked = [ObservedFigure(name, 1.0, pool) for pool, name in itertools.product(pools, names)]
     values = predicted(plan, asked, [trial])[0].tolist()
-    return [dataclasses.replace(each, value=value) for each, value in zip(asked, values, strict=True)]
+    known = [1.0 if math.isnan(value) else value for value in values]
+    return [dataclasses.replace(each, value=value) for each, value in zip(asked, known, strict=True)]
 
 
 def written(path: Path, figures: Sequence[ObservedFigure]) -> Path:
