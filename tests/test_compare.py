@@ -367,7 +367,7 @@ def test_words_say_how_much_and_which_way():
     down = {**each, "input": "instances", "pool": 2, "factor": 0.9, "planned": 10.0, "would_be": 9.0}
     assert input_said(down) == "9 instances of pool 2 in service, 10 planned"
     account = {"within_errors": False, "explained": True, "explanations": [down, {**each, **down, "removes": 0.1}]}
-    said = "9 instances of pool 2 in service, 10 planned explains 80 % of the difference."
+    said = "9 instances of pool 2 in service, 10 planned would explain 80 % of the difference."
     assert explained_said(account) == said
     figure = {"pool": 1, "figure": "itl_s", "inside": False}
     planned = {**account, "rate_per_s": 2000.0, "figures": [figure, {**figure, "inside": True}]}

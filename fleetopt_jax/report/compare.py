@@ -35,6 +35,7 @@ BEFORE = {"decode": "decode ", "prefill": "prefill "}
 ALMOST = 0.05  # share of the misfit within which another input explains it as well
 SHOWN = 5  # inputs in the table
 BEYOND = " beyond that of the rate"
+HARDLY = 0.02  # a factor this near to 1 is within what meters tell
 SAME = 0.005  # a factor this near to 1 is no change
 
 Document = Mapping[str, Any]
@@ -90,10 +91,11 @@ def explained_said(account: Document, beyond: str = "") -> str:
     as_well = f" (almost as well: {'; '.join(alike)})" if alike else ""
     if account["within_errors"]:
         what = f"The errors of engines and laws alone explain the difference{beyond}"
-        return f"{what}; of single inputs, nearest comes {said}: {share} of it{as_well}."
+        nearest = f"; of single inputs, nearest comes {said}: {share} of it{as_well}"
+        return what + (nearest if account["explained"] and abs(best["factor"] - 1.0) > HARDLY else "") + "."
     if not account["explained"]:
         return f"No single input explains half {of}; the most {said}: {share}."
-    return f"{sentence(said)} explains {share} {of}{as_well}."
+    return f"{sentence(said)} would explain {share} {of}{as_well}."
 
 
 def input_said(each: Document) -> str:
