@@ -3,10 +3,10 @@
     python experiments/observed.py
 
 The plan: the Azure conversation trace at 100 requests/s, two pools of the newest vLLM on H100, with a fifth more
-instances than the limits ask for. The simulator, which shares no queueing law with the prediction, runs it with one input
-changed; `compare` sees its tokens per second, power, median and P99 TTFT and mean ITL, of the fleet and of each pool, but
-not its rate, and names an input and a factor. Rank: the place of the true input in its list; beside it the factor of that
-one. Writes results/observed.csv.
+instances than the limits ask for. The simulator, which shares no queueing law with the prediction, runs it with one
+input changed; `compare` sees its tokens per second, power, median and P99 TTFT and mean ITL, of the fleet and of each
+pool, but not its rate, and names an input and a factor. Rank: the place of the true input in its list; beside it the
+factor of that one. Writes results/observed.csv.
 """
 
 from dataclasses import replace
