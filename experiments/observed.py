@@ -23,7 +23,7 @@ from fleetopt_jax._optimize.engine_errors import EngineFactors, perturbed  # noq
 from fleetopt_jax._optimize.search import with_fleet  # noqa: E402
 from fleetopt_jax.core.struct import as_floats  # noqa: E402
 
-RATE_PER_S, REPLICATIONS, ROOM = 100.0, 2, 1.2
+RATE_PER_S, REPLICATIONS, ROOM = 100.0, 3, 1.2
 FIGURES = ("output_tok_per_s", "power_w", "ttft_p50_s", "ttft_p99_s", "itl_s")
 CASES = (  # input, factor
     ("nothing", 1.0),
