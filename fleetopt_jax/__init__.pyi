@@ -12,6 +12,7 @@ from . import report as report
 from . import workload as workload
 
 # run
+from ._optimize.compare import compare as compare
 from ._optimize.confidence import confident as confident
 from ._optimize.holding import holding as holding
 from ._optimize.levers import pull_levers as pull_levers
@@ -43,6 +44,8 @@ from .fleet.resources import Weights as Weights
 from .fleet.resources import make_budget as make_budget
 
 # answers
+from ._optimize.compare import Comparison as Comparison
+from ._optimize.compare import ObservedFigure as ObservedFigure
 from ._optimize.confidence import Confident as Confident
 from ._optimize.holding import Holding as Holding
 from ._optimize.pareto import Front as Front
@@ -147,6 +150,7 @@ from .workload.reuse import with_hit_curve as with_hit_curve
 from .core.errors import BadField as BadField
 from .core.errors import BadInput as BadInput
 from .documents.engine import load_engine as load_engine
+from .documents.observed import load_observed as load_observed
 from .documents.own_catalog import load_catalog as load_catalog
 from .documents.engine import save_engine as save_engine
 from .documents.front import front_to_json as front_to_json

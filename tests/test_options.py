@@ -23,6 +23,7 @@ from fleetopt_jax.cli.values import Number, flag
 README = (Path(__file__).parents[1] / "README.md").read_text()
 NEEDED = {"trace": ["azure-conv"], "calibrate": ["m.csv"], "export": ["plan.json", "--to", "vllm"]}
 NEEDED |= {command: ["plan.json"] for command in PLANNED}
+NEEDED["compare"] += ["--observed", "observed.csv"]
 
 
 def parse(command: str, *words: str) -> argparse.Namespace:

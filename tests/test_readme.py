@@ -62,13 +62,15 @@ def test_python_examples_run(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_every_command_shown_runs(tmp_path):
-    """In the order of the README, in one folder that holds what a reader has: a trace, measurements, an LLM's
-    configuration, the scenarios."""
+    """In the order of the README, in one folder that holds what a reader has: a trace, measurements, what was
+    observed, an LLM's configuration, the scenarios."""
     rng = np.random.default_rng(1)
     prompt, output = np.exp(rng.normal(6.5, 0.9, 1000)), np.exp(rng.normal(4.8, 0.6, 1000))
     arrival = np.cumsum(rng.exponential(0.5, 1000))
     rows = "".join(f"{p:.0f},{o:.0f},{t:.3f}\n" for p, o, t in zip(prompt + 1, output + 1, arrival))
     (tmp_path / "mine.csv").write_text("in,out,t\n" + rows)
+    (seen,) = re.findall(r"```\n(pool,rate_per_s,.*?)```", README, re.DOTALL)
+    (tmp_path / "observed.csv").write_text(seen)
     batch = np.array([4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
     rows = "".join(f"{n:g},{13 + 0.09 * n:.3f},1500,{420 + 45 * np.log2(n):.1f}\n" for n in batch)
     (tmp_path / "measured.csv").write_text("batch,step_ms,context_tokens,power_w_per_gpu\n" + rows)

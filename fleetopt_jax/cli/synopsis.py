@@ -31,6 +31,15 @@ COMMANDS = (
         "Example: fleetopt optimize --out plan.json && fleetopt simulate plan.json --replications 4",
     ),
     Command(
+        "compare",
+        "a plan beside what was observed of its fleet, and which input explains the difference",
+        "FILE is csv, a row for the fleet or one for each pool with a column pool, and whichever are known of "
+        "ttft_p50_ms, ttft_p99_ms, itl_ms, tokens_per_s, power_kw, rate_per_s; or vLLM's /metrics pages, one after "
+        "another: --over says how long they counted, --since what they had counted before. Examples: fleetopt compare "
+        "plan.json --observed observed.csv; fleetopt compare plan.json --observed after.prom --since before.prom "
+        "--over 600",
+    ),
+    Command(
         "report",
         "one self-contained page: the decision, figures, assumptions, intervals",
         "Example: fleetopt report plan.json --out report.html. With --json the page's data go to stdout.",
@@ -100,4 +109,4 @@ ALL = tuple(command.name for command in COMMANDS)
 SEARCHES = ("optimize", "pareto", "levers", "ledger")  # what a scenario says all about
 SPLITS = ("optimize", "pareto")  # searches that choose among engines and pools
 ONE_ENGINE = ("levers", "ledger", "engine")
-PLANNED = ("evaluate", "simulate", "report", "sensitivity")  # a plan under a workload
+PLANNED = ("evaluate", "simulate", "compare", "report", "sensitivity")  # a plan under a workload

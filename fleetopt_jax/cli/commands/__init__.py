@@ -7,7 +7,7 @@ from fleetopt_jax.cli.answer import Answer
 
 COMMANDS = (
     *("reproduce", "optimize", "evaluate", "pareto", "sensitivity", "levers", "ledger", "simulate", "engine", "report"),
-    *("calibrate", "predict", "trace", "catalog", "export"),
+    *("calibrate", "predict", "compare", "trace", "catalog", "export"),
 )
 
 

@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -49,12 +50,18 @@ def parse_metrics(where: str, stream: BinaryIO, layout: Layout | None) -> Histog
     """The histograms in a page of metrics, in Prometheus's text format."""
     text = whole(where, stream, MAX_METRICS_BYTES).decode("utf-8", errors="replace")
     found: dict[str, _Counters] = defaultdict(_Counters)
-    for line in text.splitlines():
-        if line.startswith("#") or not (sample := _LINE.match(line)):
-            continue
-        name, labels, value, stamp = sample.groups()
-        _count(where, found, name, dict(_LABEL.findall(labels or "")), (float(stamp or 0) * MS, value))
+    for name, labels, sample in samples_in(text):
+        _count(where, found, name, labels, sample)
     return _histograms(where, found, "Prometheus metrics")
+
+
+def samples_in(text: str) -> Iterator[tuple[str, dict[str, str], tuple[float, str]]]:
+    """Every (name, labels, (time [s], value as it is written)) of a page in Prometheus's text format; 0 s where no time
+    is said."""
+    for line in text.splitlines():
+        if not line.startswith("#") and (sample := _LINE.match(line)):
+            name, labels, value, stamp = sample.groups()
+            yield name, dict(_LABEL.findall(labels or "")), (float(stamp or 0) * MS, value)
 
 
 def is_promql(document: dict[str, Any]) -> bool:
