@@ -17,7 +17,7 @@ from fleetopt_jax._optimize.candidates import spread
 from fleetopt_jax._optimize.exact import evenly
 from fleetopt_jax._optimize.graph import Boundaries
 from fleetopt_jax._optimize.holding import Pool, as_they_stand, pools_of
-from fleetopt_jax._optimize.plan import Plan, among, without_proof
+from fleetopt_jax._optimize.plan import OnePoolFleet, Plan, among, held_in_simulation, one_pool_of, without_proof
 from fleetopt_jax._optimize.problem import Problem, thresholds
 from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax.catalog.spec import EngineSpec
@@ -227,20 +227,36 @@ class Rivals:
         return sorted(found)
 
 
-def simulated_plan(plan: Plan, specs: Sequence[EngineSpec], fleet: Fleet, *, held: bool) -> Plan:
-    """The plan of a fleet that a simulation chose instead of a plan's own; where it held, what the laws say of its
-    latencies does not count any more."""
+def simulated_plan(
+    plan: Plan, specs: Sequence[EngineSpec], fleet: Fleet, standings: Sequence[Stands], *, held: bool
+) -> Plan:
+    """The plan of a fleet that a simulation chose instead of a plan's own, compared with the best one-pool fleet that
+    the simulation knows of. Where it held, what the laws say of its latencies does not count any more."""
     names = "window_tokens", "gamma", "n_instances"
     numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in names}
     own = {name: np.asarray(getattr(plan.fleet, name)).tolist() for name in names}
-    if numbers == own and tuple(specs) == plan.specs:
-        return plan
-    given = evaluate_given(plan.problem, specs, **numbers)
-    if held and given.binding and given.binding.limit in ("ttft_p99_s", "itl_s"):
-        given = replace(given, status="feasible", binding=None)
-    same = {name: numbers[name] == own[name] for name in ("window_tokens", "gamma")}
-    search = without_proof(plan.search) if all(same.values()) else among(plan.search, "those that were simulated")
-    return replace(given, method=plan.method, search=search)
+    given = plan
+    if numbers != own or tuple(specs) != plan.specs:
+        given = evaluate_given(plan.problem, specs, **numbers)
+        given = held_in_simulation(given) if held else given
+        alike = all(numbers[name] == own[name] for name in names[:2])
+        search = without_proof(plan.search) if alike else among(plan.search, "those that were simulated")
+        given = replace(given, method=plan.method, search=search)
+    one_pool = _one_pool(plan.problem, standings)
+    if one_pool is None:
+        return given
+    gain = float(given.metrics.tok_per_j) / one_pool.tok_per_j
+    return replace(given, one_pool=one_pool, gain_vs_homogeneous=gain)
+
+
+def _one_pool(problem: Problem, standings: Sequence[Stands]) -> OnePoolFleet | None:
+    """The best fleet of one pool that holds in simulation, or could by what is known."""
+    alone = [(each.rival, each.passed or each.bound) for each in standings if len(each.rival.specs) == 1]
+    if not alone:
+        return None
+    rival, n = min(alone, key=lambda each: each[0].cost(each[1]))
+    numbers = {name: np.asarray(getattr(rival.fleet, name)).tolist() for name in ("window_tokens", "gamma")}
+    return one_pool_of(evaluate_given(problem, rival.specs, n_instances=list(n), **numbers))
 
 
 def _nodes(plan: Plan) -> tuple[np.ndarray, np.ndarray]:

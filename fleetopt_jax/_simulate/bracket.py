@@ -10,6 +10,7 @@ from fleetopt_jax._simulate.readings import Held
 FALLS = 4.0  # the power of N by which a miss is thought to fall, until two tries have told
 SLOPES = (-16.0, -1.5)  # between which what two tries told is believed
 AIM = 0.05  # a step is aimed so far below a limit, in its logarithm: what is just at it is too close to tell
+SHY = 0.1  # between two tries, no more than such a share of the way from the limit to the one that holds
 FURTHEST = 2.0  # times that one step goes up
 HOPELESS = 0.05  # a miss that falls by less, in its logarithm, while N grows by half will not come to its limit
 
@@ -79,7 +80,7 @@ class Bracket:
             far = min(math.exp((max(failed.by, 0.0) + AIM) / -self._slope), FURTHEST)
             return int(np.clip(math.ceil(failed.n * far), failed.n + 1, self.most))
         if failed is None:
-            near = passed.n * math.exp((passed.by + AIM) / FALLS)
+            near = passed.n * math.exp((passed.by - AIM) / -self._slope)  # past it: a bracket has two ends
             return int(np.clip(math.ceil(near), self.least, passed.n - 1))
         return int(np.clip(self._between(failed, passed), failed.n + 1, passed.n - 1))
 
@@ -90,15 +91,17 @@ class Bracket:
 
     @property
     def _slope(self) -> float:
-        wanting = sorted((each for each in self.tries if each.reading != "holds"), key=lambda each: each.n)[-2:]
-        if len(wanting) < 2:
+        """Of the logarithm of the miss over that of N, by the two tries that are nearest to the limit."""
+        nearest = sorted(self.tries, key=lambda each: abs(each.by))[:2]
+        if len(nearest) < 2:
             return -FALLS
-        low, high = wanting
+        low, high = sorted(nearest, key=lambda each: each.n)
         return float(np.clip((high.by - low.by) / math.log(high.n / low.n), *SLOPES))
 
     def _between(self, failed: Tried, passed: Tried) -> int:
         gap = math.log(passed.n / failed.n)
         if len(self.tries) % 3 == 2:  # halves what is left, whatever the misses say
             return round(failed.n * math.exp(0.5 * gap))
-        above, below = max(failed.by, 0.01), min(passed.by, -0.01)
-        return math.ceil(failed.n * math.exp(gap * min((above + AIM) / (above - below), 1.0)) - 1e-9)
+        above = max(failed.by, passed.by + 1e-6)
+        aim = -min(AIM, SHY * max(-passed.by, 0.0)) if above > 0 else 0.5 * (above + passed.by)
+        return math.ceil(failed.n * math.exp(gap * (above - aim) / (above - passed.by)) - 1e-9)

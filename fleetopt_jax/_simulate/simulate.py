@@ -234,9 +234,7 @@ def _run(setting: Setting, requests: Requests, first: int, progress: StageProgre
     """The replications of `requests`, of which the first has the number `first`."""
     arrived, lanes = arrive(setting, requests, first), setting.fleet.lanes
     runs = [
-        run_alone(
-            setting, arrived, k, n_whole(lane), progress=_share_of(progress, f"pool {k + 1} of {len(lanes)}")
-        )
+        run_alone(setting, arrived, k, n_whole(lane), progress=_share_of(progress, f"pool {k + 1} of {len(lanes)}"))
         for k, lane in enumerate(lanes)
     ]
     return gather(setting, arrived, runs)

@@ -38,6 +38,7 @@ T = TypeVar("T")
 N_THREADS = os.cpu_count() or 1  # replications at a time, each of which keeps one core busy
 STRETCHES = 8  # of a replication's window, whose shares are taken for independent
 WIDER = 2.5  # a compiled program with room for so many times what a pool needs is taken rather than another compiled
+LEAST_SLOTS, LEAST_SIZE = 32, 2048  # of an instance, and of all: a smaller program is hardly faster
 HEADROOM = 1.25  # of instances, where one is compiled
 
 
@@ -86,7 +87,12 @@ def judge(replications: Sequence[Seen], slo: Slo) -> Judged:
 
 def together(parts: Sequence[Seen]) -> Seen:
     """Pools of one replication, judged as one."""
-    return Seen(*(sum((getattr(part, name) for part in parts[1:]), getattr(parts[0], name)) for name in vars(parts[0])))
+    return Seen(
+        met=np.sum([part.met for part in parts], axis=0),
+        counted=np.sum([part.counted for part in parts], axis=0),
+        gaps_s=sum(part.gaps_s for part in parts),
+        gaps=sum(part.gaps for part in parts),
+    )
 
 
 def seen_of(setting: Setting, arrived: Arrived, k: int, run: PoolRun | None) -> list[Seen]:
@@ -97,7 +103,9 @@ def seen_of(setting: Setting, arrived: Arrived, k: int, run: PoolRun | None) -> 
         return [Seen(none, none, 0.0, 0.0)] * n_rows
     arrival_s = arrived.requests.arrival_s[row, column]
     ttft_s = run.first_s[row, place] - arrival_s + beyond_iterations_s(setting.fleet, setting.assumptions)[k]
-    limit_s = float(setting.slo.ttft_p99_s) + float(setting.slo.ttft_s_per_token) * arrived.routed.prompt_tokens[row, column]
+    limit_s = (
+        float(setting.slo.ttft_p99_s) + float(setting.slo.ttft_s_per_token) * arrived.routed.prompt_tokens[row, column]
+    )
     start_s, end_s = arrived.window_s[row].T
     counted = arrival_s >= start_s
     stretch = np.minimum((arrival_s - start_s) / (end_s - start_s) * STRETCHES, STRETCHES - 1)
@@ -136,12 +144,11 @@ class Rooms:
         ]
         if fits:
             return min(fits, key=lambda room: room.size)
-        new = Room(rounded(math.ceil(HEADROOM * n_instances)), rounded(max(n_slots, 16)), 1 << (n_requests - 1).bit_length())
+        slots = rounded(max(n_slots, LEAST_SLOTS))
+        instances = max(rounded(math.ceil(HEADROOM * n_instances)), LEAST_SIZE // slots)
+        new = Room(instances, slots, 1 << (n_requests - 1).bit_length())
         self.known.append(new)
         return new
-
-
-LEAST_SIZE = 2048  # instances times slots: a smaller program is hardly faster
 
 
 def rounded(n: int) -> int:
@@ -205,7 +212,9 @@ class Trials:
         runs = {tasks[i]: run for i, run in self._each(one, rooms, lambda i: "the best fleet")}
         return [gather(setting, self._arrival(r), [runs[k, r] for k in range(len(counts))]) for r in numbers]
 
-    def _each(self, task: Callable[[int], T], rooms: Sequence[Room], what: Callable[[int], str]) -> Iterator[tuple[int, T]]:
+    def _each(
+        self, task: Callable[[int], T], rooms: Sequence[Room], what: Callable[[int], str]
+    ) -> Iterator[tuple[int, T]]:
         """(i, what a task says of it) of the first that runs in each room, which compiles, and then of the others."""
         new = {room: i for i, room in reversed(list(enumerate(rooms))) if self._rooms.is_new(room)}
         first = sorted(new.values())

@@ -91,7 +91,7 @@ class Verified:
     rounds: int  # of trials
     held: bool
     rival: int = 0  # whose layout it is
-    rivals: tuple[Any, ...] = ()  # the layouts that competed
+    standings: tuple[Standing, ...] = ()  # of the layouts that competed
     tried: tuple[Attempt, ...] = ()  # every fleet that was simulated, in order
 
 
@@ -128,8 +128,8 @@ def verify(
     """The cheapest fleet that holds, of the layouts that `propose` names, knowing how those before it stand, until it
     names none. `how` is passed on as to `simulate`.
 
-    With one pool fewer instances than the answer has, in any pool, no limit was seen to hold: they were too few, or too
-    close to tell. Where fewer than four replications are asked for, which have no interval worth the name, means decide.
+    With one instance fewer in any of its pools the answer was not seen to hold: that fails, or is too close to tell.
+    Where fewer than four replications are asked for, which have no interval worth the name, means decide.
     """
     require_float64("verify")
     if assumptions.prefix_cache.finds:
@@ -188,7 +188,9 @@ class _Layout:
     def passed(self) -> tuple[int, ...] | None:
         """Sizes that hold; None where not known."""
         found = [each.passed for each in self.brackets]
-        return None if not self.serves or any(each is None for each in found) else tuple(each.n for each in found if each)
+        return (
+            None if not self.serves or any(each is None for each in found) else tuple(each.n for each in found if each)
+        )
 
     @property
     def is_open(self) -> bool:
@@ -197,7 +199,9 @@ class _Layout:
     @property
     def trial(self) -> tuple[int, ...]:
         """Sizes to try next: of units that are settled what holds."""
-        return tuple(each.trial if each.is_open else each.passed.n if each.passed else each.bound for each in self.brackets)
+        return tuple(
+            each.trial if each.is_open else each.passed.n if each.passed else each.bound for each in self.brackets
+        )
 
 
 class _Race:
@@ -246,16 +250,17 @@ class _Race:
         """Whether another layout has joined."""
         if len(self.layouts) >= MOST_LAYOUTS:
             return False
-        rival = self.propose(
-            [
-                Standing(each.rival, each.counts(each.bound), each.counts(each.passed) if each.passed else None)
-                for each in self.layouts
-            ]
-        )
+        rival = self.propose(self._standings())
         if rival is None:
             return False
         self.layouts.append(self._layout(rival))
         return True
+
+    def _standings(self) -> list[Standing]:
+        return [
+            Standing(each.rival, each.counts(each.bound), each.counts(each.passed) if each.passed else None)
+            for each in self.layouts
+        ]
 
     def _layout(self, rival: Rival) -> _Layout:
         how, fleet = self.how, rival.fleet
@@ -347,15 +352,17 @@ class _Race:
 
     def _answer(self, *, held: bool) -> Verified:
         if self.last is None:  # nothing held in its trials: the nearest is shown whole
-            layout = min(self.layouts, key=lambda each: max(max((t.by for t in b.tries[-1:]), default=0.0) for b in each.brackets))
+            layout = min(
+                self.layouts,
+                key=lambda each: max(max((t.by for t in b.tries[-1:]), default=0.0) for b in each.brackets),
+            )
             sizes = [max((t.n for t in b.tries), default=b.bound) for b in layout.brackets]
             self._simulated(layout, sizes, min(FEWEST, self.how.most))
         assert self.last is not None
         number, fleet, simulation = self.last
-        rivals = tuple(each.rival for each in self.layouts)
-        return Verified(fleet, simulation, self.rounds, held, number, rivals, tuple(self.attempts))
+        return Verified(fleet, simulation, self.rounds, held, number, tuple(self._standings()), tuple(self.attempts))
 
 
 def _steps(most: int) -> list[int]:
     """Replications after which trials are looked at."""
-    return [n for n in (2, 4, 8, 16, 32, 64) if n < most][:3] + [most] if most > 1 else [1]
+    return [*(n for n in (2, 4, 8) if n < most), most]

@@ -120,6 +120,7 @@ def verified_to_json(found: Verified, plan: Plan, laws: Plan) -> dict[str, Any]:
     many replications as decide; `objective` by the laws, null where a budget forbids the fleet.
     """
     added = np.sum(np.asarray(plan.fleet.n_instances)) - np.sum(np.asarray(laws.fleet.n_instances))
+    rivals = [each.rival for each in found.standings]
     return {
         "held": found.held,
         "rounds": found.rounds,
@@ -127,7 +128,7 @@ def verified_to_json(found: Verified, plan: Plan, laws: Plan) -> dict[str, Any]:
         "n_tried": len({(each.rival, each.n_instances) for each in found.tried}),
         "laws": _fleet(laws.specs, laws.fleet, np.asarray(laws.fleet.n_instances)) | {"objective": laws.objective},
         "tried": [
-            _fleet(found.rivals[each.rival].specs, found.rivals[each.rival].fleet, np.asarray(each.n_instances))
+            _fleet(rivals[each.rival].specs, rivals[each.rival].fleet, np.asarray(each.n_instances))
             | {
                 "objective": as_objective(laws.problem, each.cost) if math.isfinite(each.cost) else None,
                 "verdict": each.reading,

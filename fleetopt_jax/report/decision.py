@@ -227,9 +227,8 @@ def _asked_share(plan: Mapping[str, Any]) -> str:
 
 
 def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
-    """The nearest latency of a simulation that asked for more instances than the laws do."""
-    added, slo = verified["instances_added"], plan["slo"]
-    more = f"{added:,} instance{'s' if added != 1 else ''} more than the laws ask for"
+    """The nearest latency of a simulation that asked for another fleet than the laws do."""
+    slo, differs = plan["slo"], _differs(verified)
     found = [each for each in verified["metrics"].items() if each[0] in ("ttft_p99_s", "itl_s") and slo[each[0]]]
     parts = [
         f"{QUANTITIES[name].title} {ms(each['simulated'])}, {margin(each['simulated'], slo[name])}"
@@ -237,8 +236,19 @@ def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
         if name != "ttft_p99_s" or not slo["ttft_s_per_token"]
     ]
     if not verified["held"]:
-        return f"In simulation the limits do not hold, even with {more}: {', '.join(parts)}."
-    return f"The simulation, whose latencies need {more}: with them {', '.join(parts) or 'the limits hold'}."
+        return f"In simulation the limits do not hold, even with {differs}: {', '.join(parts)}."
+    return f"The simulation, whose latencies need {differs}: with them {', '.join(parts) or 'the limits hold'}."
+
+
+def _differs(verified: Mapping[str, Any]) -> str:
+    """By what a fleet that a simulation chose differs from the laws' plan."""
+    added, laws = verified["instances_added"], verified.get("laws")
+    if laws and laws["window_tokens"] != [pool["window_tokens"] for pool in verified["pools"]]:
+        n, now = len(laws["window_tokens"]), sum(pool["n_instances"] for pool in verified["pools"])
+        pools = f"{n} pool{'s' if n != 1 else ''} of {sum(laws['n_instances']):,} instances together"
+        return f"these {now:,} instances, where the laws ask for {pools}"
+    less = "fewer" if added < 0 else "more"
+    return f"{abs(added):,} instance{'s' if abs(added) != 1 else ''} {less} than the laws ask for"
 
 
 def _roomy(plan: Mapping[str, Any]) -> str:

@@ -145,5 +145,6 @@ def _verified(options: argparse.Namespace, plan: Plan, layout: Layout | None) ->
     with simulation_progress(options) as step:
         found = verify(propose, problem.workload, problem.assumptions, problem.slo, progress=step, **how)
     warn_of_warm_up(options, found.simulation)
-    better = simulated_plan(plan, found.rivals[found.rival].specs, found.fleet, held=found.held)
+    specs = found.standings[found.rival].rival.specs
+    better = simulated_plan(plan, specs, found.fleet, found.standings, held=found.held)
     return better, verified_to_json(found, better, plan)
