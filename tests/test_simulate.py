@@ -25,7 +25,7 @@ from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, PRESETS
 from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.engine import Engine, make_engine
-from fleetopt_jax.fleet.fleet import Fleet, make_fleet, make_slo
+from fleetopt_jax.fleet.fleet import Fleet, make_fleet
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.fleet.traffic import route
