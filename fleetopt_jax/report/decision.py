@@ -201,7 +201,7 @@ def _why_worse(plan: Mapping[str, Any], gain: float) -> str:
 def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
     """What stops the fleet from being smaller: as a simulation has it, where one had the last word."""
     verified = plan.get("verified")
-    if verified and (verified["instances_added"] or not verified["held"]):
+    if verified and (verified["instances_added"] or _moved(verified) or not verified["held"]):
         return _simulated(plan, verified)
     asked = _asked_share(plan)
     parts = [*([asked] if asked else _stops(plan)), *_budgets(plan)] or [_roomy(plan)]
@@ -240,10 +240,17 @@ def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
     return f"The simulation, whose latencies need {differs}: with them {', '.join(parts) or 'the limits hold'}."
 
 
+def _moved(verified: Mapping[str, Any]) -> bool:
+    """Whether the simulation chose another split than the laws do."""
+    laws = verified.get("laws")
+    return bool(laws) and laws["window_tokens"] != [pool["window_tokens"] for pool in verified["pools"]]
+
+
 def _differs(verified: Mapping[str, Any]) -> str:
     """By what a fleet that a simulation chose differs from the laws' plan."""
-    added, laws = verified["instances_added"], verified.get("laws")
-    if laws and laws["window_tokens"] != [pool["window_tokens"] for pool in verified["pools"]]:
+    added = verified["instances_added"]
+    if _moved(verified):
+        laws = verified["laws"]
         n, now = len(laws["window_tokens"]), sum(pool["n_instances"] for pool in verified["pools"])
         pools = f"{n} pool{'s' if n != 1 else ''} of {sum(laws['n_instances']):,} instances together"
         return f"these {now:,} instances, where the laws ask for {pools}"
