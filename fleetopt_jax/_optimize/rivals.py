@@ -126,11 +126,16 @@ class Rivals:
         last = self._boundaries.last
         self._lower, self._upper = (each.ravel() for each in np.triu_indices(last + 1, 1))
         self._prices = self.problem.prices(self.problem.search_weights)
-        self._by_laws = [self._boundaries.exact(e, self._lower, self._upper) for e in range(len(self.problem.specs))]
+        self._by_laws = [self._needed(e) for e in range(len(self.problem.specs))]
         self._least = [self._boundaries.least(e, self._lower, self._upper)[0] for e in range(len(self.problem.specs))]
         ends = np.concatenate([[0.5 * self._boundaries.window_tokens[1:].min()], self._boundaries.window_tokens[1:]])
         self._ends = np.log(ends)
         self._waiting = [self._own(), *self._of_laws()]
+
+    def _needed(self, e: int) -> tuple[np.ndarray, np.ndarray]:
+        """(instances, watts) of all pools with engine e, by the laws; a pool without traffic is none."""
+        instances, watts = self._boundaries.exact(e, self._lower, self._upper)
+        return np.where(instances > 0, instances, np.inf), np.where(instances > 0, watts, np.inf)
 
     def __call__(self, standings: Sequence[Stands]) -> Contender | None:
         """The next layout to try; None where no other promises to save anything."""
@@ -267,7 +272,7 @@ def _nodes(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     options = options[options < problem.window_tokens]
     own = np.asarray(plan.fleet.window_tokens)[:-1]
     gamma = problem.gamma or float(np.asarray(plan.fleet.gamma)[0])
-    if not len(options):
+    if not len(options) or problem.n_pools == 1:
         return np.zeros(0), np.zeros(0)
     some = options[evenly(problem.workload, options, N_BOUNDARIES)]
     some = some[spread(len(some), N_BOUNDARIES)]
