@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import poisson
 
-from fleetopt_jax._simulate import draw_requests, replay_requests, simulate, verify
+from fleetopt_jax._simulate import draw_requests, replay_requests, simulate
 from fleetopt_jax._simulate.batching import advance
 from fleetopt_jax._simulate.dispatch import Balancer, dispatch
 from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, request_table, run_pool
@@ -25,7 +25,7 @@ from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, PRESETS
 from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues
 from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.engine import Engine, make_engine
-from fleetopt_jax.fleet.fleet import Fleet, make_fleet, make_slo
+from fleetopt_jax.fleet.fleet import Fleet, make_fleet
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.fleet.traffic import route
@@ -876,17 +876,6 @@ def test_a_compressor_takes_energy_whether_it_succeeds_or_not():
     assert 0 < np.mean(routed.pool[routed.tried_pool == 0] == 0) < 1
     more_w = [b["power_w"].mean - a["power_w"].mean for a, b in zip(free.pools, costly.pools)]
     np.testing.assert_allclose(more_w, [1.2 * tokens_per_s.mean(), 0.0], rtol=1e-9, atol=1e-9)
-
-
-def test_pools_that_miss_their_limits_get_more_instances():
-    """One each, until all hold or there have been enough rounds; never for requests that no window holds."""
-    fleet, fitting = tight_fleet(success_frac=0.5), mixed([0.2, 0.2, 0.1, 0.5, 0.0])
-    few = {**A_FEW, "n_requests": 340, "most_rounds": 2}
-    easy, hard = (verify(fleet, fitting, PHYSICAL, make_slo(ttft_p99_s=limit_s), **few) for limit_s in (1e3, 1e-3))
-    assert (easy.rounds, easy.held, easy.fleet.n_instances.tolist()) == (1, True, [9, 9])
-    assert (hard.rounds, hard.held, hard.fleet.n_instances.tolist()) == (2, False, [10, 10])
-    hopeless = verify(fleet, mixed(), PHYSICAL, make_slo(ttft_p99_s=1e3), **A_FEW)
-    assert (hopeless.rounds, hopeless.held, hopeless.simulation.n_rejected) == (1, False, 80)
 
 
 @dataclass(frozen=True)

@@ -312,6 +312,11 @@ def test_a_simulation_that_asked_for_more_has_the_last_word():
         "carries all"
         in decision(plan_of({"utilization": 0.85}, verified=verified | {"instances_added": 0}))["What limits it"]
     )
+    fewer = verified | {"instances_added": -2}
+    assert "2 instances fewer than the laws ask for" in decision(plan_of({}, verified=fewer))["What limits it"]
+    moved = {"laws": {"window_tokens": [1], "n_instances": [9]}, "pools": [{"window_tokens": 2, "n_instances": 8}]}
+    said = decision(plan_of({"utilization": 0.85}, verified=verified | moved))["What limits it"]
+    assert "these 8 instances, where the laws ask for 1 pool of 9 instances together" in said
 
 
 # --- how sure ---------------------------------------------------------------------------------------------------------

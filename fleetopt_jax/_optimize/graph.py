@@ -182,6 +182,14 @@ class Boundaries:
         instances[left], watts[left], _ = found
         return self._if_allowed(lower, upper, instances, watts)
 
+    def watts(self, e: int, lower: np.ndarray, upper: np.ndarray, n_instances: np.ndarray) -> np.ndarray:
+        """Of pools with so many instances [M], whether they hold their limits or not; inf of pools there cannot be."""
+        some = np.isfinite(n_instances) & (n_instances > 0)
+        found = self._tried(e, lower, upper, np.where(some, n_instances, 1.0))[2]
+        return self._if_allowed(
+            lower, upper, n_instances, np.where(some, found, np.where(n_instances == 0, 0.0, np.inf))
+        )[1]
+
     def pursued(
         self, e: int, lower: np.ndarray, upper: np.ndarray, known: Known, cost: PoolCost, worth: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

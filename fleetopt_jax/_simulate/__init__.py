@@ -8,14 +8,17 @@ from fleetopt_jax._simulate.estimates import Estimate
 from fleetopt_jax._simulate.readings import LimitReading, limits_read
 from fleetopt_jax._simulate.requests import Requests, draw_requests, poisson_arrivals, replay_requests
 from fleetopt_jax._simulate.simulate import Simulation, simulate
-from fleetopt_jax._simulate.verify import Verified, verify
+from fleetopt_jax._simulate.verify import Attempt, Rival, Standing, Verified, verify
 
 __all__ = [
+    "Attempt",
     "Burstiness",
     "Estimate",
     "LimitReading",
     "Requests",
+    "Rival",
     "Simulation",
+    "Standing",
     "Verified",
     "burstiness",
     "draw_requests",

@@ -43,6 +43,20 @@ class PoolRequests:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a compiled program has room for. Another pool that needs no more can run by it, a little slower."""
+
+    n_instances: int
+    n_slots: int  # of an instance
+    n_requests: int  # of a replication
+
+    @property
+    def size(self) -> int:
+        """What a run takes, about: slots of all instances."""
+        return self.n_instances * self.n_slots
+
+
+@dataclass(frozen=True)
 class PoolRun:
     """What became of it: times [R, m] (inf where it did not happen), sums [R, N]."""
 
@@ -53,6 +67,7 @@ class PoolRun:
     gap_counts: np.ndarray  # [R, bins]
     in_system: np.ndarray  # requests still there at the end [R]
     memory_bytes: int  # of the state
+    n_slots: int = 0  # of an instance, that were enough
 
 
 def run_pool(
@@ -62,6 +77,7 @@ def run_pool(
     balancer: Balancer,
     *,
     n_slots: int = 64,
+    room: Room | None = None,
     progress: Progress | None = None,
 ) -> PoolRun:
     """Every iteration of the pool's instances until `horizon_s` [R], after which nothing is computed any more.
@@ -69,20 +85,22 @@ def run_pool(
     `n_slots` is where to start: where it proves too few for the batches that come, the run starts again with twice as
     many, so that memory follows the batches that come and not the largest allowed. Replications whose slots would take
     more than `MEMORY_BYTES` together run one after another. Shapes are rounded up so that fleets of about the same size
-    share one compilation.
+    share one compilation; with a `room`, which says where the slots start too, they are its own.
     """
-    n_groups, n_slots = len(horizon_s), _slots(n_slots)
-    at_once = max(1, int(MEMORY_BYTES // (_round_up(pool.n_instances) * n_slots * SLOT_BYTES)))
+    n_groups = len(horizon_s)
+    room = room or Room(_round_up(pool.n_instances), _slots(n_slots), _round_up(requests.arrival_s.shape[1]))
+    at_once = max(1, int(MEMORY_BYTES // (room.size * SLOT_BYTES)))
     if n_groups <= at_once:
-        run = _run_together(pool, requests, horizon_s, balancer, n_slots, progress)
-        return run or run_pool(pool, requests, horizon_s, balancer, n_slots=2 * n_slots, progress=progress)
+        run = _run_together(pool, requests, horizon_s, balancer, room, progress)
+        wider = replace(room, n_slots=_slots(2 * room.n_slots))
+        return run or run_pool(pool, requests, horizon_s, balancer, room=wider, progress=progress)
     parts = []
     for start in range(0, n_groups, at_once):
         some = slice(start, start + at_once)
         part = replace(pool, scheduler=replace(pool.scheduler, window_s=pool.scheduler.window_s[some]))
         part_requests = PoolRequests(*(values[some] for values in vars(requests).values()))
         part_balancer = replace(balancer, first_replication=balancer.first_replication + start)
-        parts.append(run_pool(part, part_requests, horizon_s[some], part_balancer, n_slots=n_slots, progress=progress))
+        parts.append(run_pool(part, part_requests, horizon_s[some], part_balancer, room=room, progress=progress))
     return _joined(parts)
 
 
@@ -91,14 +109,14 @@ def _run_together(
     requests: PoolRequests,
     horizon_s: np.ndarray,
     balancer: Balancer,
-    n_slots: int,
+    room: Room,
     progress: Progress | None,
 ) -> PoolRun | None:
     """All replications side by side; None where the slots prove too few."""
     n_groups, n_requests = requests.arrival_s.shape
-    width, n_padded = _round_up(n_requests), _round_up(pool.n_instances)
+    width, n_padded = room.n_requests, room.n_instances
     ticks = _ticks(requests.arrival_s, horizon_s, balancer)
-    state = _empty_state(request_table(requests, width), n_groups, n_padded, n_slots)
+    state = _empty_state(request_table(requests, width), n_groups, n_padded, room.n_slots)
     serves = np.arange(n_padded) < pool.n_instances
     keys = _keys(balancer.seed, np.arange(n_groups) + balancer.first_replication)
     n_instances = np.asarray(pool.n_instances)
@@ -109,7 +127,7 @@ def _run_together(
             return None
         if progress:
             progress(start + SEGMENT, len(ticks.now_s))
-    return _result(state, n_groups, n_requests, width, pool.n_instances)
+    return _result(state, n_groups, n_requests, room, pool.n_instances)
 
 
 @dataclass(frozen=True)
@@ -218,8 +236,8 @@ def _segment(
     return jax.lax.scan(tick, state, ticks)[0]
 
 
-def _result(state: State, n_groups: int, n_requests: int, width: int, n_instances: int) -> PoolRun:
-    table = finished(state)
+def _result(state: State, n_groups: int, n_requests: int, room: Room, n_instances: int) -> PoolRun:
+    table, width = finished(state), room.n_requests
 
     def times(values: Array | np.ndarray) -> np.ndarray:
         return np.asarray(values)[:-1].reshape(n_groups, width)[:, :n_requests]
@@ -236,6 +254,7 @@ def _result(state: State, n_groups: int, n_requests: int, width: int, n_instance
         gap_counts=np.asarray(state.gap_counts),
         in_system=np.sum(sums(instances.n_waiting + instances.n_running), axis=1),
         memory_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+        n_slots=room.n_slots,
     )
 
 
@@ -249,6 +268,7 @@ def _joined(parts: list[PoolRun]) -> PoolRun:
         **{name: rows(name) for name in ("admit_s", "first_s", "last_s", "gap_counts", "in_system")},
         tally=Tally(*map(np.concatenate, zip(*(part.tally for part in parts)))),
         memory_bytes=max(part.memory_bytes for part in parts),
+        n_slots=max(part.n_slots for part in parts),
     )
 
 

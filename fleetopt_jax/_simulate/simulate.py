@@ -11,7 +11,7 @@ from fleetopt_jax._simulate import observed
 from fleetopt_jax._simulate.dispatch import Balancer
 from fleetopt_jax._simulate.estimates import SHARES, Estimate, estimate, half_width_frac
 from fleetopt_jax._simulate.observed import Analytic, Observed, Replicated, analytic_metrics, n_whole
-from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, run_pool
+from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, Room, run_pool
 from fleetopt_jax._simulate.requests import Requests, draw_requests, span_requests
 from fleetopt_jax._simulate.routing import REJECTED, Routed, route_requests
 from fleetopt_jax._simulate.state import Scheduler
@@ -103,14 +103,14 @@ def simulate(
     slo = slo or make_slo()
     if arrival_scv is not None:
         workload = replace(workload, **as_floats(arrival_scv=arrival_scv))
-    analytic, life_s = _outlook(fleet, workload, assumptions=assumptions)
+    analytic, life_s = outlook(fleet, workload, assumptions=assumptions)
     needed_s = RELAXATIONS * float(np.max(life_s))
     balancer = Balancer(assumptions.dispatch, staleness_s, seed)
-    setting = _Setting(fleet, workload, assumptions, slo, analytic, needed_s, balancer, router_width)
-    n = n_requests or _enough(workload, needed_s)
+    setting = Setting(fleet, workload, assumptions, slo, analytic, needed_s, balancer, router_width)
+    n = n_requests or enough_requests(workload, needed_s)
     most = MOST_REPLICATIONS if requests is None else len(requests.arrival_s)
     at_once = n_replications if requests is None or until_frac is not None else most
-    batches: list[_Batch] = []
+    batches: list[Batch] = []
     while True:
         first = sum(len(batch.seen.ttft_s) for batch in batches)
         some = (
@@ -119,14 +119,14 @@ def simulate(
             else requests.rows(first, at_once)
         )
         batches.append(_run(setting, some, first, progress))
-        found = _simulation(setting, batches)
+        found = simulation_of(setting, batches)
         settled = until_frac is None or widest_frac(found) <= until_frac
         if settled or found.n_replications + at_once > most:
             return found
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """What all replications have in common."""
 
     fleet: Fleet
@@ -138,9 +138,14 @@ class _Setting:
     balancer: Balancer
     router_width: float | None
 
+    def with_instances(self, n_instances: Sequence[int]) -> "Setting":
+        """The same of a fleet with other numbers of instances [K], after the same warm-up."""
+        fleet = self.fleet.with_instances(np.asarray(n_instances, float))
+        return replace(self, fleet=fleet, analytic=outlook(fleet, self.workload, assumptions=self.assumptions)[0])
+
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """Replications that ran side by side: what was seen of them, and their metrics."""
 
     runs: list[PoolRun | None]
@@ -149,51 +154,97 @@ class _Batch:
     pools: list[Replicated]
 
 
-def _run(setting: _Setting, requests: Requests, first: int, progress: StageProgress | None) -> _Batch:
-    """The replications of `requests`, of which the first has the number `first`."""
-    fleet, assumptions, seed = setting.fleet, setting.assumptions, setting.balancer.seed
+@dataclass(frozen=True)
+class Arrived:
+    """Replications of requests as the pools get them, of which the first has the number `first`."""
+
+    requests: Requests
+    first: int
+    routed: Routed
+    window_s: np.ndarray  # [R, 2]
+    places: tuple["Places", ...]
+    of_pools: tuple[PoolRequests, ...]
+
+
+def arrive(setting: Setting, requests: Requests, first: int) -> Arrived:
+    """`requests`, sent to their pools."""
     last_s = requests.arrival_s[:, -1]
     warm_up_s = min(setting.needed_s, float(last_s.min()) / 2.0)
     window_s = np.stack([np.full(len(last_s), warm_up_s), last_s], axis=1)
-    n_max = np.floor(np.asarray(setting.analytic.pools.n_max))
     routed = route_requests(
-        requests, fleet, setting.workload, assumptions, router_width=setting.router_width, seed=seed, first=first
+        requests,
+        setting.fleet,
+        setting.workload,
+        setting.assumptions,
+        router_width=setting.router_width,
+        seed=setting.balancer.seed,
+        first=first,
     )
-    routed = _refused(routed, fleet, n_max)
-    places, pool_requests = zip(*(_of_pool(routed, k) for k in range(len(fleet.lanes))), strict=True)
-    runs = [
-        run_pool(
-            Pool(lane.stage.engine, _scheduler(lane, n_max[k], window_s, assumptions), n_whole(lane)),
-            pool_requests[k],
-            last_s * (1.0 + MOST_DRAIN),
-            replace(setting.balancer, seed=seed + k, first_replication=first),
-            n_slots=int(min(1.4 * float(setting.analytic.pools.n_active[k]) + 16, n_max[k])),
-            progress=_share_of(progress, f"pool {k + 1} of {len(fleet.lanes)}"),
-        )
-        if len(places[k].row)
-        else None
-        for k, lane in enumerate(fleet.lanes)
-    ]
-    seen = _observed(requests, routed, places, runs, _beyond_iterations_s(fleet, assumptions), window_s, setting.slo)
+    routed = _refused(routed, setting.fleet, _n_max(setting))
+    places, of_pools = zip(*(_of_pool(routed, k) for k in range(len(setting.fleet.lanes))), strict=True)
+    return Arrived(requests, first, routed, window_s, places, of_pools)
+
+
+def run_alone(
+    setting: Setting,
+    arrived: Arrived,
+    k: int,
+    n_instances: int,
+    *,
+    room: Room | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PoolRun | None:
+    """Pool k with so many instances: it serves its requests without a look at the others. None where it has none."""
+    if not len(arrived.places[k].row):
+        return None
+    lane, n_max = setting.fleet.lanes[k], _n_max(setting)[k]
+    scheduler = _scheduler(lane, n_max, arrived.window_s, setting.assumptions)
+    return run_pool(
+        Pool(lane.stage.engine, scheduler, n_instances),
+        arrived.of_pools[k],
+        arrived.requests.arrival_s[:, -1] * (1.0 + MOST_DRAIN),
+        replace(setting.balancer, seed=setting.balancer.seed + k, first_replication=arrived.first),
+        n_slots=slots_for(setting, k),
+        room=room,
+        progress=progress,
+    )
+
+
+def slots_for(setting: Setting, k: int) -> int:
+    """Sequences in flight that an instance of pool k should have room for, by the laws."""
+    return int(min(1.4 * float(setting.analytic.pools.n_active[k]) + 16, _n_max(setting)[k]))
+
+
+def _n_max(setting: Setting) -> np.ndarray:
+    return np.floor(np.asarray(setting.analytic.pools.n_max))
+
+
+def gather(setting: Setting, arrived: Arrived, runs: list[PoolRun | None]) -> Batch:
+    """What was seen of the fleet whose pools ran."""
+    fleet, assumptions = setting.fleet, setting.assumptions
+    seen = _observed(arrived, runs, beyond_iterations_s(fleet, assumptions), setting.slo)
     each = [
         observed.pool_metrics(lane, k, fleet.surroundings, run, seen, assumptions)
         for k, (lane, run) in enumerate(zip(fleet.lanes, runs, strict=True))
     ]
-    return _Batch(runs, seen, observed.fleet_metrics(fleet.lanes, each, runs, seen, setting.slo), each)
+    return Batch(runs, seen, observed.fleet_metrics(fleet.lanes, each, runs, seen, setting.slo), each)
 
 
-def _observed(
-    requests: Requests,
-    routed: Routed,
-    places: Sequence["_Places"],
-    runs: Sequence[PoolRun | None],
-    beyond_s: Sequence[float],
-    window_s: np.ndarray,
-    slo: Slo,
-) -> Observed:
+def _run(setting: Setting, requests: Requests, first: int, progress: StageProgress | None) -> Batch:
+    """The replications of `requests`, of which the first has the number `first`."""
+    arrived, lanes = arrive(setting, requests, first), setting.fleet.lanes
+    runs = [
+        run_alone(setting, arrived, k, n_whole(lane), progress=_share_of(progress, f"pool {k + 1} of {len(lanes)}"))
+        for k, lane in enumerate(lanes)
+    ]
+    return gather(setting, arrived, runs)
+
+
+def _observed(arrived: Arrived, runs: Sequence[PoolRun | None], beyond_s: Sequence[float], slo: Slo) -> Observed:
     """What became of the requests, from the runs of the pools, `beyond_s` later than those saw it."""
+    requests, routed, window_s = arrived.requests, arrived.routed, arrived.window_s
     ttft_s, end_s = (np.full(requests.arrival_s.shape, np.inf) for _ in range(2))
-    for (row, column, place), run, later_s in zip(places, runs, beyond_s, strict=True):
+    for (row, column, place), run, later_s in zip(arrived.places, runs, beyond_s, strict=True):
         if run:
             ttft_s[row, column] = run.first_s[row, place] - requests.arrival_s[row, column] + later_s
             end_s[row, column] = run.last_s[row, place] - requests.arrival_s[row, column] + later_s
@@ -207,14 +258,14 @@ def _observed(
     )
 
 
-def _beyond_iterations_s(fleet: Fleet, assumptions: Assumptions) -> list[float]:
+def beyond_iterations_s(fleet: Fleet, assumptions: Assumptions) -> list[float]:
     """What users of each pool wait for the first token beyond its iterations [s]; nothing where chunks are free."""
     if assumptions.prefill.chunks_are_free:
         return [0.0] * len(fleet.lanes)
     return [float(lane.stage.engine.prefill.first_token_s) for lane in fleet.lanes]
 
 
-def _simulation(setting: _Setting, batches: list[_Batch]) -> Simulation:
+def simulation_of(setting: Setting, batches: list[Batch]) -> Simulation:
     """The result of all replications so far."""
     slo, needed_s = setting.slo, setting.needed_s
     each = [_together([batch.pools[k] for batch in batches]) for k in range(len(setting.fleet.lanes))]
@@ -284,7 +335,7 @@ def pools_holding(pools: Sequence[dict[str, Estimate]], total: dict[str, Estimat
     ]
 
 
-def _outlook(fleet: Fleet, workload: Workload, *, assumptions: Assumptions) -> tuple[FleetMetrics, np.ndarray]:
+def outlook(fleet: Fleet, workload: Workload, *, assumptions: Assumptions) -> tuple[FleetMetrics, np.ndarray]:
     """The analytic metrics, and the mean residual life of a pool's sequences E[d^2] / E[d] ITL [K]."""
     traffic = routed(fleet, workload, assumptions)
     metrics = fleet_metrics(fleet, traffic, workload, assumptions)
@@ -292,7 +343,7 @@ def _outlook(fleet: Fleet, workload: Workload, *, assumptions: Assumptions) -> t
     return metrics, steps2 / np.where(steps > 0, steps, np.inf) * np.asarray(metrics.pools.itl_s)
 
 
-def _enough(workload: Workload, needed_s: float) -> int:
+def enough_requests(workload: Workload, needed_s: float) -> int:
     """Requests of a replication that lasts three times the warm-up it needs."""
     enough = span_requests(float(workload.arrival_rate_per_s), 3.0 * needed_s)
     return int(np.clip(enough, FEWEST_REQUESTS, MOST_REQUESTS))
@@ -310,7 +361,7 @@ def _share_of(progress: StageProgress | None, what: str) -> Callable[[int, int],
     return None if progress is None else lambda done, total: progress(what, done / total)
 
 
-class _Places(NamedTuple):
+class Places(NamedTuple):
     """Where each request of a pool is; numpy arrays [m]."""
 
     row: np.ndarray  # replication
@@ -318,7 +369,7 @@ class _Places(NamedTuple):
     place: np.ndarray  # among those of the pool
 
 
-def _of_pool(routed: Routed, k: int) -> tuple[_Places, PoolRequests]:
+def _of_pool(routed: Routed, k: int) -> tuple[Places, PoolRequests]:
     """The requests of pool k in the order in which they come to it."""
     rows = []
     for r, pool in enumerate(routed.pool):
@@ -335,7 +386,7 @@ def _of_pool(routed: Routed, k: int) -> tuple[_Places, PoolRequests]:
         return out
 
     columns = padded(routed.ready_s, np.inf), padded(routed.prompt_tokens, 0), padded(routed.output_tokens, 0)
-    return _Places(row, column, place), PoolRequests(*columns)
+    return Places(row, column, place), PoolRequests(*columns)
 
 
 def _scheduler(lane: Lane, n_max: float, window_s: np.ndarray, assumptions: Assumptions) -> Scheduler:

@@ -604,7 +604,7 @@ _OF_THE_SEARCH = (
     Option(
         name="verify",
         kind=Flag(negated=True),
-        about="simulate the winner and add instances where the limits fail",
+        about="the simulator decides: the best fleet that holds in it, of every pool count, instances added or freed",
         default=False,
         commands=("optimize",),
         section=SEARCH,

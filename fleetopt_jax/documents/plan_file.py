@@ -202,6 +202,12 @@ ObjectiveField = Annotated[
 ]
 
 
+class HeldPart(Part):
+    """What is read of a plan's simulation."""
+
+    held: bool
+
+
 class PlanFile(Part):
     """What is read of a plan; its metrics are computed anew."""
 
@@ -224,6 +230,7 @@ class PlanFile(Part):
     route_by: RouteByPart | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
     command: Name | None = None  # that found it
+    verified: HeldPart | None = None
     pools: Annotated[list[PoolPart], Field(min_length=1, max_length=MAX_POOLS)]
 
     @property

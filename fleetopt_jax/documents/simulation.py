@@ -2,20 +2,25 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.problem import as_objective
 from fleetopt_jax._simulate.burstiness import Burstiness
 from fleetopt_jax._simulate.estimates import Estimate
 from fleetopt_jax._simulate.readings import Compared, Held, LimitReading, compared, limits_read, verdict
 from fleetopt_jax._simulate.simulate import Simulation, widest_frac
+from fleetopt_jax._simulate.verify import Verified
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.fields import NotNegative, Part, read_as
 from fleetopt_jax.documents.plan import SAME, plan_to_json
 from fleetopt_jax.documents.plan_file import SCHEMA as PLAN_SCHEMA
+from fleetopt_jax.fleet.fleet import Fleet
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout
@@ -105,6 +110,42 @@ def outcome_to_json(simulation: Simulation, plan: Plan) -> dict[str, Any]:
             }
             for k, spec in enumerate(plan.specs)
         ],
+    }
+
+
+def verified_to_json(found: Verified, plan: Plan, laws: Plan) -> dict[str, Any]:
+    """How the plan that a simulation chose was found, beside the laws' own, and what came out of its simulation.
+
+    `tried` has every fleet that was simulated, the last the answer: its `verdict` is of its trial, which looks at as
+    many replications as decide; `objective` by the laws, null where a budget forbids the fleet.
+    """
+    added = np.sum(np.asarray(plan.fleet.n_instances)) - np.sum(np.asarray(laws.fleet.n_instances))
+    rivals = [each.rival for each in found.standings]
+    return {
+        "held": found.held,
+        "rounds": found.rounds,
+        "instances_added": int(added),
+        "n_tried": len({(each.rival, each.n_instances) for each in found.tried}),
+        "laws": _fleet(laws.specs, laws.fleet, np.asarray(laws.fleet.n_instances)) | {"objective": laws.objective},
+        "tried": [
+            _fleet(rivals[each.rival].specs, rivals[each.rival].fleet, np.asarray(each.n_instances))
+            | {
+                "objective": as_objective(laws.problem, each.cost) if math.isfinite(each.cost) else None,
+                "verdict": each.reading,
+            }
+            for each in found.tried
+        ],
+        **outcome_to_json(found.simulation, plan),
+    }
+
+
+def _fleet(specs: Sequence[EngineSpec], fleet: Fleet, n_instances: np.ndarray) -> dict[str, Any]:
+    """A fleet in short, pool by pool."""
+    return {
+        "window_tokens": [int(x) for x in fleet.window_tokens],
+        "gpu": [spec.gpu_name for spec in specs],
+        "n_instances": [int(n) for n in n_instances],
+        "n_gpus": int(sum(int(n) * spec.split.n_gpus for n, spec in zip(n_instances, specs, strict=True))),
     }
 
 
@@ -227,7 +268,7 @@ class _LimitPart(Part):
 
 class _VerifiedPart(OutcomePart):
     held: bool
-    instances_added: Count
+    instances_added: int  # over the laws' plan; below zero where fewer hold
     verdict: Held | None = None  # files of before have none
     limits: tuple[_LimitPart, ...] = ()
 

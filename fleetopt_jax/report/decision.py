@@ -201,7 +201,7 @@ def _why_worse(plan: Mapping[str, Any], gain: float) -> str:
 def _limiting(plan: Mapping[str, Any], sensitivity) -> str:
     """What stops the fleet from being smaller: as a simulation has it, where one had the last word."""
     verified = plan.get("verified")
-    if verified and (verified["instances_added"] or not verified["held"]):
+    if verified and (verified["instances_added"] or _moved(verified) or not verified["held"]):
         return _simulated(plan, verified)
     asked = _asked_share(plan)
     parts = [*([asked] if asked else _stops(plan)), *_budgets(plan)] or [_roomy(plan)]
@@ -227,9 +227,8 @@ def _asked_share(plan: Mapping[str, Any]) -> str:
 
 
 def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
-    """The nearest latency of a simulation that asked for more instances than the laws do."""
-    added, slo = verified["instances_added"], plan["slo"]
-    more = f"{added:,} instance{'s' if added != 1 else ''} more than the laws ask for"
+    """The nearest latency of a simulation that asked for another fleet than the laws do."""
+    slo, differs = plan["slo"], _differs(verified)
     found = [each for each in verified["metrics"].items() if each[0] in ("ttft_p99_s", "itl_s") and slo[each[0]]]
     parts = [
         f"{QUANTITIES[name].title} {ms(each['simulated'])}, {margin(each['simulated'], slo[name])}"
@@ -237,8 +236,26 @@ def _simulated(plan: Mapping[str, Any], verified: Mapping[str, Any]) -> str:
         if name != "ttft_p99_s" or not slo["ttft_s_per_token"]
     ]
     if not verified["held"]:
-        return f"In simulation the limits do not hold, even with {more}: {', '.join(parts)}."
-    return f"The simulation, whose latencies need {more}: with them {', '.join(parts) or 'the limits hold'}."
+        return f"In simulation the limits do not hold, even with {differs}: {', '.join(parts)}."
+    return f"The simulation, whose latencies need {differs}: with them {', '.join(parts) or 'the limits hold'}."
+
+
+def _moved(verified: Mapping[str, Any]) -> bool:
+    """Whether the simulation chose another split than the laws do."""
+    laws = verified.get("laws")
+    return bool(laws) and laws["window_tokens"] != [pool["window_tokens"] for pool in verified["pools"]]
+
+
+def _differs(verified: Mapping[str, Any]) -> str:
+    """By what a fleet that a simulation chose differs from the laws' plan."""
+    added = verified["instances_added"]
+    if _moved(verified):
+        laws = verified["laws"]
+        n, now = len(laws["window_tokens"]), sum(pool["n_instances"] for pool in verified["pools"])
+        pools = f"{n} pool{'s' if n != 1 else ''} of {sum(laws['n_instances']):,} instances together"
+        return f"these {now:,} instances, where the laws ask for {pools}"
+    less = "fewer" if added < 0 else "more"
+    return f"{abs(added):,} instance{'s' if abs(added) != 1 else ''} {less} than the laws ask for"
 
 
 def _roomy(plan: Mapping[str, Any]) -> str:

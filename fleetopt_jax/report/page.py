@@ -58,7 +58,7 @@ NO_NUMBER = ("", "-", "not held", "unbounded", "unbounded (overload)", "never (o
 SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'
 NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NOT_ALIKE = (
-    "What another threshold costs is left out: the simulation added {added:,} instance{s} to this fleet, and fleets of "
+    "What another threshold costs is left out: the simulation {did} this fleet, and fleets of "
     "other thresholds would be sized by the laws alone."
 )
 INTEGRATION_SAID = "every length of the workload counts, none is drawn at random"
@@ -183,7 +183,9 @@ def _how_sure(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
     if sensitivity:
         found += [_intervals(sensitivity), _prices(sensitivity)]
         if added := (plan.get("verified") or {}).get("instances_added"):
-            found.append(f"<p>{_text(NOT_ALIKE.format(added=added, s='s' if added > 1 else ''))}</p>")
+            n = f"{abs(added):,} instance{'s' if abs(added) > 1 else ''}"
+            did = f"added {n} to" if added > 0 else f"freed {n} of"
+            found.append(f"<p>{_text(NOT_ALIKE.format(did=did))}</p>")
         elif sensitivity["thresholds"]:
             found.append(_thresholds(sensitivity))
     if simulation:
@@ -299,7 +301,9 @@ def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
     elif not simulation["slo_held"] and "held" in simulation:
         said.append("In simulation no fleet of these thresholds that was tried holds its limits.")
     elif not simulation["slo_held"]:
-        said.append("In simulation this fleet does not hold its limits: add instances (fleetopt optimize --verify).")
+        said.append(
+            "In simulation this fleet does not hold its limits: fleetopt optimize --verify finds one that does."
+        )
     return [f"<ul>{''.join(f'<li>{_text(text)}</li>' for text in said)}</ul>"]
 
 

@@ -206,16 +206,55 @@ def _names(names: Sequence[str]) -> str:
 def verified_plan_table(document: Mapping[str, Any]) -> RenderableType:
     """The plan, and what the simulation said of it."""
     verified = document["verified"]
-    added = verified["instances_added"]
-    said = f"{added} instance{'s' if added != 1 else ''} added until the simulated limits held"
-    if not verified["held"]:
-        said = f"the limits do not hold even with {added} instances more"
-    elif not added:
-        said = "the limits hold as planned"
     metrics = _metrics_table("Fleet", verified["metrics"])
     unclear = unclear_said(verified | {"slo": document["slo"]})
     doubt = [Text(f"{sentence(unclear)}.")] if unclear else []
-    return Group(plan_table(document), Text(f"Verified by simulation: {said}.", style="bold"), *doubt, metrics)
+    return Group(plan_table(document), Text(verified_said(document), style="bold"), *doubt, metrics)
+
+
+def verified_said(document: Mapping[str, Any]) -> str:
+    """That the fleet holds, with its interval, how many were tried, and what became of the laws' plan."""
+    verified, slo = document["verified"], document["slo"]
+    tried = f"{verified['n_tried']:,} fleet{'s' if verified['n_tried'] != 1 else ''} tried"
+    reached = verified["metrics"]["ttft_p99_s"]
+    low, high = reached["ci95"]
+    between = f" ({ms(low)} to {ms(high)})" if low is not None and high is not None else ""
+    limit = f"{ms(slo['ttft_p99_s'])}{slope_said(slo['ttft_s_per_token'])}"
+    said = f"P99 TTFT {ms(reached['simulated'])}{between}, limit {limit}"
+    if not verified["held"]:
+        return f"No fleet was seen to hold the limits in simulation, {tried}; of the one shown {said}."
+    return f"Verified by simulation: the limits hold, {said}; {tried}. {_against_laws(document)}"
+
+
+def _against_laws(document: Mapping[str, Any]) -> str:
+    """What the laws' plan was, whether it holds in simulation, and what verification changed."""
+    verified, laws = document["verified"], document["verified"]["laws"]
+    own = {name: [pool[name] for pool in document["pools"]] for name in ("window_tokens", "gpu", "n_instances")}
+    if all(own[name] == laws[name] for name in own):
+        return "It is the laws' plan as it stands."
+    alike = (each for each in verified["tried"] if all(each[name] == laws[name] for name in own))
+    found = next((each["verdict"] for each in alike), "")
+    held = {"fails": " and does not hold", "unclear": " and is too close to tell", "holds": " and holds, too"}.get(
+        found, ""
+    )
+    plan = f"{_instances(laws['n_instances'])}, {laws['n_gpus']:,} GPUs"
+    if own["window_tokens"] != laws["window_tokens"] or own["gpu"] != laws["gpu"]:
+        return f"The laws' plan is another{held}: {plan}, pools up to {_tokens(laws['window_tokens'])}."
+    changes = [now - then for now, then in zip(own["n_instances"], laws["n_instances"], strict=True)]
+    parts = [
+        f"pool {k} takes {abs(change):,} instance{'s' if abs(change) != 1 else ''} {'more' if change > 0 else 'fewer'}"
+        for k, change in enumerate(changes, 1)
+        if change
+    ]
+    return f"The laws' plan has {plan}{held}: {listed(parts)}."
+
+
+def _instances(counts: Sequence[int]) -> str:
+    return f"{' + '.join(f'{n:,}' for n in counts)} instance{'s' if sum(counts) != 1 else ''}"
+
+
+def _tokens(windows: Sequence[int]) -> str:
+    return f"{listed([f'{window:,}' for window in windows])} tokens"
 
 
 def _metrics_table(title: str, metrics: dict[str, dict[str, Any]]) -> Table:

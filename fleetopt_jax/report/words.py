@@ -236,6 +236,9 @@ def ttft_limit_rows(plan: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def ttft_said(plan: Mapping[str, Any]) -> str:
     """The P99 TTFT of a plan and how far it is from its limit, where that does not grow with the prompt."""
     reached, slo = plan["metrics"]["ttft_p99_s"], plan["slo"]
+    if verified := plan.get("verified"):
+        reached = verified["metrics"]["ttft_p99_s"]["simulated"]
+        return f"P99 TTFT in simulation {latency(reached)} (limit {limits_said(slo)})"
     if slo["ttft_s_per_token"] or reached is None or not math.isfinite(reached):
         return f"P99 TTFT {latency(reached)} (limit {limits_said(slo)})"
     return f"P99 TTFT {ms(reached)}, {margin(reached, slo['ttft_p99_s'])} of {limits_said(slo)}"

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fleetopt_jax._optimize.confidence import confident
-from fleetopt_jax._optimize.plan import Infeasible, Plan, among, without_proof
+from fleetopt_jax._optimize.plan import Infeasible, Plan, among
 from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.rivals import Alone, Rivals, simulated_plan
 from fleetopt_jax._optimize.robust import require_window, robust
-from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
+from fleetopt_jax._optimize.search import default_method, optimize
 from fleetopt_jax._simulate import verify
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.workloads import bundled, load
@@ -27,7 +28,7 @@ from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.confidence import confident_to_json, holding_to_json, plan_holding_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
-from fleetopt_jax.documents.simulation import outcome_to_json
+from fleetopt_jax.documents.simulation import verified_to_json
 from fleetopt_jax.report import tables
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.readers import Layout
@@ -133,15 +134,17 @@ def _robust(
 
 
 def _verified(options: argparse.Namespace, plan: Plan, layout: Layout | None) -> tuple[Plan, dict[str, Any]]:
-    """The plan with as many instances as the simulation asks for, and what it found."""
+    """The best plan that holds in simulation, and what was found on the way."""
     problem = plan.problem
     how = how_to_simulate(options, problem, layout)
+    floor = np.rint(np.asarray(plan.fleet.n_instances)).astype(int).tolist()
+    if options.confidence or options.robust:  # what was added for safety stays
+        propose = Alone(plan, floor=floor)
+    else:
+        propose = Alone(plan) if problem.slo.scope == "fleet" or problem.free else Rivals(plan)
     with simulation_progress(options) as step:
-        found = verify(plan.fleet, problem.workload, problem.assumptions, problem.slo, progress=step, **how)
+        found = verify(propose, problem.workload, problem.assumptions, problem.slo, progress=step, **how)
     warn_of_warm_up(options, found.simulation)
-    raised = np.asarray(found.fleet.n_instances) - np.asarray(plan.fleet.n_instances)
-    if raised.any():
-        given = with_fleet(plan, found.fleet)
-        plan = dataclasses.replace(given, method=plan.method, search=without_proof(plan.search))
-    outcome = outcome_to_json(found.simulation, plan)
-    return plan, {"held": found.held, "rounds": found.rounds, "instances_added": int(raised.sum()), **outcome}
+    specs = found.standings[found.rival].rival.specs
+    better = simulated_plan(plan, specs, found.fleet, found.standings, held=found.held)
+    return better, verified_to_json(found, better, plan)
