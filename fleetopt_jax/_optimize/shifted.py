@@ -22,7 +22,7 @@ from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.traffic import PoolTraffic, routed
-from fleetopt_jax.laws.latency import ttft_mean_s, ttft_quantile_s
+from fleetopt_jax.laws.ttft import ttft_mean_s, ttft_quantile_s
 from fleetopt_jax.workload.atoms import Workload
 
 BATCH = 64  # shifts that are computed at once

@@ -31,7 +31,7 @@ from fleetopt_jax._simulate.simulate import (
     slots_for,
 )
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.laws.latency import TAIL_PROBABILITY
+from fleetopt_jax.laws.ttft import TAIL_PROBABILITY
 
 T = TypeVar("T")
 
