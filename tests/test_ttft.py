@@ -184,7 +184,7 @@ def test_bursts_reach_as_far_as_those_of_gamma_gaps():
     assert (excess * middle).sum() / excess.sum() == pytest.approx(float(burst_s(1.0, scv)), rel=0.1)
 
 
-# --- limits, quantiles, gradients  ----------------------------------------------------------------------------------------
+# --- limits, quantiles, gradients -------------------------------------------------------------------------------------
 
 
 def test_the_tail_falls_from_one_to_nothing():

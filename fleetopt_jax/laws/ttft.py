@@ -6,27 +6,23 @@ Iterations follow each other. One takes a decode step t, g if it has any prompt,
     phi(z) = E exp(-z C) = exp(-z t) (P(N = 0) (1 - exp(-z g)) + exp(-z g) E B(z)^N(C')),   C' the one before.
 
 Of an instance's requests the share e (`in_time`) comes whatever it is at, Poisson at e lambda, in bursts where the
-stream has them: to a met iteration come groups of geometric size 1 + (u - 1)(1 - exp(-E[C^2] / (E[C] tau))), u that of
-the long run and tau how far bursts reach. The others follow departures, as the shortest queue has it, at 2 lambda: an
-instance that lets nobody go is as often above the level of the others as below. Of those kappa (1 - exp(-2 lambda C))
-come during C, at most half of one, the mean distance from the level, with that saturation; more than that are Poisson
-(departures of many sequences). A newcomer waits for the rest R of the iteration it meets, then shares its own with all
-who came during it:
+stream has them: to the iteration one meets come groups of geometric size 1 + (u - 1)(1 - exp(-E[C^2] / (E[C] tau))), u
+that of the long run and tau how far bursts reach. The others follow departures, as the shortest queue has it: they come
+as an iteration begins, Poisson, to long ones as to short ones. (An instance that lets nobody go for a while is as often
+above the level of the others as below: e = 1/2 of many instances, 1 of one.) A newcomer waits for the rest R of the
+iteration it meets, then shares its own with all who came during it:
 
     TTFT = R + slot wait + sum of b of those before it + sum of b' of those behind it + own.
 
 own are a prompt's iterations when it is alone, b' no more than what fits behind it: half a budget of tokens. With
-a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a' that of b', R and the others have
+a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a' that of b', R and those in time have
 
-    (phi(a) - phi(a' + z)) / ((z + a' - a) E[C])                                  of those in time,
-    h (phi(a + h) - phi(a' + z)) / ((z + a' - a - h) (1 - phi(h))), h = 2 lambda  of those who follow,
+    (phi(a) - phi(a' + z)) / ((z + a' - a) E[C])    where one comes in time,    phi(a' + z)    where one follows,
 
 and nothing where the shortest queue finds an idle instance (`queueing.idle_share`). phi is taken down one iteration;
 the one before that is a decode step and a gamma of the right mean and variance. Prompts come as a histogram: own is
-exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted.
-
-Error against the iteration-level simulator, of 50 random plans up to 85 % load (`experiments/agreement.py`): see
-`fleet/choices/tail.py`.
+exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted; how well it holds is said in
+`experiments/agreement.py`.
 """
 
 from typing import cast
@@ -42,7 +38,6 @@ from fleetopt_jax.core.struct import pytree
 
 TAIL_PROBABILITY = 0.01  # P99
 BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
-SATURATES = 0.5  # followers of an iteration, at most, whose number saturates with its length
 BISECTIONS = 40
 LONGEST_WAITS = 60.0  # mean waits that the quantile is looked for in
 
@@ -87,9 +82,7 @@ class _Cycle:
     scale_s: Array
     group: Array  # mean size of groups that come in time [-]
     per_s: Array  # requests that come in time [1/s]
-    hazard_per_s: Array  # h
-    follow: Array  # kappa, as far as it saturates [-]
-    more: Array  # and the rest of it [-]
+    follow: Array  # that follow departures, of an iteration [-]
     none: Array  # P(N = 0) [-]
     mean_s: Array  # E[C] [s]
 
@@ -115,30 +108,20 @@ def iteration_moments(law: Iterations) -> tuple[Array, Array]:
 
 def _cycle(law: Iterations) -> _Cycle:
     cycle_s, variance_s2 = iteration_moments(law)
-    extra_s = jnp.maximum(cycle_s - law.step_s, 1e-15)
-    spread = jnp.maximum(variance_s2, 1e-30)
+    extra_s, spread_s2 = jnp.maximum(cycle_s - law.step_s, 1e-15), jnp.maximum(variance_s2, 1e-30)
+    shape, scale_s = extra_s**2 / spread_s2, spread_s2 / extra_s
     met_s = cycle_s + variance_s2 / cycle_s
-    busy = 1.0 - law.idle  # of the requests that meet anything
-    per_s, hazard_per_s = law.in_time * busy * law.rate_per_s, 2.0 * law.rate_per_s
-    zero = jnp.zeros_like(cycle_s)
-    gamma = _Cycle(met_s, extra_s**2 / spread, spread / extra_s, *(zero,) * 7)
-
-    def before(v: Array) -> Array:
-        return _before(law, gamma, v)
-
-    followers = (1.0 - law.in_time) * busy * law.rate_per_s * cycle_s
-    kappa = safe_div(followers, 1.0 - before(hazard_per_s))
-    follow = jnp.minimum(kappa, SATURATES)
+    per_cycle = (1.0 - law.idle) * law.rate_per_s * cycle_s  # of those who meet one
+    per_s, follow = law.in_time * (1.0 - law.idle) * law.rate_per_s, (1.0 - law.in_time) * per_cycle
     group = 1.0 + law.burst / 2.0 * -jnp.expm1(-met_s / law.burst_s)
-    events = per_s / group
-    none = jnp.exp(follow - kappa) * ((1.0 - follow) * before(events) + follow * before(events + hazard_per_s))
-    mean_s = law.step_s + law.any_s * (1.0 - none) + jnp.sum(law.mass * law.beside_s) * busy * law.rate_per_s * cycle_s
-    return _Cycle(met_s, gamma.shape, gamma.scale_s, group, per_s, hazard_per_s, follow, kappa - follow, none, mean_s)
+    none = jnp.exp(-follow) * _before(law.step_s, shape, scale_s, per_s / group)
+    mean_s = law.step_s + law.any_s * (1.0 - none) + jnp.sum(law.mass * law.beside_s) * per_cycle
+    return _Cycle(met_s, shape, scale_s, group, per_s, follow, none, mean_s)
 
 
-def _before(law: Iterations, cycle: _Cycle, v: Array) -> Array:
+def _before(step_s: Array, shape: Array, scale_s: Array, v: Array) -> Array:
     """E exp(-v C') of the iteration before."""
-    return jnp.exp(-v * law.step_s - cycle.shape * jnp.log1p(v * cycle.scale_s))
+    return jnp.exp(-v * step_s - shape * jnp.log1p(v * scale_s))
 
 
 def _of_prompts(law: Iterations, costs_s: Array, z: Array) -> Array:
@@ -154,28 +137,23 @@ def _events(cycle: _Cycle, b: Array) -> Array:
 def _phi(law: Iterations, cycle: _Cycle, z: Array) -> Array:
     """E exp(-z C) [Z]."""
     b = _of_prompts(law, law.beside_s, z)
-    v, q = _events(cycle, b), cycle.follow * (1.0 - b)
-    before, saturated = _before(law, cycle, v), _before(law, cycle, v + cycle.hazard_per_s)
-    any_came = jnp.exp(-cycle.more * (1.0 - b)) * ((1.0 - q) * before + q * saturated)
-    return jnp.exp(-z * law.step_s) * (cycle.none + jnp.exp(-z * law.any_s) * (any_came - cycle.none))
+    before = _before(law.step_s, cycle.shape, cycle.scale_s, _events(cycle, b))
+    of_prompts = jnp.exp(-cycle.follow * (1.0 - b)) * before
+    return jnp.exp(-z * law.step_s) * (cycle.none + jnp.exp(-z * law.any_s) * (of_prompts - cycle.none))
 
 
 def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     """E exp(-z (TTFT - own)) of those who find no idle instance [Z], of complex z."""
-    it, h = law.iterations, cycle.hazard_per_s
+    it = law.iterations
     b, behind = (_of_prompts(it, costs_s, z) for costs_s in (it.beside_s, it.behind_s))
     a, end = _events(cycle, b), _events(cycle, behind) + z
-    either = 1.0 - (b + behind) / 2.0
-    at = jnp.stack([a, a + h, end, end + h, jnp.full_like(a, h)])
-    at_a, at_h, at_end, at_both, at_hazard = _phi(it, cycle, at.ravel()).reshape(at.shape)
+    at_a, at_end = jnp.split(_phi(it, cycle, jnp.concatenate([a, end])), 2)
     mates = 1.0 / ((cycle.group - (cycle.group - 1.0) * b) * (cycle.group - (cycle.group - 1.0) * behind))
-    q = cycle.follow * either
-    in_time = mates * ((1.0 - q) * (at_a - at_end) + q * (at_h - at_both)) / ((end - a) * cycle.mean_s)
-    after = h * (at_h - at_end) / ((end - a - h) * (1.0 - at_hazard))
-    met = jnp.exp(-cycle.more * either) * (it.in_time * in_time + (1.0 - it.in_time) * after)
+    in_time = mates * (at_a - at_end) / ((end - a) * cycle.mean_s)
+    followers = jnp.exp(-cycle.follow * (1.0 - (b + behind) / 2.0))
     slot_s = safe_div(law.slot_s, law.slot_probability)
     slot = 1.0 - law.slot_probability * z * slot_s / (1.0 + z * slot_s)
-    return slot * met
+    return slot * followers * (it.in_time * in_time + (1.0 - it.in_time) * at_end)
 
 
 def _mean_wait_s(law: TtftLaw, cycle: _Cycle) -> Array:
