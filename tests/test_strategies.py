@@ -143,15 +143,15 @@ def own_laws() -> OwnLaws:
 def test_laws_equal_to_the_catalogs_give_its_metrics(fleet, workload, ours):
     theirs = build(replace(H100, laws=own_laws()))
     assert (type(theirs.decode), type(theirs.power)) == (TwinDecode, TwinPower)
-    # 1e-9: sums of steps in another order, through a fixed point and a bisected quantile.
-    same(compiled(fleet.with_engines([theirs] * 2), workload, assumptions=PHYSICAL), ours, rtol=1e-9, atol=1e-12)
+    # 1e-7: sums of steps in another order, through a fixed point, an inverted transform and a bisected quantile.
+    same(compiled(fleet.with_engines([theirs] * 2), workload, assumptions=PHYSICAL), ours, rtol=1e-7, atol=1e-12)
     assert np.all(np.asarray(ours.pools.utilization) < 1)
 
 
 def test_a_tail_that_adds_ten_milliseconds_adds_ten_milliseconds(fleet, workload, ours):
     later = compiled(fleet, workload, assumptions=replace(PHYSICAL, tail=LateTail()))
-    np.testing.assert_allclose(later.pools.ttft_p99_s - ours.pools.ttft_p99_s, LATE_S, rtol=1e-9)
-    np.testing.assert_allclose(later.ttft_p99_of_all_s - ours.ttft_p99_of_all_s, LATE_S, rtol=1e-9)
+    np.testing.assert_allclose(later.pools.ttft_p99_s - ours.pools.ttft_p99_s, LATE_S, rtol=1e-6)
+    np.testing.assert_allclose(later.ttft_p99_of_all_s - ours.ttft_p99_of_all_s, LATE_S, rtol=1e-6)
     same((later.resources, later.itl_s, later.itl_p99_s), (ours.resources, ours.itl_s, ours.itl_p99_s), rtol=1e-12)
 
 

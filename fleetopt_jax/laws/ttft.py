@@ -38,7 +38,7 @@ from fleetopt_jax.core.struct import pytree
 
 TAIL_PROBABILITY = 0.01  # P99
 BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
-BISECTIONS = 40
+BISECTIONS = 50
 LONGEST_WAITS = 60.0  # mean waits that the quantile is looked for in
 
 
