@@ -17,7 +17,7 @@ from fleetopt_jax.fleet.stage import KINDS, KNOTS, setting_of, stage_load
 from fleetopt_jax.fleet.step_law import decoding_in, step_law_of
 from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.fleet.traffic import route
-from fleetopt_jax.laws.cycle import added_s, added_w, alone_s, prompt_of, together, with_prompt
+from fleetopt_jax.laws.cycle import added_s, added_w, alone_s, of_prompts, prompt_of, together, with_prompt
 
 OPERATORS, SUM = fo.EngineSpec("h100", tp=4), fo.EngineSpec("h100", tp=4, serving="vllm-0.11")
 PER_CYCLE = np.geomspace(1e-3, 100.0, 40)
@@ -105,7 +105,10 @@ def test_the_table_of_a_pool_is_near_the_law_it_is_of(engine, workload):
         beside = decoding_in(engine, n, load.context_tokens)
         return PHYSICAL.prefill.moments_s(engine, traffic.demand, traffic.kinds(KINDS), beside, n_prompts)[0]
 
-    tabulated, found = (np.asarray(jax.vmap(law)(*asked)).reshape(len(n), 5) for law in (load.prefill_beside_s, exact))
+    def interpolated(n, n_prompts):
+        return of_prompts(load.prefill_beside_s(n), n_prompts)
+
+    tabulated, found = (np.asarray(jax.vmap(law)(*asked)).reshape(len(n), 5) for law in (interpolated, exact))
     np.testing.assert_allclose(tabulated, found, rtol=0.05)
     np.testing.assert_allclose(tabulated[::4, [0, 2, 4]], found[::4, [0, 2, 4]], rtol=1e-9)
 

@@ -15,14 +15,13 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.fleet.traffic import PoolTraffic
-from fleetopt_jax.laws.cycle import together
+from fleetopt_jax.laws.cycle import TOGETHER, of_prompts, together
 from fleetopt_jax.laws.demand import NO_STEPS
 from fleetopt_jax.laws.queueing import burst_s, dispatched_scv, thinned_scv
 from fleetopt_jax.workload.atoms import Workload
 
 KNOTS = 6  # of prefill beside sequences, a quarter each: down to a thousandth of the slots
 KINDS = 5  # of prompts that it is the mean of
-TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration
 
 
 @pytree
@@ -55,28 +54,15 @@ class StageLoad:
     prefill_square_s2: Array  # and mean square [s^2]
     prefill_at_s: Array  # mean of one of TOGETHER prompts, all slots full, a quarter, ... [KNOTS, len(TOGETHER)] [s]
 
-    def prefill_beside_s(self, n_active: ArrayLike, n_prompts: ArrayLike) -> Array:
-        """The mean engine time of a prompt beside so many sequences in an iteration with so many prompts [s]."""
+    def prefill_beside_s(self, n_active: ArrayLike) -> Array:
+        """The mean engine time of a prompt beside so many sequences, one of TOGETHER prompts [len(TOGETHER)] [s]."""
         n = jnp.maximum(n_active, 1e-9 * self.n_max)
-        place = jnp.log2(jnp.maximum(self.n_max, 1e-9) / n) / 2.0
-        return of_prompts(between(self.prefill_at_s, place), n_prompts)
+        return between(self.prefill_at_s, jnp.log2(jnp.maximum(self.n_max, 1e-9) / n) / 2.0)
 
     @property
     def instance_per_s(self) -> Array:
         """Requests one instance gets through [1/s]."""
         return safe_div(self.n_max, self.service_s)
-
-
-def of_prompts(at_s: Array, n_prompts: ArrayLike) -> Array:
-    """What is known of iterations with TOGETHER prompts [len(TOGETHER)], of one with `n_prompts`: the parabola in one
-    over their number, which is a line where an iteration costs so much and each prompt so much."""
-    u = 1.0 / jnp.asarray(n_prompts)
-    one, two, many = (1.0 / k for k in TOGETHER)
-    return (
-        at_s[0] * (u - two) * (u - many) / ((one - two) * (one - many))
-        + at_s[1] * (u - one) * (u - many) / ((two - one) * (two - many))
-        + at_s[2] * (u - one) * (u - two) / ((many - one) * (many - two))
-    )
 
 
 def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, setting: Setting) -> StageLoad:

@@ -25,6 +25,8 @@ from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
 from fleetopt_jax.laws.step_law import StepLaw, without_prompts
 
+TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration that tables are made for
+
 
 @pytree
 class Prompt:
@@ -99,6 +101,18 @@ def added_s(
     met = jax.tree.map(lambda one, mean: one + (k - 1.0) * mean, prompts, mean)
     chunks = jnp.maximum(1.0, met.tokens / budget)
     return jnp.sum(mass * chunks / k * law.added_s(with_prompt(beside, met, 1.0 / chunks)), axis=-1)
+
+
+def of_prompts(at_s: Array, n_prompts: ArrayLike) -> Array:
+    """What is known of iterations with TOGETHER prompts [len(TOGETHER)], of one with `n_prompts`: the parabola in one
+    over their number, which is a line where an iteration costs so much and each prompt so much."""
+    u = 1.0 / jnp.asarray(n_prompts)
+    one, two, many = (1.0 / k for k in TOGETHER)
+    return (
+        at_s[0] * (u - two) * (u - many) / ((one - two) * (one - many))
+        + at_s[1] * (u - one) * (u - many) / ((two - one) * (two - many))
+        + at_s[2] * (u - one) * (u - two) / ((many - one) * (many - two))
+    )
 
 
 def added_w(law: StepLaw, beside: StepBatch, prompt: Prompt, n_prompts: ArrayLike, budget_tokens: ArrayLike) -> Array:

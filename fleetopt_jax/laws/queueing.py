@@ -116,12 +116,17 @@ def burst_s(rate_per_s: ArrayLike, arrival_scv: ArrayLike) -> Array:
 def idle_share(in_flight: ArrayLike, n_instances: ArrayLike) -> Array:
     """Share of the requests that find one of N instances idle, beyond those that would at random [-].
 
-    With n in flight at an instance, Poisson, one of N is idle where all have fewer than N together: Q(N, N n), the
-    incomplete gamma function; an instance at random is with probability exp(-n). 0 for one instance.
+    With n in flight at an instance, Poisson, one of N is idle where all have fewer than N together, q(N, N n), as an
+    instance at random is with q(1, n): (q(N, N n) - q(1, n)) / (1 - q(1, n)). q is the upper incomplete gamma function
+    by Wilson and Hilferty's cube (1931), within 0.01, for its gradient in N. 0 for one instance.
     """
-    n = jnp.maximum(in_flight, 1e-9)
-    among = jax.scipy.special.gammaincc(jnp.maximum(n_instances, 1.0), jnp.maximum(n_instances, 1.0) * n)
-    return jnp.clip((among - jnp.exp(-n)) / -jnp.expm1(-n), 0.0, 1.0)
+    n, among = jnp.maximum(in_flight, 1e-9), jnp.maximum(n_instances, 1.0)
+
+    def all_have_fewer(a: ArrayLike) -> Array:
+        return jax.scipy.special.ndtr(-3.0 * jnp.sqrt(a) * (jnp.cbrt(n) - 1.0 + 1.0 / (9.0 * a)))
+
+    by_chance = all_have_fewer(1.0)
+    return jnp.clip((all_have_fewer(among) - by_chance) / (1.0 - by_chance), 0.0, 1.0)
 
 
 def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_scv: ArrayLike) -> Array:

@@ -20,7 +20,7 @@ a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a'
     (phi(a) - phi(a' + z)) / ((z + a' - a) E[C])    where one comes in time,    phi(a' + z)    where one follows,
 
 and nothing where the shortest queue finds an idle instance (`queueing.idle_share`). phi is taken down one iteration;
-the one before that is a decode step and a gamma of the right mean and variance. Prompts come as a histogram: own is
+the one before that is a decode step and, sometimes, an exponential time of the right mean and variance. Prompts come as a histogram: own is
 exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted; how well it holds is said in
 `experiments/agreement.py`.
 """
@@ -78,8 +78,9 @@ class _Cycle:
     """What is known of an iteration before its transform is asked for, shape ()."""
 
     met_s: Array  # mean length of those met at any moment [s]
-    shape: Array  # of the gamma that an iteration is beyond a step [-]
-    scale_s: Array
+    least_s: Array  # of the iteration before: never less [s]
+    some: Array  # share of those that take more [-]
+    more_s: Array  # mean of what they take more [s]
     group: Array  # mean size of groups that come in time [-]
     per_s: Array  # requests that come in time [1/s]
     follow: Array  # that follow departures, of an iteration [-]
@@ -108,20 +109,24 @@ def iteration_moments(law: Iterations) -> tuple[Array, Array]:
 
 def _cycle(law: Iterations) -> _Cycle:
     cycle_s, variance_s2 = iteration_moments(law)
-    extra_s, spread_s2 = jnp.maximum(cycle_s - law.step_s, 1e-15), jnp.maximum(variance_s2, 1e-30)
-    shape, scale_s = extra_s**2 / spread_s2, spread_s2 / extra_s
+    extra_s, square_s2 = jnp.maximum(cycle_s - law.step_s, 1e-15), jnp.maximum(variance_s2, 1e-30)
+    wide = square_s2 >= extra_s**2
+    deviation_s = jnp.sqrt(square_s2)
+    more_s = jnp.where(wide, (square_s2 / extra_s + extra_s) / 2.0, deviation_s)
+    some = jnp.where(wide, extra_s / more_s, 1.0)
+    least_s = law.step_s + jnp.where(wide, 0.0, extra_s - deviation_s)
     met_s = cycle_s + variance_s2 / cycle_s
     per_cycle = (1.0 - law.idle) * law.rate_per_s * cycle_s  # of those who meet one
     per_s, follow = law.in_time * (1.0 - law.idle) * law.rate_per_s, (1.0 - law.in_time) * per_cycle
     group = 1.0 + law.burst / 2.0 * -jnp.expm1(-met_s / law.burst_s)
-    none = jnp.exp(-follow) * _before(law.step_s, shape, scale_s, per_s / group)
+    none = jnp.exp(-follow) * _before(least_s, some, more_s, per_s / group)
     mean_s = law.step_s + law.any_s * (1.0 - none) + jnp.sum(law.mass * law.beside_s) * per_cycle
-    return _Cycle(met_s, shape, scale_s, group, per_s, follow, none, mean_s)
+    return _Cycle(met_s, least_s, some, more_s, group, per_s, follow, none, mean_s)
 
 
-def _before(step_s: Array, shape: Array, scale_s: Array, v: Array) -> Array:
+def _before(least_s: Array, some: Array, more_s: Array, v: Array) -> Array:
     """E exp(-v C') of the iteration before."""
-    return jnp.exp(-v * step_s - shape * jnp.log1p(v * scale_s))
+    return jnp.exp(-v * least_s) * (1.0 - some * v * more_s / (1.0 + v * more_s))
 
 
 def _of_prompts(law: Iterations, costs_s: Array, z: Array) -> Array:
@@ -137,7 +142,7 @@ def _events(cycle: _Cycle, b: Array) -> Array:
 def _phi(law: Iterations, cycle: _Cycle, z: Array) -> Array:
     """E exp(-z C) [Z]."""
     b = _of_prompts(law, law.beside_s, z)
-    before = _before(law.step_s, cycle.shape, cycle.scale_s, _events(cycle, b))
+    before = _before(cycle.least_s, cycle.some, cycle.more_s, _events(cycle, b))
     of_prompts = jnp.exp(-cycle.follow * (1.0 - b)) * before
     return jnp.exp(-z * law.step_s) * (cycle.none + jnp.exp(-z * law.any_s) * (of_prompts - cycle.none))
 

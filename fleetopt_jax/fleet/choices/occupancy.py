@@ -11,7 +11,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import decoding_in
-from fleetopt_jax.laws.cycle import together
+from fleetopt_jax.laws.cycle import of_prompts, together
 from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
 from fleetopt_jax.laws.occupancy import MOST_PREFILL, in_flight, shared_prefill
 from fleetopt_jax.laws.service import MIN_SCV, StepMoments, service_moments_s
@@ -153,7 +153,8 @@ def _prefill_s(state: "StageState", n: Array) -> Array:
     """
     load, m = state.load, n / jnp.maximum(state.load.steps, NO_STEPS)
     step_s = state.engine.decode.step_s(jnp.maximum(n, 1e-9), load.context_tokens)
-    added_s = load.prefill_beside_s(n, together(m))
+    at_s = load.prefill_beside_s(n)
+    added_s = of_prompts(at_s, together(m))
     cycle_s, long_s = step_s + m * added_s, step_s + together(m) * added_s
     meet_long = state.in_time * -jnp.expm1(-m) * long_s / cycle_s
 
@@ -162,5 +163,5 @@ def _prefill_s(state: "StageState", n: Array) -> Array:
 
     many = with_burst(m + m * state.in_time * (long_s / cycle_s - 1.0), long_s)
     few = with_burst(m, step_s)
-    shares = load.prefill_beside_s(n, few), load.prefill_beside_s(n, many)
-    return shares[0] + meet_long * (shares[1] - shares[0])
+    alone_s = of_prompts(at_s, few)
+    return alone_s + meet_long * (of_prompts(at_s, many) - alone_s)
