@@ -6,9 +6,9 @@ Every plan is one pool of 1 to 24 instances that serves a trace or a slice of it
 ones, those between), at a random utilisation up to the 85 % that plans allow and a random burstiness. The
 laws (`evaluate`) are closed forms; `simulate` runs every iteration, with the same engine coefficients: the errors here
 are of the laws of queueing, latency and occupancy alone, not of the engines (`law_vs_measurement.py`). Where requests
-go matters, so every plan of more than one instance runs with the shortest queue and with random dispatch. Errors are of analytic /
-simulated - 1. While the laws were made, the first KEPT_OUT plans of the default seed were looked at, and the later ones
-were not: they are reported apart. Any other seed draws plans that nobody has seen, which are not written down.
+go matters, so every plan of more than one instance runs with the shortest queue and with random dispatch. Errors are
+of analytic / simulated - 1. While the laws were made, the first KEPT_OUT plans of the default seed were looked at, and
+the later ones were not: they are reported apart. Any other seed draws plans that nobody has seen, which are not written down.
 """
 
 import argparse

@@ -106,7 +106,7 @@ def test_the_table_of_a_pool_is_near_the_law_it_is_of(engine, workload):
         return PHYSICAL.prefill.moments_s(engine, traffic.demand, traffic.kinds(KINDS), beside, n_prompts)[0]
 
     def interpolated(n, n_prompts):
-        return of_prompts(load.prefill_beside_s(n), n_prompts)
+        return of_prompts(load.at(load.prefill_at_s, n), n_prompts)
 
     tabulated, found = (np.asarray(jax.vmap(law)(*asked)).reshape(len(n), 5) for law in (interpolated, exact))
     np.testing.assert_allclose(tabulated, found, rtol=0.05)

@@ -54,10 +54,15 @@ class StageLoad:
     prefill_square_s2: Array  # and mean square [s^2]
     prefill_at_s: Array  # mean of one of TOGETHER prompts, all slots full, a quarter, ... [KNOTS, len(TOGETHER)] [s]
 
-    def prefill_beside_s(self, n_active: ArrayLike) -> Array:
-        """The mean engine time of a prompt beside so many sequences, one of TOGETHER prompts [len(TOGETHER)] [s]."""
+    @property
+    def knots(self) -> Array:
+        """The sequences that decode beside the prompts of `prefill_at_s` [KNOTS]."""
+        return self.n_max * jnp.exp2(-2.0 * jnp.arange(KNOTS, dtype=float))
+
+    def at(self, values: Array, n_active: ArrayLike) -> Array:
+        """What is known at the knots [KNOTS, ...], with so many sequences."""
         n = jnp.maximum(n_active, 1e-9 * self.n_max)
-        return between(self.prefill_at_s, jnp.log2(jnp.maximum(self.n_max, 1e-9) / n) / 2.0)
+        return between(values, jnp.log2(jnp.maximum(self.n_max, 1e-9) / n) / 2.0)
 
     @property
     def instance_per_s(self) -> Array:

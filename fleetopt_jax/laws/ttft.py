@@ -20,9 +20,9 @@ a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a'
     (phi(a) - phi(a' + z)) / ((z + a' - a) E[C])    where one comes in time,    phi(a' + z)    where one follows,
 
 and nothing where the shortest queue finds an idle instance (`queueing.idle_share`). phi is taken down one iteration;
-the one before that is a decode step and, sometimes, an exponential time of the right mean and variance. Prompts come as a histogram: own is
-exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted; how well it holds is said in
-`experiments/agreement.py`.
+the one before that is a decode step and, sometimes, an exponential time, of the right mean and variance. Prompts come
+as a histogram: own is exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted; how
+well it holds is said in `experiments/agreement.py`.
 """
 
 from typing import cast

@@ -97,8 +97,10 @@ class FixedPoint(Occupancy):
         n_max = jnp.maximum(load.n_max, 1e-3)
         rate = jnp.where(stable, state.instance_per_s, 0.0)
 
+        prefill_at_s = _prefill_at_s(state)
+
         def prefill_frac_at(n: Array) -> Array:
-            return rate * _prefill_s(state, n)
+            return rate * load.at(prefill_at_s, n)
 
         def shared_at(prefill_frac: Array) -> Array:
             met = shared_prefill(prefill_frac, load.steps, prefill_scv, state.co_arrivals)
@@ -113,7 +115,7 @@ class FixedPoint(Occupancy):
             rate,
             load.steps,
         )
-        prefill_s = _prefill_s(state, n)
+        prefill_s = load.at(prefill_at_s, n)
         square_s2 = load.prefill_square_s2 * safe_div(prefill_s, load.prefill_s) ** 2
         prefill_frac = jnp.minimum(rate * prefill_s, MOST_PREFILL)
         shared = shared_at(prefill_frac)
@@ -144,24 +146,24 @@ class FixedPoint(Occupancy):
         )
 
 
-def _prefill_s(state: "StageState", n: Array) -> Array:
-    """The mean engine time of a prompt where n sequences decode [s].
+def _prefill_at_s(state: "StageState") -> Array:
+    """The mean engine time of a prompt beside the sequences of the load's knots [KNOTS] [s].
 
     A prompt shares its iteration with those that come during the one it meets. Of the time, and so of the requests that
     come in time, iterations with prompts take more than their share, and more requests come to them; and with a burst
     come those of it that an iteration is long enough for.
     """
-    load, m = state.load, n / jnp.maximum(state.load.steps, NO_STEPS)
+    load, n = state.load, state.load.knots
+    m = n / jnp.maximum(load.steps, NO_STEPS)
     step_s = state.engine.decode.step_s(jnp.maximum(n, 1e-9), load.context_tokens)
-    at_s = load.prefill_beside_s(n)
-    added_s = of_prompts(at_s, together(m))
+    each_s = load.prefill_at_s.T
+    added_s = of_prompts(each_s, together(m))
     cycle_s, long_s = step_s + m * added_s, step_s + together(m) * added_s
     meet_long = state.in_time * -jnp.expm1(-m) * long_s / cycle_s
 
     def with_burst(others: Array, during_s: Array) -> Array:
-        return together(others + state.burst * -jnp.expm1(-during_s / state.burst_s))
+        return of_prompts(each_s, together(others + state.burst * -jnp.expm1(-during_s / state.burst_s)))
 
-    many = with_burst(m + m * state.in_time * (long_s / cycle_s - 1.0), long_s)
-    few = with_burst(m, step_s)
-    alone_s = of_prompts(at_s, few)
-    return alone_s + meet_long * (of_prompts(at_s, many) - alone_s)
+    of_short = with_burst(m, step_s)
+    of_long = with_burst(m + m * state.in_time * (long_s / cycle_s - 1.0), long_s)
+    return of_short + meet_long * (of_long - of_short)

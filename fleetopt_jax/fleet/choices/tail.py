@@ -16,7 +16,7 @@ from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.queueing import bursty_wait, idle_share, p99_wait_s
 from fleetopt_jax.laws.ttft import Iterations, TtftLaw
 
-KINDS = 15  # that others' prompts are told apart by
+KINDS = 10  # that others' prompts are told apart by
 
 if TYPE_CHECKING:
     from fleetopt_jax.fleet.choices.occupancy import Operation
