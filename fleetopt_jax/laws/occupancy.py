@@ -12,9 +12,9 @@ iteration. Newton's method goes in the logarithms of both sides, no further belo
 eight, and a step that leaves the bracket is taken back: 10 steps reach 2e-8 of the watts on 3,800 random pools.
 Gradients go through the fixed point implicitly.
 
-Error against the iteration-level simulator on 64 random plans of the newest vLLM up to 85 % load, requests to the
-shortest queue: sequences in flight 9 % in the median and 30 % in the 90th percentile, mean ITL 8 and 31 %, watts 1 and
-7 % (`experiments/agreement.py`); of engines whose steps add up (`vllm-0.11`) 4 and 16 %, 4 and 16 %, 0.5 and 5 %.
+Error against the iteration-level simulator on 29 random plans of the newest vLLM up to 85 % load, requests to the
+shortest queue: sequences in flight 5 % in the median and 16 % in the 90th percentile, mean ITL 4 and 13 %, watts 1 and
+5 % (`experiments/agreement.py`).
 """
 
 from collections.abc import Callable

@@ -1,9 +1,12 @@
-"""The choice `dispatch`: which of a pool's instances gets a request; to the laws, what that leaves of burstiness.
+"""The choice `dispatch`: which of a pool's instances gets a request; to the laws, what that leaves of chance.
 
 Of a Poisson stream over very many instances each policy states the squared CV of one instance's arrivals
-(`arrival_scv`), and how many come together with a request in its iterations, against a Poisson stream's
-(`co_arrivals`). In turn and at random exactly; the shortest queue, which sends requests where few are, from simulation
-(`experiments/agreement.py`). The simulator asks the same record to `choose`.
+(`arrival_scv`); how many come together with a request in its iterations, against a Poisson stream's (`co_arrivals`);
+the share that comes whatever the instance is at (`in_time`; the others follow its departures); and how many sequences
+fewer than the mean one an instance has when it gets a request (`fewer`). In turn and at random they are exact. The
+shortest queue keeps an instance at the level of the others: while it lets nobody go, in a long iteration, that level
+rises or falls below it with equal chance, so that half of its requests come in time; and who has the least has about
+one fewer than the mean. The simulator asks the same record to `choose`.
 """
 
 from dataclasses import dataclass
@@ -33,7 +36,7 @@ class Dispatch:
     arrival_scv: ClassVar[float]
     co_arrivals: ClassVar[float]
     in_time: ClassVar[float] = 1.0
-    fewer: ClassVar[float] = 0.0
+    fewer: ClassVar[float] = 0.0  # sequences
     looks_at_queues: ClassVar[bool] = False  # where not, the simulator sends everything beforehand
     shares_caches: ClassVar[bool] = False  # whether who begins alike comes together: N prefix caches then act as one
 
