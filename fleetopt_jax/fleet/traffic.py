@@ -21,7 +21,6 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import EXACT, Assumptions
 from fleetopt_jax.fleet.fleet import Fleet
@@ -71,7 +70,7 @@ class PromptHistogram:
         weight = sum(n / 3.0 * mean_over(x, jnp.sum(x)) for x in measures)
         end, lower = jnp.cumsum(weight), jnp.arange(n)[:, None]
         overlap = jnp.clip(jnp.minimum(end, lower + 1.0) - jnp.maximum(end - weight, lower), 0.0, 1.0)
-        mass, of_tokens, of_square = safe_div(jnp.stack(measures), weight) @ overlap.T
+        mass, of_tokens, of_square = mean_over(jnp.stack(measures), weight) @ overlap.T
         return PromptKinds(mass, mean_over(of_tokens, mass), mean_over(of_square, mass))
 
     def ends_of(self, rising: Callable[[Array], Array]) -> tuple[Array, Array]:

@@ -40,6 +40,7 @@ TAIL_PROBABILITY = 0.01  # P99
 BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
 BISECTIONS = 50
 LONGEST_WAITS = 60.0  # mean waits that the quantile is looked for in
+NARROWEST_S = 1e-6  # of a cell: less would be lost in the rounding of integrals
 
 
 @pytree
@@ -177,7 +178,7 @@ def ttft_tail(law: TtftLaw, limit_s: ArrayLike, slope_s_per_token: ArrayLike = 0
     a = limit_s + slope_s_per_token * law.shortest_tokens - law.least_s
     b = limit_s + slope_s_per_token * law.longest_tokens - law.most_s
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)  # what is left for waiting
-    width = jnp.maximum(high - low, 1e-9)
+    width = jnp.maximum(high - low, NARROWEST_S)
     span = jnp.maximum(jnp.max(jnp.where(law.mass > 0, low + width, 0.0)), 1e-6)
     cycle = _cycle(law.iterations)
     near_s = jnp.maximum(_mean_wait_s(law, cycle), 1e-9)
