@@ -442,8 +442,8 @@ def test_the_whole_relaxation_is_differentiable(engine, workload):
                 nudged[i] = jnp.ravel(leaf).at[j].multiply(factor).reshape(jnp.shape(leaf))
                 moved, rate = jax.tree.unflatten(tree, nudged)
                 values.append(float(softly(moved, with_rate(workload, rate), 0.1, False)[0][0]))
-            # h^2 of curvature, and the rounding of bisected quantiles over h.
-            assert exact[i][j] == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5, abs=1e-6), name
+            # h^2 of curvature, and the rounding of bisected quantiles and integrated tails over h.
+            assert exact[i][j] == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4, abs=1e-6), name
             moving |= {name.split(".")[-1]} if exact[i][j] else set()
     assert moving >= {"expert_s", "expert_share", "per_token2_s", "success_frac", "pue", "n_instances", "gamma", "rate"}
     assert moving >= {"window_tokens", "j_per_token", "s_per_token", "n_blocks", "host_w_per_gpu", "windowed_token_s"}
