@@ -67,7 +67,7 @@ class PromptHistogram:
         """The prompts in n parts of equal weight: a third by requests, by their tokens, and by the squares."""
         tokens = sum(self.ends_tokens) / 2.0
         measures = [self.mass * tokens**k for k in range(3)]
-        weight = sum(n / 3.0 * mean_over(x, jnp.sum(x)) for x in measures)
+        weight = jnp.sum(jnp.stack([n / 3.0 * mean_over(x, jnp.sum(x)) for x in measures]), axis=0)
         end, lower = jnp.cumsum(weight), jnp.arange(n)[:, None]
         overlap = jnp.clip(jnp.minimum(end, lower + 1.0) - jnp.maximum(end - weight, lower), 0.0, 1.0)
         mass, of_tokens, of_square = mean_over(jnp.stack(measures), weight) @ overlap.T
