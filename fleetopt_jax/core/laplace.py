@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 DAMPING = 4.0
-TERMS = 12
+TERMS = 16
 POINTS = 32  # of the grid, one at 0
 
 _K = np.arange(TERMS)
