@@ -1,7 +1,7 @@
 """What intervals allow to be said: of the laws and of the limits yes, no, or that it is too noisy to tell."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ from fleetopt_jax.laws.ttft import TAIL_PROBABILITY
 
 Compared = Literal["agrees", "differs", "unclear"]
 Held = Literal["holds", "fails", "unclear"]
+WORST_FIRST: tuple[Held, ...] = ("fails", "unclear", "holds")
 SHARE_TOLERANCE = 1e-3  # a share of nothing is not asked to be met to the last request
 
 
@@ -68,13 +69,17 @@ def limits_read(simulation: Simulation, slo: Slo) -> list[LimitReading]:
     if rejected := simulation.metrics.get("rejected_frac"):
         held: Held = "holds" if not simulation.n_rejected else "fails"
         found.append(LimitReading(None, "rejected_frac", "rejected_frac", 0.0, rejected, held, None))
-    return sorted(found, key=lambda each: ("fails", "unclear", "holds").index(each.reading))
+    return sorted(found, key=lambda each: WORST_FIRST.index(each.reading))
 
 
 def verdict(limits: list[LimitReading]) -> Held:
     """Of all limits: the worst."""
-    readings = {each.reading for each in limits}
-    return "fails" if "fails" in readings else "unclear" if "unclear" in readings else "holds"
+    return worst(each.reading for each in limits)
+
+
+def worst(readings: Iterable[Held]) -> Held:
+    """Of several; what nothing was said of holds."""
+    return min(readings, key=lambda each: WORST_FIRST.index(each), default="holds")
 
 
 def _ttft(pool: int | None, metrics: Mapping[str, Estimate], simulation: Simulation) -> LimitReading:

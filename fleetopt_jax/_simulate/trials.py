@@ -17,7 +17,7 @@ import numpy as np
 from fleetopt_jax._simulate.estimates import Estimate, estimate, student_t, wilson
 from fleetopt_jax._simulate.observed import n_whole
 from fleetopt_jax._simulate.pool import PoolRun, Room
-from fleetopt_jax._simulate.readings import Held
+from fleetopt_jax._simulate.readings import Held, worst
 from fleetopt_jax._simulate.requests import Requests, draw_requests
 from fleetopt_jax._simulate.simulate import (
     Arrived,
@@ -82,7 +82,7 @@ def judge(replications: Sequence[Seen], slo: Slo) -> Judged:
         most = float(slo.itl_s)
         readings.append("holds" if itl.high <= most else "fails" if itl.low > most else "unclear")
         by = max(by, math.log(max(itl.mean, 1e-9) / most))
-    return Judged(within, by, min(readings, key=("fails", "unclear", "holds").index))
+    return Judged(within, by, worst(readings))
 
 
 def together(parts: Sequence[Seen]) -> Seen:

@@ -9,7 +9,7 @@ goes on.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from fleetopt_jax._simulate.bracket import Bracket
 from fleetopt_jax._simulate.dispatch import Balancer
 from fleetopt_jax._simulate.observed import n_whole
-from fleetopt_jax._simulate.readings import Held, limits_read, verdict
+from fleetopt_jax._simulate.readings import Held, limits_read, verdict, worst
 from fleetopt_jax._simulate.requests import Requests
 from fleetopt_jax._simulate.simulate import (
     FEWEST_REQUESTS,
@@ -37,12 +37,12 @@ from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.fleet import Fleet, Slo
+from fleetopt_jax.fleet.sizing import most_instances
 from fleetopt_jax.workload.atoms import Workload
 
 FEWEST, MOST = 4, 8  # replications of the winner, unless it takes more or fewer are asked for
 MOST_LAYOUTS = 12
 MOST_ROUNDS = 120
-MOST_TIMES, MOST_MORE = 10, 16  # instances worth having: so many times those that the load needs, or so many more
 
 
 class Rival(Protocol):
@@ -164,7 +164,6 @@ class _Layout:
     brackets: list[Bracket]
     joint: bool
     serves: bool = True
-    floor: dict[int, int] = field(default_factory=dict)
 
     def counts(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Instances of pools [K] for sizes of units."""
@@ -275,7 +274,7 @@ class _Race:
         screen, whole = (Trials(setting, m, how.requests, self.rooms, self.progress) for m in (few, n))
         guess, joint = [n_whole(lane) for lane in fleet.lanes], self.slo.scope == "fleet"
         sizes = [(sum(rival.least), sum(guess))] if joint else list(zip(rival.least, guess, strict=True))
-        brackets = [Bracket(least, max(MOST_TIMES * least, least + MOST_MORE), first) for least, first in sizes]
+        brackets = [Bracket(least, int(most_instances(least)), first) for least, first in sizes]
         serves = screen.serves_all()
         layout = _Layout(len(self.layouts), rival, screen, whole, setting, brackets, joint, serves)
         if not serves and self.last is None:
@@ -288,11 +287,11 @@ class _Race:
         self.rounds += 1
         sizes = layout.trial
         some = [u for u, each in enumerate(layout.brackets) if each.is_open]
-        readings: list[Held] = ["holds"]
+        readings: list[Held] = []
         for u, found in self._judged(layout, sizes, some).items():
             layout.brackets[u] = layout.brackets[u].after(sizes[u], found.by, found.reading)
             readings.append(found.reading)
-        self._note(layout, sizes, min(readings, key=("fails", "unclear", "holds").index))
+        self._note(layout, sizes, worst(readings))
 
     def _judged(self, layout: _Layout, sizes: Sequence[int], units: Sequence[int]) -> dict[int, Judged]:
         """What trials say of units, with more replications while an interval straddles a limit."""
