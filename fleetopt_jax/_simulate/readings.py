@@ -79,7 +79,8 @@ def verdict(limits: list[LimitReading]) -> Held:
 
 def worst(readings: Iterable[Held]) -> Held:
     """Of several; what nothing was said of holds."""
-    return min(readings, key=lambda each: WORST_FIRST.index(each), default="holds")
+    found = set(readings)
+    return next((each for each in WORST_FIRST if each in found), "holds")
 
 
 def _ttft(pool: int | None, metrics: Mapping[str, Estimate], simulation: Simulation) -> LimitReading:
