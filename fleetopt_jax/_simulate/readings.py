@@ -80,7 +80,10 @@ def verdict(limits: list[LimitReading]) -> Held:
 def worst(readings: Iterable[Held]) -> Held:
     """Of several; what nothing was said of holds."""
     found = set(readings)
-    return next((each for each in WORST_FIRST if each in found), "holds")
+    for each in WORST_FIRST:
+        if each in found:
+            return each
+    return "holds"
 
 
 def _ttft(pool: int | None, metrics: Mapping[str, Estimate], simulation: Simulation) -> LimitReading:
