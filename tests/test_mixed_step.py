@@ -19,6 +19,7 @@ from fleetopt_jax.laws.mixed_step import (
     MixedStep,
     OperatorDecode,
     StepBatch,
+    attention_cost,
     decode_of,
     decoding,
     with_prompts,
@@ -191,11 +192,12 @@ def test_affine_costs_stay_near_their_laws():
         def prompt_s(p, a, shape=shape):
             return prefill_attention_s(prefill, GPU.gpu, p, a, *shape)
 
-        cost = affine(decode_s, prompt_s)
+        one = affine(decode_s, prompt_s)
+        cost = attention_cost(one, jax.tree.map(np.zeros_like, one))
         n, context = (x.ravel() for x in np.meshgrid([1.0, 8.0, 64.0, 256.0], [256.0, 2048.0, 8192.0, 32_768.0]))
-        np.testing.assert_allclose(cost.decoding(n, n * context), decode_s(n, n * context), rtol=0.15)
+        np.testing.assert_allclose(cost.decoding(n, n * context, 0.0), decode_s(n, n * context), rtol=0.15)
         p = np.array([512.0, 1024.0, 2048.0, 4096.0, 8192.0])
-        prompts = cost.per_prompt_step + cost.per_prompt_token * p + cost.per_pair * causal_pairs(p)
+        prompts = cost.prompts(with_prompts(decoding(0.0, 0.0), p))
         np.testing.assert_allclose(prompts, prompt_s(p, causal_pairs(p)), rtol=0.15)
 
 

@@ -45,21 +45,16 @@ def _value(coefficients: Any, x: Any) -> Array:
     size = xp.asarray(x, dtype=float)
     mantissa, exponent = xp.frexp(1.0 + (size if xp is np else jax.lax.stop_gradient(size)))  # no logarithm
     k = xp.clip(PER_DOUBLING * (exponent - 1) + (mantissa >= math.sqrt(0.5)), 0, N_KNOTS - 1)
-    beyond = x - _at(KNOTS, k)
-    value = _at(coefficients[..., 3], k)
-    for power in (2, 1, 0):
-        value = _at(coefficients[..., power], k) + beyond * value
-    return value
+    if xp is np:
+        knot, at = KNOTS[k], coefficients[..., k, :]
+    else:  # of indices known to be there
+        known, there = jnp.asarray(coefficients), {"mode": "promise_in_bounds"}
+        knot, at = jnp.asarray(KNOTS).at[k].get(**there), known.at[..., k, :].get(**there)
+    beyond = x - knot
+    return at[..., 0] + beyond * (at[..., 1] + beyond * (at[..., 2] + beyond * at[..., 3]))
 
 
 _value_once = jax.jit(_value)  # a program has some hundred look-ups, of few shapes: each is traced but once
-
-
-def _at(values: Any, k: Any) -> Array:
-    """values[..., k], of indices known to be there."""
-    if isinstance(k, np.ndarray | np.integer):
-        return values[..., k]
-    return jnp.asarray(values).at[..., k].get(mode="promise_in_bounds")
 
 
 def curve_through(values: Any) -> Curve:

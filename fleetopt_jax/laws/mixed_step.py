@@ -18,9 +18,7 @@ FLOPs, and it is affine in the contexts only where the host does not show (the t
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -76,7 +74,8 @@ def with_prompts(
 
 @pytree
 class SequenceCost:
-    """What layers that keep something of a sequence cost one GPU: seconds, bytes or FLOPs, affine in a batch's sums."""
+    """What a layer that keeps something of a sequence costs one GPU, affine in a batch's sums:
+    seconds, bytes or FLOPs."""
 
     per_step: Array  # of a step that decodes
     per_seq: Array
@@ -86,44 +85,63 @@ class SequenceCost:
     per_prompt_token: Array
     per_pair: Array
 
-    def decoding(self, n_active: ArrayLike, tokens: ArrayLike) -> Array:
-        """Of the sequences that decode."""
-        xp = namespace(self, n_active, tokens)
-        of_tokens = (self.per_token + self.per_mean_token / xp.maximum(n_active, 1.0)) * tokens
-        return self.per_step * xp.minimum(n_active, 1.0) + self.per_seq * n_active + of_tokens
 
-    def prompts(self, batch: StepBatch, pairs: ArrayLike) -> Array:
-        """Of the prompt tokens."""
-        per_prompt = self.per_prompt_step * has_prompt(batch) + self.per_prompt_token * batch.prompt_tokens
-        return per_prompt + self.per_pair * pairs
-
-    def scaled(self, decode: ArrayLike, prompts: ArrayLike) -> "SequenceCost":
-        """With other weights on what decoding costs and what prompts cost."""
-        weights = {name: prompts if name in OF_PROMPTS else decode for name in self.__dataclass_fields__}
-        return SequenceCost(**{name: weight * getattr(self, name) for name, weight in weights.items()})
-
-
-OF_PROMPTS = ("per_prompt_step", "per_prompt_token", "per_pair")
+OF_DECODING, OF_PROMPTS = tuple(SequenceCost.__dataclass_fields__)[:4], tuple(SequenceCost.__dataclass_fields__)[4:]
+DECODING, PROMPTS = slice(0, 2 * len(OF_DECODING)), slice(2 * len(OF_DECODING), None)
+PER_PAIR = PROMPTS.start + OF_PROMPTS.index("per_pair")  # of layers without a window
 
 
 @pytree
 class AttentionCost:
-    """The same of all layers."""
+    """The same of all layers, those without a window (full) and those with one. One leaf, linear in the costs: a batch
+    takes one product."""
 
-    full: SequenceCost
-    windowed: SequenceCost  # of layers with a sliding window
+    coefficients: Array  # [..., 14]: of decoding full, windowed; of prompts full, windowed
 
     def decoding(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
-        """Of the sequences that decode."""
-        return self.full.decoding(n_active, tokens) + self.windowed.decoding(n_active, windowed_tokens)
+        """Of the sequences that decode [..., batch]."""
+        return _product(self.coefficients[..., DECODING], _of_decoding(n_active, tokens, windowed_tokens))
 
     def prompts(self, batch: StepBatch) -> Array:
-        """Of the prompt tokens."""
-        return self.full.prompts(batch, batch.prompt_pairs) + self.windowed.prompts(batch, batch.windowed_pairs)
+        """Of the prompt tokens [..., batch]."""
+        return _product(self.coefficients[..., PROMPTS], _of_prompts(batch))
 
-    def scaled(self, decode: ArrayLike, prompts: ArrayLike) -> "AttentionCost":
-        """With other weights on what decoding costs and what prompts cost."""
-        return AttentionCost(self.full.scaled(decode, prompts), self.windowed.scaled(decode, prompts))
+    def of(self, batch: StepBatch) -> Array:
+        """Of both [..., batch]."""
+        decoding = _of_decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        return _product(self.coefficients, (*decoding, *_of_prompts(batch)))
+
+    def __add__(self, other: "AttentionCost") -> "AttentionCost":
+        return AttentionCost(self.coefficients + other.coefficients)
+
+    def scaled(self, factor: ArrayLike) -> "AttentionCost":
+        """Every cost times `factor`."""
+        return AttentionCost(self.coefficients * factor)
+
+
+def attention_cost(full: SequenceCost, windowed: SequenceCost) -> AttentionCost:
+    """Of all layers, from those of either kind together."""
+    each = [getattr(cost, name) for names in (OF_DECODING, OF_PROMPTS) for cost in (full, windowed) for name in names]
+    xp = namespace(each)
+    return AttentionCost(xp.stack(xp.broadcast_arrays(*each), axis=-1))
+
+
+def _of_decoding(n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> tuple[Any, ...]:
+    """What `OF_DECODING` is of, full and windowed."""
+    xp = namespace(n_active, tokens, windowed_tokens)
+    some, n = xp.minimum(n_active, 1.0), xp.maximum(n_active, 1.0)
+    return some, n_active, tokens, tokens / n, some, n_active, windowed_tokens, windowed_tokens / n
+
+
+def _of_prompts(batch: StepBatch) -> tuple[Any, ...]:
+    """What `OF_PROMPTS` is of, full and windowed."""
+    some, tokens = has_prompt(batch), batch.prompt_tokens
+    return some, tokens, batch.prompt_pairs, some, tokens, batch.windowed_pairs
+
+
+def _product(coefficients: Array, features: tuple[Any, ...]) -> Array:
+    xp = namespace(coefficients, features)
+    return xp.tensordot(coefficients, xp.stack(xp.broadcast_arrays(*(xp.asarray(x, dtype=float) for x in features))), 1)
 
 
 def has_prompt(batch: StepBatch) -> Array:
@@ -147,65 +165,54 @@ class Amounts:
     peak_s: Any  # the FLOPs at the data sheet's peak of their precision [s]
 
 
-@pytree
-class TotalCost:
-    """A sum over operator classes, of which one look-up tells all."""
-
-    rows: Curve  # over the rows of a step
-    head: Curve  # over the rows whose next token is asked for
-    attention: AttentionCost
-
-    def of(self, batch: StepBatch) -> Array:
-        """Of a batch."""
-        decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
-        beside = _of_ends(self.head, batch) + decode + self.attention.prompts(batch)
-        return self.rows(batch.n_active + batch.prompt_tokens) + beside
+AMOUNTS = tuple(Amounts.__dataclass_fields__)
 
 
 @pytree
-class Cost:
-    """One of the amounts of a step, by operator class."""
+class Costs:
+    """All amounts of a step, by operator class; leaves are linear in them."""
 
-    rows: Curve  # [class] over the rows of a step
-    head: Curve  # of the output layer, over its rows
-    attention: AttentionCost
+    rows: Curve  # [amount, class] over the rows of a step
+    head: Curve  # [amount] of the output layer, over its rows
+    attention: AttentionCost  # [amount]
 
-    def by_class(self, batch: StepBatch, names: tuple[str, ...] = CLASSES) -> Array:
-        """[class] of a batch, in the order of `names`."""
+    @property
+    def peak_s(self) -> tuple[Curve, Curve, AttentionCost]:
+        """The FLOPs at the peak, of the rows, the head and attention [s]."""
+        k = AMOUNTS.index("peak_s")
+        rows, head, attention = (part.coefficients for part in (self.rows, self.head, self.attention))
+        of_rows = rows[..., k, :, :, :].sum(axis=-3)
+        return Curve(of_rows), Curve(head[..., k, :, :]), AttentionCost(attention[..., k, :])
+
+    def of(self, batch: StepBatch) -> Amounts:
+        """Each [class, ...] of a batch."""
         decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
-        head = _of_ends(self.head, batch)
-        at = {"gemm": head, "decode_attention": decode, "prefill_attention": self.attention.prompts(batch)}
+        at = {
+            "gemm": _of_ends(self.head, batch),
+            "decode_attention": decode,
+            "prefill_attention": self.attention.prompts(batch),
+        }
         xp = namespace(self, batch)
-        beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in names])
-        rows = Curve(self.rows.coefficients[np.array([CLASSES.index(name) for name in names])])
-        return rows(batch.n_active + batch.prompt_tokens) + beside
-
-    def total(self, weights: Array | np.ndarray) -> TotalCost:
-        """The sum over classes, each times its weight [class]."""
-        weight = dict(zip(CLASSES, weights))
-        return TotalCost(
-            rows=Curve(namespace(weights, self.rows).tensordot(weights, self.rows.coefficients, 1)),
-            head=self.head.scaled(weight["gemm"]),
-            attention=self.attention.scaled(weight["decode_attention"], weight["prefill_attention"]),
-        )
+        beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in CLASSES], axis=1)
+        return Amounts(*(self.rows(batch.n_active + batch.prompt_tokens) + beside))
 
 
 @pytree
 class MixedStep:
     """The step of one instance. Every field is traced; shape () or a leading vmap axis."""
 
-    rows_s: Curve  # T over the rows of a step [s]: `costs.seconds` of all classes, collectives as the engine does them
+    rows_s: Curve  # T over the rows of a step [s]: collectives as the engine does them
+    head_s: Curve  # H over the rows whose next token is asked for [s]
+    attention_s: AttentionCost  # [s]
     window_tokens: Array  # length of the sliding window; 0 without [tokens]
     n_layers: Array  # that a step passes [-]
     host: HostLaw
-    costs: Amounts  # of `Cost`
+    costs: Costs  # of operators timed alone, at the top clock
 
     def gpu_s(self, batch: StepBatch) -> Array:
         """What the operators take, before kappa [s]."""
-        seconds: Cost = self.costs.seconds
-        attention_s = seconds.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
-        attention_s += seconds.attention.prompts(batch)
-        return self.rows_s(batch.n_active + batch.prompt_tokens) + _of_ends(seconds.head, batch) + attention_s
+        beside_s = _of_ends(self.head_s, batch) + self.attention_s.of(batch)
+        return self.rows_s(batch.n_active + batch.prompt_tokens) + beside_s
 
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""
@@ -215,18 +222,18 @@ class MixedStep:
     def at_clock(self, clock_frac: ArrayLike) -> "MixedStep":
         """On cores at `clock_frac` of their top clock: its FLOPs at the peak take 1 / f as long."""
         longer = 1.0 / clock_frac - 1.0
-        seconds, peak_s = self.costs.seconds, self.costs.peak_s
-        of_rows = Curve(peak_s.rows.coefficients.sum(axis=-3))
-        slower = Cost(
-            seconds.rows + peak_s.rows.scaled(longer),
-            seconds.head + peak_s.head.scaled(longer),
-            jax.tree.map(lambda a, b: a + longer * b, seconds.attention, peak_s.attention),
+        rows_s, head_s, attention_s = self.costs.peak_s
+        return replace(
+            self,
+            rows_s=self.rows_s + rows_s.scaled(longer),
+            head_s=self.head_s + head_s.scaled(longer),
+            attention_s=self.attention_s + attention_s.scaled(longer),
         )
-        return replace(self, rows_s=self.rows_s + of_rows.scaled(longer), costs=replace(self.costs, seconds=slower))
 
     def parts(self, batch: StepBatch) -> Amounts:
-        """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], of operators timed alone."""
-        return Amounts(*(getattr(self.costs, name).by_class(batch) for name in Amounts.__dataclass_fields__))
+        """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], of operators timed alone at the
+        top clock."""
+        return self.costs.of(batch)
 
 
 @pytree
@@ -255,18 +262,18 @@ class OperatorDecode(DecodeLaw):
     def at_clock(self, prefill: "Prefill", clock_frac: ArrayLike) -> "OperatorDecode":
         """Its FLOPs at the peak take 1 / f as long."""
         longer = 1.0 / clock_frac - 1.0
-        attention_s = jax.tree.map(lambda a, b: a + longer * b, self.attention_s, self.attention_compute_s)
+        attention_s = self.attention_s + self.attention_compute_s.scaled(longer)
         return replace(self, rows_s=self.rows_s + self.compute_s.scaled(longer), attention_s=attention_s)
 
 
 def decode_of(step: MixedStep) -> OperatorDecode:
     """The decode step of an engine whose mixed step is `step`."""
-    seconds, peak_s = step.costs.seconds, step.costs.peak_s
+    of_rows, of_head, of_attention = step.costs.peak_s
     return OperatorDecode(
-        rows_s=step.rows_s + seconds.head,
-        compute_s=Curve(peak_s.rows.coefficients.sum(axis=-3)) + peak_s.head,
-        attention_s=seconds.attention,
-        attention_compute_s=peak_s.attention,
+        rows_s=step.rows_s + step.head_s,
+        compute_s=of_rows + of_head,
+        attention_s=step.attention_s,
+        attention_compute_s=of_attention,
         window_tokens=step.window_tokens,
         n_layers=step.n_layers,
         host=step.host,

@@ -8,25 +8,20 @@ engine's step takes beyond that is a gap (`laws/operators/watts.py`). One record
 """
 
 from dataclasses import replace
-from operator import itemgetter
 
-import jax
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
 from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, PREFILL_CORE_SHARE, clocked_w
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.mixed_step import CLASSES, MixedStep, StepBatch, decoding, with_prompts
-from fleetopt_jax.laws.operators.watts import StepWatts, flop_w, held_w, memory_w, running_w, with_gap_w
+from fleetopt_jax.laws.mixed_step import PER_PAIR, MixedStep, StepBatch, decoding, with_prompts
+from fleetopt_jax.laws.operators.watts import StepWatts, step_parts, step_power_w
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.step_law import StepInputs, StepLaw
 
 BESIDE, BESIDE_TOKENS = 32.0, 2048.0  # sequences that decode beside a prompt whose cost is asked for, and their context
-COMPUTING = ("gemm", "experts", "prefill_attention")  # whose FLOPs take watts: see `step_watts`
 
 
 @pytree
@@ -86,22 +81,11 @@ def operator_step(step: MixedStep, watts: StepWatts, gpu: Gpu) -> OperatorStep:
 
 
 def mixed_power_w(step: MixedStep, watts: StepWatts, gpu: Gpu, batch: StepBatch) -> Array:
-    """Mean board power of one GPU [W]: `step_power_w` of its operators.
-
-    What they ask for by running and by bytes is linear, so that one look-up of a sum over classes tells it; what they
-    ask for by FLOPs is not.
-    """
-    law, costs = watts.operators, step.costs
-    running_j = costs.seconds.total(running_w(law, gpu))
-    bytes_j = costs.bytes.total(memory_w(law, gpu) / gpu.bandwidth_bytes_per_s)
-    operators_j = jax.tree.map(lambda a, b: a + b, running_j, bytes_j).of(batch)
-    busy_s = costs.seconds.total(np.ones(len(CLASSES))).of(batch)
-    seconds, peak_s = (cost.by_class(batch, COMPUTING) for cost in (costs.seconds, costs.peak_s))
-    for name, of_class_s, of_flop_s in zip(COMPUTING, seconds, peak_s, strict=True):
-        of_class = jax.tree.map(itemgetter(CLASSES.index(name)), law)
-        operators_j = operators_j + of_class_s * flop_w(of_class, gpu, safe_div(of_flop_s, of_class_s))
-    gap_s = namespace(busy_s).maximum(step.step_s(batch) - busy_s, 0.0)
-    return held_w(with_gap_w(watts, gpu, operators_j, busy_s, gap_s), gpu.tdp_w)
+    """Mean board power of one GPU [W]: `step_power_w` of its operators."""
+    parts = step.parts(batch)
+    xp = namespace(batch, step)
+    seconds_s, n_bytes, peak_s = (xp.moveaxis(x, 0, -1) for x in (parts.seconds, parts.bytes, parts.peak_s))
+    return step_power_w(watts, gpu, step_parts(gpu, seconds_s, n_bytes, peak_s, step.step_s(batch)))
 
 
 @pytree
@@ -133,7 +117,7 @@ def operator_prefill(
     prompt = with_prompts(decoding(0.0, 0.0, window), budget_tokens, 0.0, window)
     return Prefill(
         per_token_s=(law.step_s(whole) - law.step_s(beside)) / budget_tokens,
-        per_token2_s=law.step.host.prompt_slowdown * law.step.costs.seconds.attention.full.per_pair / 2.0,
+        per_token2_s=law.step.host.prompt_slowdown * law.step.attention_s.coefficients[..., PER_PAIR] / 2.0,
         gpu_w=law.gpu_w(prompt),
         first_token_s=law.first_token_s,
         **as_floats(chunk_tokens=chunk_tokens, calibration_tokens=calibration_tokens, budget_tokens=budget_tokens),

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import namespace, pytree
 from fleetopt_jax.laws.hardware import Gpu
-from fleetopt_jax.laws.mixed_step import Amounts, AttentionCost, SequenceCost
+from fleetopt_jax.laws.mixed_step import Amounts, AttentionCost, SequenceCost, attention_cost
 from fleetopt_jax.laws.operators.attention import (
     DecodeAttentionLaw,
     PrefillAttentionLaw,
@@ -175,7 +175,7 @@ def _of_layers(
             **{name: n * value * (1.0 if name in whole else share) for name, value in vars(one).items()}
         )
 
-    return AttentionCost(times(layers, full), times(windowed_layers, windowed))
+    return attention_cost(times(layers, full), times(windowed_layers, windowed))
 
 
 def _over(cost: SequenceCost, peak: ArrayLike) -> SequenceCost:

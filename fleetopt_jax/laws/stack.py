@@ -21,18 +21,16 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.curve import KNOTS, curve_through
-from fleetopt_jax.core.struct import namespace, pytree, static
+from fleetopt_jax.core.struct import pytree, stack, static
 from fleetopt_jax.laws.hardware import Gpu, peak_of_bits
 from fleetopt_jax.laws.host import HostLaw
-from fleetopt_jax.laws.mixed_step import CLASSES, Amounts, Cost, MixedStep
+from fleetopt_jax.laws.mixed_step import AMOUNTS, CLASSES, Amounts, Costs, MixedStep
 from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s, all_reduce_s
 from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw, elementwise_s
 from fleetopt_jax.laws.operators.experts import Experts, ExpertsLaw, experts_bytes, experts_flop, experts_s
 from fleetopt_jax.laws.operators.gemm import GemmLaw, gemm_bytes, gemm_flop, gemm_s
 from fleetopt_jax.laws.operators.latent_attention import LatentShape, latent_decode_s, latent_weights
 from fleetopt_jax.laws.sequences import GroupedAttention, LatentAttention, RecurrentLayers, SequenceLaws
-
-AMOUNTS = tuple(Amounts.__dataclass_fields__)
 
 
 @pytree
@@ -164,26 +162,25 @@ class Stack:
     n_layers: Array  # that a step passes [-]
 
 
-def mixed_step(stack: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> MixedStep:
-    """The step of an instance of which each GPU runs `stack`."""
+def mixed_step(whole: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> MixedStep:
+    """The step of an instance of which each GPU runs `whole`."""
     nothing = Amounts(*(np.zeros_like(KNOTS) for _ in AMOUNTS))
     by_class: dict[str, Amounts] = dict.fromkeys(CLASSES, nothing)
-    for part in stack.rows:
+    for part in whole.rows:
         name = CLASS_OF[type(part)]
         by_class[name] = _sum(by_class[name], part.cost(laws, gpu, KNOTS))
-    rows = jax.tree.map(lambda *classes: namespace(classes).stack(classes), *by_class.values())
-    head = reduce(_sum, (part.cost(laws, gpu, KNOTS) for part in stack.head), nothing)
-    attention = reduce(_sum, (layers.cost(laws.sequences, gpu) for layers in stack.attention))
-    costs = {}
-    for name in AMOUNTS:
-        of_rows, of_head = curve_through(getattr(rows, name)), curve_through(getattr(head, name))
-        costs[name] = Cost(of_rows, of_head, getattr(attention, name))
+    rows = stack([stack([getattr(one, name) for one in by_class.values()]) for name in AMOUNTS])  # [amount, class]
+    head = reduce(_sum, (part.cost(laws, gpu, KNOTS) for part in whole.head), nothing)
+    attention = reduce(_sum, (layers.cost(laws.sequences, gpu) for layers in whole.attention))
+    of_head, of_attention = (stack([getattr(amounts, name) for name in AMOUNTS]) for amounts in (head, attention))
     return MixedStep(
-        rows_s=curve_through(_in_engine(rows.seconds, host)),
-        window_tokens=stack.window_tokens,
-        n_layers=stack.n_layers,
+        rows_s=curve_through(_in_engine(rows[AMOUNTS.index("seconds")], host)),
+        head_s=curve_through(head.seconds),
+        attention_s=attention.seconds,
+        window_tokens=whole.window_tokens,
+        n_layers=whole.n_layers,
         host=host,
-        costs=Amounts(**costs),
+        costs=Costs(curve_through(rows), curve_through(of_head), of_attention),
     )
 
 

@@ -49,12 +49,12 @@ class StepLaw:
 
     def added_s(self, batch: StepBatch) -> Array:
         """What its prompt tokens add to an iteration [s]."""
-        with_s, without_s = self.step_s(_both(batch))
+        with_s, without_s = self.step_s(stacked(batch, without_prompts(batch)))
         return with_s - without_s
 
     def added_j(self, batch: StepBatch) -> Array:
         """What they add to its energy, of one GPU [J]."""
-        with_j, without_j = self.gpu_j(_both(batch))
+        with_j, without_j = self.gpu_j(stacked(batch, without_prompts(batch)))
         return with_j - without_j
 
     def at_clock(self, clock_frac: ArrayLike) -> "StepLaw":
@@ -77,10 +77,10 @@ def without_prompts(batch: StepBatch) -> StepBatch:
     return replace(batch, prompt_tokens=zero, prompt_pairs=zero, windowed_pairs=zero)
 
 
-def _both(batch: StepBatch) -> StepBatch:
-    """A batch, and the same without prompts, on a leading axis: one program for both."""
-    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in jax.tree.leaves(batch)))
-    return jax.tree.map(lambda *x: jnp.stack([jnp.broadcast_to(y, shape) for y in x]), batch, without_prompts(batch))
+def stacked(*batches: StepBatch) -> StepBatch:
+    """Batches on a leading axis: one program for all."""
+    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in jax.tree.leaves(batches)))
+    return jax.tree.map(lambda *x: jnp.stack([jnp.broadcast_to(y, shape) for y in x]), *batches)
 
 
 @pytree

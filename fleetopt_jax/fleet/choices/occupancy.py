@@ -134,12 +134,11 @@ class FixedPoint(Occupancy):
         with_it = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
         met = together(n / jnp.maximum(load.steps, NO_STEPS))
         prefill_w = policy.gpu_w(engine, demand, decoding_in(engine, n, load.context_tokens), met)
+        step_s, with_it_s = engine.decode.step_s(jnp.stack([jnp.minimum(n, n_max), with_it]), load.context_tokens)
         return Operation(
             n_decoding=n,
-            step_s=engine.decode.step_s(jnp.minimum(n, n_max), load.context_tokens),
-            itl_s=engine.decode.step_s(with_it, load.context_tokens)
-            / (1.0 - jnp.minimum(prefilling, MOST_PREFILL))
-            * lengthening,
+            step_s=step_s,
+            itl_s=with_it_s / (1.0 - jnp.minimum(prefilling, MOST_PREFILL)) * lengthening,
             prefill_frac=prefill_frac,
             prefill_square_s2=square_s2,
             gpu_w=decoding_w + prefilling * (prefill_w - decoding_w),

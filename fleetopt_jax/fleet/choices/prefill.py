@@ -63,7 +63,8 @@ class PrefillPolicy:
         raise NotImplementedError
 
     def beside_s(self, engine: Engine, kinds: PromptKinds, batch: StepBatch) -> Array:
-        """What a prompt of each kind adds to iterations that begin with `batch`, others' prompts in it or none [s]."""
+        """What a prompt of each kind adds to iterations that begin with `batch`, others' prompts in it or none [..., G]
+        [s]."""
         raise NotImplementedError
 
     def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
@@ -102,7 +103,7 @@ class FreeChunks(PrefillPolicy):
         return chunks * lone_iteration_s(engine.decode, engine.prefill)
 
     def beside_s(self, engine: Engine, kinds: PromptKinds, batch: StepBatch) -> Array:
-        return jnp.zeros_like(kinds.tokens)
+        return jnp.zeros_like(batch.n_active * kinds.tokens)
 
     def mean_own_s(self, engine: Engine, steps: StepMoments, mean: Demand, beside: StepBatch) -> Array:
         return steps.chunks * lone_iteration_s(engine.decode, engine.prefill)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -14,6 +15,7 @@ from fleetopt_jax.laws.cycle import together, with_prompt
 from fleetopt_jax.laws.itl import ItlLaw, cycle_moments
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.queueing import bursty_wait, idle_share, p99_wait_s
+from fleetopt_jax.laws.step_law import stacked
 from fleetopt_jax.laws.ttft import Iterations, TtftLaw
 
 KINDS = 10  # that others' prompts are told apart by
@@ -110,22 +112,23 @@ class QuantileTail(Tail):
         prompts, budget = _histogram(state), state.engine.prefill.budget_tokens
         tokens = sum(prompts.ends_tokens) / 2.0
         full = jnp.floor(tokens / budget)
-
-        def chunk_s(new_tokens: Array, past_tokens: Array) -> Array:
-            return state.assumptions.prefill.chunk_s(state.engine, new_tokens, past_tokens, _decoding(state, operation))
-
         done = full * budget
         deepest = jnp.max(jnp.where(prompts.mass > 0, done, 0.0))
-        middle = jnp.maximum(done - budget, 0.0) / 2.0
-        whole = jnp.full_like(middle, 1.0) * budget
+        past = jnp.append(jnp.maximum(done - budget, 0.0), jnp.maximum(deepest - budget, 0.0)) / 2.0
+        each_s = state.assumptions.prefill.chunk_s(
+            state.engine,
+            jnp.concatenate([tokens - done, jnp.full_like(past, 1.0) * budget]),
+            jnp.concatenate([done, past]),
+            _decoding(state, operation),
+        )
         return ItlLaw(
             step_s=operation.step_s,
             cycle_s=cycle_s,
             cycle_variance_s2=variance,
             rate_per_s=rate_per_s,
-            chunk_s=jnp.concatenate([chunk_s(tokens - done, done), chunk_s(whole, middle)]),
+            chunk_s=each_s[:-1],
             chunks=jnp.concatenate([prompts.mass, prompts.mass * full]),
-            most_s=chunk_s(budget * jnp.ones(()), jnp.maximum(deepest - budget, 0.0) / 2.0),
+            most_s=each_s[-1],
         )
 
     def _ttft(
@@ -148,7 +151,8 @@ class QuantileTail(Tail):
         shortest_tokens, longest_tokens = prompts.ends_tokens
         met = together(rate * operation.step_s / (1.0 - operation.prefill_frac))
         others = with_prompt(beside, mean_prompt(engine, state.traffic.demand), met)
-        alone_s, beside_s = (policy.beside_s(engine, kinds, batch) for batch in (beside, others))
+        batches = jax.tree.map(lambda x: x[:, None], stacked(beside, others))
+        alone_s, beside_s = policy.beside_s(engine, kinds, batches)
         behind = jnp.minimum(1.0, safe_div(engine.prefill.budget_tokens, 2.0 * kinds.tokens, otherwise=1.0))
         idle = jnp.zeros_like(rate)
         if dispatch.looks_at_queues:
