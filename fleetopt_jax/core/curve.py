@@ -48,8 +48,8 @@ def _value(coefficients: Any, x: Any) -> Array:
     if xp is np:
         knot, at = KNOTS[k], coefficients[..., k, :]
     else:  # of indices known to be there
-        known, there = jnp.asarray(coefficients), {"mode": "promise_in_bounds"}
-        knot, at = jnp.asarray(KNOTS).at[k].get(**there), known.at[..., k, :].get(**there)
+        knot = jnp.asarray(KNOTS).at[k].get(mode="promise_in_bounds")
+        at = jnp.asarray(coefficients).at[..., k, :].get(mode="promise_in_bounds")
     beyond = x - knot
     return at[..., 0] + beyond * (at[..., 1] + beyond * (at[..., 2] + beyond * at[..., 3]))
 

@@ -23,7 +23,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
-from fleetopt_jax.laws.step_law import StepLaw, stacked, without_prompts
+from fleetopt_jax.laws.step_law import StepLaw, without_prompts
 
 TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration that tables are made for
 
@@ -74,12 +74,9 @@ def alone_s(
     budget of tokens, beside sequences that decode; the first one beside `first`, where others' prompts are in it."""
     chunks = jnp.maximum(1.0, prompt.tokens / budget_tokens)
     share = replace(prompt, pairs=prompt.pairs / chunks, windowed_pairs=prompt.windowed_pairs / chunks)
-    whole = with_prompt(beside, replace(share, tokens=jnp.asarray(budget_tokens)))
-    last = with_prompt(
-        beside if first is None else first, replace(share, tokens=jnp.minimum(prompt.tokens, budget_tokens))
-    )
-    whole_s, last_s = law.step_s(stacked(whole, last))
-    return (chunks - 1.0) * whole_s + last_s
+    whole_s = law.step_s(with_prompt(beside, replace(share, tokens=jnp.asarray(budget_tokens))))
+    last = replace(share, tokens=jnp.minimum(prompt.tokens, budget_tokens))
+    return (chunks - 1.0) * whole_s + law.step_s(with_prompt(beside if first is None else first, last))
 
 
 def together(per_cycle: ArrayLike) -> Array:
