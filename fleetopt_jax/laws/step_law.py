@@ -49,8 +49,7 @@ class StepLaw:
 
     def added_s(self, batch: StepBatch) -> Array:
         """What its prompt tokens add to an iteration [s]."""
-        with_s, without_s = self.step_s(stacked(batch, without_prompts(batch)))
-        return with_s - without_s
+        return self.step_s(batch) - self.step_s(without_prompts(batch))
 
     def added_j(self, batch: StepBatch) -> Array:
         """What they add to its energy, of one GPU [J]."""
@@ -73,7 +72,7 @@ class StepLaw:
 
 def without_prompts(batch: StepBatch) -> StepBatch:
     """The sequences of a batch that decode."""
-    zero = jnp.zeros_like(batch.prompt_tokens)
+    zero = jnp.zeros_like(batch.n_active)  # of fewer axes where many prompts are asked for beside the same sequences
     return replace(batch, prompt_tokens=zero, prompt_pairs=zero, windowed_pairs=zero)
 
 
