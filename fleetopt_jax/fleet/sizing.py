@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from fleetopt_jax.workload.atoms import Workload
 
 OVERSIZE = 10.0  # no limit is bought with more than so many times the instances the load needs
 OVERSIZE_SMALL = 16.0  # or, of small pools, so many more
+GROWTH = 1.05  # of the factor that all pools grow by, from one try to the next
+GROWTHS = math.ceil(math.log(OVERSIZE + OVERSIZE_SMALL) / math.log(GROWTH))
 FALLS = 4.0  # the power of N by which an excess falls, until two tries have told: P99 waits of the bundled traces
 
 
@@ -198,34 +201,33 @@ def _share_out(fleet: Fleet, traffic: PoolTraffic, least: Array, slo: Slo, setti
         )
         return held(pools, slo)
 
-    reachable = usable & holds(most)
+    # One bisection after the other, of how far all pools grow and then of each pool alone, in one loop with one body:
+    # what it takes to judge a fleet is compiled once.
+    def narrowed(state: tuple[Array, Array, Array], step: tuple[Array, Array]) -> tuple[Any, Array]:
+        n, grown, reachable = state
+        k, afresh = step
+        n, grows = jnp.where(afresh, grown, n), k < 0
 
-    def shrink(n: Array, k: int) -> Array:
-        """The least n[k] with which the others, as they are, still hold."""
+        def at(i: Array) -> Array:
+            wider = jnp.minimum(jnp.ceil(start * GROWTH**i - 1e-9), most)
+            return jnp.where(grows, wider, jnp.where(jnp.arange(len(engines)) == k, i, n))
 
         def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = bounds  # `high` always holds
+            low, high = bounds  # `high` holds, but for growth beyond the most
             middle = jnp.floor((low + high) / 2.0)
-            ok = holds(n.at[k].set(middle))
+            ok = holds(at(middle))
             return jnp.where(ok, low, middle + 1.0), jnp.where(ok, middle, high)
 
-        _, high = jax.lax.while_loop(lambda bounds: bounds[0] < bounds[1], halve, (start[k], n[k]))
-        return n.at[k].set(jnp.where(reachable, high, n[k]))
+        low, high = jnp.where(grows, 0.0, start[k]), jnp.where(grows, GROWTHS + 1.0, n[k])
+        bounds = jnp.where(reachable, low, high), high
+        _, found = jax.lax.while_loop(lambda bounds: bounds[0] < bounds[1], halve, bounds)
+        n, reachable = at(found), reachable & ~(grows & (found > GROWTHS))
+        return (n, jnp.where(grows, n, grown), reachable), n
 
-    def grow(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        factor, _ = state
-        wider = factor * 1.05
-        return wider, holds(jnp.minimum(jnp.ceil(start * wider), most)) | (wider > OVERSIZE + OVERSIZE_SMALL)
-
-    factor, _ = jax.lax.while_loop(lambda state: ~state[1], grow, (jnp.ones(()), holds(start) | ~reachable))
-    grown = jnp.where(start > 0, jnp.minimum(jnp.ceil(start * factor - 1e-9), most), 0.0)
-    grown = jnp.where(holds(grown), grown, most)
-    options = []
-    for order in (range(len(engines)), range(len(engines))[::-1]):
-        n = grown
-        for k in order:
-            n = shrink(n, k)
-        options.append(n)
-    gpus = jnp.stack([jnp.sum(n * jnp.stack([e.gpus_per_instance for e in engines])) for n in options])
-    best = jnp.where(gpus[0] <= gpus[1], options[0], options[1])
+    order = range(len(engines))
+    steps = jnp.array([-1, *order, *reversed(order)]), jnp.arange(2 * len(engines) + 1) == len(engines) + 1
+    (*_, reachable), tried = jax.lax.scan(narrowed, (start, start, usable), steps)
+    gpus_each = jnp.stack([engine.gpus_per_instance for engine in engines])
+    one, other = tried[len(engines)], tried[-1]
+    best = jnp.where(jnp.sum(one * gpus_each) <= jnp.sum(other * gpus_each), one, other)
     return jnp.where(least == 0, 0.0, jnp.where(reachable, best, jnp.inf))
