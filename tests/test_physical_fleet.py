@@ -433,7 +433,7 @@ def test_the_whole_relaxation_is_differentiable(engine, workload):
     leaves, tree = jax.tree.flatten((fleet, workload.arrival_rate_per_s))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(fleet)] + ["rate"]
     exact = [np.ravel(x * slope) for x, slope in zip(leaves, jax.tree.leaves(slopes), strict=True)]
-    h, moving = 1e-5, set()
+    h, moving = 1e-3, set()
     for i, (leaf, name) in enumerate(zip(leaves, names, strict=True)):
         for j in range(jnp.size(leaf)):
             values = []
@@ -442,7 +442,7 @@ def test_the_whole_relaxation_is_differentiable(engine, workload):
                 nudged[i] = jnp.ravel(leaf).at[j].multiply(factor).reshape(jnp.shape(leaf))
                 moved, rate = jax.tree.unflatten(tree, nudged)
                 values.append(float(softly(moved, with_rate(workload, rate), 0.1, False)[0][0]))
-            # h^2 of curvature, and the rounding of bisected quantiles and integrated tails over h.
+            # h^2 of curvature, and over h the rounding of bisected quantiles and integrated tails: some 1e-9.
             assert exact[i][j] == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4, abs=1e-6), name
             moving |= {name.split(".")[-1]} if exact[i][j] else set()
     assert moving >= {"expert_s", "expert_share", "per_token2_s", "success_frac", "pue", "n_instances", "gamma", "rate"}
