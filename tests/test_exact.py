@@ -91,6 +91,7 @@ def cheapest_of_all(problem: Problem, windows: np.ndarray) -> float:
             problem.fleet(chosen, np.ones(k), np.ones(k), np.ones(k)),
             rows,
             gammas,
+            len(rows),
             problem.workload,
             problem.slo,
             assumptions=problem.assumptions,

@@ -82,7 +82,9 @@ def _ours(assumptions: Assumptions) -> tuple[Callable[[], float], float]:
     gammas = jnp.ones_like(windows)
 
     def run() -> None:
-        batch = score_batch(fleet, windows, gammas, problem.workload, problem.slo, assumptions=assumptions, **how)
+        batch = score_batch(
+            fleet, windows, gammas, len(windows), problem.workload, problem.slo, assumptions=assumptions, **how
+        )
         jax.block_until_ready(batch)
 
     compile_s = _seconds(run)

@@ -27,6 +27,7 @@ from fleetopt_jax.workload.atoms import Workload
 
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once
 CHUNK = 1024  # of them that are sized together
+FEW = 64  # the same where a tail has a distribution: a candidate costs a hundred times as much
 GAMMA_STEP = 0.05
 NEAREST = 8  # thresholds on either side that are tried however far they are
 MAX_NEIGHBOURS = 16_384  # candidates of one move of the coordinate search
@@ -79,6 +80,7 @@ def score_batch(
     fleet: Fleet,
     window_tokens: Array,
     gamma: Array,
+    n_asked: int,
     workload: Workload,
     slo: Slo,
     *,
@@ -86,7 +88,8 @@ def score_batch(
     objective: WeightRows,
     caps: Caps,
 ) -> tuple[Array, Array]:
-    """(costs [M], instances [M, K]) of M candidates, `fleet` with windows and gammas [M, K], each sized to hold `slo`.
+    """(costs [M], instances [M, K]) of M candidates, the first `n_asked` of them at least: `fleet` with windows and
+    gammas [M, K], each sized to hold `slo`.
 
     The cost is inf where the limits cannot be held or a cap is exceeded, and where the longest request the last window
     promises is accepted by no pool with traffic.
@@ -103,12 +106,23 @@ def score_batch(
         return jnp.where(feasible, cost, jnp.inf), sized.n_instances
 
     # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
-    # slowest of its candidates needs, and its numbers stay in the cache.
+    # slowest of its candidates needs, its numbers stay in the cache, and those that nobody asked for cost nothing.
     def routed(windows: Array, gammas: Array) -> PoolTraffic:
         return route(_with_boundaries(fleet, windows, gammas), workload, assumptions, many=True)
 
-    traffic = jax.vmap(routed)(window_tokens, gamma)
-    return jax.lax.map(lambda candidate: score(*candidate), (window_tokens, gamma, traffic), batch_size=CHUNK)
+    size = min(FEW if assumptions.tail.has_distribution else CHUNK, len(window_tokens))
+    candidates = window_tokens, gamma, jax.vmap(routed)(window_tokens, gamma)
+
+    def scored(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), candidates)
+        costs, n_instances = jax.vmap(score)(*chunk)
+        return (
+            jax.lax.dynamic_update_slice_in_dim(found[0], costs, i * size, 0),
+            jax.lax.dynamic_update_slice_in_dim(found[1], n_instances, i * size, 0),
+        )
+
+    nothing_yet = jnp.full(len(window_tokens), jnp.inf), jnp.zeros(window_tokens.shape)
+    return jax.lax.fori_loop(0, (n_asked + size - 1) // size, scored, nothing_yet)
 
 
 def _with_boundaries(fleet: Fleet, windows: Array, gammas: Array) -> Fleet:
@@ -195,12 +209,13 @@ class Scorer:
         self._caps = make_caps(problem, specs)
         self._objective = weight_rows([problem.search_weights], specs)
 
-    def _score(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _score(self, windows: np.ndarray, gammas: np.ndarray, n_asked: int) -> tuple[np.ndarray, np.ndarray]:
         problem = self.problem
         found = score_batch(
             self._fleet,
             windows,
             gammas,
+            n_asked,
             problem.workload,
             problem.slo,
             assumptions=problem.assumptions,
@@ -212,7 +227,7 @@ class Scorer:
     def instances(self, windows: np.ndarray, gammas: np.ndarray) -> np.ndarray:
         """The instances [K] of one candidate [K]; in a batch of itself, as a search has compiled it."""
         rows = (BATCH, len(self.specs))
-        return self._score(np.broadcast_to(windows, rows), np.broadcast_to(gammas, rows))[1][0]
+        return self._score(np.broadcast_to(windows, rows), np.broadcast_to(gammas, rows), 1)[1][0]
 
     def __call__(self, windows: np.ndarray, gammas: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Costs [M] of candidates [M, K]."""
@@ -220,7 +235,7 @@ class Scorer:
         for start in range(0, len(windows), BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(windows) - 1)  # the last batch repeats its last row
             kept = min(BATCH, len(windows) - start)
-            costs[start : start + kept] = self._score(windows[rows], gammas[rows])[0][:kept]
+            costs[start : start + kept] = self._score(windows[rows], gammas[rows], kept)[0][:kept]
             if progress:
                 progress(start + kept, len(windows))
         self.n_evaluated += len(windows)
