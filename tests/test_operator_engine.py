@@ -12,9 +12,9 @@ import fleetopt_jax as fo
 from fleetopt_jax.catalog.engines import SERVING, engine_entry
 from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.fleet.step_law import SumOfSteps, step_law_of
-from fleetopt_jax.laws.mixed_step import decoding, with_prompts
+from fleetopt_jax.laws.mixed_step import CLASSES, decoding, with_prompts
 from fleetopt_jax.laws.operator_step import OperatorStep
-from fleetopt_jax.laws.operators.watts import step_parts, step_power_w
+from fleetopt_jax.laws.operators.watts import LEAST_SHARE, held_w
 
 BATCH = np.exp2(np.arange(0, 10.5, 0.5))
 SPECS = [
@@ -76,19 +76,22 @@ def test_a_first_token_takes_the_hosts_own_time_at_any_clock(entry):
 
 
 def test_watts_are_those_of_the_operators_one_by_one(entry):
-    """One look-up of sums over classes is `step_power_w` of them all."""
+    """[sum over kinds of t_k (idle + TDP (b + m u_mem + f u_flop^p)) + t_gap (idle + TDP g)] / t, held by the board."""
     law, window = step_law_of(entry.engine), step_law_of(entry.engine).step.window_tokens
-    n, prompt = (jnp.asarray(x) for x in np.meshgrid(BATCH, [0.0, 0.5, 100.0, 8192.0]))
-    batch = with_prompts(decoding(n.ravel(), 3000.0, window), prompt.ravel(), 1000.0, window)
-
-    @jax.jit
-    def one_by_one(law, batch):
-        parts = law.step.parts(batch)
-        kinds = (jnp.moveaxis(x, 0, -1) for x in (parts.seconds, parts.bytes, parts.peak_s))
-        return step_power_w(law.watts, law.gpu, step_parts(law.gpu, *kinds, law.step_s(batch)))
-
+    n, prompt = (x.ravel() for x in np.meshgrid(BATCH, [0.0, 0.5, 100.0, 8192.0]))
+    batch = with_prompts(decoding(n, 3000.0, window), prompt, 1000.0, window)
+    parts, gpu, of = jax.device_get(law.step.parts(batch)), law.gpu, law.watts.operators
+    asked_j = np.zeros(len(n))
+    for k in range(len(CLASSES)):
+        t, memory_s, flop_s = parts.seconds[k], parts.bytes[k] / gpu.bandwidth_bytes_per_s, parts.peak_s[k]
+        bent = (np.where(t > 0, flop_s / np.where(t > 0, t, 1.0), 0.0) + LEAST_SHARE) ** of.flop_power[k]
+        watts = (of.busy_frac[k] * t + of.memory_frac[k] * memory_s) * gpu.tdp_w
+        asked_j += watts + gpu.idle_w * t + t * gpu.tdp_w * of.flop_frac[k] * (bent - LEAST_SHARE ** of.flop_power[k])
     watts, step_s, joules = jax.jit(lambda law, x: (law.gpu_w(x), law.step_s(x), law.gpu_j(x)))(law, batch)
-    np.testing.assert_allclose(watts, one_by_one(law, batch), rtol=1e-12)
+    busy_s = parts.seconds.sum(axis=0)
+    gap_s = np.maximum(step_s - busy_s, 0.0)
+    asked_w = (asked_j + gap_s * (gpu.idle_w + gpu.tdp_w * law.watts.gap_frac)) / (busy_s + gap_s)
+    np.testing.assert_allclose(watts, held_w(asked_w, gpu.tdp_w), rtol=1e-12)
     np.testing.assert_allclose(joules, watts * step_s, rtol=1e-12)
 
 
