@@ -38,7 +38,7 @@ from fleetopt_jax.core.struct import pytree
 
 TAIL_PROBABILITY = 0.01  # P99
 BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
-BISECTIONS = 32  # to 2e-10 of the longest; in between a straight line
+BISECTIONS = 48  # to 4e-15 of the longest; in between a straight line
 LONGEST_WAITS = 60.0  # mean waits that the quantile is looked for in
 NARROWEST_S = 1e-6  # of a cell: less would be lost in the rounding of integrals
 
