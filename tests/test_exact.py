@@ -89,8 +89,7 @@ def cheapest_of_all(problem: Problem, windows: np.ndarray) -> float:
     for chosen in itertools.product(problem.specs, repeat=k):
         costs, _ = score_batch(
             problem.fleet(chosen, np.ones(k), np.ones(k), np.ones(k)),
-            rows,
-            gammas,
+            (rows, gammas),
             len(rows),
             problem.workload,
             problem.slo,

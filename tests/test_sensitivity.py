@@ -83,8 +83,8 @@ def assert_elasticities_are_differences(plan: Plan) -> None:
         assert len(listed) + len(found.skipped) == len(names)
 
 
-# Since prompts are kinds that share iterations, reverse mode and differences of tok/J at this plan differ by 1 % in what
-# moves a pool's share of the requests (gamma, window, lengths) and in burstiness. Not understood yet.
+# Since prompts are kinds that share iterations, reverse mode and differences of tok/J at this plan differ by 1 % in
+# what moves a pool's share of the requests (gamma, window, lengths) and in burstiness. Not understood yet.
 OFF = pytest.mark.xfail(strict=True, reason="tok/J by gamma, window, lengths and burstiness is 1 % off its differences")
 
 
@@ -163,15 +163,10 @@ def sized(workload: Workload, spec: EngineSpec, name: str, assumptions: Assumpti
     return planned(workload, spec, np.asarray(least.n_instances).tolist(), name, assumptions, slo=slo)
 
 
-# Since prompts are kinds that share iterations, reverse mode and differences of tok/J at this plan differ by 1 % in what
-# moves a pool's share of the requests (gamma, window, lengths) and in burstiness. Not understood yet.
-OFF = pytest.mark.xfail(strict=True, reason="tok/J by gamma, window, lengths and burstiness is 1 % off its differences")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "assumptions", "engine"),
-    [("published", PUBLISHED, "projected"), pytest.param("physical", PHYSICAL, "measured", marks=OFF)],
+    [("published", PUBLISHED, "projected"), ("physical", PHYSICAL, "measured")],
 )
 def test_shadow_prices_are_the_slope_of_the_optimum(workload, name, assumptions, engine):
     """The envelope theorem: multipliers against optima of limits a little looser and tighter."""

@@ -78,8 +78,7 @@ def make_caps(problem: Problem, specs: Sequence[EngineSpec]) -> Caps:
 @partial(jax.jit, static_argnames="assumptions")
 def score_batch(
     fleet: Fleet,
-    window_tokens: Array,
-    gamma: Array,
+    boundaries: tuple[Array, Array],
     n_asked: int,
     workload: Workload,
     slo: Slo,
@@ -89,7 +88,7 @@ def score_batch(
     caps: Caps,
 ) -> tuple[Array, Array]:
     """(costs [M], instances [M, K]) of M candidates, the first `n_asked` of them at least: `fleet` with windows and
-    gammas [M, K], each sized to hold `slo`.
+    gammas [M, K] for `boundaries`, each sized to hold `slo`.
 
     The cost is inf where the limits cannot be held or a cap is exceeded, and where the longest request the last window
     promises is accepted by no pool with traffic.
@@ -110,6 +109,7 @@ def score_batch(
     def routed(windows: Array, gammas: Array) -> PoolTraffic:
         return route(_with_boundaries(fleet, windows, gammas), workload, assumptions, many=True)
 
+    window_tokens, gamma = boundaries
     size = min(FEW if assumptions.tail.has_distribution else CHUNK, len(window_tokens))
     candidates = window_tokens, gamma, jax.vmap(routed)(window_tokens, gamma)
 
@@ -213,8 +213,7 @@ class Scorer:
         problem = self.problem
         found = score_batch(
             self._fleet,
-            windows,
-            gammas,
+            (jnp.asarray(windows), jnp.asarray(gammas)),
             n_asked,
             problem.workload,
             problem.slo,
