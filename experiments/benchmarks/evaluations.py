@@ -82,10 +82,8 @@ def _ours(assumptions: Assumptions) -> tuple[Callable[[], float], float]:
     gammas = jnp.ones_like(windows)
 
     def run() -> None:
-        batch = score_batch(
-            fleet, windows, gammas, len(windows), problem.workload, problem.slo, assumptions=assumptions, **how
-        )
-        jax.block_until_ready(batch)
+        asked = fleet, (windows, gammas), BATCH, problem.workload, problem.slo
+        jax.block_until_ready(score_batch(*asked, assumptions=assumptions, **how))
 
     compile_s = _seconds(run)
     return lambda: BATCHES * BATCH / _seconds(lambda: [run() for _ in range(BATCHES)]), compile_s
