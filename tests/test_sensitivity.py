@@ -165,8 +165,7 @@ def sized(workload: Workload, spec: EngineSpec, name: str, assumptions: Assumpti
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "assumptions", "engine"),
-    [("published", PUBLISHED, "projected"), ("physical", PHYSICAL, "measured")],
+    ("name", "assumptions", "engine"), [("published", PUBLISHED, "projected"), ("physical", PHYSICAL, "measured")]
 )
 def test_shadow_prices_are_the_slope_of_the_optimum(workload, name, assumptions, engine):
     """The envelope theorem: multipliers against optima of limits a little looser and tighter."""

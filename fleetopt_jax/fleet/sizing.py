@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +202,9 @@ def _share_out(fleet: Fleet, traffic: PoolTraffic, least: Array, slo: Slo, setti
 
     # One bisection after the other, of how far all pools grow and then of each pool alone, in one loop with one body:
     # what it takes to judge a fleet is compiled once.
-    def narrowed(state: tuple[Array, Array, Array], step: tuple[Array, Array]) -> tuple[Any, Array]:
+    def narrowed(
+        state: tuple[Array, Array, Array], step: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], Array]:
         n, grown, reachable = state
         k, afresh = step
         n, grows = jnp.where(afresh, grown, n), k < 0

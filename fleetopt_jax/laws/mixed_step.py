@@ -76,8 +76,7 @@ def with_prompts(
 
 @pytree
 class SequenceCost:
-    """What a layer that keeps something of a sequence costs one GPU, affine in a batch's sums:
-    seconds, bytes or FLOPs."""
+    """What layers that keep something of a sequence cost one GPU: seconds, bytes or FLOPs, affine in a batch's sums."""
 
     per_step: Array  # of a step that decodes
     per_seq: Array
