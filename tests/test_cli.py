@@ -422,6 +422,16 @@ def test_the_ledger_walks_from_published_to_physical(fleetopt, trace_file, tmp_p
     assert figure.stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_the_ledger_begins_with_the_published_rows(fleetopt, monkeypatch):
+    monkeypatch.setattr("fleetopt_jax.published.ledger.CHOICES", list(CHOICES)[:1])
+    answer = fleetopt("ledger", "--workload", "azure-cdf", "--rate", 1000, "--json")
+    assert (answer.code, answer.err) == (OK, "")
+    published, integrated = answer.document["rows"]
+    assert published["gain"] == pytest.approx(2.52, abs=0.01)
+    assert integrated["tok_per_j_two_pool"] == pytest.approx(9.3265, abs=1e-4)  # the exact integral's best
+
+
 def test_catalog_lists_every_part_and_where_its_numbers_come_from(fleetopt):
     document = fleetopt("catalog", "--json").document
     assert document.keys() == {"gpus", "llms", "engines", "workloads"}

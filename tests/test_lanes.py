@@ -133,16 +133,18 @@ def differentiated(engine, workload):
 
 @pytest.mark.slow
 def test_gradients_of_windows_instances_and_engines_are_differences(differentiated):
-    h, step = 1e-4, np.eye(len(BASE))
+    h, step = 2e-4, np.eye(len(BASE))
     nudges = BASE * (1.0 + h * np.concatenate([step, -step, 2.0 * step, -2.0 * step]))
     values, metrics, slopes = differentiated(np.vstack([BASE, nudges]))
     loads = metrics.pools.utilization[0]
     assert np.all((loads > 0.3) & (loads < 0.95))
     up, down, far_up, far_down = values[1:].reshape(4, -1)
     differences = (8.0 * (up - down) - (far_up - far_down)) / (12.0 * h)
+    still = np.isin(np.arange(len(BASE)), [1, 3])  # the last window and edge, which nobody is near
     # h^4 of curvature, and over h the rounding of quantiles, whose tails are integrals over cells of microseconds.
-    np.testing.assert_allclose(BASE * slopes[0], differences, rtol=1e-5, atol=1e-9 / h)
-    assert np.all(slopes[0][[0, 2, 4, 5, 6, 7, 8, 9]] != 0)  # all but the last window and edge, which nobody is near
+    np.testing.assert_allclose((BASE * slopes[0])[~still], differences[~still], rtol=1e-5, atol=1e-6)
+    assert np.all(slopes[0][~still] != 0)
+    assert np.all(slopes[0][still] == 0) and np.all(np.abs(differences[still]) < 1e-9 / h)
 
 
 @pytest.mark.slow
