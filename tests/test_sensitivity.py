@@ -60,7 +60,7 @@ def one_pool(workload, h100) -> Plan:
     return planned(workload, h100, [12.0], "published", PUBLISHED)
 
 
-def assert_elasticities_are_differences(plan: Plan) -> None:
+def assert_elasticities_are_differences(plan: Plan, outcomes: Sequence[str] = OUTCOMES) -> None:
     """Every input of the plan at once: both sides of every derivative in one batch."""
     about = plan.fleet, plan.problem.workload, plan.problem.slo, plan.problem.assumptions
     jacobian = np.asarray(log_jacobian(*about))
@@ -73,7 +73,8 @@ def assert_elasticities_are_differences(plan: Plan) -> None:
     assert np.all(np.isfinite(values))
     # Relative to 1e-5; and a thousandth of a percent per percent, where an elasticity is next to nothing.
     compared = [i for i, name in enumerate(names) if not name.endswith("success_frac")]  # 1 is the end of its range
-    np.testing.assert_allclose(jacobian[:, compared], differences[:, compared], rtol=1e-5, atol=1e-8)
+    rows = np.ix_([OUTCOMES.index(name) for name in outcomes], compared)
+    np.testing.assert_allclose(jacobian[rows], differences[rows], rtol=1e-5, atol=1e-8)
     found = elasticities(plan)
     for name in OUTCOMES:
         sizes = [abs(e.elasticity) for e in found.of[name]]
@@ -83,20 +84,30 @@ def assert_elasticities_are_differences(plan: Plan) -> None:
         assert len(listed) + len(found.skipped) == len(names)
 
 
-# Since prompts are kinds that share iterations, reverse mode and differences of tok/J at this plan differ by 1 % in
-# what moves a pool's share of the requests (gamma, window, lengths) and in burstiness. Not understood yet.
-OFF = pytest.mark.xfail(strict=True, reason="tok/J by gamma, window, lengths and burstiness is 1 % off its differences")
+@pytest.mark.slow
+def test_elasticities_of_two_pools_are_central_differences(workload):
+    plan = planned(workload, EngineSpec("h100", source="projected"), [8.0, 12.0], "published", PUBLISHED)
+    assert float(plan.metrics.ttft_p99_s) < math.inf
+    assert_elasticities_are_differences(plan)
+
+
+# Of P99 TTFT by what fills cells of the histogram that nobody is in, 7e-6 or 5e-4 of it are missed: presumably of the
+# inversion's grid, for which those cells count once they are filled.
+FILLS_CELLS = pytest.mark.xfail(strict=True, reason="P99 TTFT by gamma, window and lengths is 5e-4 off its differences")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "assumptions", "engine"),
-    [("published", PUBLISHED, "projected"), pytest.param("physical", PHYSICAL, "measured", marks=OFF)],
+    "outcomes",
+    [
+        [name for name in OUTCOMES if name != "ttft_p99_s"],
+        pytest.param(["ttft_p99_s"], marks=FILLS_CELLS),
+    ],
 )
-def test_elasticities_of_two_pools_are_central_differences(workload, name, assumptions, engine):
-    plan = planned(workload, EngineSpec("h100", source=engine), [8.0, 12.0], name, assumptions)
+def test_elasticities_of_two_physical_pools_are_central_differences(workload, outcomes):
+    plan = planned(workload, EngineSpec("h100", source="measured"), [8.0, 12.0], "physical", PHYSICAL)
     assert float(plan.metrics.ttft_p99_s) < math.inf
-    assert_elasticities_are_differences(plan)
+    assert_elasticities_are_differences(plan, outcomes)
 
 
 @pytest.mark.slow

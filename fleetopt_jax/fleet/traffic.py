@@ -64,13 +64,14 @@ class PromptHistogram:
         return shortest, longest
 
     def kinds(self, n: int) -> PromptKinds:
-        """The prompts in n parts of equal weight: a third by requests, by their tokens, and by the squares."""
+        """The prompts in n parts of equal weight: a third by requests, by their tokens, and by the squares. Linear in a
+        cell's mass through 0, for gradients that fill a cell which nobody is in."""
         tokens = sum(self.ends_tokens) / 2.0
-        measures = [self.mass * tokens**k for k in range(3)]
-        weight = jnp.sum(jnp.stack([n / 3.0 * mean_over(x, jnp.sum(x)) for x in measures]), axis=0)
-        end, lower = jnp.cumsum(weight), jnp.arange(n)[:, None]
-        overlap = jnp.clip(jnp.minimum(end, lower + 1.0) - jnp.maximum(end - weight, lower), 0.0, 1.0)
-        mass, of_tokens, of_square = mean_over(jnp.stack(measures), weight) @ overlap.T
+        powers = jnp.stack([tokens**k for k in range(3)])
+        of_mass = n / 3.0 * jnp.sum(mean_over(powers, jnp.sum(self.mass * powers, axis=1, keepdims=True)), axis=0)
+        reached = jnp.clip(jnp.cumsum(self.mass * of_mass) - jnp.arange(n)[:, None], 0.0, 1.0)
+        overlap = jnp.diff(reached, axis=1, prepend=0.0)
+        mass, of_tokens, of_square = mean_over(powers, of_mass) @ overlap.T
         return PromptKinds(mass, mean_over(of_tokens, mass), mean_over(of_square, mass))
 
     def ends_of(self, rising: Callable[[Array], Array]) -> tuple[Array, Array]:
