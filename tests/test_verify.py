@@ -95,6 +95,13 @@ def test_intervals_decide_or_say_that_they_cannot(shares, itl_s, reading):
     assert (found.by > 0) == (reading == "fails")
 
 
+def test_requests_of_one_burst_are_one_witness():
+    """Of 2,000 requests without a miss: enough as they come alone, 20 bursts of 100 are not."""
+    readings = [judge([seen(1.0), seen(1.0)], make_slo(), scv) for scv in (0.5, 1.0, 100.0)]
+    assert [each.reading for each in readings] == ["holds", "holds", "unclear"]
+    assert readings[0] == readings[1]
+
+
 def test_programs_are_shared_by_pools_that_are_not_much_smaller():
     rooms = Rooms()
     first = rooms.enough(40, 100, 5000)

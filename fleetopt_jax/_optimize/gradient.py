@@ -217,11 +217,9 @@ def _rounded(
     best = near.best()
     if problem.budget.caps and not math.isfinite(best.cost):
         best = _frugal(near, grid, nodes)
-    for done in range(MAX_ROUNDS):
+    for done in range(MAX_ROUNDS if problem.n_pools > 1 else 0):
         if progress:
             progress(done + 1, MAX_ROUNDS)
-        if not len(best.window_tokens) > 1:
-            break
         beside = [grid.near(w, g) for w, g in zip(best.window_tokens[:-1], best.gamma[:-1])]
         # Among the rest of all windows too, for a way out of the basin of one boundary.
         rest = grid.spread(MAX_NODES_OF_TWO - sum(map(len, beside)) if problem.n_pools <= 2 else MAX_NODES // 2)

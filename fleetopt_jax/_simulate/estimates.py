@@ -52,7 +52,7 @@ def estimate(values: np.ndarray, *, share: bool = False, n_requests: int = 0) ->
     return Estimate(mean, low, high)
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a share that was counted over n independent tries."""
     middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))

@@ -28,6 +28,14 @@ class LimitReading:
     reading: Held
     suffices_replications: int | None  # where it is unclear: how many would tell
 
+    @property
+    def by(self) -> float:
+        """ln of what was found over what is allowed, of shares of what is not within: 0 at the limit, inf where nothing
+        is allowed."""
+        if self.metric != "slo_attainment":
+            return math.log(self.found.mean / self.allowed) if self.allowed else math.inf
+        return math.log(max(1.0 - self.found.mean, 1e-6) / (1.0 - self.allowed))
+
 
 def compared(
     name: str, law: float | None, found: Estimate, tolerance: float, n_replications: int, *, warmed_up: bool = True

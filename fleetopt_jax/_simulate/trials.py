@@ -61,10 +61,10 @@ class Judged:
     reading: Held
 
 
-def judge(replications: Sequence[Seen], slo: Slo) -> Judged:
+def judge(replications: Sequence[Seen], slo: Slo, arrival_scv: float = 1.0) -> Judged:
     """By the share within the TTFT, over stretches of all replications (batch means: Law, Simulation Modeling and
-    Analysis, section 9.5), at least as wide as Wilson's of as many independent requests, and by the mean ITL over
-    replications."""
+    Analysis, section 9.5), at least as wide as Wilson's of as many independent bursts, and by the mean ITL over
+    replications. `arrival_scv` is the stream's: as many requests, in the mean, come together and meet one fate."""
     met, counted = (np.concatenate([getattr(each, name) for each in replications]) for name in ("met", "counted"))
     n, least = int(counted.sum()), 1.0 - TAIL_PROBABILITY
     if not n:
@@ -73,7 +73,7 @@ def judge(replications: Sequence[Seen], slo: Slo) -> Judged:
     spread = (met - share * counted)[some] / counted[some].mean()  # of a ratio
     m = len(spread)
     half = student_t(m - 1) * float(np.sqrt(np.sum(spread**2) / (m - 1) / m)) if m > 1 else 1.0
-    low, high = wilson(share, n)
+    low, high = wilson(share, n / max(arrival_scv, 1.0))
     within = Estimate(share, max(min(share - half, low), 0.0), min(max(share + half, high), 1.0))
     readings: list[Held] = ["holds" if within.low >= least else "fails" if within.high < least else "unclear"]
     by = math.log(max(1.0 - share, 0.5 / n) / TAIL_PROBABILITY)

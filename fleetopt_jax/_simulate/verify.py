@@ -8,6 +8,7 @@ The winner is simulated whole, in replications that none of its trials had; shou
 goes on.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from fleetopt_jax._simulate.readings import Held, limits_read, verdict, worst
 from fleetopt_jax._simulate.requests import Requests
 from fleetopt_jax._simulate.simulate import (
     FEWEST_REQUESTS,
+    MOST_REQUESTS,
     RELAXATIONS,
     Batch,
     Setting,
@@ -38,10 +40,12 @@ from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.sizing import most_instances
+from fleetopt_jax.laws.queueing import thinned_scv
 from fleetopt_jax.workload.atoms import Workload
 
 FEWEST, MOST = 4, 8  # replications of the winner, unless it takes more or fewer are asked for
 MOST_LAYOUTS = 12
+BURSTS = 1000  # that a replication of the winner has: requests of one meet one fate
 MOST_ROUNDS = 120
 
 
@@ -175,6 +179,10 @@ class _Layout:
     def cost(self, sizes: Sequence[int]) -> float:
         return self.rival.cost(self.counts(sizes))
 
+    def share_of(self, unit: int) -> float:
+        """Of all requests, those that a unit serves."""
+        return 1.0 if self.joint else float(self.setting.analytic.pools.traffic_frac[unit])
+
     @property
     def hopeless(self) -> bool:
         return not self.serves or any(each.hopeless for each in self.brackets)
@@ -269,7 +277,7 @@ class _Race:
         setting = Setting(
             fleet, self.workload, self.assumptions, self.slo, analytic, needed_s, balancer, how.router_width
         )
-        n = how.n_requests or enough_requests(self.workload, needed_s)
+        n = how.n_requests or max(enough_requests(self.workload, needed_s), self._n_bursts)
         few = n if how.requests is not None else max(n // 2, min(n, FEWEST_REQUESTS))
         screen, whole = (Trials(setting, m, how.requests, self.rooms, self.progress) for m in (few, n))
         guess, joint = [n_whole(lane) for lane in fleet.lanes], self.slo.scope == "fleet"
@@ -281,6 +289,11 @@ class _Race:
             self._simulated(layout, layout.trial, 1)
             self._note(layout, layout.trial, "fails")
         return layout
+
+    @property
+    def _n_bursts(self) -> int:
+        """Requests of `BURSTS`."""
+        return min(math.ceil(BURSTS * float(self.workload.arrival_scv)), MOST_REQUESTS)
 
     def _advance(self, layout: _Layout) -> None:
         """One trial of every unit of a layout that is not settled."""
@@ -301,7 +314,8 @@ class _Race:
             layout.screen.run([(k, counts[k]) for k in pools], n)
             for u in left:
                 parts = [layout.screen.of(k, counts[k], n) for k in (pools if layout.joint else [u])]
-                found[u] = judge([together(each) for each in zip(*parts, strict=True)], self.slo)
+                scv = float(thinned_scv(float(self.workload.arrival_scv), layout.share_of(u)))
+                found[u] = judge([together(each) for each in zip(*parts, strict=True)], self.slo, scv)
             left = [u for u in left if found[u].reading == "unclear"]
             if not left:
                 break
@@ -318,9 +332,13 @@ class _Race:
         held = self._holding(simulation)
         if layout.joint:
             held = [all(held)]
+        wanting = [each for each in limits_read(simulation, self.slo) if each.reading != "holds"]
         for u, ok in enumerate(held):
             if not ok:
-                layout.brackets[u] = layout.brackets[u].after(sizes[u], 0.0, "unclear")
+                of_it = [each for each in wanting if layout.joint or each.pool in (None, u + 1)]
+                by = max((each.by for each in of_it if math.isfinite(each.by)), default=0.0)
+                reading = worst(each.reading for each in of_it) if of_it else "unclear"
+                layout.brackets[u] = layout.brackets[u].after(sizes[u], by, reading)
         self._note(layout, sizes, "holds" if all(held) else "unclear" if simulation.slo_held else "fails")
         return all(held)
 
