@@ -23,7 +23,7 @@ IN_TABLES = [
 COMMANDS = [line.split("   #")[0] for line in [*BLOCKS.splitlines(), *IN_TABLES] if line.startswith("fleetopt ")]
 MINE = "--workload mine.csv --prompt-column in --output-column out --time-column t"
 # They take minutes on traces of thousands of different lengths.
-LONG = re.compile(r"fleetopt (levers|ledger|pareto (?!--axis)|optimize .*--tp 1,2,4,8)")
+LONG = re.compile(r"fleetopt (levers|ledger|pareto (?!--axis))")
 
 
 CONFIG = {
@@ -93,7 +93,7 @@ def test_every_command_shown_runs(tmp_path):
         program, *arguments = shlex.split(command)
         start = [sys.executable] if program == "python" else [sys.executable, "-m", "fleetopt_jax.cli.main"]
         done = subprocess.run(
-            [*start, *arguments], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=900
+            [*start, *arguments], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=1200
         )
         # The laws and the simulator may differ, and a fleet of this small trace does not hold every rate: answers too.
         says_no = re.match(r"fleetopt (simulate|evaluate .*--rate) ", command) and done.returncode == 3
