@@ -28,7 +28,7 @@ from _results import write_table  # noqa: E402
 
 from fleetopt_jax._optimize.confidence import Confident, confident  # noqa: E402
 from fleetopt_jax._optimize.engine_errors import draw, perturbed, shared_errors  # noqa: E402
-from fleetopt_jax._optimize.plan import Infeasible, Plan  # noqa: E402
+from fleetopt_jax._optimize.plan import Plan  # noqa: E402
 from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax._optimize.search import optimize  # noqa: E402
 from fleetopt_jax._simulate import Simulation, simulate  # noqa: E402
@@ -101,18 +101,18 @@ def planned(workload: Workload, gpu: str, n_pools: int, *, confidence: float | N
     for limit_s in LADDER_S:
         problem = make_problem(workload, [EngineSpec(gpu)], n_pools=n_pools, slo=make_slo(ttft_p99_s=limit_s))
         plan = optimize(problem)
-        if isinstance(plan, Infeasible):
-            continue
-        sure = plan if confidence is None else confident(plan, confidence)
-        if not isinstance(sure, Infeasible):
-            return sure.plan if isinstance(sure, Confident) else sure
+        if isinstance(plan, Plan) and confidence is not None:
+            sure = confident(plan, confidence)
+            plan = sure.plan if isinstance(sure, Confident) else sure
+        if isinstance(plan, Plan):
+            return plan
     return None
 
 
 def off(plan: Plan, number: int) -> Fleet:
     """The fleet whose engines are off by a draw of their errors."""
     errors, engine_of = shared_errors(plan.specs)
-    factors = jax.tree.map(lambda x: np.atleast_2d(x)[0], draw(errors, 1, (SEED, number)))
+    factors = jax.tree.map(lambda x: x[0], draw(errors, 1, (SEED, number)))
     return perturbed(plan.fleet, factors, engine_of)
 
 
@@ -124,7 +124,7 @@ def judged(plan: Plan, found: Simulation) -> dict:
     late = max(pools, key=lambda each: each.mean)
     return {
         "limit_s": limit_s,
-        "instances": "+".join(f"{float(lane.stage.n_instances):.0f}" for lane in plan.fleet.lanes),
+        "instances": "+".join(f"{n:.0f}" for n in np.asarray(plan.fleet.n_instances)),
         "load": float(np.max(np.asarray(plan.metrics.pools.utilization))),
         "planned_s": float(np.max(np.asarray(plan.metrics.pools.ttft_p99_s))),
         "simulated_s": late.mean,

@@ -84,13 +84,6 @@ def assert_elasticities_are_differences(plan: Plan, outcomes: Sequence[str] = OU
         assert len(listed) + len(found.skipped) == len(names)
 
 
-@pytest.mark.slow
-def test_elasticities_of_two_pools_are_central_differences(workload):
-    plan = planned(workload, EngineSpec("h100", source="projected"), [8.0, 12.0], "published", PUBLISHED)
-    assert float(plan.metrics.ttft_p99_s) < math.inf
-    assert_elasticities_are_differences(plan)
-
-
 # Of P99 TTFT by what fills cells of the histogram that nobody is in, 7e-6 or 5e-4 of it are missed: presumably of the
 # inversion's grid, for which those cells count once they are filled.
 FILLS_CELLS = pytest.mark.xfail(strict=True, reason="P99 TTFT by gamma, window and lengths is 5e-4 off its differences")
@@ -98,14 +91,15 @@ FILLS_CELLS = pytest.mark.xfail(strict=True, reason="P99 TTFT by gamma, window a
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "outcomes",
+    ("name", "assumptions", "engine", "outcomes"),
     [
-        [name for name in OUTCOMES if name != "ttft_p99_s"],
-        pytest.param(["ttft_p99_s"], marks=FILLS_CELLS),
+        ("published", PUBLISHED, "projected", OUTCOMES),
+        ("physical", PHYSICAL, "measured", [name for name in OUTCOMES if name != "ttft_p99_s"]),
+        pytest.param("physical", PHYSICAL, "measured", ["ttft_p99_s"], marks=FILLS_CELLS),
     ],
 )
-def test_elasticities_of_two_physical_pools_are_central_differences(workload, outcomes):
-    plan = planned(workload, EngineSpec("h100", source="measured"), [8.0, 12.0], "physical", PHYSICAL)
+def test_elasticities_of_two_pools_are_central_differences(workload, name, assumptions, engine, outcomes):
+    plan = planned(workload, EngineSpec("h100", source=engine), [8.0, 12.0], name, assumptions)
     assert float(plan.metrics.ttft_p99_s) < math.inf
     assert_elasticities_are_differences(plan, outcomes)
 

@@ -32,9 +32,9 @@ class LimitReading:
     def by(self) -> float:
         """ln of what was found over what is allowed, of shares of what is not within: 0 at the limit, inf where nothing
         is allowed."""
-        if self.metric != "slo_attainment":
-            return math.log(self.found.mean / self.allowed) if self.allowed else math.inf
-        return math.log(max(1.0 - self.found.mean, 1e-6) / (1.0 - self.allowed))
+        if self.metric == "slo_attainment":
+            return late_by(self.found.mean, 1e-6)
+        return math.log(self.found.mean / self.allowed) if self.allowed else math.inf
 
 
 def compared(
@@ -80,6 +80,21 @@ def limits_read(simulation: Simulation, slo: Slo) -> list[LimitReading]:
     return sorted(found, key=lambda each: WORST_FIRST.index(each.reading))
 
 
+def at_least(found: Estimate, least: float) -> Held:
+    """What an interval says of a limit from below."""
+    return "holds" if found.low >= least else "fails" if found.high < least else "unclear"
+
+
+def at_most(found: Estimate, most: float) -> Held:
+    """And from above."""
+    return "holds" if found.high <= most else "fails" if found.low > most else "unclear"
+
+
+def late_by(within: float, least_late: float) -> float:
+    """ln of the share of requests that are late, at least `least_late`, over what may be."""
+    return math.log(max(1.0 - within, least_late) / TAIL_PROBABILITY)
+
+
 def verdict(limits: list[LimitReading]) -> Held:
     """Of all limits: the worst."""
     return worst(each.reading for each in limits)
@@ -96,14 +111,13 @@ def worst(readings: Iterable[Held]) -> Held:
 
 def _ttft(pool: int | None, metrics: Mapping[str, Estimate], simulation: Simulation) -> LimitReading:
     found, least = metrics["slo_attainment"], 1.0 - TAIL_PROBABILITY
-    held: Held = "holds" if found.low >= least else "fails" if found.high < least else "unclear"
+    held = at_least(found, least)
     return _limit(LimitReading(pool, "ttft_p99_s", "slo_attainment", least, found, held, None), simulation)
 
 
 def _itl(pool: int | None, metrics: Mapping[str, Estimate], simulation: Simulation, slo: Slo) -> LimitReading:
     found, most = metrics["itl_s"], float(slo.itl_s)
-    held: Held = "holds" if found.high <= most else "fails" if found.low > most else "unclear"
-    return _limit(LimitReading(pool, "itl_s", "itl_s", most, found, held, None), simulation)
+    return _limit(LimitReading(pool, "itl_s", "itl_s", most, found, at_most(found, most), None), simulation)
 
 
 def _limit(read: LimitReading, simulation: Simulation) -> LimitReading:

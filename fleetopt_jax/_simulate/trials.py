@@ -17,7 +17,7 @@ import numpy as np
 from fleetopt_jax._simulate.estimates import Estimate, estimate, student_t, wilson
 from fleetopt_jax._simulate.observed import n_whole
 from fleetopt_jax._simulate.pool import PoolRun, Room
-from fleetopt_jax._simulate.readings import Held, worst
+from fleetopt_jax._simulate.readings import Held, at_least, at_most, late_by, worst
 from fleetopt_jax._simulate.requests import Requests, draw_requests
 from fleetopt_jax._simulate.simulate import (
     Arrived,
@@ -66,7 +66,7 @@ def judge(replications: Sequence[Seen], slo: Slo, arrival_scv: float = 1.0) -> J
     Analysis, section 9.5), at least as wide as Wilson's of as many independent bursts, and by the mean ITL over
     replications. `arrival_scv` is the stream's: as many requests, in the mean, come together and meet one fate."""
     met, counted = (np.concatenate([getattr(each, name) for each in replications]) for name in ("met", "counted"))
-    n, least = int(counted.sum()), 1.0 - TAIL_PROBABILITY
+    n = int(counted.sum())
     if not n:
         return Judged(Estimate(1.0, 1.0, 1.0), -math.inf, "holds")
     share, some = float(met.sum() / n), counted > 0
@@ -75,12 +75,12 @@ def judge(replications: Sequence[Seen], slo: Slo, arrival_scv: float = 1.0) -> J
     half = student_t(m - 1) * float(np.sqrt(np.sum(spread**2) / (m - 1) / m)) if m > 1 else 1.0
     low, high = wilson(share, n / max(arrival_scv, 1.0))
     within = Estimate(share, max(min(share - half, low), 0.0), min(max(share + half, high), 1.0))
-    readings: list[Held] = ["holds" if within.low >= least else "fails" if within.high < least else "unclear"]
-    by = math.log(max(1.0 - share, 0.5 / n) / TAIL_PROBABILITY)
+    readings: list[Held] = [at_least(within, 1.0 - TAIL_PROBABILITY)]
+    by = late_by(share, 0.5 / n)
     if math.isfinite(float(slo.itl_s)):
         itl = estimate(np.array([each.gaps_s / max(each.gaps, 1e-9) for each in replications]))
         most = float(slo.itl_s)
-        readings.append("holds" if itl.high <= most else "fails" if itl.low > most else "unclear")
+        readings.append(at_most(itl, most))
         by = max(by, math.log(max(itl.mean, 1e-9) / most))
     return Judged(within, by, worst(readings))
 

@@ -18,7 +18,7 @@ import numpy as np
 from fleetopt_jax._simulate.bracket import Bracket
 from fleetopt_jax._simulate.dispatch import Balancer
 from fleetopt_jax._simulate.observed import n_whole
-from fleetopt_jax._simulate.readings import Held, limits_read, verdict, worst
+from fleetopt_jax._simulate.readings import Held, LimitReading, limits_read, verdict, worst
 from fleetopt_jax._simulate.requests import Requests
 from fleetopt_jax._simulate.simulate import (
     FEWEST_REQUESTS,
@@ -329,10 +329,10 @@ class _Race:
         assert sizes is not None, "only what holds is confirmed"
         self.rounds += 1
         simulation = self._simulated(layout, sizes, self.how.most)
-        held = self._holding(simulation)
+        wanting = [each for each in limits_read(simulation, self.slo) if each.reading != "holds"]
+        held = self._holding(simulation, wanting)
         if layout.joint:
             held = [all(held)]
-        wanting = [each for each in limits_read(simulation, self.slo) if each.reading != "holds"]
         for u, ok in enumerate(held):
             if not ok:
                 of_it = [each for each in wanting if layout.joint or each.pool in (None, u + 1)]
@@ -355,13 +355,13 @@ class _Race:
                 self.last = layout.number, setting.fleet, simulation
                 return simulation
 
-    def _holding(self, simulation: Simulation) -> list[bool]:
-        """Whether each pool holds: surely, or in the mean where no interval can tell."""
+    def _holding(self, simulation: Simulation, wanting: Sequence[LimitReading]) -> list[bool]:
+        """Whether each pool holds: surely, with no limit `wanting`, or in the mean where no interval can tell."""
         in_mean = pools_holding(simulation.pools, simulation.metrics, self.slo)
         if simulation.n_replications < FEWEST or not simulation.warmed_up:
             return in_mean
-        wanting = [each.pool for each in limits_read(simulation, self.slo) if each.reading != "holds"]
-        return [ok and None not in wanting and k not in wanting for k, ok in enumerate(in_mean, 1)]
+        pools = {each.pool for each in wanting}
+        return [ok and not pools & {None, k} for k, ok in enumerate(in_mean, 1)]
 
     def _note(self, layout: _Layout, sizes: Sequence[int], reading: Held) -> None:
         counts = layout.counts(sizes)
