@@ -40,7 +40,7 @@ from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 
 SEED = 17_021
-KEPT_OUT = 25  # plans from this one on
+KEPT_OUT = 100  # plans from this one on
 WORKLOADS = ("azure-conv", "azure-code", "azure", "mooncake-conv", "mooncake-synthetic")
 ENGINES = (  # GPU, LLM, tensor parallelism
     ("h100", "llama-3.1-8b", 1),

@@ -14,18 +14,24 @@ from . import workload as workload
 # run
 from ._optimize.compare import compare as compare
 from ._optimize.confidence import confident as confident
+from ._optimize.failures import resilience as resilience
+from ._optimize.growth import purchases as purchases
 from ._optimize.holding import holding as holding
 from ._optimize.levers import pull_levers as pull_levers
 from ._optimize.pareto import pareto as pareto
 from ._optimize.robust import robust as robust
+from ._optimize.schedule import schedule as schedule
 from ._optimize.repair import Repair as Repair
 from ._optimize.repair import repair as repair
 from ._optimize.search import evaluate_given as evaluate_given
 from ._optimize.search import optimize as optimize
 from ._optimize.sensitivity import sensitivity as sensitivity
+from ._optimize.shared import optimize_services as optimize_services
+from ._simulate.day import replay_day as replay_day
 from ._simulate.requests import replay_requests as replay_requests
 from ._simulate.simulate import simulate as simulate
 from ._simulate.verify import verify as verify
+from ._sweep.sweep import sweep as sweep
 from .fleet.evaluate import evaluate as evaluate
 from .fleet.sizing import size_fleet as size_fleet
 from .published.ledger import ledger as ledger
@@ -36,6 +42,14 @@ from ._optimize.problem import Period as Period
 from ._optimize.problem import Problem as Problem
 from ._optimize.problem import Service as Service
 from ._optimize.problem import make_problem as make_problem
+from ._optimize.services import Purchase as Purchase
+from ._optimize.services import Services as Services
+from ._optimize.services import make_services as make_services
+from ._optimize.running import Running as Running
+from ._optimize.running import make_running as make_running
+from .catalog.rates import hours_named as hours_named
+from .workload.hours import Hours as Hours
+from .workload.hours import make_hours as make_hours
 from .fleet.fleet import Slo as Slo
 from .fleet.fleet import make_slo as make_slo
 from .fleet.resources import Budget as Budget
@@ -47,17 +61,27 @@ from .fleet.resources import make_budget as make_budget
 from ._optimize.compare import Comparison as Comparison
 from ._optimize.compare import ObservedFigure as ObservedFigure
 from ._optimize.confidence import Confident as Confident
+from ._optimize.failures import PoolLosses as PoolLosses
+from ._optimize.failures import Resilience as Resilience
 from ._optimize.holding import Holding as Holding
 from ._optimize.pareto import Front as Front
+from ._optimize.growth import Quarter as Quarter
 from ._optimize.plan import BrokenLimit as BrokenLimit
 from ._optimize.plan import Infeasible as Infeasible
+from ._optimize.schedule import DayPlan as DayPlan
+from ._optimize.schedule import Schedule as Schedule
 from ._optimize.plan import Plan as Plan
 from ._optimize.plan import Unreachable as Unreachable
 from ._optimize.plan import is_plan as is_plan
 from ._optimize.plan import require_plan as require_plan
+from ._optimize.services import NoServicesPlan as NoServicesPlan
+from ._optimize.services import ServicesPlan as ServicesPlan
+from ._simulate.day import Day as Day
+from ._simulate.day import ReplayedDay as ReplayedDay
 from ._simulate.simulate import Simulation as Simulation
 from .fleet.evaluate import FleetMetrics as FleetMetrics
 from .fleet.evaluate import PoolMetrics as PoolMetrics
+from .fleet.evaluate import StageMetrics as StageMetrics
 
 # fleets
 from .fleet.fleet import Fleet as Fleet
@@ -65,6 +89,11 @@ from .fleet.fleet import Lane as Lane
 from .fleet.fleet import Stage as Stage
 from .fleet.fleet import fleet_of as fleet_of
 from .fleet.fleet import make_fleet as make_fleet
+from .fleet.reserve import Failures as Failures
+from .fleet.reserve import Reserve as Reserve
+from .fleet.reserve import make_failures as make_failures
+from .fleet.reserve import make_spares as make_spares
+from .fleet.reserve import make_target as make_target
 from .fleet.surroundings import Site as Site
 from .fleet.surroundings import Surroundings as Surroundings
 from .fleet.surroundings import make_site as make_site
@@ -77,19 +106,30 @@ from .catalog.architecture import Architecture as Architecture
 from .catalog.engines import EngineEntry as EngineEntry
 from .catalog.engines import build as build
 from .catalog.engines import engine_entry as engine_entry
+from .catalog.drafts import DraftHead as DraftHead
+from .catalog.drafts import Drafts as Drafts
+from .catalog.drafts import drafts_of as drafts_of
 from .catalog.gpus import GpuEntry as GpuEntry
+from .catalog.links import build_pair as build_pair
+from .catalog.links import kv_link as kv_link
 from .catalog.llms import LlmEntry as LlmEntry
 from .catalog.own import Catalog as Catalog
 from .catalog.spec import EngineSpec as EngineSpec
+from .catalog.spec import KvLink as KvLink
 from .catalog.spec import OwnLaws as OwnLaws
+from .catalog.spec import TwoStageSpec as TwoStageSpec
 from .fleet.engine import Engine as Engine
+from .fleet.engine import EnginePair as EnginePair
 from .fleet.engine import at_clock as at_clock
 from .fleet.engine import make_engine as make_engine
 from .fleet.engine import measured_engine as measured_engine
 from .fleet.engine import roofline_engine as roofline_engine
+from .fleet.engine import speculating as speculating
 from .laws.decode import DecodeLaw as DecodeLaw
 from .laws.decode import DecodeStep as DecodeStep
 from .laws.decode import make_decode_step as make_decode_step
+from .laws.hand_over import HandOver as HandOver
+from .laws.hand_over import make_hand_over as make_hand_over
 from .laws.hardware import Gpu as Gpu
 from .laws.hardware import make_gpu as make_gpu
 from .laws.kv_cache import KvCapacity as KvCapacity
@@ -107,6 +147,8 @@ from .laws.prefill import Prefill as Prefill
 from .laws.prefill import make_prefill as make_prefill
 from .laws.prefix_cache import HostCache as HostCache
 from .laws.prefix_cache import WorkingSet as WorkingSet
+from .laws.speculation import Speculation as Speculation
+from .laws.speculation import make_speculation as make_speculation
 from .laws.prefix_cache import make_host_cache as make_host_cache
 from .laws.prefix_cache import make_working_set as make_working_set
 
@@ -159,6 +201,7 @@ from .documents.front import save_front as save_front
 from .documents.plan import load_plan as load_plan
 from .documents.plan import plan_to_json as plan_to_json
 from .documents.plan import save_plan as save_plan
+from .documents.sweep import load_sweep as load_sweep
 from .documents.simulation import load_simulation as load_simulation
 from .documents.simulation import save_simulation as save_simulation
 

@@ -26,6 +26,7 @@ RANK = {
     "calibrate": 5,
     "documents": 6,
     "published": 7,
+    "sweep": 7,
     "report": 7,
     "cli": 8,
 }
@@ -36,6 +37,7 @@ MANY_KNOBS = {
     "robust",
     "ledger",
     "report_page",
+    "sweep",
 }  # and for entries whose further options are by keyword alone
 STRATEGY_ROOMS = ("laws", "fleet", "optimize", "simulate")  # where laws and choices are asked by their methods
 TOP_LEVEL = {

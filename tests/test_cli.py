@@ -205,11 +205,9 @@ def test_out_holds_the_document_of_stdout_and_nothing_lies_beside_it(default_pla
         *(
             pytest.param(options, marks=pytest.mark.slow)
             for options in (
-                ("--rate", "0.5"),
-                ("--rate", "200", "--gpu", "b200", "--ttft-p99-ms", "2500", "--slo-scope", "fleet"),
+                ("--rate", "200", "--gpu", "h100,b200", "--ttft-p99-ms", "2500", "--slo-scope", "fleet"),
                 ("--rate", "20", "--assume", "physical,kv_cache=reserved", "--ttft-ms-per-1k", "100", "--itl-ms", "40"),
-                ("--rate", "20", "--precision", "fp8", "--tp", "2", "--ttft-p99-ms", "4000", "--max-num-seqs", "64"),
-                ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd"),
+                ("--rate", "0.5", "--precision", "fp8", "--tp", "2", "--ttft-p99-ms", "4000", "--max-num-seqs", "64"),
                 ("--workload", "azure-conv", "--gamma", "auto"),
             )
         ),
@@ -403,7 +401,7 @@ def test_what_was_measured_must_be_said(fleetopt, measurements_file):
     assert_refused(fleetopt("calibrate", measurements_file, *named, "--figure", "fit.gif"), "fit.gif", ".svg")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # README's commands run it as well
 def test_the_ledger_walks_from_published_to_physical(fleetopt, trace_file, tmp_path):
     figure, of = tmp_path / "ledger.png", ("--workload", trace_file, "--rate", 200)
     answer = fleetopt("ledger", *of, "--json", "--figure", figure)

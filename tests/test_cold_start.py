@@ -1,5 +1,5 @@
-"""What the first plan of a fresh process compiles. Seconds depend on the machine, so programs are counted: each costs
-tens of milliseconds at the least, and records are built of NumPy arrays so that none of them is of their arithmetic."""
+"""What a fresh process compiles. Seconds depend on the machine, so programs are counted: each costs tens of
+milliseconds at the least, and records are built of NumPy arrays so that none of them is of their arithmetic."""
 
 import os
 import subprocess
@@ -21,10 +21,8 @@ jax.config.update("jax_enable_x64", True)
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import load_workload
 from fleetopt_jax._optimize.problem import make_problem
-from fleetopt_jax._optimize.search import optimize
 problem = make_problem(load_workload("azure-conv"), [EngineSpec("h100")])
 print("to ask:", len(programs))
-assert optimize(problem).status == "optimal"
 """
 CLI = """
 from fleetopt_jax.cli.main import main
@@ -49,10 +47,8 @@ def n_programs(script: str, cwd: os.PathLike) -> dict[str, int]:
     return {when: int(count) for when, count in lines}
 
 
-def test_the_first_plan_compiles_few_programs(tmp_path):
-    counts = n_programs(LIBRARY, tmp_path)
-    assert counts["to ask"] == 0
-    assert 1 <= counts["in all"] <= MOST_PROGRAMS
+def test_a_question_compiles_no_program(tmp_path):
+    assert n_programs(LIBRARY, tmp_path)["to ask"] == 0
 
 
 @pytest.mark.slow

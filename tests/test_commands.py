@@ -285,6 +285,33 @@ def test_the_ledger_has_a_row_for_every_choice(fleetopt, named, tmp_path, monkey
     assert drawn(figure)
 
 
+@pytest.mark.slow
+def test_the_ledger_has_a_row_of_a_prefix_cache_where_one_is_assumed(fleetopt, named, tmp_path, monkeypatch):
+    """All other rows are as without; the last has the best fleets that all find the share."""
+    monkeypatch.setattr(published_ledger, "CHOICES", ("integration", "prefill"))
+    figure = tmp_path / "ledger.svg"
+    without = fleetopt("ledger", *named, "--json").document
+    ran = fleetopt("ledger", *named, "--prefix-hit", 0.37, "--json", "--figure", figure)
+    assert ran.code == OK and drawn(figure) and "prefix_cache" not in without
+    *rows, cached = ran.document["rows"]
+    assert rows == without["rows"]
+    assert (cached["choice"], cached["from"], cached["to"]) == ("prefix_cache", "none", "constant")
+    assert ran.document["prefix_cache"] == {"name": "constant", "hit_frac": 0.37}
+    assert cached["tok_per_j_homogeneous"] > rows[-1]["tok_per_j_homogeneous"]
+    of = (*named, "--prefix-hit", 0.37, "--assume", "published,prefill=compute", "--slo-scope", "pool", "--json")
+    plan = fleetopt("optimize", *of).document
+    assert cached["tok_per_j_two_pool"] == pytest.approx(plan["metrics"]["tok_per_j"], rel=1e-6)
+    said = fleetopt("ledger", *named, "--prefix-hit", 0.37).out
+    assert "Where 37 % of the prompt tokens are found in a prefix cache: " in " ".join(said.split())
+
+
+def test_a_ledger_searches_a_share_alone(fleetopt, monkeypatch):
+    """What depends on memory and instances is refused before anything is computed."""
+    monkeypatch.setattr(published_ledger, "_sampled_row", lambda *_: pytest.fail("computed"))
+    ran = fleetopt("ledger", "--workload", "mooncake-conv", "--prefix-hit", "trace")
+    assert ran.code == BAD_INPUT and "a ledger does not take into account yet" in ran.err
+
+
 def test_export_takes_a_plan(fleetopt, plan, tmp_path):
     router = tmp_path / "router.json"
     ran = fleetopt("export", plan, "--to", "kubernetes", "--router", router)

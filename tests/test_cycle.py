@@ -17,7 +17,17 @@ from fleetopt_jax.fleet.stage import KINDS, KNOTS, setting_of, stage_load
 from fleetopt_jax.fleet.step_law import decoding_in, step_law_of
 from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.fleet.traffic import route
-from fleetopt_jax.laws.cycle import added_s, added_w, alone_s, of_prompts, prompt_of, together, with_prompt
+from fleetopt_jax.laws.cycle import (
+    PromptKinds,
+    added_s,
+    added_w,
+    alone_s,
+    mates,
+    of_prompts,
+    prompt_of,
+    together,
+    with_prompt,
+)
 
 OPERATORS, SUM = fo.EngineSpec("h100", tp=4), fo.EngineSpec("h100", tp=4, serving="vllm-0.11")
 PER_CYCLE = np.geomspace(1e-3, 100.0, 40)
@@ -52,6 +62,27 @@ def test_a_prompt_by_itself_pays_its_step_and_many_pay_the_slope(engine):
     assert np.all(np.asarray(one_s) <= float(alone) * (1 + 1e-9))  # to meet costs nobody more
     watts = jax.vmap(lambda m: added_w(law, beside, prompt, together(m), 8192.0))(PER_CYCLE)
     assert np.all((watts > 100.0) & (watts < 1.1 * 700.0))  # above the limit: with prompts the decodes draw more too
+
+
+def test_a_crowd_takes_what_its_prompts_add_at_two_points(engine):
+    """From one prompt to as many as meet in 99 % of the time, at most, and their tokens in the mean of Poisson."""
+    law, beside = step_law_of(engine), decoding_in(engine, 64.0, 2000.0)
+    kinds = PromptKinds(jnp.asarray([0.7, 0.3]), jnp.asarray([400.0, 2000.0]), jnp.asarray([400.0**2, 2000.0**2]))
+    mean = prompt_of(kinds.mass @ kinds.tokens, kinds.mass @ kinds.square_tokens2, law.window_tokens)
+    step_s = jax.jit(lambda k: law.step_s(with_prompt(beside, mean, k)))
+    for n in (4.0, 10.0, 40.0):  # of fewer the normal distribution is too short
+        some = np.random.default_rng(7).poisson(n * np.asarray(kinds.mass), (400_000, 2)) @ np.asarray(kinds.tokens)
+        points = np.asarray(mates(n, kinds))
+        crowd = 2.0 * points.mean() - 1.0
+        assert crowd == pytest.approx(np.quantile(some, 0.99) / float(mean.tokens), rel=0.15)
+        of_two, of_all = (
+            np.mean([step_s(k + 1.0) - step_s(k) for k in beside_how_many])
+            for beside_how_many in (points, np.linspace(1.0, crowd, 101))
+        )
+        assert of_two == pytest.approx(of_all, rel=0.03)
+    alone = jnp.stack(mates(1e-9, kinds))
+    assert np.allclose(alone, 1.0)  # with nobody else, the first beside another
+    check_grads(lambda n: jnp.stack(mates(n, kinds)), (2.0,), order=1, modes=["fwd", "rev"])
 
 
 def test_where_steps_add_up_a_prompt_takes_the_same_whatever_it_meets():
@@ -148,11 +179,11 @@ def test_more_instances_wait_less_and_draw_more(engine, workload):
         found = evaluate(fleet, at)
         return found.ttft_p99_s, found.itl_s, found.resources.power_w, found.utilization
 
-    rates = np.geomspace(1.0, 200.0, 12)
-    n, rate = (x.ravel() for x in np.meshgrid(np.arange(1.0, 41.0), rates))
-    ttft_s, itl_s, power_w, load = (np.asarray(x).reshape(12, 40) for x in metrics(n, rate))
+    rates, counts = np.geomspace(1.0, 200.0, 8), np.array([*range(1, 13), *range(14, 41, 4)], float)
+    n, rate = (x.ravel() for x in np.meshgrid(counts, rates))
+    ttft_s, itl_s, power_w, load = (np.asarray(x).reshape(len(rates), len(counts)) for x in metrics(n, rate))
     stable = load[:, :-1] < 1.0
-    assert stable.sum() > 300
+    assert stable.sum() > 90
     for falls in (np.where(load < 1.0, x, 1e9) for x in (ttft_s, itl_s)):
         assert np.all((np.diff(falls) <= 1e-5 * falls[:, :-1])[stable])
     assert np.all((np.diff(power_w) >= -1e-9 * power_w[:, :-1])[stable])

@@ -31,7 +31,8 @@ def test_a_public_name_says_what_it_is(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_examples_give_what_they_show(path, capsys):
+def test_examples_give_what_they_show(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where examples write
     results = doctest.testmod(
         module_at(path), extraglobs=KNOWN, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     )

@@ -227,13 +227,13 @@ def test_watts_do_not_fall_as_instances_are_added(specs, assume):
     assumptions = {"published": replace(PUBLISHED, rounding="real"), "physical": PHYSICAL}[assume]
     for name, scv in (("azure-conv", 1.0), ("azure-code", 200.0), ("mooncake-conv", 9.0)):
         workload = replace(shrunk(name), **as_floats(arrival_scv=scv))
-        boundaries, lower, upper = random_pools(problem_of(workload, specs[assume], assume, 2), 512)
+        boundaries, lower, upper = random_pools(problem_of(workload, specs[assume], assume, 2), 160)
         pools = Slice(
             window_tokens=boundaries.window_tokens[upper],
-            start=boundaries._window_row[lower],
-            end=boundaries._window_row[upper],
-            lower_edge=boundaries._edge_row[lower],
-            upper_edge=boundaries._edge_row[upper],
+            start=boundaries.cuts.window_row[lower],
+            end=boundaries.cuts.window_row[upper],
+            lower_edge=boundaries.cuts.edge_row[lower],
+            upper_edge=boundaries.cuts.edge_row[upper],
         )
         for spec in specs[assume]:
             watts = _watts_by_instances(build(spec), pools, workload, assumptions)

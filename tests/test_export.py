@@ -36,6 +36,7 @@ from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
 from fleetopt_jax.report.export.envoy import router_export, router_yaml
 from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document, kubernetes_yaml
 from fleetopt_jax.report.export.launch import VLLM_RELEASE, dns_label, fleet_launch
+from fleetopt_jax.report.export.releases import STAGE_ROUTER_RELEASE
 from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
 from fleetopt_jax.workload.atoms import make_workload
 
@@ -73,6 +74,18 @@ def plan(*pools: dict, **fields) -> dict:
     } | fields
 
 
+def staged(prefill: dict | None = None, decode: dict | None = None, **fields) -> dict:
+    """A pool of two stages, as `plan` takes pools."""
+    one = {"gpu": "h100", "llm": "llama-3.1-70b", "tp": 8, "precision": "bf16", "kv_precision": "bf16"}
+    stages = [
+        one | {"role": "prefill", "n_instances": 5, "max_num_seqs": 64, "n_active": 2.0} | (prefill or {}),
+        one | {"role": "decode", "n_instances": 2, "max_num_seqs": 512, "n_active": 90.0} | (decode or {}),
+    ]
+    return {"stages": stages, "hand_over": {"mean_s": 0.0012}, "itl_s": 0.05, "n_instances": 7} | fields
+
+
+NGRAM = {"method": "ngram", "head": "ngram", "acceptance": [0.5], "k": 1}
+HEAD = {"method": "eagle3", "head": "mine", "model": "me/head", "acceptance": [0.8, 0.6, 0.5], "k": 3}
 LOADED = {"pool": 1, "limit": "utilization", "value": 1.43, "asked": 0.85}  # as `broken` has it
 LATE = {"pool": 1, "limit": "ttft_p99_s", "value": 0.6, "asked": 0.5}
 
@@ -93,7 +106,7 @@ def assert_allowed(args) -> None:
         kind = law["type"]
         if kind == "bool":
             assert value is None
-        elif "str" in kind:
+        elif "str" in kind or "Config" in kind:
             assert value and value in law.get("choices", [value])
         else:
             number = {"int": int, "float": float}[kind](value)
@@ -221,7 +234,7 @@ def assert_complete(fleet, kinds: dict[str, list[dict]]) -> None:
         flags = flags_of(pool.args)
         assert pod["terminationGracePeriodSeconds"] > sleep_s + int(flags["--shutdown-timeout"])
         assert deployment["spec"]["minReadySeconds"] >= sleep_s  # of a roll, no two instances are away at once
-        assert "--no-enable-prefix-caching" in flags
+        assert ("--no-enable-prefix-caching" in flags) != ("--enable-prefix-caching" in flags)
         assert service["spec"]["clusterIP"] == "None"  # DNS has every instance
         env = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in container["env"]}
         assert not env["VLLM_API_KEY"].get("optional") and env["HF_TOKEN"]["optional"]
@@ -457,6 +470,55 @@ def test_names_cannot_break_out(text, tmp_path):
     assert all(pool.name in unknown.stderr for pool in fleet.pools)
 
 
+def test_a_plan_with_a_prefix_cache_keeps_one_and_says_what_it_assumes():
+    """vLLM's own default is that of the model; the share stands at the head of everything that is written."""
+    law = RELEASE["flags"]["--enable-prefix-caching"]
+    assert law["field"] == RELEASE["flags"]["--no-enable-prefix-caching"]["field"] and law["default"]
+    shares = plan({"prefix_hit_frac": 0.2}, {"prefix_hit_frac": 0.414}, prefix_cache={"name": "working_set"})
+    for document, said in [
+        (plan({}, {}, prefix_cache={"name": "constant", "hit_frac": 0.37}), "Assumes that 37 % of the prompt tokens"),
+        (shares, "Assumes that 20 % and 41 % of the prompt tokens"),
+        (plan({}, {}), None),
+    ]:
+        check_all(document)
+        fleet = fleet_launch(document, "plan.json")
+        for pool in fleet.pools:
+            assert ("--enable-prefix-caching" in pool.args) == bool(said)
+            assert ("--no-enable-prefix-caching" in pool.args) != bool(said)
+            assert not any(arg.startswith("--block-size") for arg in pool.args)  # MLA and hybrids have their own
+        written = (
+            vllm_script(vllm_document(fleet)),
+            kubernetes_yaml(kubernetes_document(fleet)),
+            router_yaml(router_export(fleet)),
+        )
+        for text in written:
+            head = " ".join(text.split("\n---\n")[0].replace("\n# ", " ").split())
+            assert said in head if said else "Assumes that" not in head
+        assert ("vllm:prefix_cache_hits" in written[0]) == bool(said)
+
+
+def test_a_plan_that_follows_prefixes_is_routed_by_them():
+    """Maglev over the hash that the filter sets, its table of a hundred places an instance; otherwise nothing of it."""
+    sizes = {3: 65_537, 655: 65_537, 656: 655_373, 6554: 5_000_011, 10**6: 5_000_011}
+    for n, size in sizes.items():
+        assert all(size % factor for factor in range(2, math.isqrt(size) + 1))
+        fleet = fleet_launch(plan({"n_instances": n}, dispatch="affinity"), "plan.json")
+        config = router_export(fleet)["config"]["static_resources"]
+        (policy,) = config["clusters"][0]["load_balancing_policy"]["policies"]
+        extension = policy["typed_extension_config"]
+        assert extension["name"] == "envoy.load_balancing_policies.maglev"
+        assert extension["typed_config"]["table_size"] == size
+        assert extension["typed_config"]["consistent_hashing_lb_config"] == {"hash_balance_factor": 150}
+        assert '"header_name": "x-fleetopt-prefix"' in json.dumps(config["listeners"])
+        assert "local BY_PREFIX = true" in json.dumps(config["listeners"])
+        assert fleet.router["dispatch_within_pool"] == "affinity"
+        assert any("prefix-cache-scorer" in note and "prefixaware" in note for note in fleet.notes)
+        text = kubernetes_yaml(kubernetes_document(fleet))
+        assert "MAGLEV" in text and "LEAST_REQUEST" not in text
+    usual = json.dumps(router_export(fleet_launch(plan(), "plan.json"))["config"])
+    assert "hash_policy" not in usual and "maglev" not in usual and "local BY_PREFIX = false" in usual
+
+
 def test_what_fails_is_exported_anyway_and_marked():
     for document in (plan(broken=[LOADED]), plan(status="infeasible"), plan(verified={"held": False})):
         fleet = fleet_launch(document, "plan.json", anyway=True)
@@ -489,6 +551,11 @@ def test_what_fails_is_exported_anyway_and_marked():
         (plan(broken=[LOADED | {"pool": 2}]), {"anyway": True}, "plan.json, broken"),
         (plan(broken=[LOADED | {"limit": "luck"}]), {"anyway": True}, "broken.0.limit"),
         (plan(broken=[LATE | {"asked": 0.0}]), {"anyway": True}, "plan.json, broken"),
+        (
+            plan({"n_instances": 3, "n_gpus": 32}),
+            {},
+            "pools.0.n_instances: 24 GPUs, evaluated with 32",
+        ),
         (plan(verified={"held": False}), {}, "verified.held"),
         (plan(verified={}), {}, "verified.held"),
         ([], {}, "plan.json"),
@@ -503,7 +570,36 @@ def test_what_fails_is_exported_anyway_and_marked():
         (plan({"precision": "fp6"}), {}, "plan.json, pools.0.precision"),
         (plan({"kv_precision": "fp4"}), {}, "plan.json, pools.0.kv_precision"),
         (plan(dispatch="psychic"), {}, "dispatch"),
+        (plan(prefix_cache={"name": "perfect"}), {}, "prefix_cache.name"),
+        (plan(prefix_cache={"name": "constant", "hit_frac": 1.0}), {}, "prefix_cache.hit_frac"),
+        (plan({"prefix_hit_frac": 1.5}), {}, "pools.0.prefix_hit_frac"),
         (plan(assume="optimistic"), {}, "plan.json, assume"),
+        (plan(staged({"tp": 2}, {"tp": 3})), {}, "pools.0.tp: TP 2 and 3: vLLM 0.33.0 hands no KV cache over where"),
+        (plan(staged({"tp": 16})), {}, "pools.0.tp: 16 GPUs prefill, 8 decode, of 8 KV heads"),
+        (plan(staged(decode={"pp": 2, "tp": 4})), {}, "pools.0, decode.pp: 2: vLLM 0.33.0 hands no KV cache over"),
+        (
+            plan(staged({"speculate": HEAD})),
+            {},
+            "eagle3 drafts of me/head in prefill, no drafts in decode: vLLM 0.33.0",
+        ),
+        (
+            plan(staged({"speculate": HEAD}, {"speculate": HEAD | {"model": "b"}})),
+            {},
+            "need the same draft head in both",
+        ),
+        (
+            plan(staged({"speculate": NGRAM}, {"speculate": HEAD})),
+            {},
+            "pools.0.speculate: ngram drafts in prefill, eagle3",
+        ),
+        (plan(staged({"precision": "int4"})), {}, "need one checkpoint for both stages"),
+        (plan(staged({"role": "decode"})), {}, "pools.0.stages = [..., ...]: input should be a prefill stage, then"),
+        (plan({"stages": []}), {}, "pools.0.stages"),
+        (plan(staged({"utilization": 1.1})), {}, "pools.0.stages.0.utilization: 1.1: the prefill stage is overloaded"),
+        (plan(staged(decode={"n_gpus": 99})), {}, "pools.0.stages.1.n_instances: 16 GPUs, evaluated with 99"),
+        (plan(staged({"gpu": "h10"})), {}, "plan.json, pools.0.stages.0.gpu"),
+        (plan(staged(), dispatch="affinity"), {}, "follows prefixes between two stages"),
+        (plan(staged(), broken=[LOADED]), {}, "fleetopt optimize finds another; --anyway exports it as it is"),
         (plan(), {"models": {"qwen3-8b": "x"}}, "--model"),
         (plan(), {"models": {"llama-3.1-70b": "--help"}}, "--model"),
         (plan(), {"models": {"llama-3.1-70b": "a\nb"}}, "--model"),
@@ -537,7 +633,8 @@ def plans(draw) -> dict:
     return plan(
         *pools,
         assume=draw(st.sampled_from(["physical", "published", "physical,compression=free"])),
-        dispatch=draw(st.sampled_from(["jsq", "round_robin", "random"])),
+        dispatch=draw(st.sampled_from(["jsq", "round_robin", "random", "affinity"])),
+        prefix_cache=draw(st.sampled_from([None, {"name": "constant", "hit_frac": 0.5}, {"name": "working_set"}])),
         workload={"name": draw(st.text(max_size=20)), "arrival_rate_per_s": draw(st.floats(1e-6, 1e9))},
     )
 
@@ -553,6 +650,164 @@ def test_every_plan_comes_out_exact_and_valid(document, name):
 def test_any_text_becomes_a_label(text, length):
     label = dns_label(text, length)
     assert len(label) <= length and re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", label)
+
+
+# pools of two stages
+
+
+def hand_over_of(args) -> dict:
+    """What an instance says of its hand-over, each field one of the release."""
+    config = json.loads(flags_of(args)["--kv-transfer-config"])
+    assert set(config) <= set(RELEASE["kv_transfer_config"]) and config["kv_role"] in RELEASE["kv_roles"]
+    assert "NixlConnector is a connector's name" in RELEASE["checks"] and config["kv_connector"] == "NixlConnector"
+    assert repr(config["kv_load_failure_policy"]) in RELEASE["kv_transfer_config"]["kv_load_failure_policy"]["type"]
+    return config
+
+
+def assert_router_takes(args) -> dict[str, str | None]:
+    """Every flag is one of vLLM's router, of its type and among its choices."""
+    flags = flags_of(["", *args])
+    for flag, value in flags.items():
+        law = RELEASE["router"]["flags"][flag]
+        if law.get("action") == "store_true":
+            assert value is None
+        else:
+            assert value and value in law.get("choices", [value]) and {"int": int, "str": str}[law["type"]](value)
+    return flags
+
+
+def test_each_stage_has_instances_and_flags_of_its_own():
+    """Its GPU, TP, sequences and tokens; what it hands over by; a whole pool beside it stays what it is alone."""
+    stages = staged({"gpu": "b200", "tp": 4, "memory_utilization": 0.85}, {"max_num_batched_tokens_asked": 1024})
+    document = plan({}, stages)
+    fleet = fleet_launch(document, "plan.json")
+    whole, prefill, decode = fleet.pools
+    assert whole == fleet_launch(plan(), "plan.json").pools[0] and whole.role is None
+    for pool, asked in zip((prefill, decode), stages["stages"]):
+        assert_allowed(pool.args)
+        flags = flags_of(pool.args)
+        assert pool.name == f"fleetopt-pool-8192-{asked['role']}" and pool.gpu == asked["gpu"]
+        assert (pool.n_instances, pool.n_active) == (asked["n_instances"], asked["n_active"])
+        assert int(flags["--tensor-parallel-size"]) == pool.gpus_per_instance == asked["tp"]
+        assert int(flags["--max-num-seqs"]) == asked["max_num_seqs"] and flags["--max-model-len"] == "8192"
+    assert flags_of(prefill.args)["--gpu-memory-utilization"] == "0.85"
+    assert flags_of(decode.args)["--max-num-batched-tokens"] == "1024"
+    assert hand_over_of(prefill.args)["kv_role"] == "kv_producer" and prefill.drain_s == 60
+    assert hand_over_of(decode.args)["kv_role"] == "kv_consumer" and decode.drain_s == math.ceil(8192 * 0.05)
+    assert [pool["url"] for pool in fleet.router["pools"]] == [f"http://fleetopt-pool-{w}:8000" for w in (4096, 8192)]
+    assert fleet.title.endswith("10 instances on 60 GPUs, vLLM 0.33.0")
+    (router,) = fleet.stage_routers
+    assert (router.name, router.prefill, router.decode) == ("fleetopt-pool-8192", prefill.name, decode.name)
+    assert any("--attention-backend" in note for note in fleet.notes)
+    assert not any("--attention-backend" in note for note in fleet_launch(plan(staged()), "plan.json").notes)
+    assert RELEASE["router"]["release"] == STAGE_ROUTER_RELEASE
+    longest = fleet_launch(plan(stages | {"window_tokens": 10**9}), "plan.json", name="x" * 99)
+    assert max(len(pool.name) for pool in longest.pools) <= 63  # of a label
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "policy", "said"),
+    [
+        ("jsq", "round_robin", "not by the shortest queue"),
+        ("round_robin", "round_robin", "in turn, as planned"),
+        ("random", "random", "at random, as planned"),
+    ],
+)
+def test_stages_are_asked_as_near_to_the_plan_as_their_router_can(dispatch, policy, said):
+    fleet = fleet_launch(plan(staged(), dispatch=dispatch), "plan.json")
+    flags = assert_router_takes(fleet.stage_routers[0].args)
+    assert flags["--prefill-policy"] == flags["--decode-policy"] == policy
+    assert any(said in note for note in fleet.notes)
+
+
+def test_a_draft_head_is_in_both_stages_and_n_grams_where_they_are_planned():
+    prefill, decode = fleet_launch(plan(staged(decode={"speculate": HEAD})), "plan.json").pools
+    heads = [json.loads(flags_of(pool.args)["--speculative-config"]) for pool in (prefill, decode)]
+    assert [head.pop("num_speculative_tokens") for head in heads] == [1, 3] and heads[0] == heads[1]
+    assert "stages compare draft heads, whatever the number of drafts" in RELEASE["checks"]
+    assert any("counts neither" in note for note in prefill.notes) and not any("counts on" in n for n in prefill.notes)
+    both = fleet_launch(plan(staged({"speculate": HEAD}, {"speculate": HEAD})), "plan.json").pools
+    assert not any("counts neither" in note for note in both[0].notes)
+    pools = fleet_launch(plan(staged(decode={"speculate": NGRAM})), "plan.json").pools
+    assert ["--speculative-config" in flags_of(pool.args) for pool in pools] == [False, True]
+
+
+def test_manifests_of_two_stages_are_found_by_their_router_and_it_by_envoy():
+    fleet = fleet_launch(plan({}, staged(), verified={"held": True}), "plan.json")
+    document = kubernetes_document(fleet)
+    text = kubernetes_yaml(document)
+    assert load_all(text) == document["manifests"]
+    kinds = manifests_of(text)
+    assert_complete(fleet, kinds)
+    whole, *stages, router, envoy = kinds["Deployment"]
+    labels = [each["spec"]["template"]["metadata"]["labels"] for each in kinds["Deployment"]]
+    assert [each.get("llm-d.ai/role") for each in labels] == [None, "prefill", "decode", None, None]
+    for stage in stages:
+        (container,) = stage["spec"]["template"]["spec"]["containers"]
+        env = {each["name"]: each for each in container["env"]}
+        assert env["VLLM_NIXL_SIDE_CHANNEL_HOST"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+        port = int(env["VLLM_NIXL_SIDE_CHANNEL_PORT"]["value"])
+        assert port in [each["containerPort"] for each in container["ports"]]
+        hand_over_of([as_kubelet(arg) for arg in container["args"]])
+    pod = router["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    flags = assert_router_takes(container["args"])
+    assert container["image"] == f"vllm/vllm-router:v{RELEASE['router']['release']}"
+    for role, stage in zip(("prefill", "decode"), stages):
+        key, value = flags[f"--{role}-selector"].split("=", 1)
+        assert [each.get(key) for each in labels].count(value) == 1 and stage["metadata"]["name"] == value
+    assert flags["--service-discovery-namespace"] == "$(NAMESPACE)" and flags["--service-discovery-port"] == "8000"
+    env = {each["name"]: each["valueFrom"] for each in container["env"]}
+    assert env["NAMESPACE"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    (account,), (role,), (binding,) = (kinds[kind] for kind in ("ServiceAccount", "Role", "RoleBinding"))
+    assert pod["automountServiceAccountToken"] and pod["serviceAccountName"] == account["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account["metadata"]["name"]}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    service = next(each for each in kinds["Service"] if each["metadata"]["name"] == "fleetopt-pool-8192")
+    assert service["spec"]["selector"] == router["spec"]["selector"]["matchLabels"]
+    key = {each["name"]: each for each in whole["spec"]["template"]["spec"]["containers"][0]["env"]}["VLLM_API_KEY"]
+    assert env["OPENAI_API_KEY"] == key["valueFrom"]
+    assert envoy["spec"]["template"]["spec"]["containers"][0]["env"] == [key]
+    head = " ".join(text.split("\n---\n")[0].replace("\n# ", " ").split())
+    for said in ("RDMA", "UCX", "1.2 ms for a mean prompt", "infiniband: 50 GB/s", "IPC_LOCK", "InferencePool"):
+        assert said in head
+    alone = kubernetes_yaml(kubernetes_document(fleet_launch(plan(), "plan.json")))
+    assert not any(word in alone for word in ("RDMA", "vllm-router:", "llm-d.ai", "ServiceAccount\n", "OPENAI_API_KEY"))
+
+
+def test_envoy_asks_the_router_of_two_stages_and_looks_at_keys():
+    document = router_export(fleet_launch(plan({}, staged()), "plan.json"))
+    clusters = document["config"]["static_resources"]["clusters"]
+    assert [each["name"] for each in clusters] == ["fleetopt-pool-4096", "fleetopt-pool-8192", "admin"]
+    (endpoint,) = clusters[1]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert endpoint["endpoint"]["address"]["socket_address"] == {"address": "fleetopt-pool-8192", "port_value": 8000}
+    text = router_yaml(document)
+    assert text.index("VLLM_API_KEY") < text.index("x-fleetopt-pool") and "addresses of its vllm-router" in text
+    assert "VLLM_API_KEY" not in router_yaml(router_export(fleet_launch(plan(), "plan.json")))
+
+
+def test_the_script_starts_stages_and_their_router(tmp_path):
+    fleet = fleet_launch(plan({}, staged()), "plan.json")
+    document = vllm_document(fleet)
+    assert json.loads(json.dumps(document)) == document and "role" not in document["pools"][0]
+    script = tmp_path / "fleet.sh"
+    script.write_text(vllm_script(document))
+    said = 'printf "%s\\0" "$@" "$VLLM_NIXL_SIDE_CHANNEL_HOST $VLLM_NIXL_SIDE_CHANNEL_PORT"'
+    write_program(tmp_path / "vllm", said)
+    write_program(tmp_path / "vllm-router", 'printf "%s\\0" "$@" "$OPENAI_API_KEY"')
+    for pool in fleet.pools[1:]:
+        met = {"VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7"}
+        ran = subprocess.run(["sh", script, pool.name], env=met | {"PATH": f"{tmp_path}:/bin"}, capture_output=True)
+        assert ran.stdout.decode().split("\0")[:-1] == ["serve", *pool.args, "10.0.0.7 5600"]
+        refused = subprocess.run(["sh", script, pool.name], env={"PATH": f"{tmp_path}:/bin"}, capture_output=True)
+        assert refused.returncode and b"VLLM_NIXL_SIDE_CHANNEL_HOST: need the address" in refused.stderr
+    (router,) = fleet.stage_routers
+    asked = ["--prefill", "http://a:8000", "--decode", "http://b:8000"]
+    env = {"PATH": f"{tmp_path}:/bin", "VLLM_API_KEY": "k"}
+    ran = subprocess.run(["sh", script, router.name, *asked], env=env, capture_output=True)
+    assert ran.stdout.decode().split("\0")[:-1] == [*router.args, *asked, "k"]
+    assert {"--prefill", "--decode"} < set(RELEASE["router"]["flags"])
 
 
 # the router

@@ -48,10 +48,13 @@ def sized(engines: tuple[Engine, ...], windows: Array, gamma: Array, workload: W
     return evaluate(size_fleet(fleet, workload, slo, PUBLISHED), workload, PUBLISHED)
 
 
+DEEPER = {"resources", "pools", "stages", "stable", "ttft", "itl"}  # of metrics, what is no number of a pool
+
+
 def named(metrics: PoolMetrics | FleetMetrics) -> dict[str, Array]:
     """Numbers of metrics by name, resources as the others."""
     flat = vars(metrics) | vars(metrics.resources)
-    return {name: value for name, value in flat.items() if name not in ("resources", "pools", "stable", "ttft", "itl")}
+    return {name: value for name, value in flat.items() if name not in DEEPER}
 
 
 def numbers_of(workload: Workload) -> dict[str, Array]:

@@ -189,25 +189,23 @@ ON_GPUS = (("h100", 2), ("b200", 3), ("h100", 4))  # and so many pools
 TRACES = ("azure-conv", "azure-code", "azure-cdf", "lmsys-cdf", "mooncake-conv")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "azure-conv" else pytest.mark.nightly) for name in TRACES],
+)
 def test_the_gradient_comes_close_to_the_exact_search_on_traces(name):
-    """On the published engines of every kind, on measured ones of one: each shape compiles for a minute."""
+    """Published and physical, each kind of engines on one trace or two: each shape compiles for a minute."""
     workload, slo = load_workload(name), make_slo(ttft_p99_s=20.0 if name == "mooncake-conv" else 3.0)
-    turn = TRACES.index(name) % len(ON_GPUS)
-    for assume, assumptions, source, on in (
-        ("published", PUBLISHED, "projected", ON_GPUS),
-        ("physical", PHYSICAL, "measured", ON_GPUS[turn : turn + 1]),
-    ):
-        for gpu, k in on:
-            spec = EngineSpec(gpu, source=source)
-            problem = make_problem(workload, [spec], n_pools=k, slo=slo, assume=assume, assumptions=assumptions)
-            best, found = optimize(problem, "exact"), optimize(problem, "gradient")
-            assert_held(found)
-            # The exact search moves thresholds until whole instances fit, the gradient rounds up: of a few dozen
-            # instances that hold the tail of the physical laws, one is 1 or 2 %.
-            whole = 1.0 / float(found.metrics.n_instances) if assume == "physical" else 0.0
-            assert in_tok_per_j(found) >= (REACHES - whole) * in_tok_per_j(best), (assume, gpu, k)
+    gpu, k = ON_GPUS[TRACES.index(name) % len(ON_GPUS)]
+    for assume, assumptions, source in (("published", PUBLISHED, "projected"), ("physical", PHYSICAL, "measured")):
+        spec = EngineSpec(gpu, source=source)
+        problem = make_problem(workload, [spec], n_pools=k, slo=slo, assume=assume, assumptions=assumptions)
+        best, found = optimize(problem, "exact"), optimize(problem, "gradient")
+        assert_held(found)
+        # The exact search moves thresholds until whole instances fit, the gradient rounds up: of a few dozen
+        # instances that hold the tail of the physical laws, one is 1 or 2 %.
+        whole = 1.0 / float(found.metrics.n_instances) if assume == "physical" else 0.0
+        assert in_tok_per_j(found) >= (REACHES - whole) * in_tok_per_j(best), (assume, gpu, k)
 
 
 @pytest.mark.slow

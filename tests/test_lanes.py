@@ -66,10 +66,10 @@ def test_what_changes_instances_or_engines_leaves_the_rest(engine):
 
 
 def test_a_lane_of_two_stages_has_no_single_one(engine):
-    """Two stages are a record that can be written, and that no law reads yet: refused, not half served."""
+    """Whoever reads lanes of one stage refuses one of two, in a line that says so: it is not half served."""
     stage = Stage(engine, jnp.ones(()))
     lane = Lane(jnp.asarray(900.0), jnp.ones(()), (stage, stage))
-    with pytest.raises(ValueError, match="too many values"):
+    with pytest.raises(ValueError, match="a lane of two stages"):
         _ = Fleet((lane,), AROUND).engines
 
 

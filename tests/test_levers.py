@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fleetopt_jax._optimize.changes import CLOCKS, PROMPT_FRAC, SLOTS, all_levers, changed
+from fleetopt_jax._optimize.changes import CLOCKS, PROMPT_FRAC, SLOTS, all_levers, changed, with_hits
 from fleetopt_jax._optimize.levers import MULTIPLY, Levers, pull_levers
 from fleetopt_jax._optimize.plan import Infeasible, Plan, Search, Unreachable, require_plan
 from fleetopt_jax._optimize.problem import Problem, make_problem
@@ -20,11 +20,13 @@ from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.files import to_json
 from fleetopt_jax.documents.levers import levers_to_json
 from fleetopt_jax.fleet.assumptions import PUBLISHED
+from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits
 from fleetopt_jax.fleet.fleet import make_slo
 from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
 from fleetopt_jax.report.levers import answer, levers_figure, levers_table
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
+from fleetopt_jax.workload.reuse import mean_reused_tokens
 
 
 def in_published_terms(workload, h100, **how) -> Problem:
@@ -94,6 +96,9 @@ def test_what_the_published_model_has_no_law_for_is_left_out_with_the_reason(pub
         "model",
         "clock",
         "compression",
+        "prefix_cache",
+        "disaggregate",
+        "speculate",
     }
     assert "do not compare" in published.left_out["tp"]
     assert "prefill = free_chunks" in published.left_out["clock"]
@@ -169,9 +174,9 @@ def test_the_clock_lever_sets_clocks_of_the_top_clock(few_kinds):
 def test_every_lever_keeps_what_it_does_not_change(few_kinds):
     problem = make_problem(few_kinds, [TUNED], n_pools=1)
     touched = {"tp": "tp", "generation": "gpu", "kv_precision": "kv_precision", "model": "llm"}
-    touched |= {"max_num_seqs": "max_num_seqs", "clock": "clock_frac"}
+    touched |= {"max_num_seqs": "max_num_seqs", "clock": "clock_frac", "speculate": "speculate"}
     released = released_by_levers(problem)
-    assert set(touched) | {"present", "routing", "gamma", "pools", "compression"} == set(released)
+    assert set(touched) | {"present", "routing", "gamma", "pools", "compression", "disaggregate"} == set(released)
     for lever, each in released.items():
         for spec in each.specs:
             field = touched.get(lever)
@@ -266,7 +271,80 @@ def test_tries_that_fail_leave_the_prompt_as_it_was(conv):
 def test_levers_that_are_pulled_already_are_not_offered():
     now = EngineSpec("b200", "qwen3-235b-a22b", precision="fp8", kv_precision="fp8")
     offered = all_levers([now], 4, None, next_gpu="b200", llm="qwen3-235b-a22b")
-    assert {lever.name for lever in offered} == {"tp", "max_num_seqs", "clock", "compression"}
+    left = {"tp", "max_num_seqs", "clock", "compression", "disaggregate", "speculate"}
+    assert {lever.name for lever in offered} == left
+
+
+# --- prefix caching ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chats():
+    return load_workload("mooncake-conv")
+
+
+def test_hits_are_given_or_what_the_workload_tells(conv, chats):
+    """Of a trace without hashes nothing is known, and nothing is made up; of one with, as much as it repeats."""
+    present = make_problem(conv, [EngineSpec("h100")], n_pools=1)
+    released = released_by_levers(present, hit_frac=0.37)
+    assert released["prefix_cache"].assumptions.prefix_cache == ConstantHits(0.37)
+    same = dataclasses.replace(released["prefix_cache"], assumptions=present.assumptions)
+    assert same == released["present"]
+    assert all(each.assumptions == present.assumptions for name, each in released.items() if name != "prefix_cache")
+    told = released_by_levers(make_problem(chats, [EngineSpec("h100")], n_pools=1))["prefix_cache"].assumptions
+    share = mean_reused_tokens(chats) / float(mean_tokens(chats)[0])
+    assert told.prefix_cache == ConstantHits(share) and 0.3 < share < 0.5
+
+
+@pytest.mark.parametrize(
+    ("of", "how", "why"),
+    [
+        ("physical", {}, "neither block hashes nor sessions"),
+        ("physical", {"hit_frac": 0.0}, "nothing is found"),
+        ("published", {"hit_frac": 0.5}, "prefill = free_chunks"),
+    ],
+)
+def test_hits_that_are_unknown_or_spare_nothing_are_left_out_with_the_reason(few_kinds, h100, of, how, why):
+    problem = make_problem(few_kinds, [TUNED], n_pools=1)
+    problem = in_published_terms(few_kinds, h100) if of == "published" else problem
+    found = pull_levers(problem, search=nothing_holds, **how)
+    assert why in found.left_out["prefix_cache"]
+    assert "prefix_cache" not in {each.pulled.levers[0].name for each in found.gains}
+
+
+def test_what_is_compressed_finds_nothing(few_kinds):
+    """Both together are not tried, and a fleet that has a cache is not compressed; routing and gamma know the law."""
+    problem = make_problem(few_kinds, [TUNED], n_pools=1)
+    found = pull_levers(problem, hit_frac=0.5, every_pair=True, search=nothing_holds)
+    pairs = {frozenset(pair.gain.pulled.names) for pair in found.pairs}
+    assert frozenset({"prefix_cache", "compression"}) not in pairs
+    assert {frozenset({"prefix_cache", other}) for other in ("routing", "gamma", "clock", "tp")} <= pairs
+    cached = dataclasses.replace(problem, assumptions=with_hits(problem.assumptions, 0.5))
+    found = pull_levers(cached, hit_frac=0.7, search=nothing_holds)
+    assert "begins otherwise" in found.left_out["compression"]
+    assert "prefix_cache" not in {each.pulled.levers[0].name for each in found.gains} | set(found.left_out)
+
+
+@pytest.mark.slow
+def test_the_gain_of_a_prefix_cache_is_that_of_the_plans(few_kinds):
+    """As assumed, with the words that say so."""
+    problem = make_problem(few_kinds, [EngineSpec("h100", serving="vllm-0.11")], n_pools=1)
+    cached = dataclasses.replace(problem, assumptions=with_hits(problem.assumptions, 0.6))
+
+    def search(released: Problem) -> Plan | Infeasible:  # of one pool of the same engine and prompts
+        same = released.n_pools == 1 and released.specs == problem.specs
+        same &= released.service.workload is problem.service.workload
+        return optimize(released) if same else nothing_holds(released)
+
+    found = pull_levers(problem, hit_frac=0.6, search=search)
+    lever = next(each for each in found.gains if each.pulled.names == ("prefix_cache",))
+    gain = float(require_plan(optimize(cached)).metrics.tok_per_j / require_plan(optimize(problem)).metrics.tok_per_j)
+    assert lever.gain == pytest.approx(gain, rel=1e-9) and gain > 1.0
+    assert lever.quality == "assumed" and lever.interval.low <= lever.gain <= lever.interval.high
+    document = json.loads(to_json(levers_to_json(found)))
+    (written,) = (each for each in document["levers"] if each["name"] == "prefix_cache")
+    assert written["title"] == "prefix caching (60 % found)" and "the share is assumed" in written["note"]
+    assert "prefix caching (60 % found)" in answer(document)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -281,6 +359,7 @@ def test_levers_that_are_pulled_already_are_not_offered():
         (["plan.json", "--gpu", "b200"], "--gpu: plan.json says it itself"),
         (["no-such-plan.json"], "no-such-plan.json"),
         (["--rate", "0"], "--rate: 0 is not allowed"),
+        (["--prefix-hit", "trace"], "'trace' is not a share"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, says, capsys):
@@ -315,7 +394,7 @@ def test_physical_azure_conversation():
     GPUs prefill little faster, for all-reduces take their time."""
     problem = make_problem(load_workload("azure-conv"), [EngineSpec("h100")], n_pools=1)
     found = pull_levers(problem, next_gpu="b200")
-    assert not found.left_out
+    assert set(found.left_out) == {"prefix_cache"}  # the trace has no hashes
     both = next(p.gain.gain for p in found.pairs if {x.name for x in p.gain.pulled.levers} == {"routing", "generation"})
     assert 1.0 < gain_of(found, "generation") < 1.2
     assert gain_of(found, "routing") == 1.0

@@ -11,7 +11,7 @@ import pytest
 from brute_force import AllFleets, few_lengths, with_less_kv
 
 import fleetopt_jax as fo
-from fleetopt_jax._optimize import grid
+from fleetopt_jax._optimize import candidates
 from fleetopt_jax._optimize.candidates import gamma_grid
 from fleetopt_jax._optimize.plan import Infeasible, Plan, is_plan, require_plan
 from fleetopt_jax._optimize.problem import Method, Problem, make_problem, thresholds
@@ -165,8 +165,7 @@ def test_the_grid_is_the_best_of_all_fleets_and_walks_there_where_they_are_too_m
         assert plan.status == "optimal" and plan.cost == pytest.approx(best, rel=1e-9)
         assert (plan.fleet.gamma.max() > 1.0) == (problem is compressed)
         with monkeypatch.context() as few:
-            few.setattr(grid, "MAX_CANDIDATES", 60)
-            few.setattr(grid, "MAX_COARSE", 60)
+            few.setattr(candidates, "FULL", candidates.Effort(every=60, coarse=60))
             walked = optimize(problem, "grid")
         assert walked.status == "feasible"
         assert_within_limits(walked)

@@ -284,7 +284,7 @@ def test_a_plan_that_says_none_was_made_with_what_was_measured():
 
 def test_export_starts_what_was_planned():
     document = json.loads(OLD_PLAN.read_text())
-    pools = [pool | {"llm": "deepseek-v3", "precision": None} for pool in document["pools"]]
+    pools = [pool | {"llm": "deepseek-v3", "precision": None, "n_gpus": None} for pool in document["pools"]]
 
     def launched(**how):
         return fleet_launch({**document, "pools": [pools[0] | how, *pools[1:]]}, "plan.json")

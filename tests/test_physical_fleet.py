@@ -427,13 +427,13 @@ def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
 @pytest.mark.slow
 def test_the_whole_relaxation_is_differentiable(engine, workload):
     """Soft routing and real rounding: central differences in every number of the fleet, engines included."""
-    fleet = fleet_of([rich(engine)] * 2, [900.0, 21_000.0], [1.5, 1.0], [2.3, 3.3], RICH)
+    fleet = fleet_of([rich(engine)] * 2, [860.0, 21_000.0], [1.5, 1.0], [2.3, 3.3], RICH)
     (_, metrics), slopes = softly(fleet, workload, 0.1, False)
     assert np.all((metrics.pools.utilization > 0.3) & (metrics.pools.utilization < 0.95))
     leaves, tree = jax.tree.flatten((fleet, workload.arrival_rate_per_s))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(fleet)] + ["rate"]
     exact = [np.ravel(x * slope) for x, slope in zip(leaves, jax.tree.leaves(slopes), strict=True)]
-    h, moving = 1e-3, set()
+    h, moving = 1e-3, set()  # within which no quantile of this fleet crosses an end of a cell of prompts
     for i, (leaf, name) in enumerate(zip(leaves, names, strict=True)):
         for j in range(jnp.size(leaf)):
             values = []
@@ -482,7 +482,7 @@ def test_metrics_and_gradients_stay_finite_at_the_edges(engine, workload):
 
 # --- odd inputs -----------------------------------------------------------------------------------------------------
 
-CASES, ATOMS = 1500, 8
+CASES, ATOMS = 600, 8
 many = jax.jit(
     jax.vmap(
         lambda engine, around, requests, windows, gamma, n: evaluate(
@@ -595,7 +595,7 @@ def test_money_carbon_and_watts_add_up(engine):
     compressor_w = np.stack([requests.arrival_rate_per_s * joules, np.zeros(CASES)], axis=1)  # tries, not successes
     watts = site.pue * (gpus * (pools.gpu_power_w + site.host_w_per_gpu) + compressor_w)
     np.testing.assert_allclose(pools.power_w, watts, rtol=1e-9)
-    assert np.sum(compressor_w > 0) > 20
+    assert np.sum(compressor_w > 0) > 5
     money = gpus * engine.usd_per_gpu_h[:, None] + watts / 1e3 * site.usd_per_kwh
     np.testing.assert_allclose(pools.usd_per_h, money, rtol=1e-9)
     np.testing.assert_allclose(pools.kg_co2_per_h, watts / 1e3 * site.kg_co2_per_kwh, rtol=1e-9)
@@ -614,7 +614,7 @@ def test_latencies_fall_with_instances_and_rise_with_bursts(engine):
     more = many(*where, requests, windows, gamma, np.ceil(1.2 * n)).pools
     bursty = many(*where, replace(requests, arrival_scv=3 * requests.arrival_scv), windows, gamma, n).pools
     finite = np.isfinite(metrics.ttft_p99_s) & (np.asarray(metrics.traffic_frac) > 0)
-    assert np.sum(finite) > 500
+    assert np.sum(finite) > 200
 
     def at_most(less, most, rtol):
         return np.all((np.asarray(less) <= np.asarray(most) * (1 + rtol))[finite])

@@ -93,7 +93,7 @@ def test_infeasible_names_what_is_reachable(spec, workload, scope):
     assert {*named} == {"ttft_p99_s", "itl_s"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gradient_comes_close_to_the_exhaustive_search(spec, workload):
     for scope, rate, gamma, limits in (
         ("pool", 400.0, 1.0, dict(ttft_p99_s=1.5, itl_s=0.02)),

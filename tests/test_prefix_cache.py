@@ -30,6 +30,7 @@ from fleetopt_jax.fleet.assumptions import (
     PrefixAffinity,
     WorkingSetCache,
 )
+from fleetopt_jax.fleet.avoided import avoided_prefill
 from fleetopt_jax.fleet.choices.tail import MeanPrefillTail
 from fleetopt_jax.fleet.evaluate import evaluate
 from fleetopt_jax.fleet.fleet import Fleet, fleet_of
@@ -323,7 +324,7 @@ def test_a_constant_share_is_what_a_cache_that_finds_it_gives(workload):
     np.testing.assert_allclose(constant.pools.mean_prompt_tokens, from_curve.pools.mean_prompt_tokens, rtol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_full_tail_reads_what_is_left_of_prompts(fleet, workload):
     """First tokens come earlier, the more is found; by a share of each prompt or by the workload's own reuse."""
     whole = replace(PHYSICAL, dispatch=PrefixAffinity())
@@ -362,6 +363,36 @@ def test_a_share_is_searched(workload):
     assert plan.metrics.tok_per_j > without.metrics.tok_per_j
 
 
+def test_what_is_avoided_is_the_law_of_prompts_that_are_computed():
+    """Of prompts of one length: tau1 p + tau2 p^2 against tau1 (p - c) + tau2 (p^2 - c^2); watts of prefill in it."""
+    one = make_workload([6000.0], [50.0], arrival_rate_per_s=8.0)
+    engine = build(EngineSpec("h100", serving="vllm-0.11"))
+    assumptions = replace(PHYSICAL, tail=MeanPrefillTail(), prefix_cache=ConstantHits(0.4))
+    fleet = fleet_of([engine], [6400.0], [1.0], [30.0])
+    pools = compiled(fleet, one, assumptions=assumptions).pools
+    avoided = avoided_prefill(fleet, one, pools, assumptions)
+    assert float(avoided.tokens_per_s[0]) == pytest.approx(8.0 * 0.4 * 6000, rel=1e-9)
+    tau1, tau2 = float(engine.prefill.per_token_s), float(engine.prefill.per_token2_s)
+    spared_s = tau1 * 2400 + tau2 * 2400**2
+    assert float(avoided.instances[0]) == pytest.approx(8.0 * spared_s, rel=1e-3)
+    watts = float(avoided.power_w[0] / avoided.instances[0] / engine.gpus_per_instance)
+    assert watts == pytest.approx(float(engine.prefill.gpu_w), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_what_is_avoided_is_what_the_same_fleet_spends_without(fleet, workload):
+    """Of instances enough for both, by the operators' law, whose steps do not add up."""
+    large = fleet.with_instances(jnp.array([40.0, 40.0]))
+    hits = replace(CACHED, dispatch=PrefixAffinity(), prefix_cache=ConstantHits(0.3))
+    none = replace(hits, prefix_cache=PREFIX_CACHES["none"])
+    pools, without = (compiled(large, workload, assumptions=each).pools for each in (hits, none))
+    avoided = avoided_prefill(large, workload, pools, hits)
+    np.testing.assert_allclose(avoided.instances, 40 * (without.prefill_frac - pools.prefill_frac), rtol=0.05)
+    assert np.all(avoided.power_w > 100 * avoided.instances * 8) and np.all(
+        avoided.power_w < 700 * avoided.instances * 8
+    )
+
+
 def test_what_a_prefix_cache_needs_is_asked_for(fleet, workload):
     with pytest.raises(ValueError, match="whose reuse is known"):
         evaluate(fleet, replace(workload, reuse=None), CACHED)
@@ -369,9 +400,9 @@ def test_what_a_prefix_cache_needs_is_asked_for(fleet, workload):
         evaluate(fleet, workload, replace(PUBLISHED, prefix_cache=ConstantHits(0.5)))
     with pytest.raises(BadInput, match="from 0 to below 1"):
         ConstantHits(1.0)
-    with pytest.raises(BadInput, match="no search takes into account"):
-        optimize(make_problem(workload, [SPEC], n_pools=1, assumptions=CACHED))
-    with pytest.raises(BadInput, match="simulator keeps none"):
+    with pytest.raises(BadInput, match="need --method grid"):
+        optimize(make_problem(workload, [SPEC], n_pools=1, assumptions=CACHED), "exact")
+    with pytest.raises(BadInput, match="no block hashes"):
         simulate(fleet, workload, CACHED)
 
 
@@ -499,13 +530,18 @@ def test_trace_prints_the_hit_curve_and_evaluate_reads_it(tmp_path, capsys, stre
 
 @pytest.mark.slow
 def test_a_plan_keeps_what_its_prompts_find(tmp_path, capsys):
-    """Searched with a share, then evaluated with the trace's own reuse; written and read again; not exported yet."""
+    """Searched with a share, then evaluated with the trace's own reuse; written, read again and exported."""
     plan, traced = tmp_path / "plan.json", tmp_path / "traced.json"
     asked = ["--workload", "mooncake-conv", "--rate", "10", "--pools", "1", "--ttft-p99-ms", "20000"]
     assert (
         main(["optimize", *asked, "--serving", "vllm-0.11", "--prefix-hit", "0.3", "--out", str(plan), "--json"]) == 0
     )
-    assert json.loads(capsys.readouterr().out)["pools"][0]["prefix_hit_frac"] == pytest.approx(0.3, abs=1e-6)
+    document = json.loads(capsys.readouterr().out)
+    assert document["pools"][0]["prefix_hit_frac"] == pytest.approx(0.3, abs=1e-6)
+    assert document["prefill_avoided"]["prompt_frac"] == pytest.approx(0.3, abs=1e-6)
+    assert 0 < document["prefill_avoided"]["instances"] < document["metrics"]["n_instances"]
+    assert main(["evaluate", str(plan)]) == 0
+    assert "Prefill avoided" in capsys.readouterr().out
     for command in (["--prefix-hit", "trace", "--dispatch", "affinity", "--out", str(traced)], []):
         place = plan if command else traced
         main(["evaluate", str(place), *command, "--json"])
@@ -513,5 +549,7 @@ def test_a_plan_keeps_what_its_prompts_find(tmp_path, capsys):
         assert document["prefix_cache"] == {"name": "working_set"}
         assert document["dispatch"] == "affinity"
         assert 0.1 < document["pools"][0]["prefix_hit_frac"] < document["workload"]["reused_frac"]
-    assert main(["export", str(plan), "--to", "vllm"]) == 2
-    assert "cannot be exported yet" in capsys.readouterr().err
+    for file, assumed in ((plan, "Assumes that 30 % of the prompt tokens"), (traced, "by a law.")):
+        assert main(["export", str(file), "--to", "vllm", "--anyway"]) == 0
+        script = capsys.readouterr().out
+        assert assumed in script and "--enable-prefix-caching" in script

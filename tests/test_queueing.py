@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import gammaincc, gammaln
 
-from fleetopt_jax.laws.queueing import erlang_c, log_erlang_b, log_erlang_c, mean_wait_s, p99_wait_s
+from fleetopt_jax.laws.queueing import erlang_c, fresh_frac, log_erlang_b, log_erlang_c, mean_wait_s, p99_wait_s
 
 SERVERS = np.array([1, 2, 3, 4, 7, 10, 31, 100, 316, 1000, 3162, 10_000, 31_623, 100_000])
 RHO = np.array([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.85, 0.9, 0.95, 0.99, 0.999, 0.9999])
@@ -180,6 +180,16 @@ def test_wait_gradients_match_finite_differences(name):
         smooth = np.abs(log_c(queues[0], queues[1] * queues[2]) - np.log(0.01)) > 1e-3
     # Rounding of the values gives 1e-10 / h, curvature h^2 times up to 1 / (1 - rho)^3.
     np.testing.assert_allclose(exact[:, smooth], (differences / scale)[:, smooth], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_left_of_an_iteration_when_a_router_learns_of_it():
+    """Against drawn delays; all of it to a router that always knows, and without a step where both are as long."""
+    late, lengths = np.random.default_rng(3).random(200_000) * 0.05, np.geomspace(0.002, 2.0, 30)
+    drawn = [np.maximum(0.0, 1.0 - late / length).mean() for length in lengths]
+    np.testing.assert_allclose(fresh_frac(lengths, 0.05), drawn, atol=3e-3)
+    assert float(fresh_frac(1.0, 1e-9)) == pytest.approx(1.0)
+    slope = jax.vmap(jax.grad(fresh_frac), (0, None))(jnp.asarray([0.05 - 1e-9, 0.05 + 1e-9]), 0.05)
+    np.testing.assert_allclose(slope, 10.0, rtol=1e-6)
 
 
 def test_waits_are_differentiable_both_ways():

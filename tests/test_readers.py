@@ -344,7 +344,7 @@ def packed_parquet() -> bytes:
         ("cut.csv.gz", None, "cannot be read"),
         ("trace.txt", "1 2\n", "the header is one cell: 1 2; its words are parted by blanks"),
         ("trace", "ab\n1\n", "the header is one cell: ab"),
-        ("folder.csv", None, "cannot be read"),
+        ("folder.csv", None, "0 files; need files in it"),
     ],
 )
 def test_a_file_that_holds_no_trace_is_refused(tmp_path, name, content, says):

@@ -20,7 +20,8 @@ BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
 IN_TABLES = [
     each for row in README.splitlines() if row.startswith("|") for each in re.findall(r"`(fleetopt [^`]*)`", row)
 ]
-COMMANDS = [line.split("   #")[0] for line in [*BLOCKS.splitlines(), *IN_TABLES] if line.startswith("fleetopt ")]
+SHOWN = [line.split("   #")[0] for line in [*BLOCKS.splitlines(), *IN_TABLES] if line.startswith("fleetopt ")]
+COMMANDS = list(dict.fromkeys(SHOWN))  # each once, in the order shown
 
 
 CONFIG = {
@@ -69,6 +70,10 @@ def test_every_command_shown_runs(tmp_path):
     arrival = np.cumsum(rng.exponential(0.5, 1000))
     rows = "".join(f"{p:.0f},{o:.0f},{t:.3f}\n" for p, o, t in zip(prompt + 1, output + 1, arrival))
     (tmp_path / "mine.csv").write_text("in,out,t\n" + rows)
+    talks = "".join(  # of three turns each, one after another
+        f"{i // 3},{400 * (1 + i % 3) + i % 7},{90 + i % 50},{0.4 * i:.1f}\n" for i in range(600)
+    )
+    (tmp_path / "talks.csv").write_text("session_id,prompt_tokens,completion_tokens,timestamp\n" + talks)
     (seen,) = re.findall(r"```\n(pool,rate_per_s,.*?)```", README, re.DOTALL)
     (tmp_path / "observed.csv").write_text(seen)
     batch = np.array([4.0, 8.0, 16.0, 32.0, 64.0, 128.0])
@@ -77,13 +82,16 @@ def test_every_command_shown_runs(tmp_path):
     (catalog,) = re.findall(r"```toml\n(schema = \"fleetopt-catalog/1\".*?)```", README, re.DOTALL)
     for name in ("my.toml", "x1.toml"):  # the second as `experiments/fit_operators.py` writes it, less coefficients
         (tmp_path / name).write_text(catalog)
+    (tmp_path / "prices.csv").write_text(
+        "hour,usd_per_kwh\n" + "".join(f"{h},{0.1 - 0.02 * (h < 6):.2f}\n" for h in range(24))
+    )
     (tmp_path / "my-chat").mkdir()
     for config in (tmp_path / "config.json", tmp_path / "my-chat" / "config.json"):
         config.write_text(json.dumps(CONFIG))
     (tmp_path / "experiments").mkdir()
     shutil.copytree(ROOT / "experiments" / "scenarios", tmp_path / "experiments" / "scenarios")
     shutil.copy(ROOT / "experiments" / "router.py", tmp_path / "experiments" / "router.py")
-    settings = {**os.environ, "FLEETOPT_CACHE": str(tmp_path / "cache")}
+    settings = {"FLEETOPT_CACHE": str(tmp_path / "cache"), **os.environ}
     for command in [*COMMANDS, "python experiments/router.py router.json 1200 300"]:
         program, *arguments = shlex.split(command)
         start = [sys.executable] if program == "python" else [sys.executable, "-m", "fleetopt_jax.cli.main"]

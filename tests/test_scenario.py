@@ -26,7 +26,7 @@ from fleetopt_jax.cli.table import SECTIONS as TABLES
 from fleetopt_jax.cli.table import TABLE, keys_of
 from fleetopt_jax.cli.values import Number
 
-N_GENERATED = int(os.environ.get("FLEETOPT_SCENARIOS", "400"))  # of the long property test
+N_GENERATED = int(os.environ.get("FLEETOPT_SCENARIOS", "100"))  # of the long property test
 EXAMPLES = sorted((Path(__file__).parents[1] / "experiments" / "scenarios").glob("*.toml"))
 
 
@@ -75,7 +75,7 @@ def test_every_option_of_a_search_is_in_the_scenario_and_the_other_way_round():
     }
     options = {name for command in SEARCHES for name in vars(parser.parse_args([command]))}
     of_the_run = {"command", "json", "out", "quiet", "verbose", "scenario", "save_scenario", "figure", "csv"}
-    of_the_run |= {"warned", "read"}
+    of_the_run |= {"warned", "read", "show", "workers", "address", "plans"}
     of_a_plan = {"plan", "plan_says"}
     assert {option.name for _, _, option in KEYS} == options - of_the_run - of_a_plan
 
@@ -144,7 +144,8 @@ def test_every_command_saves_what_it_was_asked(tmp_path, arguments):
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_examples_are_understood(example):
-    assert options_of("optimize", "--scenario", example).ttft_p99_ms > 0
+    command = "services" if "[[service]]" in example.read_text() else "optimize"
+    assert options_of(command, "--scenario", example).ttft_p99_ms > 0
 
 
 def test_only_what_is_lost_is_warned_of(tmp_path):
@@ -359,11 +360,12 @@ counts: dict[Any, int] = {"all": 0}
 @pytest.mark.slow
 def test_generated_scenarios_reach_every_exit_code():
     """What the property above ran, were it not all refused at the door."""
-    if counts["all"] < 300:
+    if counts["all"] < 80:
         pytest.skip("the property test has not run")
-    assert counts.get(OK, 0) > 10 and counts.get(BAD_INPUT, 0) > 10 and counts.get(INFEASIBLE, 0) > 10
+    assert counts.get(OK, 0) > 2 and counts.get(BAD_INPUT, 0) > 2 and counts.get(INFEASIBLE, 0) > 2
 
 
 def test_files_of_a_scenario_are_relative_to_it():
     found = {option.name for option in TABLE if option.file == "named" and option.section}
-    assert found == {"workload", "prefix_hit", "gpu", "llm", "catalog", "robust_workloads", "other_llm"}
+    of_engines = {"gpu", "llm", "catalog", "other_llm", "speculate"}
+    assert found == of_engines | {"workload", "prefix_hit", "robust_workloads", "profile", "prices", "carbon"}

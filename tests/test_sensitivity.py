@@ -86,16 +86,16 @@ def assert_elasticities_are_differences(plan: Plan, outcomes: Sequence[str] = OU
 
 # Of P99 TTFT by what fills cells of the histogram that nobody is in, 7e-6 or 5e-4 of it are missed: presumably of the
 # inversion's grid, for which those cells count once they are filled.
+BUT_TTFT = [name for name in OUTCOMES if name != "ttft_p99_s"]
 FILLS_CELLS = pytest.mark.xfail(strict=True, reason="P99 TTFT by gamma, window and lengths is 5e-4 off its differences")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "assumptions", "engine", "outcomes"),
     [
-        ("published", PUBLISHED, "projected", OUTCOMES),
-        ("physical", PHYSICAL, "measured", [name for name in OUTCOMES if name != "ttft_p99_s"]),
-        pytest.param("physical", PHYSICAL, "measured", ["ttft_p99_s"], marks=FILLS_CELLS),
+        pytest.param("published", PUBLISHED, "projected", OUTCOMES, marks=pytest.mark.slow),
+        pytest.param("physical", PHYSICAL, "measured", BUT_TTFT, marks=pytest.mark.nightly),
+        pytest.param("physical", PHYSICAL, "measured", ["ttft_p99_s"], marks=[FILLS_CELLS, pytest.mark.nightly]),
     ],
 )
 def test_elasticities_of_two_pools_are_central_differences(workload, name, assumptions, engine, outcomes):

@@ -372,6 +372,23 @@ def test_a_closed_loop_is_as_its_schedule_predicts(of_operators):
 # --- a naive scheduler ----------------------------------------------------------------------------------------------
 
 
+def iterated(running: list, decoding: list, chunks: list, clock: float, law: dict, window: float = np.inf) -> float:
+    """The clock after an iteration with these chunks of prompts, whose tokens the sequences then have."""
+    contexts = np.array([r["context"] for r in decoding], float)
+    took = law["base_s"] + law["per_seq_s"] * len(decoding) + law["per_token_s"] * contexts.sum()
+    took += law.get("windowed_token_s", 0.0) * np.minimum(contexts, window).sum()
+    for r, chunk in chunks:
+        before, r["done"] = r["done"], r["done"] + chunk
+        took += law["tau1"] * chunk + law["tau2"] * (r["done"] ** 2 - before**2)
+    clock += took
+    for r in running:
+        if r["done"] == r["prompt"] or r in decoding:
+            r["times"].append(clock)
+            r["context"] += 1
+            r["left"] -= 1
+    return clock
+
+
 def naive(row: Row, *, slots: int, budget: int, n_blocks: float, fixed_tokens: int, window: int, law: dict):
     """The same rules for one instance, request by request, in plain Python: the scheduler of vLLM as documented."""
 
@@ -406,18 +423,7 @@ def naive(row: Row, *, slots: int, budget: int, n_blocks: float, fixed_tokens: i
             clock = max(clock, waiting[0]["arrival"])
             continue
         n_iterations += 1
-        contexts = np.array([r["context"] for r in decoding], float)
-        took = law["base_s"] + law["per_seq_s"] * len(decoding) + law["per_token_s"] * contexts.sum()
-        took += law["windowed_token_s"] * np.minimum(contexts, window).sum()
-        for r, chunk in chunks:
-            before, r["done"] = r["done"], r["done"] + chunk
-            took += law["tau1"] * chunk + law["tau2"] * (r["done"] ** 2 - before**2)
-        clock += took
-        for r in running:
-            if r["done"] == r["prompt"] or r in decoding:
-                r["times"].append(clock)
-                r["context"] += 1
-                r["left"] -= 1
+        clock = iterated(running, decoding, chunks, clock, law, window)
         running = [r for r in running if r["left"]]
         while used() > n_blocks:
             r = running.pop()
@@ -593,7 +599,7 @@ def test_too_few_slots_start_again_with_more(monkeypatch):
 def spread(policy, *, n_rows=N_ROWS, seed=0) -> PoolRun:
     """Equal requests over four instances, often while all queues are alike: ties decide."""
     requests = requests_of(random_rows(np.random.default_rng(5), gap_s=0.05))
-    requests = PoolRequests(*(x[:n_rows] for x in vars(requests).values()))
+    requests = requests.rows(slice(n_rows))
     horizons_s = np.full(n_rows, FOREVER_S)
     pool = Pool(engine_of(**HAND, budget=20), scheduler_of(n_rows), 4)
     return run_pool(pool, requests, horizons_s, Balancer(DISPATCHES[policy], seed=seed), n_slots=8)
@@ -649,6 +655,18 @@ def sent(policy: Dispatch, known: np.ndarray, n_instances: int, n_first: int = N
     return state
 
 
+def test_who_has_just_been_sent_a_request_ties_with_the_others():
+    """Two of ten are idle and get one each of three; the third goes to any of the ten that now have one."""
+    n_looks, n = 20_000, 10
+    lengths = jnp.ones((n_looks, n), int).at[:, :2].set(0)
+    keys = jax.random.split(jax.random.key(7), n_looks)
+    queues = Queues(lengths, jnp.zeros(n_looks, int), keys, jnp.asarray(n))
+    chosen = np.asarray(jax.jit(lambda: DISPATCHES["jsq"].choose(queues, 3))())
+    assert np.all(np.sort(chosen[:, :2], axis=1) == [0, 1])
+    shares = np.bincount(chosen[:, 2], minlength=n) / n_looks
+    np.testing.assert_allclose(shares, 0.1, atol=0.01)  # four standard deviations
+
+
 @pytest.mark.parametrize("n_instances", [1, 5, 6])
 def test_the_shortest_queue_is_that_of_a_greedy_loop(n_instances):
     rng = np.random.default_rng(n_instances)
@@ -701,7 +719,7 @@ def test_drawn_requests_are_the_workloads(small_workload, scv):
     assert np.abs(drawn.output_tokens.mean(axis=1) - float(output)).max() < 2 * 60_000 / n
     again = draw_requests(workload, PHYSICAL, n, 2, seed=3)
     other = draw_requests(workload, PHYSICAL, n, 2, seed=4)
-    for name in vars(drawn):
+    for name in ("arrival_s", "prompt_tokens", "output_tokens"):
         np.testing.assert_array_equal(getattr(drawn, name)[:2], getattr(again, name))
     assert not np.array_equal(other.prompt_tokens, again.prompt_tokens)
     assert not np.array_equal(drawn.prompt_tokens[0], drawn.prompt_tokens[1])

@@ -26,7 +26,7 @@ from fleetopt_jax.fleet.assumptions import (
     parse_assumptions,
 )
 from fleetopt_jax.fleet.choices.dispatch import AtRandom, Dispatch, Queues
-from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, RoutingKey, TotalTokens
+from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, RoutingKey, StickySessions, TotalTokens
 from fleetopt_jax.fleet.choices.tail import MeanPrefillTail, QuantileTail
 from fleetopt_jax.fleet.evaluate import FleetMetrics, evaluate
 from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_slo
@@ -230,7 +230,7 @@ def test_requests_go_where_the_router_sees_them_go(key, fleet, workload):
 # --- records --------------------------------------------------------------------------------------------------------
 
 RECORDS = [record for choice in CHOICES.values() for record in choice.values()]
-RECORDS += [*DISPATCHES.values(), TotalTokens(), PromptAndLimit(512.0)]
+RECORDS += [*DISPATCHES.values(), TotalTokens(), PromptAndLimit(512.0), StickySessions(2.0)]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: f"{type(record).__name__}")

@@ -1,5 +1,6 @@
 """The law of TTFT: transforms inverted, against iterations that are simulated; limits, quantiles and gradients."""
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,8 @@ from jax.test_util import check_grads
 from scipy import stats
 
 from fleetopt_jax.core.laplace import POINTS, integral_at, tail_on_grid
-from fleetopt_jax.laws.queueing import burst_s, idle_share
+from fleetopt_jax.laws.bursts import Burst
+from fleetopt_jax.laws.queueing import idle_share
 from fleetopt_jax.laws.ttft import Iterations, TtftLaw, iteration_moments, ttft_mean_s, ttft_quantile_s, ttft_tail
 
 KINDS_S = np.array([0.005, 0.03, 0.4])
@@ -22,7 +24,7 @@ tails = jax.jit(jax.vmap(ttft_tail, (None, 0, None)))
 def law_of(busy: float = 0.5, *, step_s: float = 0.02, any_s: float = 0.0, n: float = 1.0, **of_iterations) -> TtftLaw:
     """Prompts of three lengths on one of N instances, whose own iterations are what they add and a step."""
     rate = busy / (SHARES @ KINDS_S)
-    numbers = dict(in_time=1.0, idle=0.0, burst=0.0, burst_s=1.0) | of_iterations
+    numbers = dict(in_time=1.0, idle=0.0, burst=Burst(1.0, 1.0, 1.0)) | of_iterations
     own_s = step_s + any_s + KINDS_S
     iterations = Iterations(
         rate_per_s=rate, step_s=step_s, any_s=any_s, mass=SHARES, beside_s=KINDS_S, behind_s=KINDS_S, **numbers
@@ -75,8 +77,9 @@ def random_laws(n: int, *, cells: int = 6, seed: int = 14) -> TtftLaw:
             behind_s=costs * rng.random((n, 1)),
             in_time=rng.uniform(0.5, 1.0, n),
             idle=rng.random(n) * rng.integers(2, size=n),
-            burst=rng.uniform(0, 3, n) * rng.integers(2, size=n),
-            burst_s=10.0 ** rng.uniform(-2, 0, n),
+            burst=Burst(
+                rng.random(n), 10.0 ** rng.uniform(-1, 3, n), 1.0 + rng.uniform(0, 9, n) * rng.integers(2, size=n)
+            ),
         ),
         slot_probability=0.05 * rng.random(n) * rng.integers(2, size=n),
         slot_s=1e-4 * rng.random(n),
@@ -132,7 +135,7 @@ def test_the_law_is_that_of_simulated_iterations(busy, any_s):
 
 def test_groups_make_newcomers_wait_for_each_other():
     """In groups of two in the mean, all of them within an iteration."""
-    law = law_of(0.4, burst=2.0, burst_s=1e-9)
+    law = law_of(0.4, burst=Burst(1.0, 1e9, 3.0))
     found = ttft_quantile_s(jax.tree.map(lambda x: x[None], law), jnp.ones(1))
     np.testing.assert_allclose(found, np.quantile(drawn_ttft_s(law, 60_000, group=2.0), 0.99), rtol=0.06)
 
@@ -151,7 +154,7 @@ def test_what_dispatch_leaves_of_chance_orders_the_wait():
         "idle": law_of(idle=0.9),
         "follow": law_of(in_time=0.5),
         "random": law_of(),
-        "burst": law_of(burst=2.0, burst_s=0.1),
+        "burst": law_of(burst=Burst(1.0, 10.0, 3.0)),
     }
     waits = [float(ttft_quantile_s(jax.tree.map(lambda x: x[None], law), jnp.ones(1))) for law in laws.values()]
     assert waits == sorted(waits) and waits[0] < 0.8 * waits[-1]
@@ -165,46 +168,60 @@ def test_idle_instances_are_found_by_who_looks():
     assert float(idle_share(0.1, 24.0)) == pytest.approx(1.0, abs=1e-3)
     found = jax.vmap(idle_share, (0, None))(jnp.geomspace(1e-6, 1e3, 60), 8.0)
     assert np.all((found >= 0) & (found <= 1)) and np.all(np.diff(found) <= 1e-9)
-    n, drawn = 0.7, np.random.default_rng(3).poisson(0.7 * 8, 200_000)
-    among, alone = np.mean(drawn < 8), np.exp(-n)
-    assert float(idle_share(n, 8.0)) == pytest.approx((among - alone) / (1 - alone), abs=0.02)
+    rng = np.random.default_rng(3)
+    for n, n_instances, before in itertools.product((0.3, 0.7, 1.1), (2, 8, 100), (0.0, 0.05, 0.3, 2.0)):
+        in_burst = rng.geometric(1.0 / (1.0 + before * n_instances), 100_000) - 1
+        among = np.mean(rng.poisson(n * n_instances, 100_000) + in_burst < n_instances)
+        alone = np.exp(-n) / (1.0 + before)  # nobody in flight, and nobody who came in the burst
+        expected = max((among - alone) / (1.0 - alone), 0.0)
+        assert float(idle_share(n, n_instances, before)) == pytest.approx(expected, abs=0.06)
 
 
-def test_bursts_reach_as_far_as_those_of_gamma_gaps():
-    """Counted: how far from an arrival those are that a Poisson stream would not have."""
-    scv, rng = 4.0, np.random.default_rng(4)
-    times = np.cumsum(rng.gamma(1 / scv, scv, 400_000))
-    edges = np.linspace(0.0, 12.0, 241)
-    counts = np.zeros(240)
-    for ahead in range(1, 80):
-        counts += np.histogram(times[ahead:] - times[:-ahead], edges)[0]
-    excess = counts / len(times) - np.diff(edges)
-    middle = (edges[1:] + edges[:-1]) / 2
-    assert excess.sum() == pytest.approx((scv - 1) / 2, rel=0.05)
-    assert (excess * middle).sum() / excess.sum() == pytest.approx(float(burst_s(1.0, scv)), rel=0.1)
+def test_fewer_find_an_idle_instance_in_a_burst():
+    before = jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-8, 1e3, 60)])
+    for n, among in ((0.3, 200.0), (0.9, 200.0), (1.3, 8.0), (1e-6, 1.0)):
+        found = jax.vmap(idle_share, (None, None, 0))(n, among, before)
+        assert np.all(np.diff(found) <= 1e-6) and float(found[-1]) < 1e-2
+        slopes = jax.vmap(jax.grad(idle_share, (0, 1, 2)), (None, None, 0))(n, among, before)
+        assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
+def test_bursts_are_those_of_gamma_gaps():
+    """The renewal function, less a Poisson stream's: as a sum over who comes next, and the one after, and so on."""
+    times = np.geomspace(1e-3, 20.0, 30)
+    within = jax.jit(jax.vmap(lambda t, scv: Burst(0.5, 2.0, scv).within(t / 2.0), (0, None)))
+    for scv in (1.2, 2.0, 8.0, 40.0):
+        exact = sum(stats.gamma.cdf(times / scv, n / scv) for n in range(1, 2000)) - times
+        found = np.asarray(within(times, scv)) / 0.5
+        assert np.all((found < exact) & (found > 0.82 * exact)) and np.all(np.diff(found) > 0)
+        assert float(within(np.array([1e9]), scv)[0]) == pytest.approx((scv - 1.0) / 4.0, rel=1e-3)
+    assert np.all(np.abs(within(times, 1.0)) < 1e-9) and float(within(np.zeros(1), 8.0)[0]) < 0.05
+    slopes = jax.vmap(jax.grad(lambda t, scv: Burst(0.5, 2.0, scv).within(t), (0, 1)), (0, None))
+    for scv in (1.0, 8.0, 173.0):
+        assert all(np.all(np.isfinite(x)) for x in slopes(np.append(times, [1e-9, 1e9]), scv))
 
 
 # --- limits, quantiles, gradients -------------------------------------------------------------------------------------
 
 
 def test_the_tail_falls_from_one_to_nothing():
-    laws = random_laws(200)
+    laws = random_laws(80)
     limits = np.concatenate([[-1.0, 0.0], np.geomspace(1e-3, 1e5, 80)])
     found = np.asarray(jax.jit(jax.vmap(jax.vmap(ttft_tail, (None, 0)), (0, None)))(laws, limits))
     assert np.all(np.abs(found[:, 0] - 1) < 1e-6)  # rounding over the width of narrow cells
     assert np.all(found[:, -1] < 2e-3)  # what the inversion leaves of a tail that has long ended
     assert np.all(np.diff(found, axis=1) <= 0.01)
-    unstable = replace(laws, stable=np.zeros(200, bool))
+    unstable = replace(laws, stable=np.zeros(80, bool))
     np.testing.assert_allclose(jax.vmap(ttft_tail, (0, None))(unstable, 1e9), 1.0)
 
 
 def test_the_quantile_inverts_the_tail_and_the_slope_shifts_the_limit():
-    laws = random_laws(100)
+    laws = random_laws(40)
     tail = jax.jit(jax.vmap(ttft_tail))
     for slope, probability in ((0.0, 0.01), (2e-5, 0.01), (1e-3, 0.2)):
         quantile = partial(ttft_quantile_s, slope_s_per_token=slope, probability=probability)
-        limits = jax.jit(jax.vmap(quantile))(jax.tree.map(lambda x: x[:, None], laws), np.ones((100, 1)))
-        np.testing.assert_allclose(tail(laws, limits, np.full(100, slope)), probability, rtol=1e-4)
+        limits = jax.jit(jax.vmap(quantile))(jax.tree.map(lambda x: x[:, None], laws), np.ones((40, 1)))
+        np.testing.assert_allclose(tail(laws, limits, np.full(40, slope)), probability, rtol=1e-4)
     law = jax.tree.map(lambda x: x[0], laws)
     less = law.least_s - 1e-4 * law.shortest_tokens, law.most_s - 1e-4 * law.longest_tokens
     shifted = replace(law, least_s=less[0], most_s=less[1])

@@ -401,7 +401,7 @@ def test_no_table_loses_a_letter_on_a_narrow_screen(width, monkeypatch, capsys):
         ("optimize --free clok", "invalid choice: 'clok'; did you mean clock?"),
         ("catalog workload", "did you mean workloads?"),
         ("pareto --axis rate-of-work=1,2", "invalid choice: 'rate-of-work'"),
-        ("evaluate plan.json --pools 3", "unknown option --pools; it is of optimize, pareto"),
+        ("evaluate plan.json --pools 3", "unknown option --pools; it is of optimize, services, pareto"),
         ("optimize trace.csv", "unexpected 'trace.csv'"),
         ("trace azure-cnv", "unknown name 'azure-cnv'; did you mean azure-conv"),
     ],

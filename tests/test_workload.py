@@ -247,6 +247,13 @@ def test_an_unknown_workload_is_refused_with_the_nearest_name():
 
 
 def test_each_bundled_workload_says_where_it_is_from():
-    listed = {path.name.split(".")[0] for path in DATA.iterdir()} - {"workloads", "engines", "hosts", "operators"}
+    listed = {path.name.split(".")[0] for path in DATA.iterdir()} - {
+        "workloads",
+        "engines",
+        "hosts",
+        "operators",
+        "drafts",
+        "rate_profiles",
+    }
     assert listed == set(json.loads((DATA / "workloads.json").read_text()))
     assert all(facts["source"] and facts["licence"] and facts["title"] for facts in bundled().values())

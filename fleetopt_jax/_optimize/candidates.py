@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics, for_each_la
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import ROUNDING, reached
 from fleetopt_jax.fleet.resources import Resources, Weights
-from fleetopt_jax.fleet.sizing import instances_for, least_instances, most_instances
+from fleetopt_jax.fleet.sizing import instances_for, most_instances, worth_having
 from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.routing import router_edges
@@ -28,9 +29,29 @@ from fleetopt_jax.workload.atoms import Workload
 BATCH = 8192  # candidates of one compiled call: fixed, so that a search compiles once
 CHUNK = 1024  # of them that are sized together
 FEW = 64  # the same where a tail has a distribution: a candidate costs a hundred times as much
+CACHED = 4  # and where what is found depends on the cache: a table of the reuse of each
 GAMMA_STEP = 0.05
 NEAREST = 8  # thresholds on either side that are tried however far they are
-MAX_NEIGHBOURS = 16_384  # candidates of one move of the coordinate search
+
+
+class Effort(NamedTuple):
+    """How many candidates a search may try."""
+
+    every: int = 150_000  # where there are no more, all of them
+    coarse: int = 12_000  # where there are more, or gamma is searched as well: coarse first, then around the best
+    neighbours: int = 16_384  # of one move of the coordinate search
+    latencies: int = BATCH  # windows for the best latencies
+    radii: tuple[float, ...] = ()  # around the best, of one coordinate search after the other
+
+
+FULL = Effort()
+SPARING = Effort(every=160, coarse=96, neighbours=32, latencies=24, radii=(0.25, 0.03, 0.0))
+
+
+def effort_of(problem: Problem) -> Effort:
+    """What can be afforded: with a cache whose hits depend on instances, a candidate costs some hundred times as much
+    and so many fewer are tried."""
+    return SPARING if problem.assumptions.prefix_cache.reads_reuse else FULL
 
 
 @pytree
@@ -105,17 +126,20 @@ def score_batch(
         return jnp.where(feasible, cost, jnp.inf), sized.n_instances
 
     # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
-    # slowest of its candidates needs, its numbers stay in the cache, and those that nobody asked for cost nothing.
+    # slowest of its candidates needs, its numbers stay in the cache, and those that nobody asked for cost nothing. The
+    # reuse of a candidate is a table that is made where it is read.
+    cached = assumptions.prefix_cache.reads_reuse
+
     def routed(windows: Array, gammas: Array) -> PoolTraffic:
-        return route(_with_boundaries(fleet, windows, gammas), workload, assumptions, many=True)
+        return route(_with_boundaries(fleet, windows, gammas), workload, assumptions, many=not cached)
 
     window_tokens, gamma = boundaries
-    size = min(FEW if assumptions.tail.has_distribution else CHUNK, len(window_tokens))
-    candidates = window_tokens, gamma, jax.vmap(routed)(window_tokens, gamma)
+    size = min(CACHED if cached else FEW if assumptions.tail.has_distribution else CHUNK, len(window_tokens))
+    candidates = (window_tokens, gamma) if cached else (window_tokens, gamma, jax.vmap(routed)(window_tokens, gamma))
 
     def scored(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
         chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), candidates)
-        costs, n_instances = jax.vmap(score)(*chunk)
+        costs, n_instances = jax.vmap(score)(*chunk, *((jax.vmap(routed)(*chunk),) if cached else ()))
         return (
             jax.lax.dynamic_update_slice_in_dim(found[0], costs, i * size, 0),
             jax.lax.dynamic_update_slice_in_dim(found[1], n_instances, i * size, 0),
@@ -145,22 +169,25 @@ def best_latencies_batch(
     """
 
     setting = setting_of(workload, fleet.surroundings, assumptions)
+    cached = assumptions.prefix_cache.reads_reuse
 
     def best(windows: Array, gammas: Array) -> tuple[Array, Array]:
         there = _with_boundaries(fleet, windows, gammas)
-        traffic = route(there, workload, assumptions, many=True)
-        least = for_each_lane(
-            lambda engine, pool, window: least_instances(engine, pool, window, slo, setting),
+        traffic = route(there, workload, assumptions, many=not cached)
+        least, most = for_each_lane(
+            lambda engine, pool, window: worth_having(engine, pool, window, slo, setting),
             there.engines,
             traffic,
             windows,
         )
-        most = jnp.where(least > 0, most_instances(jnp.where(jnp.isfinite(least), least, 1.0)), 0.0)
+        most = jnp.where(least > 0, jnp.where(jnp.isfinite(least), most, most_instances(1.0)), 0.0)
         metrics = fleet_metrics(there.with_instances(most), traffic, workload, assumptions, quantiles=False)
         serves = _promised(metrics, windows, gammas) & jnp.all(jnp.isfinite(least))
         ttft_s, itl_s = reached(metrics, slo)
         return jnp.where(serves, ttft_s, jnp.inf), jnp.where(serves, itl_s, jnp.inf)
 
+    if cached:
+        return jax.lax.map(lambda row: best(*row), (window_tokens, gamma), batch_size=CACHED)
     return jax.vmap(best)(window_tokens, gamma)
 
 
@@ -274,7 +301,7 @@ class Scorer:
         near = (np.abs(np.log(options / windows[k])) <= np.log1p(radius)) | (np.abs(rank) <= NEAREST)
         options = options[near & (options >= (windows[k - 1] if k else 0.0)) & (options <= windows[k + 1])]
         gamma_options = gamma_grid(self.problem) if free_gamma else gammas[k : k + 1]
-        options = options[spread(len(options), MAX_NEIGHBOURS // len(gamma_options))]
+        options = options[spread(len(options), effort_of(self.problem).neighbours // len(gamma_options))]
         options = np.unique([*options, *windows[max(k - 1, 0) : k + 2]])
         moved_windows = np.tile(windows, (len(options) * len(gamma_options), 1))
         moved_gammas = np.tile(gammas, (len(options) * len(gamma_options), 1))

@@ -1,4 +1,5 @@
-"""What can be changed of a fleet: each lever as a change of specs, of the pools, or of the prompts.
+"""What can be changed of a fleet: each lever as a change of specs, of the pools, of the prompts, or of what is found of
+them.
 
 A lever changes specs (`catalog/spec.py`) and keeps of them whatever it does not change: clocks, batch limits, laws of
 one's own. Clocks are of the top clock, whatever the present one is.
@@ -8,14 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fleetopt_jax.catalog.drafts import Drafts, draft_heads
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.catalog.llms import LlmEntry
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.choices.lengths import SplitByShare
+from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits
 
 MOST_POOLS = 4
 TPS = (1, 2, 4, 8)
+DRAFTS = (1, 2, 3, 5)  # tokens drafted ahead that are tried beside none
 SLOTS = (64, 128, 256, 512, 2048, 4096)  # max_num_seqs tried beside the present
 CLOCKS = (0.5, 0.6, 0.7, 0.8, 0.9)  # tried beside the top clock; below 0.5 the law is too kind
 PROMPT_FRAC = 0.5  # what compression leaves of every prompt: the paper's largest gamma
@@ -55,6 +59,8 @@ class Lever:
     free_gamma: bool = False
     variants: Callable[[EngineSpec], Sequence[EngineSpec]] = lambda spec: (spec,)
     prompt_frac: float = 1.0
+    hit_frac: float = 0.0  # of every prompt, found in a prefix cache
+    two_stages: bool = False  # pools may have a prefill and a decode stage
     need: Need | None = None
     note: str = ""
 
@@ -66,11 +72,55 @@ PAGED_BYTES = Need("kv_cache", lambda x: x.kv_cache.caps_sequences, "slots are c
 COMPUTE = Need(
     "prefill", lambda x: not x.prefill.chunks_are_free, "nothing is bound by compute where prefill rides along free"
 )
+COMPUTE_SPARED = Need(
+    "prefill", lambda x: not x.prefill.chunks_are_free, "nothing is spared where prefill rides along free"
+)
+COMPUTE_DRAFTED = Need(
+    "prefill", lambda x: not x.prefill.chunks_are_free, "an iteration takes one token of each sequence there"
+)
 OWN_OUTPUT = Need(
     "lengths",
     lambda x: not isinstance(x.lengths, SplitByShare),
     "a compressed request would shrink its output too",
 )
+
+
+UNKNOWN_HITS = "no share is given, and the workload has neither block hashes nor sessions that tell of one"
+
+
+def prefix_caching(hit_frac: float, where: str) -> Lever:
+    """Every prompt finds a share of itself, which nobody has measured in this fleet: `where` it is known from. What of
+    it the KV memory, the number of instances and the dispatch leave is in the share or nowhere."""
+    note = f"the share is assumed, in every pool and whatever the instances: {where}; compressed prompts find nothing"
+    return Lever(
+        "prefix_cache",
+        f"prefix caching ({100 * hit_frac:.0f} % found)",
+        frozenset({"beginnings", "caching"}),
+        "assumed",
+        hit_frac=hit_frac,
+        need=COMPUTE_SPARED,
+        note=note,
+    )
+
+
+def drafting(llm: str | LlmEntry) -> Lever:
+    """Tokens drafted ahead, as many as pay in each pool: by the module of checkpoints that have one, else by a head."""
+    name = llm if isinstance(llm, str) else llm.title
+    head = draft_heads()["mtp" if name.startswith("deepseek") else "eagle3"]
+
+    def variants(spec: EngineSpec) -> list[EngineSpec]:
+        drafts = [Drafts(head, k) for k in DRAFTS if k <= head.most]
+        return [spec, *(changed(spec, speculate=each) for each in drafts if each != spec.drafts)]
+
+    return Lever(
+        "speculate",
+        f"draft up to {min(head.most, DRAFTS[-1])} tokens ahead ({head.name})",
+        frozenset({"drafts"}),
+        "assumed",
+        variants=variants,
+        need=COMPUTE_DRAFTED,
+        note=f"as many are assumed to be accepted as of {head.llm.split(',')[0]} on {head.task.split(',')[0]}",
+    )
 
 
 def all_levers(
@@ -82,9 +132,9 @@ def all_levers(
     llm: str | LlmEntry,
 ) -> list[Lever]:
     """Every lever that the present fleet has not pulled."""
-    levers = [*_of_routing(n_pools, gamma), TENSOR_PARALLEL, MAX_NUM_SEQS]
+    levers = [*_of_routing(n_pools, gamma), DISAGGREGATE, TENSOR_PARALLEL, MAX_NUM_SEQS]
     levers += _of_engines(present, next_gpu, llm)
-    return [*levers, CLOCK, COMPRESSION]
+    return [*levers, CLOCK, drafting(present[0].llm), COMPRESSION]
 
 
 def _of_routing(n_pools: int, gamma: float | None) -> list[Lever]:
@@ -141,6 +191,14 @@ def _clocks(spec: EngineSpec) -> list[EngineSpec]:
     return [spec, *(changed(spec, clock_frac=clock) for clock in (1.0, *CLOCKS) if clock != spec.clock_frac)]
 
 
+DISAGGREGATE = Lever(
+    "disaggregate",
+    "prefill and decode on instances of their own, where that is better",
+    frozenset({"stages", "caching"}),
+    "law",
+    two_stages=True,
+    need=Need("prefill", lambda x: not x.prefill.chunks_are_free, "prefill rides along free, and so disturbs nobody"),
+)
 TENSOR_PARALLEL = Lever(
     "tp",
     f"tensor parallelism {', '.join(map(str, TPS[:-1]))} or {TPS[-1]}",
@@ -166,12 +224,17 @@ CLOCK = Lever(
 COMPRESSION = Lever(
     "compression",
     f"compress every prompt to {PROMPT_FRAC:.0%}",
-    frozenset({"prompts"}),
+    frozenset({"prompts", "beginnings"}),
     "assumed",
     prompt_frac=PROMPT_FRAC,
     need=OWN_OUTPUT,
     note=ASSUMED_COMPRESSION,
 )
+
+
+def with_hits(assumptions: Assumptions, hit_frac: float) -> Assumptions:
+    """With a prefix cache that finds a share of every prompt."""
+    return replace(assumptions, prefix_cache=ConstantHits(hit_frac)) if hit_frac else assumptions
 
 
 def lacking(lever: Lever, assumptions: Assumptions) -> str | None:

@@ -23,6 +23,7 @@ from fleetopt_jax._optimize.search import default_method, evaluate_given
 from fleetopt_jax._optimize.sections import Sections
 from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
 from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
 N_MOVED = 3  # of several probabilities, those for which windows are moved
@@ -74,6 +75,8 @@ def confident_along(
     for each in confidences:
         if not 0 < each <= HIGHEST:
             raise ValueError(f"need 0 < confidence <= {HIGHEST:g}, got {each:g}")
+    if nominal.problem.assumptions.prefix_cache.reads_reuse:
+        raise not_searched("a plan for a probability")
     fleets, levels = _Fleets(nominal, seed=seed), sorted(set(confidences))
     moved = np.unique(np.linspace(0, len(levels) - 1, N_MOVED).round())
     for i, each in enumerate(levels):
@@ -177,7 +180,7 @@ class _Fleets:
     def _out_of_reach(self, confidence: float) -> Infeasible:
         most = max(cut.most() for cut in self._cuts)
         binding = Unreachable("confidence", confidence, most if most < confidence else None)
-        method = default_method(self.nominal.problem.slo) if self.nominal.method == "given" else self.nominal.method
+        method = default_method(self.nominal.problem) if self.nominal.method == "given" else self.nominal.method
         return Infeasible(method, self.nominal.problem, among(self.nominal.search, CANDIDATES), binding)
 
 

@@ -19,6 +19,7 @@ from fleetopt_jax._optimize.exact import Cheapest, Fleets, Settled, as_found
 from fleetopt_jax._optimize.layouts import Layout, Path, Table
 from fleetopt_jax._optimize.plan import Found, nothing
 from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.limits import ROUNDING
 from fleetopt_jax.fleet.resources import PoolPrices
@@ -26,6 +27,7 @@ from fleetopt_jax.fleet.resources import PoolPrices
 DUAL_STEPS = 60
 MAX_POOLS = 3_000_000  # of three pools and more: each step searches the table again
 TIED = 1e-4  # of a cost: what breaks ties is less
+MAX_WAYS = 128  # to serve a pool, each listed with each of the next
 MAX_EXACT = 100_000  # pools whose exact cost is computed for a list
 
 
@@ -55,6 +57,9 @@ class _Prices:
 
 def search(problem: Problem, progress: Progress | None = None) -> Found:
     """The cheapest fleet within the budget, certified where every rival could be listed."""
+    if (n := len(problem.offers.ways)) > MAX_WAYS:
+        allowed = f"need at most {MAX_WAYS} under a budget: name fewer engines, or --serve mixed"
+        raise BadInput("a budget", f"{n} ways to serve a pool", allowed)
     return within_budget(Fleets(with_stock(problem), progress, MAX_POOLS))
 
 
@@ -209,9 +214,10 @@ class _Dual:
 
 def _priced(answer: Cheapest, by: _Prices) -> _Priced:
     pools, steps = answer.layout.pools, answer.settled.path.steps
-    n = np.array([pools.instances[step.engine, step.pool] for step in steps], float)
-    watts = np.array([pools.watts[step.engine, step.pool] for step in steps])
-    engines = [step.engine for step in steps]
+    served = [(e, step.pool) for step in steps for e in step.way]
+    n = np.array([pools.instances[at] for at in served], float)
+    watts = np.array([pools.watts[at] for at in served])
+    engines = [e for e, _ in served]
 
     def total(prices: PoolPrices) -> float:
         return float(np.sum(prices.per_instance[engines] * n + prices.per_watt[engines] * watts))
@@ -232,8 +238,8 @@ def _best_of_list(
         ceiling = float(mu @ prices.caps) + (objective * best.cost if best else 0.0)
         ceiling *= 1.0 + (-ROUNDING if objective else ROUNDING)
         k = layout.most_pools or fleets.problem.n_pools
-        complete &= _make_exact_below(layout, priced, k, ceiling)
-        tables = [_exact_costs(layout, each) for each in (priced, prices.objective, *prices.limits)]
+        complete &= make_exact_below(layout, priced, k, ceiling)
+        tables = [exact_costs(layout, each) for each in (priced, prices.objective, *prices.limits)]
         most = np.concatenate([[ceiling, best.cost if best else np.inf], prices.caps * (1.0 + ROUNDING)])
         steps, all_listed = layout.listed(tables, most, k)
         complete &= all_listed
@@ -242,14 +248,14 @@ def _best_of_list(
     return best, complete
 
 
-def _make_exact_below(layout: Layout, prices: PoolPrices, k: int, ceiling: float) -> bool:
+def make_exact_below(layout: Layout, prices: PoolPrices, k: int, ceiling: float) -> bool:
     """Make exact every pool through which a path could cost less than the ceiling, or the likeliest; whether all."""
     pools = layout.pools
     while True:
         costs = [pools.costs(prices, e) for e in range(pools.n_engines)]
-        cheapest = np.min(costs, axis=0)
+        offers, cheapest = pools.offers, pools.offers.cheapest(costs)
         found = [
-            layout.undecided(cheapest, np.where(pools.is_exact[e], np.inf, cost), k, ceiling)
+            layout.undecided(cheapest, offers.of_lane(e, np.where(pools.is_exact[e], np.inf, cost), costs), k, ceiling)
             for e, cost in enumerate(costs)
         ]
         total = sum(len(index) for index, _ in found)
@@ -262,7 +268,8 @@ def _make_exact_below(layout: Layout, prices: PoolPrices, k: int, ceiling: float
             return total == 0
 
 
-def _exact_costs(layout: Layout, prices: PoolPrices) -> Table:
+def exact_costs(layout: Layout, prices: PoolPrices) -> Table:
     """The exact costs; inf where only a bound is known."""
     pools = layout.pools
-    return [np.where(pools.is_exact[e], pools.costs(prices, e), np.inf) for e in range(pools.n_engines)]
+    each = [np.where(pools.is_exact[e], pools.costs(prices, e), np.inf) for e in range(pools.n_engines)]
+    return [each[way[0]] if len(way) == 1 else each[way[0]] + each[way[1]] for way in pools.offers.ways]

@@ -28,7 +28,7 @@ from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import excesses
 from fleetopt_jax.fleet.resources import Resources
 from fleetopt_jax.fleet.traffic import PoolTraffic, route, routed
-from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.workload.atoms import Workload, grown_routed_tokens
 
 ROUTER_WIDTH = 0.05  # in log-length: 5 % either side of a threshold
 OUTCOMES = ("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s")
@@ -88,7 +88,7 @@ def fleet_inputs(fleet: Fleet, workload: Workload) -> dict[str, Any]:
             }
             for lane in fleet.lanes
         ),
-        "surroundings": fleet.surroundings,
+        "surroundings": replace(fleet.surroundings, reserve=None),  # what may be down is no number to move
         "workload": {
             "arrival_rate_per_s": workload.arrival_rate_per_s,
             "arrival_scv": workload.arrival_scv,
@@ -127,6 +127,7 @@ def _moved(moves: Moves, fleet: Fleet, workload: Workload) -> _Moved:
     ]
     inputs = jax.tree.unflatten(structure, numbers)
     pools, about, around = inputs["pools"], inputs["workload"], inputs["surroundings"]
+    around = replace(around, reserve=fleet.surroundings.reserve)
     windows, gamma, n = (jnp.stack([p[name] for p in pools]) for name in ("window_tokens", "gamma", "n_instances"))
     factors = jax.tree.map(jnp.exp, moves.factors)
     moved = [with_inputs(lane.stage.engine, pool["engine"]) for lane, pool in zip(fleet.lanes, pools, strict=True)]
@@ -135,13 +136,16 @@ def _moved(moves: Moves, fleet: Fleet, workload: Workload) -> _Moved:
         fleet=fleet_of(engines, windows, gamma, n, around),
         unmoved=fleet_of(engines, fleet.window_tokens, fleet.gamma, n, around),
         rerouted=fleet_of(fleet.engines, windows, gamma, n, fleet.surroundings),
-        scaled=replace(
-            workload,
-            prompt_tokens=about["prompt_scale"] * workload.prompt_tokens,
-            output_tokens=about["output_scale"] * workload.output_tokens,
-        ),
+        scaled=_scaled(workload, about["prompt_scale"], about["output_scale"]),
         arrivals=replace(workload, arrival_rate_per_s=about["arrival_rate_per_s"], arrival_scv=about["arrival_scv"]),
     )
+
+
+def _scaled(workload: Workload, prompts: Array, outputs: Array) -> Workload:
+    """The workload whose prompts and outputs are so many times as long, in the order that they have."""
+    prompt, output = prompts * workload.prompt_tokens, outputs * workload.output_tokens
+    routed = grown_routed_tokens(workload, prompt, output)
+    return replace(workload, prompt_tokens=prompt, output_tokens=output, routed_tokens=routed)
 
 
 def _off(engine: Engine, factors: EngineFactors) -> Engine:

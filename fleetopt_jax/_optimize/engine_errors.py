@@ -81,8 +81,13 @@ def however_run(spec: EngineSpec) -> EngineSpec:
     return replace(spec, max_num_seqs=None, clock_frac=1.0)
 
 
+def without_drafts(spec: EngineSpec) -> EngineSpec:
+    """The spec however it is run, and with nothing drafted ahead: the step that verifies drafts is the one without."""
+    return replace(however_run(spec), speculate=None)
+
+
 def shared_errors(
-    specs: Sequence[EngineSpec], same: Callable[[EngineSpec], Hashable] = however_run
+    specs: Sequence[EngineSpec], same: Callable[[EngineSpec], Hashable] = without_drafts
 ) -> tuple[EngineErrors, np.ndarray]:
     """(errors [E] of the distinct engines, index of its engine for each spec): those with an equal `same` share their
     factors."""
@@ -125,6 +130,7 @@ def perturbed_spec(spec: EngineSpec, factors: EngineFactors) -> EngineSpec:
         prefill_error=entry.prefill_error,
         source=entry.source,
         file=spec.file,
+        speculate=spec.drafts,
     )
     return replace(spec, laws=laws)
 
@@ -135,11 +141,14 @@ def factors_of(factors: EngineFactors, index: int | Array) -> EngineFactors:
 
 
 def perturbed(fleet: Fleet, factors: EngineFactors, engine_of: ArrayLike) -> Fleet:
-    """The fleet whose lane k has the engine it has, off by `factors` [E] of engine `engine_of`[k]."""
-    index = jnp.asarray(engine_of)
-    return fleet.with_engines(
-        [perturb(engine, factors_of(factors, index[k])) for k, engine in enumerate(fleet.engines)]
-    )
+    """The fleet whose engines are off: the k-th of all its stages, one lane after the other, by `factors` [E] of engine
+    `engine_of`[k]."""
+    index, moved, k = jnp.asarray(engine_of), [], 0
+    for server in fleet.servers:
+        engines = [perturb(engine, factors_of(factors, index[k + i])) for i, (_, engine) in enumerate(server.parts)]
+        moved.append(server.with_parts(engines))
+        k += len(engines)
+    return fleet.with_engines(moved)
 
 
 def slower(errors: EngineErrors, sigmas: ArrayLike) -> EngineFactors:

@@ -26,6 +26,7 @@ from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem, demanded_tok_per_
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.resources import PoolPrices, Weights
+from fleetopt_jax.fleet.traffic import routed_lengths
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 
@@ -52,21 +53,19 @@ class Settled:
 
 def settle(layout: Layout, prices: PoolPrices, k: int) -> Settled:
     """The cheapest path of at most k pools, with exact costs."""
-    pools = layout.pools
-    known = np.min(
-        [np.where(pools.is_exact[e], pools.costs(prices, e), np.inf) for e in range(pools.n_engines)], axis=0
-    )
-    _, path = layout.best(known, k)
+    pools, offers = layout.pools, layout.pools.offers
+    known = [np.where(pools.is_exact[e], pools.costs(prices, e), np.inf) for e in range(pools.n_engines)]
+    _, path = layout.best(offers.cheapest(known), k)
     best = _as_exact(pools, prices, path)
     while True:
         costs = [pools.costs(prices, e) for e in range(pools.n_engines)]
-        cheapest = costs[0] if len(costs) == 1 else np.min(costs, axis=0)
+        cheapest = offers.cheapest(costs)
         bound, path = layout.best(cheapest, k)
         if not bound < best.cost * (1.0 - COST_TOLERANCE):
             return Settled(best, best.cost)
         limit = best.cost * (1.0 - COST_TOLERANCE)
         for e, cost in enumerate(costs):
-            own = np.where(pools.is_exact[e], np.inf, cost)
+            own = offers.of_lane(e, np.where(pools.is_exact[e], np.inf, cost), costs)
             index, through = layout.undecided(cheapest, own, k, limit)
             if len(index) > ROUND:
                 first = np.argpartition(through, ROUND // 4)[: ROUND // 4]
@@ -79,13 +78,13 @@ def settle(layout: Layout, prices: PoolPrices, k: int) -> Settled:
 
 
 def _as_exact(pools: Pools, prices: PoolPrices, path: list[int]) -> Path:
-    """The path with its exact costs, each pool with the engine that is best where it is exact."""
+    """The path with its exact costs, each pool served by the offers that are best where they are exact."""
     steps, total = [], 0.0
     for p in path:
         costs = [pools.costs(prices, e)[p] if pools.is_exact[e, p] else math.inf for e in range(pools.n_engines)]
-        e = int(np.argmin(costs))
-        steps.append(Step(p, e))
-        total += costs[e]
+        cost, way = pools.offers.best_way(costs)
+        steps.append(Step(p, way))
+        total += cost
     return Path(float(total), tuple(steps)) if math.isfinite(total) else NO_PATH
 
 
@@ -160,7 +159,7 @@ class Fleets:
 
     def many_pool_nodes(self) -> np.ndarray:
         """Boundaries of three pools and more, as many as the table allows: multiples of 16 tokens, or of 32, ..."""
-        n_engines = len(self.problem.specs)
+        n_engines = self.boundaries.n_offers
         windows, inner = self.boundaries.window_tokens, self._inner
         if self.problem.gamma is None:
             options = np.unique(windows[inner])
@@ -192,8 +191,8 @@ class Fleets:
 def candidates(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """(windows, gammas) [S] of the boundaries below the promised window."""
     window, gammas = problem.window_tokens, gamma_grid(problem)
-    lengths = np.unique(np.ceil(np.asarray(total_tokens(problem.workload))))
-    affordable = MAX_TWO_POOLS // (len(gammas) * len(problem.specs))
+    lengths = np.unique(np.ceil(routed_lengths(problem.workload, problem.assumptions)))
+    affordable = MAX_TWO_POOLS // (len(gammas) * len(problem.offers.each))
     if window <= min(MAX_BOUNDARIES, affordable):
         options = np.arange(1.0, window)
     elif window <= MAX_BOUNDARIES:
@@ -242,7 +241,8 @@ def path_cost(prices: PoolPrices, pools: Pools, steps: Sequence[Step]) -> float:
     return float(
         sum(
             prices.per_instance[e] * float(pools.instances[e, p]) + prices.per_watt[e] * float(pools.watts[e, p])
-            for p, e in steps
+            for p, way in steps
+            for e in way
         )
     )
 
@@ -255,34 +255,45 @@ def as_found(fleets: Fleets, answer: Cheapest, answers: list[Cheapest]) -> Found
     if not path.steps:
         none = nothing(boundaries.n_evaluated, fleets.description(), certified=fleets.certified)
         return replace(none, by_pools=by_pools)
-    ends = [answer.layout.pools.ends(np.array(step.pool)) for step in path.steps]
+    pools = answer.layout.pools
+    ends = [pools.ends(np.array(step.pool)) for step in path.steps]
     upper = [int(high) for _, high in ends]
+    counts = [[float(pools.instances[e, step.pool]) for e in step.way] for step in path.steps]
+    of_whole = fleets.problem.service.serve == "mixed"
     return Found(
         cost=cost,
-        specs=tuple(fleets.problem.specs[step.engine] for step in path.steps),
+        lanes=tuple(pools.offers.lane(step.way) for step in path.steps),
         window_tokens=boundaries.window_tokens[upper],
         gamma=boundaries.gamma[upper],
-        n_instances=np.array([answer.layout.pools.instances[step.engine, step.pool] for step in path.steps], float),
+        n_instances=instances_of(counts),
         certified=fleets.certified,
         n_evaluated=boundaries.n_evaluated,
         candidates=fleets.description(),
         lower_bound=cost if fleets.certified else None,
         by_pools=by_pools,
-        homogeneous_w=float(np.min(alone.watts)),
-        one_pool=_one_pool(fleets.problem, alone.instances[:, 0], alone.watts[:, 0]),
+        homogeneous_w=float(np.min(alone.watts)) if of_whole else None,
+        one_pool=best_alone(fleets.problem, alone.instances[:, 0], alone.watts[:, 0]) if of_whole else None,
     )
 
 
+def instances_of(counts: list[list[float]]) -> np.ndarray:
+    """Instances of lanes [K]; [K, 2] where one has two stages, 0 behind those of lanes with one."""
+    most = max(map(len, counts))
+    rows = np.array([row + [0.0] * (most - len(row)) for row in counts])
+    return rows[:, 0] if most == 1 else rows
+
+
 def homogeneous(problem: Problem) -> tuple[float, OnePoolFleet | None]:
-    """(least power [W], the best by the objective) of one pool of the full window; (inf, None) where none holds the
-    limits."""
+    """(least power [W], the best by the objective) of one pool of the full window, its instances serving requests
+    whole; (inf, None) where none holds the limits."""
+    problem = problem.serving(serve="mixed")
     alone, ends = Boundaries(problem, np.zeros(0), np.zeros(0)), (np.array([0]), np.array([1]))
     found = [alone.exact(e, *ends) for e in range(len(problem.specs))]
     instances, watts = np.concatenate(found, axis=1)
-    return float(np.min(watts)), _one_pool(problem, instances, watts)
+    return float(np.min(watts)), best_alone(problem, instances, watts)
 
 
-def _one_pool(problem: Problem, instances: np.ndarray, watts: np.ndarray) -> OnePoolFleet | None:
+def best_alone(problem: Problem, instances: np.ndarray, watts: np.ndarray) -> OnePoolFleet | None:
     """The best of the only pool with each engine [E]."""
     if not np.isfinite(watts).any():
         return None

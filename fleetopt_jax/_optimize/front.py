@@ -172,7 +172,7 @@ def make_question(
     return FrontQuestion(
         problem=problem,
         objectives=names,
-        method=method or default_method(problem.slo),
+        method=method or default_method(problem),
         n_points=n_points,
         max_ttft_p99_s=max_ttft_p99_s,
         short_windows=windows,

@@ -1,8 +1,9 @@
 """Pools as edges between boundaries: bounds on what every pool costs at once, and the exact cost of those that matter.
 
-A pool is an edge from a lower boundary to an upper one (a window and its router edge), served by one of E engines. What
-it needs, instances and watts, depends on nothing else, for the limits of an `Slo` are held by each pool. Two kernels,
-batched and compiled once:
+A pool is an edge from a lower boundary to an upper one (a window and its router edge), served by one of the offers, a
+spec that serves it whole, or by two, one for each stage (`offers.py`). What an offer needs, instances and watts,
+depends on nothing else, for the limits of an `Slo` are held by each pool, and shared out to stages beforehand. Two
+kernels, batched and compiled once:
 
 - the bound: watts with the instances the load alone needs, latencies not looked at. Watts do not fall as instances are
   added (tested), so no pool costs less;
@@ -11,6 +12,7 @@ batched and compiled once:
   little fewer instances than a pool should need by one alike, so that most pools are done with after one.
 """
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +26,26 @@ import numpy as np
 from jax import Array
 
 from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.numerics import same_in_threads
+from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import PoolMetrics, pool_metrics
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.limits import ROUNDING
+from fleetopt_jax.fleet.parts import Part
 from fleetopt_jax.fleet.resources import PoolPrices
-from fleetopt_jax.fleet.sizing import LeastHeld, least_held, least_instances, pool_excess
+from fleetopt_jax.fleet.sizing import LeastHeld, least_held
 from fleetopt_jax.fleet.stage import Setting, setting_of
-from fleetopt_jax.fleet.traffic import PoolTraffic, RunningSums, Slice, atoms_of, running_sums, slice_traffic
+from fleetopt_jax.fleet.traffic import (
+    PoolTraffic,
+    RunningSums,
+    Slice,
+    atoms_of,
+    routed_lengths,
+    running_sums,
+    slice_traffic,
+)
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.workload.atoms import Workload
 
@@ -53,21 +66,13 @@ def _running_sums(prefill: Prefill, workload: Workload, *, assumptions: Assumpti
 
 
 @jax.jit
-def bound_batch(sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setting: Setting) -> tuple[Array, Array]:
+def bound_batch(sums: RunningSums, part: Part, pools: Slice, slo: Slo, setting: Setting) -> tuple[Array, Array]:
     """(instances, watts) [M] that pools need at least; inf where no instance runs a sequence of the window."""
 
-    assumptions = setting.assumptions
-
     def bound(pool: Slice) -> tuple[Array, Array]:
-        traffic = _traffic(sums, engine, pool, setting)
-        least = least_instances(engine, traffic, pool.window_tokens, slo, setting)
-        watts = partial(_watts, engine, traffic, pool.window_tokens, setting=setting)
-        metrics = watts(least)
-        power_w = metrics.power_w
-        if assumptions.whole and assumptions.occupancy.floors_in_flight:
-            # n = floor(rho n_max): the only way to fewer watts is to add instances until one sequence fewer is counted.
-            fewer = jnp.floor(metrics.utilization * metrics.n_max * least / jnp.maximum(metrics.n_active, 1.0)) + 1.0
-            power_w = jnp.minimum(power_w, watts(jnp.where(jnp.isfinite(fewer), fewer, least)).power_w)
+        traffic = _traffic(sums, part, pool, setting)
+        least = part.least(traffic, pool.window_tokens, slo, setting)
+        power_w = part.bound_w(traffic, pool.window_tokens, least, setting)
         return least, jnp.where(jnp.isfinite(least), power_w, jnp.inf)
 
     return _chunked(bound, pools)
@@ -75,29 +80,23 @@ def bound_batch(sums: RunningSums, engine: Engine, pools: Slice, slo: Slo, setti
 
 @jax.jit
 def tried_batch(
-    sums: RunningSums, engine: Engine, pools: Slice, n_instances: Array, slo: Slo, setting: Setting
+    sums: RunningSums, part: Part, pools: Slice, n_instances: Array, slo: Slo, setting: Setting
 ) -> tuple[Array, Array, Array]:
     """(instances, by how much they break a limit, watts) [M] of pools with so many instances, with those that the load
     needs where that is 0. With real rounding the latencies are left to the caller as constraints."""
 
     def tried(pool: Slice, n: Array) -> tuple[Array, Array, Array]:
-        traffic = _traffic(sums, engine, pool, setting)
-        n = jnp.where(n > 0, n, least_instances(engine, traffic, pool.window_tokens, slo, setting))
-        metrics = _watts(engine, traffic, pool.window_tokens, n, setting=setting)
+        traffic = _traffic(sums, part, pool, setting)
+        n = jnp.where(n > 0, n, part.least(traffic, pool.window_tokens, slo, setting))
+        excess, power_w = part.tried(traffic, pool.window_tokens, n, slo, setting)
         judged = jnp.isfinite(n) & (n > 0) & setting.assumptions.whole
-        excess = jnp.where(judged, pool_excess(metrics, slo), -1.0)
-        return n, excess, jnp.where(jnp.isfinite(n), metrics.power_w, jnp.inf)
+        return n, jnp.where(judged, excess, -1.0), jnp.where(jnp.isfinite(n), power_w, jnp.inf)
 
     return jax.vmap(tried)(pools, n_instances)
 
 
-def _traffic(sums: RunningSums, engine: Engine, pool: Slice, setting: Setting) -> PoolTraffic:
-    return slice_traffic(sums, engine.prefill, setting.surroundings.compressor, pool, setting.assumptions)
-
-
-def _watts(engine: Engine, traffic: PoolTraffic, window: Array, n: Array, *, setting: Setting) -> PoolMetrics:
-    finite = jnp.where(jnp.isfinite(n), n, 1.0)
-    return pool_metrics(engine, traffic, window, finite, setting)
+def _traffic(sums: RunningSums, part: Part, pool: Slice, setting: Setting) -> PoolTraffic:
+    return slice_traffic(sums, part.engine.prefill, setting.surroundings.compressor, pool, setting.assumptions)
 
 
 def _chunked(law: Callable[[Slice], T], pools: Slice) -> T:
@@ -114,41 +113,84 @@ class Known(NamedTuple):
     guess: np.ndarray  # instances to try first
 
 
-class Boundaries:
-    """What pools can be cut by, with the workload's sums for every engine a pool may have.
+class Cuts(NamedTuple):
+    """What pools can be cut by: boundary 0 is nothing, the last one the promised window. Arrays [N]."""
 
-    Boundary 0 is nothing, the last one the promised window; windows [S] need not rise where gammas differ. Where it
-    `compresses`, the programs can although no gamma asks for it.
-    """
+    window_tokens: np.ndarray
+    gamma: np.ndarray
+    edge_tokens: np.ndarray  # of the router, gamma times as far
+    window_row: np.ndarray  # how many atoms are up to the window
+    edge_row: np.ndarray  # and up to the edge
 
-    def __init__(self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray, *, compresses: bool = False):
-        self.problem, self.n_evaluated = problem, 0
-        self.window_tokens = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
-        self.gamma = np.concatenate([[1.0], gamma, [1.0]])
-        assumptions = problem.assumptions
-        self.edge_tokens = np.asarray(self.window_tokens * assumptions.compression.effective_gamma(self.gamma))
-        self.setting = setting_of(problem.workload, problem.around, assumptions)
-        by_chunk: dict[float, RunningSums] = {}
-        self.sums: list[RunningSums] = []
-        for engine in problem.engines:
-            chunk = float(engine.prefill.chunk_tokens) if assumptions.prefill.reads_chunk else 0.0
-            if chunk not in by_chunk:
-                by_chunk[chunk] = _running_sums(
-                    engine.prefill,
-                    problem.workload,
-                    assumptions=assumptions,
-                    compresses=compresses or problem.gamma != 1.0,
-                )
-            self.sums.append(by_chunk[chunk])
-        route_tokens = np.asarray(self.sums[0].route_tokens)
-        self._window_row, self._edge_row = (
-            np.searchsorted(route_tokens, ends, side="right").astype(np.int32)
-            for ends in (self.window_tokens, self.edge_tokens)
-        )
+    @classmethod
+    def of(cls, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray) -> "Cuts":
+        """Boundaries at these windows [S], which need not rise where gammas differ, between the first and the last."""
+        windows = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
+        gammas = np.concatenate([[1.0], gamma, [1.0]])
+        edges = np.asarray(windows * problem.assumptions.compression.effective_gamma(gammas))
+        lengths = np.sort(routed_lengths(problem.workload, problem.assumptions))
+        rows = (np.searchsorted(lengths, ends, side="right").astype(np.int32) for ends in (windows, edges))
+        return cls(windows, gammas, edges, *rows)
 
     @property
     def last(self) -> int:
         return len(self.window_tokens) - 1
+
+    def slices(self, lower: np.ndarray, upper: np.ndarray) -> Slice:
+        """Of the requests between two boundaries [M]."""
+        rows = self.window_row[lower], self.window_row[upper], self.edge_row[lower], self.edge_row[upper]
+        return Slice(*(cast(Array, values) for values in (self.window_tokens[upper], *rows)))
+
+    def in_order(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        """Whether windows rise and, but for the last pool, router edges do not fall [M]."""
+        rises = self.window_tokens[lower] < self.window_tokens[upper]
+        return rises & ((upper == self.last) | (self.edge_tokens[lower] <= self.edge_tokens[upper]))
+
+    def spared(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        """Whether it is the last pool, whose traffic the one below promises to take [M]: it costs nothing where it has
+        none, where another pool without traffic is no pool."""
+        return (upper == self.last) & (self.edge_tokens[lower] >= self.window_tokens[-1])
+
+
+def sums_of(problem: Problem, engines: Sequence[Engine], *, compresses: bool) -> list[RunningSums]:
+    """The workload's sums for engines that pools may have: one for those of one published chunk."""
+    by_chunk: dict[float, RunningSums] = {}
+    found: list[RunningSums] = []
+    for engine in engines:
+        chunk = float(engine.prefill.chunk_tokens) if problem.assumptions.prefill.reads_chunk else 0.0
+        if chunk not in by_chunk:
+            by_chunk[chunk] = _running_sums(
+                engine.prefill, problem.workload, assumptions=problem.assumptions, compresses=compresses
+            )
+        found.append(by_chunk[chunk])
+    return found
+
+
+class Boundaries:
+    """What pools can be cut by, with the workload's sums for every engine a pool may have.
+
+    Where it `compresses`, the programs can although no gamma asks for it.
+    """
+
+    def __init__(self, problem: Problem, window_tokens: np.ndarray, gamma: np.ndarray, *, compresses: bool = False):
+        self.problem, self.n_evaluated = problem, 0
+        self.cuts = Cuts.of(problem, window_tokens, gamma)
+        self.window_tokens, self.gamma = self.cuts.window_tokens, self.cuts.gamma
+        self.setting = setting_of(problem.workload, problem.around, problem.assumptions)
+        self.offers = problem.offers
+        self.n_offers = len(self.offers.each)
+        engines = [offer.part.engine for offer in self.offers.each]
+        self.sums = sums_of(problem, engines, compresses=compresses or problem.gamma != 1.0)
+
+    @property
+    def last(self) -> int:
+        return self.cuts.last
+
+    def at_rate(self, rate_per_s: float) -> "Boundaries":
+        """The same requests coming at another rate [1/s]."""
+        found = copy.copy(self)
+        found.setting = replace(self.setting, **as_floats(arrival_rate_per_s=rate_per_s))
+        return found
 
     def nearest(self, window_tokens: np.ndarray) -> np.ndarray:
         """The boundary whose window is the least that is not shorter, of any shape."""
@@ -162,14 +204,27 @@ class Boundaries:
 
     def least(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same, and whether that is what they need [M]; by the program of `exact`, so that a search of few pools
-        compiles no other."""
-        if self.setting.assumptions.occupancy.floors_in_flight:
+        compiles no other. Of a stage only bounds, which are the same on all terms."""
+        if self.setting.assumptions.occupancy.floors_in_flight or self.offers.each[e].agreed:
             found = self.bounds(e, lower, upper)
             return *found, ~np.isfinite(found[1])
         n, excess, watts = self._tried(e, lower, upper, np.zeros(len(lower)))
         self.n_evaluated += len(lower)
         instances, watts = self._if_allowed(lower, upper, n, watts)
         return instances, watts, np.asarray(excess <= ROUNDING) | ~np.isfinite(watts)
+
+    def of_all(
+        self,
+        rule: Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
+        lower: np.ndarray,
+        upper: np.ndarray,
+    ) -> list[tuple[np.ndarray, ...]]:
+        """`least` or `bounds` of all offers [R]; asked once of a spec in a role, whatever the terms."""
+        known: dict[tuple[str, EngineSpec], tuple[np.ndarray, ...]] = {}
+        for e, offer in enumerate(self.offers.each):
+            if (offer.role, offer.spec) not in known:
+                known[offer.role, offer.spec] = rule(e, lower, upper)
+        return [tuple(x.copy() for x in known[offer.role, offer.spec]) for offer in self.offers.each]
 
     def exact(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need."""
@@ -239,17 +294,15 @@ class Boundaries:
         """(instances, excess, watts) [M] of `tried_batch`."""
 
         def kernel(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> tuple[Array, Array, Array]:
-            sums, engine, pools, slo, setting = self._about(e, lower, upper)
-            return tried_batch(sums, engine, pools, cast(Array, n), slo, setting)
+            sums, part, pools, slo, setting = self._about(e, lower, upper)
+            return tried_batch(sums, part, pools, cast(Array, n), slo, setting)
 
         n, excess, watts = self._in_batches(kernel, TRY_BATCH, lower, upper, n_instances)
         return n, cast(Array, excess), watts
 
-    def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Engine, Slice, Slo, Setting]:
+    def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Part, Slice, Slo, Setting]:
         problem = self.problem
-        rows = self._window_row[lower], self._window_row[upper], self._edge_row[lower], self._edge_row[upper]
-        pools = Slice(*(cast(Array, values) for values in (self.window_tokens[upper], *rows)))
-        return self.sums[e], problem.engines[e], pools, problem.slo, self.setting
+        return self.sums[e], self.offers.each[e].part, self.cuts.slices(lower, upper), problem.slo, self.setting
 
     def _in_batches(self, kernel: Callable[..., Sequence[Array]], batch: int, *columns: np.ndarray) -> list[np.ndarray]:
         """What the kernel says of rows [M] of the columns, asked for so many at a time."""
@@ -261,11 +314,9 @@ class Boundaries:
 
         first, *others = range(0, n, batch)
         found = [part(first)]  # compiles
-        # Threads have JAX's options as the process has them, not as a block of this thread does.
-        alike = jax.config.read("jax_enable_x64") == (jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
         threads = ThreadPoolExecutor(N_THREADS)
         try:
-            found += (threads.map if alike else map)(part, others)
+            found += (threads.map if same_in_threads() else map)(part, others)
         finally:
             threads.shutdown(cancel_futures=True)  # an interrupt waits for none
         return [np.concatenate(each) for each in zip(*found)]
@@ -273,21 +324,13 @@ class Boundaries:
     def _if_allowed(
         self, lower: np.ndarray, upper: np.ndarray, instances: np.ndarray, watts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        allowed = self._allowed(lower, upper, instances)
+        cuts = self.cuts
+        allowed = cuts.in_order(lower, upper) & ((instances > 0) | cuts.spared(lower, upper))
         return np.where(allowed, instances, np.inf), np.where(allowed, watts, np.inf)
-
-    def _allowed(self, lower: np.ndarray, upper: np.ndarray, instances: np.ndarray) -> np.ndarray:
-        """Windows rise and, but for the last pool, router edges do not fall. A pool without traffic is no pool, but for
-        a last one whose traffic the one below promises to take: it costs nothing."""
-        rises = self.window_tokens[lower] < self.window_tokens[upper]
-        last = upper == self.last
-        spared = last & (self.edge_tokens[lower] >= self.window_tokens[-1])
-        in_order = last | (self.edge_tokens[lower] <= self.edge_tokens[upper])
-        return rises & in_order & ((instances > 0) | spared)
 
 
 class Pools:
-    """Instances and watts of many pools for each engine: bounds, until they are made exact. Arrays [E, P].
+    """Instances and watts of many pools for each offer: bounds, until they are made exact. Arrays [R, P].
 
     `ends` gives the two boundaries of the pools at some indices.
     """
@@ -301,6 +344,7 @@ class Pools:
         is_exact: np.ndarray | None = None,
     ):
         self.boundaries, self.ends, self.instances, self.watts = boundaries, ends, instances, watts
+        self.offers = boundaries.offers
         self.n_engines, self.least = len(watts), instances.copy()
         self.is_exact = (instances == 0) | (~np.isfinite(watts) if is_exact is None else is_exact)
 

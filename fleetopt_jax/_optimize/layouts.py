@@ -1,36 +1,61 @@
 """All fleets of at most so many pools, as paths over edges: one pool, two pools by one boundary, many pools by nodes.
 
-An edge is a pool, a slice of the traffic with the cheapest of its engines; its costs are bounds until they are exact.
+An edge is a pool, a slice of the traffic with the cheapest way to serve it; its costs are bounds until they are exact.
 """
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from fleetopt_jax._optimize.graph import Boundaries, Pools
+from fleetopt_jax._optimize.offers import Way
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.resources import PoolPrices
 
 TILE = 256  # nodes on a side of the square of pools that is bounded in one call
 LATTICE = 48  # nodes of the first, coarse search
 BLOCK_ROWS = 32  # of a table that stay in the cache together
+STAGE_SEEDS = 16  # of so many seeds one is made exact of each offer of a stage, of which there are many
 TWO_POOL_SEEDS = 512  # boundaries made exact before two pools are searched
 MAX_LISTED = 300_000  # fleets, finished or not, on a list; beyond it the cheapest so many
 
-Table = list[np.ndarray]  # costs [P] of each engine
+Table = list[np.ndarray]  # costs [P] of each way to serve a pool, in the order of `Offers.ways`
+Takes = Callable[[int, np.ndarray], np.ndarray]  # GPUs of each kind and watts [M, G + 1] of pools [M], served in a way
 
 
 class Step(NamedTuple):
-    """One pool of a path: its index among the pools, and its engine."""
+    """One pool of a path: its index among the pools, and the offers that serve it."""
 
     pool: int
-    engine: int
+    way: Way
 
 
 class Path(NamedTuple):
     cost: float
     steps: tuple[Step, ...]
+
+
+class Below(NamedTuple):
+    """Paths that cost less than a ceiling: of all that take the same GPUs of each kind the one of the least watts."""
+
+    takes: np.ndarray  # GPUs of each kind and watts [M, G + 1]
+    codes: np.ndarray  # pool times ways plus way, of each pool of a path [M, K]; -1 beyond its last
+    complete: bool  # whether none was left out
+
+    def steps(self, i: int, layout: "Layout") -> tuple[Step, ...]:
+        """Of the i-th path."""
+        ways = layout.pools.offers.ways
+        return tuple(Step(int(c) // len(ways), ways[int(c) % len(ways)]) for c in self.codes[i] if c >= 0)
+
+
+def by_gpus(takes: np.ndarray) -> np.ndarray:
+    """The rows [m] of the least watts, one for each number of GPUs of every kind that is among them."""
+    order = np.lexsort(takes.T[::-1])  # by GPUs, then watts
+    differs = np.any(takes[order[1:], :-1] != takes[order[:-1], :-1], axis=1)
+    return order[np.append(True, differs)] if len(order) else order
 
 
 class Layout:
@@ -62,10 +87,14 @@ class Layout:
         whether none was left out."""
         raise NotImplementedError
 
+    def below(self, priced: Table, takes: Takes, ceiling: float, k: int) -> Below:
+        """All paths of at most k pools whose cost is at most the ceiling."""
+        raise NotImplementedError
+
     def seeded(self) -> "Layout":
         """The layout with its seeds made exact."""
-        for e in range(self.pools.n_engines):
-            self.pools.make_exact(e, self.seeds())
+        for e, offer in enumerate(self.pools.offers.each):
+            self.pools.make_exact(e, self.seeds()[:: 1 if offer.agreed is None else STAGE_SEEDS])
         return self
 
     def pursue(self, e: int, index: np.ndarray, prices: PoolPrices, slack: np.ndarray) -> None:
@@ -85,7 +114,7 @@ class OnePool(Layout):
 
     def __init__(self, boundaries: Boundaries):
         ends = np.array([0]), np.array([boundaries.last])
-        found = [boundaries.least(e, *ends) for e in range(len(boundaries.problem.specs))]
+        found = boundaries.of_all(boundaries.least, *ends)
         self.pools = Pools(boundaries, lambda index: (ends[0][index], ends[1][index]), *map(np.stack, zip(*found)))
 
     def seeds(self) -> np.ndarray:
@@ -105,7 +134,13 @@ class OnePool(Layout):
         totals = np.array([[costs[0] for costs in table] for table in tables])
         allowed = np.where(np.all(totals <= most[:, None], axis=0), totals[1], np.inf)
         e = int(np.argmin(allowed))
-        return ((Step(0, e),) if np.isfinite(allowed[e]) else ()), True
+        return ((Step(0, self.pools.offers.ways[e]),) if np.isfinite(allowed[e]) else ()), True
+
+    def below(self, priced: Table, takes: Takes, ceiling: float, k: int) -> Below:
+        found = [w for w, costs in enumerate(priced) if costs[0] <= ceiling]
+        rows = np.concatenate([takes(w, np.zeros(1, int)) for w in found]) if found else takes(0, np.zeros(0, int))
+        kept = by_gpus(rows)
+        return Below(rows[kept], np.array(found, int)[kept, None], True)
 
 
 class TwoPools(Layout):
@@ -121,7 +156,7 @@ class TwoPools(Layout):
             first, node = index < s, inner[index % s]
             return np.where(first, 0, node), np.where(first, node, boundaries.last)
 
-        found = [boundaries.least(e, *ends(np.arange(2 * s))) for e in range(len(boundaries.problem.specs))]
+        found = boundaries.of_all(boundaries.least, *ends(np.arange(2 * s)))
         self.pools = Pools(boundaries, ends, *map(np.stack, zip(*found)))
 
     def seeds(self) -> np.ndarray:
@@ -143,15 +178,28 @@ class TwoPools(Layout):
         return index, through[index]
 
     def listed(self, tables: list[Table], most: np.ndarray, k: int) -> tuple[tuple[Step, ...], bool]:
-        s, best, steps = self.size, math.inf, ()
+        s, best, steps, ways = self.size, math.inf, (), self.pools.offers.ways
         for first in range(len(tables[0])):
             for second in range(len(tables[0])):
                 totals = np.array([table[first][:s] + table[second][s:] for table in tables])
                 allowed = np.where(np.all(totals <= most[:, None], axis=0), totals[1], np.inf)
                 i = int(np.argmin(allowed))
                 if allowed[i] < best:
-                    best, steps = float(allowed[i]), (Step(i, first), Step(i + s, second))
+                    best, steps = float(allowed[i]), (Step(i, ways[first]), Step(i + s, ways[second]))
         return steps, True
+
+    def below(self, priced: Table, takes: Takes, ceiling: float, k: int) -> Below:
+        s, n_ways = self.size, len(priced)
+        rows, codes = takes(0, np.zeros(0, int)), np.zeros((0, 2), int)
+        for first, second in itertools.product(range(n_ways), repeat=2):
+            i = np.flatnonzero(priced[first][:s] + priced[second][s:] <= ceiling)
+            if not len(i):
+                continue
+            rows = np.concatenate([rows, takes(first, i) + takes(second, i + s)])
+            codes = np.concatenate([codes, np.column_stack([i * n_ways + first, (i + s) * n_ways + second])])
+            kept = by_gpus(rows)
+            rows, codes = rows[kept], codes[kept]
+        return Below(rows, codes, True)
 
 
 class ManyPools(Layout):
@@ -166,17 +214,18 @@ class ManyPools(Layout):
         def ends(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return nodes[index // d], nodes[index % d]
 
-        shape = len(boundaries.problem.specs), d, d
+        shape = boundaries.n_offers, d, d
         instances = np.full(shape, np.inf, np.float32)  # whole numbers: exact up to 16 million
         watts = np.full(shape, np.inf)
         starts = range(0, d, TILE)
-        tiles = [(e, i, j) for e in range(shape[0]) for i in starts for j in starts if j >= i]
-        for done, (e, i, j) in enumerate(tiles):
+        tiles = [(i, j) for i in starts for j in starts if j >= i]
+        for done, (i, j) in enumerate(tiles):
             lower, upper = (nodes[np.minimum(np.arange(start, start + TILE), d - 1)] for start in (i, j))
-            found = boundaries.bounds(e, np.repeat(lower, TILE), np.tile(upper, TILE))
-            for table, values in zip((instances, watts), found):
-                part = table[e, i : i + TILE, j : j + TILE]
-                part[:] = values.reshape(TILE, TILE)[: part.shape[0], : part.shape[1]]
+            found = boundaries.of_all(boundaries.bounds, np.repeat(lower, TILE), np.tile(upper, TILE))
+            for e, of_offer in enumerate(found):
+                for table, values in zip((instances, watts), of_offer):
+                    part = table[e, i : i + TILE, j : j + TILE]
+                    part[:] = values.reshape(TILE, TILE)[: part.shape[0], : part.shape[1]]
             if progress:
                 progress(done + 1, len(tiles))
         self.pools = Pools(boundaries, ends, instances.reshape(shape[0], -1), watts.reshape(shape[0], -1))
@@ -279,7 +328,8 @@ class ManyPools(Layout):
             done = np.flatnonzero(node == d - 1)
             if len(done) and spent[done, 1].min() < best:
                 i = done[np.argmin(spent[done, 1])]
-                best, steps = float(spent[i, 1]), tuple(Step(int(c) // n_engines, int(c) % n_engines) for c in trail[i])
+                best, ways = float(spent[i, 1]), self.pools.offers.ways
+                steps = tuple(Step(int(c) // n_engines, ways[int(c) % n_engines]) for c in trail[i])
                 most = most.copy()
                 most[1] = best
             on = np.flatnonzero(node != d - 1)
@@ -290,3 +340,60 @@ class ManyPools(Layout):
             if not len(on):
                 break
         return steps, complete
+
+    def below(self, priced: Table, takes: Takes, ceiling: float, k: int) -> Below:
+        """Paths grow pool by pool; of those at a node that take the same GPUs one of the least watts goes on, for what
+        follows does not depend on how it was reached."""
+        d = self.size
+        to_go = self.onwards(np.min(priced, axis=0).reshape(d, d), k)
+        paths = _Paths(np.zeros(1, int), np.zeros(1), 0.0 * takes(0, np.zeros(1, int)), np.full((1, k), -1))
+        done, complete = [paths.some(np.zeros(0, int))], True
+        for level in range(k):
+            paths = self._grown(paths, level, (priced, takes), (to_go[k - 1 - level], ceiling))
+            kept = by_gpus(np.column_stack([paths.node, paths.takes]))
+            if len(kept) > MAX_LISTED:
+                promise = paths.spent[kept] + to_go[k - 1 - level][paths.node[kept]]
+                kept, complete = kept[np.argsort(promise)[:MAX_LISTED]], False
+            done.append(paths.some(kept[paths.node[kept] == d - 1]))
+            paths = paths.some(kept[paths.node[kept] != d - 1])
+            if not len(paths.node):
+                break
+        found = _joined(done)
+        found = found.some(by_gpus(found.takes))
+        return Below(found.takes, found.codes, complete)
+
+    def _grown(
+        self, paths: "_Paths", level: int, of_pools: tuple[Table, Takes], within: tuple[np.ndarray, float]
+    ) -> "_Paths":
+        """The same with one pool more, where the cheapest way to go [D] leaves them at or below the ceiling."""
+        (priced, takes), (to_go, ceiling) = of_pools, within
+        d, k = self.size, paths.codes.shape[1]
+        grown = [paths.some(np.zeros(0, int))]
+        for i in np.unique(paths.node):
+            upper = np.arange(d - 1 if level == k - 1 else i + 1, d)
+            here = paths.some(np.flatnonzero(paths.node == i))
+            for way, costs in enumerate(priced):
+                own = costs[i * d + upper]
+                near = np.flatnonzero(here.spent.min() + own + to_go[upper] <= ceiling)
+                total = here.spent[:, None] + own[near][None]
+                r, m = np.nonzero(total + to_go[upper[near]][None] <= ceiling)
+                pool, further = i * d + upper[near[m]], here.some(r)
+                further.codes[:, level] = pool * len(priced) + way
+                grown.append(_Paths(upper[near[m]], total[r, m], further.takes + takes(way, pool), further.codes))
+        return _joined(grown)
+
+
+class _Paths(NamedTuple):
+    """Paths that have come to a node, arrays [M] or [M, ...]."""
+
+    node: np.ndarray
+    spent: np.ndarray
+    takes: np.ndarray
+    codes: np.ndarray
+
+    def some(self, rows: np.ndarray) -> "_Paths":
+        return _Paths(*(each[rows] for each in self))
+
+
+def _joined(parts: list[_Paths]) -> _Paths:
+    return _Paths(*(np.concatenate(each) for each in zip(*parts)))

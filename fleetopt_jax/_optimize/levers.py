@@ -1,10 +1,11 @@
 """What pays: from the present fleet, one lever released at a time, everything else re-optimised; then pairs of them.
 
 The present fleet is planned anew first (same specs, as many pools), so that a gain is the lever's own and not that of a
-better threshold. A lever widens what the search may choose (pools, gamma, tensor parallelism, slots, clock), and then
-it never loses; or it replaces something in every pool (GPU generation, precision, model), and then it may. What it does
-not change is kept (`changes.py`). The gain is the cost of the present fleet over the cost with the lever, by the
-objective: tokens per joule, unless asked otherwise.
+better threshold. A lever widens what the search may choose (pools, gamma, tensor parallelism, slots, clock or drafts),
+and then it never loses; or it replaces something in every pool (GPU generation, precision, model), and then it may; or
+it takes work away, as much as is assumed (compression, prefix caching). What it does not change is kept (`changes.py`).
+The gain is the cost of the present fleet over the cost with the lever, by the objective: tokens per joule, unless asked
+otherwise.
 
 Two levers multiply where gain(a and b) = gain(a) gain(b); they reinforce where it is more and cancel where it is less.
 
@@ -23,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax._optimize.changes import Lever, all_levers, lacking
+from fleetopt_jax._optimize.changes import UNKNOWN_HITS, Lever, all_levers, lacking, prefix_caching, with_hits
 from fleetopt_jax._optimize.derivatives import outcomes
-from fleetopt_jax._optimize.engine_errors import draw, however_run, shared_errors
+from fleetopt_jax._optimize.engine_errors import draw, shared_errors, without_drafts
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import optimize
@@ -37,14 +38,18 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.units import KW
+from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.fleet.fleet import Slo, with_limits
 from fleetopt_jax.fleet.resources import Resources, Weights, usage
+from fleetopt_jax.fleet.two_stage import require_stage_laws
 from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
+from fleetopt_jax.workload.reuse import mean_reused_tokens
 
 CLOCK_ERROR = 0.2  # of the watts above idle at a clock of 0.7 (`laws/clocks.py`), growing with the distance from 1
 N_DRAWS = 300  # of the engines' errors
 N_PAIRED = 5  # levers whose pairs are tried
 PAPER_PAIRS = (("routing", "generation"), ("gamma", "generation"))  # tried whatever they gain: topology x generation
+MOST_FOUND = 0.999  # of a prompt: something is left to compute
 MULTIPLY = 0.03  # gain(a and b) within so much of gain(a) gain(b) counts as their product
 # Best known first.
 QUALITIES = ("measured", "calibrated", "kernels", "law", "scaled", "projected", "roofline", "assumed")
@@ -78,8 +83,8 @@ class Pulled:
 
     @property
     def specs(self) -> tuple[EngineSpec, ...]:
-        """Of the plan's lanes; none where it is infeasible."""
-        return self.plan.specs if isinstance(self.plan, Plan) else ()
+        """Of the stages of the plan's lanes; none where it is infeasible."""
+        return self.plan.stage_specs if isinstance(self.plan, Plan) else ()
 
     @cached_property
     def values(self) -> Mapping[str, float]:
@@ -146,6 +151,7 @@ def pull_levers(
     given: Plan | None = None,
     next_gpu: str | GpuEntry | None = None,
     llm: str | LlmEntry = "qwen3-235b-a22b",
+    hit_frac: float | None = None,
     every_pair: bool = False,
     progress: Progress | None = None,
     search: Search | None = None,
@@ -154,15 +160,24 @@ def pull_levers(
 
     `given` is the present fleet where there is one: then its specs, with their clocks and batch limits. A lever for
     which the catalog has no engine is left out, with the reason. `next_gpu` and `llm` are names of the catalog, in
-    lower case, or records of your own. Raises BadInput where the present fleet itself cannot be searched for.
+    lower case, or records of your own. `hit_frac` is what prompts would find of their tokens in a prefix cache; where
+    it is not given, what they would in one that forgets nothing, if the workload tells. Raises BadInput where the
+    present fleet itself cannot be searched for.
     """
-    bench = _Bench(problem, given.specs if given else problem.specs, search or optimize)
+    if problem.assumptions.prefix_cache.reads_reuse:
+        raise not_searched("levers")
+    bench = _Bench(problem, given.stage_specs if given else problem.specs, search or optimize)
     present = bench.pull(())
     bench.narrow(present.specs)
     levers = all_levers(bench.specs, problem.n_pools, problem.gamma, next_gpu=next_gpu, llm=llm)
+    left_out: dict[str, str] = {}
+    if not problem.assumptions.prefix_cache.finds:
+        try:
+            levers.append(_caching(problem.service.workload, hit_frac))
+        except LeftOut as why:
+            left_out["prefix_cache"] = str(why)
     n_pairs = math.comb(len(levers) if every_pair else N_PAIRED, 2) + len(PAPER_PAIRS)
     total = 1 + len(levers) + n_pairs
-    left_out: dict[str, str] = {}
 
     def pull_each(several: Iterable[tuple[Lever, ...]], first: int) -> list[Pulled]:
         pulled = []
@@ -213,13 +228,18 @@ class _Bench:
         for lever in levers:
             specs = list(dict.fromkeys(variant for spec in specs for variant in lever.variants(spec)))
         frac = math.prod(lever.prompt_frac for lever in levers)
+        hit_frac = max([0.0, *(lever.hit_frac for lever in levers)])
         workload, slo, extra_w = (
             (problem.service.workload, problem.slo, 0.0) if frac == 1 else _compressed(problem, frac)
         )
+        served = {"serve": "any"} if any(lever.two_stages for lever in levers) else {}
+        if served:
+            _require_two_stages(problem)
         released = replace(
-            problem.serving(specs=tuple(self._comparable(specs)), workload=workload, slo=slo),
+            problem.serving(specs=tuple(self._comparable(specs)), workload=workload, slo=slo, **served),
             n_pools=max([problem.n_pools, *(lever.n_pools for lever in levers)]),
             gamma=None if any(lever.free_gamma for lever in levers) else problem.gamma,
+            assumptions=with_hits(problem.assumptions, hit_frac),
         )
         try:
             return Pulled(levers, self._search(released), extra_w)
@@ -245,6 +265,16 @@ class _Bench:
         return alike
 
 
+def _require_two_stages(problem: Problem) -> None:
+    """`LeftOut` of a problem that no lane of two stages is searched for."""
+    if problem.slo.scope == "fleet":
+        raise LeftOut("lanes of two stages share out limits that each pool holds, not those of the whole fleet")
+    try:
+        require_stage_laws(problem.assumptions)
+    except BadInput as refusal:
+        raise LeftOut(str(refusal)) from None
+
+
 def _is_roofline(spec: EngineSpec) -> bool:
     return engine_entry(spec).quality == "roofline"
 
@@ -255,6 +285,10 @@ def _compressed(problem: Problem, frac: float) -> tuple[Workload, Slo, float]:
     A try that fails leaves the prompt as it was. Limits are of the prompts as they came, less the compressor's time.
     """
     workload, compressor, site = problem.service.workload, problem.around.compressor, problem.around.site
+    if problem.assumptions.prefix_cache.finds:
+        raise LeftOut("a compressed prompt begins otherwise, so that the fleet's prefix cache would not find it")
+    if problem.assumptions.route_by.sticky is not None:
+        raise LeftOut("what conversations that stay in their pool are routed by, compressed, is not known")
     success = float(compressor.success_frac)
     shapes = [(frac, success), (1.0, 1.0 - success)] if success < 1 else [(frac, 1.0)]
     prompt = np.asarray(workload.prompt_tokens)
@@ -274,6 +308,20 @@ def _compressed(problem: Problem, frac: float) -> tuple[Workload, Slo, float]:
     power_w = float(problem.workload.arrival_rate_per_s * mean_tokens(workload)[0] * compressor.j_per_token)
     pue = float(site.pue) if problem.assumptions.power_scope.counts_site else 1.0
     return served, with_limits(problem.slo, ttft_s_per_token=per_token_s), pue * power_w
+
+
+def _caching(workload: Workload, hit_frac: float | None) -> Lever:
+    """Prefix caching at a share that is given, else at what a cache that forgets nothing would find."""
+    if hit_frac is not None:
+        if hit_frac == 0:
+            raise LeftOut("a share of 0 is given: nothing is found")
+        return prefix_caching(hit_frac, "it was given")
+    if workload.reuse is None:
+        raise LeftOut(UNKNOWN_HITS)
+    share = min(float(mean_reused_tokens(workload) / mean_tokens(workload)[0]), MOST_FOUND)
+    if not share > 0:
+        raise LeftOut("no prompt of the workload begins as another one did")
+    return prefix_caching(share, "what a cache that forgets nothing would find of this workload, no fleet finds more")
 
 
 def _pairs(singles: Sequence[Pulled], every: bool) -> list[tuple[Lever, Lever]]:
@@ -313,7 +361,7 @@ def _benefit(plan: Plan, resources: Resources, output_tok_per_s: Array | np.ndar
 
 def _cost(plan: Plan, weights: Weights, resources: Resources) -> np.ndarray:
     """By weights, of a plan whose fleet takes `resources`, of any shape; its GPUs are as many as planned."""
-    of_kinds = usage(Weights(gpus_of=weights.gpus_of), plan.kinds, plan.metrics.pools.resources)
+    of_kinds = usage(Weights(gpus_of=weights.gpus_of), plan.kinds, plan.of_kinds)
     return np.asarray(weights.of(resources)) + of_kinds
 
 
@@ -330,11 +378,11 @@ class _Draws:
 
         def same(spec: EngineSpec) -> EngineSpec:
             """Another precision of the KV cache leaves weights, kernels and prefill, and so their errors, alone."""
-            return replace(however_run(spec), kv_precision="any")
+            return replace(without_drafts(spec), kv_precision="any")
 
-        errors, engine_of = shared_errors([spec for _, plan in plans for spec in plan.specs], same)
+        errors, engine_of = shared_errors([spec for _, plan in plans for spec in plan.stage_specs], same)
         factors = draw(errors, N_DRAWS)
-        ends = np.cumsum([len(plan.specs) for _, plan in plans])
+        ends = np.cumsum([len(plan.stage_specs) for _, plan in plans])
         for (each, plan), indices in zip(plans, np.split(np.asarray(engine_of), ends[:-1]), strict=True):
             problem = plan.problem
             sampled = sample(
@@ -379,15 +427,16 @@ def _rank(quality: str) -> int:
 def _clock_sigma(pulled: Pulled) -> float:
     """Error of the clock law in the logarithm of the cost [-]."""
     plan = pulled.plan
-    if isinstance(plan, Infeasible) or all(spec.clock_frac == 1 for spec in plan.specs):
+    if isinstance(plan, Infeasible) or all(spec.clock_frac == 1 for spec in plan.stage_specs):
         return 0.0
-    pools, weights = plan.metrics.pools, plan.problem.objective_weights
+    stages, weights = plan.stages, plan.problem.objective_weights
+    engines = [stage.engine for lane in plan.fleet.lanes for stage in lane.stages]
     per_watt = plan.problem.prices(weights).per_watt[0]
     cost = float(_cost(plan, weights, with_extra(plan, plan.metrics.resources, pulled.extra_w)))
     sigma = 0.0
-    for k, spec in enumerate(plan.specs):
-        above_idle = 1.0 - float(plan.fleet.engines[k].idle_w) / float(pools.gpu_power_w[k])
-        of_cost = per_watt * float(pools.power_w[k]) / cost
+    for k, spec in enumerate(plan.stage_specs):
+        above_idle = 1.0 - float(engines[k].idle_w) / float(stages.gpu_power_w[k])
+        of_cost = per_watt * float(stages.power_w[k]) / cost
         sigma += CLOCK_ERROR * above_idle * (1.0 - spec.clock_frac) / 0.3 * of_cost
     return sigma
 

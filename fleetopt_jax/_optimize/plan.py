@@ -4,13 +4,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
+import jax
 import numpy as np
 
 from fleetopt_jax._optimize.problem import Method, Problem
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.fleet.evaluate import FleetMetrics
+from fleetopt_jax.catalog.links import one_stage
+from fleetopt_jax.catalog.spec import EngineSpec, LaneSpec
+from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, StageMetrics
 from fleetopt_jax.fleet.fleet import Fleet
-from fleetopt_jax.fleet.resources import usage
+from fleetopt_jax.fleet.resources import Resources, usage
 
 Status = Literal["optimal", "feasible", "infeasible"]
 
@@ -61,10 +63,10 @@ class Found:
     """What a method found: the cheapest fleet, its pools with engines, or a cost of inf. Arrays [K]."""
 
     cost: float
-    specs: tuple[EngineSpec, ...]
+    lanes: tuple[LaneSpec, ...]
     window_tokens: np.ndarray
     gamma: np.ndarray
-    n_instances: np.ndarray
+    n_instances: np.ndarray  # or [K, 2], of the stages
     certified: bool  # no candidate is cheaper
     n_evaluated: int
     candidates: str
@@ -72,6 +74,11 @@ class Found:
     by_pools: tuple[float, ...] = ()  # least cost with at most 1, 2, ... pools, where the method knows
     homogeneous_w: float | None = None  # least power of one pool [W]; inf where none holds the limits
     one_pool: OnePoolFleet | None = None  # the best of one pool, where the method knows `homogeneous_w`
+
+    @property
+    def specs(self) -> tuple[EngineSpec, ...]:
+        """Of the lanes, which have one stage each."""
+        return tuple(one_stage(lane) for lane in self.lanes)
 
 
 def nothing(n_evaluated: int, candidates: str, *, certified: bool = True) -> Found:
@@ -105,7 +112,7 @@ class Plan:
     status: Status
     method: Method | Literal["given"]
     problem: Problem
-    specs: tuple[EngineSpec, ...]  # one per lane
+    lanes: tuple[LaneSpec, ...]  # what serves each lane
     fleet: Fleet
     metrics: FleetMetrics
     gain_vs_homogeneous: float | None  # tok/J over the best one-pool fleet's; None if no such fleet holds the limits
@@ -114,20 +121,44 @@ class Plan:
     one_pool: OnePoolFleet | None = None  # None if no such fleet holds the limits
 
     @property
+    def specs(self) -> tuple[EngineSpec, ...]:
+        """Of the lanes, which have one stage each; refused, in one line, where one has two."""
+        return tuple(one_stage(lane) for lane in self.lanes)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
-        """GPUs of the lanes, by name."""
-        return tuple(spec.gpu_name for spec in self.specs)
+        """GPUs of the lanes by name, of one after the other stage where a lane has two."""
+        return tuple(spec.gpu_name for spec in self.stage_specs)
+
+    @property
+    def stage_specs(self) -> tuple[EngineSpec, ...]:
+        """Of all stages, one lane after the other."""
+        return tuple(spec for lane in self.lanes for spec in lane.stages)
+
+    @property
+    def stages(self) -> PoolMetrics | StageMetrics:
+        """Metrics of all stages, one lane after the other: of lanes of one stage the lanes' own."""
+        pools = self.metrics.pools
+        if pools.stages is None:
+            return pools
+        there = np.array([[i < len(lane.stages) for i in range(2)] for lane in self.lanes])
+        return jax.tree.map(lambda x: np.asarray(x)[there], pools.stages)
+
+    @property
+    def of_kinds(self) -> Resources:
+        """What is taken of each of its `kinds`."""
+        return self.stages.resources
 
     @property
     def used(self) -> dict[str, float]:
         """What it uses of every limit of the budget, by its name."""
-        pools = self.metrics.pools.resources
-        return {name: usage(weights, self.kinds, pools) for name, weights in self.problem.limit_weights.items()}
+        limits = self.problem.limit_weights
+        return {name: usage(weights, self.kinds, self.of_kinds) for name, weights in limits.items()}
 
     @property
     def cost(self) -> float:
         """By the objective's weights."""
-        return usage(self.problem.objective_weights, self.kinds, self.metrics.pools.resources)
+        return usage(self.problem.objective_weights, self.kinds, self.of_kinds)
 
     @property
     def objective(self) -> float:
@@ -182,7 +213,11 @@ def require_plan(answer: Plan | Infeasible) -> Plan:
     >>> plan = fo.require_plan(fo.optimize(fo.make_problem(chat, [fo.EngineSpec("h100")], n_pools=1)))
     """
     if isinstance(answer, Infeasible):
-        binding = answer.binding
-        nearest = f"; the nearest feasible is {binding.nearest_feasible:g}" if binding.nearest_feasible else ""
-        raise ValueError(f"no fleet holds {binding.limit} = {binding.asked}{nearest}")
+        raise ValueError(unreached(answer.binding))
     return answer
+
+
+def unreached(binding: Unreachable) -> str:
+    """Which limit no fleet holds, and the nearest that one does, by their fields."""
+    nearest = f"; the nearest feasible is {binding.nearest_feasible:g}" if binding.nearest_feasible else ""
+    return f"no fleet holds {binding.limit} = {binding.asked}{nearest}"

@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fleetopt_jax._optimize.offers import Offers, Serve, offers_of
 from fleetopt_jax.catalog.engines import build, resolved
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.links import DEFAULT_LINK, LINKS, server_of
+from fleetopt_jax.catalog.spec import EngineSpec, KvLink, LaneSpec
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import EXACT, PHYSICAL, Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_slo
+from fleetopt_jax.fleet.reserve import Failures
 from fleetopt_jax.fleet.resources import (
     Budget,
     Objective,
@@ -27,10 +30,11 @@ from fleetopt_jax.fleet.resources import (
     weights_of,
 )
 from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
-from fleetopt_jax.fleet.traffic import check_prefix_cache
+from fleetopt_jax.fleet.traffic import check_prefix_cache, routed_lengths
+from fleetopt_jax.fleet.two_stage import require_stage_laws
 from fleetopt_jax.laws.compression import MAX_SHRINK
 from fleetopt_jax.laws.kv_cache import whole_blocks_tokens
-from fleetopt_jax.workload.atoms import Workload, share_above, total_tokens, with_rate
+from fleetopt_jax.workload.atoms import Workload, share_above, with_rate
 from fleetopt_jax.workload.profile import Hour
 
 MAX_ASSIGNMENTS = 128  # of engines to pools; each is a search of its own
@@ -50,6 +54,8 @@ class Service:
     specs: tuple[EngineSpec, ...]  # everything said (`catalog.engines.resolved`)
     window_tokens: float  # window of the last pool: the longest request the fleet promises to serve
     hour: Hour | None = None  # of its trace that the workload is; None: all of it, at the mean rate
+    serve: Serve = "mixed"  # each pool by instances that do all, by two stages, or by whichever is cheaper
+    link: KvLink = LINKS[DEFAULT_LINK]  # that two stages have between them
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Problem:
     periods: tuple[Period, ...] = (ALWAYS,)
     budget: Budget = Budget()
     free: tuple[Tunable, ...] = ()  # what each pool may have of its own; only the gradient search reads it
+    rates: Failures | None = None  # how often things fail, where no reserve says it: nothing is searched by it
 
     @property
     def service(self) -> Service:
@@ -98,13 +105,20 @@ class Problem:
 
     @cached_property
     def around(self) -> Surroundings:
-        """The surroundings at the period's prices."""
-        site, period = self.surroundings.site, self.periods[0]
+        """The surroundings at the period's prices, with what may be down of instances of its specs."""
+        site, period, reserve = self.surroundings.site, self.periods[0], self.surroundings.reserve
         priced = as_floats(
             usd_per_kwh=site.usd_per_kwh * period.usd_per_kwh,
             kg_co2_per_kwh=site.kg_co2_per_kwh * period.kg_co2_per_kwh,
         )
-        return replace(self.surroundings, site=replace(site, **priced))
+        reserve = reserve and reserve.serving({spec.split.n_gpus for spec in self.specs})
+        return replace(self.surroundings, site=replace(site, **priced), reserve=reserve)
+
+    @property
+    def failures(self) -> Failures | None:
+        """How often things fail, where that is known."""
+        reserve = self.surroundings.reserve
+        return self.rates or (reserve and reserve.failures)
 
     @property
     def slo(self) -> Slo:
@@ -123,6 +137,11 @@ class Problem:
         """Of the specs."""
         return tuple(build(spec) for spec in self.specs)
 
+    @cached_property
+    def offers(self) -> Offers:
+        """What its pools may choose from: of pools that are served whole, the specs."""
+        return offers_of(self.specs, self.service.serve, self.service.link)
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """GPUs of the specs, by name."""
@@ -133,8 +152,10 @@ class Problem:
         return replace(self, services=(replace(self.service, **changes),))
 
     def prices(self, weights: Weights) -> PoolPrices:
-        """Weights as prices of an instance and a watt of each spec."""
-        return pool_prices(weights, self.kinds, self.engines, self.around.site)
+        """Weights as prices of an instance and a watt of each offer."""
+        each = self.offers.each
+        kinds, engines = [offer.spec.gpu_name for offer in each], [offer.part.engine for offer in each]
+        return pool_prices(weights, kinds, engines, self.around.site)
 
     @property
     def objective_weights(self) -> Weights:
@@ -150,9 +171,9 @@ class Problem:
         """What every finite limit of the budget is of."""
         return {name: limit_weights(name) for name in self.budget.caps}
 
-    def fleet(self, specs: Sequence[EngineSpec], window_tokens: Any, gamma: Any, n_instances: Any) -> Fleet:
+    def fleet(self, specs: Sequence[LaneSpec], window_tokens: Any, gamma: Any, n_instances: Any) -> Fleet:
         """A fleet in these surroundings."""
-        return fleet_of([build(spec) for spec in specs], window_tokens, gamma, n_instances, self.around)
+        return fleet_of([server_of(spec) for spec in specs], window_tokens, gamma, n_instances, self.around)
 
 
 def make_problem(
@@ -171,19 +192,20 @@ def make_problem(
     budget: Budget | None = None,
     free: Sequence[Tunable] = (),
     hour: Hour | None = None,
+    serve: Serve = "mixed",
+    link: KvLink | None = None,
+    rates: Failures | None = None,
 ) -> Problem:
     """A checked `Problem` of one service. The default window is the longest request, rounded up to a whole block of 16
     tokens.
 
     Raises ValueError that names the field and what is allowed; `BadField` for a spec there is no engine for.
-
     >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
     >>> problem = fo.make_problem(chat, [fo.EngineSpec("h100"), fo.EngineSpec("b200", tp=4)], n_pools=2)
     >>> problem.window_tokens, problem.kinds
     (4304.0, ('h100', 'b200'))
     """
-    longest = float(workload.longest_tokens)
-    window = whole_blocks_tokens(longest) if window_tokens is None else float(window_tokens)
+    window = whole_blocks_tokens(float(workload.longest_tokens)) if window_tokens is None else float(window_tokens)
     service = Service(
         name=workload_name,
         workload=workload,
@@ -191,6 +213,8 @@ def make_problem(
         specs=tuple(dict.fromkeys(resolved(spec) for spec in specs)),
         window_tokens=window,
         hour=hour,
+        serve=serve,
+        link=link or LINKS[DEFAULT_LINK],
     )
     problem = Problem(
         services=(service,),
@@ -202,9 +226,14 @@ def make_problem(
         surroundings=surroundings or make_surroundings(),
         budget=budget or Budget(),
         free=tuple(free),
+        rates=rates,
     )
     _check_service(problem)
     _check_assumptions(problem)
+    if serve not in ("mixed", "disaggregated", "any"):
+        raise BadField("serve", f"{serve!r}", "need mixed, disaggregated or any")
+    if serve != "mixed":
+        require_stage_laws(assumptions)
     _check_weights(problem)
     return problem
 
@@ -241,6 +270,10 @@ def _check_assumptions(problem: Problem) -> None:
         raise ValueError("need the tail 'quantile' for limits of the whole fleet: a mean prefill has no distribution")
     if not assumptions.whole:
         raise ValueError("need whole rounding: plans are made of whole instances (gradients relax it themselves)")
+    if assumptions.prefill.chunks_are_free and any(engine.speculation is not None for engine in problem.engines):
+        raise ValueError(
+            "need prefill=compute where tokens are drafted ahead: published iterations take one token each"
+        )
     if "max_num_seqs" in problem.free and not assumptions.kv_cache.caps_sequences:
         raise ValueError("need a paged KV cache for a free max_num_seqs: reserved slots are capped by the window")
     if "clock" in problem.free and not all(engine.power.has_clock_law for engine in problem.engines):
@@ -286,11 +319,11 @@ def assignments(problem: Problem) -> list[tuple[EngineSpec, ...]]:
 def thresholds(problem: Problem) -> np.ndarray:
     """Candidate windows of the pools [tokens]: what the certificate of an exhaustive search is over.
 
-    Every distinct request length and, with a given gamma > 1, every length divided by it: only there does the traffic
-    of a pool change. Between two of them a window reserves more without serving more; that is not a proof that none
-    could score better by a rounding. The last window as a lower pool's leaves the pools above it empty: that is how
-    fewer pools than asked are among the candidates.
+    Every distinct length that is routed by and, with a given gamma > 1, every length divided by it: only there does the
+    traffic of a pool change. Between two of them a window reserves more without serving more; that is not a proof that
+    none could score better by a rounding. The last window as a lower pool's leaves the pools above it empty: that is
+    how fewer pools than asked are among the candidates.
     """
-    lengths = np.unique(np.ceil(np.asarray(total_tokens(problem.workload))))
+    lengths = np.unique(np.ceil(routed_lengths(problem.workload, problem.assumptions)))
     lengths = np.append(lengths, np.ceil(lengths / (problem.gamma or 1.0)))
     return np.unique(np.append(lengths[lengths < problem.window_tokens], problem.window_tokens))

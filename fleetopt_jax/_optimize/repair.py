@@ -53,7 +53,7 @@ def _broken_by_pools(plan: Plan) -> Iterator[PoolLimit]:
     slo, pools = plan.problem.slo, plan.metrics.pools
     values = {"utilization": pools.utilization, "ttft_p99_s": pools.ttft_p99_s, "itl_s": pools.itl_s}
     found = {name: np.asarray(x) for name, x in compiled_excesses(pools, slo).items()}
-    for k in range(len(plan.specs)):
+    for k in range(len(plan.lanes)):
         for name, value in values.items():
             if found[name].ndim and not found[name][k] <= 2.0 * ROUNDING:
                 yield PoolLimit(k, name, float(np.asarray(value)[k]), _asked(slo, name))

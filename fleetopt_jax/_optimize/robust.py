@@ -34,6 +34,7 @@ from fleetopt_jax._optimize.sections import Sections
 from fleetopt_jax._optimize.sized import Cut, Scenarios, scenarios_of
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
+from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 
 N_SCENARIOS = 256  # draws of the errors in which every candidate is evaluated, under each workload
@@ -114,6 +115,8 @@ def robust(
     """
     if not 0 < level < 1:
         raise ValueError(f"need 0 < level < 1, got {level}")
+    if problem.assumptions.prefix_cache.reads_reuse:
+        raise not_searched("a robust plan")
     require_window(problem, workloads)
     judge = _Judge(scenarios_of(problem, workloads, n_draws=n_scenarios, seed=seed), measure, level)
     alone = judge.scored(("one pool", plan) for plan in one_pool_plans(problem))

@@ -23,4 +23,4 @@ def as_nominal(found: Plan, problem: Problem) -> Plan:
     """A scenario's plan with the specs it stands for in the problem, `found.problem` less its changes."""
     pairs = zip(found.problem.specs, problem.specs, strict=True)
     laws = {however_run(off): spec.laws for off, spec in pairs}
-    return replace(found, problem=problem, specs=tuple(replace(s, laws=laws[however_run(s)]) for s in found.specs))
+    return replace(found, problem=problem, lanes=tuple(replace(s, laws=laws[however_run(s)]) for s in found.specs))

@@ -4,24 +4,25 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import numpy as np
 
 from fleetopt_jax._optimize import coupled, exact, gradient, grid
-from fleetopt_jax._optimize.candidates import BATCH, Scorer, gamma_grid, spread
-from fleetopt_jax._optimize.plan import BrokenLimit, Found, Infeasible, Plan, Search, Status, Unreachable
+from fleetopt_jax._optimize.candidates import BATCH, Scorer, effort_of, gamma_grid, spread
+from fleetopt_jax._optimize.plan import BrokenLimit, Found, Infeasible, OnePoolFleet, Plan, Search, Status, Unreachable
 from fleetopt_jax._optimize.problem import Method, Problem, as_objective, demanded_tok_per_s
-from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.catalog.spec import EngineSpec, LaneSpec
+from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.progress import Progress
-from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
-from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet
+from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_fleet
 from fleetopt_jax.fleet.limits import ROUNDING, excesses
 from fleetopt_jax.fleet.resources import Budget, limit_weights
+from fleetopt_jax.fleet.sizing import least_held, worth_having
+from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.traffic import routed
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
@@ -40,24 +41,38 @@ def optimize(problem: Problem, method: Method | None = None, progress: Progress 
     limits couple the pools; `grid` tries every candidate there is and serves as reference. Without a method, exact
     where it can, else grid. Refuses float32, and more than one service or period.
 
+    Where prompts find what the caches of a pool hold (`WorkingSetCache`), each candidate of `grid`, the only method
+    then, is sized with what it finds. Nothing is proved: a pool has the least instances that hold its limits, and one
+    more, whose cache spares prefill, may take less power.
+
     >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
     >>> plan = fo.optimize(fo.make_problem(chat, [fo.EngineSpec("h100")], n_pools=1))
     >>> plan.status, plan.kinds
     ('optimal', ('h100',))
     """
     require_float64("optimize")
-    if problem.assumptions.prefix_cache.reads_reuse:
-        raise not_searched()
-    method = method or default_method(problem.slo)
-    if problem.free and method != "gradient":
-        names = " and ".join(problem.free)
-        raise BadInput(f"method {method}", f"pools choose their own {names}", "need method gradient")
+    method = method or default_method(problem)
+    _check_method(problem, method)
     return _answer(problem, method, lambda: METHODS[method](problem, progress))
+
+
+def _check_method(problem: Problem, method: Method) -> None:
+    """Refuse a method that cannot search the problem."""
+    free = " and ".join(problem.free)
+    if problem.service.serve != "mixed" and method != "exact":
+        allowed = "need method exact, with latencies that each pool holds" if method == "grid" else "need method exact"
+        raise BadField("serve", f"{problem.service.serve}: method {method} searches lanes of one stage only", allowed)
+    if problem.assumptions.prefix_cache.reads_reuse and (method != "grid" or free):
+        asked = f"a free {free}" if free else f"method {method}"
+        problem_is = "what a prefix cache finds depends on the instances of a pool, which only grid takes into account"
+        raise BadInput(asked, problem_is, "need --method grid, which frees nothing" if free else "need --method grid")
+    if free and method != "gradient":
+        raise BadInput(f"method {method}", f"pools choose their own {free}", "need method gradient")
 
 
 def optimize_as_compressing(problem: Problem) -> Plan | Infeasible:
     """`optimize` by the programs of the same problem with another gamma: who asks both compiles once."""
-    if default_method(problem.slo) != "exact" or problem.budget.caps:
+    if default_method(problem) != "exact" or problem.budget.caps:
         return optimize(problem)
     return _answer(problem, "exact", lambda: exact.search(problem, compresses=True))
 
@@ -68,17 +83,23 @@ def _answer(problem: Problem, method: Method, search: Callable[[], Found]) -> Pl
     found = search()
     if not math.isfinite(found.cost):
         return _infeasible(problem, method, found, started)
-    fleet = problem.fleet(found.specs, found.window_tokens, found.gamma, found.n_instances)
+    return planned(problem, method, found, started)
+
+
+def planned(problem: Problem, method: Method, found: Found, started: float) -> Plan:
+    """A fleet that a search found, re-evaluated hard; it must hold every limit."""
+    fleet = problem.fleet(found.lanes, found.window_tokens, found.gamma, found.n_instances)
     status: Status = "optimal" if found.certified else "feasible"
-    plan = _plan(problem, method, status, found.specs, fleet, _search(problem, found, started), found)
+    plan = _plan(problem, method, status, found.lanes, fleet, _search(problem, found, started), found)
     if plan.binding:
         raise AssertionError(f"the {method} search returned a plan that breaks a limit: {plan.binding}")
     return plan
 
 
-def default_method(slo: Slo) -> Method:
-    """The exact search, but where the latencies are limits of the whole fleet."""
-    return "grid" if slo.scope == "fleet" else "exact"
+def default_method(problem: Problem) -> Method:
+    """The exact search, but where the latencies are limits of the whole fleet, or prompts find what caches hold."""
+    coupled_or_cached = problem.slo.scope == "fleet" or problem.assumptions.prefix_cache.reads_reuse
+    return "grid" if coupled_or_cached else "exact"
 
 
 def _search(problem: Problem, found: Found, started: float) -> Search:
@@ -101,16 +122,17 @@ def _gap(cost: float, bound: float) -> float:
 
 def evaluate_given(
     problem: Problem,
-    specs: Sequence[EngineSpec],
+    specs: Sequence[LaneSpec],
     *,
     window_tokens: Sequence[float],
     gamma: Sequence[float],
-    n_instances: Sequence[float],
+    n_instances: Sequence[float] | Sequence[Sequence[float]],
 ) -> Plan:
-    """The plan of a fleet somebody else chose; `infeasible`, with the limit it breaks, where it breaks one."""
+    """The plan of a fleet somebody else chose; `infeasible`, with the limit it breaks, where it breaks one. Instances
+    are pairs where a lane has two stages, as in `make_fleet`."""
     require_float64("evaluate_given")
     started = time.perf_counter()
-    engines = problem.fleet(specs, window_tokens, gamma, n_instances).engines
+    engines = problem.fleet(specs, window_tokens, gamma, n_instances).servers
     numbers = {"window_tokens": window_tokens, "gamma": gamma, "n_instances": n_instances}
     fleet = make_fleet(engines, **numbers, surroundings=problem.around)
     search = Search(1, time.perf_counter() - started, "the given fleet")
@@ -120,7 +142,7 @@ def evaluate_given(
 def with_fleet(plan: Plan, fleet: Fleet) -> Plan:
     """The plan of the same specs with other numbers, as `evaluate_given` has it."""
     numbers = {name: np.asarray(getattr(fleet, name)).tolist() for name in ("window_tokens", "gamma", "n_instances")}
-    return evaluate_given(plan.problem, plan.specs, **numbers)
+    return evaluate_given(plan.problem, plan.lanes, **numbers)
 
 
 def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float], itl_s: float) -> BrokenLimit | None:
@@ -151,7 +173,7 @@ def _plan(
     problem: Problem,
     method: Method | Literal["given"],
     status: Status,
-    specs: tuple[EngineSpec, ...],
+    lanes: tuple[LaneSpec, ...],
     fleet: Fleet,
     search: Search,
     found: Found | None = None,
@@ -159,22 +181,22 @@ def _plan(
     """A plan of the pools that have traffic, beside the best homogeneous fleet (the one `found` along, if any)."""
     traffic = routed(fleet, problem.workload, problem.assumptions)
     metrics = fleet_metrics(fleet, traffic, problem.workload, problem.assumptions)
-    used = np.flatnonzero(np.asarray(fleet.n_instances) > 0)
+    used = np.flatnonzero(np.asarray(metrics.pools.n_instances) > 0)
     pools = jax.tree.map(lambda x: np.asarray(x)[used], metrics.pools)
     windows, gammas, n = (np.asarray(x)[used] for x in (fleet.window_tokens, fleet.gamma, fleet.n_instances))
-    kept = fleet_of([fleet.engines[k] for k in used], windows, gammas, n, fleet.surroundings)
+    servers = [fleet.servers[k] for k in used]
+    n = n if max(len(server.parts) for server in servers) > 1 or n.ndim == 1 else n[:, 0]
+    kept = fleet_of(servers, windows, gammas, n, fleet.surroundings)
     if found is not None and found.homogeneous_w is not None:
         least_w, one_pool = found.homogeneous_w, found.one_pool
-    elif problem.assumptions.prefix_cache.reads_reuse:  # nothing is searched under it
-        least_w, one_pool = math.inf, None
     else:
-        least_w, one_pool = exact.homogeneous(problem)
+        least_w, one_pool = _homogeneous(problem, len(fleet.lanes))
     reference = demanded_tok_per_s(problem) / least_w
     plan = Plan(
         status=status,
         method=method,
         problem=problem,
-        specs=tuple(specs[k] for k in used),
+        lanes=tuple(lanes[k] for k in used),
         fleet=kept,
         metrics=dataclasses.replace(metrics, pools=pools),
         gain_vs_homogeneous=float(metrics.tok_per_j) / reference if reference else None,
@@ -187,11 +209,45 @@ def _plan(
 
 def homogeneous_tok_per_j(problem: Problem) -> float:
     """tok/J of the best fleet with one pool of the full window; 0 where none holds the limits."""
-    return demanded_tok_per_s(problem) / exact.homogeneous(problem)[0]
+    return demanded_tok_per_s(problem) / _homogeneous(problem)[0]
+
+
+def _homogeneous(problem: Problem, n_lanes: int = 1) -> tuple[float, OnePoolFleet | None]:
+    """(least power [W], the best by the objective) of one pool of the full window; (inf, None) where none holds the
+    limits. With a cache whose hits are searched by the programs that evaluate a fleet of `n_lanes`."""
+    if not problem.assumptions.prefix_cache.reads_reuse:
+        return exact.homogeneous(problem)
+    instances, watts = np.array([_alone(problem, spec, n_lanes) for spec in problem.specs]).T
+    return float(watts.min()), exact.best_alone(problem, instances, watts)
+
+
+_worth_having = jax.jit(worth_having)
+
+
+def _alone(problem: Problem, spec: EngineSpec, n_lanes: int) -> tuple[float, float]:
+    """(least instances that hold the limits, watts) of the first of so many pools, the others left empty; inf where
+    none do."""
+    of_first = np.arange(n_lanes) == 0
+    fleet = problem.fleet((spec,) * n_lanes, np.full(n_lanes, problem.window_tokens), np.ones(n_lanes), of_first * 1.0)
+    traffic = routed(fleet, problem.workload, problem.assumptions)
+    setting = setting_of(problem.workload, fleet.surroundings, problem.assumptions)
+    first = jax.tree.map(lambda x: x[0], traffic)
+    least, most = map(np.asarray, _worth_having(fleet.engines[0], first, problem.window_tokens, problem.slo, setting))
+    if not np.isfinite(least):
+        return math.inf, math.inf
+    at, watts = least_held(cast(jax.Array, least), cast(jax.Array, most)), math.inf
+    while bool(at.is_open):
+        tried = fleet.with_instances(np.where(of_first, at.trial, 0.0))
+        metrics = fleet_metrics(tried, traffic, problem.workload, problem.assumptions)
+        pool = jax.tree.map(lambda x: np.asarray(x)[:1], metrics.pools)
+        excess = np.max([np.max(each) for each in compiled_excesses(pool, problem.slo).values()])
+        watts = float(metrics.power_w) if excess <= ROUNDING else watts  # the last to hold is the least
+        at = at.after(excess)
+    return float(at.found), watts
 
 
 def _infeasible(problem: Problem, method: Method, found: Found, started: float) -> Infeasible:
-    binding = _unaffordable(problem, method) or _unreachable(problem)
+    binding = _unaffordable(problem, method) or unreachable(problem)
     return Infeasible(method, problem, _search(problem, found, started), binding)
 
 
@@ -223,8 +279,11 @@ def _fewest(free: Problem, limit: str, method: Method) -> float | None:
     return plan.cost if isinstance(plan, Plan) else None
 
 
-def _unreachable(problem: Problem) -> Unreachable:
-    """The latency or window that no fleet reaches, and what is reachable with one kind of engine in all pools."""
+def unreachable(problem: Problem) -> Unreachable:
+    """The latency or window that no fleet reaches, and what is reachable with one kind of engine in all pools; of two
+    stages nobody knows how near one comes."""
+    if problem.service.serve == "disaggregated":
+        return Unreachable("ttft_p99_s", float(problem.slo.ttft_p99_s), None)
     ttft_s, itl_s = best_latencies(problem)
     itl_held = itl_s <= float(problem.slo.itl_s)
     if not np.isfinite(ttft_s).any():
@@ -247,7 +306,7 @@ def best_latencies(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
 def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     """What the best latencies are: of one pool, and of a spread of fleets with one boundary (the rest left empty)."""
     problem = scorer.problem
-    options = scorer.thresholds[spread(len(scorer.thresholds), BATCH)]
+    options = scorer.thresholds[spread(len(scorer.thresholds), effort_of(problem).latencies)]
     gammas = gamma_grid(problem)[[0, -1]]
     windows = np.full((2 * len(options), problem.n_pools), problem.window_tokens)
     compressed = np.ones_like(windows)

@@ -79,7 +79,7 @@ class Sections:
     def _plan(self, path: tuple[int, ...], specs: list[EngineSpec]) -> Plan:
         gammas = [self.gamma] * (len(specs) - 1) + [1.0]
         fleet = self.problem.fleet(specs, self.windows[list(path[1:])], gammas, np.ones(len(specs)))
-        return replace(self.nominal, specs=tuple(specs), fleet=fleet)
+        return replace(self.nominal, lanes=tuple(specs), fleet=fleet)
 
     def _sections(self, low: int, high: int) -> list[Section]:
         """Those between two windows, one of each engine."""

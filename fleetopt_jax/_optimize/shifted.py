@@ -23,7 +23,7 @@ from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.traffic import PoolTraffic, routed
 from fleetopt_jax.laws.ttft import ttft_mean_s, ttft_quantile_s
-from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.workload.atoms import Workload, grown_routed_tokens
 
 BATCH = 64  # shifts that are computed at once
 MEDIAN = 0.5
@@ -160,7 +160,10 @@ def _as_long(workload: Workload, prompts: float, outputs: float) -> Workload:
     if prompts == outputs == 1.0:
         return workload
     prompt, output = prompts * np.asarray(workload.prompt_tokens), outputs * np.asarray(workload.output_tokens)
-    order = np.lexsort((output, prompt + output))
+    order, longest = np.lexsort((output, prompt + output)), float(np.max(prompt + output))
+    routed = grown_routed_tokens(workload, cast(Array, prompt), cast(Array, output))
+    if routed is not None:
+        routed = cast(Array, np.maximum(np.minimum(routed, longest), prompt + output)[order])
     reuse = None if workload.reuse is None else workload.reuse.scaled(cast(Array, np.full(len(prompt), prompts)))
     return replace(
         workload,
@@ -169,7 +172,8 @@ def _as_long(workload: Workload, prompts: float, outputs: float) -> Workload:
             output_tokens=output[order],
             weight=np.asarray(workload.weight)[order],
             by_prompt=np.argsort(prompt[order], kind="stable"),
-            longest_tokens=float(np.max(prompt + output)),
+            longest_tokens=longest,
         ),
+        routed_tokens=routed,
         reuse=None if reuse is None else reuse.in_order(order),
     )

@@ -209,7 +209,7 @@ class Sweep:
         """The j-th cost: power [kW] or price [USD/h]."""
         plan, cost = point.plan, self._costs[j].cost
         assert cost is not None
-        return usage(cost, plan.kinds, plan.metrics.pools.resources)
+        return usage(cost, plan.kinds, plan.of_kinds)
 
     # --- one search -------------------------------------------------------------------------------------------------
 

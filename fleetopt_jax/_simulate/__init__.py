@@ -4,6 +4,7 @@ The room has a private name, because `fleetopt_jax.simulate` is the function.
 """
 
 from fleetopt_jax._simulate.burstiness import Burstiness, burstiness
+from fleetopt_jax._simulate.day import Day, ReplayedDay, replay_day
 from fleetopt_jax._simulate.estimates import Estimate
 from fleetopt_jax._simulate.readings import LimitReading, limits_read
 from fleetopt_jax._simulate.requests import Requests, draw_requests, poisson_arrivals, replay_requests
@@ -13,8 +14,10 @@ from fleetopt_jax._simulate.verify import Attempt, Rival, Standing, Verified, ve
 __all__ = [
     "Attempt",
     "Burstiness",
+    "Day",
     "Estimate",
     "LimitReading",
+    "ReplayedDay",
     "Requests",
     "Rival",
     "Simulation",
@@ -24,6 +27,7 @@ __all__ = [
     "draw_requests",
     "limits_read",
     "poisson_arrivals",
+    "replay_day",
     "replay_requests",
     "simulate",
     "verify",

@@ -5,10 +5,15 @@ iteration the sequences that decode take a token each of the iteration's token b
 goes on, then waiting requests are admitted while `max_num_seqs`, the KV cache and the budget allow; a prompt that does
 not fit the budget is cut (chunked prefill). The iteration takes the time and the energy of the engine's step law at the
 real batch, its real contexts and the chunks of prompts in it. Every decoding sequence gains a token, and so does every
-sequence whose prompt is done. Where the cache then overflows, the newest sequences are preempted: they lose their
+sequence whose prompt is done; where the engine drafts ahead, a decoding one gains as many more as are accepted, at
+random (`laws/speculation.py`). Where the cache then overflows, the newest sequences are preempted: they lose their
 cache, go back to the head of the queue, and later prefill their prompt and what they had generated again. The oldest
 sequence is never preempted while another is there, and alone it fits (longer requests are refused at the door), so some
 sequence always advances: no livelock.
+
+What a prompt finds in a prefix cache is held and attended to, but not computed: its first chunk begins behind it. Where
+instances keep blocks of prompts (`kept.py`), a request looks its own up when it is admitted, may use those that others
+use without more memory, and gives them up when it ends or is preempted.
 
 One `advance` does a step for every instance whose clock has not reached its limit: it admits whom it can, one request
 of each queue at a time, which touches no more than their slots, and then runs one iteration, or idles to the next
@@ -21,14 +26,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fleetopt_jax._simulate.state import NEVER, Instances, RequestTable, Scheduler, Slots, State, Tally, gap_bin
+from fleetopt_jax._simulate.kept import all_given_up, evicted, given_up, look_up, used
+from fleetopt_jax._simulate.state import (
+    NEVER,
+    Instances,
+    RequestTable,
+    Scheduler,
+    Slots,
+    State,
+    Tally,
+    gap_bin,
+    used_blocks,
+)
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
-from fleetopt_jax.laws.prefill import Prefill, prefill_chunks
+from fleetopt_jax.laws.prefill import prefill_chunks
+from fleetopt_jax.laws.speculation import MOST_DRAFTS, Speculation
 
 
 def run_until(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) -> State:
@@ -46,11 +63,13 @@ def advance(state: State, engine: Engine, scheduler: Scheduler, until_s: Array) 
     state = _admit_all(state, engine, scheduler, active)
     runs = active & (state.instances.n_running > 0)
     state = _pause(state, engine, scheduler, active & ~runs, until_s)
+    there = state.slots.left > 0
     state = _iterate(state, engine, scheduler, runs)
+    state = _given_up_by(state, engine, scheduler, there & (state.slots.left == 0))
     if scheduler.chunks_are_free:
         return state  # slots are reserved: the cache cannot overflow
     return jax.lax.while_loop(
-        lambda state: jnp.any(state.instances.n_blocks > scheduler.n_blocks),
+        lambda state: jnp.any(used_blocks(state) > scheduler.n_blocks),
         lambda state: _preempt(state, engine, scheduler),
         state,
     )
@@ -96,22 +115,29 @@ def _sum(mask: Array, values: Array) -> Array:
 # --- admission --------------------------------------------------------------------------------------------------------
 
 
-def _prompt_room(prefill: Prefill, n_decoding: Array) -> Array:
-    """Prompt tokens of an iteration; at least one even beside the fullest batch."""
-    return jnp.maximum(prefill.budget_tokens.astype(jnp.int32) - n_decoding, 1)
+def _prompt_room(engine: Engine, n_decoding: Array) -> Array:
+    """Prompt tokens of an iteration; at least one even beside the fullest batch, whose drafts take room as well."""
+    rows = n_decoding
+    if engine.speculation is not None:
+        rows = jnp.ceil(n_decoding * engine.speculation.rows_per_sequence).astype(jnp.int32)
+    return jnp.maximum(engine.prefill.budget_tokens.astype(jnp.int32) - rows, 1)
 
 
 def _budget(engine: Engine, scheduler: Scheduler, instances: Instances) -> Array:
     """Prompt tokens the next iteration can still take."""
     if scheduler.chunks_are_free:
         return jnp.full_like(instances.n_decoding, jnp.iinfo(jnp.int32).max)
-    return _prompt_room(engine.prefill, instances.n_decoding) - instances.scheduled_tokens
+    return _prompt_room(engine, instances.n_decoding) - instances.scheduled_tokens
 
 
 def _admissible(state: State, engine: Engine, scheduler: Scheduler) -> Array:
     """Whether the scheduler takes the head of each queue now."""
     table, instances = state.table, state.instances
-    fits = instances.n_blocks + _blocks(scheduler, table.prompt_tokens[instances.head] + 1) <= scheduler.n_blocks
+    needs = _blocks(scheduler, table.prompt_tokens[instances.head] + 1)
+    if state.kept is not None:  # what others use now of the prompt needs no room
+        shared = state.kept.shared_tokens + look_up(state.kept, instances.head).shared_tokens
+        needs = needs - shared // BLOCK_TOKENS + state.kept.shared_tokens // BLOCK_TOKENS
+    fits = used_blocks(state) + needs <= scheduler.n_blocks
     takes = fits & (instances.n_running < scheduler.max_num_seqs) & (instances.prompt_left == 0)
     here = table.arrival_s[instances.head] <= instances.clock_s
     return here & takes & (_budget(engine, scheduler, instances) > 0)
@@ -121,20 +147,29 @@ def _admissible(state: State, engine: Engine, scheduler: Scheduler) -> Array:
 class _FirstChunk:
     """How a prompt begins, shape [I]."""
 
+    new_tokens: Array  # to compute: the prompt, less what was found of it
+    done_tokens: Array  # with the first iteration, what was found with them
     tokens: Array  # in the first iteration
     pairs: Array  # that those attend to
     windowed_pairs: Array
     phase: Array  # as in `Slots`
 
 
-def _first_chunk(prompt: Array, engine: Engine, scheduler: Scheduler, instances: Instances) -> _FirstChunk:
+def _first_chunk(
+    prompt: Array, found: Array, engine: Engine, scheduler: Scheduler, instances: Instances
+) -> _FirstChunk:
+    """Of prompts of which `found` tokens are in the cache already: the rest is computed, and attends to them."""
     if scheduler.chunks_are_free:
         chunks = prefill_chunks(prompt, engine.prefill.chunk_tokens)
         nothing = jnp.zeros_like(instances.clock_s)
-        return _FirstChunk(prompt, nothing, nothing, chunks.astype(jnp.int32))
-    tokens = jnp.minimum(prompt, _budget(engine, scheduler, instances))
-    phase = jnp.where(tokens == prompt, 1, 2).astype(jnp.int32)
-    return _FirstChunk(tokens, *_pairs(engine, tokens, jnp.zeros_like(tokens)), phase)
+        return _FirstChunk(prompt, prompt, prompt, nothing, nothing, chunks.astype(jnp.int32))
+    if scheduler.decodes_only:
+        nothing, none = jnp.zeros_like(instances.clock_s), jnp.zeros_like(prompt)
+        return _FirstChunk(none, prompt, none, nothing, nothing, jnp.ones_like(prompt, jnp.int32))
+    new = prompt - found
+    tokens = jnp.minimum(new, _budget(engine, scheduler, instances))
+    phase = jnp.where(tokens == new, 1, 2).astype(jnp.int32)
+    return _FirstChunk(new, found + tokens, tokens, *_pairs(engine, tokens, found), phase)
 
 
 def _admit_all(state: State, engine: Engine, scheduler: Scheduler, active: Array) -> State:
@@ -162,7 +197,9 @@ def _admit(state: State, takes: Array, engine: Engine, scheduler: Scheduler) -> 
     row = jnp.arange(len(slot))
     request = jnp.where(takes, instances.head, table.nobody)
     prompt = table.prompt_tokens[request]
-    chunk = _first_chunk(prompt, engine, scheduler, instances)
+    state, found = _found(state, request, prompt, takes)
+    table = state.table
+    chunk = _first_chunk(prompt, found, engine, scheduler, instances)
 
     # The request that had the slot leaves its times; the new one brings what it had before a preemption.
     leaver = jnp.where(takes, slots.request[row, slot], table.nobody)
@@ -185,7 +222,7 @@ def _admit(state: State, takes: Array, engine: Engine, scheduler: Scheduler) -> 
     )
     behind = table.next[instances.head]
     instances = _with_admitted(instances, engine, scheduler, takes, behind, prompt, chunk, slot)
-    return replace(state, table=table, slots=slots, instances=instances)
+    return _evicted(replace(state, table=table, slots=slots, instances=instances), engine, scheduler)
 
 
 def _with_admitted(
@@ -199,8 +236,9 @@ def _with_admitted(
     slot: Array,
 ) -> Instances:
     """The instances that take a request, `behind` whom the queue goes on."""
-    cut = takes & (chunk.tokens < prompt)
-    counted = takes & scheduler.chunks_are_free  # then a prompt counts in the batch from its first chunk
+    cut = takes & (chunk.tokens < chunk.new_tokens)
+    # From its first iteration on a request counts in the batch where no chunk of its prompt does.
+    counted = takes & (scheduler.chunks_are_free or scheduler.decodes_only)
     return replace(
         instances,
         head=jnp.where(takes, behind, instances.head),
@@ -210,14 +248,52 @@ def _with_admitted(
         tokens=instances.tokens + jnp.where(counted, prompt, 0),
         windowed_tokens=instances.windowed_tokens + jnp.where(counted, _seen(engine, prompt), 0),
         n_blocks=instances.n_blocks + jnp.where(takes, _blocks(scheduler, prompt), 0),
-        prompt_left=jnp.where(cut, prompt - chunk.tokens, instances.prompt_left),
-        prompt_done=jnp.where(cut, chunk.tokens, instances.prompt_done),
+        prompt_left=jnp.where(cut, chunk.new_tokens - chunk.tokens, instances.prompt_left),
+        prompt_done=jnp.where(cut, chunk.done_tokens, instances.prompt_done),
         prompt_slot=jnp.where(cut, slot, instances.prompt_slot),
         scheduled_tokens=instances.scheduled_tokens + jnp.where(takes, chunk.tokens, 0),
         scheduled_pairs=instances.scheduled_pairs + jnp.where(takes, chunk.pairs, 0.0),
         scheduled_windowed_pairs=instances.scheduled_windowed_pairs + jnp.where(takes, chunk.windowed_pairs, 0.0),
         n_turns=instances.n_turns + takes,
     )
+
+
+# --- blocks of prompts that are kept --------------------------------------------------------------------------------
+
+
+def _found(state: State, request: Array, prompt: Array, takes: Array) -> tuple[State, Array]:
+    """The state where the instances `takes` [I] have looked up the prompt of `request`, and what they found [tokens].
+
+    The last token of a prompt is always computed: the first answer comes from it. What counts as found is what was at
+    the first admission.
+    """
+    table = state.table
+    if table.found_tokens is None:
+        return state, jnp.zeros_like(prompt)
+    if state.kept is None:
+        return state, table.found_tokens[request]
+    there = look_up(state.kept, request)
+    found = jnp.minimum(there.found_tokens, jnp.maximum(prompt - 1, 0))
+    first = takes & jnp.isinf(table.admit_s[request])
+    reported = table.found_tokens.at[jnp.where(first, request, table.nobody)].set(jnp.where(first, found, 0))
+    table = replace(table, found_tokens=reported)
+    return replace(state, table=table, kept=used(state.kept, there, takes)), found
+
+
+def _given_up_by(state: State, engine: Engine, scheduler: Scheduler, ended: Array) -> State:
+    """The state where the sequences that have ended leave their blocks to whoever comes next."""
+    if state.kept is None:
+        return state
+    kept = all_given_up(state.kept, ended, state.slots.request, state.slots.turn)
+    return _evicted(replace(state, kept=kept), engine, scheduler)
+
+
+def _evicted(state: State, engine: Engine, scheduler: Scheduler) -> State:
+    """The state where blocks that nobody uses have gone, as far as the sequences in flight need the memory."""
+    if state.kept is None:
+        return state
+    free = jnp.minimum(scheduler.n_blocks, engine.kv.n_blocks) - used_blocks(state)
+    return replace(state, kept=evicted(state.kept, jnp.maximum(BLOCK_TOKENS * free, 0.0)))
 
 
 # --- an iteration -----------------------------------------------------------------------------------------------------
@@ -237,9 +313,10 @@ class _Iteration:
 
 @pytree
 class _Tokens:
-    """Who gains a token at the end of an iteration, shapes [I, S]."""
+    """Who gains tokens at the end of an iteration, shapes [I, S]."""
 
     emits: Array
+    gained: Array  # how many
     first: Array  # those whose first it is
     ended: Array  # those whose last it is
 
@@ -265,8 +342,9 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
 
     emits = runs[:, None] & (slots.left > 0) & (slots.phase <= 1)
     first = emits & jnp.isinf(slots.first_s)
-    left = slots.left - emits
-    tokens = _Tokens(emits, first, emits & (left == 0))
+    gained = _gained(engine.speculation, slots, emits)
+    left = slots.left - gained
+    tokens = _Tokens(emits, gained, first, emits & (left == 0))
     if scheduler.chunks_are_free:
         phase = jnp.where(runs[:, None], jnp.maximum(slots.phase - 1, 0), slots.phase)
         decodes = left > 0
@@ -276,7 +354,7 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
     slots = replace(
         slots,
         left=left,
-        context=slots.context + emits,
+        context=slots.context + gained,
         phase=phase,
         first_s=jnp.where(first, end_s[:, None], slots.first_s),
         last_s=jnp.where(tokens.ended, end_s[:, None], slots.last_s),
@@ -284,6 +362,29 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
     tally, gap_counts = _tallied(state, iteration, tokens)
     slots, instances = _carry_on(slots, instances, engine, scheduler, iteration, decodes, _count(tokens.ended))
     return replace(state, slots=slots, instances=instances, tally=tally, gap_counts=gap_counts)
+
+
+def _gained(speculation: Speculation | None, slots: Slots, emits: Array) -> Array:
+    """Tokens that each slot gains [I, S]: one, and of a sequence that decodes the drafts that are accepted, S_j of the
+    first j together, up to its last token. Chance is a number of the sequence's first token's time, its own, and the
+    tokens that are left: the same run gives the same tokens, and no two iterations of a sequence the same number."""
+    if speculation is None:
+        return emits
+    chance = _chance(slots.first_s, slots.request, slots.left)
+    accepted = sum((chance < speculation.accepted[j]).astype(jnp.int32) for j in range(MOST_DRAFTS))
+    drafted = emits & (slots.phase == 0)
+    return jnp.where(drafted, jnp.minimum(1 + accepted, slots.left), emits.astype(jnp.int32))
+
+
+def _chance(time_s: Array, *counts: Array) -> Array:
+    """A number in [0, 1) that looks random: the bits of all, mixed as MurmurHash3 ends (A. Appleby, public domain)."""
+    low, high = jnp.moveaxis(jax.lax.bitcast_convert_type(time_s.astype(jnp.float64), jnp.uint32), -1, 0)
+    bits = low ^ (high * jnp.uint32(0x9E3779B1))
+    for count, multiplier in zip(counts, (0xC2B2AE3D, 0x85EBCA77), strict=True):
+        bits ^= count.astype(jnp.uint32) * jnp.uint32(multiplier)
+    for multiplier in (0x85EBCA6B, 0xC2B2AE35):
+        bits = (bits ^ (bits >> 16)) * jnp.uint32(multiplier)
+    return ((bits ^ (bits >> 16)) >> 8).astype(jnp.float32) / jnp.float32(2**24)
 
 
 def _carry_on(
@@ -298,7 +399,7 @@ def _carry_on(
     """The instances after the iteration that `slots` have behind them, and the slots with the phase of the prompt that
     was cut off and goes on with its next chunk."""
     n_decoding = _count(decodes)
-    chunk = jnp.minimum(instances.prompt_left, _prompt_room(engine.prefill, n_decoding))
+    chunk = jnp.minimum(instances.prompt_left, _prompt_room(engine, n_decoding))
     done = instances.prompt_done + chunk
     pairs, windowed_pairs = _pairs(engine, chunk, instances.prompt_done)
     completes = iteration.runs & (instances.prompt_left > 0) & (chunk == instances.prompt_left)
@@ -329,7 +430,8 @@ def _carry_on(
 def _tallied(state: State, iteration: _Iteration, tokens: _Tokens) -> tuple[Tally, Array]:
     """The sums, and the counts of inter-token times, with those of an iteration of `state`.
 
-    A gap is as long as the iteration, but for the first token after a preemption: from the last token before it.
+    A gap is as long as the iteration, but for the first token after a preemption: from the last token before it. Tokens
+    that come with others, accepted drafts, have none of their own: they count where the mean gap is taken.
     """
     instances, tally, inside, took_s = state.instances, state.tally, iteration.inside, iteration.took_s
     group = jnp.arange(len(inside)) // (len(inside) // len(state.gap_counts))
@@ -343,18 +445,18 @@ def _tallied(state: State, iteration: _Iteration, tokens: _Tokens) -> tuple[Tall
 
     nobody = state.gap_counts, jnp.zeros_like(inside), jnp.zeros_like(instances.n_decoding)
     gap_counts, stalled_s, n_again = jax.lax.cond(jnp.any(tally.preemptions > 0), stalled, lambda: nobody)
-    n_emits = _count(tokens.emits)
-    n_gaps = n_emits - _count(tokens.first) - n_again
+    n_first, n_tokens = _count(tokens.first), _count(tokens.gained)
+    n_gaps = (n_tokens if tokens.gained is tokens.emits else _count(tokens.emits)) - n_first - n_again
     gap_counts = gap_counts.at[group, gap_bin(took_s)].add(inside * n_gaps)
     path_s = jnp.where(iteration.runs, took_s, 0.0)
     tally = tally._replace(
         gpu_j=tally.gpu_j + inside * iteration.gpu_j,
-        tokens=tally.tokens + inside * n_emits,
+        tokens=tally.tokens + inside * n_tokens,
         in_flight_s=tally.in_flight_s + inside * took_s * instances.n_running,
-        blocks_s=tally.blocks_s + inside * took_s * instances.n_blocks,
+        blocks_s=tally.blocks_s + inside * took_s * used_blocks(state),
         prefill_s=tally.prefill_s + inside * iteration.prefill_s,
         busy_s=tally.busy_s + inside * took_s,
-        gaps=tally.gaps + inside * (n_gaps + n_again),
+        gaps=tally.gaps + inside * (n_tokens - n_first),
         gaps_s=tally.gaps_s + inside * (n_gaps * took_s + stalled_s),
         path_in_flight_s=tally.path_in_flight_s + path_s * instances.n_running,
         path_in_system_s=tally.path_in_system_s + path_s * (instances.n_running + instances.n_waiting),
@@ -395,7 +497,7 @@ def _preempt(state: State, engine: Engine, scheduler: Scheduler) -> State:
     """
     table, slots, instances = state.table, state.slots, state.instances
     nobody = table.nobody
-    over = instances.n_blocks > scheduler.n_blocks
+    over = used_blocks(state) > scheduler.n_blocks
     slot = jnp.argmax(jnp.where(slots.left > 0, slots.turn, -1), axis=1)
     place = jnp.arange(len(slot)), slot
     request = jnp.where(over, slots.request[place], nobody)
@@ -404,8 +506,13 @@ def _preempt(state: State, engine: Engine, scheduler: Scheduler) -> State:
     behind = jnp.where(instances.n_waiting > 0, instances.head, nobody)
     here = over[:, None] & (jnp.arange(slots.left.shape[1]) == slot[:, None])
     last_s = jnp.where(decoded, instances.clock_s, slots.last_s[place])  # or of an earlier preemption
-    return replace(
+    kept = state.kept
+    if kept is not None:
+        done = jnp.where(decoded, context, instances.prompt_done - instances.scheduled_tokens)
+        kept = given_up(kept, over, request, done)
+    state = replace(
         state,
+        kept=kept,
         table=replace(
             table,
             prompt_tokens=table.prompt_tokens.at[request].set(jnp.where(over, context, 0)),
@@ -432,3 +539,4 @@ def _preempt(state: State, engine: Engine, scheduler: Scheduler) -> State:
         ),
         tally=state.tally._replace(preemptions=state.tally.preemptions + over),
     )
+    return _evicted(state, engine, scheduler)

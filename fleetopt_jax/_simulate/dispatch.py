@@ -1,13 +1,17 @@
 """The queues as a dispatcher knows them, and requests linked behind those of the instances it chooses."""
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax._simulate.state import State
-from fleetopt_jax.fleet.choices.dispatch import Dispatch, Queues, ShortestQueue
+from fleetopt_jax.fleet.choices.dispatch import STALENESS_S, Dispatch, Queues, ShortestQueue
+
+LONGEST = np.iinfo(np.int32).max // 4  # a queue that nobody is sent to
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,17 @@ class Balancer:
     """How the requests of a pool come to its instances. It knows the queues as they were up to `staleness_s` ago."""
 
     policy: Dispatch = ShortestQueue()
-    staleness_s: float = 0.05
+    staleness_s: float = STALENESS_S
     seed: int = 0
     first_replication: int = 0  # of those that run together: each has random numbers of its own
+
+
+class Up(NamedTuple):
+    """Which instances of each group are up; JAX's or NumPy's."""
+
+    down: Any  # [G, N]
+    order: Any  # those that are up first [G, N]
+    n_up: Any  # at least one [G]
 
 
 def dispatch(
@@ -29,16 +41,24 @@ def dispatch(
     now_s: Array,
     keys: Array,
     n_instances: ArrayLike,
+    up: "Up | None" = None,
 ) -> State:
     """Append `requests` [G, A] (numbers in order of arrival; nobody's where fewer) to the queues of their group.
 
     `rank` [G] counts the requests dispatched before, `now_s` [G] is the moment whose queues are known, `keys` [G] are
-    of random numbers; only the first `n_instances` of a group are in service.
+    of random numbers; only the first `n_instances` of a group are in service. Where some of them are down, what the
+    policy sends there goes to those that are `up`, in turn.
     """
     n_groups, n_sent = requests.shape
     n_per_group = len(state.instances.clock_s) // n_groups
-    queues = Queues(_lengths(state, now_s), rank, keys, jnp.asarray(n_instances))
-    chosen = policy.choose(queues, n_sent)
+    home = None if state.kept is None else state.kept.home[requests]
+    lengths = _lengths(state, now_s)
+    lengths = lengths if up is None else jnp.where(up.down, LONGEST, lengths)
+    chosen = policy.choose(Queues(lengths, rank, keys, jnp.asarray(n_instances), home), n_sent)
+    if up is not None:
+        instead = (rank[:, None] + jnp.arange(n_sent)) % up.n_up[:, None]
+        is_down = jnp.take_along_axis(up.down, chosen, axis=1)
+        chosen = jnp.where(is_down, jnp.take_along_axis(up.order, instead, axis=1), chosen)
     return _append(state, requests, chosen + n_per_group * jnp.arange(n_groups)[:, None])
 
 

@@ -11,7 +11,14 @@ from jax.scipy.special import betainc
 CONFIDENCE = 0.95
 Z = 1.959964  # of the normal distribution at that confidence
 MOST_SUFFICING = 10_000  # replications; what would take more is as good as never settled
-SHARES = ("slo_attainment", "rejected_frac", "kv_occupancy", "busy_frac", "prefill_frac")  # from 0 to 1
+SHARES = (
+    "slo_attainment",
+    "rejected_frac",
+    "kv_occupancy",
+    "busy_frac",
+    "prefill_frac",
+    "prefix_hit_frac",
+)  # from 0 to 1
 
 
 @dataclass(frozen=True)

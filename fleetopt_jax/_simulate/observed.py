@@ -31,6 +31,7 @@ class Observed:
     ttft_s: np.ndarray  # inf where it never came [s]
     end_s: np.ndarray  # from arrival to the last token [s]
     limit_s: np.ndarray  # of its TTFT [s]
+    found_tokens: np.ndarray | None = None  # of its prompt, nan if it was never admitted; None without a prefix cache
 
     @property
     def seconds(self) -> np.ndarray:
@@ -39,22 +40,26 @@ class Observed:
 
 
 def n_whole(lane: Lane) -> int:
-    """Instances of a lane, of which only whole ones can be simulated."""
-    return int(np.rint(np.asarray(lane.stage.n_instances)))
+    """Instances that decode, of a lane; only whole ones can be simulated."""
+    return whole_stages(lane)[-1]
+
+
+def whole_stages(lane: Lane) -> list[int]:
+    """Instances of each of its stages."""
+    return [int(np.rint(np.asarray(stage.n_instances))) for stage in lane.stages]
 
 
 def pool_metrics(
     lane: Lane, k: int, surroundings: Surroundings, run: PoolRun | None, seen: Observed, assumptions: Assumptions
 ) -> Replicated:
-    """Of the k-th pool; nothing of one without requests."""
+    """Of the k-th pool; nothing of one without requests. Of two stages in flight, busy and held is the second."""
     if run is None:
         return {}
-    engine, n, seconds = lane.stage.engine, n_whole(lane), seen.seconds
+    engine, n, seconds = lane.stages[-1].engine, n_whole(lane), seen.seconds
     sums = {name: values.sum(axis=1) for name, values in run.tally._asdict().items()}
     tried_tokens = seen.routed.tried_tokens * ((seen.routed.tried_pool == k) & seen.counted)
     compressor_w = np.sum(tried_tokens, axis=1) / seconds * float(surroundings.compressor.j_per_token)
-    gpu_w = sums["gpu_j"] / seconds / n
-    power_w = np.asarray(assumptions.power_scope.pool_w(engine, surroundings.site, n, gpu_w, compressor_w))
+    gpu_w, power_w = _watts(lane, run, seconds, surroundings, compressor_w, assumptions)
     n_active = sums["in_flight_s"] / seconds / n
     in_use = sums["blocks_s"] / seconds / n
     blocks = np.asarray(assumptions.kv_cache.occupied_blocks(engine.kv, lane.window_tokens, in_use, n_active))
@@ -70,8 +75,29 @@ def pool_metrics(
         "kv_occupancy": blocks / float(engine.kv.n_blocks),
         "itl_s": sums["gaps_s"] / np.maximum(sums["gaps"], 1e-9),
         **_latencies(seen, seen.counted & (seen.routed.pool == k)),
+        **_hits(seen, seen.counted & (seen.routed.pool == k)),
         **_gap_quantiles(run.gap_counts),
     }
+
+
+def _watts(
+    lane: Lane,
+    run: PoolRun,
+    seconds: np.ndarray,
+    surroundings: Surroundings,
+    compressor_w: np.ndarray,
+    assumptions: Assumptions,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(of one GPU in the mean, of the pool) [R] [W]; what compresses counts with the stage that prefills."""
+    runs = [run] if run.before is None else [run.before, run]
+    power_w, boards_w, boards = np.zeros_like(seconds), np.zeros_like(seconds), 0.0
+    for i, (stage, each, n) in enumerate(zip(lane.stages, runs, whole_stages(lane), strict=True)):
+        gpu_w, scope = each.tally.gpu_j.sum(axis=1) / seconds / n, assumptions.power_scope
+        more_w = compressor_w if i == 0 else 0.0
+        power_w = power_w + np.asarray(scope.pool_w(stage.engine, surroundings.site, n, gpu_w, more_w))
+        gpus = n * float(stage.engine.gpus_per_instance)
+        boards_w, boards = boards_w + gpus * gpu_w, boards + gpus
+    return boards_w / boards, power_w
 
 
 def fleet_metrics(
@@ -96,6 +122,7 @@ def fleet_metrics(
         "itl_s": gaps_s / np.maximum(gaps, 1e-9),
         **_gap_quantiles(sum((run.gap_counts for run in served), np.zeros((len(counted), N_GAPS)))),
         **latencies,
+        **_hits(seen, counted),
         "ttft_p99_s": worst_s if slo.scope == "pool" else latencies["ttft_p99_s"],
         "ttft_p99_of_all_s": latencies["ttft_p99_s"],
         "rejected_frac": np.sum(rejected, axis=1) / np.maximum(counted.sum(axis=1), 1),
@@ -113,6 +140,15 @@ def _latencies(seen: Observed, counted: np.ndarray) -> Replicated:
     return found
 
 
+def _hits(seen: Observed, counted: np.ndarray) -> Replicated:
+    """Of the prompt tokens of the `counted` requests that were admitted, the share that was found in the cache."""
+    if seen.found_tokens is None:
+        return {}
+    found = np.where(counted, seen.found_tokens, np.nan)
+    prompts = np.where(np.isfinite(found), seen.routed.prompt_tokens, 0.0)
+    return {"prefix_hit_frac": np.nansum(found, axis=1) / np.maximum(prompts.sum(axis=1), 1.0)}
+
+
 def _quantiles(values: np.ndarray) -> np.ndarray:
     """Of all arrivals; the next larger observation, since infinite ones cannot be interpolated."""
     return np.quantile(values, QUANTILES, method="higher") if len(values) else np.zeros(len(QUANTILES))
@@ -126,9 +162,9 @@ def _gap_quantiles(counts: np.ndarray) -> Replicated:
     return {f"itl_p{100 * q:.0f}_s": middle_s[np.argmax(share >= q - 1e-12, axis=1)] for q in QUANTILES}
 
 
-def analytic_metrics(metrics: FleetMetrics, slo: Slo) -> tuple[Analytic, tuple[Analytic, ...]]:
-    """What the laws say of the simulated metrics: the fleet's, and each pool's."""
-    pools, n = metrics.pools, np.asarray(metrics.pools.n_instances)
+def analytic_metrics(metrics: FleetMetrics, slo: Slo, *, hits: bool = False) -> tuple[Analytic, tuple[Analytic, ...]]:
+    """What the laws say of the simulated metrics: the fleet's, and each pool's; with `hits`, of a prefix cache too."""
+    pools, n = metrics.pools, _that_decode(metrics)
     names = ("tok_per_j", "output_tok_per_s", "power_w", "gpu_power_w", "n_active", "prefill_frac", "itl_s")
     each: list[Analytic] = [
         {name: float(getattr(pools, name)[k]) for name in (*names, "ttft_p99_s")} for k in range(len(n))
@@ -151,7 +187,19 @@ def analytic_metrics(metrics: FleetMetrics, slo: Slo) -> tuple[Analytic, tuple[A
         "slo_attainment": attainment,
         "rejected_frac": float(metrics.unserved_frac),
     }
+    if hits:
+        found, prompts = np.asarray(pools.prefix_hit_frac), np.asarray(pools.traffic_frac * pools.mean_prompt_tokens)
+        total["prefix_hit_frac"] = float(found @ prompts / max(prompts.sum(), 1e-9))
+        each = [pool | {"prefix_hit_frac": float(found[k])} for k, pool in enumerate(each)]
     return total, tuple(each)
+
+
+def _that_decode(metrics: FleetMetrics) -> np.ndarray:
+    """Instances that decode [K]."""
+    if metrics.pools.stages is None:
+        return np.asarray(metrics.pools.n_instances)
+    first, second = np.asarray(metrics.pools.stages.n_instances).T
+    return np.where(second > 0, second, first)
 
 
 def within_limit(metrics: FleetMetrics, slo: Slo) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ import numpy as np
 from jax import Array
 
 from fleetopt_jax._simulate.batching import finished, run_until
-from fleetopt_jax._simulate.dispatch import Balancer, dispatch
+from fleetopt_jax._simulate.dispatch import Balancer, Up, dispatch
+from fleetopt_jax._simulate.kept import Kept, PromptBlocks, homes_of, nothing_kept
+from fleetopt_jax._simulate.outages import Outages, Standing, failed, standings
 from fleetopt_jax._simulate.state import NEVER, RequestTable, Scheduler, State, Sums, Tally, empty_state
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.choices.dispatch import Dispatch
@@ -25,12 +27,26 @@ MEMORY_BYTES = 1e9  # of the slots of the replications that run together
 
 
 @dataclass(frozen=True)
+class Course:
+    """How many instances of a pool take requests, from when on; the others finish what they have. Arrays [P]."""
+
+    from_s: np.ndarray  # rising, the first not after the first request [s]
+    n_instances: np.ndarray
+
+    def at(self, now_s: np.ndarray) -> np.ndarray:
+        """At these moments."""
+        return self.n_instances[np.searchsorted(self.from_s, now_s, side="right") - 1]
+
+
+@dataclass(frozen=True)
 class Pool:
     """What serves: equal instances of one engine."""
 
     engine: Engine
     scheduler: Scheduler
     n_instances: int
+    outages: Outages | None = None  # None: nothing fails
+    course: Course | None = None  # where not all of them take requests all the time, of one replication
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,15 @@ class PoolRequests:
     arrival_s: np.ndarray
     prompt_tokens: np.ndarray
     output_tokens: np.ndarray
+    found_tokens: np.ndarray | None = None  # of the prompts, in a cache; None where there is none
+    blocks: PromptBlocks | None = None  # where the cache decides what is found
+
+    def rows(self, some: slice) -> "PoolRequests":
+        """Some of the replications."""
+        arrival_s, prompt, output = (x[some] for x in (self.arrival_s, self.prompt_tokens, self.output_tokens))
+        found = None if self.found_tokens is None else self.found_tokens[some]
+        blocks = None if self.blocks is None else self.blocks.rows(some)
+        return PoolRequests(arrival_s, prompt, output, found, blocks)
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,9 @@ class PoolRun:
     in_system: np.ndarray  # requests still there at the end [R]
     memory_bytes: int  # of the state
     n_slots: int = 0  # of an instance, that were enough
+    found_tokens: np.ndarray | None = None  # of prompts when they were admitted; None without a cache [R, m]
+    before: "PoolRun | None" = None  # of the stage that prefilled, where there are two
+    outages: Outages | None = None  # of its instances
 
 
 def run_pool(
@@ -89,7 +117,8 @@ def run_pool(
     """
     n_groups = len(horizon_s)
     room = room or Room(_round_up(pool.n_instances), _slots(n_slots), _round_up(requests.arrival_s.shape[1]))
-    at_once = max(1, int(MEMORY_BYTES // (room.size * SLOT_BYTES)))
+    block_bytes = 0 if requests.blocks is None else 4 * room.n_instances * requests.blocks.size_tokens.shape[1]
+    at_once = max(1, int(MEMORY_BYTES // (room.size * SLOT_BYTES + block_bytes)))
     if n_groups <= at_once:
         run = _run_together(pool, requests, horizon_s, balancer, room, progress)
         wider = replace(room, n_slots=_slots(2 * room.n_slots))
@@ -97,11 +126,12 @@ def run_pool(
     parts = []
     for start in range(0, n_groups, at_once):
         some = slice(start, start + at_once)
-        part = replace(pool, scheduler=replace(pool.scheduler, window_s=pool.scheduler.window_s[some]))
-        part_requests = PoolRequests(*(values[some] for values in vars(requests).values()))
+        outages = pool.outages and pool.outages.rows(start, at_once)
+        scheduler = replace(pool.scheduler, window_s=pool.scheduler.window_s[some])
+        part = replace(pool, scheduler=scheduler, outages=outages)
         part_balancer = replace(balancer, first_replication=balancer.first_replication + start)
-        parts.append(run_pool(part, part_requests, horizon_s[some], part_balancer, room=room, progress=progress))
-    return _joined(parts)
+        parts.append(run_pool(part, requests.rows(some), horizon_s[some], part_balancer, room=room, progress=progress))
+    return replace(_joined(parts), outages=pool.outages)
 
 
 def _run_together(
@@ -115,19 +145,78 @@ def _run_together(
     """All replications side by side; None where the slots prove too few."""
     n_groups, n_requests = requests.arrival_s.shape
     width, n_padded = room.n_requests, room.n_instances
-    ticks = _ticks(requests.arrival_s, horizon_s, balancer)
-    state = _empty_state(request_table(requests, width), n_groups, n_padded, room.n_slots)
-    serves = np.arange(n_padded) < pool.n_instances
+    kept = _kept(requests, pool.n_instances, room, balancer.seed)
+    policy = balancer.policy
+    comes_and_goes = pool.outages is not None or pool.course is not None
+    looks = policy.looks_at_queues or (policy.shares_caches and kept is not None) or comes_and_goes
+    ticks = _ticks(pool, requests.arrival_s, horizon_s, balancer, looks=looks)
+    table = request_table(requests, width)
+    state = replace(_empty_state(table, n_groups, n_padded, room.n_slots), kept=kept)
     keys = _keys(balancer.seed, np.arange(n_groups) + balancer.first_replication)
-    n_instances = np.asarray(pool.n_instances)
-    for start in range(0, len(ticks.now_s), SEGMENT):
-        part = {name: values[start : start + SEGMENT] for name, values in vars(ticks).items()}
-        state = _segment(state, pool.engine, pool.scheduler, part, n_instances, keys, serves, policy=balancer.policy)
-        if bool(state.cramped):
-            return None
-        if progress:
-            progress(start + SEGMENT, len(ticks.now_s))
-    return _result(state, n_groups, n_requests, room, pool.n_instances)
+    serving = _Serving(keys, np.arange(n_padded) < pool.n_instances)
+    way = partial(_segment, engine=pool.engine, scheduler=pool.scheduler, policy=policy)
+    stretches = [None] if pool.outages is None else standings(pool.outages, ticks.now_s, serving.serves)
+    down = np.broadcast_to(~serving.serves, (n_groups, n_padded))
+    for stretch in stretches:
+        first, last = (stretch.first, stretch.last) if stretch else (0, len(ticks.now_s))
+        if stretch:
+            serving = serving._replace(up=Up(stretch.down, stretch.order, stretch.n_up))
+            if (stretch.down & ~down).any():
+                state = way(state, ticks=ticks.pause_at(first), serving=serving)
+                at = ticks.now_s[first], ticks.n_instances[first]
+                state = _lost(state, table, stretch, down, at, serving, policy)
+            down = stretch.down
+        for start in range(first, last, SEGMENT):
+            state = way(state, ticks=ticks.part(start, min(start + SEGMENT, last)), serving=serving)
+            if bool(state.cramped):
+                return None
+            if progress:
+                progress(start + SEGMENT, len(ticks.now_s))
+    return replace(_result(state, n_groups, n_requests, room, pool.n_instances), outages=pool.outages)
+
+
+def _lost(
+    state: State,
+    table: RequestTable,
+    stretch: Standing,
+    down: np.ndarray,
+    at: tuple[np.ndarray, np.ndarray],
+    serving: "_Serving",
+    policy: Dispatch,
+) -> State:
+    """What becomes of the requests on instances that are down from now on and were not `down` [R, N]: they are sent
+    again, at that moment and to as many as are in service."""
+    whole = np.asarray(table.prompt_tokens), np.asarray(table.output_tokens)
+    dies = (stretch.down & ~down).ravel()
+    emptied, again = failed(state, dies, stretch.until_s.ravel(), whole)
+    state = jax.tree.map(jnp.array, emptied)
+    n_groups = len(at[0])
+    width = table.nobody // n_groups
+    rows = [again[again // width == g] for g in range(n_groups)]
+    for start in range(0, max(len(row) for row in rows), MOST_SENT):
+        sent = np.full((n_groups, MOST_SENT), table.nobody, np.int32)
+        for g, row in enumerate(rows):
+            some = row[start : start + MOST_SENT]
+            sent[g, : len(some)] = some
+        state = _again(state, sent, np.full(n_groups, start), *at, serving, policy=policy)
+    return state
+
+
+def _kept(requests: PoolRequests, n_instances: int, room: Room, seed: int) -> Kept | None:
+    """Empty caches, where the blocks of prompts are known."""
+    if requests.blocks is None:
+        return None
+    homes = homes_of(requests.blocks, n_instances, seed)
+    return nothing_kept(requests.blocks, homes, room.n_requests, room.n_instances, room.n_slots)
+
+
+def _in_service(pool: Pool, now_s: np.ndarray) -> np.ndarray:
+    """How many instances take what is dispatched at these moments [T, R]: [T]."""
+    if pool.course is None:
+        return np.full(len(now_s), pool.n_instances)
+    if now_s.shape[1] != 1:
+        raise ValueError("need one replication where instances come and go")
+    return pool.course.at(now_s[:, 0]).astype(int)
 
 
 @dataclass(frozen=True)
@@ -137,17 +226,31 @@ class _Ticks:
     now_s: np.ndarray  # when; the router knows the queues of that moment
     start: np.ndarray  # first request sent
     count: np.ndarray  # how many
+    n_instances: np.ndarray  # in service [T]
+
+    def part(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Of these, and as many more at the last's time in which nobody is sent as fill a segment."""
+        rows = np.minimum(np.arange(first, first + SEGMENT), last - 1)
+        part = {name: values[rows] for name, values in vars(self).items()}
+        part["count"] = np.where((np.arange(first, first + SEGMENT) < last)[:, None], part["count"], 0)
+        return part
+
+    def pause_at(self, tick: int) -> dict[str, np.ndarray]:
+        """A segment that runs until then, and in which nobody is sent."""
+        part = self.part(tick, tick + 1)
+        return part | {"count": np.zeros_like(part["count"])}
 
 
-def _ticks(arrival_s: np.ndarray, horizon_s: np.ndarray, balancer: Balancer) -> _Ticks:
+def _ticks(pool: Pool, arrival_s: np.ndarray, horizon_s: np.ndarray, balancer: Balancer, *, looks: bool) -> _Ticks:
     """A dispatch for every stretch of `staleness_s` in which requests come, or more where they are too many.
 
-    Policies that do not look at the queues dispatch everything beforehand. Nobody is sent at the horizon.
+    Where nobody `looks` at the queues, or at what is up, everything is dispatched beforehand. Nobody is sent at the
+    horizon.
     """
     staleness_s, columns = balancer.staleness_s, []
     for row, end_s in zip(arrival_s, horizon_s):
         times = row[np.isfinite(row)]
-        if not balancer.policy.looks_at_queues:
+        if not looks:
             start = np.arange(0, len(times), MOST_SENT)
             now_s = np.zeros(len(start))
         else:
@@ -166,7 +269,7 @@ def _ticks(arrival_s: np.ndarray, horizon_s: np.ndarray, balancer: Balancer) -> 
 
     now_s = np.stack([pad(now_s, end_s) for now_s, _, _, end_s in columns], axis=1)
     start, count = (np.stack([pad(column[i], 0) for column in columns], axis=1).astype(np.int32) for i in (1, 2))
-    return _Ticks(now_s, start, count)
+    return _Ticks(now_s, start, count, _in_service(pool, now_s))
 
 
 def request_table(requests: PoolRequests, width: int) -> RequestTable:
@@ -187,6 +290,10 @@ def request_table(requests: PoolRequests, width: int) -> RequestTable:
         "next": np.full(nobody + 1, nobody, np.int32),
     }
     columns |= {name: never for name in ("admit_s", "first_s", "last_s")}
+    if requests.found_tokens is not None:
+        columns["found_tokens"] = column(requests.found_tokens, 0, np.int32)
+    elif requests.blocks is not None:
+        columns["found_tokens"] = np.zeros(nobody + 1, np.int32)
     return RequestTable(**columns)
 
 
@@ -207,15 +314,21 @@ def _keys(seed: int, numbers: Array) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
+class _Serving(NamedTuple):
+    """Who serves, and how it is chosen; JAX's or NumPy's."""
+
+    keys: Any  # of random numbers [R]
+    serves: Any  # which instances of those there is room for [N]
+    up: Up | None = None  # which of them are up; None: all
+
+
 @partial(jax.jit, static_argnames="policy", donate_argnames="state", compiler_options=_for_speed())
 def _segment(
     state: State,
     engine: Engine,
     scheduler: Scheduler,
     ticks: dict[str, Array],
-    n_instances: Array,
-    keys: Array,
-    serves: Array,
+    serving: _Serving,
     *,
     policy: Dispatch,
 ) -> State:
@@ -225,15 +338,32 @@ def _segment(
 
     def tick(state: State, row: dict[str, Array]) -> tuple[State, None]:
         now_s, start = row["now_s"], row["start"]
-        state = run_until(state, engine, scheduler, jnp.where(serves, now_s[:, None], 0.0).ravel())
+        state = run_until(state, engine, scheduler, jnp.where(serving.serves, now_s[:, None], 0.0).ravel())
         sent = jnp.arange(MOST_SENT)
         numbers = start[:, None] + sent + width * jnp.arange(n_groups)[:, None]
         numbers = jnp.where(sent < row["count"][:, None], numbers, nobody).astype(jnp.int32)
-        now_keys = jax.vmap(jax.random.fold_in)(keys, start)
-        state = dispatch(state, numbers, policy, rank=start, now_s=now_s, keys=now_keys, n_instances=n_instances)
-        return state, None
+        now_keys = jax.vmap(jax.random.fold_in)(serving.keys, start)
+        about = {"keys": now_keys, "n_instances": row["n_instances"], "up": serving.up}
+        return dispatch(state, numbers, policy, rank=start, now_s=now_s, **about), None
 
     return jax.lax.scan(tick, state, ticks)[0]
+
+
+@partial(jax.jit, static_argnames="policy")
+def _again(
+    state: State,
+    requests: Array,
+    rank: Array,
+    now_s: Array,
+    n_instances: Array,
+    serving: _Serving,
+    *,
+    policy: Dispatch,
+) -> State:
+    """Requests that were lost, sent to whom is up."""
+    keys = jax.vmap(jax.random.fold_in)(serving.keys, requests[:, 0])
+    about = {"keys": keys, "n_instances": n_instances, "up": serving.up}
+    return dispatch(state, requests, policy, rank=rank, now_s=now_s, **about)
 
 
 def _result(state: State, n_groups: int, n_requests: int, room: Room, n_instances: int) -> PoolRun:
@@ -255,6 +385,7 @@ def _result(state: State, n_groups: int, n_requests: int, room: Room, n_instance
         in_system=np.sum(sums(instances.n_waiting + instances.n_running), axis=1),
         memory_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
         n_slots=room.n_slots,
+        found_tokens=None if table.found_tokens is None else times(table.found_tokens),
     )
 
 
@@ -264,11 +395,17 @@ def _joined(parts: list[PoolRun]) -> PoolRun:
     def rows(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
 
+    cached = all(part.found_tokens is not None for part in parts)
     return PoolRun(
-        **{name: rows(name) for name in ("admit_s", "first_s", "last_s", "gap_counts", "in_system")},
+        admit_s=rows("admit_s"),
+        first_s=rows("first_s"),
+        last_s=rows("last_s"),
+        gap_counts=rows("gap_counts"),
+        in_system=rows("in_system"),
         tally=Tally(*map(np.concatenate, zip(*(part.tally for part in parts)))),
         memory_bytes=max(part.memory_bytes for part in parts),
         n_slots=max(part.n_slots for part in parts),
+        found_tokens=rows("found_tokens") if cached else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Which pool serves which request, one by one: the router of `fleet/traffic.py`, drawn instead of integrated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,11 @@ class Routed:
     tried_tokens: np.ndarray  # prompt tokens a compressor read
     tried_pool: np.ndarray  # for which pool; REJECTED where none
 
+    @property
+    def compressed(self) -> np.ndarray:
+        """Whether a request was: of those that were tried only they stay in the pool."""
+        return (self.tried_pool != REJECTED) & (self.tried_pool == self.pool)
+
 
 def route_requests(
     requests: Requests,
@@ -50,7 +55,8 @@ def route_requests(
     windows = np.asarray(fleet.window_tokens)
     edges = np.asarray(router_edges(fleet.window_tokens, jnp.asarray(compression.effective_gamma(fleet.gamma))))
     prompt, output = requests.prompt_tokens, requests.output_tokens
-    seen = np.asarray(assumptions.route_by.route_tokens(columns_of(prompt, output)))
+    columns = replace(columns_of(prompt, output), kept_tokens=requests.routed_tokens)
+    seen = np.asarray(assumptions.route_by.route_tokens(columns))
     predicted = seen if router_width is None else seen * np.exp(router_width * rng.logistic(size=seen.shape))
     aimed = np.minimum(np.searchsorted(edges, predicted), len(windows) - 1)
     length = np.maximum(seen, prompt + output)

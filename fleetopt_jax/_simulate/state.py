@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fleetopt_jax._simulate.kept import Kept
 from fleetopt_jax.core.struct import pytree, static
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 
 N_GAPS = 2048  # bins of the inter-token times, even in their logarithm
 GAP_RANGE_S = (1e-5, 1e3)  # 0.9 % a bin
@@ -28,6 +30,7 @@ class Scheduler:
     fixed_tokens: Array  # KV tokens a sequence holds besides its context [tokens]
     window_s: Array  # [G, 2]: from when to when statistics are taken [s]
     chunks_are_free: bool = static(default=False)  # prompts take ceil(p / chunk) iterations and no time, as published
+    decodes_only: bool = static(default=False)  # prompts are in the cache when requests come
 
 
 @pytree
@@ -41,6 +44,7 @@ class RequestTable:
     admit_s: Array  # first admission; inf before [s]
     first_s: Array  # first token [s]
     last_s: Array  # newest token known here, at preemption or at the end [s]
+    found_tokens: Array | None = None  # of the prompt, in the prefix cache; None where there is none [tokens]
 
     @property
     def nobody(self) -> int:
@@ -111,6 +115,7 @@ class State:
     tally: Tally
     gap_counts: Array  # [G, N_GAPS]
     cramped: Array  # whether the S slots, not the scheduler, ever refused a request
+    kept: Kept | None = None  # blocks of prompts, where instances keep them
 
 
 def empty_state(table: RequestTable, n_groups: int, n_instances: int, n_slots: int) -> State:
@@ -152,6 +157,13 @@ def empty_state(table: RequestTable, n_groups: int, n_instances: int, n_slots: i
         gap_counts=jnp.zeros((n_groups, N_GAPS)),
         cramped=jnp.zeros((), bool),
     )
+
+
+def used_blocks(state: State) -> Array:
+    """KV blocks that the sequences of each instance use [I], those of several once."""
+    if state.kept is None:
+        return state.instances.n_blocks
+    return state.instances.n_blocks - (state.kept.shared_tokens // BLOCK_TOKENS).astype(jnp.int32)
 
 
 def gap_bin(gap_s: Array) -> Array:

@@ -28,16 +28,17 @@ from fleetopt_jax._simulate.simulate import (
     Setting,
     Simulation,
     StageProgress,
+    check_simulated_cache,
     enough_requests,
     outlook,
     pools_holding,
     simulation_of,
 )
 from fleetopt_jax._simulate.trials import Judged, Rooms, Trials, judge, together
-from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices.dispatch import STALENESS_S
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.sizing import most_instances
 from fleetopt_jax.laws.queueing import thinned_scv
@@ -110,7 +111,7 @@ class How:
     n_requests: int | None = None
     n_replications: int = MOST
     seed: int = 0
-    staleness_s: float = 0.05
+    staleness_s: float = STALENESS_S
     router_width: float | None = None
     arrival_scv: float | None = None
 
@@ -136,8 +137,6 @@ def verify(
     Where fewer than four replications are asked for, which have no interval worth the name, means decide.
     """
     require_float64("verify")
-    if assumptions.prefix_cache.finds:
-        raise BadInput("prefix cache", "the simulator keeps none yet", "verify a plan without: prefix hits of 0")
     of = How(**how)
     if of.arrival_scv is not None:
         workload = replace(workload, **as_floats(arrival_scv=of.arrival_scv))
@@ -260,6 +259,7 @@ class _Race:
         rival = self.propose(self._standings())
         if rival is None:
             return False
+        check_simulated_cache(rival.fleet, self.assumptions, self.how.requests)
         self.layouts.append(self._layout(rival))
         return True
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
@@ -69,6 +70,9 @@ class Parts:
 
 def limits_of(engine: Engine) -> Limits:
     """What bounds the iterations of an engine."""
+    if engine.speculation is not None:
+        problem = "a closed loop is played with one token of a sequence in an iteration"
+        raise BadField("speculate", problem, "need an engine that drafts nothing")
     reach = 2**30  # longer than any context: where a law does not say its window
     window = float(engine.decode.seen_tokens(jnp.asarray(float(reach))))
     kv = engine.kv

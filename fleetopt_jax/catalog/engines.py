@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from fleetopt_jax.catalog.architecture import Architecture
+from fleetopt_jax.catalog.drafts import Drafts, speculation_of
 from fleetopt_jax.catalog.gpus import GpuEntry, gpu_entry, is_catalogs
 from fleetopt_jax.catalog.hosts import measured_errors, serving_engines
 from fleetopt_jax.catalog.llms import LlmEntry, at_precision, llm_entry, names_of
@@ -35,12 +36,13 @@ from fleetopt_jax.fleet.engine import (
     measured_engine,
     require_fit,
     roofline_engine,
+    speculating,
     with_laws,
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, make_kv_capacity, physical_kv, workspace_bytes
-from fleetopt_jax.laws.llm import Llm
+from fleetopt_jax.laws.llm import Llm, weight_bytes_of_gpu
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
 from fleetopt_jax.laws.mixed_step import CLASSES, decode_of
 from fleetopt_jax.laws.operator_step import OperatorPower, operator_prefill, operator_step
@@ -137,6 +139,13 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
         raise BadField("clock_frac", f"{spec.clock_frac:g}", f"need {MIN_CLOCK_FRAC:g} to 1")
     if not 0 < spec.memory_utilization <= 1:
         raise BadField("memory_utilization", f"{spec.memory_utilization:g}", "need a share above 0, at most 1")
+    if spec.drafts and spec.pp > 1:
+        raise BadField(
+            "speculate", f"{spec.drafts.name} with {spec.pp} stages of layers", "need pp = 1 where drafts are made"
+        )
+    if spec.laws and spec.laws.are_steps and spec.laws.speculate != spec.drafts:
+        problem = f"{spec.drafts.name if spec.drafts else 'none'}: the engine's own laws are of other iterations"
+        raise BadField("speculate", problem, "need no drafts where laws are given")
     a = llm.architecture
     _require_whole_heads(spec, a)
     _require_laws(spec, a)
@@ -175,6 +184,8 @@ def _require_laws(spec: EngineSpec, architecture: Architecture) -> None:
     for name in ("ep", "dp", "pp"):
         if getattr(spec, name) > 1:
             raise BadField(name, f"{getattr(spec, name)}: the law of {law} knows tensor parallelism alone", allowed)
+    if spec.drafts:
+        raise BadField("speculate", f"{spec.drafts.name}: the law of {law} knows no rows that verify drafts", allowed)
     if (n := architecture.cacheless_layers) and not architecture.no_law:
         problem = f"{n} of {architecture.layers} layers keep a state, which the law of {law} does not describe"
         raise BadField("llm", problem, allowed)
@@ -228,7 +239,8 @@ def _of_catalog(spec: EngineSpec, gpu: GpuEntry, entry: LlmEntry, llm: Llm) -> E
         problem = f"{spec.serving} is not made of operators, which the factors are on"
         raise BadField("serving", problem, f"need one of {', '.join(SERVING[1:])}")
     if spec.serving != MEASURED_SERVING:
-        return _of_operators(spec, gpu, entry.architecture, llm, workspace)
+        plain = _of_operators(spec, gpu, entry.architecture, llm, workspace)
+        return _drafting(plain, spec.drafts, gpu, entry.architecture, llm, workspace) if spec.drafts else plain
     law = _of_law(spec, gpu, llm, workspace)
     fits = own_fits() if spec.own_fit and is_catalogs(gpu) else {}
     fit = next((fits[name[:4]] for name in names if name[:4] in fits), None)
@@ -297,7 +309,7 @@ class EnginePoint:
 
     batch: float
     context_tokens: float
-    step_s: float  # between two tokens of a sequence, with the prefill of others in it [s]
+    step_s: float  # of a token of each sequence, with the prefill of others in it [s]
     decode_step_s: float  # without [s]
     prefill_frac: float  # share of the step that prefill takes [-]
     tok_per_s: float  # of the instance [1/s]
@@ -317,7 +329,8 @@ def engine_points(
     With `prompt_per_output` prompt tokens prefilled for every output token, by default the benchmark's own mix, which a
     measured throughput contains; in prompts of `prompt_tokens`, by default those of `prompt_of_mix`. A step holds the
     prefill of n mix prompt tokens of (tau1 + tau2 p) each, and draws its power meanwhile: a plan of one constant length
-    has the same. A benchmark's measured power contains that of its own mix.
+    has the same. A benchmark's measured power contains that of its own mix. With drafts ahead, a step is an iteration's
+    share for each token that a sequence gains in it.
     """
     engine = entry.engine
     mix = entry.prompt_per_output if prompt_per_output is None else prompt_per_output
@@ -325,7 +338,7 @@ def engine_points(
     prefill_s = mix * (float(engine.prefill.per_token_s) + prompt * float(engine.prefill.per_token2_s))
     points = []
     for batch in batches:
-        decode_s = float(engine.decode.step_s(batch, context_tokens))
+        decode_s = float(engine.decode.step_s(batch, context_tokens)) / float(np.asarray(engine.tokens_per_step))
         step_s = decode_s + batch * prefill_s
         prefill_frac = batch * prefill_s / step_s
         power_w = float(engine.power.gpu_w(float(batch), context_tokens))
@@ -422,6 +435,28 @@ def _of_operators(
         source=f"{_timed_on(gpu, entry.timed)}, the own time of {entry.host.title} measured on "
         f"{entry.host.measured_on or 'other GPUs'}; errors on {blind} left out",
         prefill_error=_both(errors.get("ttft_8k", errors.get("ttft")), prefill_lent),
+    )
+
+
+def _drafting(
+    entry: EngineEntry, drafts: Drafts, gpu: GpuEntry, architecture: Architecture, llm: Llm, workspace: float
+) -> EngineEntry:
+    """The engine with tokens drafted ahead, whose head takes its layers' share of the weights' memory and of every
+    token's. Nobody measured it: acceptance was, elsewhere, and the step that drafts are verified in."""
+    spec, speculation = entry.spec, speculation_of(drafts, architecture)
+    frac = float(speculation.layers_frac)
+    held = replace(llm, **as_floats(kv_bytes_per_token=float(llm.kv_bytes_per_token) * (1.0 + frac)))
+    head_bytes = frac * float(weight_bytes_of_gpu(llm, spec.tp, spec.dp, spec.pp))
+    room = spec.memory_utilization, workspace + head_bytes
+    require_fit(f"{spec.llm_name} with its draft head", gpu.gpu, held, spec.tp, *room, spec.dp, spec.pp)
+    kv = physical_kv(gpu.gpu, held, spec.tp, entry.engine.kv.max_num_seqs, *room, spec.dp, spec.pp)
+    engine = speculating(replace(entry.engine, kv=kv), speculation)
+    return replace(
+        entry,
+        engine=jax.tree.map(np.asarray, engine),
+        quality="kernels" if drafts.is_measured and entry.quality in ("measured", "kernels") else "projected",
+        source=f"{entry.source}; {drafts.k} tokens drafted by {drafts.head.title}: {drafts.tokens_per_step:.3g} an "
+        f"iteration, {'measured' if drafts.is_measured else 'projected'} ({drafts.head.source})",
     )
 
 

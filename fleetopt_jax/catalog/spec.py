@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from fleetopt_jax.catalog.drafts import Drafts, drafts_of
 from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.catalog.llms import LlmEntry
 from fleetopt_jax.catalog.steps import Parallelism
@@ -42,13 +43,24 @@ class OwnLaws:
     prefill_error: float | None = None  # of the time a prompt takes
     source: str = "given"
     file: str | None = None  # where they were read from
+    speculate: Drafts | None = None  # the drafts that these steps verify; they hold for no other number of them
+
+    @property
+    def without_drafts(self) -> "OwnLaws | None":
+        """What of them holds where nothing is drafted."""
+        return None if self.speculate else self
+
+    @property
+    def are_steps(self) -> bool:
+        """Whether an iteration is theirs, not the catalog's with factors."""
+        return any(law is not None for law in (self.decode, self.power, self.prefill, self.step))
 
     def _content(self) -> tuple:
         laws = self.decode, self.power, self.prefill, self.step, self.kv, self.factors, self.idle_w
         leaves, structure = jax.tree.flatten(laws)
         numbers = tuple((np.shape(leaf), np.asarray(leaf).tobytes()) for leaf in leaves)
         errors = self.step_error, self.power_error, self.prefill_error
-        return structure, numbers, self.quality, errors, self.source, self.file
+        return structure, numbers, self.quality, errors, self.source, self.file, self.speculate
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OwnLaws) and self._content() == other._content()
@@ -87,18 +99,25 @@ class EngineSpec:
     own_fit: bool = True  # a configuration's own fit where there is one; else the law, even there
     laws: OwnLaws | None = None
     catalog: str | None = None  # the file of one's own that its GPU or its LLM was found in
-    speculation: None = None  # room for drafts: no engine has one yet
+    speculate: Drafts | str | None = None  # tokens drafted ahead, as "eagle3:3"; None: none
 
     def __post_init__(self) -> None:
         for name in ("gpu", "llm", "precision", "kv_precision", "serving"):
             value = getattr(self, name)
             if isinstance(value, str) and not (name == "llm" and _is_file(value)):
                 object.__setattr__(self, name, value.lower())
+        if isinstance(self.speculate, str):
+            object.__setattr__(self, "speculate", drafts_of(self.speculate))
 
     @property
     def split(self) -> Parallelism:
         """How the GPUs of an instance share the LLM."""
         return Parallelism(tp=self.tp, ep=self.ep, dp=self.dp, pp=self.pp)
+
+    @property
+    def drafts(self) -> Drafts | None:
+        """What it drafts ahead, if anything."""
+        return drafts_of(self.speculate) if isinstance(self.speculate, str) else self.speculate
 
     @property
     def gpu_name(self) -> str:
@@ -111,9 +130,39 @@ class EngineSpec:
         return self.llm if isinstance(self.llm, str) else self.llm.title
 
     @property
+    def stages(self) -> tuple["EngineSpec", ...]:
+        """Of a lane that it serves: one."""
+        return (self,)
+
+    @property
     def file(self) -> str | None:
         """The file its laws were read from, if any."""
         return self.laws.file if self.laws else None
+
+
+@dataclass(frozen=True)
+class KvLink:
+    """What KV caches are handed over by. A preset of `catalog.links.LINKS`, or one's own."""
+
+    name: str
+    bytes_per_s: float  # of each GPU, in one direction [B/s]
+    latency_s: float  # of a message [s]
+
+
+@dataclass(frozen=True)
+class TwoStageSpec:
+    """A lane of two stages by its engines: one prefills, the other decodes. Hashable; `catalog.links.build_pair`."""
+
+    prefill: EngineSpec
+    decode: EngineSpec
+    link: KvLink
+
+    @property
+    def stages(self) -> tuple[EngineSpec, ...]:
+        return (self.prefill, self.decode)
+
+
+LaneSpec = EngineSpec | TwoStageSpec
 
 
 def _is_file(llm: str) -> bool:

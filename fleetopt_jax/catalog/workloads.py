@@ -10,6 +10,7 @@ import numpy as np
 
 from fleetopt_jax.catalog.packaged import DATA, packaged_json
 from fleetopt_jax.core.errors import BadField, BadInput, unknown_name
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.workload.atoms import (
     OUTPUT_SHARE,
@@ -21,13 +22,24 @@ from fleetopt_jax.workload.atoms import (
     with_rate,
 )
 from fleetopt_jax.workload.cdf import cdf_workload
-from fleetopt_jax.workload.compress import compress_with_members
-from fleetopt_jax.workload.profile import MOMENTS, At, Hour, RateProfile, hour_of, rate_profile, requests_of
+from fleetopt_jax.workload.compress import compress, compress_with_members
+from fleetopt_jax.workload.conversations import sticky_tokens
+from fleetopt_jax.workload.profile import (
+    MOMENTS,
+    At,
+    Hour,
+    RateProfile,
+    hour_of,
+    hour_of_clock,
+    profile_of_clock,
+    rate_profile,
+    requests_of,
+)
 from fleetopt_jax.workload.reuse import HitCurve, Reuse, hit_curve, reuse_of
-from fleetopt_jax.workload.summary import TraceSummary, summarize, weighted_quantiles
+from fleetopt_jax.workload.summary import TraceSummary, summarize, summarize_long, weighted_quantiles
 
 if TYPE_CHECKING:
-    from fleetopt_jax.workload.readers import Histograms, Layout, Trace, Understood
+    from fleetopt_jax.workload.readers import Histograms, Layout, LongTrace, Trace, Understood
 
 PAPER_RATE_PER_S = 1000.0
 REUSE_ARRAYS = tuple(field.name for field in fields(Reuse))  # of a bundled workload whose reuse is known
@@ -81,15 +93,19 @@ def load(
     layout: "Layout | None" = None,
     need_rate: bool = True,
     at: At = "mean",
+    sticky: float | None = None,
+    progress: Progress | None = None,
 ) -> LoadedWorkload:
     """A bundled workload (1,000 requests/s unless `rate_per_s`) or a file's (its own mean rate unless `rate_per_s`).
 
     A file without arrival times is refused where no rate is given, unless `need_rate` is False: then 1 request/s.
     `at` "peak" or "p95" is the workload in that hour of a trace (`workload.profile`): `rate_per_s` is still the mean of
-    all hours, and that hour has as many times it as in the trace.
+    all hours, and that hour has as many times it as in the trace. `sticky` is the headroom of sticky sessions, of a
+    trace whose block hashes or sessions tell of conversations (`workload.conversations`). A folder or a pattern of
+    files is one trace (`workload.readers`); `progress` is told of the bytes that are read.
 
-    Raises BadField for `workload`, `arrival_rate_per_s`, `at` or `columns` (of `layout`), and BadInput for what is
-    wrong in the file, naming it and the line.
+    Raises BadField for `workload`, `arrival_rate_per_s`, `at`, `sticky` or `columns` (of `layout`), and BadInput for
+    what is wrong in the file, naming it and the line.
     """
     if at not in MOMENTS:
         raise unknown_name("at", at, MOMENTS)
@@ -97,13 +113,17 @@ def load(
         raise BadField("arrival_rate_per_s", f"{rate_per_s}", "need a positive, finite number of requests per second")
     if layout and name_or_file in bundled():
         raise BadField(_said_of(layout), f"{name_or_file} has no columns", "leave them out")
+    if sticky is not None and name_or_file in bundled():
+        raise _no_sessions(name_or_file, "is bundled without its requests")
     if name_or_file in bundled():
         if at != "mean":
             raise _no_hours(name_or_file, at, "is bundled without its arrival times")
         return _load_bundled(name_or_file, rate_per_s or PAPER_RATE_PER_S)
     if not _looks_like_file(name_or_file):
         raise unknown_name("workload", name_or_file, bundled())
-    loaded = _of_file(name_or_file, rate_per_s, layout, at)
+    loaded = _of_file(name_or_file, rate_per_s, layout, (at, sticky), progress)
+    if sticky is not None and loaded.workload.routed_tokens is None:
+        raise _no_sessions(name_or_file, "has neither block hashes nor sessions")
     known = rate_per_s is not None or loaded.summary.arrival_rate_per_s is not None
     if need_rate and not known:
         why = "no arrival times to take a rate from"
@@ -138,14 +158,19 @@ def at_rate(loaded: LoadedWorkload, rate_per_s: float) -> LoadedWorkload:
 
 
 def load_workload(
-    name_or_file: str, *, rate_per_s: float | None = None, layout: "Layout | None" = None, at: At = "mean"
+    name_or_file: str,
+    *,
+    rate_per_s: float | None = None,
+    layout: "Layout | None" = None,
+    at: At = "mean",
+    sticky: float | None = None,
 ) -> Workload:
     """The atoms of a bundled workload or a file; see `load`. A CDF with an output share of its own needs `load`.
 
     >>> float(fo.load_workload("azure-conv", rate_per_s=50.0).arrival_rate_per_s)
     50.0
     """
-    loaded = load(name_or_file, rate_per_s=rate_per_s, layout=layout, at=at)
+    loaded = load(name_or_file, rate_per_s=rate_per_s, layout=layout, at=at, sticky=sticky)
     if loaded.output_share != OUTPUT_SHARE:
         raise BadInput(
             name_or_file,
@@ -183,12 +208,23 @@ def _load_bundled(name: str, rate_per_s: float) -> LoadedWorkload:
     return LoadedWorkload(name, workload, summary, OUTPUT_SHARE, prefix=prefix)
 
 
-def _of_file(name: str, rate_per_s: float | None, layout: "Layout | None", at: At) -> LoadedWorkload:
-    from fleetopt_jax.workload.readers import CdfFile, Trace, read_workload_file  # and pyarrow, unlike bundled ones
+def _of_file(
+    name: str,
+    rate_per_s: float | None,
+    layout: "Layout | None",
+    asked: tuple[At, float | None],
+    progress: Progress | None,
+) -> LoadedWorkload:
+    """What a file holds, `asked` for an hour and the headroom of sticky sessions."""
+    # and pyarrow, unlike bundled ones
+    from fleetopt_jax.workload.readers import CdfFile, LongTrace, Trace, read_workload_file
 
-    found = read_workload_file(name, layout)
+    at, sticky = asked
+    found = read_workload_file(name, layout, progress=progress)
+    if isinstance(found, LongTrace):
+        return _of_long_trace(name, found, rate_per_s, at, layout)
     if isinstance(found, Trace):
-        return _of_trace(name, found, rate_per_s, at)
+        return _of_trace(name, found, rate_per_s, at, sticky)
     what = "a CDF" if isinstance(found, CdfFile) else "histograms"
     if layout is not None:
         raise BadField(_said_of(layout), f"{name} holds {what}: it has no columns", "leave them out")
@@ -213,7 +249,9 @@ def _of_cdf(name: str, knots: list[tuple[float, float]], output_share: float, ra
     return replace(made_workload(name, workload, output_share=output_share), knots=knots)
 
 
-def _of_trace(name: str, trace: "Trace", rate_per_s: float | None, at: At) -> LoadedWorkload:
+def _of_trace(
+    name: str, trace: "Trace", rate_per_s: float | None, at: At, sticky: float | None = None
+) -> LoadedWorkload:
     summary, profile = summarize(trace), rate_profile(trace)
     rate, scv = rate_per_s or summary.arrival_rate_per_s or 1.0, summary.arrival_scv
     hour, served = None, trace
@@ -222,16 +260,50 @@ def _of_trace(name: str, trace: "Trace", rate_per_s: float | None, at: At) -> Lo
         hour = hour_of(trace, profile, at, rate)
         rate, scv = hour.rate_per_s, profile.arrival_scv
         served = requests_of(trace, profile, profile.at(at)) if hour.own_lengths else trace
-    atoms, atom = compress_with_members(served.prompt_tokens, served.output_tokens, served.weight)
+    lengths, blocks = (served.prompt_tokens, served.output_tokens), served.blocks
+    kept = None  # what sessions that are kept are routed by
+    if sticky is not None and blocks is not None:
+        kept = sticky_tokens(blocks, *lengths, sticky, summary.longest_tokens)
+    routed = _total(served) if kept is None else kept
+    atoms, atom = compress_with_members(*lengths, served.weight, routed_tokens=kept)
     workload = make_workload(
         *atoms,
         arrival_rate_per_s=rate,
         arrival_scv=1.0 if scv is None else scv,
         longest_tokens=summary.longest_tokens,
-        reuse=None if served.blocks is None else reuse_of(served.blocks, served.prompt_tokens, _total(served), atom),
+        reuse=None if blocks is None else reuse_of(blocks, served.prompt_tokens, routed, atom),
+        routed_tokens=None if kept is None else np.bincount(atom, kept) / np.bincount(atom),
     )
     prefix = None if trace.blocks is None else hit_curve(trace.blocks, trace.prompt_tokens)
     loaded = LoadedWorkload(name, workload, summary, OUTPUT_SHARE, understood=trace.understood, prefix=prefix)
+    return replace(loaded, profile=profile, hour=hour)
+
+
+def _of_long_trace(
+    name: str, trace: "LongTrace", rate_per_s: float | None, at: At, layout: "Layout | None"
+) -> LoadedWorkload:
+    """Of requests that were counted as they passed; they pass again where an hour's own lengths are planned with."""
+    from fleetopt_jax.workload.readers import LongTrace, read_workload_file
+
+    summary, clock = summarize_long(trace), trace.clock
+    profile = None if clock is None else profile_of_clock(clock)
+    rate, scv = rate_per_s or summary.arrival_rate_per_s or 1.0, summary.arrival_scv
+    hour, served = None, trace
+    if at != "mean":
+        if clock is None or profile is None:
+            raise _no_hours(name, at, "has no arrival times" if clock is None else "is too short to tell its hours")
+        hour = hour_of_clock(clock, profile, at, rate)
+        rate, scv = hour.rate_per_s, profile.arrival_scv
+        if hour.own_lengths:
+            again = read_workload_file(name, layout, within_s=(hour.start_s, hour.start_s + hour.length_s))
+            served = again if isinstance(again, LongTrace) else trace
+    workload = make_workload(
+        *compress(served.prompt_tokens, served.output_tokens, served.weight),
+        arrival_rate_per_s=rate,
+        arrival_scv=1.0 if scv is None else scv,
+        longest_tokens=summary.longest_tokens,
+    )
+    loaded = LoadedWorkload(name, workload, summary, OUTPUT_SHARE, understood=trace.understood)
     return replace(loaded, profile=profile, hour=hour)
 
 
@@ -269,6 +341,10 @@ def _require_hours(name: str, at: At, trace: "Trace", profile: RateProfile | Non
         raise _no_hours(name, at, "has no arrival times")
     n, span_s = len(trace.arrival_s), trace.arrival_s[-1]
     raise _no_hours(name, at, f"has {n:,} requests in {span_s:,.0f} s, too few to tell its busiest hour or minute")
+
+
+def _no_sessions(name: str, why: str) -> BadField:
+    return BadField("sticky", f"{name} {why}: nothing tells whose turn a request is", "need a trace that does")
 
 
 def _no_hours(name: str, at: At, why: str) -> BadField:

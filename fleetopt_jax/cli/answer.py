@@ -33,6 +33,7 @@ class Answer(NamedTuple):
     code: int
     figure: "Callable[[Document], Figure] | None" = None  # what --figure asks for; None where there is nothing to draw
     files: Mapping[str, str] = {}  # what other options ask for, by their names
+    written: bool = False  # whether what --out asks for is there by now
     note: str = ""  # of a text that was written to --out: what whoever uses it must know
 
 
@@ -90,7 +91,9 @@ def deliver(options: argparse.Namespace, answer: Answer) -> None:
             write_whole(path, answer.files[name], flag(name))
         elif path:
             say(options, f"{flag(name)} {path}: nothing to write, not written")
-    if options.out and _would_spoil(options.out, answer):
+    if answer.written:
+        pass
+    elif options.out and _would_spoil(options.out, answer):
         why = "the plan breaks its limits" if answer.document.get("pools") else "no fleet holds the limits"
         say(options, f"--out {options.out}: {why}, so the file that is there stays")
     elif options.out:

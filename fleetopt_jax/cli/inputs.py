@@ -12,29 +12,34 @@ from typing import Any
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem, Tunable, make_problem
 from fleetopt_jax._simulate import Requests, replay_requests
+from fleetopt_jax.catalog.drafts import Drafts
 from fleetopt_jax.catalog.engines import resolved
 from fleetopt_jax.catalog.gpus import gpu_entry, link_notes
+from fleetopt_jax.catalog.links import kv_link
 from fleetopt_jax.catalog.llms import LlmEntry, checkpoint_size_bytes, llm_entry, precision_notes
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
 from fleetopt_jax.cli.answer import refuse_outputs
 from fleetopt_jax.cli.fields import FLAGS, said_as_options
-from fleetopt_jax.cli.synopsis import SEARCHES
+from fleetopt_jax.cli.synopsis import OF_ONE_HOUR, SEARCHES, SPLITS
 from fleetopt_jax.cli.table import TABLE
-from fleetopt_jax.cli.terminal import detail, say, understood, warn
+from fleetopt_jax.cli.terminal import detail, progress, say, understood, warn
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import same_file
 from fleetopt_jax.core.units import GIB, KW, MS
+from fleetopt_jax.documents.drafts import drafts_named
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.documents.plan import is_another, plan_of_file, read_plan_file, workload_of_file, workload_place
 from fleetopt_jax.documents.plan_file import PlanFile, beside_plan
 from fleetopt_jax.fleet.assumptions import DISPATCHES, Assumptions, parse_assumptions
 from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits, NoPrefixCache, PrefixCache, WorkingSetCache
+from fleetopt_jax.fleet.choices.routing_key import StickySessions, TotalTokens
 from fleetopt_jax.fleet.engine import DoesNotFit
 from fleetopt_jax.fleet.fleet import Slo, make_slo
+from fleetopt_jax.fleet.reserve import Failures, Reserve, make_failures, make_spares, make_target
 from fleetopt_jax.fleet.resources import Budget, Objective, make_budget
 from fleetopt_jax.fleet.surroundings import Surroundings, make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
@@ -81,23 +86,27 @@ def layout_of(options: argparse.Namespace) -> Layout | None:
 
 
 def workload_of(
-    options: argparse.Namespace, *, rate_per_s: float | None = None, need_rate: bool = True, at: At | None = None
+    options: argparse.Namespace,
+    *,
+    rate_per_s: float | None = None,
+    need_rate: bool = True,
+    at: At | None = None,
+    sticky: float | None = None,
 ) -> LoadedWorkload:
     """The workload the options name, at their hour or else at `at`, of `rate_per_s` on average if given, with room for
-    it in the window they promise."""
+    it in the window they promise; read with the headroom of the options' sticky sessions, or else `sticky`."""
     rate, window = rate_per_s or options.rate, getattr(options, "window", None)
     at = getattr(options, "at", None) or at
-    with at_door(options.workload):
-        loaded = load(
-            options.workload, rate_per_s=rate, layout=layout_of(options), need_rate=need_rate, at=at or "mean"
-        )
+    how = {"layout": layout_of(options), "at": at or "mean", "sticky": getattr(options, "sticky", None) or sticky}
+    with at_door(options.workload), progress(options, f"Reading {options.workload}") as step:
+        loaded = load(options.workload, rate_per_s=rate, need_rate=need_rate, progress=step, **how)
         if window is not None:
             loaded.require_window(window)
     loaded = with_prefix(options, loaded)
     _describe(options, loaded)
     if options.command != "trace":  # which prints it
         _say_understood(options, loaded)
-    if at or options.command in SEARCHES:
+    if at or options.command in OF_ONE_HOUR:
         _warn_of_hours(options, loaded)
     return loaded
 
@@ -177,6 +186,11 @@ def slo_of(options: argparse.Namespace) -> Slo:
 def budget_of(options: argparse.Namespace) -> Budget:
     """What all pools together may use."""
     _refuse_unused(options)
+    return shared_budget_of(options)
+
+
+def shared_budget_of(options: argparse.Namespace) -> Budget:
+    """What all services together may use, whatever the GPUs of each."""
     return make_budget(
         max_gpus=options.max_gpus or math.inf,
         max_power_w=math.inf if options.max_power_kw is None else options.max_power_kw * KW,
@@ -199,7 +213,30 @@ def surroundings_of(options: argparse.Namespace) -> Surroundings:
         s_per_token=options.compress_ms_per_1k * MS / 1000.0,
         j_per_token=options.compress_j_per_1k / 1000.0,
     )
-    return make_surroundings(site, compressor)
+    return make_surroundings(site, compressor, reserve=reserve_of(options))
+
+
+def reserve_of(options: argparse.Namespace) -> Reserve | None:
+    """What may be down, if anything; of a command that sizes nothing for it, nothing."""
+    target, rates = getattr(options, "availability", None), rates_of(options)
+    spares = {"instances": getattr(options, "spare", 0), "nodes": getattr(options, "spare_nodes", 0)}
+    if target is None:
+        return make_spares(**spares, gpus_per_node=options.gpus_per_node) if any(spares.values()) else None
+    if any(spares.values()):
+        said = "--spare" if spares["instances"] else "--spare-nodes"
+        raise BadInput("--availability", f"not read with {said}", "give one: spares, or a share of the time")
+    if rates is None:
+        raise BadInput("--availability", "nobody said how long a repair takes", "need --repair-h")
+    return make_target(target, rates)
+
+
+def rates_of(options: argparse.Namespace) -> Failures | None:
+    """How often things fail, where the options say it."""
+    given = {name: getattr(options, name, None) for name in ("repair_h", "gpu_mtbf_h", "node_mtbf_h")}
+    said = {name: value for name, value in given.items() if value is not None}
+    if said and "repair_h" not in said:
+        raise BadInput(flag(next(iter(said))), "only read with --repair-h", "need how long a repair takes")
+    return make_failures(**said, gpus_per_node=options.gpus_per_node) if said else None
 
 
 def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[EngineSpec]:
@@ -208,26 +245,36 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
     precisions = [part.strip() for part in options.precision.split(",")] if options.precision else [None]
     if "" in precisions:
         raise BadInput("--precision", repr(options.precision), "need bf16,fp8,...")
-    ways = list(itertools.product(options.gpu.split(","), tps, precisions))
+    ways = list(itertools.product(options.gpu.split(","), tps, precisions, drafts_asked(options)))
     catalog = catalog_of(options)
     say_llm(options, catalog)
     specs, refusals = [], []
-    for gpu, tp, precision in ways:
+    for gpu, tp, precision, drafts in ways:
         try:
             how = {**served(options), "source": assumptions.engine.name}
             spec = named_spec(catalog, gpu.strip(), options.llm, tp, precision, **how)
             as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
             as_run |= {"memory_utilization": options.gpu_memory_utilization}
-            as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens}
+            as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens, "speculate": drafts}
             specs.append(resolved(dataclasses.replace(spec, **as_run)))
         except DoesNotFit:
-            refusals.append(f"{tp * options.dp * options.pp} x {gpu.strip()} {precision or ''}".strip())
+            named = f"{tp * options.dp * options.pp} x {gpu.strip()} {precision or ''}".strip()
+            refusals.append(named + (f" with {drafts.name}" if drafts else ""))
             if len(refusals) == len(ways):
                 raise
     if refusals:
         say(options, f"left out, for the LLM does not fit: {', '.join(refusals)}")
     warn_of_units(options, specs)
     return list(dict.fromkeys(specs))
+
+
+def drafts_asked(options: argparse.Namespace) -> Sequence[Drafts | None]:
+    """What a pool may draft ahead; None is nothing."""
+    text = getattr(options, "speculate", None)
+    found = drafts_named(text, option_of("speculate")) if text else [None]
+    if len(found) > 1 and options.command not in SPLITS:
+        raise BadInput(option_of("speculate"), repr(text), "need one number of drafts, as eagle3:3")
+    return found
 
 
 def served(options: argparse.Namespace) -> dict[str, Any]:
@@ -305,14 +352,15 @@ def problem_of(
     objective: Objective = "tok_per_j",
     budget: Budget | None = None,
     free: Sequence[Tunable] = (),
+    specs: Sequence[EngineSpec] | None = None,
 ) -> Problem:
-    """What a search is about, as the options have it."""
+    """What a search is about, as the options have it; `specs` are their engines, where somebody has them already."""
     assumptions = parse_assumptions(options.assume)
     dispatch = DISPATCHES[options.dispatch]
     with at_door(options.workload):
         return make_problem(
             loaded.workload,
-            specs_of(options, assumptions),
+            specs_of(options, assumptions) if specs is None else specs,
             slo=slo_of(options),
             window_tokens=options.window,
             workload_name=loaded.name,
@@ -325,11 +373,15 @@ def problem_of(
                 assumptions,
                 output_share=loaded.output_share,
                 dispatch=dispatch,
+                route_by=StickySessions(options.sticky) if getattr(options, "sticky", None) else TotalTokens(),
                 prefix_cache=prefix_cache_of(options) or assumptions.prefix_cache,
             ),
             surroundings=surroundings_of(options),
             budget=budget,
             free=free,
+            serve=getattr(options, "serve", "mixed"),
+            link=kv_link(options.kv_link) if hasattr(options, "kv_link") else None,
+            rates=rates_of(options),
         )
 
 
@@ -375,11 +427,13 @@ def _another_workload(options: argparse.Namespace, file: PlanFile) -> LoadedWork
     """The workload the options name at a plan's rate, in the hour that the plan is for where it has hours; else in the
     rate of that hour."""
     try:
-        loaded = workload_of(options, rate_per_s=options.rate or file.mean_rate_per_s, at=file.workload.at)
+        planned = options.rate or file.mean_rate_per_s
+        loaded = workload_of(options, rate_per_s=planned, at=file.workload.at, sticky=file.sticky)
     except BadField as refusal:
         if options.at or refusal.field != option_of("at"):
             raise
-        loaded = workload_of(options, rate_per_s=options.rate or file.workload.arrival_rate_per_s, at="mean")
+        planned = options.rate or file.workload.arrival_rate_per_s
+        loaded = workload_of(options, rate_per_s=planned, at="mean", sticky=file.sticky)
         rate = float(loaded.workload.arrival_rate_per_s)
         problem = refusal.problem.removeprefix(f"{file.workload.at}: ")
         warn(
@@ -415,7 +469,7 @@ def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layou
     }
     if options.arrivals == "trace":
         name = problem.service.name
-        trace = None if name in bundled() else read_workload_file(name, layout)
+        trace = None if name in bundled() else read_workload_file(name, layout, keep=True)
         if not isinstance(trace, Trace) or trace.arrival_s is None or trace.bucket_s or not trace.arrival_s[-1] > 0:
             raise BadInput(
                 "--arrivals trace",
@@ -423,13 +477,13 @@ def how_to_simulate(options: argparse.Namespace, problem: Problem, layout: Layou
                 "need a trace file with arrival times",
             )
         trace = _of_the_hour(trace, problem.service.hour)
-        how["requests"] = _replayed(options, trace, float(problem.workload.arrival_rate_per_s))
+        how["requests"] = _replayed(options, trace, problem)
     elif options.arrivals == "poisson":
         how["arrival_scv"] = 1.0
     return how
 
 
-def _replayed(options: argparse.Namespace, trace: Trace, rate_per_s: float) -> Requests:
+def _replayed(options: argparse.Namespace, trace: Trace, problem: Problem) -> Requests:
     """Stretches of a trace, one after another: as many as asked for, or all with --until. None is replayed twice, for
     what repeats itself has no spread."""
     n = options.requests or max(1, len(trace.prompt_tokens) // options.replications)
@@ -441,7 +495,9 @@ def _replayed(options: argparse.Namespace, trace: Trace, rate_per_s: float) -> R
             "requests, none is replayed twice",
         )
     until = getattr(options, "until", None) is not None
-    return replay_requests(trace, rate_per_s, n, there if until else min(there, options.replications))
+    rate_per_s = float(problem.workload.arrival_rate_per_s)
+    n_stretches = there if until else min(there, options.replications)
+    return replay_requests(trace, rate_per_s, n, n_stretches, sticky=problem.assumptions.route_by.sticky)
 
 
 def _of_the_hour(trace: Trace, hour: Hour | None) -> Trace:

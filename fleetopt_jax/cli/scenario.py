@@ -10,6 +10,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Annotated, Any, Literal
 
@@ -23,23 +24,27 @@ from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import keys_of, options_of
 from fleetopt_jax.cli.terminal import warn
 from fleetopt_jax.cli.values import (
+    MAX_NAMES,
     Choice,
     Flag,
     Kind,
     Number,
     NumberOrAuto,
     NumberOrText,
+    OneName,
     Percent,
     Several,
     Stock,
     Sweep,
     Text,
+    Vary,
 )
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import first_problem
 from fleetopt_jax.documents.toml_file import read_toml
 
 SCHEMA = "fleetopt-scenario/1"
+MAX_SERVICES = 32
 FILE_ENDINGS = (
     *(".json", ".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".prom", ".toml"),
     *(".gz", ".zst", ".zip"),
@@ -125,6 +130,11 @@ def _(kind: Sweep) -> Any:
     return Name  # as it is typed
 
 
+@annotation.register
+def _(kind: Vary) -> Any:
+    return Annotated[list[Name], Field(min_length=1, max_length=MAX_NAMES), OneOrMore]  # as they are typed
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -142,47 +152,139 @@ def _model_of(section: Section) -> type[BaseModel]:
 
 
 SECTIONS = {section.name: _model_of(section) for section in table.SECTIONS}
+OF_A_SERVICE: dict[str, Option] = {  # keys of a service, each an option: all but what the services have in common
+    "workload" if option.name == "workload" else option.key or option.name: option
+    for option in options_of("services")
+    if option.section in (table.WORKLOAD, table.ENGINES, table.LIMITS, table.SEARCH)
+    and option.name not in ("catalog", "usd_per_gpu_h", "assume", "objective", "end_to_end_s", "slo_scope")
+}
+_LLMS = Several(OneName())
+ServiceTable = _model(
+    "ServiceTable",
+    "One of several services. Keys that are left out are as the scenario has them for all.",
+    {
+        key: (annotation(option.kind) | None, Field(None, description=option.described))
+        for key, option in OF_A_SERVICE.items()
+    }
+    | {
+        "name": (Annotated[str, spelt(Text(letters=r"[\w .+-]", most=64))], ...),
+        "llm": (annotation(_LLMS) | None, Field(None, description="LLM, or several of which the service has one")),
+        "promise": (
+            Annotated[Literal["interactive", "batch"], Field(alias="class")],
+            Field("interactive", description="interactive: its latencies are held; batch: a deadline alone"),
+        ),
+        "end_to_end_s": (
+            Positive | None,
+            Field(None, description="of an interactive one: to the end of an answer [s]"),
+        ),
+        "deadline_s": (Positive | None, Field(None, description="of a batch: to the end of an answer [s]")),
+    },
+)
 Scenario = _model(
     "Scenario",
     "Every option of a search. What is left out keeps its default.",
     {"format": (Annotated[Literal["fleetopt-scenario/1"], Field(alias="schema")], ...)}
-    | {name: (model, model()) for name, model in SECTIONS.items()},
+    | {name: (model, model()) for name, model in SECTIONS.items()}
+    | {"service": (Annotated[list[ServiceTable], Field(max_length=MAX_SERVICES)], [])},
 )
 
 
-def read_scenario(path: str) -> dict[str, Any]:
-    """What a scenario file says of each option, or `BadInput` naming the first thing that is wrong and its line."""
-    known = {"": ("schema", *SECTIONS)} | {name: tuple(model.model_fields) for name, model in SECTIONS.items()}
+def read_scenario(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a scenario file says of each option, and of each service; or `BadInput` naming the first thing that is wrong
+    and its line."""
+    keys = {name: tuple(model.model_fields) for name, model in SECTIONS.items()}
+    of_service = tuple("class" if name == "promise" else name for name in ServiceTable.model_fields)
+    known = {"": ("schema", *SECTIONS, "service"), **keys, "service": of_service}
     said = read_toml(path, Scenario, known).model_dump(exclude_none=True)
-    return {
+    options = {
         option.name: said[section.name][key]
         for section in table.SECTIONS
         for key, option in keys_of(section).items()
         if key in said[section.name]
     }
+    return options, said["service"]
 
 
 def with_scenario(
     parser: argparse.ArgumentParser, given: argparse.Namespace, arguments: Sequence[str]
 ) -> argparse.Namespace:
     """The options once more, with the scenario's before those of the command line."""
-    said, folder = read_scenario(given.scenario), os.path.dirname(given.scenario)
+    (said, services), folder = read_scenario(given.scenario), os.path.dirname(given.scenario)
+    if services and given.command != "services":
+        problem = f"has [[service]] tables, which {given.command} does not read"
+        raise BadInput(given.scenario, problem, "need fleetopt services")
     taken = {option.name: option for option in options_of(given.command)}
     left_out = _lost(parser, {name: value for name, value in said.items() if name not in taken})
     here = [(taken[name], value) for name, value in said.items() if name in taken]
     tokens = [token for option, value in here for token in _tokens(option, value, folder)]
+    _check_tokens(parser, given, tokens, given.scenario)
     first = list(arguments).index(given.command)
+
+    def with_words(more: Sequence[str]) -> argparse.Namespace:
+        return parser.parse_args([*arguments[: first + 1], *tokens, *more, *arguments[first + 1 :]])
+
+    options = with_words(())
+    if services:
+        options.services = [_service_said(parser, given, each, with_words) for each in services]
+    if left_out:
+        warn(options, f"{given.scenario}: not an option of {given.command}: {', '.join(left_out)}")
+    return options
+
+
+def _check_tokens(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, tokens: Sequence[str], where: str
+) -> None:
+    """Refuse values of a file that the command does not take: several engines, where it takes one."""
     refusal = io.StringIO()
     try:
         with contextlib.redirect_stderr(refusal):
             parser.parse_args([given.command, *tokens])
-    except SystemExit:  # a value of another command's: several engines, where this one takes one
+    except SystemExit:
         problem = refusal.getvalue().partition("argument ")[2].partition(" (see")[0]
-        raise BadInput(given.scenario, problem, f"as {given.command} takes it") from None
-    options = parser.parse_args([*arguments[: first + 1], *tokens, *arguments[first + 1 :]])
-    if left_out:
-        warn(options, f"{given.scenario}: not an option of {given.command}: {', '.join(left_out)}")
-    return options
+        raise BadInput(where, problem, f"as {given.command} takes it") from None
+
+
+@dataclass(frozen=True)
+class ServiceSaid:
+    """A service of a scenario: its name, what it is promised, and its options, once for each LLM it may have."""
+
+    name: str
+    batch: bool
+    end_to_end_s: float | None
+    options: tuple[argparse.Namespace, ...]
+
+
+def _service_said(
+    parser: argparse.ArgumentParser,
+    given: argparse.Namespace,
+    said: dict[str, Any],
+    with_words: Callable[[Sequence[str]], argparse.Namespace],
+) -> ServiceSaid:
+    """A service's own table before the options of the command line, and after those of all."""
+    where, folder = f"{given.scenario}, service {said['name']!r}", os.path.dirname(given.scenario)
+    batch = said["promise"] == "batch"
+    if batch != ("deadline_s" in said):
+        raise BadInput(where, "class batch has no deadline_s" if batch else "deadline_s is of class batch", _PROMISES)
+    if batch and (latencies := [key for key in _LATENCIES if key in said]):
+        raise BadInput(where, f"class batch with {latencies[0]}", _PROMISES)
+    tokens = [
+        token
+        for key, option in OF_A_SERVICE.items()
+        if key in said and key != "llm"
+        for token in _tokens(option, said[key], folder)
+    ]
+    llms = [_tokens(OF_A_SERVICE["llm"], llm, folder) for llm in said.get("llm", [])] or [[]]
+    for llm in llms:
+        _check_tokens(parser, given, [*tokens, *llm], where)
+    options = tuple(with_words([*tokens, *llm]) for llm in llms)
+    limit_s = said.get("deadline_s") if batch else said.get("end_to_end_s", options[0].end_to_end_s)
+    return ServiceSaid(said["name"], batch, limit_s, options)
+
+
+_LATENCIES = ("ttft_p99_ms", "ttft_ms_per_1k", "itl_ms", "end_to_end_s")
+_PROMISES = (
+    f"a batch is promised deadline_s alone, an interactive service {', '.join(_LATENCIES[:-1])} or {_LATENCIES[-1]}"
+)
 
 
 def _lost(parser: argparse.ArgumentParser, said: dict[str, Any]) -> list[str]:

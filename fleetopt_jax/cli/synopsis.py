@@ -20,6 +20,13 @@ COMMANDS = (
         "Example: fleetopt optimize --workload mine.csv --gpu h100,b200 --ttft-p99-ms 500 --out plan.json",
     ),
     Command(
+        "services",
+        "find the fleets of several services that share a budget of GPUs, power and money",
+        "The scenario has a [[service]] table for each, with its name and whichever keys differ from those of all: "
+        "workload, rate, llm (or several), gpu, limits, pools. Example: fleetopt services --scenario "
+        "experiments/scenarios/fleet.toml --figure services.svg --out services.json",
+    ),
+    Command(
         "evaluate",
         "metrics of a given plan; of one that fails, what it breaks and what mends it",
         "Examples: fleetopt evaluate plan.json --rate 800 --figure pools.svg; and a plan grown for more traffic: "
@@ -57,6 +64,14 @@ COMMANDS = (
         "front.svg; fleetopt pareto --axis workload-rate=10,100,1000 --csv rates.csv",
     ),
     Command(
+        "sweep",
+        "the best plan of every combination of inputs, thousands of them, as the rows of a Parquet file",
+        "Searches of at most two pools with a given gamma and without a budget are answered together, over "
+        "--thresholds windows and much faster than one by one; the others as optimize answers them. A sweep that was "
+        "ended goes on with the same command. Examples: fleetopt sweep --vary rate=100:1000:10 --vary gpu=h100,b200 "
+        "--out rates.parquet; fleetopt sweep --show rates.parquet --figure rates.svg",
+    ),
+    Command(
         "sensitivity",
         "what a plan's answer rests on: elasticities, intervals, prices of its limits",
         "Example: fleetopt optimize --out plan.json && fleetopt sensitivity plan.json --figure tornado.svg",
@@ -66,8 +81,16 @@ COMMANDS = (
         "what pays: from the present fleet one lever released at a time, and pairs of them",
         "The present fleet is PLAN.json's, or the best one-pool fleet of the options. Levers: context routing, gamma, "
         "more pools, tensor parallelism, max_num_seqs, GPU generation, precision of weights and KV cache, another "
-        "model, GPU clock, compressed prompts. Example: fleetopt levers --workload azure-code --figure levers.svg",
+        "model, GPU clock, drafts ahead, compressed prompts. "
+        "Example: fleetopt levers --workload azure-code --figure levers.svg",
         plan_or_options=True,
+    ),
+    Command(
+        "schedule",
+        "what to switch when: a fleet over the hours of a day, with prices and carbon by the hour",
+        "Three plans side by side: static for the peak, scheduled, and elastic as if starts were free. Examples: "
+        "fleetopt schedule --profile servegen-small --figure day.svg; fleetopt schedule --workload mine.csv --prices "
+        "prices.csv --objective usd --min-up-s 3600",
     ),
     Command(
         "ledger",
@@ -106,7 +129,9 @@ COMMANDS = (
 )
 
 ALL = tuple(command.name for command in COMMANDS)
-SEARCHES = ("optimize", "pareto", "levers", "ledger")  # what a scenario says all about
-SPLITS = ("optimize", "pareto")  # searches that choose among engines and pools
+OF_ONE_HOUR = ("optimize", "services", "pareto", "sweep", "levers", "ledger")  # searches at one rate
+SEARCHES = (*OF_ONE_HOUR, "schedule")  # what a scenario says all about
+BUDGETED = ("optimize", "services", "pareto", "sweep")  # searches within a budget
+SPLITS = (*BUDGETED, "schedule")  # searches that choose among engines and pools
 ONE_ENGINE = ("levers", "ledger", "engine")
 PLANNED = ("evaluate", "simulate", "compare", "report", "sensitivity")  # a plan under a workload

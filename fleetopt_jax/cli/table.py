@@ -9,11 +9,12 @@ from dataclasses import replace
 from functools import cache
 
 from fleetopt_jax.cli.option import Field, Option, Section
-from fleetopt_jax.cli.synopsis import ALL, ONE_ENGINE, PLANNED, SEARCHES, SPLITS
+from fleetopt_jax.cli.synopsis import ALL, BUDGETED, OF_ONE_HOUR, ONE_ENGINE, PLANNED, SEARCHES, SPLITS
 from fleetopt_jax.cli.values import (
     Checkpoint,
     Choice,
     Flag,
+    Growth,
     Number,
     NumberOrAuto,
     NumberOrText,
@@ -24,6 +25,7 @@ from fleetopt_jax.cli.values import (
     Stock,
     Sweep,
     Text,
+    Vary,
     flag,
 )
 from fleetopt_jax.core.units import KW, MS
@@ -40,17 +42,24 @@ MAX_UTILIZATION = 0.85  # likewise
 POSITIVE = Number(0, open=True)
 NOT_NEGATIVE = Number(0)
 LIMIT_MS = replace(POSITIVE, unit="ms")
+SIZED = (*SPLITS, "levers")  # what sizes fleets with instances that may be down
 
 # ------------------------------------------------------------------------------------------- sections of a scenario
 
 WORKLOAD = Section("workload", "What is asked of the fleet.")
 ENGINES = Section("engines", "What the pools may be made of.", of_plan=True)
 LIMITS = Section("limits", "What every pool, or the fleet, must hold.", dict.fromkeys(SEARCHES, ""), of_plan=True)
-BUDGET = Section("budget", "What all pools may use together.", dict.fromkeys(SPLITS, "of all pools together"))
+BUDGET = Section("budget", "What all pools may use together.", dict.fromkeys(BUDGETED, "of all pools together"))
 SITE = Section(
     "site",
     "What is counted besides GPU boards.",
     dict.fromkeys(SEARCHES, "counted only if given; power counts GPU boards otherwise"),
+    of_plan=True,
+)
+FAILURES = Section(
+    "failures",
+    "What may be down while the limits hold.",
+    dict.fromkeys(SIZED, "what of every pool may be down while it holds its limits"),
     of_plan=True,
 )
 COMPRESSION = Section(
@@ -66,9 +75,18 @@ ROBUST = Section(
     {"optimize": "a plan for engines and traffic that are not what they seem"},
 )
 SIMULATION = Section("simulation", "With verify.", {"optimize": "with --verify", "report": "with --simulate"})
+SWEEP = Section("sweep", "What `fleetopt sweep` varies.")
 FRONT = Section("front", "What `fleetopt pareto` draws.")
 LEVERS = Section("levers", "What `fleetopt levers` changes to.")
-SECTIONS = (WORKLOAD, ENGINES, LIMITS, BUDGET, SITE, COMPRESSION, SEARCH, ROBUST, SIMULATION, FRONT, LEVERS)
+HOURS = Section(
+    "hours",
+    "What `fleetopt schedule` switches instances by.",
+    {"schedule": "when requests come, what electricity costs, and how instances are switched"},
+)
+SECTIONS = (
+    *(WORKLOAD, ENGINES, LIMITS, BUDGET, FAILURES, SITE, COMPRESSION),
+    *(SEARCH, ROBUST, SIMULATION, FRONT, SWEEP, LEVERS, HOURS),
+)
 
 # ------------------------------------------------------------------------------------- what is run, and what is written
 
@@ -76,7 +94,7 @@ _OUT = Option(
     name="out",
     kind=Text(),
     about="also write the JSON object to FILE",
-    commands=tuple(name for name in ALL if name not in ("report", "export")),
+    commands=tuple(name for name in ALL if name not in ("report", "export", "sweep")),
     metavar="FILE",
     file="written",
 )
@@ -88,6 +106,12 @@ _OF_THE_RUN = (
         _OUT, about="write the page to FILE.html", default="report.html", otherwise="default {}", commands=("report",)
     ),
     replace(_OUT, about="write it to FILE instead of stdout", commands=("export",)),
+    replace(
+        _OUT,
+        about="where the rows go; goes on from FILE.parts, if it is there",
+        commands=("sweep",),
+        metavar="FILE.parquet",
+    ),
     Option(name="quiet", kind=Flag(), about="no progress, no warnings", default=False, commands=ALL, alone=True),
     Option(
         name="verbose",
@@ -115,7 +139,7 @@ _OF_THE_RUN = (
         name="save_scenario",
         kind=Text(),
         about="write what is run, to repeat it with --scenario",
-        commands=SEARCHES,
+        commands=tuple(name for name in SEARCHES if name != "services"),  # which is run from one
         metavar="FILE.toml",
         file="written",
     ),
@@ -130,7 +154,7 @@ _WORKLOAD = Option(
     about="bundled workload or file",
     default="azure-conv",
     otherwise="default azure-conv",
-    commands=("optimize", "pareto", "ledger"),
+    commands=(*SPLITS, "ledger"),
     metavar="NAME|FILE",
     section=WORKLOAD,
     key="name",
@@ -157,7 +181,7 @@ _OF_THE_WORKLOAD = (
         about="plan for the mean rate of a trace, its busiest hour, or the 95th percentile of its hours; --rate stays "
         "the mean of all hours",
         otherwise="default: mean; the plan's where one is given",
-        commands=(*SEARCHES, *PLANNED),
+        commands=(*OF_ONE_HOUR, *PLANNED),
         section=WORKLOAD,
     ),
     replace(_COLUMN, name="prompt_column", about="column of the prompt tokens, for a file of another layout"),
@@ -193,14 +217,26 @@ _OF_THE_WORKLOAD = (
     Option(
         name="prefix_hit",
         kind=NumberOrText(Number(0, 0.999), "'trace' or a file of a hit curve"),
-        about="what prompts find in the KV cache: a share of their tokens; of a given plan also 'trace', what block "
-        "hashes or sessions tell, or a file of shares over cache_tokens or age_s",
+        about="what prompts find in the KV cache: a share of their tokens; 'trace', what block hashes or sessions "
+        "tell; or a file of shares over cache_tokens or age_s. To levers and a last row of the ledger, a share that "
+        "they would find",
         otherwise="default 0; the plan's where one is given",
-        commands=("optimize", "pareto", "levers", *PLANNED),
+        commands=(*SEARCHES, *PLANNED),
         metavar="SHARE|trace|FILE",
         section=WORKLOAD,
         file="named",
         field=Field("prefix_hit"),
+    ),
+    Option(
+        name="sticky",
+        kind=Number(1, 1000),
+        about="conversations stay in the pool that they began in, where so many times their first turn fits, until a "
+        "turn no longer does; of a trace with block hashes or sessions",
+        otherwise="default: each request goes by its own length",
+        commands=("optimize", "pareto", "sweep"),
+        metavar="HEADROOM",
+        section=WORKLOAD,
+        field=Field("sticky"),
     ),
 )
 
@@ -269,6 +305,15 @@ _CATALOG = Option(
     of_plan=False,
     file="named",
 )
+_SERVE = Option(
+    name="serve",
+    kind=Choice(("mixed", "disaggregated", "any")),
+    about="each pool by instances that do all, by a prefill and a decode stage, or by whichever is better",
+    default="mixed",
+    otherwise="default {}",
+    commands=("optimize", "services"),
+    section=ENGINES,
+)
 _OF_THE_ENGINE = (
     _GPU,
     replace(_GPU, kind=OneOf(_NAMES), several="", commands=ONE_ENGINE),
@@ -314,8 +359,40 @@ _OF_THE_ENGINE = (
         metavar="N",
         section=ENGINES,
     ),
+    Option(
+        name="speculate",
+        kind=replace(_NAMES, as_text=True),
+        about="tokens drafted ahead: none, eagle3:3, mtp:1, ngram:4, or a file of your own",
+        several="; several a pool may choose from; eagle3 alone: none to 5",
+        otherwise="default none",
+        commands=SPLITS,
+        metavar="HEAD:K",
+        section=ENGINES,
+        file="named",
+    ),
+    Option(
+        name="speculate",
+        kind=OneOf(_NAMES),
+        about="tokens drafted ahead: none, eagle3:3, mtp:1, ngram:4, or a file of your own",
+        otherwise="default none",
+        commands=("levers", "engine"),
+        metavar="HEAD:K",
+        section=ENGINES,
+        file="named",
+    ),
     _SERVING,
     replace(_SERVING, otherwise="default the plan's", commands=PLANNED),
+    _SERVE,
+    Option(
+        name="kv_link",
+        kind=Text(),
+        about="what KV caches are handed over by: nvlink, infiniband, ethernet, or GB/s of each GPU[,latency in ms]",
+        default="infiniband",
+        otherwise="default {}",
+        commands=("optimize", "services", "levers"),
+        metavar="LINK",
+        section=ENGINES,
+    ),
     Option(
         name="gpu_memory_utilization",
         kind=Number(0.01, 1),
@@ -350,7 +427,7 @@ _TTFT = Option(
     about="P99 time to first token",
     default=500.0,
     otherwise="default 500",
-    commands=("optimize", "levers", "ledger"),
+    commands=("optimize", "services", "sweep", "levers", "schedule", "ledger"),
     section=LIMITS,
     field=Field("ttft_p99_s", MS),
 )
@@ -385,6 +462,16 @@ _OF_THE_LIMITS = (
         commands=SEARCHES,
         section=LIMITS,
         field=Field("itl_s", MS),
+    ),
+    Option(
+        name="end_to_end_s",
+        kind=replace(POSITIVE, unit="s"),
+        about="from a request to the end of its answer: P99 time to first token, and the longest answer at the mean "
+        "inter-token latency",
+        otherwise="default: no limit",
+        commands=("services",),
+        metavar="S",
+        section=LIMITS,
     ),
     Option(
         name="max_utilization",
@@ -473,12 +560,89 @@ _OF_THE_SITE = (
         field=Field("j_per_token", 1.0 / 1000.0),
     ),
 )
+_REPAIR = Option(
+    name="repair_h",
+    kind=replace(NOT_NEGATIVE, unit="h"),
+    about="mean hours from a failure to when its instances serve again: says how often pools hold",
+    commands=SIZED,
+    metavar="H",
+    section=FAILURES,
+    field=Field("repair_h"),
+)
+_GPU_MTBF = Option(
+    name="gpu_mtbf_h",
+    kind=replace(POSITIVE, unit="h"),
+    about="mean hours between failures of one GPU, with --repair-h",
+    otherwise="default 79,230, as in training Llama 3",
+    commands=SIZED,
+    metavar="H",
+    section=FAILURES,
+    field=Field("gpu_mtbf_h"),
+)
+_NODE_MTBF = Option(
+    name="node_mtbf_h",
+    kind=replace(POSITIVE, unit="h"),
+    about="and of what takes a whole node",
+    otherwise="default 30,161, likewise",
+    commands=SIZED,
+    metavar="H",
+    section=FAILURES,
+    field=Field("node_mtbf_h"),
+)
+_PER_NODE = Option(
+    name="gpus_per_node",
+    kind=Number(1, 72, whole=True),
+    about="GPUs that a node holds",
+    default=8,
+    otherwise="default {}",
+    commands=SIZED,
+    metavar="N",
+    section=FAILURES,
+    field=Field("gpus_per_node"),
+)
+_OF_THE_FAILURES = (
+    Option(
+        name="spare",
+        kind=Number(0, 1000, whole=True),
+        about="instances of every pool that may be down: N + k",
+        default=0,
+        otherwise="default {}",
+        commands=SIZED,
+        metavar="K",
+        section=FAILURES,
+        field=Field("spare"),
+    ),
+    Option(
+        name="spare_nodes",
+        kind=Number(0, 1000, whole=True),
+        about="nodes of every pool that may be down, with all instances on them",
+        default=0,
+        otherwise="default {}",
+        commands=SIZED,
+        metavar="K",
+        section=FAILURES,
+        field=Field("spare_nodes"),
+    ),
+    Option(
+        name="availability",
+        kind=Number(0, 1, open=True),
+        about="instead, the least share of the time in which every pool holds, with GPUs and nodes that fail",
+        commands=SIZED,
+        metavar="SHARE",
+        section=FAILURES,
+        field=Field("availability"),
+    ),
+    _REPAIR,
+    _GPU_MTBF,
+    _NODE_MTBF,
+    _PER_NODE,
+)
 _OF_THE_BUDGET = (
     Option(
         name="max_gpus",
         kind=POSITIVE,
         about="most GPUs",
-        commands=SPLITS,
+        commands=BUDGETED,
         metavar="N",
         section=BUDGET,
         field=Field("max_gpus"),
@@ -487,7 +651,7 @@ _OF_THE_BUDGET = (
         name="max_power_kw",
         kind=replace(POSITIVE, unit="kW"),
         about="most power",
-        commands=SPLITS,
+        commands=BUDGETED,
         metavar="P",
         section=BUDGET,
         field=Field("max_power_w", KW),
@@ -496,7 +660,7 @@ _OF_THE_BUDGET = (
         name="max_usd_per_h",
         kind=replace(POSITIVE, unit="USD/h"),
         about="most cost",
-        commands=SPLITS,
+        commands=BUDGETED,
         metavar="C",
         section=BUDGET,
         field=Field("max_usd_per_h"),
@@ -505,7 +669,7 @@ _OF_THE_BUDGET = (
         name="max_kg_co2_per_h",
         kind=replace(POSITIVE, unit="kg/h"),
         about="most CO2",
-        commands=SPLITS,
+        commands=BUDGETED,
         metavar="C",
         section=BUDGET,
         field=Field("max_kg_co2_per_h"),
@@ -515,10 +679,30 @@ _OF_THE_BUDGET = (
         kind=Stock(OneName(), NOT_NEGATIVE),
         about="how many there are of a kind: h100=64,b200=16",
         default={},
-        commands=SPLITS,
+        commands=BUDGETED,
         metavar="GPU=N,...",
         section=BUDGET,
         field=Field("gpus_of"),
+    ),
+    Option(
+        name="buy",
+        kind=Stock(OneName(), NOT_NEGATIVE),
+        about="how many more of a kind in stock may be had: b200=40",
+        default={},
+        otherwise="default: none",
+        commands=("services",),
+        metavar="GPU=N,...",
+        section=BUDGET,
+    ),
+    Option(
+        name="buy_usd_per_gpu_h",
+        kind=Stock(OneName(), NOT_NEGATIVE, "USD"),
+        about="what an hour of one of those costs: b200=7",
+        default={},
+        otherwise="default: as much as one in stock",
+        commands=("services",),
+        metavar="GPU=USD,...",
+        section=BUDGET,
     ),
 )
 
@@ -530,7 +714,7 @@ _DISPATCH = Option(
     about="requests of a pool go to its shortest queue, in turn, at random, or by how their prompts begin",
     default="jsq",
     otherwise="default jsq",
-    commands=("optimize", "pareto", "levers"),
+    commands=(*SPLITS, "levers"),
     section=SEARCH,
     of_plan=True,
 )
@@ -560,7 +744,7 @@ _OF_THE_SEARCH = (
         kind=Text(letters=r"[\w,= ]", most=1000),
         about="physical (default) or published, with choices changed: physical,kv_cache=reserved",
         default="physical",
-        commands=("optimize", "pareto", "levers"),
+        commands=(*SPLITS, "levers"),
         section=SEARCH,
         of_plan=True,
     ),
@@ -568,8 +752,8 @@ _OF_THE_SEARCH = (
         name="method",
         kind=Choice(("exact", "grid", "gradient")),
         about="search: exact proves its answer, gradient relaxes and rounds, grid tries all there is",
-        otherwise="default exact; grid with --slo-scope fleet",
-        commands=SPLITS,
+        otherwise="default exact; grid with --slo-scope fleet or --prefix-hit trace or a curve",
+        commands=("optimize", "pareto", "sweep"),
         section=SEARCH,
     ),
     Option(
@@ -577,7 +761,7 @@ _OF_THE_SEARCH = (
         kind=Several(Choice(("max_num_seqs", "clock")), most=2, bare=False),
         about="with --method gradient: what each pool may have of its own: max_num_seqs, clock (a projected law)",
         default=(),
-        commands=("optimize",),
+        commands=("optimize", "sweep"),
         metavar="A,B",
         section=SEARCH,
     ),
@@ -589,7 +773,7 @@ _OF_THE_SEARCH = (
         about="what is best: most tokens per joule, or least cost, power, GPUs or CO2 (with --kg-co2-per-kwh)",
         default="tok_per_j",
         otherwise="default {}",
-        commands=("optimize", "levers"),
+        commands=("optimize", "services", "sweep", "levers", "schedule"),
         section=SEARCH,
     ),
     Option(
@@ -597,7 +781,7 @@ _OF_THE_SEARCH = (
         kind=Percent(Number(0.01, 0.99)),
         about="least probability with which the limits hold, under the errors of engines and laws",
         otherwise="default: as engines and laws stand",
-        commands=SPLITS,
+        commands=("optimize", "pareto"),
         metavar="P",
         section=SEARCH,
     ),
@@ -613,16 +797,24 @@ _OF_THE_SEARCH = (
 
 _BY_NAME = {  # of two ways the later: one value, as a sweep takes it
     option.name: option
-    for option in (*_OF_THE_WORKLOAD, *_OF_THE_ENGINE, *_OF_THE_LIMITS, *_OF_THE_SITE, *_OF_THE_SEARCH)
+    for option in (
+        *(*_OF_THE_WORKLOAD, *_OF_THE_ENGINE, *_OF_THE_LIMITS, *_OF_THE_FAILURES),
+        *(*_OF_THE_SITE, *_OF_THE_SEARCH),
+    )
 }
 AXES = {  # inputs that pareto sweeps: the option each is, and what checks a value
     "workload-rate" if name == "rate" else flag(name).removeprefix("--"): (name, _BY_NAME[name].kind)
     for name in (
         *("rate", "ttft_p99_ms", "itl_ms", "pue", "usd_per_kwh", "host_w_per_gpu", "max_num_seqs", "tp", "pools"),
-        "confidence",
+        *("spare", "spare_nodes", "availability", "confidence"),
     )
 }
-USUAL = {"confidence": "0.5,0.6,0.7,0.8,0.9,0.95"}  # values of an axis that is named alone
+USUAL = {  # values of an axis that is named alone
+    "confidence": "0.5,0.6,0.7,0.8,0.9,0.95",
+    "spare": "0,1,2,3",
+    "spare-nodes": "0,1,2",
+    "availability": "0.9,0.99,0.999,0.9999",
+}  # values of an axis that is named alone
 _OF_THE_FRONT = (
     Option(
         name="objectives",
@@ -652,6 +844,172 @@ _OF_THE_FRONT = (
         commands=("pareto",),
         metavar="NAME=V1,V2,...",
         section=FRONT,
+    ),
+)
+_SCENARIO = (
+    *(*_OF_THE_WORKLOAD, *_OF_THE_ENGINE, *_OF_THE_LIMITS, *_OF_THE_FAILURES),
+    *(*_OF_THE_SITE, *_OF_THE_BUDGET, *_OF_THE_SEARCH),
+)
+_VARIED = {  # inputs that a sweep varies, by their names and keys: all of a scenario, but for what names them
+    name: (option.name, option.kind)
+    for option in _SCENARIO
+    if "sweep" in option.commands and option.section and option.name not in ("free", "catalog")
+    for name in filter(None, (option.name, option.key))
+}
+_OF_THE_SWEEP = (
+    Option(
+        name="vary",
+        kind=Vary(_VARIED),
+        about="an input, an option of this command, and its values: rate=100:1000:10 (10 numbers from 100 to 1,000), "
+        "gpu=h100,b200; with semicolons where a value has commas: tp=4;8;4,8. May be given again: every combination is "
+        "a scenario",
+        commands=("sweep",),
+        metavar="KEY=VALUES",
+        section=SWEEP,
+    ),
+    Option(
+        name="thresholds",
+        kind=Number(1, 65_536, whole=True),
+        about="windows that a search of two pools tries, where scenarios are answered together",
+        default=256,
+        otherwise="default {}",
+        commands=("sweep",),
+        metavar="N",
+        section=SWEEP,
+    ),
+    Option(
+        name="workers",
+        kind=Number(1, 4096, whole=True),
+        about="processes that share the scenarios; with --address, units of work that are given out",
+        default=1,
+        otherwise="default {}: this one, on all of its cores and devices",
+        commands=("sweep",),
+        metavar="N",
+    ),
+    Option(
+        name="address",
+        kind=Text(),
+        about="of a Ray cluster whose workers share the scenarios: auto, host:port, or local to start one here (pip "
+        "install 'fleetopt_jax[ray]')",
+        commands=("sweep",),
+        metavar="ADDRESS",
+    ),
+    Option(
+        name="show",
+        kind=Text(),
+        about="print the rows of a sweep that is there, and draw them with --figure, instead of making one",
+        commands=("sweep",),
+        metavar="FILE.parquet",
+        file="read",
+    ),
+)
+_OF_THE_HOURS = (
+    Option(
+        name="profile",
+        kind=Text(),
+        about="requests a second by period: servegen-small, servegen-mid or servegen-large (a mean day; with -10d ten "
+        "days), or csv: start_s, hour, period or time stamps, and rate",
+        otherwise="default: the trace's own hours; servegen-large where it has none",
+        commands=("schedule",),
+        metavar="NAME|FILE",
+        section=HOURS,
+        file="named",
+    ),
+    Option(
+        name="prices",
+        kind=Text(),
+        about="price of electricity by period, csv: usd_per_kwh or usd_per_mwh, negative ones too",
+        otherwise="default: --usd-per-kwh in all",
+        commands=("schedule",),
+        metavar="FILE",
+        section=HOURS,
+        file="named",
+    ),
+    Option(
+        name="carbon",
+        kind=Text(),
+        about="carbon intensity of electricity by period, csv: g_per_kwh or kg_per_kwh",
+        otherwise="default: --kg-co2-per-kwh in all",
+        commands=("schedule",),
+        metavar="FILE",
+        section=HOURS,
+        file="named",
+    ),
+    Option(
+        name="start_up_s",
+        kind=replace(NOT_NEGATIVE, unit="s"),
+        about="from the start of an instance to its first request",
+        otherwise="default: 100 s and its weights at 2 GB/s",
+        commands=("schedule",),
+        section=HOURS,
+        field=Field("start_up_s"),
+    ),
+    Option(
+        name="min_up_s",
+        kind=replace(NOT_NEGATIVE, unit="s"),
+        about="a pool that grew stays as large for so long",
+        default=0.0,
+        otherwise="default {}",
+        commands=("schedule",),
+        section=HOURS,
+        field=Field("min_up_s"),
+    ),
+    Option(
+        name="start_kj",
+        kind=replace(NOT_NEGATIVE, unit="kJ"),
+        about="energy of a start beside idle watts, an instance",
+        default=0.0,
+        otherwise="default {}",
+        commands=("schedule",),
+        section=HOURS,
+        field=Field("start_j", 1000.0),
+    ),
+    Option(
+        name="warm_spares",
+        kind=Number(0, 10_000, whole=True),
+        about="instances of each pool that are loaded and idle, beside those that serve",
+        default=0,
+        otherwise="default {}",
+        commands=("schedule",),
+        metavar="N",
+        section=HOURS,
+        field=Field("warm_spares"),
+    ),
+    Option(
+        name="down_w_per_gpu",
+        kind=replace(NOT_NEGATIVE, unit="W"),
+        about="watts of a GPU whose instance is down",
+        default=0.0,
+        otherwise="default {}: its node is off, or somebody else's",
+        commands=("schedule",),
+        section=HOURS,
+        field=Field("down_w_per_gpu"),
+    ),
+    Option(
+        name="reserved",
+        kind=Flag(negated=True),
+        about="GPUs are paid for when they are down, too",
+        default=False,
+        commands=("schedule",),
+        section=HOURS,
+    ),
+    Option(
+        name="growth",
+        kind=Growth(),
+        about="of the rate: what to buy by quarter, windows and engines kept",
+        commands=("schedule",),
+        metavar="2x/year",
+        section=HOURS,
+    ),
+    Option(
+        name="quarters",
+        kind=Number(1, 40, whole=True),
+        about="with --growth: quarters ahead",
+        default=8,
+        otherwise="default {}",
+        commands=("schedule",),
+        metavar="N",
+        section=HOURS,
     ),
 )
 _OF_THE_LEVERS = (
@@ -785,6 +1143,31 @@ _OF_THE_SIMULATION = (
 # ------------------------------------------------------------------------------------------------ of one command only
 
 _OF_ONE_COMMAND = (
+    Option(
+        name="down",
+        kind=Number(0, 1000, whole=True),
+        about="instances of every pool that are left out, as if they had failed",
+        default=0,
+        otherwise="default {}",
+        commands=("simulate",),
+        metavar="K",
+    ),
+    *(
+        replace(each, commands=("simulate",), section=None, about=about)
+        for each, about in (
+            (_REPAIR, "GPUs and nodes fail at random, and are mended in so many hours in the mean"),
+            (_GPU_MTBF, _GPU_MTBF.about),
+            (_NODE_MTBF, _NODE_MTBF.about),
+            (_PER_NODE, _PER_NODE.about),
+        )
+    ),
+    Option(
+        name="plans",
+        kind=Text(),
+        about="also write the plan of each service to FOLDER, by its name, for evaluate, simulate and export",
+        commands=("services",),
+        metavar="FOLDER",
+    ),
     Option(
         name="until",
         kind=Percent(Number(0.001, 1.0)),
@@ -1124,10 +1507,13 @@ def _figure(what: str, *commands: str) -> Option:
 
 _FIGURES = (
     _figure("the pools over the lengths of the requests", "optimize", "evaluate"),
+    _figure("GPUs by service and kind", "services"),
     _figure("the front", "pareto"),
+    _figure("tokens per joule over the input with the most numbers,", "sweep"),
     _figure("the tornado", "sensitivity"),
     _figure("observed over predicted, figure by figure,", "compare"),
     _figure("bars and pairs", "levers"),
+    _figure("the day", "schedule"),
     _figure("the waterfall", "ledger"),
     _figure("power and tokens per joule over the batch", "engine"),
     _figure("fit and residuals", "calibrate"),
@@ -1148,11 +1534,14 @@ TABLE: tuple[Option, ...] = (
     *_OF_THE_WORKLOAD,
     *_OF_THE_ENGINE,
     *_OF_THE_LIMITS,
+    *_OF_THE_FAILURES,
     *_OF_THE_SITE,
     *_OF_THE_BUDGET,
     *_OF_THE_FRONT,
     *_OF_THE_SEARCH,
+    *_OF_THE_SWEEP,
     *_OF_THE_LEVERS,
+    *_OF_THE_HOURS,
     *_OF_ONE_COMMAND,
     *_OF_A_BENCHMARK,
     *_FIGURES,

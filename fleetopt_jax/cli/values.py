@@ -6,6 +6,7 @@ it. Nothing here needs JAX or pydantic, so that `--help` is immediate.
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from fleetopt_jax.core.errors import NEAR, did_you_mean
 
 MAX_CHARS = 4096  # of a name in a scenario
 MAX_NAMES = 64
+MAX_RANGE = 1_000_000  # numbers of one input
+MAX_GROWTH = 1000.0  # times a year
 
 
 def flag(name: str) -> str:
@@ -192,6 +195,31 @@ class Text(Kind):
 
     def each(self, kept: Any, change: Callable[[str], str]) -> Any:
         return change(kept)
+
+
+@dataclass(frozen=True)
+class Growth(Text):
+    """How many times as much there is a year later, typed as 2x/year, 1.2x/quarter or 30%/year."""
+
+    most: int = 40
+
+    @property
+    def allowed(self) -> str:
+        return "2x/year, 1.2x/quarter or 30%/year"
+
+    def parse(self, text: str) -> float:
+        match = re.fullmatch(r"\s*([-+]?\d+(?:\.\d+)?)\s*(x|%)\s*/\s*(year|quarter|month)\s*", text.lower())
+        if not match:
+            raise refused(repr(text), self.allowed)
+        number, kind, span = match.groups()
+        once = float(number) if kind == "x" else 1.0 + float(number) / 100.0
+        factor = once ** {"year": 1, "quarter": 4, "month": 12}[span] if once > 0 else 0.0
+        if not 0 < factor <= MAX_GROWTH:
+            raise refused(repr(text), f"{self.allowed}, more than 0 and at most {MAX_GROWTH:g} times a year")
+        return factor
+
+    def kept(self, value: Any) -> Any:
+        return None if value is None else f"{value!r}x/year"
 
 
 @dataclass(frozen=True)
@@ -395,3 +423,89 @@ class Sweep(Kind):
             return None
         name, values = value
         return f"{name}={','.join(map(str, values))}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An input of a sweep: its option, its values as rows show them, and as the commands have them."""
+
+    name: str
+    shown: list[Any]
+    values: list[Any]
+    typed: str
+
+
+@dataclass(frozen=True)
+class Vary(Kind):
+    """Inputs and the values that each takes, given as often as there are inputs: the last of two that are of one."""
+
+    kinds: Mapping[str, tuple[str, Kind]]  # the option each is, by what it is called
+
+    @property
+    def allowed(self) -> str:
+        return "KEY=V1,V2,..., KEY=V1;V2;... where values have commas, or KEY=A:B:N for N numbers from A to B"
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        return {"type": self.parse, "action": "append"}
+
+    def parse(self, text: str) -> Axis:
+        name, equals, values = text.partition("=")
+        name = name.strip().lower().removeprefix("--").rpartition(".")[2].replace("-", "_")
+        if not (equals and values.strip()):
+            raise refused(repr(text), self.allowed)
+        if name not in self.kinds:
+            raise no_choice(name, self.kinds)
+        name, kind = self.kinds[name]
+        try:
+            words = _numbers_between(values, kind) or values.split(";" if ";" in values else ",")
+            found = {word.strip(): kind.parse(word.strip()) for word in words}
+            for word, value in found.items():
+                _check_choice(kind, word, value)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{name}: {error}") from None
+        shown = [_shown(kind, word, value) for word, value in found.items()]
+        return Axis(name, shown, list(found.values()), f"{name}={values.strip()}")
+
+    def kept(self, value: Any) -> Any:
+        return [axis.typed for axis in value] if value else None
+
+    def words(self, name: str, kept: Any) -> list[str]:
+        return [f"{flag(name)}={each}" for each in kept]
+
+
+def _numbers_between(text: str, kind: Kind) -> list[str]:
+    """The numbers of A:B:N as they would be typed; none where it is no such range."""
+    parts = text.split(":")
+    if len(parts) != 3 or ";" in text or "," in text:
+        return []
+    whole = isinstance(_one(kind), Number) and _one(kind).whole
+    try:
+        low, high, n = float(parts[0]), float(parts[1]), int(parts[2])
+    except ValueError:
+        raise refused(repr(text), "A:B:N, N numbers from A to B") from None
+    if not (math.isfinite(low) and math.isfinite(high) and 2 <= n <= MAX_RANGE):
+        raise refused(repr(text), f"A:B:N, N from 2 to {MAX_RANGE}")
+    found = [low + (high - low) * i / (n - 1) for i in range(n - 1)] + [high]
+    if whole and any(value != int(value) for value in found):
+        raise refused(repr(text), "a range of whole numbers")
+    return [repr(int(value)) if whole else repr(value) for value in found]
+
+
+def _one(kind: Kind) -> Any:
+    """What one value of a list, or the number of a share, is."""
+    return getattr(kind, "of", kind)
+
+
+def _check_choice(kind: Kind, word: str, value: Any) -> None:
+    """Refuse what is empty, and what the parser of a command line checks by itself."""
+    if not word:
+        raise refused(repr(word), kind.allowed)
+    if isinstance(kind, Choice):
+        kind.parse(word)
+
+
+def _shown(kind: Kind, word: str, value: Any) -> Any:
+    """A value as a row has it: a number where it is one, else as it is typed."""
+    one = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return one if isinstance(one, (int, float)) else word

@@ -1,6 +1,7 @@
 """What is said of a plan on stderr, and what is drawn of it."""
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,14 +9,18 @@ import numpy as np
 
 from fleetopt_jax._optimize.plan import Infeasible, Plan, Unreachable
 from fleetopt_jax._optimize.remedies import remedies
+from fleetopt_jax._optimize.services import NoServicesPlan
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.core.units import KW, MS
 from fleetopt_jax.report.verdict import change_said, failing_said, repair_said
-from fleetopt_jax.report.words import NOT_TOGETHER
+from fleetopt_jax.report.words import NOT_TOGETHER, limit_quantity, listed
 from fleetopt_jax.workload.atoms import total_tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+RESERVED_BY = {"spares": "--spare, --spare-nodes", "target": "--availability"}  # the options of each
 
 
 def say_broken(options: argparse.Namespace, plan: Mapping[str, Any]) -> None:
@@ -60,6 +65,37 @@ def why(binding: Unreachable) -> str:
     return f"{text}; the smallest reachable is {reachable} {unit}"
 
 
+def why_together(answer: NoServicesPlan) -> str:
+    """What services cannot keep: one of them by itself, or all together; and which value of a limit would do."""
+    if answer.service is not None:
+        return f"service {answer.service}: {why(answer.binding)}"
+    limits = answer.services.budget.caps
+    asked = listed([_amount(name, cap + _buyable(answer, name)) for name, cap in limits.items()])
+    one = _amount(answer.binding.limit, limits[answer.binding.limit]) if answer.binding.limit in limits else asked
+    others = "" if one == asked else ", whatever else they may use"
+    helps = [f"{_amount(name, value)} instead" for name, value in answer.helps.items()]
+    known = f"; what would do, the rest as it is: {' or '.join(helps)}" if helps else ""
+    if not answer.proved:
+        found = "no plan was found in which the services hold what they are promised"
+        return f"{found} with {one}; that there is none is not proved"
+    return f"the services together do not hold what they are promised with {one}{others}{known}"
+
+
+def _buyable(answer: NoServicesPlan, limit: str) -> float:
+    purchase = answer.services.purchases.get(limit.removeprefix("gpus_of."))
+    return purchase.most if purchase else 0.0
+
+
+def _amount(limit: str, value: float) -> str:
+    """A value of a limit of the budget, rounded up so that asking for it succeeds: '64 H100', '120.1 kW'."""
+    if limit.startswith("gpus_of."):
+        return f"{math.ceil(value - 1e-6):,} {limit.removeprefix('gpus_of.').upper()}"
+    if limit == "max_gpus":
+        return f"{math.ceil(value - 1e-6):,} GPUs"
+    quantity = limit_quantity(limit)
+    return f"{math.ceil(value / quantity.si * 10 - 1e-6) / 10:,.1f} {quantity.unit}"
+
+
 def help_said(options: argparse.Namespace, answer: Infeasible) -> str:
     """What would help, by the options that say so: each was tried by itself."""
     said = []
@@ -75,7 +111,9 @@ def help_said(options: argparse.Namespace, answer: Infeasible) -> str:
                     said.append(f"--pools {value}")
                 case "tp":
                     said.append(f"--tp {value}")
-    return f"; what would help: {' or '.join(said)}" if said else ""
+    reserve = answer.problem.surroundings.reserve
+    counted = "" if reserve is None else f"; what may be down is counted in ({RESERVED_BY[reserve.name]})"
+    return counted + (f"; what would help: {' or '.join(said)}" if said else "")
 
 
 def pool_map_of(plan: Plan) -> "Callable[[dict[str, Any]], Figure]":

@@ -19,7 +19,7 @@ import secrets
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -54,7 +54,10 @@ class Invalid(Protocol):
 class Bounded(io.RawIOBase):
     """The bytes of `source` up to a limit, then `BadInput`; also where the source cannot be read on."""
 
-    def __init__(self, where: str, source: BinaryIO, most_bytes: int, seekable: bool):
+    def __init__(
+        self, where: str, source: BinaryIO, most_bytes: int, seekable: bool, watch: Callable[[int], None] | None = None
+    ):
+        self._watch = watch  # is told of the bytes that are read
         self._where, self._source, self._most_bytes, self._seekable = where, source, most_bytes, seekable
         self._position = 0
 
@@ -79,12 +82,21 @@ class Bounded(io.RawIOBase):
         if self._position > self._most_bytes:
             raise _too_large(self._where, "it holds more", self._most_bytes)
         buffer[: len(data)] = data
+        if self._watch:
+            self._watch(len(data))
         return len(data)
 
 
 @contextlib.contextmanager
-def opened(where: str, most_bytes: int = MAX_DOCUMENT_BYTES, *, unpack: bool = True) -> Iterator[BinaryIO]:
+def opened(
+    where: str,
+    most_bytes: int = MAX_DOCUMENT_BYTES,
+    *,
+    unpack: bool = True,
+    watch: Callable[[int], None] | None = None,
+) -> Iterator[BinaryIO]:
     """A file's bytes as a stream, unpacked if they are gzip's (unless not `unpack`); `BadInput` beyond `most_bytes`.
+    `watch` is told how many are read, each time some are.
 
     Regular files and pipes only. A pipe that nobody writes to is empty: to open one never waits.
     """
@@ -107,7 +119,8 @@ def opened(where: str, most_bytes: int = MAX_DOCUMENT_BYTES, *, unpack: bool = T
         with open(descriptor, "rb", closefd=False) as raw:
             packed = unpack and raw.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC)
             source = cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb") if packed else raw)
-            yield io.BufferedReader(Bounded(where, source, most_bytes, regular and not packed), BUFFER_BYTES)
+            bounded = Bounded(where, source, most_bytes, regular and not packed, watch)
+            yield io.BufferedReader(bounded, BUFFER_BYTES)
     finally:
         os.close(descriptor)
 

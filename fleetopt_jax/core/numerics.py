@@ -1,5 +1,6 @@
 """Primitives that stay finite, in value and in gradient, at the boundaries of the laws."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import namespace
+
+HALF_PI = 1.5707963267341256, 6.077100506506192e-11  # the first exact times a whole number
+SINE = tuple((-1.0) ** k / math.factorial(2 * k + 1) for k in range(7))
+COSINE = tuple((-1.0) ** k / math.factorial(2 * k) for k in range(8))
 
 
 def safe_div(numerator: ArrayLike, denominator: ArrayLike, otherwise: ArrayLike = 0.0) -> Array:
@@ -33,6 +38,12 @@ def require_float64(function: str) -> None:
     """Refuse, in one line, single precision: queues need double, and the library never changes JAX's settings."""
     if not jax.config.read("jax_enable_x64"):
         raise ValueError(f'{function} needs float64: call jax.config.update("jax_enable_x64", True) before it')
+
+
+def same_in_threads() -> bool:
+    """Whether threads that are started now compute in the precision of this one: they have JAX's options as the process
+    has them, not as a block of this thread does."""
+    return jax.config.read("jax_enable_x64") == (jax.dtypes.canonicalize_dtype(float) == jnp.float64)
 
 
 def between(values: Array, place: Array) -> Array:
@@ -61,3 +72,36 @@ def at_some(function: Callable[[Array], Array], x: ArrayLike, every: int) -> Arr
     at_low, at_high = jnp.split(function(jnp.concatenate([low, high], axis=-1)), 2, axis=-1)
     between = safe_div(groups - low, high - low)
     return (at_low + (at_high - at_low) * between).reshape(padded.shape)[..., :n]
+
+
+def exp(z: Array) -> Array:
+    """exp(z), of complex z within 1e-11 of its size for imaginary parts below 1e6: XLA takes the sines of doubles one
+    by one on a CPU, a fourth as fast as polynomials on all lanes (Taylor's, on the quarter of the circle around 0)."""
+    return _complex_exp(z) if jnp.iscomplexobj(z) else jnp.exp(z)
+
+
+@jax.custom_jvp
+def _complex_exp(z: Array) -> Array:
+    quarter = jnp.round(z.imag * (2.0 / math.pi))
+    x = (z.imag - quarter * HALF_PI[0]) - quarter * HALF_PI[1]
+    square = x * x
+    sine, cosine = x * _in_powers(square, SINE), _in_powers(square, COSINE)
+    odd = quarter - 2.0 * jnp.floor(quarter / 2.0) == 1.0
+    turned = quarter - 4.0 * jnp.floor(quarter / 4.0)
+    real, imag = jnp.where(odd, sine, cosine), jnp.where(odd, cosine, sine)
+    size = jnp.exp(z.real)
+    left, down = (turned == 1.0) | (turned == 2.0), turned >= 2.0
+    return jax.lax.complex(size * jnp.where(left, -real, real), size * jnp.where(down, -imag, imag))
+
+
+@_complex_exp.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    value = _complex_exp(primals[0])
+    return value, value * tangents[0]
+
+
+def _in_powers(x: Array, coefficients: tuple[float, ...]) -> Array:
+    value = jnp.full_like(x, coefficients[-1])
+    for each in reversed(coefficients[:-1]):
+        value = each + x * value
+    return value

@@ -23,8 +23,8 @@ def holding_to_json(found: Holding) -> dict[str, Any]:
 
 
 def plan_holding_to_json(plan: Plan, seed: int = 0) -> dict[str, Any]:
-    """The same of a plan, drawn anew."""
-    return holding_to_json(holding(plan, seed=seed))
+    """The field `holds` of a plan, drawn anew; none where a lane has two stages, of which no errors are known."""
+    return {} if plan.fleet.n_stages > 1 else {"holds": holding_to_json(holding(plan, seed=seed))}
 
 
 def confident_to_json(found: Confident) -> dict[str, Any]:

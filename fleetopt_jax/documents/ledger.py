@@ -10,7 +10,8 @@ from pydantic import Field
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.files import to_json, write_whole
 from fleetopt_jax.documents.fields import NotNegative, Part, Positive, read_as
-from fleetopt_jax.documents.plan import slo_to_json
+from fleetopt_jax.documents.plan import cache_to_json, slo_to_json
+from fleetopt_jax.fleet.choices.prefix_cache import PrefixCache
 from fleetopt_jax.fleet.fleet import Slo
 
 SCHEMA = "fleetopt-ledger/1"
@@ -37,9 +38,17 @@ class LedgerRow:
 
 
 def ledger_to_json(
-    rows: Sequence[LedgerRow], *, workload_name: str, arrival_rate_per_s: float, spec: EngineSpec, slo: Slo
+    rows: Sequence[LedgerRow],
+    *,
+    workload_name: str,
+    arrival_rate_per_s: float,
+    spec: EngineSpec,
+    slo: Slo,
+    prefix_cache: PrefixCache | None = None,
 ) -> dict[str, Any]:
-    """The rows as the contract's JSON object, and what they are about."""
+    """The rows as the contract's JSON object, and what they are about; of a `prefix_cache` that a row of them has, what
+    it finds."""
+    found = {"prefix_cache": cache_to_json(prefix_cache)} if prefix_cache and prefix_cache.finds else {}
     return {
         "schema": SCHEMA,
         "workload": {"name": workload_name, "arrival_rate_per_s": arrival_rate_per_s},
@@ -48,6 +57,7 @@ def ledger_to_json(
         **vars(spec.split),
         "serving": spec.serving,
         "slo": slo_to_json(slo),
+        **found,
         "rows": [row.to_json() for row in rows],
     }
 

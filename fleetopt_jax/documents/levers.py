@@ -3,10 +3,13 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from fleetopt_jax._optimize.levers import Gain, Levers, Pair, Pulled
 from fleetopt_jax._optimize.plan import BrokenLimit, Plan, Unreachable
 from fleetopt_jax._optimize.uncertainty import LEVEL, Interval
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import EngineSpec, LaneSpec
+from fleetopt_jax.documents.drafts import drafts_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 
 SCHEMA = "fleetopt-levers/1"
@@ -84,10 +87,19 @@ def _fleet(pulled: Pulled) -> dict[str, Any]:
     if isinstance(plan, Plan):
         numbers = (plan.fleet.window_tokens, plan.fleet.gamma, plan.fleet.n_instances)
         pools = [
-            {"window_tokens": int(window), "gamma": float(gamma), "n_instances": int(n), **_spec(spec)}
-            for spec, window, gamma, n in zip(plan.specs, *numbers, strict=True)
+            {"window_tokens": int(window), "gamma": float(gamma), "n_instances": int(np.sum(n)), **_lane(lane, n)}
+            for lane, window, gamma, n in zip(plan.lanes, *numbers, strict=True)
         ]
     return {"status": plan.status, **{name: pulled.values.get(name) for name in names}, "pools": pools}
+
+
+def _lane(lane: LaneSpec, n_instances: Any) -> dict[str, Any]:
+    """The engine of a pool, where it has two stages that of the one that decodes, with those of both."""
+    found = _spec(lane.stages[-1])
+    if len(lane.stages) == 1:
+        return found
+    each = zip(("prefill", "decode"), lane.stages, np.asarray(n_instances), strict=True)
+    return found | {"stages": [{"role": role, "n_instances": int(n), **_spec(spec)} for role, spec, n in each]}
 
 
 def _spec(spec: EngineSpec) -> dict[str, Any]:
@@ -100,5 +112,6 @@ def _spec(spec: EngineSpec) -> dict[str, Any]:
         "kv_precision": spec.kv_precision,
         "max_num_seqs": spec.max_num_seqs,
         "clock_frac": spec.clock_frac,
+        "speculate": drafts_to_json(spec.drafts) if spec.drafts else None,
         "file": spec.file,
     }

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import numpy as np
 
 from fleetopt_jax import __version__
@@ -20,21 +21,23 @@ from fleetopt_jax._optimize.plan import Infeasible, OnePoolFleet, Plan, Search, 
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import evaluate_given
 from fleetopt_jax._simulate.observed import within_limit
-from fleetopt_jax.catalog.engines import engine_entry, resolved
+from fleetopt_jax.catalog.engines import build, engine_entry, resolved
 from fleetopt_jax.catalog.gpus import GPUS, GpuEntry
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.own import Catalog
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import EngineSpec, LaneSpec, TwoStageSpec
 from fleetopt_jax.catalog.steps import Parallelism
 from fleetopt_jax.catalog.workloads import LoadedWorkload, at_rate, bundled, load, made_workload
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.documents.drafts import drafts_to_json
 from fleetopt_jax.documents.engine import load_engine
+from fleetopt_jax.documents.failures import reserve_to_json
 from fleetopt_jax.documents.own_catalog import load_catalog
 from fleetopt_jax.documents.plan_file import (
     SCHEMA,
+    EnginePart,
     PlanFile,
-    PoolPart,
     WeightsPart,
     beside_plan,
     read_plan_file,
@@ -42,12 +45,14 @@ from fleetopt_jax.documents.plan_file import (
 )
 from fleetopt_jax.documents.repair import broken_to_json
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PRESETS, Assumptions, choice_names, parse_assumptions
+from fleetopt_jax.fleet.avoided import avoided_prefill
 from fleetopt_jax.fleet.choices.prefix_cache import NoPrefixCache, PrefixCache
-from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
+from fleetopt_jax.fleet.choices.routing_key import TotalTokens
 from fleetopt_jax.fleet.fleet import Slo, make_slo
 from fleetopt_jax.fleet.resources import Objective, Weights, make_budget
 from fleetopt_jax.fleet.surroundings import make_site, make_surroundings
 from fleetopt_jax.laws.compression import make_compressor
+from fleetopt_jax.laws.speculation import pays_up_to
 from fleetopt_jax.workload.atoms import Workload, digest, mean_tokens
 from fleetopt_jax.workload.profile import At, Hour
 from fleetopt_jax.workload.reuse import mean_reused_tokens
@@ -100,13 +105,15 @@ def plan_to_json(
         "metrics": _metrics(plan) if isinstance(plan, Plan) else None,
         "one_pool": dataclasses.asdict(plan.one_pool) if isinstance(plan, Plan) and plan.one_pool else None,
     }
+    if problem.service.serve != "mixed":
+        document |= {"serve": problem.service.serve, "kv_link": dataclasses.asdict(problem.service.link)}
     if problem.assumptions.route_by != TotalTokens():
         document["route_by"] = {"name": problem.assumptions.route_by.name, **vars(problem.assumptions.route_by)}
     if problem.assumptions.prefix_cache.finds:
-        document["prefix_cache"] = {
-            "name": problem.assumptions.prefix_cache.name,
-            **vars(problem.assumptions.prefix_cache),
-        }
+        document["prefix_cache"] = cache_to_json(problem.assumptions.prefix_cache)
+        if isinstance(plan, Plan):
+            document["prefill_avoided"] = _avoided(plan)
+    document |= reserve_to_json(problem)
     document["search"] = dataclasses.asdict(plan.search) | {"asked": _question(document)}
     if plan.binding is not None:
         document["binding"] = dataclasses.asdict(plan.binding)
@@ -123,9 +130,9 @@ def _say_places(document: dict[str, Any], path: str | os.PathLike) -> None:
     """Name the files of a plan as they are seen from the folder it is written to."""
     if seen := seen_from_plan(document["workload"]["name"], path):
         document["workload"]["file"] = seen
-    for pool in document["pools"]:
-        if pool["catalog_file"]:
-            pool["catalog_file"] = seen_from_plan(pool["catalog_file"], path) or pool["catalog_file"]
+    for part in [part for pool in document["pools"] for part in (pool, *pool.get("stages", ()))]:
+        if part["catalog_file"]:
+            part["catalog_file"] = seen_from_plan(part["catalog_file"], path) or part["catalog_file"]
 
 
 def save_plan(plan: Plan | Infeasible, path: str | os.PathLike, columns: "Layout | None" = None) -> None:
@@ -137,6 +144,11 @@ def slo_to_json(slo: Slo) -> dict[str, Any]:
     """The limits (SI units); null is no limit, for JSON has no infinity."""
     values = {name: value if name == "scope" else float(value) for name, value in vars(slo).items()}
     return values | {"itl_s": values["itl_s"] if math.isfinite(values["itl_s"]) else None}
+
+
+def cache_to_json(cache: PrefixCache) -> dict[str, Any]:
+    """A prefix cache by its name, and what it says beside."""
+    return {"name": cache.name, **vars(cache)}
 
 
 def hour_to_json(hour: Hour | None) -> dict[str, Any]:
@@ -166,7 +178,7 @@ def _question(document: Mapping[str, Any]) -> str:
     """A name of what was asked, but for the engines to choose from: a certificate is worth nothing under another."""
     parts = ("workload", "slo", "budget", "objective", "site", "compressor", "assumptions", "dispatch", "output_share")
     asked = [document[part] for part in parts] + [
-        document[part] for part in ("route_by", "prefix_cache") if part in document
+        document[part] for part in ("route_by", "prefix_cache", "serve", "kv_link", "reserve") if part in document
     ]
     asked[0] = {name: value for name, value in asked[0].items() if name not in HOW_IT_WAS_READ}
     content = json.dumps(asked, sort_keys=True)
@@ -204,26 +216,75 @@ def _pools(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "window_tokens": int(plan.fleet.window_tokens[k]),
-            **_engine(spec),
+            **_engine(spec.stages[-1]),
             "n_instances": int(pools.n_instances[k]),
             "n_gpus": int(pools.n_gpus[k]),
             "max_num_seqs": int(pools.n_max[k]),
             "max_num_seqs_by": _batch_limit(plan, k),
-            "max_num_seqs_asked": spec.max_num_seqs,
-            "max_num_batched_tokens_asked": spec.max_num_batched_tokens,
-            "memory_utilization": spec.memory_utilization,
-            "clock_frac": spec.clock_frac,
+            **_as_run(spec.stages[-1]),
+            **_speculate(plan, k),
             "gamma": float(plan.fleet.gamma[k]),
             **{name: values[k] for name, values in numbers.items()},
+            **_two_stages(plan, k),
         }
-        for k, spec in enumerate(plan.specs)
+        for k, spec in enumerate(plan.lanes)
     ]
+
+
+def _as_run(spec: EngineSpec) -> dict[str, Any]:
+    """How an engine is run, beside its names."""
+    return {
+        "max_num_seqs_asked": spec.max_num_seqs,
+        "max_num_batched_tokens_asked": spec.max_num_batched_tokens,
+        "memory_utilization": spec.memory_utilization,
+        "clock_frac": spec.clock_frac,
+        **({"speculate": drafts_to_json(spec.drafts)} if spec.drafts else {}),
+    }
+
+
+def _two_stages(plan: Plan, k: int) -> dict[str, Any]:
+    """What a pool of two stages has beside the fields of any pool, whose engine is that of the stage that decodes: its
+    stages, and the way between them."""
+    lane, stages = plan.fleet.lanes[k], plan.metrics.pools.stages
+    if lane.hand_over is None or stages is None:
+        return {}
+    found = jax.tree.map(lambda x: np.asarray(x)[k], stages)
+    each = [
+        {
+            "role": lane.stages[i].role,
+            **_engine(spec),
+            "n_instances": int(found.n_instances[i]),
+            "n_gpus": int(found.n_gpus[i]),
+            "power_w": float(found.power_w[i]),
+            "gpu_power_w": float(found.gpu_power_w[i]),
+            "utilization": float(found.utilization[i]),
+            "n_active": float(found.n_active[i]),
+            "max_num_seqs": int(found.n_max[i]),
+            **_as_run(spec),
+        }
+        for i, spec in enumerate(plan.lanes[k].stages)
+    ]
+    prompt = float(np.asarray(plan.metrics.pools.mean_prompt_tokens)[k])
+    way = {"bytes_per_s": float(lane.hand_over.bytes_per_s), "latency_s": float(lane.hand_over.latency_s)}
+    return {"stages": each, "hand_over": way | {"mean_s": float(lane.hand_over.seconds(prompt))}}
+
+
+def _speculate(plan: Plan, k: int) -> dict[str, Any]:
+    """What the k-th pool drafts ahead, if anything, and up to which batch a token is faster for it."""
+    spec, engine = plan.lanes[k].stages[-1], plan.fleet.lanes[k].stages[-1].engine
+    pools = plan.metrics.pools
+    if spec.drafts is None:
+        return {}
+    plain = build(dataclasses.replace(spec, speculate=None, laws=spec.laws and spec.laws.without_drafts))
+    context = float(pools.mean_prompt_tokens[k]) + float(mean_tokens(plan.problem.workload)[1]) / 2.0
+    batch = pays_up_to(plain.decode, engine.decode, engine.tokens_per_step, context, float(pools.n_max[k]))
+    return {"speculate": {**drafts_to_json(spec.drafts), "pays_up_to_seqs": batch, "at_context_tokens": context}}
 
 
 def _batch_limit(plan: Plan, k: int) -> Literal["kv_cache", "max_num_seqs"]:
     """What keeps the batch of a pool's instances from being larger."""
     scheduled = plan.problem.assumptions.kv_cache.caps_sequences
-    at_most = float(plan.fleet.engines[k].kv.max_num_seqs)
+    at_most = float(plan.fleet.lanes[k].stages[-1].engine.kv.max_num_seqs)
     return "max_num_seqs" if scheduled and float(plan.metrics.pools.n_max[k]) >= at_most else "kv_cache"
 
 
@@ -261,6 +322,15 @@ def _at_our_price(gpu: GpuEntry) -> GpuEntry:
     """A GPU at the catalog's price, if it is there: a plan says the price by itself."""
     ours = GPUS.get(gpu.name)
     return gpu if ours is None else dataclasses.replace(gpu, usd_per_h=ours.usd_per_h)
+
+
+def _avoided(plan: Plan) -> dict[str, float]:
+    """What the plan's prefix cache spares."""
+    pools, problem = plan.metrics.pools, plan.problem
+    avoided = avoided_prefill(plan.fleet, problem.workload, pools, problem.assumptions)
+    prompt_per_s = float(np.sum(np.asarray(pools.rate_per_s * pools.mean_prompt_tokens)))
+    values = {name: float(np.sum(np.asarray(value))) for name, value in vars(avoided).items()}
+    return {"prompt_frac": values["tokens_per_s"] / prompt_per_s if prompt_per_s else 0.0, **values}
 
 
 def _metrics(plan: Plan) -> dict[str, Any]:
@@ -345,9 +415,8 @@ def workload_of_file(
     )
     rate = rate_per_s or file.mean_rate_per_s
     try:
-        loaded = load(
-            workload_place(file, where), rate_per_s=rate, layout=layout or file.layout, at=at or file.workload.at
-        )
+        how = {"layout": layout or file.layout, "at": at or file.workload.at, "sticky": file.sticky}
+        loaded = load(workload_place(file, where), rate_per_s=rate, **how)
     except BadField as error:
         raise error.at(lambda field: f"{where}, {places[field]}" if field in places else field) from None
     if rate_per_s is None and at in (None, file.workload.at):
@@ -378,12 +447,10 @@ def plan_of_file(
         parse_assumptions(file.assume, f"{where}, assume"),
         output_share=loaded.output_share,
         dispatch=DISPATCHES[dispatch or file.dispatch],
-        route_by=PromptAndLimit(file.route_by.max_tokens) if file.route_by else TotalTokens(),
+        route_by=file.route_by.choice if file.route_by else TotalTokens(),
         prefix_cache=prefix_cache or (file.prefix_cache.choice if file.prefix_cache else NoPrefixCache()),
     )
-    chosen = [_spec(file, k, where, assumptions, specs, catalog) for k in range(len(file.pools))]
-    if serving:
-        chosen = [_served_by(spec, serving, where, k) for k, spec in enumerate(chosen)]
+    chosen = [_lane_spec(_Read(file, where, assumptions, specs, catalog), k, serving) for k in range(len(file.pools))]
     last = file.pools[-1]
     try:
         loaded.require_window(last.gamma * last.window_tokens)
@@ -392,19 +459,24 @@ def plan_of_file(
     try:
         problem = make_problem(
             loaded.workload,
-            list(dict.fromkeys(_as_searched(spec, file) for spec in chosen)),
+            list(dict.fromkeys(_as_searched(spec, file) for lane in chosen for spec in lane.stages)),
             slo=make_slo(**file.slo.limits()),
             window_tokens=max(last.window_tokens, float(loaded.workload.longest_tokens)),
             workload_name=loaded.name,
             hour=loaded.hour,
             n_pools=len(chosen),
+            serve=file.serve,
+            link=file.link,
             objective=_objective_of(file.objective),
             budget=make_budget(**file.budget.limits()),
             assume=file.assume,
             assumptions=assumptions,
             surroundings=make_surroundings(
-                make_site(**file.site.model_dump()), make_compressor(**file.compressor.model_dump())
+                make_site(**file.site.model_dump()),
+                make_compressor(**file.compressor.model_dump()),
+                reserve=file.reserve and file.reserve.choice,
             ),
+            rates=file.failure_rates and file.failure_rates.rates,
         )
     except BadInput:
         raise
@@ -415,7 +487,7 @@ def plan_of_file(
         chosen,
         window_tokens=[pool.window_tokens for pool in file.pools],
         gamma=[pool.gamma for pool in file.pools],
-        n_instances=[pool.n_instances for pool in file.pools],
+        n_instances=file.n_instances,
     )
     return plan if catalog else _as_found(plan, file)  # which may have been found at other prices
 
@@ -425,45 +497,63 @@ def is_another(file: PlanFile, workload: Workload) -> bool:
     return file.workload.digest is not None and digest(workload) != file.workload.digest
 
 
-def _spec(
-    file: PlanFile,
-    k: int,
-    where: str,
-    assumptions: Assumptions,
-    specs: Sequence[EngineSpec],
-    given: Catalog | None,
-) -> EngineSpec:
-    """The engine of the k-th pool, its names those of the `given` catalog, if any."""
-    pool = file.pools[k]
-    engine_file = pool.engine_file or (pool.gpu if pool.gpu.lower().endswith(".json") else None)
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """A plan file, read from `where`, and what its names stand for: those of the `given` catalog, if any."""
+
+    file: PlanFile
+    where: str
+    assumptions: Assumptions
+    specs: Sequence[EngineSpec]
+    given: Catalog | None
+
+
+def _lane_spec(about: _Read, k: int, serving: str | None) -> LaneSpec:
+    """The engines of the k-th pool, as another serving engine runs them where that is given."""
+    pool = about.file.pools[k]
+    if pool.stages is None:
+        return _run_by(_spec(about, pool, f"pools.{k}"), serving, about.where, f"pools.{k}")
+    places = [f"pools.{k}.stages.{i}" for i in range(2)]
+    each = [_spec(about, stage, place) for stage, place in zip(pool.stages, places, strict=True)]
+    prefill, decode = (_run_by(spec, serving, about.where, place) for spec, place in zip(each, places, strict=True))
+    return TwoStageSpec(prefill, decode, about.file.link)
+
+
+def _spec(about: _Read, part: EnginePart, place: str) -> EngineSpec:
+    """The engine of a pool or of a stage, which is at `place` in the file."""
+    where, file = about.where, about.file
+    engine_file = part.engine_file or (part.gpu if part.gpu.lower().endswith(".json") else None)
     engine_file = engine_file and beside_plan(engine_file, where)
-    llm = beside_plan(pool.llm, where) if pool.llm.lower().endswith(".json") else pool.llm
-    cap = pool.max_num_seqs_asked if "max_num_seqs_asked" in pool.model_fields_set else file.max_num_seqs
+    llm = beside_plan(part.llm, where) if part.llm.lower().endswith(".json") else part.llm
+    cap = part.max_num_seqs_asked if "max_num_seqs_asked" in part.model_fields_set else file.max_num_seqs
     try:
-        if pool.laws == "own":
-            spec = _handed_over(pool, specs)
+        if part.laws == "own":
+            spec = _handed_over(part, about.specs)
         elif engine_file:
-            spec = load_engine(engine_file, catalog_of_pool(pool, where, given))
+            spec = load_engine(engine_file, catalog_of_pool(part, where, about.given))
         else:
-            catalog = catalog_of_pool(pool, where, given)
-            how = {"ep": pool.ep, "dp": pool.dp, "pp": pool.pp, "serving": pool.serving}
-            spec = catalog.spec(pool.gpu, llm, pool.tp, pool.precision, source=assumptions.engine.name, **how)
-        as_run = {"kv_precision": pool.kv_precision, "max_num_seqs": cap, "clock_frac": pool.clock_frac}
-        as_run |= {"max_num_batched_tokens": pool.max_num_batched_tokens_asked}
-        return resolved(dataclasses.replace(spec, **as_run, memory_utilization=pool.memory_utilization))
+            catalog = catalog_of_pool(part, where, about.given)
+            how = {"ep": part.ep, "dp": part.dp, "pp": part.pp, "serving": part.serving}
+            spec = catalog.spec(part.gpu, llm, part.tp, part.precision, source=about.assumptions.engine.name, **how)
+        as_run = {"kv_precision": part.kv_precision, "max_num_seqs": cap, "clock_frac": part.clock_frac}
+        as_run |= {"max_num_batched_tokens": part.max_num_batched_tokens_asked}
+        as_run |= {"speculate": part.speculate and part.speculate.drafts}
+        return resolved(dataclasses.replace(spec, **as_run, memory_utilization=part.memory_utilization))
     except BadField as error:
-        raise error.at(lambda field: f"{where}, pools.{k}.{field}") from None
+        raise error.at(lambda field: f"{where}, {place}.{field}") from None
 
 
-def _served_by(spec: EngineSpec, serving: str, where: str, k: int) -> EngineSpec:
-    """The engine of the k-th pool as another serving engine runs it."""
+def _run_by(spec: EngineSpec, serving: str | None, where: str, place: str) -> EngineSpec:
+    """The engine as another serving engine runs it, if that is given."""
+    if not serving:
+        return spec
     try:
         return resolved(dataclasses.replace(spec, serving=serving))
     except BadField as error:
-        raise error.at(lambda field: field if field == "serving" else f"{where}, pools.{k}.{field}") from None
+        raise error.at(lambda field: field if field == "serving" else f"{where}, {place}.{field}") from None
 
 
-def catalog_of_pool(pool: PoolPart, where: str, given: Catalog | None = None) -> Catalog:
+def catalog_of_pool(pool: EnginePart, where: str, given: Catalog | None = None) -> Catalog:
     """What a pool's names stand for, at its price, but for what a `given` catalog says of that; the plan was read from
     `where`."""
     catalog = given or own_catalog(pool.catalog_file, where)
@@ -477,7 +567,7 @@ def own_catalog(file: str | None, where: str) -> Catalog:
     return load_catalog(beside_plan(file, where)) if file else Catalog()
 
 
-def _handed_over(pool: PoolPart, specs: Sequence[EngineSpec]) -> EngineSpec:
+def _handed_over(pool: EnginePart, specs: Sequence[EngineSpec]) -> EngineSpec:
     """The first of the specs that has a pool's names; of several, one in its precision and of its serving engine."""
     split = Parallelism(pool.tp, pool.ep, pool.dp, pool.pp)
     names = (pool.gpu.lower(), pool.llm.lower(), split)

@@ -3,16 +3,30 @@
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from fleetopt_jax.catalog.spec import MEASURED_SERVING
+from fleetopt_jax.catalog.links import DEFAULT_LINK, LINKS
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, KvLink
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import invalid, parse_json, read_bytes
+from fleetopt_jax.documents.drafts import SpeculatePart
+from fleetopt_jax.documents.failures import FailureRatesPart, ReservePart
 from fleetopt_jax.documents.fields import Name, NotNegative, Part, Positive
 from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits, PrefixCache, WorkingSetCache
+from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, RoutingKey, StickySessions
 from fleetopt_jax.fleet.resources import OBJECTIVES, Objective
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
@@ -78,8 +92,9 @@ class CompressorPart(Part):
     j_per_token: NotNegative = 0.0
 
 
-class PoolPart(Part):
-    window_tokens: Annotated[int, Field(ge=1, le=10**9)]
+class EnginePart(Part):
+    """An engine: of a pool, or of one of its stages."""
+
     gpu: Name
     llm: Name
     tp: Annotated[int, Field(ge=1)]
@@ -88,7 +103,6 @@ class PoolPart(Part):
     pp: Annotated[int, Field(ge=1)] = 1
     serving: Name = MEASURED_SERVING  # of plans that say none: there was no other
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
-    gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     precision: Name | None = None
     kv_precision: Name | None = None  # the checkpoint's
     engine_file: Name | None = None
@@ -99,6 +113,38 @@ class PoolPart(Part):
     max_num_batched_tokens_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
+    speculate: SpeculatePart | None = None
+
+
+class StagePart(EnginePart):
+    """One of the two stages of a pool."""
+
+    role: Literal["prefill", "decode"]
+
+
+def stages_in_order(stages: list[Any] | None) -> list[Any] | None:
+    """Validates those of a pool, which have a `role`."""
+    if stages and [stage.role for stage in stages] != ["prefill", "decode"]:
+        raise PydanticCustomError("stages", "Input should be a prefill stage, then a decode stage")
+    return stages
+
+
+class PoolPart(EnginePart):
+    """A pool. Where it has two stages those say its engines, and its own fields are of the one that decodes."""
+
+    window_tokens: Annotated[int, Field(ge=1, le=10**9)]
+    gamma: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    stages: Annotated[list[StagePart], Field(min_length=2, max_length=2)] | None = None
+
+    _in_order = field_validator("stages")(stages_in_order)
+
+
+class LinkPart(Part):
+    """What KV caches are handed over by."""
+
+    name: Name
+    bytes_per_s: Positive
+    latency_s: NotNegative
 
 
 class SearchPart(Part):
@@ -155,8 +201,20 @@ class RouteByPart(BaseModel):
     """A routing key other than the total length."""
 
     model_config = ConfigDict(extra="forbid")
-    name: Literal["prompt_and_limit"]
-    max_tokens: Positive
+    name: Literal["prompt_and_limit", "sticky_sessions"]
+    max_tokens: Positive | None = None  # of the first
+    headroom: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None  # of the second
+
+    @model_validator(mode="after")
+    def _has_its_own(self) -> Self:
+        own, other = ("max_tokens", "headroom") if self.name == "prompt_and_limit" else ("headroom", "max_tokens")
+        if getattr(self, own) is None or getattr(self, other) is not None:
+            raise PydanticCustomError("own_field", f"{self.name} needs {own}, and nothing else")
+        return self
+
+    @property
+    def choice(self) -> RoutingKey:
+        return PromptAndLimit(self.max_tokens) if self.max_tokens is not None else StickySessions(self.headroom or 1.0)
 
 
 class PrefixCachePart(BaseModel):
@@ -227,11 +285,33 @@ class PlanFile(Part):
     compressor: CompressorPart = CompressorPart()
     dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
     prefix_cache: PrefixCachePart | None = None
+    reserve: ReservePart | None = None  # what may be down; none: nothing
+    failure_rates: FailureRatesPart | None = None
     route_by: RouteByPart | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=10**6)] | None = None  # asked of every engine; none: vLLM's default
     command: Name | None = None  # that found it
     verified: HeldPart | None = None
+    serve: Literal["mixed", "disaggregated", "any"] = "mixed"  # of plans that say none: there was no other
+    kv_link: LinkPart | None = None  # none: the default
     pools: Annotated[list[PoolPart], Field(min_length=1, max_length=MAX_POOLS)]
+
+    @property
+    def link(self) -> KvLink:
+        """What its two stages have between them."""
+        return KvLink(**self.kv_link.model_dump()) if self.kv_link else LINKS[DEFAULT_LINK]
+
+    @property
+    def n_instances(self) -> list[Any]:
+        """Of each pool; pairs where one has two stages."""
+        if not any(pool.stages for pool in self.pools):
+            return [pool.n_instances for pool in self.pools]
+        counts = [[each.n_instances for each in pool.stages or [pool]] for pool in self.pools]
+        return [row + [0] * (2 - len(row)) for row in counts]
+
+    @property
+    def sticky(self) -> float | None:
+        """The headroom of its sticky sessions, if it has any."""
+        return self.route_by.choice.sticky if self.route_by else None
 
     @property
     def mean_rate_per_s(self) -> float:
@@ -284,6 +364,8 @@ def read_plan_file(path: str | os.PathLike) -> PlanFile:
         plan = PlanFile.model_validate(document)
     except ValidationError as error:
         raise invalid(where, data, error, f"need a {SCHEMA} file as fleetopt optimize --json prints it") from None
+    if plan.serve == "mixed" and any(pool.stages for pool in plan.pools):
+        raise BadInput(where, "serve = 'mixed', and a pool has stages", "need 'disaggregated' or 'any'")
     windows = [pool.window_tokens for pool in plan.pools]
     if windows != sorted(set(windows)):
         raise BadInput(where, f"pools.window_tokens = {windows}", "need rising windows")

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from fleetopt_jax.calibrate.measurements import MeasurementsRow
 from fleetopt_jax.catalog.hf_config import HfConfig
+from fleetopt_jax.documents.drafts import DraftsFile
 from fleetopt_jax.documents.engine import EngineFile
 from fleetopt_jax.documents.own_catalog import CatalogFile
 from fleetopt_jax.documents.plan_file import PlanFile
@@ -21,6 +22,7 @@ def schemas(others: Mapping[str, type[BaseModel]] | None = None) -> dict[str, An
         "plan": PlanFile,
         "engine": EngineFile,
         "catalog": CatalogFile,
+        "drafts": DraftsFile,
         "simulation": SimulationFile,
         "CDF": CdfDocument,
         "Hugging Face config": HfConfig,

@@ -17,10 +17,12 @@ from fleetopt_jax._simulate.simulate import Simulation, widest_frac
 from fleetopt_jax._simulate.verify import Verified
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.documents.failures import rates_to_json
 from fleetopt_jax.documents.fields import NotNegative, Part, read_as
 from fleetopt_jax.documents.plan import SAME, plan_to_json
 from fleetopt_jax.documents.plan_file import SCHEMA as PLAN_SCHEMA
 from fleetopt_jax.fleet.fleet import Fleet
+from fleetopt_jax.fleet.reserve import Failures
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Layout
@@ -45,7 +47,9 @@ def simulation_to_json(
     """A simulation of `plan`'s fleet under its workload as the contract's JSON object, and how it was run.
 
     `until` has the half width that was asked for, the widest that was reached, and whether that is it; `burstiness`
-    the P99 TTFT of a trace's arrivals beside Poisson arrivals of the same rate. Both only where they were asked for.
+    the P99 TTFT of a trace's arrivals beside Poisson arrivals of the same rate; `down` how many instances of every pool
+    were left out, `outages` how often things failed, how many instances did, and the share of the time that those of
+    each pool were up. All of them only where they were asked for.
     """
     of_plan = plan_to_json(plan, columns)
     return {
@@ -56,7 +60,14 @@ def simulation_to_json(
         **outcome_to_json(simulation, plan),
         **({} if until_frac is None else {"until": _until(simulation, until_frac)}),
         **({} if bursts is None else {"burstiness": _bursts(bursts)}),
+        **({"down": simulation.down} if simulation.down else {}),
+        **({} if simulation.failures is None else {"outages": _outages(simulation, simulation.failures)}),
     }
+
+
+def _outages(simulation: Simulation, failures: Failures) -> dict[str, Any]:
+    counts = {"n_outages": simulation.n_outages, "up_frac": list(simulation.up_frac)}
+    return {"rates": rates_to_json(failures), **counts}
 
 
 def _until(simulation: Simulation, asked_frac: float) -> dict[str, Any]:
@@ -102,15 +113,27 @@ def outcome_to_json(simulation: Simulation, plan: Plan) -> dict[str, Any]:
         "pools": [
             {
                 "window_tokens": int(plan.fleet.window_tokens[k]),
-                "gpu": spec.gpu_name,
-                "llm": spec.llm_name,
-                "tp": spec.tp,
-                "n_instances": int(plan.fleet.n_instances[k]),
+                **_names(lane.stages[-1]),
+                "n_instances": int(np.sum(np.asarray(plan.fleet.n_instances)[k])),
+                **_stages(plan, k),
                 "metrics": _beside(simulation, simulation.pools_analytic[k], simulation.pools[k]),
             }
-            for k, spec in enumerate(plan.specs)
+            for k, lane in enumerate(plan.lanes)
         ],
     }
+
+
+def _names(spec: EngineSpec) -> dict[str, Any]:
+    return {"gpu": spec.gpu_name, "llm": spec.llm_name, "tp": spec.tp}
+
+
+def _stages(plan: Plan, k: int) -> dict[str, Any]:
+    """The stages of a pool that has two; its own names are of the one that decodes."""
+    lane, specs = plan.fleet.lanes[k], plan.lanes[k].stages
+    if len(specs) == 1:
+        return {}
+    stages = zip(lane.stages, specs, strict=True)
+    return {"stages": [{"role": of.role, **_names(spec), "n_instances": int(of.n_instances)} for of, spec in stages]}
 
 
 def verified_to_json(found: Verified, plan: Plan, laws: Plan) -> dict[str, Any]:

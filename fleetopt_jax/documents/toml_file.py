@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -47,12 +48,14 @@ def _allowed(error: ValidationError, known: Mapping[str, Sequence[str]]) -> str:
 
 
 def line_of(text: str, location: Sequence[str]) -> int | None:
-    """The line of a key, by its table; of the table where the key is not found."""
-    found, inside = None, ""
+    """The line of a key, by its table, or the number of it among those of an array; of the table where the key is not
+    found."""
+    found, inside, counts = None, "", Counter[str]()
     for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[\s*([^\]]*?)\s*\]", line)
+        header = re.match(r"\s*\[(\[?)\s*([^\]]*?)\s*\]", line)
         if header:
-            inside = header[1]
+            inside = f"{header[2]}.{counts[header[2]]}" if header[1] else header[2]
+            counts[header[2]] += 1
         key = re.match(r"""\s*([^\s=]+)\s*=""", line)
         here = [*_parts(inside), *(_parts(key[1]) if key else ())]
         if not (key or header) or not here:

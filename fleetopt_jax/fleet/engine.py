@@ -1,8 +1,9 @@
 """An engine: what one instance (an LLM on TP GPUs) can do, as coefficients of the laws."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from jax import Array
 from jax.typing import ArrayLike
@@ -11,6 +12,7 @@ from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.core.units import GIB
 from fleetopt_jax.laws.decode import DecodeLaw
+from fleetopt_jax.laws.hand_over import HandOver
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.kv_cache import (
     BLOCK_TOKENS,
@@ -27,7 +29,10 @@ from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured
 from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
+from fleetopt_jax.laws.speculation import Speculation
 from fleetopt_jax.laws.step_law import StepInputs, StepLaw
+
+Role = Literal["mixed", "prefill", "decode"]  # of a stage: "mixed" prefills and decodes
 
 
 class DoesNotFit(BadField):
@@ -47,6 +52,49 @@ class Engine:
     gpus_per_instance: Array  # however they share the LLM [-]
     usd_per_gpu_h: Array  # price [USD/h]
     step: StepLaw | None = None  # of a mixed batch; None: decode and prefill, one after the other
+    speculation: Speculation | None = None  # what its iterations draft and gain; None: a token of each sequence
+
+    @property
+    def tokens_per_step(self) -> ArrayLike:
+        """Tokens that a decoding sequence gains in an iteration, in the mean [-]."""
+        return 1.0 if self.speculation is None else self.speculation.tokens_per_step
+
+    @property
+    def parts(self) -> tuple[tuple[Role, "Engine"], ...]:
+        """The stages of a lane that it serves: all in one."""
+        return (("mixed", self),)
+
+    def with_parts(self, engines: "Sequence[Engine]") -> "Engine":
+        """Another engine in its place."""
+        (engine,) = engines
+        return engine
+
+    @property
+    def hand_over(self) -> HandOver | None:
+        """Nothing leaves an instance."""
+        return None
+
+
+@pytree
+class EnginePair:
+    """Engines of a lane of two stages: one prefills, hands the KV cache over, the other decodes."""
+
+    prefill: Engine
+    decode: Engine
+    hand_over: HandOver
+
+    @property
+    def parts(self) -> tuple[tuple[Role, Engine], ...]:
+        """The stages of a lane that they serve."""
+        return (("prefill", self.prefill), ("decode", self.decode))
+
+    def with_parts(self, engines: Sequence[Engine]) -> "EnginePair":
+        """Other engines in their places."""
+        prefill, decode = engines
+        return EnginePair(prefill, decode, self.hand_over)
+
+
+Server = Engine | EnginePair  # of a lane
 
 
 def make_engine(
@@ -215,6 +263,32 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
         power=engine.power.at_clock(engine.prefill, engine.idle_w, clock_frac),
         prefill=engine.prefill.at_clock(engine.idle_w, clock_frac),
         step=engine.step and engine.step.at_clock(clock_frac),
+    )
+
+
+def speculating(engine: Engine, speculation: Speculation) -> Engine:
+    """`engine`, which drafts nothing yet, with drafts ahead (`laws/speculation.py`); the number of drafts and all else
+    of them is traced, so that it can be optimised.
+
+    Each sequence holds a token more of cache for each draft. Memory of a draft head's own is the caller's to count.
+
+    >>> h100, head = fo.build(fo.EngineSpec("h100")), fo.make_speculation([0.8, 0.6, 0.4], 3, layers_frac=1 / 80)
+    >>> drafts = fo.speculating(h100, head)
+    >>> bool(drafts.decode.step_s(8.0, 2000.0) / drafts.tokens_per_step < h100.decode.step_s(8.0, 2000.0))
+    True
+    """
+    if engine.step is None or engine.speculation is not None:
+        why = "drafts already" if engine.speculation is not None else "is not made of operators"
+        raise ValueError(f"need an engine of operators that drafts nothing, got one that {why}")
+    step, decode = engine.step.speculating(speculation, engine.prefill)
+    return replace(
+        engine,
+        decode=decode,
+        power=replace(cast(Any, engine.power), law=step),
+        prefill=engine.prefill.slower(1.0 + speculation.some * speculation.layers_frac),
+        kv=replace(engine.kv, fixed_tokens=engine.kv.fixed_tokens + speculation.n_drafts),
+        step=step,
+        speculation=speculation,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,21 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.choices.occupancy import Operation
-from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.engine import Engine, EnginePair, Server
 from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.resources import Resources, resources_of
-from fleetopt_jax.fleet.stage import Setting, StageState, setting_of, stage_load, stage_state
+from fleetopt_jax.fleet.stage import Setting, StageState, left_and_all, setting_of, stage_load, stage_state
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.laws.itl import ItlLaw, itl_quantile_s
+from fleetopt_jax.fleet.two_stage import (
+    DecodeRun,
+    PrefillRun,
+    decode_run,
+    first_token_ttft,
+    handed_over_ttft,
+    prefill_run,
+    require_stage_laws,
+)
+from fleetopt_jax.laws.itl import ItlLaw, itl_quantile_s, steps_alone
 from fleetopt_jax.laws.ttft import TtftLaw, ttft_quantile_s
 from fleetopt_jax.workload.atoms import Workload
 
@@ -49,8 +58,23 @@ class _Takes:
 
 
 @pytree
+class StageMetrics(_Takes):
+    """The stages of a lane [2], the one of a lane that has one with nothing behind it; or those of K lanes [K, 2]."""
+
+    resources: Resources
+    n_instances: Array
+    n_max: Array  # sequences, or prompts, that one instance can hold [-]
+    n_active: Array  # that one holds [-]
+    utilization: Array  # load over what the instances can take; > 1 is overload [-]
+    gpu_power_w: Array  # one GPU, mean over time [W]
+
+
+@pytree
 class PoolMetrics(_Takes):
-    """One lane, or K of them with a leading axis. Rates, loads and latencies are 0 for a pool without traffic."""
+    """One lane, or K of them with a leading axis. Rates, loads and latencies are 0 for a pool without traffic.
+
+    Of a lane of two stages `n_max`, `n_active` and `prefill_frac`, which is 0, are those of the stage that decodes;
+    load is the busier stage's, `wait_s` is for a slot there, and `prefill_s` counts all else up to the first token."""
 
     resources: Resources
     traffic_frac: Array  # share of all requests [-]
@@ -67,12 +91,13 @@ class PoolMetrics(_Takes):
     ttft_p99_s: Array  # P99 time to first token; inf in overload [s]
     mean_prompt_tokens: Array  # as served, what is found in a cache with it [tokens]
     prefix_hit_frac: Array  # share of the prompt tokens that is found in a cache [-]
-    itl_s: Array  # mean inter-token latency [s]
-    itl_p99_s: Array  # [s]
+    itl_s: Array  # mean inter-token latency; with drafts of each token of an iteration [s]
+    itl_p99_s: Array  # with drafts between the iterations that bring a sequence its tokens [s]
     n_instances: Array
     stable: Array  # whether it keeps up [bool]
     ttft: TtftLaw | None  # its distribution, under assumptions that have one
     itl: ItlLaw | None  # of the inter-token latency
+    stages: StageMetrics | None = None  # where a lane of the fleet has two
 
 
 @pytree
@@ -124,9 +149,10 @@ def fleet_metrics(
     """Metrics of `fleet` whose lanes get `traffic` [K], of which a search needs to route but once; see `evaluate`. A
     compiled program of its own, as `routed` is."""
     setting = setting_of(workload, fleet.surroundings, assumptions)
+    law = pool_metrics if fleet.n_stages == 1 else staged_metrics
     pools = for_each_lane(
-        lambda engine, pool, window, n: pool_metrics(engine, pool, window, n, setting),
-        fleet.engines,
+        lambda server, pool, window, n: law(server, pool, window, n, setting),
+        fleet.servers,
         traffic,
         fleet.window_tokens,
         fleet.n_instances,
@@ -134,13 +160,13 @@ def fleet_metrics(
     return total_metrics(with_quantiles(pools) if quantiles else pools, quantiles=quantiles)
 
 
-def for_each_lane(law: Callable[..., T], engines: tuple[Engine, ...], traffic: PoolTraffic, *numbers: Array) -> T:
-    """`law(engine, traffic, *numbers)` of every lane, stacked on a leading axis: one `vmap`, and so one compilation,
+def for_each_lane(law: Callable[..., T], engines: tuple[Server, ...], traffic: PoolTraffic, *more: Any) -> T:
+    """`law(engine, traffic, *more)` of every lane, stacked on a leading axis: one `vmap`, and so one compilation,
     where the engines are of one kind; else one call a lane."""
     if len({jax.tree.structure(engine) for engine in engines}) == 1:
         stacked = jax.tree.map(jnp.asarray, stack(engines))  # NumPy's cannot be the constants of a batched root
-        return jax.vmap(law)(stacked, traffic, *numbers)
-    each = [jax.tree.map(lambda x, k=k: x[k], (traffic, *numbers)) for k in range(len(engines))]
+        return jax.vmap(law)(stacked, traffic, *more)
+    each = [jax.tree.map(lambda x, k=k: x[k], (traffic, *more)) for k in range(len(engines))]
     return stack([law(engine, *row) for engine, row in zip(engines, each, strict=True)])
 
 
@@ -154,11 +180,33 @@ def pool_metrics(
     """Metrics of a lane whose one stage is `n_instances` equal instances serving `traffic`; see `evaluate`. P99s of
     distributions stand at inf until `with_quantiles` solves for them.
 
+    Where some may be down (`Surroundings.reserve`), utilization and latencies are those of what is left, all else, the
+    watts, the money and the batch, those of all.
+    """
+    law = partial(_metrics_of_up, engine, traffic, window_tokens)
+    return _as_taken(*left_and_all(law, engine, n_instances, setting))
+
+
+def _as_taken(left: PoolMetrics, whole: PoolMetrics) -> PoolMetrics:
+    """What is left of a lane holds its limits; all of it takes what it takes."""
+    if left is whole:
+        return whole
+    if left.stages is not None and whole.stages is not None:
+        left = replace(left, stages=replace(whole.stages, utilization=left.stages.utilization))
+    held = ("utilization", "wait_s", "prefill_s", "ttft_p99_s", "itl_s", "itl_p99_s", "stable", "ttft", "itl", "stages")
+    return replace(whole, **{name: getattr(left, name) for name in held})
+
+
+def _metrics_of_up(
+    engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, n_instances: ArrayLike, setting: Setting
+) -> PoolMetrics:
+    """Metrics of instances that are all up.
+
     What is found in a cache, load, state, operation, delay, resources: each from the one before (`stage.py`).
     """
     assumptions, surroundings = setting.assumptions, setting.surroundings
 
-    run = partial(_running, engine, window_tokens, n_instances, setting)
+    run = partial(running, engine, window_tokens, n_instances, setting)
     traffic = assumptions.prefix_cache.met(engine, traffic, n_instances, setting, run)
     state, operation = run(traffic)
     load = state.load
@@ -204,13 +252,101 @@ def pool_metrics(
     )
 
 
-def _running(
+def running(
     engine: Engine, window_tokens: ArrayLike, n_instances: ArrayLike, setting: Setting, traffic: PoolTraffic
 ) -> tuple[StageState, Operation]:
     """The state of a stage, and how it runs."""
     load = stage_load(engine, traffic, window_tokens, setting)
     state = stage_state(engine, traffic, load, n_instances, setting)
     return state, setting.assumptions.occupancy.operate(state)
+
+
+def staged_metrics(
+    server: Server, traffic: PoolTraffic, window_tokens: ArrayLike, n_instances: Array, setting: Setting
+) -> PoolMetrics:
+    """Metrics of a lane of one stage or of two, of `n_instances` [2], with those of its stages: beside any lane."""
+    if isinstance(server, EnginePair):
+        return pair_metrics(server, traffic, window_tokens, n_instances, setting)
+    found = pool_metrics(server, traffic, window_tokens, n_instances[0], setting)
+    own = {name: getattr(found, name) for name in ("n_instances", "n_max", "n_active", "utilization", "gpu_power_w")}
+    only = StageMetrics(found.resources, **own)
+    ttft = found.ttft and replace(found.ttft, pauses=jnp.zeros_like(found.traffic_frac))
+    return replace(found, ttft=ttft, stages=jax.tree.map(lambda x: jnp.stack([x, jnp.zeros_like(x)]), only))
+
+
+def pair_metrics(
+    pair: EnginePair, traffic: PoolTraffic, window_tokens: ArrayLike, n_instances: Array, setting: Setting
+) -> PoolMetrics:
+    """Metrics of a lane whose stages are `n_instances` [2] that prefill and that decode (`two_stage.py`); what may be
+    down counts as in `pool_metrics`."""
+    require_stage_laws(setting.assumptions)
+    law = partial(_metrics_of_up_pair, pair, traffic, window_tokens)
+    return _as_taken(*left_and_all(law, pair, n_instances, setting))
+
+
+def _metrics_of_up_pair(
+    pair: EnginePair, traffic: PoolTraffic, window_tokens: ArrayLike, n_instances: Array, setting: Setting
+) -> PoolMetrics:
+    """Metrics of stages whose instances are all up."""
+    busy = traffic.traffic_frac > 0
+    about = traffic, window_tokens
+    prefill = prefill_run(pair.prefill, *about, n_instances[0], pair.hand_over, setting)
+    decode = decode_run(pair.decode, *about, n_instances[1], pair.hand_over, setting)
+    compressor = setting.surroundings.compressor
+    compressor_w = setting.arrival_rate_per_s * traffic.compressor_tokens * compressor.j_per_token
+    stages = _stages(pair, (prefill, decode), n_instances, compressor_w, setting)
+    resources = jax.tree.map(jnp.sum, stages.resources)
+    served = jnp.minimum(prefill.run.served, decode.run.served)
+    stable = prefill.run.stable & decode.run.stable
+    output_tok_per_s = decode.rate_per_s * traffic.output_tokens * served
+    operation = decode.operation
+    boards = n_instances * jnp.stack([pair.prefill.gpus_per_instance, pair.decode.gpus_per_instance])
+
+    def if_busy(value: ArrayLike) -> Array:
+        return jnp.where(busy, jnp.where(stable, value, jnp.inf), 0.0)
+
+    return PoolMetrics(
+        resources=resources,
+        traffic_frac=traffic.traffic_frac,
+        rate_per_s=jnp.where(busy, decode.rate_per_s, 0.0),
+        n_max=decode.run.n_max,
+        n_active=decode.run.n_active,
+        utilization=jnp.max(stages.utilization),
+        prefill_frac=jnp.zeros_like(served),
+        gpu_power_w=safe_div(jnp.sum(boards * stages.gpu_power_w), jnp.sum(boards)),
+        output_tok_per_s=output_tok_per_s,
+        tok_per_j=safe_div(output_tok_per_s, resources.power_w),
+        wait_s=if_busy(decode.slot_s),
+        prefill_s=if_busy(prefill.own_s + prefill.hand_over_s + decode.first_s),
+        ttft_p99_s=if_busy(jnp.inf),
+        mean_prompt_tokens=traffic.demand.prefill,
+        prefix_hit_frac=jnp.zeros_like(served),
+        itl_s=jnp.where(busy, operation.itl_s, 0.0),
+        itl_p99_s=if_busy(jnp.inf),
+        n_instances=jnp.sum(n_instances),
+        stable=stable,
+        ttft=first_token_ttft(handed_over_ttft(prefill, pair.hand_over), decode),
+        itl=None if traffic.prompts is None else steps_alone(operation.step_s, traffic.prompts.mass),
+        stages=stages,
+    )
+
+
+def _stages(
+    pair: EnginePair,
+    found: tuple[PrefillRun, DecodeRun],
+    n_instances: Array,
+    compressor_w: Array,
+    setting: Setting,
+) -> StageMetrics:
+    """Metrics of the stages of a lane [2]; the compressor is counted where prompts are prefilled."""
+    site, scope, each = setting.surroundings.site, setting.assumptions.power_scope, []
+    beside_w = compressor_w, jnp.zeros_like(compressor_w)
+    for (_, engine), stage, n, more_w in zip(pair.parts, found, n_instances, beside_w, strict=True):
+        run = stage.run
+        power_w = scope.pool_w(engine, site, n, run.gpu_w, more_w)
+        resources = resources_of(engine, site, n, power_w)
+        each.append(StageMetrics(resources, n, run.n_max, run.n_active, run.utilization, run.gpu_w))
+    return stack(each)
 
 
 def with_quantiles(pools: PoolMetrics) -> PoolMetrics:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import as_floats, namespace, pytree, static
-from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.engine import Engine, EnginePair, Role, Server
 from fleetopt_jax.fleet.surroundings import Surroundings, make_surroundings
-
-Role = Literal["mixed"]  # of a stage: "mixed" prefills and decodes; a prefill or a decode stage is not modelled yet
+from fleetopt_jax.laws.hand_over import HandOver
 
 
 @pytree
@@ -30,13 +31,32 @@ class Lane:
 
     window_tokens: Array  # context window (max-model-len) [tokens]
     gamma: Array  # requests up to gamma * window are compressed into the lane; 1 for none [-]
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...]  # one that does all, or one that prefills and one that decodes
+    hand_over: HandOver | None = None  # from the first to the second, where there are two
 
     @property
     def stage(self) -> Stage:
-        """The only stage of a lane that has one."""
-        (stage,) = self.stages
-        return stage
+        """The only stage of a lane that has one; whoever asks is told, in one line, of a lane that has two."""
+        if len(self.stages) != 1:
+            raise two_stages()
+        return self.stages[0]
+
+    @property
+    def server(self) -> Server:
+        """The engines of its stages."""
+        if self.hand_over is None:
+            return self.stage.engine
+        prefill, decode = self.stages
+        return EnginePair(prefill.engine, decode.engine, self.hand_over)
+
+
+def two_stages() -> BadInput:
+    """The refusal of whoever reads lanes of one stage only."""
+    return BadInput(
+        "a lane of two stages",
+        "its prefill and decode stages are not read here yet",
+        "need lanes of mixed instances (--serve mixed); optimize, evaluate, simulate, levers and export read both",
+    )
 
 
 @pytree
@@ -48,8 +68,18 @@ class Fleet:
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """Of the lanes; they may differ in kind."""
+        """Of the lanes, which have one stage each; they may differ in kind."""
         return tuple(lane.stage.engine for lane in self.lanes)
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Of the lanes, whatever their stages."""
+        return tuple(lane.server for lane in self.lanes)
+
+    @property
+    def n_stages(self) -> int:
+        """Of the lane that has most."""
+        return max(len(lane.stages) for lane in self.lanes)
 
     @property
     def window_tokens(self) -> Array:
@@ -63,14 +93,17 @@ class Fleet:
 
     @property
     def n_instances(self) -> Array:
-        """[K]"""
-        return _stacked([lane.stage.n_instances for lane in self.lanes])
+        """[K]; where a lane has two stages [K, 2], of its prefill and its decode stage, a lane of one with 0 behind."""
+        if self.n_stages == 1:
+            return _stacked([lane.stage.n_instances for lane in self.lanes])
+        counts = [[stage.n_instances for stage in lane.stages] for lane in self.lanes]
+        return _stacked([_stacked([*row, *[0.0 * row[0]] * (2 - len(row))]) for row in counts])
 
     def with_instances(self, n_instances: ArrayLike) -> "Fleet":
-        """The same with other numbers of instances [K]."""
-        return fleet_of(self.engines, self.window_tokens, self.gamma, n_instances, self.surroundings)
+        """The same with other numbers of instances, [K] or [K, 2]."""
+        return fleet_of(self.servers, self.window_tokens, self.gamma, n_instances, self.surroundings)
 
-    def with_engines(self, engines: Sequence[Engine]) -> "Fleet":
+    def with_engines(self, engines: Sequence[Server]) -> "Fleet":
         """The same with other engines."""
         return fleet_of(engines, self.window_tokens, self.gamma, self.n_instances, self.surroundings)
 
@@ -80,31 +113,34 @@ def _stacked(values: Sequence[Array]) -> Array:
 
 
 def fleet_of(
-    engines: Sequence[Engine],
+    engines: Sequence[Server],
     window_tokens: ArrayLike,
     gamma: ArrayLike,
     n_instances: ArrayLike,
     surroundings: Surroundings | None = None,
 ) -> Fleet:
-    """A fleet of one-stage lanes from its engines and its numbers [K], unchecked: traced numbers will do."""
+    """A fleet from the engines of its lanes and its numbers [K], instances [K, 2] where a lane has two stages;
+    unchecked: traced numbers will do."""
     xp = namespace(window_tokens, gamma, n_instances)
     windows, gammas, n = (xp.asarray(x, dtype=float) for x in (window_tokens, gamma, n_instances))
-    lanes = tuple(
-        Lane(window_tokens=windows[k], gamma=gammas[k], stages=(Stage(engine, n[k]),))
-        for k, engine in enumerate(engines)
-    )
-    return Fleet(lanes, surroundings or make_surroundings())
+    lanes = []
+    for k, server in enumerate(engines):
+        counts = [n[k]] if n.ndim == 1 else n[k]
+        stages = tuple(Stage(engine, counts[i], role) for i, (role, engine) in enumerate(server.parts))
+        lanes.append(Lane(windows[k], gammas[k], stages, server.hand_over))
+    return Fleet(tuple(lanes), surroundings or make_surroundings())
 
 
 def make_fleet(
-    engines: Sequence[Engine],
+    engines: Sequence[Server],
     *,
     window_tokens: Sequence[float],
-    n_instances: Sequence[float],
+    n_instances: Sequence[float] | Sequence[Sequence[float]],
     gamma: Sequence[float] | None = None,
     surroundings: Surroundings | None = None,
 ) -> Fleet:
-    """A checked `Fleet` of one-stage lanes; without `gamma` nothing is compressed.
+    """A checked `Fleet`; without `gamma` nothing is compressed. Where a lane has two stages (`EnginePair`), each lane's
+    instances are a pair: of prefill and decode, or of its one stage and 0.
 
     >>> h100 = fo.build(fo.EngineSpec("h100"))
     >>> fleet = fo.make_fleet([h100, h100], window_tokens=[1536, 14096], n_instances=[36, 34])
@@ -118,8 +154,13 @@ def make_fleet(
         raise ValueError(f"need positive, finite, rising window_tokens, got {list(window_tokens)}")
     if not all(1 <= g < math.inf for g in gamma):
         raise ValueError(f"need finite gamma >= 1, got {list(gamma)}")
-    if not all(0 <= n < math.inf for n in n_instances):
+    counts = np.asarray(n_instances, dtype=float)
+    if not np.all((counts >= 0) & (counts < math.inf)):
         raise ValueError(f"need finite n_instances >= 0, got {list(n_instances)}")
+    n_stages = max(len(server.parts) for server in engines)
+    if counts.shape != ((len(engines),) if n_stages == 1 else (len(engines), 2)):
+        each = "a number of each lane" if n_stages == 1 else "a pair of each lane, for one of them has two stages"
+        raise ValueError(f"need n_instances as {each}, got {list(n_instances)}")
     numbers = as_floats(window_tokens=window_tokens, gamma=gamma, n_instances=n_instances)
     return fleet_of(engines, **numbers, surroundings=surroundings)
 

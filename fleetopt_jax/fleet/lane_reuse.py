@@ -3,8 +3,9 @@
 A sum over atoms, as all that laws read. A reuse counts with the share that both its requests have in the lane:
 who was served elsewhere left nothing in these caches. Of a block that was used more than once before, uses are taken to
 be in the lane by chance, as often as the last one is. Error against pools whose caches forget nothing, split anywhere:
-0.7 points of hit share on Mooncake's traces; up to 4 where conversations of many turns grow across the threshold, whose
-turns before are all on the other side (`experiments/prefix_law.py`, `tests/test_prefix_cache.py`).
+0.7 points of hit share on Mooncake's traces; up to 4, and 7 in one of the pools, where conversations of many turns
+grow across the threshold, whose turns before are all on the other side (`experiments/prefix_law.py`,
+`tests/test_prefix_cache.py`, `tests/test_sticky.py`).
 """
 
 from dataclasses import replace

@@ -64,14 +64,14 @@ def reached(metrics: FleetMetrics, slo: Slo) -> tuple[Array, Array]:
     """(P99 TTFT less what the limit grows with the prompt [s], mean ITL [s]) in the scope of the SLO."""
     pools = metrics.pools
     busy = pools.traffic_frac > 0
-    if pools.ttft is None:
-        alone = pools.ttft_p99_s - slo.ttft_s_per_token * pools.mean_prompt_tokens
-        return jnp.max(jnp.where(busy, alone, 0.0)), jnp.max(pools.itl_s)
-    if slo.scope == "fleet":
+    if pools.ttft is not None and slo.scope == "fleet":
         return ttft_quantile_s(pools.ttft, pools.traffic_frac, slo.ttft_s_per_token), metrics.itl_s
-
-    def quantile(law, frac: Array) -> Array:
-        return ttft_quantile_s(jax.tree.map(lambda x: x[None], law), frac[None], slo.ttft_s_per_token)
-
-    alone = jax.vmap(quantile)(pools.ttft, jnp.ones_like(pools.traffic_frac))
+    alone = jax.vmap(lambda pool: alone_reached_s(pool, slo))(pools)
     return jnp.max(jnp.where(busy, alone, 0.0)), jnp.max(pools.itl_s)
+
+
+def alone_reached_s(pool: PoolMetrics, slo: Slo) -> Array:
+    """P99 TTFT of one pool, less what the limit grows with the prompt [s]."""
+    if pool.ttft is None:
+        return pool.ttft_p99_s - slo.ttft_s_per_token * pool.mean_prompt_tokens
+    return ttft_quantile_s(jax.tree.map(lambda x: x[None], pool.ttft), jnp.ones(1), slo.ttft_s_per_token)

@@ -85,6 +85,10 @@ class Weights:
             gpus_of=MappingProxyType(kinds),
         )
 
+    def __reduce__(self):
+        plain = self.power_w, self.usd_per_h, self.kg_co2_per_h, self.n_gpus
+        return Weights, (*plain, dict(self.gpus_of))  # a proxy goes to no other process
+
     def __hash__(self) -> int:
         plain = (self.power_w, self.usd_per_h, self.kg_co2_per_h, self.n_gpus)
         return hash((plain, tuple(sorted(self.gpus_of.items()))))

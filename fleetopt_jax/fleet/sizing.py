@@ -1,6 +1,7 @@
 """The least instances that hold the limits."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -8,14 +9,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import whole_up
 from fleetopt_jax.core.struct import namespace, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
-from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.choices.prefix_cache import NoPrefixCache
+from fleetopt_jax.fleet.engine import Engine, EnginePair, Server
 from fleetopt_jax.fleet.evaluate import PoolMetrics, for_each_lane, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import ROUNDING, held, worst_excess
-from fleetopt_jax.fleet.stage import Setting, setting_of, stage_load
+from fleetopt_jax.fleet.parts import SHARES, Part, Terms, parts_of
+from fleetopt_jax.fleet.stage import Setting, all_up, setting_of, stage_load, sure_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.workload.atoms import Workload
 
@@ -23,6 +27,7 @@ OVERSIZE = 10.0  # no limit is bought with more than so many times the instances
 OVERSIZE_SMALL = 16.0  # or, of small pools, so many more
 GROWTH = 1.05  # of the factor that all pools grow by, from one try to the next
 GROWTHS = math.ceil(math.log(OVERSIZE + OVERSIZE_SMALL) / math.log(GROWTH))
+MOST_EXCESS = 1e9  # of a value over its limit that is told apart: an overload has inf
 FALLS = 4.0  # the power of N by which an excess falls, until two tries have told: P99 waits of the bundled traces
 
 
@@ -33,7 +38,7 @@ def least_instances(
     slo: Slo,
     setting: Setting,
 ) -> Array:
-    """N the load alone needs: ceil(lambda / (0.85 mu)) and, as published, ceil(lambda / mu) + 1.
+    """N the load alone needs: ceil(lambda / (0.85 mu)) and, as published, ceil(lambda / mu) + 1; and what may be down.
 
     0 without traffic; inf where an instance cannot run one sequence of the window. Prompts find in a prefix cache the
     most they can.
@@ -48,7 +53,26 @@ def least_instances(
         whole_up(asked / slo.max_utilization * (1.0 - 1e-12), whole=assumptions.whole),
         whole_up(asked, whole=assumptions.whole) + spare,
     )
+    least = sure_of(least, engine, setting)
     return jnp.where(traffic.traffic_frac > 0, jnp.where(fits, least, jnp.inf), 0.0)
+
+
+def worth_having(
+    engine: Engine,
+    traffic: PoolTraffic,
+    window_tokens: ArrayLike,
+    slo: Slo,
+    setting: Setting,
+) -> tuple[Array, Array]:
+    """(least, most) N of one pool: what the load alone needs, and beyond what no limit is worth holding. The most is of
+    prompts that find nothing, which is what more and more instances come to where none knows what the others hold."""
+    least = least_instances(engine, traffic, window_tokens, slo, setting)
+    cache = setting.assumptions.prefix_cache
+    if not cache.reads_reuse:
+        return least, most_instances(least)
+    alone = replace(setting, assumptions=replace(setting.assumptions, prefix_cache=NoPrefixCache()))
+    without = least_instances(engine, replace(traffic, reuse=None), window_tokens, slo, alone)
+    return least, most_instances(jnp.maximum(least, without))
 
 
 def most_instances(least: ArrayLike) -> Array:
@@ -69,18 +93,83 @@ def required_instances(
     With real rounding the latencies are left to the caller as constraints. The published rule bounds the slot wait
     alone; here the P99 TTFT the plan reports is bounded.
     """
-    least = least_instances(engine, traffic, window_tokens, slo, setting)
+    least, most = worth_having(engine, traffic, window_tokens, slo, setting)
     if not setting.assumptions.whole:
         return least
+    return _least_that_holds(
+        least, most, lambda n: pool_excess(pool_metrics(engine, traffic, window_tokens, n, setting), slo)
+    )
+
+
+def _least_that_holds(least: Array, most: Array, excess_of: Callable[[Array], Array]) -> Array:
+    """Least N from `least` to `most` whose excess is held; `least` where that is 0 or inf."""
     usable = jnp.isfinite(least) & (least > 0)
 
     def tried(at: LeastHeld) -> LeastHeld:
-        metrics = pool_metrics(engine, traffic, window_tokens, at.trial, setting)
-        return at.after(jnp.where(usable, pool_excess(metrics, slo), -1.0))
+        return at.after(jnp.where(usable, excess_of(at.trial), -1.0))
 
     # One body, so that a try is compiled once; a batch under `vmap` loops as long as one of its members needs.
-    at = jax.lax.while_loop(lambda at: at.is_open, tried, least_held(jnp.where(usable, least, 1.0)))
+    start = least_held(*(jnp.where(usable, each, 1.0) for each in (least, most)))
+    at = jax.lax.while_loop(lambda at: at.is_open, tried, start)
     return jnp.where(usable, at.found, least)
+
+
+def required_stages(
+    pair: EnginePair, traffic: PoolTraffic, window_tokens: ArrayLike, slo: Slo, setting: Setting
+) -> Array:
+    """Least instances [2] of the stages of a lane, shared out as in `parts.py`: of the shares that hold the limits the
+    one that takes fewest GPUs. With real rounding what the load alone needs."""
+    each = jnp.stack([pair.prefill.gpus_per_instance, pair.decode.gpus_per_instance])
+
+    def on_terms(first_share: Array) -> Array:
+        parts = parts_of(pair.prefill, pair.decode, Terms(pair.hand_over, first_share))
+        return jnp.stack([part_instances(part, traffic, window_tokens, slo, setting) for part in parts])
+
+    found = jax.lax.map(on_terms, jnp.array(SHARES))
+    return found[jnp.argmin(jnp.sum(found * each, axis=1))]
+
+
+def part_instances(part: Part, traffic: PoolTraffic, window_tokens: ArrayLike, slo: Slo, setting: Setting) -> Array:
+    """Least N of what is sized by itself; 0 without traffic, inf where no N holds the limits."""
+    least = part.least(traffic, window_tokens, slo, setting)
+    if not setting.assumptions.whole:
+        return least
+    return _least_that_holds(
+        least, most_instances(least), lambda n: part.tried(traffic, window_tokens, n, slo, setting)[0]
+    )
+
+
+@pytree
+class WholeLane(Part):
+    """A lane of one stage."""
+
+    engine: Engine
+
+    def least(self, traffic: PoolTraffic, window_tokens: ArrayLike, slo: Slo, setting: Setting) -> Array:
+        return least_instances(self.engine, traffic, window_tokens, slo, setting)
+
+    def tried(
+        self, traffic: PoolTraffic, window_tokens: ArrayLike, n_instances: ArrayLike, slo: Slo, setting: Setting
+    ) -> tuple[Array, Array]:
+        metrics = self._metrics(traffic, window_tokens, n_instances, setting)
+        return pool_excess(metrics, slo), metrics.power_w
+
+    def bound_w(self, traffic: PoolTraffic, window_tokens: ArrayLike, least: Array, setting: Setting) -> Array:
+        setting, assumptions = all_up(setting), setting.assumptions  # watts are those of all instances
+        metrics = self._metrics(traffic, window_tokens, least, setting)
+        power_w = metrics.power_w
+        if assumptions.whole and assumptions.occupancy.floors_in_flight:
+            # n = floor(rho n_max): the only way to fewer watts is to add instances until one sequence fewer is counted.
+            fewer = jnp.floor(metrics.utilization * metrics.n_max * least / jnp.maximum(metrics.n_active, 1.0)) + 1.0
+            fewer = jnp.where(jnp.isfinite(fewer), fewer, least)
+            power_w = jnp.minimum(power_w, self._metrics(traffic, window_tokens, fewer, setting).power_w)
+        return power_w
+
+    def _metrics(
+        self, traffic: PoolTraffic, window_tokens: ArrayLike, n_instances: ArrayLike, setting: Setting
+    ) -> PoolMetrics:
+        finite = jnp.where(jnp.isfinite(n_instances), n_instances, 1.0)
+        return pool_metrics(self.engine, traffic, window_tokens, finite, setting)
 
 
 def pool_excess(metrics: PoolMetrics, slo: Slo) -> Array:
@@ -120,7 +209,7 @@ class LeastHeld:
         """The search after `trial` was tried."""
         xp = namespace(self, excess)
         ok, known = excess <= ROUNDING, self.failed_by > 0.0
-        by = xp.log(xp.maximum(excess + 1.0, 1e-9))
+        by = xp.log(xp.clip(excess + 1.0, 1e-9, MOST_EXCESS))
         rise = xp.where(known, xp.log(self.trial / xp.maximum(self.failed, 0.5)), 1.0)
         slope = xp.where(known & ~ok, (by - self.failed_by) / rise, self.slope)
         failed, passed = xp.where(ok, self.failed, self.trial), xp.where(ok, self.trial, self.passed)
@@ -136,10 +225,10 @@ class LeastHeld:
         return LeastHeld(failed, passed, failed_by, passed_by, slope, trial, self.n_tried + 1, self.most)
 
 
-def least_held(start: Array) -> LeastHeld:
-    """The search from `start` on."""
+def least_held(start: Array, most: Array | None = None) -> LeastHeld:
+    """The search from `start` on, to `most` or else what is worth having of them."""
     xp = namespace(start)
-    most, zero = most_instances(start), xp.zeros_like(start)
+    most, zero = most_instances(start) if most is None else most, xp.zeros_like(start)
     return LeastHeld(start - 1.0, most + 1.0, zero, zero, zero - FALLS, start, zero, most)
 
 
@@ -171,24 +260,38 @@ def instances_for(
 ) -> Array:
     """The instances [K] of `size_fleet` for lanes that get `traffic` [K]."""
     setting = setting_of(workload, fleet.surroundings, assumptions)
-    rule = required_instances if slo.scope == "pool" else least_instances
-    n_instances = for_each_lane(
-        lambda engine, pool, window: rule(engine, pool, window, slo, setting),
-        fleet.engines,
-        traffic,
-        fleet.window_tokens,
-    )
+    lanes = fleet.servers, traffic, fleet.window_tokens
+    if fleet.n_stages > 1:
+        return _staged_instances(fleet, traffic, slo, setting)
     if slo.scope == "fleet" and assumptions.whole:
-        return _share_out(fleet, traffic, n_instances, slo, setting)
-    return n_instances
+        between = for_each_lane(lambda engine, pool, window: worth_having(engine, pool, window, slo, setting), *lanes)
+        return _share_out(fleet, traffic, between, slo, setting)
+    rule = required_instances if slo.scope == "pool" else least_instances
+    return for_each_lane(lambda engine, pool, window: rule(engine, pool, window, slo, setting), *lanes)
 
 
-def _share_out(fleet: Fleet, traffic: PoolTraffic, least: Array, slo: Slo, setting: Setting) -> Array:
-    """Instances [K] of the pools that together hold latencies of the whole fleet."""
-    engines = fleet.engines
+def _staged_instances(fleet: Fleet, traffic: PoolTraffic, slo: Slo, setting: Setting) -> Array:
+    """Instances [K, 2] of the stages of lanes that hold their limits by themselves."""
+    if slo.scope == "fleet":
+        raise BadInput(
+            "limits of the whole fleet", "lanes of two stages share theirs out by themselves", "need scope pool"
+        )
+
+    def stages(server: Server, pool: PoolTraffic, window: Array) -> Array:
+        if isinstance(server, EnginePair):
+            return required_stages(server, pool, window, slo, setting)
+        n = required_instances(server, pool, window, slo, setting)
+        return jnp.stack([n, jnp.zeros_like(n)])
+
+    return for_each_lane(stages, fleet.servers, traffic, fleet.window_tokens)
+
+
+def _share_out(fleet: Fleet, traffic: PoolTraffic, between: tuple[Array, Array], slo: Slo, setting: Setting) -> Array:
+    """Instances [K] of the pools, `between` the least and the most, that together hold latencies of the whole fleet."""
+    (least, most), engines = between, fleet.engines
     usable = jnp.all(jnp.isfinite(least)) & jnp.any(least > 0)
     start = jnp.where(usable, least, 1.0)
-    most = jnp.where(start > 0, most_instances(start), 0.0)
+    most = jnp.where(start > 0, jnp.where(usable, most, most_instances(start)), 0.0)
 
     def holds(n: Array) -> Array:
         pools = for_each_lane(

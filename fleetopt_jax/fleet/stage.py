@@ -3,6 +3,10 @@
 Four records, each made from the one before: load, state, operation (`choices/occupancy.py`), delay (`choices/tail.py`).
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,14 +15,19 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import between, safe_div
 from fleetopt_jax.core.struct import pytree, static
 from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.fleet.engine import Engine, Server
 from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.fleet.traffic import PoolTraffic
+from fleetopt_jax.laws.bursts import Burst
 from fleetopt_jax.laws.cycle import TOGETHER, of_prompts, together
-from fleetopt_jax.laws.demand import NO_STEPS
-from fleetopt_jax.laws.queueing import burst_s, dispatched_scv, thinned_scv
+from fleetopt_jax.laws.demand import NO_STEPS, Demand
+from fleetopt_jax.laws.queueing import dispatched_scv, thinned_scv
+from fleetopt_jax.laws.service import StepMoments
+from fleetopt_jax.laws.speculation import in_iterations
 from fleetopt_jax.workload.atoms import Workload
+
+T = TypeVar("T")
 
 KNOTS = 6  # of prefill beside sequences, a quarter each: down to a thousandth of the slots
 KINDS = 5  # of prompts that it is the mean of
@@ -35,6 +44,33 @@ class Setting:
     assumptions: Assumptions = static()
 
 
+def all_up(setting: Setting) -> Setting:
+    """The same where nothing is ever down."""
+    return replace(setting, surroundings=replace(setting.surroundings, reserve=None))
+
+
+def left_and_all(
+    law: Callable[[Any, Setting], T], server: Server, n_instances: ArrayLike, setting: Setting
+) -> tuple[T, T]:
+    """`law(n, setting)` of what is left of `n_instances` while what may be down is, and of all of them: the first says
+    what a lane holds, the second what it takes. One and the same where nothing may be down. Of two stages, n is [2]."""
+    reserve = setting.surroundings.reserve
+    if reserve is None:
+        found = law(n_instances, setting)
+        return found, found
+    sure, n = all_up(setting), jnp.asarray(n_instances)
+    gpus = [engine.gpus_per_instance for _, engine in server.parts]
+    if n.ndim == 0:
+        return law(reserve.up(n, gpus[0]), sure), law(n, sure)
+    return law(jnp.stack([reserve.up(each, g) for each, g in zip(n, gpus, strict=True)]), sure), law(n, sure)
+
+
+def sure_of(n_up: Array, engine: Engine, setting: Setting) -> Array:
+    """The least instances of which `n_up` are up while what may be down is."""
+    reserve = setting.surroundings.reserve
+    return n_up if reserve is None else reserve.needed(n_up, engine.gpus_per_instance)
+
+
 def setting_of(workload: Workload, surroundings: Surroundings, assumptions: Assumptions) -> Setting:
     """The setting of a fleet that serves `workload`."""
     return Setting(workload.arrival_rate_per_s, workload.arrival_scv, surroundings, assumptions)
@@ -47,6 +83,7 @@ class StageLoad:
     rate_per_s: Array  # requests [1/s]
     n_max: Array  # sequences one instance can run [-]
     steps: Array  # decode steps (and published prefill iterations) of a request [-]
+    steps_per_token: Array  # of a token after the first; 1 without drafts [-]
     context_tokens: Array  # mean context of a decoding sequence [tokens]
     service_s: Array  # time a request holds its slot while all are full [s]
     service_scv: Array  # its squared CV [-]
@@ -75,6 +112,7 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
     assumptions = setting.assumptions
     busy = traffic.traffic_frac > 0
     steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
+    steps, demand, steps_per_token = as_decoded(engine, steps, demand)
     n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
     context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
     n = n_max * jnp.exp2(-2.0 * jnp.arange(KNOTS, dtype=float))
@@ -88,6 +126,7 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
         rate_per_s=setting.arrival_rate_per_s * traffic.traffic_frac,
         n_max=n_max,
         steps=steps.steps,
+        steps_per_token=steps_per_token,
         context_tokens=context,
         service_s=decode_s + n_max * prefill_s,
         service_scv=scv,
@@ -95,6 +134,16 @@ def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, s
         prefill_square_s2=of_prompts(square[0], met),
         prefill_at_s=prefill_at_s,
     )
+
+
+def as_decoded(engine: Engine, steps: StepMoments, demand: Demand) -> tuple[StepMoments, Demand, Array]:
+    """The features of requests in iterations of an engine that drafts ahead, and the iterations of a token after the
+    first; as they are, and 1, of any other."""
+    if engine.speculation is None:
+        return steps, demand, jnp.ones(())
+    of_iterations, served = in_iterations(engine.speculation, steps, demand)
+    per_token = safe_div(served.steps - 1.0, jnp.maximum(demand.steps - 1.0, 0.0), 1.0)
+    return of_iterations, served, jnp.minimum(per_token, 1.0)
 
 
 @pytree
@@ -112,8 +161,7 @@ class StageState:
     pool_scv: Array  # squared CV of the stage's arrivals [-]
     instance_scv: Array  # of one instance's [-]
     co_arrivals: Array  # who come with a request in its iterations, against a Poisson stream's [-]
-    burst: Array  # who come in a burst with a request to its instance, beyond those of a Poisson stream [-]
-    burst_s: Array  # how long after or before it, in the mean [s]
+    burst: Burst  # who come soon after a request to its instance
     in_time: Array  # share of an instance's requests that come whatever it is at [-]
     fewer: Array  # sequences that an instance has less than the mean one when it gets a request [-]
     assumptions: Assumptions = static()
@@ -139,8 +187,11 @@ def stage_state(
         pool_scv=pool_scv,
         instance_scv=dispatched_scv(pool_scv, n_instances, dispatch.arrival_scv),
         co_arrivals=dispatched_scv(pool_scv, n_instances, dispatch.co_arrivals),
-        burst=(pool_scv - 1.0) / jnp.where(used, n_instances, 1.0),
-        burst_s=burst_s(load.rate_per_s, pool_scv),
+        burst=Burst(
+            share=traffic.traffic_frac / jnp.where(used, n_instances, 1.0),
+            rate_per_s=safe_div(load.rate_per_s, traffic.traffic_frac),
+            scv=jnp.maximum(setting.arrival_scv, 1.0),
+        ),
         in_time=dispatched_scv(1.0, n_instances, dispatch.in_time),
         fewer=dispatched_scv(0.0, n_instances, dispatch.fewer),
         assumptions=setting.assumptions,

@@ -38,6 +38,7 @@ from fleetopt_jax.workload.reuse import Reuse
 T = TypeVar("T")
 
 N_CELLS = 160  # of the histogram of prompts
+KINDS = 10  # of prompts that a histogram is told apart in, at most
 NOBODY = 1e-12  # shares below are the rounding of running sums
 OUTPUT_POWERS = 5  # sums of o^0 ... o^4 over compressible requests
 
@@ -64,20 +65,31 @@ class PromptHistogram:
         return shortest, longest
 
     def kinds(self, n: int) -> PromptKinds:
-        """The prompts in n parts of equal weight: a third by requests, by their tokens, and by the squares. Linear in a
-        cell's mass through 0, for gradients that fill a cell which nobody is in."""
+        """The prompts in n parts of equal weight: a third by requests, by their tokens, and by the squares; n divides
+        KINDS, so that all who ask share the work. Linear in a cell's mass through 0, for gradients that fill a cell
+        which nobody is in."""
         tokens = sum(self.ends_tokens) / 2.0
-        powers = jnp.stack([tokens**k for k in range(3)])
-        of_mass = n / 3.0 * jnp.sum(mean_over(powers, jnp.sum(self.mass * powers, axis=1, keepdims=True)), axis=0)
-        reached = jnp.clip(jnp.cumsum(self.mass * of_mass) - jnp.arange(n)[:, None], 0.0, 1.0)
-        overlap = jnp.diff(reached, axis=1, prepend=0.0)
-        mass, of_tokens, of_square = mean_over(powers, of_mass) @ overlap.T
+        powers = jnp.stack([jnp.ones_like(tokens), tokens, tokens**2])
+        each = self.mass * powers
+        up_to = jnp.cumsum(each, axis=1)
+        weights = KINDS / 3.0 * mean_over(jnp.ones(3), up_to[:, -1])
+        reached, weight = weights @ up_to, weights @ powers
+        ends = jnp.arange(1, KINDS)
+        cell = jnp.minimum(jnp.sum(reached < ends[:, None], axis=1), self.mass.shape[-1] - 1)  # in which a part ends
+
+        def there(of_cells: Array) -> Array:
+            return of_cells.at[..., cell].get(mode="promise_in_bounds")
+
+        part = mean_over(ends - there(reached - self.mass * weight), there(weight))
+        at_ends = there(up_to - each) + part * there(powers)
+        bounds = jnp.concatenate([jnp.zeros((3, 1)), at_ends, up_to[:, -1:]], axis=1)
+        mass, of_tokens, of_square = jnp.diff(bounds[:, :: KINDS // n], axis=1)
         return PromptKinds(mass, mean_over(of_tokens, mass), mean_over(of_square, mass))
 
     def ends_of(self, rising: Callable[[Array], Array]) -> tuple[Array, Array]:
         """A rising function of the prompt at both [C + 1]. It is asked for where the workload's cells end, which many
         pools share, and for the window and the compressed prompt."""
-        of_cells = rising(jnp.stack([self.shortest, self.longest]))
+        of_cells = rising(jnp.stack([self.shortest, self.longest], axis=1).reshape(-1)).reshape(-1, 2).T
         of_window, of_compressed = rising(jnp.stack([self.window_tokens, self.compressed_tokens]))
         least, most = (jnp.append(each, of_compressed) for each in jnp.minimum(of_cells, of_window))
         return least, most
@@ -153,17 +165,15 @@ def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
 
     A workload is sorted by total length when it is made; only a router that sees something else sorts again.
     """
-    prompt, output = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
-    columns = replace(columns_of(prompt, output), route_tokens=jnp.asarray(total_tokens(workload)))
+    columns = _routed_columns(workload, assumptions)
+    prompt = columns.held_tokens
     columns = assumptions.prefix_cache.columns(columns)
     reuse = _reuse_read(workload, prompt, assumptions)
     weight = jnp.asarray(workload.weight)
     by_prompt = jnp.asarray(workload.by_prompt).astype(int)
-    key = assumptions.route_by
-    if not key.sorts_like_total:
-        route_tokens = key.route_tokens(columns)
-        order = jnp.argsort(route_tokens)
-        columns = jax.tree.map(lambda x: jnp.asarray(x)[order], replace(columns, route_tokens=route_tokens))
+    if not assumptions.route_by.sorts_like_total:
+        order = jnp.argsort(columns.route_tokens)
+        columns = jax.tree.map(lambda x: jnp.asarray(x)[order], columns)
         weight, by_prompt = weight[order], jnp.argsort(order)[by_prompt]
         reuse = None if reuse is None else reuse.in_order(order)
     return Atoms(
@@ -174,6 +184,19 @@ def atoms_of(workload: Workload, assumptions: Assumptions) -> Atoms:
         cells=_prompt_cells(weight, columns.prefill_tokens, by_prompt) if assumptions.tail.has_distribution else None,
         reuse=reuse,
     )
+
+
+def _routed_columns(workload: Workload, assumptions: Assumptions) -> Columns:
+    """The columns of the atoms in the workload's order, nothing of their prompts found in a cache."""
+    split = assumptions.lengths.split(workload, assumptions.output_share, whole=assumptions.whole)
+    seen = {"route_tokens": jnp.asarray(total_tokens(workload)), "kept_tokens": workload.routed_tokens}
+    columns = replace(columns_of(*split), **seen)
+    return replace(columns, route_tokens=assumptions.route_by.route_tokens(columns))
+
+
+def routed_lengths(workload: Workload, assumptions: Assumptions) -> np.ndarray:
+    """What the router compares with its thresholds, of each atom [tokens] [J]."""
+    return np.asarray(_routed_columns(workload, assumptions).route_tokens)
 
 
 def _reuse_read(workload: Workload, prompt_tokens: Array, assumptions: Assumptions) -> Reuse | None:
@@ -376,7 +399,7 @@ def route(
     windows = fleet.window_tokens
     edges = router_edges(windows, jnp.asarray(assumptions.compression.effective_gamma(fleet.gamma)))
     atoms = atoms_of(workload, assumptions)
-    prefills = stack([engine.prefill for engine in fleet.engines])
+    prefills = stack([lane.stages[0].engine.prefill for lane in fleet.lanes])
     compressor = fleet.surroundings.compressor
     if router_width is not None:
         return _soft_traffic(atoms, prefills, compressor, windows, edges, assumptions, router_width)

@@ -11,6 +11,7 @@ fraction of an iteration is lost to rounding up. A lone prompt pays what a step 
 (`fleet/step_law.py`), s is tau1 E[p] + tau2 E[p^2], whatever m.
 """
 
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -26,6 +27,8 @@ from fleetopt_jax.laws.operators.attention import causal_pairs
 from fleetopt_jax.laws.step_law import StepLaw, without_prompts
 
 TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration that tables are made for
+Z99 = 2.326  # sigmas that 99 % of a normal distribution stay below
+GAUSS = 0.5 / math.sqrt(3.0)  # from the middle of an interval to the points of its quadrature with two, of its length
 
 
 @pytree
@@ -90,6 +93,16 @@ def beside_s(law: StepLaw, batch: StepBatch, prompt: Prompt, budget_tokens: Arra
     return alone_s(law, without_prompts(batch), prompt, budget_tokens, batch) - law.step_s(batch)
 
 
+def mates(n: ArrayLike, kinds: PromptKinds) -> tuple[Array, Array]:
+    """Mean prompts beside which one is added, from the first after another to the last of as many as n prompts in the
+    mean, Poisson, have the tokens of at most 99 % of the time: the two points of Gauss between them, so that what such
+    a crowd adds is right together."""
+    mean, square = jnp.sum(kinds.mass * kinds.tokens), jnp.sum(kinds.mass * kinds.square_tokens2)
+    crowd = n + Z99 * jnp.sqrt(jnp.maximum(n * safe_div(square, mean**2), 1e-12))
+    more = jnp.maximum(crowd - 1.0, 0.0)
+    return 1.0 + (0.5 - GAUSS) * more, 1.0 + (0.5 + GAUSS) * more
+
+
 def added_s(
     law: StepLaw, beside: StepBatch, mean: Prompt, kinds: tuple[Prompt, Array], n_prompts: ArrayLike, budget: ArrayLike
 ) -> Array:
@@ -101,6 +114,30 @@ def added_s(
     met = jax.tree.map(lambda one, mean: one + (k - 1.0) * mean, prompts, mean)
     chunks = jnp.maximum(1.0, met.tokens / budget)
     return jnp.sum(mass * chunks / k * law.added_s(with_prompt(beside, met, 1.0 / chunks)), axis=-1)
+
+
+def prompts_only_s(
+    law: StepLaw, mean: Prompt, kinds: tuple[Prompt, Array], n_prompts: ArrayLike, budget: ArrayLike
+) -> Array:
+    """The share of a prompt in iterations with `n_prompts`, k, and nobody who decodes [s]: E[c / k t(P / c)], all of an
+    iteration that would not be without them. Arguments as in `added_s`."""
+    prompts, mass = kinds
+    k = jnp.asarray(n_prompts)[..., None]
+    met = jax.tree.map(lambda one, mean: one + (k - 1.0) * mean, prompts, mean)
+    chunks = jnp.maximum(1.0, met.tokens / budget)
+    return jnp.sum(mass * chunks / k * law.step_s(with_prompt(nobody(), met, 1.0 / chunks)), axis=-1)
+
+
+def prompts_only_w(law: StepLaw, prompt: Prompt, n_prompts: ArrayLike, budget_tokens: ArrayLike) -> Array:
+    """Board power of one GPU in such iterations, each prompt the mean one [W]."""
+    chunks = jnp.maximum(1.0, n_prompts * prompt.tokens / budget_tokens)
+    batch = with_prompt(nobody(), prompt, n_prompts / chunks)
+    return safe_div(law.gpu_j(batch), law.step_s(batch))
+
+
+def nobody() -> StepBatch:
+    """A batch in which nothing is."""
+    return StepBatch(*(jnp.zeros(()) for _ in range(6)))
 
 
 def of_prompts(at_s: Array, n_prompts: ArrayLike) -> Array:

@@ -39,6 +39,12 @@ class ItlLaw:
     most_s: Array  # what a whole budget of the longest prompts adds [s]
 
 
+def steps_alone(step_s: Array, mass: Array) -> ItlLaw:
+    """Of instances that prefill nothing, in cells like those of `mass` [C]."""
+    zero, none = jnp.zeros_like(step_s), jnp.zeros(2 * len(mass))
+    return ItlLaw(step_s, step_s, zero, zero, none, none, zero)
+
+
 def itl_quantile_s(law: ItlLaw, probability: float = TAIL_PROBABILITY) -> Array:
     """ITL that the share `probability` of the tokens exceeds [s]: a decode step and the prefill in the same iteration.
 

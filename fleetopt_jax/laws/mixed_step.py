@@ -152,7 +152,7 @@ def has_prompt(batch: StepBatch) -> Array:
     return namespace(batch).minimum(batch.prompt_tokens, 1.0)
 
 
-def _of_ends(head: Curve, batch: StepBatch) -> Array:
+def of_ends(head: Curve, batch: StepBatch) -> Array:
     """Of rows whose next token is asked for: a step with prompts takes one of them to its end."""
     decoding = head(batch.n_active)
     return decoding + (head(batch.n_active + 1.0) - decoding) * has_prompt(batch)
@@ -189,9 +189,12 @@ class Costs:
 
     def of(self, batch: StepBatch) -> Amounts:
         """Each [class, ...] of a batch."""
-        decode = self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens)
+        return self.attending(batch, self.attention.decoding(batch.n_active, batch.tokens, batch.windowed_tokens))
+
+    def attending(self, batch: StepBatch, decode: Array) -> Amounts:
+        """The same of a batch whose sequences' attention costs `decode` [amount, ...]."""
         at = {
-            "gemm": _of_ends(self.head, batch),
+            "gemm": of_ends(self.head, batch),
             "decode_attention": decode,
             "prefill_attention": self.attention.prompts(batch),
         }
@@ -214,7 +217,7 @@ class MixedStep:
 
     def gpu_s(self, batch: StepBatch) -> Array:
         """What the operators take, before kappa [s]."""
-        beside_s = _of_ends(self.head_s, batch) + self.attention_s.of(batch)
+        beside_s = of_ends(self.head_s, batch) + self.attention_s.of(batch)
         return self.rows_s(batch.n_active + batch.prompt_tokens) + beside_s
 
     def step_s(self, batch: StepBatch) -> Array:

@@ -19,6 +19,7 @@ from fleetopt_jax.laws.mixed_step import PER_PAIR, MixedStep, StepBatch, decodin
 from fleetopt_jax.laws.operators.watts import StepWatts, step_parts, step_power_w
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
+from fleetopt_jax.laws.speculation import Speculation, SpeculativeDecode, speculative_decode, speculative_step
 from fleetopt_jax.laws.step_law import StepInputs, StepLaw
 
 BESIDE, BESIDE_TOKENS = 32.0, 2048.0  # sequences that decode beside a prompt whose cost is asked for, and their context
@@ -60,6 +61,11 @@ class OperatorStep(StepLaw):
     def at_clock(self, clock_frac: ArrayLike) -> "OperatorStep":
         """On cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
         return replace(self, step=self.top.at_clock(clock_frac), **as_floats(clock_frac=clock_frac))
+
+    def speculating(self, speculation: Speculation, prefill: Prefill) -> tuple["OperatorStep", SpeculativeDecode]:
+        top = speculative_step(self.top, speculation)
+        decode = speculative_decode(top).at_clock(prefill, self.clock_frac)
+        return replace(self, step=top.at_clock(self.clock_frac), top=top), decode
 
     @property
     def inputs(self) -> StepInputs:

@@ -104,26 +104,39 @@ def thinned_scv(arrival_scv: ArrayLike, kept_frac: ArrayLike) -> Array:
     return cast(Array, 1.0 + kept_frac * (arrival_scv - 1.0))
 
 
-def burst_s(rate_per_s: ArrayLike, arrival_scv: ArrayLike) -> Array:
-    """How far from an arrival those are that come in a burst with it [s]: (ca2 + 1) / (6 lambda).
+def fresh_frac(cycle_s: ArrayLike, staleness_s: float) -> Array:
+    """Share of an iteration of length C that is left when a router learns of its begin, between now and s later
+    [-]: E max(0, 1 - d / C) with d even in [0, s]: 1 - s / 2C, or C / 2s where s > C.
 
-    Of gamma gaps (ca2 - 1) / 2 more come after an arrival, in the long run, than of a Poisson stream, and as many
-    before; this is their mean distance, from the renewal function's expansion at small frequencies.
+    Too small where few sequences are in flight and few prompts much longer than the rest: of old queues comes then a
+    tenth of what random dispatch would add, not a third (two plans of `experiments/agreement.py`).
     """
-    return cast(Array, (arrival_scv + 1.0) / (6.0 * jnp.maximum(rate_per_s, 1e-30)))
+    ratio = jnp.asarray(cycle_s) / staleness_s
+    return cast(Array, jnp.where(ratio > 1.0, 1.0 - 0.5 / jnp.maximum(ratio, 1.0), 0.5 * ratio))
 
 
-def idle_share(in_flight: ArrayLike, n_instances: ArrayLike) -> Array:
+def idle_share(in_flight: ArrayLike, n_instances: ArrayLike, before: ArrayLike = 0.0) -> Array:
     """Share of the requests that find one of N instances idle, beyond those that would at random [-].
 
     With n in flight at an instance, Poisson, one of N is idle where all have fewer than N together, q(N, N n), as an
     instance at random is with q(1, n): (q(N, N n) - q(1, n)) / (1 - q(1, n)). q is the upper incomplete gamma function
     by Wilson and Hilferty's cube (1931), within 0.01, for its gradient in N. 0 for one instance.
+
+    Who came in a burst before a request, of gamma gaps an exponential number of mean `before` an instance, is in flight
+    as well: with d = sqrt(n / N), z = (1 - 1 / 2N - n) / d and s = d / before each q is less by
+
+        exp(s^2 / 2 - z s) ndtr(z - s),
+
+    as for a normal and an exponential number together: the share is within 0.06 from n = 0.3 on, within 0.16 below.
     """
-    n, among = jnp.maximum(in_flight, 1e-9), jnp.maximum(n_instances, 1.0)
+    n, among = jnp.maximum(in_flight, 1e-9), jnp.clip(n_instances, 1.0, 1e9)  # inf where no number holds
+    ndtr, log_ndtr = jax.scipy.special.ndtr, jax.scipy.special.log_ndtr
 
     def all_have_fewer(a: ArrayLike) -> Array:
-        return jax.scipy.special.ndtr(-3.0 * jnp.sqrt(a) * (jnp.cbrt(n) - 1.0 + 1.0 / (9.0 * a)))
+        of_poisson = ndtr(-3.0 * jnp.sqrt(a) * (jnp.cbrt(n) - 1.0 + 1.0 / (9.0 * a)))
+        deviation = jnp.sqrt(n / a)
+        z, s = (1.0 - 0.5 / a - n) / deviation, deviation / jnp.maximum(before, 1e-6)
+        return of_poisson - jnp.exp(log_ndtr(z - s) + s * (s / 2.0 - z))
 
     by_chance = all_have_fewer(1.0)
     return jnp.clip((all_have_fewer(among) - by_chance) / (1.0 - by_chance), 0.0, 1.0)

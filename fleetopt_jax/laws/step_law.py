@@ -5,7 +5,7 @@ is what the iteration takes beyond one of the same sequences without them.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,11 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.host import HostLaw
 from fleetopt_jax.laws.mixed_step import StepBatch
+
+if TYPE_CHECKING:
+    from fleetopt_jax.laws.decode import DecodeLaw
+    from fleetopt_jax.laws.prefill import Prefill
+    from fleetopt_jax.laws.speculation import Speculation
 
 
 @pytree
@@ -59,6 +64,11 @@ class StepLaw:
     def at_clock(self, clock_frac: ArrayLike) -> "StepLaw":
         """The law on cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
         raise ValueError(f"{type(self).__name__} has no clock law: say at_clock, or leave the clock alone")
+
+    def speculating(self, speculation: "Speculation", prefill: "Prefill") -> tuple["StepLaw", "DecodeLaw"]:
+        """The law of iterations that verify drafts and make the next ones, and that of their decode steps
+        (`laws/speculation.py`); `prefill` is that at the top clock."""
+        raise ValueError(f"{type(self).__name__} has no law of verified drafts: say speculating, or draft nothing")
 
     @property
     def inputs(self) -> StepInputs:

@@ -6,11 +6,12 @@ Iterations follow each other. One takes a decode step t, g if it has any prompt,
     phi(z) = E exp(-z C) = exp(-z t) (P(N = 0) (1 - exp(-z g)) + exp(-z g) E B(z)^N(C')),   C' the one before.
 
 Of an instance's requests the share e (`in_time`) comes whatever it is at, Poisson at e lambda, in bursts where the
-stream has them: to the iteration one meets come groups of geometric size 1 + (u - 1)(1 - exp(-E[C^2] / (E[C] tau))), u
-that of the long run and tau how far bursts reach. The others follow departures, as the shortest queue has it: they come
-as an iteration begins, Poisson, to long ones as to short ones. (An instance that lets nobody go for a while is as often
-above the level of the others as below: e = 1/2 of many instances, 1 of one.) A newcomer waits for the rest R of the
-iteration it meets, then shares its own with all who came during it:
+stream has them: groups of geometric size, whose mean is one and those who come in a burst within half the iteration
+they meet, E[C^2] / 2 E[C], on either side (`laws/bursts.py`). The others follow departures, as the shortest queue has
+it: they come as an iteration begins, Poisson, to long ones as to short ones. (An instance that lets nobody go for a
+while is as often above the level of the others as below: e = 1/2 of many instances, 1 of one; and of those who would
+follow, some come after the router has looked, into the iteration: `queueing.fresh_frac`.) A newcomer waits for the rest
+R of the iteration it meets, then shares its own with all who came during it:
 
     TTFT = R + slot wait + sum of b of those before it + sum of b' of those behind it + own.
 
@@ -19,7 +20,8 @@ a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a'
 
     (phi(a) - phi(a' + z)) / ((z + a' - a) E[C])    where one comes in time,    phi(a' + z)    where one follows,
 
-and nothing where the shortest queue finds an idle instance (`queueing.idle_share`). phi is taken down one iteration;
+and nothing where the shortest queue finds an idle instance (`queueing.idle_share`), or where an instance that only
+prefills pauses (`laws/gated.py`). phi is taken down one iteration;
 the one before that is a decode step and, sometimes, an exponential time, of the right mean and variance. Prompts come
 as a histogram: own is exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted; how
 well it holds is said in `experiments/agreement.py`.
@@ -33,8 +35,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.laplace import integral_at, tail_on_grid
-from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.numerics import exp, safe_div
 from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.bursts import Burst
 
 TAIL_PROBABILITY = 0.01  # P99
 BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
@@ -55,8 +58,7 @@ class Iterations:
     behind_s: Array  # b' [s] [G]
     in_time: Array  # e [-]
     idle: Array  # share of the requests that find an idle instance, beyond those at random [-]
-    burst: Array  # who come in a burst with a request, in the long run [-]
-    burst_s: Array  # how far from it, in the mean [s]
+    burst: Burst  # who come soon after a request to the instance
 
 
 @pytree
@@ -72,6 +74,13 @@ class TtftLaw:
     slot_probability: Array  # of waiting for a slot [-]
     slot_s: Array  # mean of that wait, over all requests [s]
     stable: Array  # whether it keeps up; if not, all are late
+    pauses: Array | None = None  # share of the requests that come while no iteration runs; None: one always does [-]
+
+    @property
+    def at_once(self) -> Array:
+        """Share of the requests that wait for no iteration [-]."""
+        idle = self.iterations.idle
+        return idle if self.pauses is None else idle + (1.0 - idle) * self.pauses
 
 
 @pytree
@@ -95,7 +104,7 @@ class _Cycle:
 def iteration_moments(law: Iterations) -> tuple[Array, Array]:
     """(E[C] [s], Var(C) [s^2]): C = (t + g P(N > 0)) / (1 - f), to first order of the burst."""
     mean_b, square_b = jnp.sum(law.mass * law.beside_s), jnp.sum(law.mass * law.beside_s**2)
-    busy = jnp.minimum(law.rate_per_s * mean_b, BUSIEST)
+    busy = _busy(law)
 
     def with_any_s(cycle_s: Array) -> Array:
         return (law.step_s - law.any_s * jnp.expm1(-law.rate_per_s * cycle_s)) / (1.0 - busy)
@@ -103,9 +112,19 @@ def iteration_moments(law: Iterations) -> tuple[Array, Array]:
     cycle_s = with_any_s(with_any_s(law.step_s / (1.0 - busy)))
     m = law.rate_per_s * cycle_s
     none = jnp.exp(-m)
-    of_prompts = m * (square_b + law.in_time * law.burst * mean_b**2)
+    of_prompts = m * (square_b + 2.0 * law.in_time * _burst(law, cycle_s) * mean_b**2)
     of_any = law.any_s * none * (law.any_s * (1.0 - none) + 2.0 * m * mean_b)
     return cast(Array, cycle_s), (of_prompts + of_any) / (1.0 - (law.in_time * busy) ** 2)
+
+
+def _burst(law: Iterations, cycle_s: Array) -> Array:
+    """Who come in a burst, on either side, to an iteration of `cycle_s` and those that it lengthens [-]."""
+    return law.burst.within(cycle_s / (2.0 * (1.0 - law.in_time * _busy(law))))
+
+
+def _busy(law: Iterations) -> Array:
+    """Share of the time that prompts take [-]."""
+    return jnp.minimum(law.rate_per_s * jnp.sum(law.mass * law.beside_s), BUSIEST)
 
 
 def _cycle(law: Iterations) -> _Cycle:
@@ -119,7 +138,7 @@ def _cycle(law: Iterations) -> _Cycle:
     met_s = cycle_s + variance_s2 / cycle_s
     per_cycle = (1.0 - law.idle) * law.rate_per_s * cycle_s  # of those who meet one
     per_s, follow = law.in_time * (1.0 - law.idle) * law.rate_per_s, (1.0 - law.in_time) * per_cycle
-    group = 1.0 + law.burst / 2.0 * -jnp.expm1(-met_s / law.burst_s)
+    group = 1.0 + _burst(law, met_s)
     none = jnp.exp(-follow) * _before(least_s, some, more_s, per_s / group)
     mean_s = law.step_s + law.any_s * (1.0 - none) + jnp.sum(law.mass * law.beside_s) * per_cycle
     return _Cycle(met_s, least_s, some, more_s, group, per_s, follow, none, mean_s)
@@ -127,12 +146,13 @@ def _cycle(law: Iterations) -> _Cycle:
 
 def _before(least_s: Array, some: Array, more_s: Array, v: Array) -> Array:
     """E exp(-v C') of the iteration before."""
-    return jnp.exp(-v * least_s) * (1.0 - some * v * more_s / (1.0 + v * more_s))
+    return exp(-v * least_s) * (1.0 - some * v * more_s / (1.0 + v * more_s))
 
 
 def _of_prompts(law: Iterations, costs_s: Array, z: Array) -> Array:
     """B(z) [Z]."""
-    return jnp.exp(-z[:, None] * costs_s) @ law.mass.astype(z.dtype)
+    each = exp(-z[:, None] * costs_s)
+    return jax.lax.complex(each.real @ law.mass, each.imag @ law.mass)
 
 
 def _events(cycle: _Cycle, b: Array) -> Array:
@@ -144,8 +164,8 @@ def _phi(law: Iterations, cycle: _Cycle, z: Array) -> Array:
     """E exp(-z C) [Z]."""
     b = _of_prompts(law, law.beside_s, z)
     before = _before(cycle.least_s, cycle.some, cycle.more_s, _events(cycle, b))
-    of_prompts = jnp.exp(-cycle.follow * (1.0 - b)) * before
-    return jnp.exp(-z * law.step_s) * (cycle.none + jnp.exp(-z * law.any_s) * (of_prompts - cycle.none))
+    of_prompts = exp(-cycle.follow * (1.0 - b)) * before
+    return exp(-z * law.step_s) * (cycle.none + exp(-z * law.any_s) * (of_prompts - cycle.none))
 
 
 def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
@@ -156,7 +176,7 @@ def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     at_a, at_end = jnp.split(_phi(it, cycle, jnp.concatenate([a, end])), 2)
     mates = 1.0 / ((cycle.group - (cycle.group - 1.0) * b) * (cycle.group - (cycle.group - 1.0) * behind))
     in_time = mates * (at_a - at_end) / ((end - a) * cycle.mean_s)
-    followers = jnp.exp(-cycle.follow * (1.0 - (b + behind) / 2.0))
+    followers = exp(-cycle.follow * (1.0 - (b + behind) / 2.0))
     slot_s = safe_div(law.slot_s, law.slot_probability)
     slot = 1.0 - law.slot_probability * z * slot_s / (1.0 + z * slot_s)
     return slot * followers * (it.in_time * in_time + (1.0 - it.in_time) * at_end)
@@ -185,7 +205,7 @@ def ttft_tail(law: TtftLaw, limit_s: ArrayLike, slope_s_per_token: ArrayLike = 0
     tail = tail_on_grid(lambda z: _waits(law, cycle, z), span, near_s)
     met = (integral_at(tail, span, low + width) - integral_at(tail, span, low)) / width
     alone = (jnp.minimum(low + width, 0.0) - jnp.minimum(low, 0.0)) / width
-    above = met + law.iterations.idle * (alone - met)
+    above = met + law.at_once * (alone - met)
     return jnp.sum(law.mass * jnp.where(law.stable, above, 1.0))
 
 
@@ -230,4 +250,4 @@ def ttft_mean_s(law: TtftLaw) -> Array:
     cycle = _cycle(law.iterations)
     near = 1e-6 / jnp.maximum(_mean_wait_s(law, cycle), 1e-9)
     wait_s = jnp.real(1.0 - _waits(law, cycle, jnp.reshape(near, 1) + 0j)[0]) / near
-    return (1.0 - law.iterations.idle) * wait_s + jnp.sum(law.mass * (law.least_s + law.most_s)) / 2.0
+    return (1.0 - law.at_once) * wait_s + jnp.sum(law.mass * (law.least_s + law.most_s)) / 2.0

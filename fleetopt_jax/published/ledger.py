@@ -1,8 +1,8 @@
 """The ledger: from the published system to the physical one, a choice at a time, everything else re-optimised.
 
 Row 0 is the paper's own procedure with its sampling. Each later row switches one choice of `Assumptions` and answers
-again: the best homogeneous fleet, the best two pools, and the best two pools with compression (FleetOpt). The last row
-is the preset `physical`.
+again: the best homogeneous fleet, the best two pools, and the best two pools with compression (FleetOpt). The last of
+them is the preset `physical`. Where a prefix cache is assumed, one row more has the same of fleets that all have it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.documents.ledger import LedgerRow
 from fleetopt_jax.fleet.assumptions import CHOICES, PHYSICAL, PUBLISHED, SAMPLED, Assumptions
+from fleetopt_jax.fleet.choices.prefix_cache import NoPrefixCache, PrefixCache, not_searched
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.surroundings import Surroundings
@@ -40,22 +41,30 @@ def ledger(
     output_share: float = PUBLISHED.output_share,
     window_tokens: float | None = None,
     surroundings: Surroundings | None = None,
+    prefix_cache: PrefixCache | None = None,
     progress: Progress | None = None,
 ) -> list[LedgerRow]:
     """The rows for `workload`; `specs(assumptions)` gives the engines a pool may have under the choice `engine`.
 
     `knots` are a CDF's own; of a trace, the quantiles the sampled procedure sees are taken. The sampled row has the
     paper's limits whatever `slo` says: they are part of the procedure. `window_tokens` and `surroundings` as in
-    `make_problem`, which refuses what cannot be asked.
+    `make_problem`, which refuses what cannot be asked. `prefix_cache` adds a row, of fleets that find in it what it
+    says; the others are as without.
     """
+    cache = prefix_cache or NoPrefixCache()
+    if cache.reads_reuse:
+        raise not_searched("a ledger")
     rate_per_s = float(workload.arrival_rate_per_s)
     rows = [_sampled_row(build(specs(PUBLISHED)[0]), knots or _quantile_knots(workload), name, rate_per_s)]
     current = replace(PUBLISHED, integration=SAMPLED, output_share=output_share)
-    for done, choice in enumerate(CHOICES):
-        before, after = getattr(current, choice), getattr(PHYSICAL, choice)
+    switched = {choice: getattr(PHYSICAL, choice) for choice in CHOICES} | (
+        {"prefix_cache": cache} if cache.finds else {}
+    )
+    for done, (choice, after) in enumerate(switched.items()):
+        before = getattr(current, choice)
         current = replace(current, **{choice: after})
         if progress:
-            progress(done, len(CHOICES))
+            progress(done, len(switched))
         problem = make_problem(
             workload,
             specs(current),
@@ -68,7 +77,7 @@ def ledger(
         )
         rows.append(_row(choice, before.name, after.name, problem))
     if progress:
-        progress(len(CHOICES), len(CHOICES))
+        progress(len(switched), len(switched))
     return rows
 
 

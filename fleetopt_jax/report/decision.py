@@ -5,17 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fleetopt_jax.catalog.gpus import GPUS
-from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.resources import limited_resource
+from fleetopt_jax.report.failures import failures_said
 from fleetopt_jax.report.rates import planned_for
 from fleetopt_jax.report.verdict import broken, failing_said, is_overloaded, repair_in_full, repaired_said, takes_said
 from fleetopt_jax.report.words import (
     HARDLY,
     QUANTITIES,
     chance,
+    drafts_said,
     factor,
     goal_of,
     instance_said,
+    instances_said,
     limit_quantity,
     listed,
     margin,
@@ -26,6 +28,7 @@ from fleetopt_jax.report.words import (
     routed_by,
     sentence,
     signed,
+    stages_of,
 )
 
 NOTHING = 0.005  # of an elasticity: not worth a word
@@ -42,11 +45,12 @@ def decision(plan: Mapping[str, Any], sensitivity: Mapping[str, Any] | None = No
     sure = {"How sure": _sure(plan, sensitivity)} | _confidence(plan)
     if plan.get("binding"):
         said = {**_failing(plan), **planned_for(plan["workload"])}
-        said |= {"This fleet": _buy(plan), "Split": _split(plan)} | sure
+        said |= {"This fleet": _buy(plan), "Split": _split(plan)} | _avoided(plan) | _drafts(plan) | sure
     else:
         said = {"Repaired": repaired_said(plan)} if plan.get("repaired") else {}
         said |= {**planned_for(plan["workload"]), "Buy": _buy(plan), "Split": _split(plan), "It saves": _saves(plan)}
-        said |= {"What limits it": _limiting(plan, sensitivity)} | sure
+        said |= _avoided(plan) | _drafts(plan)
+        said |= {"What limits it": _limiting(plan, sensitivity)} | failures_said(plan) | sure
     warnings = [text.rstrip(".") + "." for text in plan.get("warnings", ())]  # begun by a name, perhaps
     return said | ({"Beware": " ".join(warnings)} if warnings else {})
 
@@ -60,7 +64,7 @@ def _failing(plan: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _buy(plan: Mapping[str, Any]) -> str:
-    parts = [f"{pool['n_instances']:,} x {instance_said(pool, ' ')}" for pool in plan["pools"]]
+    parts = [instances_said(pool) for pool in plan["pools"]]
     llms = ", ".join(dict.fromkeys(f"{pool['llm']} in {pool['precision']}" for pool in plan["pools"]))
     metrics = plan["metrics"]
     scope = " (counting the power of one GPU an instance)" if plan["power_scope"] == "one_gpu_per_instance" else ""
@@ -72,10 +76,37 @@ def _buy(plan: Mapping[str, Any]) -> str:
     )
 
 
+def _drafts(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Which pools draft ahead, what they gain in an iteration, and where that stops paying."""
+    drafting = [(k, pool, pool["speculate"]) for k, pool in enumerate(plan["pools"], 1) if pool.get("speculate")]
+    if not drafting:
+        return {}
+    parts = [
+        f"pool {k} drafts {drafts['k']} ahead ({drafts['head']}) and gains {drafts['tokens_per_step']:.3g} tokens an "
+        f"iteration{'' if drafts['measured'] else ' (projected)'}, which pays {_pays(pool, drafts)}"
+        for k, pool, drafts in drafting
+    ]
+    rest = len(plan["pools"]) - len(drafting)
+    others = f"; {'the other pool drafts' if rest == 1 else f'the other {rest} pools draft'} nothing" if rest else ""
+    tasks = listed(list(dict.fromkeys(drafts["task"] for _, _, drafts in drafting if drafts["task"])))
+    assumed = f" Accepted as on: {tasks}; other traffic accepts other shares." if tasks else ""
+    return {"Drafts": f"{sentence('; '.join(parts))}{others}.{assumed}"}
+
+
+def _pays(pool: Mapping[str, Any], drafts: Mapping[str, Any]) -> str:
+    """Up to which batch a token is faster with drafts, beside the batch that there is."""
+    most = drafts["pays_up_to_seqs"]
+    there = f"{pool['n_active']:,.3g} in flight an instance"
+    if most >= pool["max_num_seqs"]:
+        return f"in every batch up to max_num_seqs, with {there}"
+    return f"up to {most:,.0f} sequences an instance, with {there}" if most >= 1 else f"in no batch, with {there}"
+
+
 def _chosen_of(plan: Mapping[str, Any]) -> str:
     """How many engines were asked for, where not all are bought."""
     asked = plan["search"].get("n_engines", 1)
-    used = len({(pool["gpu"], pool["tp"], pool["precision"]) for pool in plan["pools"]})
+    served = [each for pool in plan["pools"] for each in stages_of(pool)]
+    used = len({(each["gpu"], each["tp"], each["precision"], drafts_said(each)) for each in served})
     if used >= asked:
         return ""
     return f", the best of {asked} engines" if used == 1 else f", {used} of {asked} engines that were tried"
@@ -83,7 +114,7 @@ def _chosen_of(plan: Mapping[str, Any]) -> str:
 
 def _prices(plan: Mapping[str, Any]) -> str:
     """The prices of a GPU hour, and which are not the catalog's."""
-    prices = {pool["gpu"]: pool.get("usd_per_gpu_h") for pool in plan["pools"]}
+    prices = {each["gpu"]: each.get("usd_per_gpu_h") for pool in plan["pools"] for each in stages_of(pool)}
     ours, own = [], []
     for gpu, price in prices.items():
         if price is not None and gpu in GPUS and math.isclose(price, GPUS[gpu].usd_per_h):
@@ -95,7 +126,7 @@ def _prices(plan: Mapping[str, Any]) -> str:
 
 
 def _kw(power_w: float) -> str:
-    return f"{power_w / KW:,.4g} kW"
+    return QUANTITIES["power_w"].amount(power_w)
 
 
 def _split(plan: Mapping[str, Any]) -> str:
@@ -107,16 +138,28 @@ def _split(plan: Mapping[str, Any]) -> str:
     return f"{said}; prompts above {listed(shrunk)} tokens are shrunk to fit." if shrunk else f"{said}."
 
 
+def _avoided(plan: Mapping[str, Any]) -> dict[str, str]:
+    """What a prefix cache spares: not a comparison with a fleet that has none, which would be another one."""
+    avoided = plan.get("prefill_avoided")
+    if not avoided:
+        return {}
+    how = "as assumed" if plan["prefix_cache"]["name"] == "constant" else "by the law of its KV memory"
+    return {
+        "Prefill avoided": f"{percent(avoided['prompt_frac'])} of the prompt tokens are found in the prefix cache, "
+        f"{how}; computing them would take {avoided['instances']:,.3g} instances' time, at "
+        f"{_kw(avoided['power_w'])} of their GPUs."
+    }
+
+
 def _saves(plan: Mapping[str, Any]) -> str:
     """What is less than the best one-pool fleet takes, and what is more: energy a token, USD, GPUs."""
     beside, gain = plan.get("one_pool"), plan["metrics"]["gain_vs_homogeneous"]
     if not beside:
-        if gain is None and plan.get("prefix_cache"):
-            return "No one-pool fleet was searched to compare with: what its caches find depends on the fleet."
         if gain is None:
             return "There is no one-pool fleet within the limits to compare with."
         return f"{factor(gain)} the tokens per joule of the best one-pool fleet{_why_worse(plan, gain)}."
     best = f"the {_BEST_BY.get(_name_of(plan), 'best')} one-pool fleet"
+    best += " of instances that prefill and decode" if plan.get("serve") else ""
     best += f" ({beside['n_instances']:,} x {instance_said(beside, ' ')}"
     best += ", which breaks the budget)" if _breaks_budget(plan, beside) else ")"
     best += f" that holds with {percent(plan['confidence']['asked'])} as well" if plan.get("confidence") else ""
@@ -277,7 +320,9 @@ def _stops(plan: Mapping[str, Any]) -> list[str]:
     by: dict[str, list[int]] = {}
     for k, pool in enumerate(pools):
         n, load = pool["n_instances"], pool["utilization"]
-        if load is None or load >= NEAR * cap:
+        if sized and pool.get("stages"):
+            by.setdefault("stages", []).append(k)
+        elif load is None or load >= NEAR * cap:
             by.setdefault("load", []).append(k)
         elif sized and n == 1:
             by.setdefault("alone", []).append(k)
@@ -288,7 +333,7 @@ def _stops(plan: Mapping[str, Any]) -> list[str]:
         elif sized:
             by.setdefault("ttft_p99_s" if slo["itl_s"] is None else "some", []).append(k)
     parts = [_stop(plan, name, held) for name, held in by.items()]
-    if sized and not {"ttft_p99_s", "itl_s", "some"} & set(by):
+    if sized and not {"ttft_p99_s", "itl_s", "some", "stages"} & set(by):
         k = max(range(len(pools)), key=lambda each: _nearness(slo, _judged(plan, pools[each])))
         name = _latency(slo, _judged(plan, pools[k]), NEXT)
         parts += [f"next is the {_latency_said(plan, name, [k])}"] if name else []
@@ -308,9 +353,18 @@ def _stop(plan: Mapping[str, Any], name: str, held: list[int]) -> str:
             return f"whole instances: {who} run{'s' if one else ''} at {loads} load, {fewer} would exceed {cap}"
         case "alone":
             return f"{who} {'is one instance' if one else 'are one instance each'}, the least there is"
+        case "stages":
+            shared = "whose two stages each hold their part of them, and with one instance fewer in either would not"
+            return f"the limits of {who}, {shared}: {', '.join(_of_stages(pools[k]) for k in held)}"
         case "some":
             return f"the latencies of {who}, which one instance fewer would exceed"
     return f"the {_latency_said(plan, name, held)}"
+
+
+def _of_stages(pool: Mapping[str, Any]) -> str:
+    """How near a lane of two stages is to what its stages share out."""
+    loads = listed([f"{each['role']} at {percent(each['utilization'])} load" for each in stages_of(pool)])
+    return f"{loads}, P99 TTFT {ms(pool['ttft_p99_s'])}, mean ITL {ms(pool['itl_s'])}"
 
 
 def _full(plan: Mapping[str, Any], held: list[int]) -> str:
@@ -380,7 +434,8 @@ def _budgets(plan: Mapping[str, Any]) -> list[str]:
 def _used(plan: Mapping[str, Any], limit: str) -> float:
     """What a plan uses of a limit of its budget."""
     if limit.startswith("gpus_of."):
-        return sum(pool["n_gpus"] for pool in plan["pools"] if pool["gpu"] == limit.removeprefix("gpus_of."))
+        served = [each for pool in plan["pools"] for each in stages_of(pool)]
+        return sum(each["n_gpus"] for each in served if each["gpu"] == limit.removeprefix("gpus_of."))
     return plan["metrics"][limited_resource(limit)]
 
 
@@ -418,7 +473,8 @@ def _holds(plan: Mapping[str, Any], sensitivity) -> str:
     pools = f" ({listed(by_pool)})" if len(by_pool) > 1 else ""
     said = f"It holds its limits with {chance(holds['probability'])} probability under the errors of engines and laws"
     asked = not plan.get("binding") and not plan.get("confidence") and holds["probability"] < UNSURE
-    more = f"; fleetopt optimize --confidence {SURE:g} plans for {percent(SURE)}" if asked else ""
+    searched = (plan.get("prefix_cache") or {}).get("name") != "working_set"  # else no plan is made for a probability
+    more = f"; fleetopt optimize --confidence {SURE:g} plans for {percent(SURE)}" if asked and searched else ""
     return f"{said}{pools}{more}."
 
 
@@ -446,10 +502,13 @@ def doubts_said(plan: Mapping[str, Any]) -> str:
         prefill = (pool["prefill_frac"] or 0.0) if counted else 0.0
         where = f" in pool {k}" if len(plan["pools"]) > 1 else ""
         takes = f", and it takes {percent(prefill)} of the time{where}"
+        prompts, tokens = stages_of(pool)[0], stages_of(pool)[-1]
+        if pool.get("stages"):  # each does one thing all of its time
+            prefill, takes = 0.5, f" in the stage of it{where}"
         for name, error, share, said in (
-            ("prefill", pool.get("engine_prefill_error"), prefill, takes),
-            ("the decode step", pool["engine_step_error"], 1.0 - prefill, ""),
-            ("power", pool["engine_power_error"], 1.0, ""),
+            ("prefill", prompts.get("engine_prefill_error"), prefill, takes),
+            ("the decode step", tokens["engine_step_error"], 1.0 - prefill, ""),
+            ("power", max((each["engine_power_error"] or 0.0) for each in (prompts, tokens)) or None, 1.0, ""),
         ):
             if error is not None and share > 0 and error * share > found.get(name, (0.0,))[0]:
                 found[name] = (error * share, error, said)
@@ -462,6 +521,6 @@ def doubts_said(plan: Mapping[str, Any]) -> str:
 
 def gpus_said(plan: Mapping[str, Any]) -> str:
     counts: dict[str, int] = {}
-    for pool in plan["pools"]:
-        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + pool["n_gpus"]
+    for each in [each for pool in plan["pools"] for each in stages_of(pool)]:
+        counts[each["gpu"]] = counts.get(each["gpu"], 0) + each["n_gpus"]
     return " + ".join(f"{count:,} {gpu.upper()}" for gpu, count in counts.items())

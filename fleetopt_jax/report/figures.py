@@ -73,6 +73,7 @@ LEDGER_LABELS = {
     "kv_cache": "paged KV cache",
     "engine": "measured engine",
     "tail": "TTFT distribution",
+    "prefix_cache": "a prefix cache",
 }
 
 
@@ -82,8 +83,10 @@ LABEL_GAP = 0.015  # of the axis, between a bar and its label
 
 @styled
 def ledger_figure(document: Mapping[str, Any]) -> Figure:
-    """The waterfall: FleetOpt's gain after each choice, and what the choice took; the two-pool gain as marks."""
+    """The waterfall: FleetOpt's gain after each choice, and what the choice took; the two-pool gain as marks. What a
+    prefix cache changes, where one is assumed, comes behind."""
     rows = document["rows"]
+    physical = len(rows) - (2 if "prefix_cache" in document else 1)
     figure = new_figure(8.4, 5.4)
     axes = figure.subplots()
     gains = [row["gain"] for row in rows]
@@ -100,7 +103,7 @@ def ledger_figure(document: Mapping[str, Any]) -> Figure:
         if gain is None:
             axes.text(i, 1.02, "no fleet\nholds the\nlimits", ha="center", fontsize=9.5, color=MUTED)
             continue
-        total = i in (0, len(gains) - 1)
+        total = i in (0, physical)
         low, high = (1.0, gain) if total else sorted((known, gain))
         colour, hatch = (MUTED, "") if total else (MORE, "") if gain >= known else (LESS, "///")
         look = {"color": colour, "hatch": hatch, "edgecolor": PAPER, "linewidth": 0}
@@ -120,7 +123,8 @@ def ledger_figure(document: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("tokens per joule over the\nbest homogeneous fleet")
     axes.set_ylim(LEDGER_BASE, top)
     plain_numbers(axes.yaxis)
-    say(figure, _ledger_takeaway(document, gains, two_pools))
+    ends = slice(None, physical + 1)
+    say(figure, _ledger_takeaway(document, gains[ends], two_pools[ends]))
     grid_along(axes, "y")
     axes.legend(loc="upper right")
     return figure

@@ -27,7 +27,7 @@ from fleetopt_jax.report.tables import new_table
 from fleetopt_jax.report.verdict import broken
 from fleetopt_jax.report.words import (
     goal_of,
-    instance_said,
+    instances_said,
     limits_said,
     ms,
 )
@@ -59,7 +59,7 @@ def levers_table(document: Mapping[str, Any]) -> RenderableType:
     notes += [f"Left out, {each['name']}: {each['why']}." for each in document["left_out"]]
     notes.append(
         f"Gain: {goal_of(document['objective']).gain} over the present fleet planned anew, everything else "
-        f"re-optimised. 90 %: from the engines' errors, common to fleets that share one; compression as it is assumed. "
+        f"re-optimised. 90 %: from the engines' errors, common to fleets that share one; what is assumed, as it is. "
         f"Assumptions '{document['assume']}'."
     )
     return Group(*parts, *(Text(note, style="dim") for note in notes))
@@ -121,10 +121,7 @@ def _present(document: Mapping[str, Any]) -> str:
     if present["tok_per_j"] is None:
         binding = present["binding"]
         return f"{said}Present fleet: none holds the limits ({_reason(binding)})."
-    fleet = " + ".join(
-        f"{pool['n_instances']:,} x {instance_said(pool, ' ')} {pool['llm']} {pool['precision']}"
-        for pool in present["pools"]
-    )
+    fleet = " + ".join(f"{instances_said(pool)} {pool['llm']} {pool['precision']}" for pool in present["pools"])
     return (
         f"{said}Present fleet{', planned anew' if given else ''}: {fleet}; {present['tok_per_j']:.3g} tok/J, "
         f"{present['power_w'] / KW:,.1f} kW, ${present['usd_per_h']:,.0f}/h, "
@@ -161,6 +158,8 @@ def lever_label(lever: Mapping[str, Any]) -> str:
             return "max_num_seqs" + chosen("max_num_seqs", lambda n: "as it is" if n is None else f"{n:,}")
         case "clock":
             return "GPU clock" + chosen("clock_frac", lambda frac: f"{frac:.0%}")
+        case "speculate":
+            return "drafts ahead" + chosen("speculate", lambda d: f"{d['head']}:{d['k']}" if d else "none")
         case "precision":
             return "fp8 weights"
         case "kv_precision":

@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike
 from fleetopt_jax import __version__
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.core.errors import BadInput
-from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.core.units import MS
 from fleetopt_jax.report import style
 from fleetopt_jax.report.decision import decision, gpus_said
+from fleetopt_jax.report.failures import reserve_said
 from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
@@ -30,6 +31,7 @@ from fleetopt_jax.report.words import (
     certificate,
     choices_said,
     dispatch_said,
+    drafts_said,
     edge,
     goal_of,
     in_flight,
@@ -165,7 +167,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
         ("load", [percent(pool["utilization"]) for pool in pools]),
         ("time in prefill", [percent(pool["prefill_frac"]) for pool in pools]),
         ("in flight per instance", [in_flight(pool["n_active"]) for pool in pools]),
-        ("power", [f"{pool['power_w'] / KW:,.4g} kW" for pool in pools]),
+        ("power", [QUANTITIES["power_w"].amount(pool["power_w"]) for pool in pools]),
         ("tokens per joule", [f"{pool['tok_per_j']:#.3g}" for pool in pools]),
         ("P99 TTFT", [ms(pool["ttft_p99_s"]) for pool in pools]),
         *ttft_limit_rows(plan),
@@ -174,6 +176,8 @@ def _pools(plan: Mapping[str, Any]) -> str:
     ]
     if any(pool["clock_frac"] < 1 for pool in pools):
         rows.insert(5, ("clock", [f"{percent(pool['clock_frac'])} of the top" for pool in pools]))
+    if any(pool.get("speculate") for pool in pools):
+        rows.insert(5, ("drafts an iteration", [drafts_said(pool) for pool in pools]))
     head = ["", *(f"pool {k}" for k in range(1, len(pools) + 1))]
     return _table("What each pool is", head, [[name, *cells] for name, cells in rows])
 
@@ -282,9 +286,10 @@ def _limits(plan: Mapping[str, Any], sensitivity, simulation) -> list[str]:
     said = [
         "The arrival rate and the lengths are taken to stay as they are"
         + (": no daily swing, " if plan["workload"].get("at", "mean") == "mean" else " in the hour planned for: ")
-        + "no growth, no spare for failures.",
+        + "no growth.",
+        reserve_said(plan) or "All instances are taken to be up: there is no spare for failures.",
         "Clients are taken to ask for as many tokens as said, however many they then get."
-        if plan.get("route_by")
+        if (plan.get("route_by") or {}).get("name") == "prompt_and_limit"
         else "Every request is known by its total length when it is routed; a router that must guess the output does "
         "worse.",
         "Networks, disks and schedulers other than continuous batching are left out.",

@@ -315,6 +315,9 @@ AXIS_SHOWN: Mapping[str, str] = {  # what is swept
     "max-num-seqs": "sequences an instance runs",
     "tp": "GPUs an instance",
     "pools": "most pools",
+    "spare": "instances of a pool that may be down",
+    "spare-nodes": "nodes of a pool that may be down",
+    "availability": "share of the time that pools hold, at least",
     "confidence": "P(limits hold), at least",
 }
 _AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
@@ -327,8 +330,12 @@ _AXIS_AT: Mapping[str, str] = {  # one value of it, in a sentence
     "max-num-seqs": "{} sequences an instance",
     "tp": "{} GPUs an instance",
     "pools": "at most {} pools",
+    "spare": "{} spare a pool",
+    "spare-nodes": "{} spare nodes a pool",
+    "availability": "{} of the time",
     "confidence": "{} probability",
 }
+_OF_SIZE = ("confidence", "spare", "spare-nodes", "availability")  # what buys GPUs, which are said first
 _PANELS = {
     "tok_per_j": "output tokens\nper joule",
     "n_gpus": "GPUs",
@@ -378,7 +385,7 @@ def axis_takeaway(document: Mapping[str, Any]) -> str:
     def said(row: Mapping[str, Any]) -> str:
         gain = row["plan"]["metrics"]["gain_vs_homogeneous"]
         worth = "" if gain is None else f" ({gain:.2f}x one pool)"
-        gpus = f"{row['plan']['metrics']['n_gpus']:,} GPUs, " if name == "confidence" else ""
+        gpus = f"{row['plan']['metrics']['n_gpus']:,} GPUs, " if name in _OF_SIZE else ""
         return f"{gpus}{row['plan']['metrics']['tok_per_j']:.3g} tok/J{worth} at {at(row)}"
 
     ends = f"{said(first)}; {said(last)}" if last is not first else said(first)

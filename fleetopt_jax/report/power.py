@@ -18,7 +18,7 @@ from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import for_each_lane, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet
-from fleetopt_jax.fleet.stage import StageLoad, setting_of, stage_load
+from fleetopt_jax.fleet.stage import StageLoad, all_up, setting_of, stage_load
 from fleetopt_jax.fleet.traffic import PoolTraffic, routed
 from fleetopt_jax.report.style import (
     BLUE,
@@ -79,7 +79,7 @@ def _curves(
 ) -> tuple[StageLoad, tuple[Array, ...], Array]:
     """Each pool's load, (batch, power of one GPU [W], tokens per joule) of ever fewer instances, and which of them are
     shown, [K, N_POINTS]."""
-    setting = setting_of(workload, fleet.surroundings, assumptions)
+    setting = all_up(setting_of(workload, fleet.surroundings, assumptions))
 
     def curve(engine: Engine, traffic: PoolTraffic, window_tokens: Array, n_instances: Array, runs: Array):
         load = stage_load(engine, traffic, window_tokens, setting)

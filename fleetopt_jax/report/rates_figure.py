@@ -49,7 +49,7 @@ def draw_rates(figure: FigureBase, document: Mapping[str, Any]) -> None:
         axes.set_ylabel(f"{name}\n[tokens]")
         axes.yaxis.set_major_locator(MaxNLocator(3))
         grid_along(axes, "y")
-    _time_ticks(panels[-1], edges_s, document["bin_s"])
+    time_ticks(panels[-1], edges_s, document["bin_s"])
     say(figure, rates_takeaway(document))
     figure.align_ylabels(panels)
 
@@ -83,7 +83,7 @@ def _rates(axes, document: Mapping[str, Any], edges_s: np.ndarray) -> None:
     axes.legend(loc="upper left", ncols=3)
 
 
-def _time_ticks(axes, edges_s: np.ndarray, bin_s: float) -> None:
+def time_ticks(axes, edges_s: np.ndarray, bin_s: float) -> None:
     """Round times of the clock: hours and minutes of a day, or whole days."""
     span_s = edges_s[-1] - edges_s[0]
     if span_s <= MOST_DAYS_IN_HOURS:

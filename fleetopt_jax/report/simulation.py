@@ -42,6 +42,7 @@ SHOWN = {
     "e2e_p99_s": ("P99 end to end, s", "{:,.1f}", 1.0),
     "slo_attainment": ("TTFT within limit, %", "{:.2f}", 0.01),
     "kv_occupancy": ("KV cache in use, %", "{:.1f}", 0.01),
+    "prefix_hit_frac": ("found in the cache, %", "{:.1f}", 0.01),
 }
 
 
@@ -65,7 +66,20 @@ def simulation_table(document: Mapping[str, Any]) -> RenderableType:
         f"Statistics over {document['window_s']:,.0f} s after a warm-up of {document['warm_up_s']:,.0f} s, "
         f"state of {document['memory_bytes'] / 1e6:,.0f} MB."
     )
-    return Group(*parts, Text(counts, style="dim"))
+    return Group(*parts, Text(counts + outages_said(document), style="dim"))
+
+
+def outages_said(document: Mapping[str, Any]) -> str:
+    """What was down while it was simulated, where anything was."""
+    said = ""
+    if "down" in document:
+        said = f" {document['down']:,} of the instances of every pool are left out, by the laws too."
+    if found := document.get("outages"):
+        up = [f"{100.0 * share:.4g} %" for share in found["up_frac"]]
+        of = "their" if len(up) == 1 else "the pools'"
+        said += f" {found['n_outages']:,} failures of instances, which were up {listed(up)} of {of} time"
+        said += "; by the laws always."
+    return said
 
 
 def limits_lines(document: Mapping[str, Any]) -> list[str]:

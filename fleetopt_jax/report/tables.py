@@ -1,7 +1,7 @@
 """Rich tables for the terminal. Each takes the same JSON document that `--json` prints."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,19 +14,23 @@ from rich.text import Text
 from fleetopt_jax.core.units import GIB, KW, MS, TB, TFLOP
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, whole_blocks_tokens
 from fleetopt_jax.report.decision import decision
+from fleetopt_jax.report.failures import reserve_said
 from fleetopt_jax.report.words import (
     certificate,
     choices_said,
+    drafts_said,
     edge,
     factor,
     in_flight,
     instance_said,
+    instances_said,
     latency,
     ms,
     or_dash,
     percent,
     rests_on,
     site_said,
+    stages_of,
     ttft_limit_rows,
     ttft_said,
 )
@@ -122,14 +126,19 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     table = new_table("Pool", *(str(number) for number in range(1, len(pools) + 1)))
     table.add_row("requests up to", *(edge(pool) for pool in pools))
     table.add_row("window", *(f"{pool['window_tokens']:,} tokens" for pool in pools))
-    table.add_row("instances", *(f"{pool['n_instances']:,} x {instance_said(pool, ' ')}" for pool in pools))
+    for row in _instance_rows(pools):
+        table.add_row(*row)
     table.add_row("max_num_seqs", *(f"{pool['max_num_seqs']:,}" for pool in pools))
-    if any(pool["clock_frac"] < 1 for pool in pools):
-        table.add_row("clock", *(f"{percent(pool['clock_frac'])} of the top" for pool in pools))
+    if any(each["clock_frac"] < 1 for pool in pools for each in stages_of(pool)):
+        clocks = [" / ".join(percent(each["clock_frac"]) for each in stages_of(pool)) for pool in pools]
+        table.add_row("clock", *(f"{clock} of the top" for clock in clocks))
+    if any(pool.get("speculate") for pool in pools):
+        table.add_row("drafts an iteration", *(drafts_said(pool) for pool in pools))
     table.add_row("share of requests", *(percent(pool["traffic_frac"], 2) for pool in pools))
-    table.add_row("load", *(percent(pool["utilization"]) for pool in pools))
+    loads = [" / ".join(percent(each["utilization"]) for each in stages_of(pool)) for pool in pools]
+    table.add_row("load", *loads)
     if plan["assumptions"]["prefill"] != "free_chunks":
-        table.add_row("time in prefill", *(percent(pool["prefill_frac"]) for pool in pools))
+        table.add_row("time in prefill", *("-" if p.get("stages") else percent(p["prefill_frac"]) for p in pools))
     if plan.get("prefix_cache"):
         table.add_row("found in the cache", *(percent(pool["prefix_hit_frac"]) for pool in pools))
     table.add_row("in flight per instance", *(in_flight(pool["n_active"]) for pool in pools))
@@ -146,6 +155,22 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         f"${metrics['usd_per_h']:,.0f}/h, {ttft_said(plan)}."
     )
     return Group(_answer(plan), table, facts, Text(_how(plan), style="dim"))
+
+
+def _instance_rows(pools: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What the pools run on, and of those with two stages how caches are handed over."""
+    if not any(pool.get("stages") for pool in pools):
+        return [["instances", *map(instances_said, pools)]]
+    each = [stages_of(pool) for pool in pools]
+    only = {len(stages) for stages in each} == {2}
+    first = [f"{stages[0]['n_instances']:,} x {instance_said(stages[0], ' ')}" for stages in each]
+    second = [
+        f"{stages[1]['n_instances']:,} x {instance_said(stages[1], ' ')}" if len(stages) > 1 else "the same"
+        for stages in each
+    ]
+    ways = [ms(pool["hand_over"]["mean_s"]) if pool.get("stages") else "-" for pool in pools]
+    name = "prefill instances" if only else "prefill or all"
+    return [[name, *first], ["decode instances", *second], ["hand-over", *ways]]
 
 
 def _rate(pool: Mapping[str, Any]) -> str:
@@ -178,12 +203,13 @@ def _how(plan: Mapping[str, Any]) -> str:
         certificate(plan),
         f"Assumptions '{plan['assume']}': {'; '.join(choices_said(plan))}.",
     ]
-    return "\n".join([*lines, *filter(None, (_trust(plan), site_said(plan)))])
+    return "\n".join([*lines, *filter(None, (_trust(plan), site_said(plan), reserve_said(plan)))])
 
 
 def _trust(plan: Mapping[str, Any]) -> str:
     """How far the engines can be trusted, once each."""
-    seen = {(pool["gpu"], pool["llm"], pool["tp"], pool["precision"]): pool for pool in plan["pools"]}
+    served = [each for pool in plan["pools"] for each in stages_of(pool)]
+    seen = {(each["gpu"], each["llm"], each["tp"], each["precision"], drafts_said(each)): each for each in served}
     parts = []
     for pool in seen.values():
         errors = [
@@ -211,7 +237,7 @@ def ledger_table(document: Mapping[str, Any]) -> RenderableType:
         table.add_row(
             row["choice"],
             row["from"] or "",
-            row["to"] or "",
+            _found_of(document) if row["choice"] == "prefix_cache" else row["to"] or "",
             *(
                 or_dash(row[name], "{:.4g}")
                 for name in ("tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt")
@@ -219,17 +245,30 @@ def ledger_table(document: Mapping[str, Any]) -> RenderableType:
             "-" if row["gain"] is None else factor(row["gain"]),
             split,
         )
-    first, last = document["rows"][0], document["rows"][-1]
+    first, (last, *cached) = document["rows"][0], ledger_ends(document)
     if last["gain"] is None:
         answer = "With all choices physical no fleet holds the limits: see fleetopt optimize for what is reachable."
     else:
-        alone = last["tok_per_j_two_pool"] / last["tok_per_j_homogeneous"]
-        answer = (
-            f"Published gain {factor(first['gain'])}; physical {factor(last['gain'])}, "
-            f"of which splitting by length alone is {factor(alone)}."
-        )
+        answer = f"Published gain {factor(first['gain'])}; physical {_gains(last)}."
+    for row in cached:
+        gains = "no fleet holds the limits" if row["gain"] is None else _gains(row)
+        answer += f" Where {_found_of(document)} of the prompt tokens are found in a prefix cache: {gains}."
     note = "FleetOpt: two pools, gamma searched; 'Split at' its short window x gamma. -: no fleet holds the limits."
     return Group(Text(answer, style="bold"), table, Text(note, style="dim"))
+
+
+def ledger_ends(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The row of a ledger with all choices physical, and the one with a prefix cache if it has any."""
+    return document["rows"][-2:] if "prefix_cache" in document else document["rows"][-1:]
+
+
+def _gains(row: Mapping[str, Any]) -> str:
+    alone = row["tok_per_j_two_pool"] / row["tok_per_j_homogeneous"]
+    return f"{factor(row['gain'])}, of which splitting by length alone is {factor(alone)}"
+
+
+def _found_of(document: Mapping[str, Any]) -> str:
+    return percent(document["prefix_cache"]["hit_frac"])
 
 
 def engine_table(document: Mapping[str, Any]) -> RenderableType:

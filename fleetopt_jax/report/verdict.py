@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor, isfinite, log10
 from typing import Any
 
-from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.core.units import MS
 from fleetopt_jax.report.words import (
     GROWS,
     NOT_TOGETHER,
@@ -185,7 +185,7 @@ def takes_said(taken: Mapping[str, float]) -> str:
     """'96 GPUs, 57.6 kW and $386 an hour'; what is less with its sign."""
     gpus, usd = taken["n_gpus"], taken["usd_per_h"]
     dollars = f"{'-' if usd < 0 else ''}${abs(usd):,.0f} an hour"
-    return f"{gpus:,.0f} GPU{'s' if gpus != 1 else ''}, {taken['power_w'] / KW:,.4g} kW and {dollars}"
+    return f"{gpus:,.0f} GPU{'s' if gpus != 1 else ''}, {QUANTITIES['power_w'].amount(taken['power_w'])} and {dollars}"
 
 
 def repaired_said(plan: Mapping[str, Any]) -> str:

@@ -19,7 +19,8 @@ class Quantity:
 
     def amount(self, value: float) -> str:
         """A value in SI units with its unit: '85 points', '120 kW'."""
-        shown = f"{value / self.si:,.4g}"
+        number = value / self.si
+        shown = f"{number:,.0f}" if abs(number) >= 1e4 else f"{number:,.4g}"
         return f"{shown} {self.unit}{'s' if self.unit in _COUNTED and shown != '1' else ''}".strip()
 
 
@@ -161,11 +162,18 @@ def engines_said(plan: Mapping[str, Any]) -> str:
     """What the engines of a plan go by, each kind once."""
     pools_of: dict[str, list[str]] = {}
     for k, pool in enumerate(plan["pools"], 1):
-        pools_of.setdefault(rests_on(pool), []).append(str(k))
+        for text in dict.fromkeys(rests_on(each) for each in stages_of(pool)):
+            pools_of.setdefault(text, []).append(str(k))
     if len(pools_of) == 1:
         return f"engines go by {next(iter(pools_of))}"
     parts = [f"{'pools' if len(pools) > 1 else 'pool'} {listed(pools)} by {text}" for text, pools in pools_of.items()]
     return f"engines go by different things: {', '.join(parts)}"
+
+
+def drafts_said(pool: Mapping[str, Any]) -> str:
+    """What a pool drafts ahead, as 'eagle3:3, 2.79 tokens'."""
+    drafts = pool.get("speculate")
+    return f"{drafts['head']}:{drafts['k']}, {drafts['tokens_per_step']:.3g} tokens" if drafts else "-"
 
 
 def rests_on(pool: Mapping[str, Any]) -> str:
@@ -192,6 +200,20 @@ def instance_said(engine: Mapping[str, Any], times: str = " x ") -> str:
     return f"{gpus_of_instance(engine)}{times}{engine['gpu'].upper()}{split}"
 
 
+def stages_of(pool: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a pool is made of: its two stages where it has two, else itself."""
+    return pool.get("stages") or [pool]
+
+
+def instances_said(pool: Mapping[str, Any]) -> str:
+    """The instances of a pool: '6 x 8 H100', or '2 x 8 H100 prefill + 3 x 8 H200 decode'."""
+    said = [
+        f"{each['n_instances']:,} x {instance_said(each, ' ')}{' ' + each['role'] if 'role' in each else ''}"
+        for each in stages_of(pool)
+    ]
+    return " + ".join(said)
+
+
 def dispatch_said(plan: Mapping[str, Any]) -> str:
     """How a pool's requests come to its instances."""
     return _DISPATCHES.get(plan["dispatch"], f"dispatch: {plan['dispatch']}")
@@ -199,7 +221,13 @@ def dispatch_said(plan: Mapping[str, Any]) -> str:
 
 def routed_by(plan: Mapping[str, Any]) -> str:
     """The length that the router compares with its thresholds."""
-    return "prompt and the max_tokens asked for" if plan.get("route_by") else "total length, prompt and output"
+    key = plan.get("route_by")
+    if not key:
+        return "total length, prompt and output"
+    if key["name"] == "prompt_and_limit":
+        return "prompt and the max_tokens asked for"
+    room = "" if key["headroom"] == 1 else f"{key['headroom']:g} times "
+    return f"conversation ({room}its first total length, and it stays until a turn no longer fits)"
 
 
 def slope_said(ttft_s_per_token: float) -> str:

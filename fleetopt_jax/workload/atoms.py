@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from jax import Array
@@ -31,6 +31,7 @@ class Workload:
     longest_tokens: Array  # the longest total length the fleet must serve (declared or seen) [tokens]
     by_prompt: Array  # the atoms in order of their prompts, made once; as floats, so that all of it differentiates [J]
     reuse: "Reuse | None" = None  # of prompts, where it is known
+    routed_tokens: Array | None = None  # what sticky sessions are routed by, where it was read with them [J]
 
 
 def make_workload(
@@ -42,11 +43,12 @@ def make_workload(
     arrival_scv: float = 1.0,
     longest_tokens: float | None = None,
     reuse: "Reuse | None" = None,
+    routed_tokens: ArrayLike | None = None,
 ) -> Workload:
     """A checked, sorted `Workload`. Equal weights if none are given; weights are normalised to sum to 1.
 
     Lengths [J] in tokens, `arrival_rate_per_s` in requests per second; `reuse` (`workload.reuse`) in the order of the
-    lengths. Raises ValueError that names what is wrong.
+    lengths, as `routed_tokens` (`workload.conversations`). Raises ValueError that names what is wrong.
 
     >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
     >>> float(chat.longest_tokens)
@@ -75,6 +77,9 @@ def make_workload(
         raise ValueError(
             f"need a finite longest_tokens, got {longest:g}, not below the longest atom of {total.max():g}"
         )
+    routed = None if routed_tokens is None else np.asarray(routed_tokens, dtype=float)
+    if routed is not None and not (routed.shape == total.shape and (routed >= total * (1.0 - 1e-9)).all()):
+        raise ValueError("need routed_tokens of every atom, none below its prompt and output")
     order = np.lexsort((output, total))
     return Workload(
         **as_floats(
@@ -87,12 +92,21 @@ def make_workload(
             longest_tokens=longest,
         ),
         reuse=None if reuse is None else reuse.in_order(order),
+        routed_tokens=None if routed is None else cast(Array, np.maximum(routed, total)[order]),
     )
 
 
 def total_tokens(workload: Workload) -> Array:
     """Prompt plus output of each atom [tokens], shape [J], non-decreasing."""
     return workload.prompt_tokens + workload.output_tokens
+
+
+def grown_routed_tokens(workload: Workload, prompt_tokens: Array, output_tokens: Array) -> Array | None:
+    """What sticky sessions are routed by where the atoms have these lengths instead [tokens] [J]: a conversation's
+    first turn grows as the turn itself does. None where it is not known."""
+    if workload.routed_tokens is None:
+        return None
+    return workload.routed_tokens * (prompt_tokens + output_tokens) / total_tokens(workload)
 
 
 def mean_tokens(workload: Workload) -> tuple[Array, Array]:

@@ -20,6 +20,7 @@ class Columns:
     held_tokens: Array  # in the KV cache when decoding begins
     steps: Array  # decode iterations, over which what is held grows by the output
     output_tokens: Array  # credited
+    kept_tokens: Array | None = None  # what sticky sessions route by, where it is known
 
 
 def columns_of(prompt_tokens: ArrayLike, output_tokens: ArrayLike) -> Columns:

@@ -21,7 +21,11 @@ def compress(
 
 
 def compress_with_members(
-    prompt_tokens: np.ndarray, output_tokens: np.ndarray, weight: np.ndarray | None = None, max_atoms: int = MAX_ATOMS
+    prompt_tokens: np.ndarray,
+    output_tokens: np.ndarray,
+    weight: np.ndarray | None = None,
+    max_atoms: int = MAX_ATOMS,
+    routed_tokens: np.ndarray | None = None,
 ) -> tuple[Atoms, np.ndarray]:
     """((prompt, output, weight) of at most `max_atoms` atoms, the atom that each request is in).
 
@@ -30,18 +34,24 @@ def compress_with_members(
     mean square), until `max_atoms` cells are left; an atom is the mean of its cell. So mass, mean prompt and mean
     output of every cell are exact, a spike in the data is a cell of its own with no error, and the variance lost is the
     sum of the squared errors the splitting has made small. The order of the input does not matter.
+
+    Requests that are routed by another length than their total are told apart, and cells split, by that as well.
     """
     pairs = np.asarray(prompt_tokens, dtype=float) + 1j * np.asarray(output_tokens, dtype=float)  # sorts in one pass
     weights = np.ones(len(pairs)) if weight is None else np.asarray(weight, dtype=float)
     points, where = np.unique(pairs, return_inverse=True)
-    mass = np.bincount(where, weights=weights, minlength=len(points))
     points = np.stack([points.real, points.imag], axis=1)
+    if routed_tokens is not None:
+        both, where = np.unique(where + 1j * np.asarray(routed_tokens, dtype=float), return_inverse=True)
+        points = np.column_stack([points[both.real.astype(int)], both.imag])
+    mass = np.bincount(where, weights=weights, minlength=len(points))
     kept = np.cumsum(mass > 0) - 1
     points, mass = points[mass > 0], mass[mass > 0]
     if len(points) <= max_atoms:
         return (points[:, 0], points[:, 1], mass), kept[where]
-    lengths = np.stack([points.sum(axis=1), points[:, 1]], axis=1)
-    scaled = lengths / np.sqrt(np.average(lengths**2, axis=0, weights=mass)) * [TOTAL_EMPHASIS, 1.0]
+    lengths = np.stack([points[:, 0] + points[:, 1], *points.T[1:]], axis=1)
+    emphasis = np.array([TOTAL_EMPHASIS, 1.0, TOTAL_EMPHASIS])[: lengths.shape[1]]
+    scaled = lengths / np.sqrt(np.average(lengths**2, axis=0, weights=mass)) * emphasis
     ticket = itertools.count()  # breaks ties in the heap, so that arrays are never compared
     heap = [_cell(scaled, mass, np.arange(len(points)), next(ticket))]
     while len(heap) < max_atoms and heap[0][0] < 0:
@@ -50,7 +60,7 @@ def compress_with_members(
         for side in (members[below], members[~below]):
             heapq.heappush(heap, _cell(scaled[side], mass[side], side, next(ticket)))
     cells = [members for _, _, members, _, _ in heap]
-    means = np.array([np.average(lengths[cell], axis=0, weights=mass[cell]) for cell in cells])
+    means = np.array([np.average(lengths[cell, :2], axis=0, weights=mass[cell]) for cell in cells])
     # On a binary grid that doubles hold exactly, prompt + output is the total to the bit: no atom outgrows its cell.
     grid = 2.0 ** (np.ceil(np.log2(lengths.max())) - 51)
     total, output = (np.round(means / grid) * grid).T

@@ -33,12 +33,13 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 from scipy.special import chdtrc, fdtrc
 
 from fleetopt_jax.core.units import HOUR_S
+from fleetopt_jax.workload.clock import Clock, Stretches
 
 if TYPE_CHECKING:
     from fleetopt_jax.workload.readers import Trace
@@ -147,31 +148,50 @@ class Hour:
         return replace(self, rate_per_s=rate_per_s, mean_rate_per_s=rate_per_s / self.over_mean)
 
 
-def rate_profile(trace: "Trace") -> RateProfile | None:
-    """The rate by hour of a trace; None without time stamps, or with too few requests or too short a time for one."""
-    arrival_s, n_rows = trace.arrival_s, len(trace.prompt_tokens)
-    if arrival_s is None:
-        return None
-    span_s, first_s = float(arrival_s[-1]) + trace.bucket_s, trace.first_arrival_s
-    bin_s = _bin_s(span_s, trace.n_requests, trace.bucket_s)
+class _Bins(NamedTuple):
+    """The bins of a profile."""
+
+    bin_s: float
+    start_s: np.ndarray  # on the file's own clock
+    edges_s: np.ndarray  # since the first arrival, the first of them not after it [B + 1]
+    covered_s: np.ndarray
+
+    @property
+    def whole(self) -> np.ndarray:
+        return self.covered_s >= WHOLE_FRAC * self.bin_s
+
+
+def _bins_of(span_s: float, n: int, first_s: float, bucket_s: float = 0.0) -> _Bins | None:
+    bin_s = _bin_s(span_s, n, bucket_s)
     if bin_s is None:
         return None
     bins_before = math.floor(first_s / bin_s)
     offset_s = first_s - bin_s * bins_before
     edges_s = bin_s * np.arange(max(1, math.ceil((span_s + offset_s) / bin_s)) + 1) - offset_s
-    rows = np.concatenate([[0], np.searchsorted(arrival_s, edges_s[1:-1]), [n_rows]])
     covered_s = np.minimum(edges_s[1:], span_s) - np.maximum(edges_s[:-1], 0.0)
+    return _Bins(bin_s, bin_s * (bins_before + np.arange(len(covered_s))), edges_s, covered_s)
+
+
+def rate_profile(trace: "Trace") -> RateProfile | None:
+    """The rate by hour of a trace; None without time stamps, or with too few requests or too short a time for one."""
+    arrival_s, n_rows = trace.arrival_s, len(trace.prompt_tokens)
+    if arrival_s is None:
+        return None
+    bins = _bins_of(float(arrival_s[-1]) + trace.bucket_s, trace.n_requests, trace.first_arrival_s, trace.bucket_s)
+    if bins is None:
+        return None
+    rows = np.concatenate([[0], np.searchsorted(arrival_s, bins.edges_s[1:-1]), [n_rows]])
     n_requests = np.diff(rows) if trace.weight is None else _sums(trace.weight, rows)
-    whole = covered_s >= WHOLE_FRAC * bin_s
     if trace.bucket_s:
-        scv, chance = 1.0, _chance_of_sums(n_requests[whole])
+        scv, chance = 1.0, _chance_of_sums(n_requests[bins.whole])
     else:
         scv = _scv_within(arrival_s, rows)
-        chance = _chance(arrival_s, edges_s[0], bin_s, whole, scv)
+        counts = np.diff(np.searchsorted(arrival_s, _quarters(bins)))
+        chance = _chance(counts, bins, float(arrival_s[-1]), scv)
     profile = RateProfile(
-        bin_s=bin_s,
-        start_s=bin_s * (bins_before + np.arange(len(covered_s))),
-        covered_s=covered_s,
+        bin_s=bins.bin_s,
+        start_s=bins.start_s,
+        covered_s=bins.covered_s,
         rows=rows,
         n_requests=n_requests,
         mean_prompt_tokens=_means(trace.prompt_tokens, trace.weight, rows, n_requests),
@@ -182,11 +202,60 @@ def rate_profile(trace: "Trace") -> RateProfile | None:
     return profile if profile.whole.sum() >= MIN_BINS else None
 
 
+def profile_of_clock(clock: Clock) -> RateProfile | None:
+    """The same of arrivals that were counted as they passed; its `rows` count them."""
+    bins, stretches = _bins_of(clock.last_s, clock.n, clock.first_s), clock.settled()
+    if bins is None:
+        return None
+    per_quarter = round(bins.bin_s / PARTS / clock.width_s)
+    quarters = stretches.by(stretches.index // per_quarter)
+    of_bins = stretches.by(stretches.index // (PARTS * per_quarter))
+    before = math.floor(clock.first_s / bins.bin_s)
+    n_bins = len(bins.covered_s)
+
+    def each(values: np.ndarray) -> np.ndarray:
+        return np.bincount(np.clip(of_bins.index - before, 0, n_bins - 1), values, n_bins)
+
+    n, scv = each(of_bins.n), _scv_of(of_bins)
+    counts = np.bincount(np.clip(quarters.index - PARTS * before, 0, PARTS * n_bins - 1), quarters.n, PARTS * n_bins)
+    with np.errstate(invalid="ignore"):
+        profile = RateProfile(
+            bin_s=bins.bin_s,
+            start_s=bins.start_s,
+            covered_s=bins.covered_s,
+            rows=np.concatenate([[0], np.cumsum(n)]).astype(int),
+            n_requests=n.astype(int),
+            mean_prompt_tokens=each(of_bins.prompt) / n,
+            mean_output_tokens=each(of_bins.output) / n,
+            arrival_scv=scv,
+            chance=_chance(counts, bins, clock.last_s, scv),
+        )
+    return profile if profile.whole.sum() >= MIN_BINS else None
+
+
 def hour_of(trace: "Trace", profile: RateProfile, at: Literal["peak", "p95"], mean_rate_per_s: float) -> Hour:
     """The hour to plan for of a trace that is planned with `mean_rate_per_s` on average [1/s]: as many times that as
     the hour has over the mean of the trace."""
+    other = trace.weight is None and differs(trace, profile, profile.at(at))
+    return _hour(profile, at, mean_rate_per_s, other_lengths=other)
+
+
+def hour_of_clock(clock: Clock, profile: RateProfile, at: Literal["peak", "p95"], mean_rate_per_s: float) -> Hour:
+    """The same of arrivals that were counted as they passed."""
+    stretches, k = clock.settled(), profile.at(at)
+    inside = (stretches.index * clock.width_s // profile.bin_s) == profile.start_s[k] // profile.bin_s
+    other = any(
+        _means_differ(
+            *((stretches.n[rows].sum(), x[rows].sum(), x2[rows].sum()) for rows in (inside, ~inside)),
+        )
+        for x, x2 in ((stretches.prompt, stretches.prompt2), (stretches.output, stretches.output2))
+    )
+    return _hour(profile, at, mean_rate_per_s, other_lengths=other)
+
+
+def _hour(profile: RateProfile, at: Literal["peak", "p95"], mean_rate_per_s: float, *, other_lengths: bool) -> Hour:
     k = profile.at(at)
-    n, other = round(float(profile.n_requests[k])), trace.weight is None and differs(trace, profile, k)
+    n = round(float(profile.n_requests[k]))
     return Hour(
         at=at,
         start_s=float(profile.start_s[k]),
@@ -194,8 +263,8 @@ def hour_of(trace: "Trace", profile: RateProfile, at: Literal["peak", "p95"], me
         n_requests=n,
         rate_per_s=mean_rate_per_s * (float(profile.rate_per_s[k]) / profile.mean_rate_per_s),
         mean_rate_per_s=mean_rate_per_s,
-        own_lengths=other and n >= MIN_OWN_REQUESTS,
-        other_lengths=other,
+        own_lengths=other_lengths and n >= MIN_OWN_REQUESTS,
+        other_lengths=other_lengths,
     )
 
 
@@ -224,7 +293,7 @@ def differs(trace: "Trace", profile: RateProfile, k: int) -> bool:
 
 
 def _differ(lengths: np.ndarray, inside: slice) -> bool:
-    """Welch's test of two means, of the lengths inside and outside a part."""
+    """Of the lengths inside and outside a part."""
     ours, n = lengths[inside], len(lengths)
     n_else = n - len(ours)
     if min(len(ours), n_else) < 2:
@@ -232,9 +301,21 @@ def _differ(lengths: np.ndarray, inside: slice) -> bool:
     mean, square = lengths.mean(), np.mean(lengths**2)
     mean_else = (n * mean - ours.sum()) / n_else
     variance_else = max((n * square - np.sum(ours**2)) / n_else - mean_else**2, 0.0)
-    difference = abs(ours.mean() - mean_else)
-    error = math.sqrt(ours.var() / len(ours) + variance_else / n_else)
-    return difference > OWN_FROM_FRAC * mean and difference > OWN_FROM_ERRORS * error
+    return _far(ours.mean() - mean_else, mean, ours.var() / len(ours) + variance_else / n_else)
+
+
+def _means_differ(ours: tuple[float, float, float], others: tuple[float, float, float]) -> bool:
+    """The same of (count, sum, sum of squares) inside and outside."""
+    if min(ours[0], others[0]) < 2:
+        return False
+    means = [total / n for n, total, _ in (ours, others)]
+    errors2 = [max(square / n - mean**2, 0.0) / n for (n, _, square), mean in zip((ours, others), means)]
+    return _far(means[0] - means[1], (ours[1] + others[1]) / (ours[0] + others[0]), sum(errors2))
+
+
+def _far(difference: float, mean: float, error2: float) -> bool:
+    """Welch's test of two means, whose difference has this squared error."""
+    return abs(difference) > OWN_FROM_FRAC * mean and abs(difference) > OWN_FROM_ERRORS * math.sqrt(error2)
 
 
 def _bin_s(span_s: float, n: int, bucket_s: float) -> float | None:
@@ -272,6 +353,15 @@ def _scv_within(arrival_s: np.ndarray, rows: np.ndarray) -> float:
     return squares / n_gaps if n_gaps else 1.0
 
 
+def _scv_of(bins: Stretches) -> float:
+    """The same of what passed in each bin."""
+    length_s = bins.last_s - bins.first_s
+    some = (bins.n > 2) & (length_s > 0)
+    gaps = bins.n[some] - 1.0
+    squares = bins.gaps2_s2[some] * (gaps / length_s[some]) ** 2 - gaps
+    return float(squares.sum() / gaps.sum()) if some.any() else 1.0
+
+
 def _chance_of_sums(n_requests: np.ndarray) -> float:
     """The chance of counts that differ at least so much where all are Poisson's of one mean [-]."""
     if len(n_requests) < 2:
@@ -280,11 +370,16 @@ def _chance_of_sums(n_requests: np.ndarray) -> float:
     return float(chdtrc(len(n_requests) - 1, np.sum((n_requests - mean) ** 2) / mean))
 
 
-def _chance(arrival_s: np.ndarray, begin_s: float, bin_s: float, whole: np.ndarray, scv: float) -> float:
-    """The chance of counts in bins that differ at least so much where the rate does not [-]."""
-    edges_s = begin_s + bin_s / PARTS * np.arange(PARTS * len(whole) + 1)
-    counts = np.diff(np.searchsorted(arrival_s, edges_s)).reshape(-1, PARTS).astype(float)
-    inside = ((edges_s[:-1] >= 0) & (edges_s[1:] <= arrival_s[-1])).reshape(-1, PARTS) & whole[:, None]
+def _quarters(bins: _Bins) -> np.ndarray:
+    """The ends of the parts of bins."""
+    return bins.edges_s[0] + bins.bin_s / PARTS * np.arange(PARTS * len(bins.covered_s) + 1)
+
+
+def _chance(counts: np.ndarray, bins: _Bins, last_s: float, scv: float) -> float:
+    """The chance of counts in bins, part by part, that differ at least so much where the rate does not [-]."""
+    edges_s, whole = _quarters(bins), bins.whole
+    counts = counts.reshape(-1, PARTS).astype(float)
+    inside = ((edges_s[:-1] >= 0) & (edges_s[1:] <= last_s)).reshape(-1, PARTS) & whole[:, None]
     size = inside.sum(axis=1)
     counts, inside, size = counts[size > 0], inside[size > 0], size[size > 0]
     if len(size) < 2:

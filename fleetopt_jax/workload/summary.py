@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from fleetopt_jax.workload.readers import Trace
+    from fleetopt_jax.workload.readers import LongTrace, Trace
 
 QUANTILES = (0.5, 0.9, 0.99)
 
@@ -51,6 +51,33 @@ def summarize(trace: "Trace") -> TraceSummary:
         arrival_scv=scv,
         total_token_quantiles=weighted_quantiles(total, weight),
     )
+
+
+def summarize_long(trace: "LongTrace") -> TraceSummary:
+    """The same of requests that were counted as they passed; quantiles are off by a cell's width at most."""
+    n, clock, total = trace.n_requests, trace.clock, trace.prompt_tokens + trace.output_tokens
+    scv = clock.scv if clock else None
+    return TraceSummary(
+        n_requests=n,
+        mean_prompt_tokens=float(np.average(trace.prompt_tokens, weights=trace.weight)),
+        mean_output_tokens=float(np.average(trace.output_tokens, weights=trace.weight)),
+        longest_tokens=math.ceil(trace.longest_tokens),
+        arrival_rate_per_s=None if clock is None or scv is None else clock.n / clock.last_s,
+        arrival_scv=scv,
+        total_token_quantiles=_counted_quantiles(total, trace.weight),
+    )
+
+
+def _counted_quantiles(values: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """numpy's quantiles, by linear interpolation, of values that are there so many times."""
+    order = np.argsort(values, kind="stable")
+    values, below = values[order], np.cumsum(counts[order])
+    found = {}
+    for q in QUANTILES:
+        rank = q * (below[-1] - 1)
+        low, high = (values[np.searchsorted(below, k, side="right")] for k in (np.floor(rank), np.ceil(rank)))
+        found[str(q)] = float(low + (high - low) * (rank - np.floor(rank)))
+    return found
 
 
 def weighted_quantiles(values: np.ndarray, weight: np.ndarray) -> dict[str, float]:

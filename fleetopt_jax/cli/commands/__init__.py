@@ -6,8 +6,8 @@ from importlib import import_module
 from fleetopt_jax.cli.answer import Answer
 
 COMMANDS = (
-    *("reproduce", "optimize", "evaluate", "pareto", "sensitivity", "levers", "ledger", "simulate", "engine", "report"),
-    *("calibrate", "predict", "compare", "trace", "catalog", "export"),
+    *("reproduce", "optimize", "services", "evaluate", "pareto", "sweep", "sensitivity", "levers", "schedule"),
+    *("ledger", "simulate", "engine", "report", "calibrate", "predict", "compare", "trace", "catalog", "export"),
 )
 
 

@@ -12,8 +12,9 @@ from fleetopt_jax.catalog.engines import engine_entry, engine_points, prompt_of_
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.cli.inputs import at_door, catalog_of, named_spec, say_llm, served, warn_of_units
+from fleetopt_jax.cli.inputs import at_door, catalog_of, drafts_asked, named_spec, say_llm, served, warn_of_units
 from fleetopt_jax.cli.terminal import warn
+from fleetopt_jax.documents.drafts import drafts_to_json
 from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
 from fleetopt_jax.laws.prefill import prefill_s
 from fleetopt_jax.report import tables
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> Answer:
         names = options.gpu, options.llm, options.tp, options.precision
         spec = named_spec(catalog, *names, own_fit=own_fit, **served(options))
         as_run = {"kv_precision": options.kv_precision, "memory_utilization": options.gpu_memory_utilization}
-        as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens}
+        as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens, "speculate": drafts_asked(options)[0]}
         entry = engine_entry(dataclasses.replace(spec, **as_run))
     warnings += warn_of_units(options, [entry.spec])
     measured = _measured(options, entry.spec) if options.measured else None
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> Answer:
         "max_num_batched_tokens": float(engine.prefill.budget_tokens),
         "prefill_s_per_1k_tokens": float(prefill_s(engine.prefill, 1000.0)),
         "prefill_power_w_per_gpu": float(engine.prefill.gpu_w),
+        "speculate": drafts_to_json(entry.spec.drafts) if entry.spec.drafts else None,
         "points": [dataclasses.asdict(point) for point in points],
         "warnings": warnings,
     }

@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> Answer:
     )
     to_document, to_text = targets[options.to]
     document = to_document(fleet)
-    note = "" if fleet.verified else " (unverified: no simulation has held the plan's limits, see optimize --verify)"
+    see = "" if fleet.stage_routers else ", see optimize --verify"  # which judges no pools of two stages
+    note = "" if fleet.verified else f" (unverified: no simulation has held the plan's limits{see})"
     note = f" (it FAILS its limits: {fleet.fails})" if fleet.fails else note
     return Answer(document, to_text(document), OK, files={"router": to_json(fleet.router) + "\n"}, note=note)
 
@@ -42,7 +43,8 @@ def run(options: argparse.Namespace) -> Answer:
 def _catalogs(plan: Any) -> list[str]:
     """The catalog files that a document names, which is checked later."""
     pools = plan.get("pools") if isinstance(plan, dict) else None
-    named = (
-        [pool.get("catalog_file") for pool in pools or () if isinstance(pool, dict)] if isinstance(pools, list) else []
-    )
+    pools = [pool for pool in pools if isinstance(pool, dict)] if isinstance(pools, list) else []
+    stages = [pool["stages"] for pool in pools if isinstance(pool.get("stages"), list)]
+    engines = [*pools, *(stage for pair in stages for stage in pair if isinstance(stage, dict))]
+    named = [engine.get("catalog_file") for engine in engines]
     return [file for file in named if isinstance(file, str)]

@@ -1,10 +1,10 @@
-"""`fleetopt ledger`: from the published system to the physical one."""
+"""`fleetopt ledger`: from the published system to the physical one, and with a prefix cache."""
 
 import argparse
 
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
-from fleetopt_jax.cli.inputs import at_door, slo_of, specs_of, surroundings_of, workload_of
+from fleetopt_jax.cli.inputs import at_door, prefix_cache_of, slo_of, specs_of, surroundings_of, workload_of
 from fleetopt_jax.cli.terminal import progress
 from fleetopt_jax.documents.ledger import ledger_to_json
 from fleetopt_jax.documents.plan import hour_to_json
@@ -15,7 +15,7 @@ from fleetopt_jax.report.figures import ledger_figure
 
 
 def run(options: argparse.Namespace) -> Answer:
-    loaded = workload_of(options)
+    loaded, cache = workload_of(options), prefix_cache_of(options)
     with at_door(options.workload), progress(options, "Walking from published to physical") as step:
         slo, spec = slo_of(options), specs_of(options, PHYSICAL)[0]
         rows = ledger(
@@ -27,9 +27,11 @@ def run(options: argparse.Namespace) -> Answer:
             output_share=loaded.output_share,
             window_tokens=options.window,
             surroundings=surroundings_of(options),
+            prefix_cache=cache,
             progress=step,
         )
     rate_per_s = float(loaded.workload.arrival_rate_per_s)
-    document = ledger_to_json(rows, workload_name=loaded.name, arrival_rate_per_s=rate_per_s, spec=spec, slo=slo)
+    about = {"workload_name": loaded.name, "arrival_rate_per_s": rate_per_s}
+    document = ledger_to_json(rows, **about, spec=spec, slo=slo, prefix_cache=cache)
     document["workload"] |= hour_to_json(loaded.hour)
     return Answer(document, tables.ledger_table, OK, ledger_figure)

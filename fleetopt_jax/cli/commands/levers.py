@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> Answer:
     other_llm = catalog.llm(options.other_llm, "--other-llm")
     llm_entry(other_llm, "--other-llm")
     problem, given, layout = _present_fleet(options)
+    hit_frac = _hit_frac(options, problem)
     next_gpu = options.next_gpu or NEXT_GPU.get(problem.specs[0].gpu_name)
     with progress(options, "Pulling levers") as step:
         found = pull_levers(
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> Answer:
             given=given,
             next_gpu=next_gpu and catalog.gpu(next_gpu),
             llm=other_llm,
+            hit_frac=hit_frac,
             every_pair=options.all_pairs,
             progress=step,
         )
@@ -49,16 +51,29 @@ def run(options: argparse.Namespace) -> Answer:
     return Answer(document, levers_table, OK if held else INFEASIBLE, drawn)
 
 
+def _hit_frac(options: argparse.Namespace, problem: Problem) -> float | None:
+    """What prompts would find in a prefix cache that the present fleet does not have, if that is given."""
+    asked = options.prefix_hit
+    if isinstance(asked, str):
+        problem_said = f"{asked!r} is not a share"
+        raise BadInput("--prefix-hit", problem_said, "need a share; left out, it is what the workload tells")
+    if asked is not None and problem.assumptions.prefix_cache.finds:
+        raise BadInput("--prefix-hit", f"{options.plan} has a prefix cache already", "need a plan without one")
+    return asked
+
+
 def _present_fleet(options: argparse.Namespace) -> tuple[Problem, Plan | None, Layout | None]:
     """The fleet that levers start from: a plan's engines and pools, or one pool of the options' engine."""
+    as_it_is = {"prefix_hit": None}  # which is a lever's
     if options.plan is None:
         options.workload, options.pools, options.gamma = options.workload or "azure-conv", 1, 1.0
-        return problem_of(options, workload_of(options), options.objective), None, layout_of(options)
+        present = argparse.Namespace(**{**vars(options), **as_it_is})
+        return problem_of(present, workload_of(present), options.objective), None, layout_of(options)
     for name, default in options.plan_says.items():
         if getattr(options, name) != default:
             raise BadInput(flag(name), f"{options.plan} says it itself", "give one of the two")
-    plan, layout = plan_of(argparse.Namespace(**{**vars(options), "dispatch": None}))
-    if priced := {spec.gpu_name for spec in plan.specs} & set(options.usd_per_gpu_h):
+    plan, layout = plan_of(argparse.Namespace(**{**vars(options), **as_it_is, "dispatch": None}))
+    if priced := set(plan.kinds) & set(options.usd_per_gpu_h):
         raise BadInput(f"--usd-per-gpu-h {min(priced)}", f"{options.plan} says it itself", "price the next GPU alone")
     gammas = {float(gamma) for gamma in plan.fleet.gamma[:-1]} or {1.0}
     gamma = gammas.pop() if len(gammas) == 1 else None  # several: searched

@@ -23,12 +23,14 @@ from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, how_to_simulate, layout_of, problem_of, workload_of
 from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
-from fleetopt_jax.cli.verdicts import help_said, pool_map_of, why
+from fleetopt_jax.cli.verdicts import RESERVED_BY, help_said, pool_map_of, why
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.confidence import confident_to_json, holding_to_json, plan_holding_to_json
+from fleetopt_jax.documents.failures import failures_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.robust import robust_to_json
 from fleetopt_jax.documents.simulation import verified_to_json
+from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.report import tables
 from fleetopt_jax.workload.atoms import Workload
 from fleetopt_jax.workload.readers import Layout
@@ -37,7 +39,7 @@ from fleetopt_jax.workload.readers import Layout
 def run(options: argparse.Namespace) -> Answer:
     layout = layout_of(options)
     problem = problem_of(options, workload_of(options), options.objective, budget_of(options), options.free)
-    method = options.method or default_method(problem.slo)
+    method = options.method or default_method(problem)
     if len({engine_entry(spec).quality == "roofline" for spec in problem.specs}) > 1:
         warn(
             options,
@@ -47,6 +49,7 @@ def run(options: argparse.Namespace) -> Answer:
     tomorrow = _tomorrow(options, problem)
     if options.confidence and options.robust:
         raise BadInput("--confidence", "not read with --robust", "give one: --robust-level 0.1 asks for 90 % by itself")
+    _refuse_beside(options, problem)
     with progress(options, f"Searching ({method})") as step:
         plan = optimize(problem, method, step)
     if isinstance(plan, Infeasible):
@@ -66,16 +69,30 @@ def run(options: argparse.Namespace) -> Answer:
         extras |= found
     if not options.verify:
         if "holds" not in extras:
-            extras["holds"] = plan_holding_to_json(plan, options.seed)
+            extras |= plan_holding_to_json(plan, options.seed)
+        extras |= failures_to_json(plan)
         return Answer(plan_to_json(plan, layout, path=options.out) | extras, table, OK, pool_map_of(plan))
     from fleetopt_jax.report.simulation import verified_plan_table
 
     plan, verified = _verified(options, plan, layout)
     if not verified["held"]:
         say(options, "infeasible: no fleet that was simulated holds the limits")
-    extras |= {"holds": plan_holding_to_json(plan, options.seed), "verified": verified}
+    extras |= plan_holding_to_json(plan, options.seed) | failures_to_json(plan) | {"verified": verified}
     document = plan_to_json(plan, layout, path=options.out) | extras
     return Answer(document, verified_plan_table, OK if verified["held"] else INFEASIBLE, pool_map_of(plan))
+
+
+def _refuse_beside(options: argparse.Namespace, problem: Problem) -> None:
+    """Refuse what cannot be asked of such fleets."""
+    asked = [name for name in ("confidence", "robust", "verify") if getattr(options, name)]
+    if {"confidence", "robust"} & set(asked) and problem.assumptions.prefix_cache.reads_reuse:
+        raise not_searched("--confidence" if options.confidence else "--robust")
+    if options.verify and (reserve := problem.surroundings.reserve) is not None:
+        problem_is = f"not read with {RESERVED_BY[reserve.name]}: the simulator sizes fleets that are all up"
+        raise BadInput("--verify", problem_is, "leave it out, then fleetopt simulate plan.json --down 1")
+    if asked and problem.service.serve != "mixed":
+        said = f"lanes of two stages (--serve {problem.service.serve}) are not judged by it yet"
+        raise BadInput(f"--{asked[0]}", said, "need --serve mixed, or leave it out")
 
 
 def _surer(options: argparse.Namespace, nominal: Plan) -> tuple[Plan | Infeasible, dict[str, Any]]:
@@ -95,7 +112,13 @@ def _tomorrow(options: argparse.Namespace, problem: Problem) -> list[tuple[str, 
     try:
         layout, names = layout_of(options), [name.strip() for name in options.robust_workloads]
         others = [
-            load(name, rate_per_s=options.rate, layout=None if name in bundled() else layout, at=options.at or "mean")
+            load(
+                name,
+                rate_per_s=options.rate,
+                layout=None if name in bundled() else layout,
+                at=options.at or "mean",
+                sticky=options.sticky,
+            )
             for name in names
         ]
     except BadField as error:

@@ -12,6 +12,7 @@ from fleetopt_jax.cli.commands.simulate import simulated
 from fleetopt_jax.cli.inputs import plan_of
 from fleetopt_jax.cli.repeat import commands_of
 from fleetopt_jax.cli.verdicts import say_broken
+from fleetopt_jax.documents.failures import failures_to_json
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.repair import repair_to_json
 from fleetopt_jax.documents.simulation import verified_of
@@ -24,7 +25,7 @@ from fleetopt_jax.workload.atoms import total_tokens
 def run(options: argparse.Namespace) -> Answer:
     """The page; --json shows what it was written from."""
     plan, layout = plan_of(options)
-    document = {"plan": plan_to_json(plan, layout), "curves": pool_curves(plan)}
+    document = {"plan": plan_to_json(plan, layout) | failures_to_json(plan), "curves": pool_curves(plan)}
     if plan.binding:
         document["plan"]["repair"] = repair_to_json(repair(plan))
     say_broken(options, document["plan"])

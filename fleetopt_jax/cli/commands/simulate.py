@@ -8,7 +8,7 @@ from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._simulate import burstiness, poisson_arrivals, simulate
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
-from fleetopt_jax.cli.inputs import how_to_simulate, plan_of
+from fleetopt_jax.cli.inputs import how_to_simulate, plan_of, rates_of
 from fleetopt_jax.cli.terminal import say, simulation_progress, warn_of_warm_up
 from fleetopt_jax.documents.simulation import simulation_to_json
 from fleetopt_jax.report.simulation import agreement_figure, missed, simulation_table, unclear_said
@@ -36,6 +36,7 @@ def simulated(options: argparse.Namespace, plan: Plan, layout: Layout | None) ->
     until_frac, requests = getattr(options, "until", None), how.get("requests")
     with simulation_progress(options) as step:
         of = partial(simulate, plan.fleet, problem.workload, problem.assumptions, problem.slo, progress=step)
+        of = partial(of, down=getattr(options, "down", 0), failures=rates_of(options))
         result = of(until_frac=until_frac, **how)
         bursts = None
         if requests is not None:

@@ -6,7 +6,8 @@ the share that comes whatever the instance is at (`in_time`; the others follow i
 fewer than the mean one an instance has when it gets a request (`fewer`). In turn and at random they are exact. The
 shortest queue keeps an instance at the level of the others: while it lets nobody go, in a long iteration, that level
 rises or falls below it with equal chance, so that half of its requests come in time; and who has the least has about
-one fewer than the mean. The simulator asks the same record to `choose`.
+one fewer than the mean. A router knows the queues as they were up to `STALENESS_S` ago: the later it learns that a
+sequence has gone, the less do requests follow departures. The simulator asks the same record to `choose`.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from jax import Array
 
 from fleetopt_jax.core.struct import pytree
 
+STALENESS_S = 0.05  # how old the queues are, at most, that a router knows
+# Of an instance that prefixes lead to: times the mean, and so many requests more.
+OVERLOAD, OVERLOAD_REQUESTS = 1.5, 4.0
+
 
 @pytree
 class Queues:
@@ -27,6 +32,7 @@ class Queues:
     rank: Array  # requests sent before [G]
     keys: Array  # of random numbers [G]
     n_instances: Array  # in service; those behind are not
+    home: Array | None = None  # numbers that prompts have in common that begin alike, -1 for none [G, A]
 
 
 class Dispatch:
@@ -66,7 +72,10 @@ class ShortestQueue(Dispatch):
         filled = jnp.arange(width) * lengths - (jnp.cumsum(lengths, axis=1) - lengths)
         sent = jnp.arange(n_sent)
         level = jax.vmap(lambda row: jnp.searchsorted(row, sent, side="right") - 1)(filled)
-        place = (sent - jnp.take_along_axis(filled, level, axis=1)) % (level + 1)
+        # A round of those that are level begins anywhere: who has just been sent one ties with the others.
+        anywhere = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(queues.keys)
+        first = jnp.floor(anywhere[:, None] * (level + 1)).astype(int)
+        place = (sent - jnp.take_along_axis(filled, level, axis=1) + first) % (level + 1)
         return jnp.take_along_axis(order, place, axis=1)
 
 
@@ -96,9 +105,12 @@ class AtRandom(Dispatch):
 
 @dataclass(frozen=True)
 class PrefixAffinity(Dispatch):
-    """The instance that a prompt's beginning is given to, whatever is there: consistent hashing. Its caches act as one;
-    its load is as uneven as at random. Prompts that begin alike are one prompt each to the simulator, which knows no
-    prefixes yet."""
+    """The instance that a prompt's beginning is given to: consistent hashing. Its caches act as one; to the laws its
+    load is as uneven as at random.
+
+    Where the simulator knows prefixes, the load is bounded (V. Mirrokni et al., Consistent hashing with bounded loads,
+    SODA 2018): a prompt without a home, or whose home has more than `OVERLOAD` times the mean and some, goes to the
+    shortest queue. Where it knows none, each prompt begins as no other, and goes anywhere."""
 
     name: ClassVar[str] = "affinity"
     arrival_scv: ClassVar[float] = 1.0
@@ -106,4 +118,11 @@ class PrefixAffinity(Dispatch):
     shares_caches: ClassVar[bool] = True
 
     def choose(self, queues: Queues, n_sent: int) -> Array:
-        return AtRandom().choose(queues, n_sent)
+        if queues.home is None:
+            return AtRandom().choose(queues, n_sent)
+        serves = jnp.arange(queues.lengths.shape[1]) < queues.n_instances
+        lengths = jnp.where(serves, queues.lengths, 0)
+        most = OVERLOAD * jnp.sum(lengths, axis=1, keepdims=True) / queues.n_instances + OVERLOAD_REQUESTS
+        home = jnp.maximum(queues.home, 0) % queues.n_instances
+        stays = (queues.home >= 0) & (jnp.take_along_axis(lengths, home, axis=1) <= most)
+        return jnp.where(stays, home, ShortestQueue().choose(queues, n_sent))

@@ -26,7 +26,7 @@ class Operation:
 
     n_decoding: Array  # decoding sequences [-]
     step_s: Array  # a decode step by itself [s]
-    itl_s: Array  # between two tokens of a sequence, with the prefill of others in it [s]
+    itl_s: Array  # of a token of each sequence, with the prefill of others in it [s]
     prefill_frac: Array  # share of the time that prefill takes; 0 in overload [-]
     prefill_square_s2: Array  # mean square of the engine time a prompt takes [s^2]
     gpu_w: Array  # one GPU [W]
@@ -70,7 +70,7 @@ class FullBatch(Occupancy):
         return Operation(
             n_decoding=n_active,
             step_s=safe_div(load.service_s - load.n_max * load.prefill_s, load.steps),
-            itl_s=safe_div(load.service_s, load.steps),
+            itl_s=safe_div(load.service_s, load.steps) * load.steps_per_token,
             prefill_frac=prefill_frac,
             prefill_square_s2=load.prefill_square_s2,
             gpu_w=decode_w + prefill_frac * (engine.prefill.gpu_w - decode_w),
@@ -138,7 +138,7 @@ class FixedPoint(Occupancy):
         return Operation(
             n_decoding=n,
             step_s=step_s,
-            itl_s=with_it_s / (1.0 - jnp.minimum(prefilling, MOST_PREFILL)) * lengthening,
+            itl_s=with_it_s / (1.0 - jnp.minimum(prefilling, MOST_PREFILL)) * lengthening * load.steps_per_token,
             prefill_frac=prefill_frac,
             prefill_square_s2=square_s2,
             gpu_w=decoding_w + prefilling * (prefill_w - decoding_w),
@@ -161,7 +161,7 @@ def _prefill_at_s(state: "StageState") -> Array:
     meet_long = state.in_time * -jnp.expm1(-m) * long_s / cycle_s
 
     def with_burst(others: Array, during_s: Array) -> Array:
-        return of_prompts(each_s, together(others + state.burst * -jnp.expm1(-during_s / state.burst_s)))
+        return of_prompts(each_s, together(others + 2.0 * state.burst.within(during_s / 2.0)))
 
     of_short = with_burst(m, step_s)
     of_long = with_burst(m + m * state.in_time * (long_s / cycle_s - 1.0), long_s)

@@ -16,9 +16,10 @@ from fleetopt_jax.laws.mixed_step import StepBatch, with_prompts
 from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks
 from fleetopt_jax.laws.service import StepMoments
 
-# Of so many neighbouring prompts the first and the last are asked for, straight lines in between: within 0.3 % of the
-# cells of bundled traces. Of eight it would be 8 % where a prompt is about as long as a serving engine's largest graph.
-EVERY = 4
+# Of so many neighbouring prompts, two a cell, the first and the last are asked for, straight lines in between: within
+# 0.3 % of the cells of bundled traces. Of twice as many it would be 8 % where a prompt is about as long as a serving
+# engine's largest graph.
+EVERY = 8
 
 
 def mean_prompt(engine: Engine, mean: Demand) -> Prompt:
@@ -30,6 +31,11 @@ def mean_prompt(engine: Engine, mean: Demand) -> Prompt:
 def _prompts(engine: Engine, kinds: PromptKinds) -> Prompt:
     """The mean prompt of each kind."""
     return prompt_of(kinds.tokens, kinds.square_tokens2, step_law_of(engine).window_tokens)
+
+
+def prompt_kinds(engine: Engine, kinds: PromptKinds) -> tuple[Prompt, Array]:
+    """The mean prompt of each kind, and the share of each."""
+    return _prompts(engine, kinds), kinds.mass
 
 
 class PrefillPolicy:
@@ -133,7 +139,7 @@ class ComputePrefill(PrefillPolicy):
         if engine.step is None:
             return mean_s, square_s2  # steps add up: whatever is beside
         of_mean, budget = mean_prompt(engine, mean), engine.prefill.budget_tokens
-        of_kinds = _prompts(engine, kinds), kinds.mass
+        of_kinds = prompt_kinds(engine, kinds)
         s = added_s(engine.step, beside, of_mean, of_kinds, n_prompts, budget)
         return s, square_s2 * safe_div(s, mean_s) ** 2
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -57,6 +58,10 @@ class PrefixCache:
         """The features of such requests."""
         return demand(columns.prefill_tokens, columns.held_tokens, columns.steps, columns.output_tokens)
 
+    def whole_tokens_found(self, prompt_tokens: np.ndarray) -> np.ndarray:
+        """What each prompt finds where the cache does not decide, in whole tokens, never all of them."""
+        return np.zeros_like(prompt_tokens)
+
     def as_fresh(self, prefill: Prefill, new_tokens: Array) -> Array:
         """The prompt without a cache that takes as long as so many new tokens of one [tokens], elementwise."""
         return new_tokens
@@ -98,6 +103,10 @@ class ConstantHits(PrefixCache):
 
     def demand(self, columns: Columns) -> Demand:
         return cached_demand(columns.prefill_tokens, columns.held_tokens, columns.steps, columns.output_tokens)
+
+    def whole_tokens_found(self, prompt_tokens: np.ndarray) -> np.ndarray:
+        found = np.floor(self.hit_frac * prompt_tokens + 0.5).astype(prompt_tokens.dtype)
+        return np.minimum(found, np.maximum(prompt_tokens - 1, 0))
 
     def as_fresh(self, prefill: Prefill, new_tokens: Array) -> Array:
         cached = new_tokens * self.hit_frac / (1.0 - self.hit_frac)
@@ -155,12 +164,12 @@ def free_tokens(state: "StageState", n_active: Array) -> Array:
     return jnp.maximum(BLOCK_TOKENS * kv.n_blocks - n_active * (state.load.context_tokens + kv.fixed_tokens), 0.0)
 
 
-def not_searched() -> BadInput:
-    """The refusal of a search."""
+def not_searched(by: str = "this") -> BadInput:
+    """The refusal of whoever cannot size pools by what they find."""
     return BadInput(
         "a prefix cache of the working set",
-        "what is found depends on instances and memory, which no search takes into account yet",
-        "search with a share, then evaluate the plan with its trace or curve",
+        f"what is found depends on instances and memory, which {by} does not take into account yet",
+        "need a share of the prompt tokens; optimize, pareto and evaluate take a trace or a curve",
     )
 
 

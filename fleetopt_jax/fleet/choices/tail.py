@@ -9,12 +9,13 @@ from jax import Array
 
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.fleet.choices.dispatch import STALENESS_S
 from fleetopt_jax.fleet.choices.prefill import mean_prompt
 from fleetopt_jax.fleet.step_law import decoding_in
-from fleetopt_jax.laws.cycle import together, with_prompt
+from fleetopt_jax.laws.cycle import mates, with_prompt
 from fleetopt_jax.laws.itl import ItlLaw, cycle_moments
 from fleetopt_jax.laws.mixed_step import StepBatch
-from fleetopt_jax.laws.queueing import bursty_wait, idle_share, p99_wait_s
+from fleetopt_jax.laws.queueing import bursty_wait, fresh_frac, idle_share, p99_wait_s
 from fleetopt_jax.laws.step_law import stacked
 from fleetopt_jax.laws.ttft import Iterations, TtftLaw
 
@@ -78,8 +79,8 @@ class MeanPrefillTail(Tail):
 class QuantileTail(Tail):
     """The P99 of slot wait + prefill queue + own prefill, arrivals as bursty as the workload's.
 
-    The slot queue is the pool's, with its share of the burstiness (`pool_scv`); an instance's prefill queue sees what
-    dispatch leaves of it (`instance_scv`).
+    The slot queue is the pool's where the router looks at queues, with its share of the burstiness (`pool_scv`); else
+    every instance has its own, which sees what dispatch leaves of it (`instance_scv`).
     """
 
     name: ClassVar[str] = "quantile"
@@ -89,8 +90,7 @@ class QuantileTail(Tail):
         load, traffic, stable, policy = state.load, state.traffic, state.stable, state.assumptions.prefill
         instances = jnp.where(stable, state.n_instances, 1.0)
         rate = jnp.where(stable, load.rate_per_s, 0.5 * load.instance_per_s)
-        servers = jnp.maximum(instances * load.n_max, 1.0)
-        slot_q, slot_s = bursty_wait(servers, rate, load.service_s, state.pool_scv, load.service_scv)
+        slot_q, slot_s = self._slot_wait(state, rate, instances)
         f = operation.prefill_frac
         mean_s = safe_div(f, rate / instances)
         square_s2 = operation.prefill_square_s2 + (state.instance_scv - 1.0) * mean_s**2
@@ -102,9 +102,20 @@ class QuantileTail(Tail):
             running_s=jnp.where(load.prefill_s > 0, own_mean_s, 0.0),
             ttft_p99_s=jnp.full_like(cycle_s, jnp.inf),
             itl_p99_s=jnp.full_like(cycle_s, jnp.inf),
-            ttft=self._ttft(state, operation, rate / instances, (slot_q, slot_s), own_mean_s),
+            ttft=self._ttft(
+                state, operation, rate / instances, (slot_q, slot_s), own_mean_s, cycle_s + variance / cycle_s
+            ),
             itl=self._itl(state, operation, rate / instances, cycle_s, variance),
         )
+
+    @staticmethod
+    def _slot_wait(state: "StageState", rate_per_s: Array, instances: Array) -> tuple[Array, Array]:
+        """(probability [-], mean [s]): for the first slot that any instance has, where a router looks for it; else for
+        one of the instance to which the request was sent."""
+        load, shared = state.load, state.assumptions.dispatch.looks_at_queues
+        among, scv = (instances, state.pool_scv) if shared else (jnp.ones_like(instances), state.instance_scv)
+        servers = jnp.maximum(among * load.n_max, 1.0)
+        return bursty_wait(servers, rate_per_s * among / instances, load.service_s, scv, load.service_scv)
 
     def _itl(
         self, state: "StageState", operation: "Operation", rate_per_s: Array, cycle_s: Array, variance: Array
@@ -138,6 +149,7 @@ class QuantileTail(Tail):
         rate: Array,
         slot: tuple[Array, Array],
         running_s: Array,
+        met_s: Array,
     ) -> TtftLaw:
         prompts, engine = _histogram(state), state.engine
         policy, dispatch = state.assumptions.prefill, state.assumptions.dispatch
@@ -149,14 +161,16 @@ class QuantileTail(Tail):
         least_s, most_s = prompts.ends_of(own_s)
         late_s = jnp.append(jnp.zeros_like(prompts.shortest), prompts.compression_s)
         shortest_tokens, longest_tokens = prompts.ends_tokens
-        met = together(rate * operation.step_s / (1.0 - operation.prefill_frac))
-        others = with_prompt(beside, mean_prompt(engine, state.traffic.demand), met)
-        batches = jax.tree.map(lambda x: x[:, None], stacked(beside, others))
-        alone_s, beside_s = policy.beside_s(engine, kinds, batches)
+        mean = mean_prompt(engine, state.traffic.demand)
+        others = [with_prompt(beside, mean, n) for n in mates(rate * met_s, kinds)]
+        batches = jax.tree.map(lambda x: x[:, None], stacked(beside, *others))
+        by_others_s = policy.beside_s(engine, kinds, batches)
+        alone_s, beside_s = by_others_s[0], jnp.mean(by_others_s[1:], axis=0)
         behind = jnp.minimum(1.0, safe_div(engine.prefill.budget_tokens, 2.0 * kinds.tokens, otherwise=1.0))
         idle = jnp.zeros_like(rate)
         if dispatch.looks_at_queues:
-            idle = idle_share(operation.n_decoding + rate * running_s, state.n_instances)
+            known = operation.n_decoding + rate * (running_s + STALENESS_S / 2.0)  # those who left meanwhile as well
+            idle = idle_share(known, state.n_instances, state.burst.within(state.load.service_s))
         return TtftLaw(
             mass=prompts.mass,
             least_s=late_s + least_s,
@@ -170,10 +184,9 @@ class QuantileTail(Tail):
                 mass=kinds.mass,
                 beside_s=beside_s,
                 behind_s=behind * beside_s,
-                in_time=state.in_time,
+                in_time=1.0 - (1.0 - state.in_time) * fresh_frac(met_s, STALENESS_S),
                 idle=idle,
                 burst=state.burst,
-                burst_s=state.burst_s,
             ),
             slot_probability=slot[0],
             slot_s=slot[1],

@@ -2,6 +2,12 @@
 
 A Lua filter (`router.lua`) chooses the pool of a request, a cluster has the instances of a pool. All workers of one
 Envoy count an instance's requests together, so one Envoy is the law's shortest queue; of several, each counts its own.
+
+Prompts that begin alike go to one instance by consistent hashing (dispatch `affinity`): the filter puts a hash of the
+beginning in a header, Maglev's table gives every instance nearly the same share of all hashes, as the law assumes (a
+ring of Envoy's usual 1,024 places leaves some a quarter more), and the bound on its load passes over one that a popular
+beginning keeps busy. All Envoys have the same table. Envoy 1.40: extensions.load_balancing_policies.maglev.v3.Maglev,
+ConsistentHashingLbConfig.hash_balance_factor, RouteAction.HashPolicy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +15,18 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
-from fleetopt_jax.report.export.launch import FleetLaunch
+from fleetopt_jax.report.export.launch import MOST_LOAD_FRAC, FleetLaunch
 from fleetopt_jax.report.export.text import yaml_with_comments
+from fleetopt_jax.report.export.two_stage import KEY_NOTE
 from fleetopt_jax.report.export.vllm import SCHEMA
+from fleetopt_jax.report.words import listed
 
 ENVOY_RELEASE = "1.40.0"
 LISTEN_PORT, ADMIN_PORT, METRICS_PORT = 8080, 9901, 9902
 POOL_HEADER = "x-fleetopt-pool"
+PREFIX_HEADER = "x-fleetopt-prefix"
+TABLE_SIZES = (65_537, 655_373, 5_000_011)  # of Maglev, primes: Envoy's own, one ten times as large, its largest
+PLACES = 100  # of the table that an instance has at least: shares even to 1 % (Maglev, NSDI 2016, 5.3)
 LONGEST_S = 3600  # a request may take; an answer of 32,768 tokens at 100 ms each does
 DNS_REFRESH_S = 5
 KEEP_IDLE_S = 4  # vLLM closes an idle connection after 5 s: Envoy must be the first
@@ -24,7 +35,8 @@ MOST_BYTES_PER_TOKEN = 16  # as in router.lua
 
 _TYPES = "type.googleapis.com/envoy"
 _LEAST = "envoy.load_balancing_policies.least_request"
-_POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
+Policy = tuple[str, dict[str, Any]]
+_POLICIES: dict[str, Policy] = {
     # Looks at every instance; Envoy's default of two at random is not the shortest queue.
     "jsq": (_LEAST, {"@type": f"{_TYPES}.extensions.load_balancing_policies.least_request.v3.LeastRequest"}),
     "round_robin": (
@@ -52,13 +64,18 @@ def envoy_document(
     listen, admin, metrics = ports
     pools = fleet.router["pools"]
     known = {pool["name"]: [_address_of(pool["url"])] for pool in pools} | dict(addresses or {})
-    policy = fleet.router["dispatch_within_pool"]
+    dispatch = fleet.router["dispatch_within_pool"]
+    sizes = {pool.name: pool.n_instances for pool in fleet.pools} | {each.name: 1 for each in fleet.stage_routers}
+    policies = [_policy(dispatch, sizes[pool["name"]]) for pool in pools]
     local = {"name": "admin", "type": "STATIC", "load_assignment": _assignment("admin", [("127.0.0.1", admin)])}
     return {
         "admin": {"address": _socket("127.0.0.1", admin)},
         "static_resources": {
             "listeners": [_requests(fleet, listen), _metrics(metrics)],
-            "clusters": [*(_cluster(pool["name"], known[pool["name"]], policy) for pool in pools), local],
+            "clusters": [
+                *(_cluster(pool["name"], known[pool["name"]], policy) for pool, policy in zip(pools, policies)),
+                local,
+            ],
         },
     }
 
@@ -76,10 +93,18 @@ def router_export(fleet: FleetLaunch) -> dict[str, Any]:
             "",
             f"envoy -c THIS_FILE --disable-hot-restart (Envoy {ENVOY_RELEASE}) takes requests on port {LISTEN_PORT}.",
             "EDIT the addresses of each pool: host and port of every instance, or one name that DNS resolves to all.",
+            *_stages_said(fleet),
         ],
         "config": envoy_document(fleet),
         "router": fleet.router,
     }
+
+
+def _stages_said(fleet: FleetLaunch) -> list[str]:
+    if not fleet.stage_routers:
+        return []
+    names = listed([each.name for each in fleet.stage_routers])
+    return [f"Of {names} those are the addresses of its vllm-router, not of its stages.", KEY_NOTE]
 
 
 def router_yaml(document: Mapping[str, Any]) -> str:
@@ -97,8 +122,18 @@ def router_lua(router: Mapping[str, Any]) -> str:
     rows = "".join(
         f'  {{name = "{pool["name"]}", longest = {pool["max_total_tokens"]}}},\n' for pool in router["pools"]
     )
-    source = resources.files("fleetopt_jax.report.export").joinpath("router.lua").read_text(encoding="utf-8")
-    return f'local POOLS = {{\n{rows}}}\nlocal LENGTH = "{router["length"]}"\n{source}'
+    source = _source("router.lua")
+    by_prefix = "true" if router["dispatch_within_pool"] == "affinity" else "false"
+    return f'local POOLS = {{\n{rows}}}\nlocal LENGTH = "{router["length"]}"\nlocal BY_PREFIX = {by_prefix}\n{source}'
+
+
+def _source(name: str) -> str:
+    return resources.files("fleetopt_jax.report.export").joinpath(name).read_text(encoding="utf-8")
+
+
+def _lua(name: str, source: str) -> dict[str, Any]:
+    code = {"default_source_code": {"inline_string": source}}
+    return {"name": name, "typed_config": _type("filters.http.lua.v3.Lua") | code}
 
 
 def _address_of(url: str) -> Address:
@@ -115,8 +150,19 @@ def _assignment(name: str, addresses: Sequence[Address]) -> dict[str, Any]:
     return {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
 
 
-def _cluster(name: str, addresses: Sequence[Address], dispatch: str) -> dict[str, Any]:
-    policy, config = _POLICIES[dispatch]
+def _policy(dispatch: str, n_instances: int) -> Policy:
+    """Who of a pool's instances gets a request."""
+    if dispatch != "affinity":
+        return _POLICIES[dispatch]
+    size = next((size for size in TABLE_SIZES if size >= PLACES * n_instances), TABLE_SIZES[-1])
+    return "envoy.load_balancing_policies.maglev", _type("load_balancing_policies.maglev.v3.Maglev") | {
+        "table_size": size,
+        "consistent_hashing_lb_config": {"hash_balance_factor": round(100 * MOST_LOAD_FRAC)},
+    }
+
+
+def _cluster(name: str, addresses: Sequence[Address], balanced: Policy) -> dict[str, Any]:
+    policy, config = balanced
     return {
         "name": name,
         "cluster_type": {
@@ -151,7 +197,7 @@ def _cluster(name: str, addresses: Sequence[Address], dispatch: str) -> dict[str
 
 def _requests(fleet: FleetLaunch, port: int) -> dict[str, Any]:
     """The listener of clients. Only /v1/ is passed on: vLLM asks for its API key nowhere else."""
-    route = {
+    route: dict[str, Any] = {
         "match": {"prefix": "/v1/"},
         "route": {
             "cluster_header": POOL_HEADER,
@@ -166,7 +212,11 @@ def _requests(fleet: FleetLaunch, port: int) -> dict[str, Any]:
         },
         "response_headers_to_add": [{"header": {"key": POOL_HEADER, "value": f"%REQ({POOL_HEADER})%"}}],
     }
-    source = {"default_source_code": {"inline_string": router_lua(fleet.router)}}
+    if fleet.router["dispatch_within_pool"] == "affinity":
+        route["route"]["hash_policy"] = [{"header": {"header_name": PREFIX_HEADER}}]
+    filters = [_lua("envoy.filters.http.lua", router_lua(fleet.router))]
+    if fleet.stage_routers:
+        filters.insert(0, _lua("key", _source("key.lua")))
     longest = max(pool["max_total_tokens"] for pool in fleet.router["pools"])
     return {
         "name": "requests",
@@ -177,7 +227,7 @@ def _requests(fleet: FleetLaunch, port: int) -> dict[str, Any]:
             _http(
                 "requests",
                 [route],
-                filters=[{"name": "envoy.filters.http.lua", "typed_config": _type("filters.http.lua.v3.Lua") | source}],
+                filters=filters,
                 access_log=[_access_log()],
                 local_reply_config=_local_replies(longest),
                 request_headers_timeout="10s",

@@ -20,12 +20,20 @@ from fleetopt_jax.report.export.envoy import (
     envoy_document,
     envoy_yaml,
 )
-from fleetopt_jax.report.export.launch import PORT, VLLM_RELEASE, FleetLaunch, PoolLaunch
+from fleetopt_jax.report.export.launch import FleetLaunch, PoolLaunch
+from fleetopt_jax.report.export.releases import PORT, STAGE_ROUTER_RELEASE, VLLM_RELEASE
 from fleetopt_jax.report.export.text import yaml_with_comments
+from fleetopt_jax.report.export.two_stage import (
+    HAND_OVER_PORT,
+    KEY_NOTE,
+    STAGE_METRICS_PORT,
+    StageRouter,
+)
 from fleetopt_jax.report.export.vllm import SCHEMA
 
 IMAGE = f"vllm/vllm-openai:v{VLLM_RELEASE}"
 ROUTER_IMAGE = f"envoyproxy/envoy:v{ENVOY_RELEASE}"
+STAGE_ROUTER_IMAGE = f"vllm/vllm-router:v{STAGE_ROUTER_RELEASE}"  # as its .buildkite/scripts/publish-release-images.sh
 # The label nvidia.com/gpu.product as GPU feature discovery writes it: the driver's name of the whole, unshared board.
 GPU_PRODUCTS = {
     "a100": "NVIDIA-A100-SXM4-80GB",
@@ -48,10 +56,12 @@ CACHE = "/home/vllm/.cache/huggingface"
 HOST_CACHE = "/var/lib/fleetopt/huggingface"
 HOST_GIB_PER_PROCESS = 8  # CUDA context, Python and pinned buffers; weights stream through the page cache
 # A core passed on 54,000 streamed events or 2,500 requests of 4 kB a second: Envoy 1.40.0's own CPU time over 20,000
-# and 1,000 of them on 20 connections, one run on one host. Half of that is planned.
+# and 1,000 of them on 20 connections, one run on one host. Half of that is planned, which also holds the 100 us that
+# hashing how a prompt begins takes.
 TOKENS_PER_CPU_S, REQUESTS_PER_CPU_S = 27_000, 1_250
 STREAM_BYTES = 2**16  # of router memory for a request in flight: its body and both ends' buffers
 ROUTERS = 2  # one may fail
+NOBODY = 65_534  # of every image
 
 Weights = Literal["claim", "host", "none"]
 
@@ -70,11 +80,16 @@ def kubernetes_document(
     if weights == "claim":
         written.append((["EDIT storageClassName: a class that offers ReadWriteMany."], _claim(fleet)))
     for pool in fleet.pools:
-        about = f"Requests of up to {pool.window_tokens:,} tokens: {pool.n_instances:,} instances of "
+        whose = f", {pool.role} stage" if pool.role else ""
+        about = f"Requests of up to {pool.window_tokens:,} tokens{whose}: {pool.n_instances:,} instances of "
         about += f"{pool.gpus_per_instance} x {pool.gpu}."
         written.append(([about, *pool.notes], _deployment(fleet, pool, _pod(fleet, pool, weights, gpu_products))))
-        written.append((["No address of its own: DNS has every ready instance."], _service(fleet, pool)))
-        written.append(([], _budget(pool.name, _labels(fleet, pool), _selector(pool.name))))
+        labels = _labels(fleet, pool)
+        written.append((["No address of its own: DNS has every ready instance."], _service(pool.name, labels)))
+        written.append(([], _budget(pool.name, labels, _selector(pool.name))))
+    written += _finders(fleet) if fleet.stage_routers else []
+    for each in fleet.stage_routers:
+        written += _stage_router(fleet, each)
     written += _router(fleet, router)
     return {
         "schema": SCHEMA,
@@ -117,6 +132,18 @@ def _notes(fleet: FleetLaunch, weights: Weights, gpu_products: Mapping[str, str]
             for gpu in unlabelled
         ),
         *fleet.notes,
+        *(_stages_said(fleet) if fleet.stage_routers else []),
+    ]
+
+
+def _stages_said(fleet: FleetLaunch) -> list[str]:
+    return [
+        KEY_NOTE,
+        f"Look first whether {IMAGE} has NIXL (vLLM's Dockerfile puts it there with INSTALL_KV_CONNECTORS=true) and "
+        f"whether {STAGE_ROUTER_IMAGE} is there (the tag that vllm-router's release script gives): no test does.",
+        "Pods of two stages carry llm-d.ai/role: prefill or decode, by which llm-d's endpoint picker selects them. It "
+        "would stand in vllm-router's place; it, its InferencePool and the sidecar of decode pods are not written.",
+        "vllm-router is given as much CPU and memory as Envoy, which was not measured.",
     ]
 
 
@@ -132,12 +159,20 @@ def _key_name(fleet: FleetLaunch) -> str:
     return f"{fleet.name}-api-key"
 
 
-def _labels(fleet: FleetLaunch, pool: PoolLaunch | None = None, *, router: bool = False) -> dict[str, str]:
+def _finder_name(fleet: FleetLaunch) -> str:
+    return f"{fleet.name}-stage-router"
+
+
+def _labels(
+    fleet: FleetLaunch, pool: PoolLaunch | None = None, *, router: tuple[str, str, str] | None = None
+) -> dict[str, str]:
+    """Of what all have, of a pool, or of a router: its name, its program and the release of that."""
     own = (pool.name, "vllm", VLLM_RELEASE, "engine") if pool else None
-    own = (_router_name(fleet), "envoy", ENVOY_RELEASE, "router") if router else own
+    own = (*router, "router") if router else own
     keys = ("instance", "name", "version", "component")
     return {
         **({f"app.kubernetes.io/{key}": value for key, value in zip(keys, own)} if own else {}),
+        **({"llm-d.ai/role": pool.role} if pool and pool.role else {}),
         "app.kubernetes.io/part-of": fleet.name,
         "app.kubernetes.io/managed-by": "fleetopt",
     }
@@ -171,10 +206,10 @@ def _claim(fleet: FleetLaunch) -> dict[str, Any]:
     return _named("PersistentVolumeClaim", "v1", _claim_name(fleet), _labels(fleet), spec=spec)
 
 
-def _service(fleet: FleetLaunch, pool: PoolLaunch) -> dict[str, Any]:
+def _service(name: str, labels: dict[str, str]) -> dict[str, Any]:
     ports = [{"name": "http", "port": PORT, "targetPort": "http"}]
-    spec = {"clusterIP": "None", "selector": _selector(pool.name), "ports": ports}
-    return _named("Service", "v1", pool.name, _labels(fleet, pool), spec=spec)
+    spec = {"clusterIP": "None", "selector": _selector(name), "ports": ports}
+    return _named("Service", "v1", name, labels, spec=spec)
 
 
 def _budget(name: str, labels: dict[str, str], selector: dict[str, str]) -> dict[str, Any]:
@@ -237,8 +272,12 @@ def _pod(fleet: FleetLaunch, pool: PoolLaunch, weights: Weights, gpu_products: M
             {"name": "HOME", "value": "/home/vllm"},
             _secret("VLLM_API_KEY", _key_name(fleet), "api-key"),
             _secret("HF_TOKEN", "hf-token", "token", optional=True),
+            *(_met_at() if pool.role else []),
         ],
-        "ports": [{"name": "http", "containerPort": PORT}],
+        "ports": [
+            {"name": "http", "containerPort": PORT},
+            *([{"name": "nixl", "containerPort": HAND_OVER_PORT}] if pool.role else []),
+        ],
         "resources": _engine_resources(pool, shared_gib),
         "startupProbe": _probe(START_S // PROBE_S),
         "readinessProbe": _probe(3),
@@ -257,6 +296,18 @@ def _pod(fleet: FleetLaunch, pool: PoolLaunch, weights: Weights, gpu_products: M
     if pool.gpu in gpu_products:
         pod["nodeSelector"] = {"nvidia.com/gpu.product": gpu_products[pool.gpu]}
     return pod
+
+
+def _met_at() -> list[dict[str, Any]]:
+    """Where the other stage's instances meet one."""
+    return [
+        _of_pod("VLLM_NIXL_SIDE_CHANNEL_HOST", "status.podIP"),
+        {"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(HAND_OVER_PORT)},
+    ]
+
+
+def _of_pod(variable: str, path: str) -> dict[str, Any]:
+    return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def _weights(fleet: FleetLaunch, weights: Weights) -> dict[str, Any]:
@@ -332,20 +383,91 @@ def drain_script(drain_s: int, leave_s: int = CUT_S, admin_port: int = ADMIN_POR
     )
 
 
+def _finders(fleet: FleetLaunch) -> list[tuple[list[str], dict[str, Any]]]:
+    """What lets vLLM's routers see which instances there are."""
+    name, labels, group = _finder_name(fleet), _labels(fleet), "rbac.authorization.k8s.io"
+    rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+    subjects, role = [{"kind": "ServiceAccount", "name": name}], {"apiGroup": group, "kind": "Role", "name": name}
+    about = "vllm-router finds the instances of its stages among the pods."
+    return [
+        ([about], _named("ServiceAccount", "v1", name, labels)),
+        ([], _named("Role", f"{group}/v1", name, labels, rules=rules)),
+        ([], _named("RoleBinding", f"{group}/v1", name, labels, subjects=subjects, roleRef=role)),
+    ]
+
+
+def _stage_router(fleet: FleetLaunch, router: StageRouter) -> list[tuple[list[str], dict[str, Any]]]:
+    """vLLM's routers of one pool: the Envoys find them by the pool's name."""
+    labels = _labels(fleet, router=(router.name, "vllm-router", STAGE_ROUTER_RELEASE))
+    n_cpus, memory = _router_size(fleet)
+    found = {
+        "service-discovery-port": PORT,
+        "service-discovery-namespace": "$(NAMESPACE)",
+        **{f"{role}-selector": f"app.kubernetes.io/instance={name}" for role, name in router.stages.items()},
+    }
+    container = {
+        "name": "vllm-router",
+        "image": STAGE_ROUTER_IMAGE,
+        "command": ["vllm-router"],
+        "args": [*router.args, "--service-discovery", *(f"--{flag}={value}" for flag, value in found.items())],
+        "env": [_of_pod("NAMESPACE", "metadata.namespace"), _secret("OPENAI_API_KEY", _key_name(fleet), "api-key")],
+        "ports": [
+            {"name": "http", "containerPort": PORT},
+            {"name": "metrics", "containerPort": STAGE_METRICS_PORT},
+        ],
+        "resources": {"requests": {"cpu": str(n_cpus), "memory": memory}, "limits": {"memory": memory}},
+        "startupProbe": _probe(6, "/liveness"),
+        "readinessProbe": _probe(1, "/readiness"),  # 503 until both stages have an instance
+        "livenessProbe": _probe(6, "/liveness"),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVE_S)]}}},
+        "securityContext": _confined(read_only=True),
+    }
+    pod = {
+        **_quiet_pod(user=NOBODY, group=NOBODY, grace_s=LEAVE_S + router.drain_s + CUT_S),
+        "automountServiceAccountToken": True,
+        "serviceAccountName": _finder_name(fleet),
+        "topologySpreadConstraints": _spread(router.name, "kubernetes.io/hostname"),
+        "containers": [container],
+    }
+    deployment = {
+        "replicas": ROUTERS,
+        "selector": {"matchLabels": _selector(router.name)},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "minReadySeconds": LEAVE_S,
+        "progressDeadlineSeconds": START_S + 600,  # until its instances have loaded their weights
+        "template": {
+            "metadata": {"labels": labels, "annotations": _scraped(STAGE_METRICS_PORT, "/metrics")},
+            "spec": pod,
+        },
+    }
+    about = f"Before both stages of requests of up to {router.window_tokens:,} tokens: {ROUTERS} of vLLM's own router."
+    return [
+        ([about], _named("Deployment", "apps/v1", router.name, labels, spec=deployment)),
+        (["No address of its own: DNS has every ready router."], _service(router.name, labels)),
+        ([], _budget(router.name, labels, _selector(router.name))),
+    ]
+
+
+def _router_size(fleet: FleetLaunch) -> tuple[int, str]:
+    """(CPUs, memory) that carry all traffic."""
+    cpus = fleet.output_tok_per_s / TOKENS_PER_CPU_S + fleet.arrival_rate_per_s / REQUESTS_PER_CPU_S
+    streams = sum(pool.n_instances * pool.n_active for pool in fleet.pools)
+    return min(max(2, math.ceil(cpus)), 64), f"{1 + math.ceil(streams * STREAM_BYTES / GIB)}Gi"
+
+
 def _router(fleet: FleetLaunch, config: Mapping[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
     """The routers, their Service and their disruption budget."""
-    name, labels = _router_name(fleet), _labels(fleet, router=True)
+    name = _router_name(fleet)
+    labels = _labels(fleet, router=(name, "envoy", ENVOY_RELEASE))
     drain_s = max(pool.drain_s for pool in fleet.pools)
-    cpus = fleet.output_tok_per_s / TOKENS_PER_CPU_S + fleet.arrival_rate_per_s / REQUESTS_PER_CPU_S
-    n_cpus = min(max(2, math.ceil(cpus)), 64)
-    streams = sum(pool.n_instances * pool.n_active for pool in fleet.pools)
-    memory = f"{1 + math.ceil(streams * STREAM_BYTES / GIB)}Gi"
+    n_cpus, memory = _router_size(fleet)
     arguments = ("-c", "/etc/fleetopt/envoy.yaml", "--concurrency", str(n_cpus))
     container = {
         "name": "envoy",
         "image": ROUTER_IMAGE,
         "command": ["envoy"],
         "args": [*arguments, "--disable-hot-restart", "--log-level", "warning"],
+        **({"env": [_secret("VLLM_API_KEY", _key_name(fleet), "api-key")]} if fleet.stage_routers else {}),
         "ports": [
             {"name": "http", "containerPort": LISTEN_PORT},
             {"name": "metrics", "containerPort": METRICS_PORT},
@@ -376,12 +498,21 @@ def _router(fleet: FleetLaunch, config: Mapping[str, Any]) -> list[tuple[list[st
         "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
     }
     ports = [{"name": "http", "port": 80, "targetPort": "http"}]
-    about = [
-        "Each router counts the requests it has in an instance (LEAST_REQUEST, every instance looked at) and does not "
-        f"see those of the others: with {ROUTERS} the queues are nearly those of the plan. One carries all traffic.",
-    ]
     return [
-        (about, _named("Deployment", "apps/v1", name, labels, spec=deployment)),
+        ([_routers_said(fleet)], _named("Deployment", "apps/v1", name, labels, spec=deployment)),
         ([], _named("Service", "v1", name, labels, spec={"selector": _selector(name), "ports": ports})),
         ([], _budget(name, labels, _selector(name))),
     ]
+
+
+def _routers_said(fleet: FleetLaunch) -> str:
+    """What several routers do that one would not."""
+    if fleet.router["dispatch_within_pool"] == "affinity":
+        return (
+            "All routers hash alike (MAGLEV): prompts that begin alike come to one instance whichever is asked. "
+            "Each bounds the load of an instance by the requests of its own. One carries all traffic."
+        )
+    return (
+        "Each router counts the requests it has in an instance (LEAST_REQUEST, every instance looked at) and does not "
+        f"see those of the others: with {ROUTERS} the queues are nearly those of the plan. One carries all traffic."
+    )

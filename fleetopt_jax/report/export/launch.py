@@ -1,40 +1,65 @@
 """What each pool of a plan has to run, whatever starts it: the checkpoint and vLLM's flags, as the laws assumed them.
 
 vLLM's own defaults are not those of the laws (it takes more of the memory, larger steps on the largest GPUs, and caches
-prefixes), so everything a law reads is said.
+prefixes whether the plan does or not), so everything a law reads is said.
 """
 
+import json
 import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.hosts import serving_titles
+from fleetopt_jax.catalog.links import DEFAULT_LINK, LINKS
 from fleetopt_jax.catalog.llms import KV_BYTES, LLMS, PRECISIONS, LlmEntry, at_precision, llm_entry
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
+from fleetopt_jax.documents.drafts import SpeculatePart
 from fleetopt_jax.documents.plan import own_catalog
-from fleetopt_jax.documents.plan_file import MAX_POOLS, SCHEMA, RouteByPart, SloPart, beside_plan
+from fleetopt_jax.documents.plan_file import (
+    MAX_POOLS,
+    SCHEMA,
+    LinkPart,
+    PrefixCachePart,
+    RouteByPart,
+    SloPart,
+    beside_plan,
+    stages_in_order,
+)
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions, parse_assumptions
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
 from fleetopt_jax.laws.llm import weight_bytes
+from fleetopt_jax.report.export.releases import PORT, VLLM_RELEASE
 from fleetopt_jax.report.export.router import router_document
+from fleetopt_jax.report.export.two_stage import (
+    HEAD_NOTE,
+    POLICIES,
+    Role,
+    StageRouter,
+    has_cache,
+    kv_transfer_config,
+    require_hand_over,
+    require_same_checkpoint,
+    stage_notes,
+    stage_router,
+)
 from fleetopt_jax.report.verdict import LATENCIES, failing_said, repair_said
-from fleetopt_jax.report.words import listed
+from fleetopt_jax.report.words import listed, percent
 
-VLLM_RELEASE = "0.33.0"
-PORT = 8000
+MOST_NGRAM = 4  # tokens of the context that n-grams are matched by
 GPUS_PER_HOST = 8  # of a GPU that no catalog has
 LEAST_DRAIN_S, MOST_DRAIN_S = 60, 600  # to finish what an instance has begun before it stops
+MOST_LOAD_FRAC = 1.5  # of the mean an instance of a pool that is chosen by prefix may have in flight
 NAME_LENGTH = 30  # of the fleet; leaves room for the pool, and for what Kubernetes appends, in the 63 of a label
 
 
@@ -52,11 +77,12 @@ class PoolLaunch:
     checkpoint_bytes: float  # of its files, 0 where they are not known [B]
     args: tuple[str, ...]  # of `vllm serve`: the checkpoint, then --flag or --flag=value
     notes: tuple[str, ...]  # what whoever starts it must know or do
+    role: Role | None = None  # of the stage, where its pool has two
 
 
 @dataclass(frozen=True)
 class FleetLaunch:
-    """All pools, shortest window first, and the router in front of them."""
+    """All pools, shortest window first, and the router in front of them; one of two stages is two of them."""
 
     name: str
     title: str
@@ -68,6 +94,7 @@ class FleetLaunch:
     pools: tuple[PoolLaunch, ...]
     router: dict[str, Any]
     notes: tuple[str, ...]
+    stage_routers: tuple[StageRouter, ...] = ()  # before the pools of two stages
 
 
 class _Part(BaseModel):
@@ -76,8 +103,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Pool(_Part):
-    window_tokens: Annotated[int, Field(ge=1, le=10**9)]
+class _Engine(_Part):
+    """An engine: of a pool, or of one of its stages."""
+
     gpu: str
     llm: Annotated[str, Field(min_length=1)]
     tp: Annotated[int, Field(ge=1, le=10**6)]
@@ -87,17 +115,53 @@ class _Pool(_Part):
     serving: str = MEASURED_SERVING
     max_num_batched_tokens_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None
     n_instances: Annotated[int, Field(ge=1, le=10**9)]
+    evaluated_gpus: Annotated[int | None, Field(alias="n_gpus")] = None  # of all instances, as it was evaluated
     max_num_seqs: Annotated[int, Field(ge=1, le=10**9)]
-    gamma: Annotated[float, Field(ge=1, le=10**6)] = 1.0
     precision: str | None = None
     kv_precision: str = "bf16"
     catalog_file: str | None = None
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     utilization: float | None = 0.0  # null is overload
-    ttft_within_frac: float | None = None
     n_active: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    speculate: SpeculatePart | None = None
+
+
+class _Stage(_Engine):
+    role: Role
+
+
+class _HandOver(_Part):
+    mean_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class _Pool(_Engine):
+    window_tokens: Annotated[int, Field(ge=1, le=10**9)]
+    gamma: Annotated[float, Field(ge=1, le=10**6)] = 1.0
+    ttft_within_frac: float | None = None
     itl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    prefix_hit_frac: Annotated[float, Field(ge=0, le=1)] | None = None
+    stages: Annotated[list[_Stage], Field(min_length=2, max_length=2)] | None = None
+    hand_over: _HandOver = _HandOver()
+    role: Role | None = None  # of a stage that is seen as a pool
+
+    _in_order = field_validator("stages")(stages_in_order)
+
+    @property
+    def engines(self) -> "tuple[_Pool, ...]":
+        """Itself, or each of its stages as a pool of the same requests. A draft head with a KV cache is in both."""
+        if self.stages is None:
+            return (self,)
+        prefill, decode = (self.model_copy(update={"stages": None, **dict(stage)}) for stage in self.stages)
+        drafts = decode.speculate
+        if drafts and has_cache(drafts) and prefill.speculate is None:
+            prefill = prefill.model_copy(update={"speculate": drafts.model_copy(update={"k": 1})})
+        return prefill, decode
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """Tokens of a step that each sequence takes: one, and its drafts."""
+        return 1 + (self.speculate.k if self.speculate else 0)
 
     @property
     def n_gpus(self) -> int:
@@ -112,6 +176,8 @@ class _Pool(_Part):
     @property
     def drain_s(self) -> int:
         """What the longest answer takes at the plan's inter-token latency, within bounds."""
+        if self.role == "prefill":
+            return LEAST_DRAIN_S
         longest_s = MOST_DRAIN_S if self.itl_s is None else math.ceil(self.window_tokens * self.itl_s)
         return min(max(longest_s, LEAST_DRAIN_S), MOST_DRAIN_S)
 
@@ -154,7 +220,7 @@ class _Plan(_Part):
     status: str = "feasible"
     assume: str = "physical"
     dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
-    prefix_cache: dict[str, Any] | None = None
+    prefix_cache: PrefixCachePart | None = None
     route_by: RouteByPart | None = None
     verified: _Verified | None = None
     command: str | None = None
@@ -162,7 +228,22 @@ class _Plan(_Part):
     slo: SloPart = SloPart()
     broken: list[_Broken] = []  # which it breaks, where it was evaluated
     repair: _Repair | None = None
+    kv_link: LinkPart | None = None
     pools: Annotated[list[_Pool], Field(max_length=MAX_POOLS)]
+
+    @property
+    def engines(self) -> list[tuple[str, _Pool]]:
+        """(place in the plan, engine) of every pool, or of each of its stages."""
+        return [
+            (f"pools.{k}.stages.{i}" if pool.stages else f"pools.{k}", engine)
+            for k, pool in enumerate(self.pools)
+            for i, engine in enumerate(pool.engines)
+        ]
+
+    @property
+    def link(self) -> LinkPart:
+        """What its two stages have between them."""
+        return self.kv_link or LinkPart(**vars(LINKS[DEFAULT_LINK]))
 
 
 def fleet_launch(
@@ -183,18 +264,16 @@ def fleet_launch(
     """
     plan = _read(document, where)
     fault = _fault(plan)
-    if plan.prefix_cache is not None or plan.dispatch == "affinity":
-        what = "prefix_cache" if plan.prefix_cache is not None else "dispatch"
-        raise BadInput(f"{where}, {what}", "prefix caches and their routing cannot be exported yet", "plan without")
     if fault and not anyway:
-        raise BadInput(where if fault.field is None else f"{where}, {fault.field}", fault.said, _mend(plan, where))
+        raise BadInput(f"{where}{fault.place}", fault.said, _mend(plan, fault, where))
+    _require_router(plan, where)
     models = _checked_models(models or {}, plan)
     fleet = dns_label(name, NAME_LENGTH)
     assumptions = parse_assumptions(plan.assume, f"{where}, assume")
-    pools = tuple(
-        _pool_launch(where, k, f"{fleet}-pool-{pool.window_tokens}", pool, models, assumptions, catalog)
-        for k, pool in enumerate(plan.pools)
-    )
+    names = [f"{fleet}-pool-{pool.window_tokens}" for pool in plan.pools]
+    lanes = [_lane_launch(where, k, names[k], plan, models, assumptions, catalog) for k in range(len(plan.pools))]
+    windows = [min(pool.window_tokens for pool in lane) for lane in lanes]
+    pools = tuple(pool for lane in lanes for pool in lane)
     n_instances = sum(pool.n_instances for pool in pools)
     n_gpus = sum(pool.n_instances * pool.gpus_per_instance for pool in pools)
     rate_per_s = plan.workload.arrival_rate_per_s
@@ -212,19 +291,37 @@ def fleet_launch(
         arrival_rate_per_s=rate_per_s,
         output_tok_per_s=rate_per_s * plan.workload.mean_output_tokens,
         pools=pools,
-        router=router_document(
-            [pool.name for pool in pools],
-            [pool.window_tokens for pool in pools],
-            windows_of_plan=[pool.window_tokens for pool in plan.pools],
-            gammas=[pool.gamma for pool in plan.pools],
-            compression=assumptions.compression,
-            length="prompt + max_tokens" if plan.route_by else "prompt + output tokens",
-            dispatch=plan.dispatch,
-            port=PORT,
-        )
-        | {"plan": "verified" if verified else "unverified"},
+        router=_router(plan, names, windows, assumptions) | {"plan": "verified" if verified else "unverified"},
         notes=_fleet_notes(plan, assumptions),
+        stage_routers=tuple(
+            stage_router(name, window, lane[-1].drain_s, plan.dispatch)
+            for name, window, lane in zip(names, windows, lanes, strict=True)
+            if len(lane) == 2
+        ),
     )
+
+
+def _router(plan: _Plan, names: Sequence[str], windows: Sequence[int], assumptions: Assumptions) -> dict[str, Any]:
+    return router_document(
+        names,
+        windows,
+        windows_of_plan=[pool.window_tokens for pool in plan.pools],
+        gammas=[pool.gamma for pool in plan.pools],
+        compression=assumptions.compression,
+        length="prompt + max_tokens" if plan.route_by else "prompt + output tokens",
+        dispatch=plan.dispatch,
+        port=PORT,
+    )
+
+
+def _require_router(plan: _Plan, where: str) -> None:
+    """Refuse what no router that is written does."""
+    if plan.route_by and plan.route_by.choice.sticky is not None:
+        problem = "no router that is written keeps conversations in the pool that they began in"
+        raise BadInput(f"{where}, route_by", problem, "need a plan without --sticky")
+    if plan.dispatch not in POLICIES and any(pool.stages for pool in plan.pools):
+        problem = f"{plan.dispatch}: no router that is written follows prefixes between two stages"
+        raise BadInput(f"{where}, dispatch", problem, f"need a plan with --dispatch {', '.join(POLICIES)}")
 
 
 def _header(
@@ -238,6 +335,7 @@ def _header(
         *_how_sure(plan, where, bool(fault)),
         _served(pools),
         *_planned_on(plan, assumptions),
+        *_found(plan),
     )
 
 
@@ -251,14 +349,34 @@ def _planned_on(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
     if assumptions.engine.name != PHYSICAL.engine.name:
         return ()
     titles = serving_titles()
-    names = dict.fromkeys(titles.get(pool.serving, pool.serving) for pool in plan.pools)
+    names = dict.fromkeys(titles.get(engine.serving, engine.serving) for _, engine in plan.engines)
     said = plain(f"Its steps are those of {listed(list(names))}; the flags are vLLM {VLLM_RELEASE}'s.")
     return (said,)
+
+
+def _found(plan: _Plan) -> tuple[str, ...]:
+    """What of the prompts the plan takes as found in a cache, where it does."""
+    cache = plan.prefix_cache
+    if cache is None:
+        return ()
+    if cache.hit_frac is not None:
+        found = f"{percent(cache.hit_frac)} of the prompt tokens are found in the prefix cache"
+        return (f"Assumes that {found}, in every pool: a share that was given, not simulated.",)
+    shares = [
+        "an unknown share" if pool.prefix_hit_frac is None else percent(pool.prefix_hit_frac) for pool in plan.pools
+    ]
+    pools = "in the pool" if len(shares) == 1 else "in its pools, shortest first"
+    return (f"Assumes that {listed(shares)} of the prompt tokens are found in the prefix cache {pools}: by a law.",)
 
 
 def _how_sure(plan: _Plan, where: str, fails: bool) -> tuple[str, ...]:
     if plan.verified is not None and not fails:
         return ("Verified: a simulation of every iteration held the plan's limits.",)
+    if any(pool.stages for pool in plan.pools):
+        return (
+            "This plan is unverified: no simulation has held its limits (--verify judges no pools of two stages).",
+            plain(f"What a simulation finds: fleetopt simulate {shlex.quote(where)}"),
+        )
     return (
         "This plan is unverified: no simulation has held its limits. Make it again with",
         plain(f"  {plan.command or 'fleetopt optimize [ITS OPTIONS]'} --verify --out {shlex.quote(where)}"),
@@ -295,11 +413,11 @@ def _read(document: Any, where: str) -> _Plan:
     windows = [pool.window_tokens for pool in plan.pools]
     if windows != sorted(set(windows)):
         raise BadInput(where, f"pools.window_tokens = {windows}", "need rising windows")
-    for k, pool in enumerate(plan.pools):
-        if pool.precision is not None and pool.precision.lower() not in PRECISIONS:
-            raise unknown_name(f"{where}, pools.{k}.precision", pool.precision, PRECISIONS)
-        if pool.kv_precision.lower() not in KV_BYTES:
-            raise unknown_name(f"{where}, pools.{k}.kv_precision", pool.kv_precision, KV_BYTES)
+    for place, engine in plan.engines:
+        if engine.precision is not None and engine.precision.lower() not in PRECISIONS:
+            raise unknown_name(f"{where}, {place}.precision", engine.precision, PRECISIONS)
+        if engine.kv_precision.lower() not in KV_BYTES:
+            raise unknown_name(f"{where}, {place}.kv_precision", engine.kv_precision, KV_BYTES)
     return plan
 
 
@@ -308,15 +426,25 @@ class _Fault(NamedTuple):
 
     field: str | None  # of the plan
     said: str
+    changed_since: bool = False  # what it was evaluated as is not this fleet
+
+    @property
+    def place(self) -> str:
+        return "" if self.field is None else f", {self.field}"
 
 
 def _fault(plan: _Plan) -> _Fault | None:
     """What a plan is known to break, as it was evaluated or simulated; None of one that may be started."""
     if broken := failing_said(plan.model_dump()):
         return _Fault(None, f"the plan is infeasible: {broken}")
-    for k, pool in enumerate(plan.pools):
-        if pool.utilization is None or not pool.utilization < 1:
-            return _Fault(f"pools.{k}.utilization", f"{_said(pool.utilization)}: the pool is overloaded")
+    for place, engine in plan.engines:
+        if engine.utilization is None or not engine.utilization < 1:
+            what = f"{engine.role} stage" if engine.role else "pool"
+            return _Fault(f"{place}.utilization", f"{_said(engine.utilization)}: the {what} is overloaded")
+    for place, engine in plan.engines:
+        if engine.evaluated_gpus not in (None, n_gpus := engine.n_instances * engine.n_gpus):
+            changed = f"{n_gpus:,} GPUs, evaluated with {engine.evaluated_gpus:,}: the plan was changed since"
+            return _Fault(f"{place}.n_instances", changed, changed_since=True)
     if plan.status == "infeasible":
         return _Fault("status", "the plan is infeasible")
     if plan.verified is not None and not plan.verified.held:
@@ -324,9 +452,13 @@ def _fault(plan: _Plan) -> _Fault | None:
     return None
 
 
-def _mend(plan: _Plan, where: str) -> str:
-    """What to do with a plan that fails."""
+def _mend(plan: _Plan, fault: _Fault, where: str) -> str:
+    """What to do with a plan that fails, or may."""
+    if fault.changed_since:
+        return f"fleetopt evaluate {shlex.quote(where)} --out FILE says what it does now"
     grow, anyway = f"fleetopt evaluate {shlex.quote(where)} --repair --out grown.json", "--anyway exports it as it is"
+    if any(pool.stages for pool in plan.pools):
+        return f"fleetopt optimize finds another; {anyway}"
     if plan.repair is None:
         return f"{grow} adds what it lacks; {anyway}"
     mended = repair_said(plan.model_dump())
@@ -339,7 +471,7 @@ def _said(utilization: float | None) -> str:
 
 def _checked_models(models: Mapping[str, str], plan: _Plan) -> dict[str, str]:
     """Refuse a checkpoint nobody asked for, and a name that vLLM would read as a flag or nobody could read."""
-    llms = dict.fromkeys(_llm_name(pool) for pool in plan.pools)
+    llms = dict.fromkeys(_llm_name(engine) for _, engine in plan.engines)
     known = [key for llm in llms for key in (llm, *(f"{llm}:{precision}" for precision in PRECISIONS))]
     models = {key.lower() if key.lower() in known else key: model for key, model in models.items()}
     for key, model in models.items():
@@ -354,18 +486,46 @@ def _llm_name(pool: _Pool) -> str:
     return pool.llm.lower() if pool.llm.lower() in LLMS else pool.llm
 
 
-def _pool_launch(
-    plan: str,
+def _lane_launch(
+    file: str,
     k: int,
     name: str,
+    plan: _Plan,
+    models: Mapping[str, str],
+    assumptions: Assumptions,
+    given: Catalog | None,
+) -> tuple[PoolLaunch, ...]:
+    """Of the k-th pool of the `plan` in a `file`, its names those of the `given` catalog, if any: one, or its two
+    stages."""
+    pool = plan.pools[k]
+    if not pool.stages:
+        return (_pool_launch(file, f"pools.{k}", name, pool, plan, models, assumptions, given),)
+    prefill, decode = (
+        _pool_launch(file, f"pools.{k}.stages.{i}", f"{name}-{each.role}", each, plan, models, assumptions, given)
+        for i, each in enumerate(pool.engines)
+    )
+    catalog = given or own_catalog(pool.catalog_file, file)
+    llm = catalog.llm(beside_plan(_llm_name(pool), file), f"{file}, pools.{k}.llm")
+    require_hand_over(f"{file}, pools.{k}", pool.stages[0], pool.stages[1], llm_entry(llm).architecture)
+    require_same_checkpoint(f"{file}, pools.{k}", prefill.args[0], decode.args[0])
+    if pool.stages[0].speculate is None and pool.engines[0].speculate:
+        prefill = replace(prefill, notes=(*prefill.notes, HEAD_NOTE))
+    return prefill, decode
+
+
+def _pool_launch(
+    file: str,
+    place: str,
+    name: str,
     pool: _Pool,
+    plan: _Plan,
     models: Mapping[str, str],
     assumptions: Assumptions,
     given: Catalog | None,
 ) -> PoolLaunch:
-    """Of the k-th pool of the plan file `plan`, its names those of the `given` catalog, if any."""
-    where, catalog = f"{plan}, pools.{k}", given or own_catalog(pool.catalog_file, plan)
-    named = catalog.llm(beside_plan(_llm_name(pool), plan), f"{where}.llm")
+    """Of the engine at a `place` of the `plan` in a `file`, its names those of the `given` catalog, if any."""
+    where, catalog = f"{file}, {place}", given or own_catalog(pool.catalog_file, file)
+    named = catalog.llm(beside_plan(_llm_name(pool), file), f"{where}.llm")
     model, quantization, longest_tokens, notes = _checkpoint(where, pool, named, models)
     window_tokens = pool.window_tokens
     if longest_tokens is not None and window_tokens > longest_tokens:
@@ -384,12 +544,15 @@ def _pool_launch(
         **_parallel_flags(where, pool, _host_gpus(pool, catalog)),
         "max-model-len": window_tokens,
         "max-num-seqs": pool.group_num_seqs,
-        "max-num-batched-tokens": max(step_tokens, pool.group_num_seqs),
+        "max-num-batched-tokens": max(step_tokens, pool.group_num_seqs * pool.rows_per_sequence),
         "enable-chunked-prefill": None,
-        "no-enable-prefix-caching": None,  # the laws prefill every prompt token
+        # Its default is the model's own (mostly on). Blocks keep the size that the attention has (16 tokens in most).
+        f"{'' if plan.prefix_cache else 'no-'}enable-prefix-caching": None,
         "gpu-memory-utilization": pool.memory_utilization,
         **({"quantization": quantization} if quantization else {}),
         **({"kv-cache-dtype": "fp8"} if pool.kv_precision.lower() == "fp8" else {}),
+        **({"speculative-config": _speculative_config(pool.speculate, model)} if pool.speculate else {}),
+        **({"kv-transfer-config": kv_transfer_config(pool.role)} if pool.role else {}),
         "shutdown-timeout": pool.drain_s,
         "port": PORT,
     }
@@ -404,7 +567,18 @@ def _pool_launch(
         checkpoint_bytes=_checkpoint_bytes(pool, named, models),
         args=(model, *(f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in flags.items())),
         notes=tuple(plain(note) for note in notes),
+        role=pool.role,
     )
+
+
+def _speculative_config(drafts: SpeculatePart, model: str) -> str:
+    """vLLM's JSON of the drafts. A module of the checkpoint and n-grams have no checkpoint of their own."""
+    config: dict[str, Any] = {"method": drafts.method, "num_speculative_tokens": drafts.k}
+    if drafts.method == "ngram":
+        config["prompt_lookup_max"] = MOST_NGRAM
+    elif drafts.method != "mtp" or drafts.model:
+        config["model"] = drafts.model or f"<{drafts.method} checkpoint for {model}>"
+    return json.dumps(config)
 
 
 def _parallel_flags(where: str, pool: _Pool, host_gpus: int) -> dict[str, Any]:
@@ -436,10 +610,17 @@ def _host_gpus(pool: _Pool, catalog: Catalog) -> int:
 def _pool_notes(pool: _Pool, step_tokens: int, host_gpus: int) -> list[str]:
     """What is to be known of a pool beside its flags, where the laws assume steps of `step_tokens`."""
     notes = []
-    if pool.group_num_seqs > step_tokens:
+    if pool.group_num_seqs * pool.rows_per_sequence > step_tokens:
+        each = "one token for every sequence" if pool.speculate is None else "every sequence's token and drafts"
         notes.append(
-            f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the {pool.group_num_seqs:,} of one "
-            "token for every sequence."
+            f"The laws assume {step_tokens:,} tokens a step; vLLM needs at least the "
+            f"{pool.group_num_seqs * pool.rows_per_sequence:,} of {each}."
+        )
+    if pool.speculate and pool.role != "prefill":
+        notes.append(
+            "Of --speculative-config the method, its drafts and its checkpoint or n-grams are written; the head's own "
+            "tensor parallelism, quantization and sampling stay vLLM's. The plan counts on "
+            f"{pool.speculate.drafts.tokens_per_step:.3g} tokens an iteration (logged as mean acceptance length)."
         )
     if pool.n_gpus > host_gpus:
         n = math.ceil(pool.n_gpus / host_gpus)
@@ -512,10 +693,7 @@ def _served_name(pool: _Pool) -> str:
 
 
 def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
-    notes = [
-        "The laws prefill every prompt token, so no prefix is cached (--no-enable-prefix-caching): with the cache on, "
-        "a fleet whose prompts repeat does better than planned.",
-    ]
+    notes = [_cache_note(plan), *_affinity_notes(plan), *_stage_notes(plan)]
     if any(pool.gamma > 1 for pool in plan.pools):
         notes.append(
             "The plan compresses prompts at the boundaries (compress_up_to_tokens in router.json). A gateway before "
@@ -524,3 +702,41 @@ def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
     if (assumptions.lengths, assumptions.kv_cache) != (PHYSICAL.lengths, PHYSICAL.kv_cache):
         notes.append(f"The plan was made under '{plain(plan.assume)}', which is not how vLLM works: see the ledger.")
     return tuple(plain(note) for note in notes)
+
+
+def _stage_notes(plan: _Plan) -> list[str]:
+    staged = [pool for pool in plan.pools if pool.stages]
+    if not staged:
+        return []
+    mean_s = max(pool.hand_over.mean_s for pool in staged)
+    pairs = [(pool.engines[0], pool.engines[1]) for pool in staged]
+    return stage_notes(pairs, plan.dispatch, plan.link, mean_s)
+
+
+def _cache_note(plan: _Plan) -> str:
+    if plan.prefix_cache is None:
+        return (
+            "The laws prefill every prompt token, so no prefix is cached (--no-enable-prefix-caching): with the cache "
+            "on, a fleet whose prompts repeat does better than planned."
+        )
+    return (
+        "The plan counts on its prefix cache (--enable-prefix-caching): where less is found than it assumes, the fleet "
+        "is too small. What is found, in tokens: vllm:prefix_cache_hits over vllm:prefix_cache_queries in /metrics. An "
+        "instance that has just started finds nothing."
+    )
+
+
+def _affinity_notes(plan: _Plan) -> list[str]:
+    """What sends prompts that begin alike to one instance."""
+    if plan.dispatch != "affinity":
+        return []
+    return [
+        "Within a pool the router sends prompts that begin alike to one instance: a conversation by its first "
+        "messages, others by their first bytes (PREFIX_BYTES in the Lua), or by the header x-prefix-key or the "
+        f"request's own prompt_cache_key. An instance that has more than {MOST_LOAD_FRAC:g} times the mean in flight "
+        "is passed over.",
+        "Within a pool two others can stand in its place, neither of which is written here: the endpoint picker of "
+        "Kubernetes' Gateway API Inference Extension (plugin prefix-cache-scorer of its EndpointPickerConfig), and the "
+        "vllm-router of vLLM's production stack 0.1.13 (--routing-logic prefixaware, or session with --session-key). "
+        "They follow prompts as far as they are alike, not their first messages alone.",
+    ]

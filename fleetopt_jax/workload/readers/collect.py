@@ -1,6 +1,15 @@
-"""From a reader's pieces to a checked trace: only the columns that are meant are kept, 24 bytes a request."""
+"""From readers' pieces to a checked trace: only the columns that are meant are kept, 24 bytes a request.
 
+Beyond `limits.MAX_KEPT_ROWS` requests are counted by their lengths and their time as they pass (`workload/cells.py`,
+`workload/clock.py`), so that a log of any length takes no more memory; but where its rows sum requests, or its block
+hashes or sessions are read, which have to be there at once.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +18,15 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import first_line
 from fleetopt_jax.core.units import DAY_S
 from fleetopt_jax.workload.blocks import SESSION_BLOCK_TOKENS, blocks_of_sessions
+from fleetopt_jax.workload.cells import Cells
+from fleetopt_jax.workload.clock import Clock, OutOfOrder
 from fleetopt_jax.workload.readers import limits
 from fleetopt_jax.workload.readers.gathered_reuse import GatheredReuse
 from fleetopt_jax.workload.readers.hints import hints
 from fleetopt_jax.workload.readers.known import Settled, settle, unread_hints
 from fleetopt_jax.workload.readers.numbers import BadRow, place, tokens
 from fleetopt_jax.workload.readers.parquet import too_many_rows
-from fleetopt_jax.workload.readers.records import Columns, Layout, Source, Trace, Understood
+from fleetopt_jax.workload.readers.records import Columns, Layout, LongTrace, Source, Trace, Understood
 from fleetopt_jax.workload.readers.stamps import Arrivals, Stamps, arrivals
 
 
@@ -30,32 +41,132 @@ class _Gathered:
     n_empty: int = 0  # rows without a request: no tokens at all, or a count of 0
     n_zero: float = 0  # requests with 0 output tokens
     n_unknown: float = 0  # requests with no number of output tokens
+    n_kept: int = 0  # rows with a request
+    before: int = 0  # rows of the files before the present one
+    no_rate: str = ""
+    warnings: list[list[str]] = field(default_factory=list)  # of each file, complete once it is read
     used: GatheredReuse = field(default_factory=GatheredReuse)  # what tells of blocks that are used again
 
+    def begin(self, source: Source) -> None:
+        """Another file."""
+        self.before = self.n_rows
+        self.no_rate = self.no_rate or source.no_rate
+        self.warnings.append(source.warnings)
 
-def collect(where: str, source: Source, layout: Layout | None, details: tuple[str, ...] = ()) -> Trace:
-    """The requests of a file under its layout; `BadInput` names the row that is wrong."""
-    settled = settle(where, source.names, layout, source.layout)
-    gathered = _Gathered()
-    stamps = Stamps(where, settled.time, source.decimal_comma) if settled.time else None
+    def release(self) -> None:
+        """Let go what was kept row by row."""
+        self.prompts, self.outputs = [], []
+        self.used = GatheredReuse()
+
+
+class Part(NamedTuple):
+    """A file that is opened, of one or several that hold one trace."""
+
+    where: str
+    source: Source
+    details: tuple[str, ...] = ()
+
+
+def collect(
+    parts: Iterable[Part],
+    layout: Layout | None,
+    *,
+    keep: bool = False,
+    within_s: tuple[float, float] | None = None,
+) -> Trace | LongTrace:
+    """The requests of files, one after another, under their layout; `BadInput` names the file and the row that is
+    wrong. With `keep` every request is kept, however many. `within_s` are the ends of a stretch on the file's own
+    clock: of a long trace, only its requests are counted. Raises `OutOfOrder` where a long one is not in order."""
+    gathered, first, settled, stamps, passed = _Gathered(), None, None, None, None
+    for part in parts:
+        mine = settle(part.where, part.source.names, layout, part.source.layout)
+        if first is None or settled is None:
+            first, settled = part, mine
+            stamps = Stamps(part.where, mine.time, part.source.decimal_comma) if mine.time else None
+        elif mine != settled:
+            problem = f"its columns are not read as those of {first.where}"
+            raise BadInput(part.where, problem, "need files of one layout, each with the same columns")
+        gathered.begin(part.source)
+        if stamps is not None:
+            stamps.where = part.where
+        for columns in _pieces(part, settled):
+            _add(part.where, gathered, stamps, settled, columns, decimal_comma=part.source.decimal_comma)
+            if passed is None and not keep and gathered.n_rows > limits.MAX_KEPT_ROWS:
+                passed = _passing(gathered, stamps, settled, within_s)
+            if passed is not None:
+                passed.take(gathered, stamps)
+    if first is None or settled is None or not gathered.n_rows:
+        raise BadInput(first.where if first else "", "no rows")
+    if not gathered.n_kept:
+        raise BadInput(first.where, f"none of its {gathered.n_rows:,} rows has tokens in {settled.prompt!r}")
+    if passed is not None:
+        return _long_trace(first, settled, gathered, passed)
+    return _trace(first.where, first.source, settled, gathered, stamps, first.details)
+
+
+def _pieces(part: Part, settled: Settled) -> Iterator[Columns]:
+    """The columns of a file, piece by piece; while one is looked at, the next is read."""
+    pieces = part.source.batches(settled.columns)
+    ahead = ThreadPoolExecutor(1)
     try:
-        for columns in source.batches(settled.columns):
-            _add(where, gathered, stamps, settled, columns, decimal_comma=source.decimal_comma)
-    except BadInput:
+        piece = next(pieces, None)
+        while piece is not None:
+            following = ahead.submit(next, pieces, None)
+            yield piece
+            piece = following.result()
+    except (BadInput, OutOfOrder):
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise BadInput(where, f"cannot be read as {source.file_format}: {first_line(error)}") from error
-    if not gathered.n_rows:
-        raise BadInput(where, "no rows")
-    if not any(map(len, gathered.prompts)):
-        raise BadInput(where, f"none of its {gathered.n_rows:,} rows has tokens in {settled.prompt!r}")
-    return _trace(where, source, settled, gathered, stamps, details)
+        raise BadInput(part.where, f"cannot be read as {part.source.file_format}: {first_line(error)}") from error
+    finally:
+        ahead.shutdown(cancel_futures=True)
+
+
+class _Passing:
+    """What is counted of requests that pass."""
+
+    def __init__(self, found: Arrivals | None, within_s: tuple[float, float] | None):
+        self.cells, self.longest_tokens, self.some_output = Cells(), 0.0, False
+        self.found, self._within_s = found, within_s
+        self.clock = Clock(found.first_s) if found else None
+
+    def take(self, gathered: _Gathered, stamps: Stamps | None) -> None:
+        """Count what is gathered, and let it go."""
+        prompts, outputs = gathered.prompts, gathered.outputs
+        for k, (prompt, output) in enumerate(zip(prompts, outputs)):
+            if not len(prompt):
+                continue
+            rows = slice(None)
+            if stamps is not None and self.clock is not None and self.found is not None:
+                raw = stamps.pieces.pop(0)
+                if raw.min() < self.found.first:
+                    raise OutOfOrder
+                seconds = self.found.since_first(raw)
+                self.clock.add(seconds, prompt, output)
+                if self._within_s is not None:
+                    at = seconds + self.found.first_s
+                    rows = (at >= self._within_s[0]) & (at < self._within_s[1])
+            self.cells.add(prompt[rows], output[rows])
+            self.longest_tokens = max(self.longest_tokens, float((prompt + output).max()))
+            self.some_output |= bool(output.any())
+            prompts[k] = outputs[k] = prompt[:0]
+        gathered.release()
+
+
+def _passing(
+    gathered: _Gathered, stamps: Stamps | None, settled: Settled, within_s: tuple[float, float] | None
+) -> _Passing | None:
+    """The counters of a long trace; None where its rows must stay. Their unit of time is what is known by now."""
+    if gathered.no_rate or settled.count or settled.hashes or settled.session:
+        return None
+    found = arrivals(stamps, gathered.n_kept, settled.time_unit_s, settled.documented_s) if stamps else None
+    return None if found is not None and found.unit == "day" else _Passing(found, within_s)
 
 
 def _add(
     where: str, gathered: _Gathered, stamps: Stamps | None, settled: Settled, columns: Columns, *, decimal_comma: bool
 ) -> None:
-    before = gathered.n_rows
+    before = gathered.n_rows - gathered.before
     most = limits.MAX_SUM_TOKENS if settled.count else limits.MAX_TOKENS
     try:
         prompt = tokens(settled.prompt, columns[settled.prompt], decimal_comma=decimal_comma, most=most)
@@ -66,8 +177,10 @@ def _add(
     except BadRow as error:
         raise error.at(where, before) from None
     gathered.n_rows += len(prompt)
-    if gathered.n_rows > limits.MAX_REQUESTS:
+    if len(gathered.prompts) and sum(map(len, gathered.prompts)) > limits.MAX_REQUESTS:
         raise too_many_rows(where)
+    if gathered.n_rows > limits.MAX_PASSED_ROWS:
+        raise too_many_rows(where, limits.MAX_PASSED_ROWS)
     kept = _kept(where, before, gathered, settled, (prompt, output, count))
     if kept is not None:
         prompt, output = prompt[kept], output[kept]
@@ -76,6 +189,7 @@ def _add(
     if count is not None:
         gathered.counts.append(count)
         prompt, output = np.maximum(prompt / count, 1.0), output / count
+    gathered.n_kept += len(prompt)
     gathered.prompts.append(prompt)
     gathered.outputs.append(output)
     gathered.used.add(settled, columns, before, len(columns[settled.prompt]), kept)
@@ -138,23 +252,40 @@ def _trace(
     trace = Trace(
         prompt_tokens=prompt,
         output_tokens=output,
-        arrival_s=None if source.no_rate else arrival_s,
-        first_arrival_s=found.first_s if found and not source.no_rate else 0.0,
+        arrival_s=None if gathered.no_rate else arrival_s,
+        first_arrival_s=found.first_s if found and not gathered.no_rate else 0.0,
         weight=weight,
         bucket_s=bucket_s,
         blocks=blocks,
         sessions=sessions,
     )
-    warnings = (
-        *source.warnings,
-        *gathered.used.warnings,
-        *_of_rows(gathered, settled),
-        *hints(trace, settled, found),
-        *unread_hints(source.names, settled),
-        *([source.no_rate] if source.no_rate else []),
-    )
+    warnings = (*_said(gathered, settled), *hints(trace, settled, found), *_unread(source, settled, gathered))
     understood = _understood(source, settled, gathered, found, (*details, *source.details), warnings)
-    return replace(trace, understood=replace(understood, no_rate=source.no_rate))
+    return replace(trace, understood=replace(understood, no_rate=gathered.no_rate))
+
+
+def _long_trace(first: Part, settled: Settled, gathered: _Gathered, passed: _Passing) -> LongTrace:
+    if not passed.some_output:
+        raise BadInput(first.where, f"no request has output tokens in {settled.output!r}", "tokens per joule need some")
+    prompt, output, weight = passed.cells.settled()
+    trace = LongTrace(prompt, output, weight, passed.cells.width_frac, passed.longest_tokens, passed.clock)
+    found = passed.found
+    if found is not None and passed.clock is not None:
+        found = replace(found, seconds=np.array([0.0, passed.clock.last_s]))
+    as_trace = Trace(prompt, output, None, weight=weight)
+    warnings = (*_said(gathered, settled), *hints(as_trace, settled, found), *_unread(first.source, settled, gathered))
+    details = (*first.details, *first.source.details)
+    return replace(trace, understood=_understood(first.source, settled, gathered, found, details, warnings))
+
+
+def _said(gathered: _Gathered, settled: Settled) -> list[str]:
+    """What readers and rows tell."""
+    of_files = dict.fromkeys(itertools.chain(*gathered.warnings))
+    return [*of_files, *gathered.used.warnings, *_of_rows(gathered, settled)]
+
+
+def _unread(source: Source, settled: Settled, gathered: _Gathered) -> list[str]:
+    return [*unread_hints(source.names, settled), *([gathered.no_rate] if gathered.no_rate else [])]
 
 
 def _understood(
@@ -168,7 +299,7 @@ def _understood(
     without = round(gathered.n_zero + gathered.n_unknown)
     roles = {"prompt": settled.prompt, "output": settled.output, "time": settled.time, "count": settled.count}
     roles |= gathered.used.roles(settled)
-    n_dropped = gathered.n_rows - sum(map(len, gathered.prompts))
+    n_dropped = gathered.n_rows - gathered.n_kept
     return Understood(
         file_format=source.file_format,
         details=details,

@@ -18,8 +18,8 @@ Paths = dict[str, tuple[str, ...]]
 def open_parquet(where: str, stream: BinaryIO, layout: Layout | None) -> Source:
     """A Parquet file, read by groups of rows."""
     file = pyarrow.parquet.ParquetFile(seekable(where, stream))
-    if file.metadata.num_rows > limits.MAX_REQUESTS:
-        raise too_many_rows(where)
+    if file.metadata.num_rows > limits.MAX_PASSED_ROWS:
+        raise too_many_rows(where, limits.MAX_PASSED_ROWS)
     paths: Paths = {}
     twice = []
     for field in file.schema_arrow:
@@ -49,7 +49,6 @@ def _leaves(field: pa.Field, before: tuple[str, ...]) -> Iterator[tuple[str, ...
         yield path
 
 
-def too_many_rows(where: str) -> BadInput:
+def too_many_rows(where: str, most: int = limits.MAX_REQUESTS) -> BadInput:
     """The refusal of a trace that is too long to hold."""
-    most = limits.MAX_REQUESTS
     return BadInput(where, f"more than {most:,} rows", f"need at most {most:,}: take a part of the trace")

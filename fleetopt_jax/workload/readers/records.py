@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fleetopt_jax.workload.blocks import Blocks
+from fleetopt_jax.workload.clock import Clock
 
 ZeroOutput = Literal["keep", "drop"]
 Columns = dict[str, pa.Array]
@@ -84,6 +85,23 @@ class Trace:
     @property
     def n_requests(self) -> int:
         return len(self.prompt_tokens) if self.weight is None else round(float(self.weight.sum()))
+
+
+@dataclass(frozen=True)
+class LongTrace:
+    """Requests too many to keep one by one: counted by their lengths and their time as they passed. Arrays [C]."""
+
+    prompt_tokens: np.ndarray  # mean of each cell
+    output_tokens: np.ndarray
+    weight: np.ndarray  # requests in it
+    width_frac: float  # of a cell, over the least length in it; 0: each pair of lengths has its own
+    longest_tokens: float
+    clock: Clock | None  # None without time stamps
+    understood: Understood | None = None
+
+    @property
+    def n_requests(self) -> int:
+        return round(float(self.weight.sum()))
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,12 @@ class Arrivals:
     unit: str  # s, ms, us, ns, calendar or day
     note: str
     doubt: str = ""  # why the unit that was asked for may be wrong
+    first: np.generic | None = None  # stamp, as it is read
+    unit_s: float = 0.0  # of numbers; 0 of a calendar's nanoseconds
+
+    def since_first(self, stamps: np.ndarray) -> np.ndarray:
+        """Seconds of further stamps, none before the first."""
+        return (stamps - self.first) * self.unit_s if self.unit_s else (stamps - self.first).view(np.uint64) / 1e9
 
 
 def arrivals(stamps: Stamps, n_requests: float, asked_s: float | None, documented_s: float | None) -> Arrivals:
@@ -145,7 +151,7 @@ def arrivals(stamps: Stamps, n_requests: float, asked_s: float | None, documente
         unit = "day" if stamps.days_only else "calendar"
         kind = "dates without a time of day" if stamps.days_only else "calendar times"
         zone = f"zone {stamps.zone}" if stamps.zone else "no zone given, taken as they stand"
-        return Arrivals(seconds, float(first / 1e9), unit, f"{kind}, {zone}")
+        return Arrivals(seconds, float(first / 1e9), unit, f"{kind}, {zone}", first=first)
     unit_s, note = _unit(stamps.where, stamps.name, raw, n_requests, (asked_s, documented_s))
     name = next((each for each, size in UNITS.items() if size == unit_s), f"{unit_s:g} s")
     with np.errstate(over="ignore"):
@@ -154,7 +160,7 @@ def arrivals(stamps: Stamps, n_requests: float, asked_s: float | None, documente
     doubt = ""
     if epoch not in (None, asked_s):
         doubt = f"time stamps in {stamps.name!r} are read in {name}, and look like {_name(epoch)} since 1970"
-    return Arrivals(seconds, first_s, name, f"time in {name} ({note})", doubt)
+    return Arrivals(seconds, first_s, name, f"time in {name} ({note})", doubt, first, unit_s)
 
 
 def _unit(

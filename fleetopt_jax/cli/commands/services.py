@@ -1,0 +1,92 @@
+"""`fleetopt services`: the fleets of several services that share a budget."""
+
+import argparse
+import os
+from typing import Any
+
+from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.services import NoServicesPlan, Purchase, Services, make_services, price_of
+from fleetopt_jax._optimize.shared import optimize_services
+from fleetopt_jax.cli.answer import Answer
+from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.inputs import at_door, layout_of, problem_of, shared_budget_of, workload_of
+from fleetopt_jax.cli.scenario import ServiceSaid
+from fleetopt_jax.cli.terminal import progress, say
+from fleetopt_jax.cli.verdicts import why_together
+from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.services import services_to_json
+from fleetopt_jax.report.services import services_figure, services_table
+
+
+def run(options: argparse.Namespace) -> Answer:
+    said: list[ServiceSaid] = getattr(options, "services", [])
+    if not said:
+        raise BadInput(options.scenario or "--scenario", "there are no services", "need a file with [[service]] tables")
+    services = _services(options, said)
+    made = bool(options.plans) and _made_folder(options.plans)
+    with progress(options, "Searching services") as step:
+        answer = optimize_services(services, progress=step)
+    layouts = [layout_of(each.options[0]) for each in said]
+    document = services_to_json(answer, layouts, path=options.out) | {"command": options.line}
+    if isinstance(answer, NoServicesPlan):
+        say(options, f"infeasible: {why_together(answer)}")
+        if made:
+            os.rmdir(options.plans)
+        return Answer(document, services_table, INFEASIBLE)
+    if options.plans:
+        for each, plan, layout in zip(said, answer.plans, layouts, strict=True):
+            path = os.path.join(options.plans, f"{each.name}.json")
+            write_whole(path, to_json(plan_to_json(plan, layout, path=path)) + "\n", "--plans")
+    return Answer(document, services_table, OK, services_figure)
+
+
+def _made_folder(path: str) -> bool:
+    """Whether it was not there and is now, before the work is done; or refuse."""
+    try:
+        there = os.path.isdir(path)
+        os.makedirs(path, exist_ok=True)
+        return not there
+    except OSError as error:
+        raise BadInput(f"--plans {path}", f"cannot be made: {error.strerror}", "need a folder") from None
+
+
+def _services(options: argparse.Namespace, said: list[ServiceSaid]) -> Services:
+    """What is asked."""
+    names = [each.name for each in said]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise BadInput(options.scenario, f"two services are called {doubled[0]!r}", "need a name of its own for each")
+    problems = {each.name: [_problem(options, each, own) for own in each.options] for each in said}
+    how: dict[str, Any] = {
+        "budget": shared_budget_of(options),
+        "end_to_end_s": {each.name: each.end_to_end_s for each in said if each.end_to_end_s is not None},
+        "batch": [each.name for each in said if each.batch],
+    }
+    with at_door(options.scenario):
+        services = make_services(problems, **how)
+        if not (options.buy or options.buy_usd_per_gpu_h):
+            return services
+        return make_services(problems, **how, purchases=_purchases(options, services))
+
+
+def _problem(options: argparse.Namespace, service: ServiceSaid, own: argparse.Namespace) -> Problem:
+    """Of one service with one LLM."""
+    try:
+        return problem_of(own, workload_of(own), options.objective)
+    except BadInput as error:
+        raise BadInput(f"{options.scenario}, service {service.name!r}", str(error)) from None
+
+
+def _purchases(options: argparse.Namespace, services: Services) -> dict[str, Purchase]:
+    """What may be bought, at its price; else at that of those in stock."""
+    for kind in options.buy_usd_per_gpu_h:
+        if kind not in options.buy:
+            raise BadInput("--buy-usd-per-gpu-h", f"{kind}: none may be bought", f"need --buy {kind}=N as well")
+    for kind in options.buy:
+        if kind not in services.kinds:
+            raise BadInput(
+                f"--buy {kind}", f"no service may be of {kind}", f"their GPUs are {', '.join(services.kinds)}"
+            )
+    prices = {kind: options.buy_usd_per_gpu_h.get(kind, price_of(services, kind)) for kind in options.buy}
+    return {kind: Purchase(most, prices[kind]) for kind, most in options.buy.items()}
