@@ -33,7 +33,7 @@ from fleetopt_jax._optimize.search import default_method
 from fleetopt_jax.core.struct import as_floats, pytree, static
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.evaluate import FleetMetrics, pool_metrics, total_metrics, with_quantiles
+from fleetopt_jax.fleet.evaluate import FleetMetrics, pool_metrics, total_metrics
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.limits import ROUNDING, alone_reached_s
 from fleetopt_jax.fleet.sizing import LeastHeld, least_held, least_instances, most_instances, pool_excess
@@ -168,7 +168,7 @@ def _evaluated(sums: Sums, asked: Question, choice: Choice) -> tuple[FleetMetric
             lambda x, y, mine=mine: jnp.where(mine.reshape(-1, *(1,) * (x.ndim - 1)), y, x), pools, other
         )
     excess = jax.vmap(lambda pool: pool_excess(pool, asked.slo))(pools)
-    metrics = total_metrics(with_quantiles(pools))
+    metrics = total_metrics(pools)
     metrics = replace(metrics, pools=replace(metrics.pools, ttft=None, itl=None))
     return metrics, jnp.all(~choice.used | (excess <= 2.0 * ROUNDING))
 

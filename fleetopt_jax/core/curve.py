@@ -1,11 +1,11 @@
 """A tabulated function of a size, cheap to look up: monotone where its values are, smooth in the size and the values.
 
-Knots x_k = 2^(k / 2) - 1 from 0 to 2^15 - 1, a cubic in x between two of them with the slopes of Fritsch and Butland
-(SIAM J. Sci. Stat. Comput. 5, 1984): it does not overshoot, and what is affine is kept as it is. Beyond the last knot
-it goes on as a straight line. A soft roofline of sharpness 3 is met within 0.1 %, of 6 within 0.5 %.
+Knots x_k with 1 + x_k = 1, 1.25, 1.5, 1.75, 2, 2.5, ... 2^15, which the first bits of a float tell; between two a cubic
+in x with the slopes of Fritsch and Butland (SIAM J. Sci. Stat. Comput. 5, 1984): it does not overshoot, and what is
+affine is kept as it is. Beyond the last knot it goes on as a straight line. A soft roofline of sharpness 3 is met
+within 0.06 %, of 6 within 0.15 %.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -16,9 +16,23 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import namespace, pytree
 
-PER_DOUBLING = 2
-N_KNOTS = 15 * PER_DOUBLING + 1
-KNOTS = np.exp2(np.arange(N_KNOTS) / PER_DOUBLING) - 1.0
+BITS = 2  # of a mantissa, that tell the knots of a doubling apart
+N_KNOTS = (15 << BITS) + 1
+_WHOLES = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}  # of as many bits
+
+
+def _first_bits(dtype: Any) -> tuple[int, int]:
+    """(How many of a float's last bits are cut off, what is left of 1.0)."""
+    form = np.finfo(dtype)
+    return form.nmant - BITS, -int(form.minexp - 1) << BITS
+
+
+def _knots() -> np.ndarray:
+    cut, of_one = _first_bits(np.float64)
+    return ((np.arange(N_KNOTS, dtype=np.int64) + of_one) << cut).view(np.float64) - 1.0
+
+
+KNOTS = _knots()
 
 
 @pytree
@@ -43,13 +57,20 @@ def _value(coefficients: Any, x: Any) -> Array:
     # The gradient goes through x - x_k alone: which knot is a step, and the cubics meet there.
     xp = namespace(coefficients, x)
     size = xp.asarray(x, dtype=float)
-    mantissa, exponent = xp.frexp(1.0 + (size if xp is np else jax.lax.stop_gradient(size)))  # no logarithm
-    k = xp.clip(PER_DOUBLING * (exponent - 1) + (mantissa >= math.sqrt(0.5)), 0, N_KNOTS - 1)
+    cut, of_one = _first_bits(size.dtype)
     if xp is np:
+        k = np.clip(((1.0 + size).view(_WHOLES[size.dtype]) >> cut) - of_one, 0, N_KNOTS - 1)
         knot, at = KNOTS[k], coefficients[..., k, :]
-    else:  # of indices known to be there
-        knot = jnp.asarray(KNOTS).at[k].get(mode="promise_in_bounds")
-        at = jnp.asarray(coefficients).at[..., k, :].get(mode="promise_in_bounds")
+    else:
+        whole = _WHOLES[size.dtype]
+        bits = jax.lax.bitcast_convert_type(1.0 + jax.lax.stop_gradient(size), whole) >> cut
+        bits = jnp.clip(bits, whole(of_one), whole(of_one + N_KNOTS - 1))
+        knot = jax.lax.bitcast_convert_type(bits << cut, size.dtype) - 1.0
+        at = (
+            jnp.asarray(coefficients)
+            .at[..., bits - of_one, :]
+            .get(mode="promise_in_bounds", wrap_negative_indices=False)  # they are there
+        )
     beyond = x - knot
     return at[..., 0] + beyond * (at[..., 1] + beyond * (at[..., 2] + beyond * at[..., 3]))
 

@@ -29,7 +29,7 @@ from fleetopt_jax.fleet.two_stage import (
     require_stage_laws,
 )
 from fleetopt_jax.laws.itl import ItlLaw, itl_quantile_s, steps_alone
-from fleetopt_jax.laws.ttft import TtftLaw, ttft_quantile_s
+from fleetopt_jax.laws.ttft import TtftLaw, ttft_quantiles_s
 from fleetopt_jax.workload.atoms import Workload
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ def fleet_metrics(
         fleet.window_tokens,
         fleet.n_instances,
     )
-    return total_metrics(with_quantiles(pools) if quantiles else pools, quantiles=quantiles)
+    return total_metrics(pools, quantiles=quantiles)
 
 
 def for_each_lane(law: Callable[..., T], engines: tuple[Server, ...], traffic: PoolTraffic, *more: Any) -> T:
@@ -349,35 +349,32 @@ def _stages(
     return stack(each)
 
 
-def with_quantiles(pools: PoolMetrics) -> PoolMetrics:
-    """The lanes [K] with the P99s of their distributions, where they have any."""
+def with_quantiles(pools: PoolMetrics) -> tuple[PoolMetrics, Array]:
+    """The lanes [K] with the P99s of their distributions, where they have any, and the P99 TTFT of all requests
+    together: the worst lane's where there is no distribution, or where a lane has none in overload."""
     if pools.ttft is None or pools.itl is None:
-        return pools
-
-    def one(ttft: TtftLaw, itl: ItlLaw) -> tuple[Array, Array]:
-        return ttft_quantile_s(jax.tree.map(lambda x: x[None], ttft), jnp.ones(1)), itl_quantile_s(itl)
-
-    ttft_s, itl_s = jax.vmap(one)(pools.ttft, pools.itl)
+        return pools, jnp.max(pools.ttft_p99_s)
+    ttft_s, of_all_s = ttft_quantiles_s(pools.ttft, pools.traffic_frac)
+    itl_s = jax.vmap(itl_quantile_s)(pools.itl)
     # Where nothing is prefilled beside them, all tokens are a mean step apart.
     itl_s = jnp.where(pools.prefill_frac > 0, jnp.maximum(itl_s, pools.itl_s), pools.itl_s)
-    ttft_s = jnp.where(pools.stable, ttft_s, jnp.inf)
     busy = pools.traffic_frac > 0
-    return replace(pools, ttft_p99_s=jnp.where(busy, ttft_s, 0.0), itl_p99_s=jnp.where(busy, itl_s, 0.0))
+    ttft_s = jnp.where(busy, jnp.where(pools.stable, ttft_s, jnp.inf), 0.0)
+    worst_s = jnp.max(ttft_s)
+    found = replace(pools, ttft_p99_s=ttft_s, itl_p99_s=jnp.where(busy, itl_s, 0.0))
+    return found, jnp.where(jnp.isfinite(worst_s), of_all_s, worst_s)
 
 
 def total_metrics(pools: PoolMetrics, *, quantiles: bool = True) -> FleetMetrics:
     """Metrics of the fleet whose lanes are `pools` [K]; `quantiles` as in `evaluate`."""
     output_tok_per_s = jnp.sum(pools.output_tok_per_s)
     resources = jax.tree.map(jnp.sum, pools.resources)
-    worst_s = jnp.max(pools.ttft_p99_s)
-    of_all_s = worst_s
-    if pools.ttft is not None and quantiles:
-        of_all_s = jnp.where(jnp.isfinite(worst_s), ttft_quantile_s(pools.ttft, pools.traffic_frac), worst_s)
+    pools, of_all_s = with_quantiles(pools) if quantiles else (pools, jnp.max(pools.ttft_p99_s))
     return FleetMetrics(
         resources=resources,
         tok_per_j=safe_div(output_tok_per_s, resources.power_w),
         output_tok_per_s=output_tok_per_s,
-        ttft_p99_s=worst_s,
+        ttft_p99_s=jnp.max(pools.ttft_p99_s),
         ttft_p99_of_all_s=of_all_s,
         itl_s=safe_div(jnp.sum(pools.output_tok_per_s * pools.itl_s), output_tok_per_s),
         itl_p99_s=jnp.max(pools.itl_p99_s),

@@ -41,14 +41,15 @@ class SumOfSteps(StepLaw):
     def gpu_j(self, batch: StepBatch) -> Array:
         n = jnp.maximum(batch.n_active, 1e-9)
         decode_w = self.power.gpu_w(n, batch.tokens / n)
-        return decode_w * self._decode_s(batch) + self.added_j(batch)
+        return decode_w * self._decode_s(batch) + self.added(batch)[1]
 
     def added_s(self, batch: StepBatch) -> Array:
         of_pairs_s = self.prefill.per_token2_s * (2.0 * batch.prompt_pairs - batch.prompt_tokens)
         return self.prefill.per_token_s * batch.prompt_tokens + of_pairs_s
 
-    def added_j(self, batch: StepBatch) -> Array:
-        return self.prefill.gpu_w * self.added_s(batch)
+    def added(self, batch: StepBatch) -> tuple[Array, Array]:
+        added_s = self.added_s(batch)
+        return added_s, self.prefill.gpu_w * added_s
 
     def _decode_s(self, batch: StepBatch) -> Array:
         return self.decode.batch_s(batch.n_active, batch.tokens, batch.windowed_tokens)

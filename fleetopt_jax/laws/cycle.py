@@ -24,7 +24,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
-from fleetopt_jax.laws.step_law import StepLaw, without_prompts
+from fleetopt_jax.laws.step_law import StepLaw, stacked, without_prompts
 
 TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration that tables are made for
 Z99 = 2.326  # sigmas that 99 % of a normal distribution stay below
@@ -77,9 +77,10 @@ def alone_s(
     budget of tokens, beside sequences that decode; the first one beside `first`, where others' prompts are in it."""
     chunks = jnp.maximum(1.0, prompt.tokens / budget_tokens)
     share = replace(prompt, pairs=prompt.pairs / chunks, windowed_pairs=prompt.windowed_pairs / chunks)
-    whole_s = law.step_s(with_prompt(beside, replace(share, tokens=jnp.asarray(budget_tokens))))
+    whole = with_prompt(beside, replace(share, tokens=jnp.asarray(budget_tokens)))
     last = replace(share, tokens=jnp.minimum(prompt.tokens, budget_tokens))
-    return (chunks - 1.0) * whole_s + law.step_s(with_prompt(beside if first is None else first, last))
+    whole_s, last_s = law.step_s(stacked(whole, with_prompt(beside if first is None else first, last)))
+    return (chunks - 1.0) * whole_s + last_s
 
 
 def together(per_cycle: ArrayLike) -> Array:
@@ -156,4 +157,5 @@ def added_w(law: StepLaw, beside: StepBatch, prompt: Prompt, n_prompts: ArrayLik
     """Board power of one GPU during the time that so many prompts add, each the mean one [W]."""
     chunks = jnp.maximum(1.0, n_prompts * prompt.tokens / budget_tokens)
     batch = with_prompt(beside, prompt, n_prompts / chunks)
-    return safe_div(law.added_j(batch), law.added_s(batch))
+    added_s, added_j = law.added(batch)
+    return safe_div(added_j, added_s)

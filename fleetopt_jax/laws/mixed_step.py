@@ -16,8 +16,6 @@ FLOPs, and it is affine in the contexts only where the host does not show (the t
 """
 
 from dataclasses import replace
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -87,9 +85,12 @@ class SequenceCost:
     per_pair: Array
 
 
-OF_DECODING, OF_PROMPTS = tuple(SequenceCost.__dataclass_fields__)[:4], tuple(SequenceCost.__dataclass_fields__)[4:]
-DECODING, PROMPTS = slice(0, 2 * len(OF_DECODING)), slice(2 * len(OF_DECODING), None)
-PER_PAIR = PROMPTS.start + OF_PROMPTS.index("per_pair")  # of layers without a window
+# What a batch's costs are of: layers with a window and those without tell contexts and pairs apart, nothing else.
+OF_DECODING = ("per_step", "per_seq", "per_token", "per_mean_token")
+OF_PROMPTS = ("per_prompt_step", "per_prompt_token", "per_pair")
+CUT = ("per_token", "per_mean_token", "per_pair")  # by the window, where there is one
+DECODING, PROMPTS = slice(0, 6), slice(6, None)
+PER_PAIR = PROMPTS.start + 2  # of layers without a window
 
 
 @pytree
@@ -97,7 +98,7 @@ class AttentionCost:
     """The same of all layers, those without a window (full) and those with one. One leaf, linear in the costs: a batch
     takes one product."""
 
-    coefficients: Array  # [..., 14]: of decoding full, windowed; of prompts full, windowed
+    coefficients: Array  # [..., 10]: as `_of_decoding` and `_of_prompts` have what they are of
 
     def decoding(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
         """Of the sequences that decode [..., batch]."""
@@ -122,29 +123,34 @@ class AttentionCost:
 
 def attention_cost(full: SequenceCost, windowed: SequenceCost) -> AttentionCost:
     """Of all layers, from those of either kind together."""
-    each = [getattr(cost, name) for names in (OF_DECODING, OF_PROMPTS) for cost in (full, windowed) for name in names]
+    each = []
+    for names in (OF_DECODING, OF_PROMPTS):
+        whole = [name for name in names if name not in CUT]
+        each += [getattr(full, name) + getattr(windowed, name) for name in whole]
+        each += [getattr(cost, name) for cost in (full, windowed) for name in names if name in CUT]
     xp = namespace(each)
     return AttentionCost(xp.stack(xp.broadcast_arrays(*each), axis=-1))
 
 
 def _of_decoding(n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> tuple[Any, ...]:
-    """What `OF_DECODING` is of, full and windowed."""
+    """Any sequence, sequences, and their contexts together and in the mean, full and windowed."""
     xp = namespace(n_active, tokens, windowed_tokens)
     some, n = xp.minimum(n_active, 1.0), xp.maximum(n_active, 1.0)
-    return some, n_active, tokens, tokens / n, some, n_active, windowed_tokens, windowed_tokens / n
+    return some, n_active, tokens, tokens / n, windowed_tokens, windowed_tokens / n
 
 
 def _of_prompts(batch: StepBatch) -> tuple[Any, ...]:
-    """What `OF_PROMPTS` is of, full and windowed."""
-    some, tokens = has_prompt(batch), batch.prompt_tokens
-    return some, tokens, batch.prompt_pairs, some, tokens, batch.windowed_pairs
+    """Any prompt token, prompt tokens, and their pairs, full and windowed."""
+    return has_prompt(batch), batch.prompt_tokens, batch.prompt_pairs, batch.windowed_pairs
 
 
 def _product(coefficients: Array, features: tuple[Any, ...]) -> Array:
-    """Written out: a matrix product of so few numbers takes XLA three times as long in a large batch."""
-    leading = coefficients.shape[:-1]
-    each = (coefficients[..., k].reshape(leading + (1,) * jnp.ndim(x)) * x for k, x in enumerate(features))
-    return reduce(add, each)
+    """Summed: a matrix product of so few numbers takes XLA three times as long in a large batch, and terms written out
+    one by one half as long again, and many more operations to compile."""
+    xp = namespace(coefficients, features)
+    each, of = xp.moveaxis(coefficients, -1, 0), xp.stack(xp.broadcast_arrays(*features))
+    each = each.reshape(each.shape + (1,) * (of.ndim - 1))
+    return (each * of.reshape(of.shape[:1] + (1,) * (coefficients.ndim - 1) + of.shape[1:])).sum(axis=0)
 
 
 def has_prompt(batch: StepBatch) -> Array:
@@ -154,8 +160,7 @@ def has_prompt(batch: StepBatch) -> Array:
 
 def of_ends(head: Curve, batch: StepBatch) -> Array:
     """Of rows whose next token is asked for: a step with prompts takes one of them to its end."""
-    decoding = head(batch.n_active)
-    return decoding + (head(batch.n_active + 1.0) - decoding) * has_prompt(batch)
+    return head(batch.n_active + has_prompt(batch))
 
 
 @pytree

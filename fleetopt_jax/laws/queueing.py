@@ -132,14 +132,12 @@ def idle_share(in_flight: ArrayLike, n_instances: ArrayLike, before: ArrayLike =
     n, among = jnp.maximum(in_flight, 1e-9), jnp.clip(n_instances, 1.0, 1e9)  # inf where no number holds
     ndtr, log_ndtr = jax.scipy.special.ndtr, jax.scipy.special.log_ndtr
 
-    def all_have_fewer(a: ArrayLike) -> Array:
-        of_poisson = ndtr(-3.0 * jnp.sqrt(a) * (jnp.cbrt(n) - 1.0 + 1.0 / (9.0 * a)))
-        deviation = jnp.sqrt(n / a)
-        z, s = (1.0 - 0.5 / a - n) / deviation, deviation / jnp.maximum(before, 1e-6)
-        return of_poisson - jnp.exp(log_ndtr(z - s) + s * (s / 2.0 - z))
-
-    by_chance = all_have_fewer(1.0)
-    return jnp.clip((all_have_fewer(among) - by_chance) / (1.0 - by_chance), 0.0, 1.0)
+    a = jnp.stack([jnp.ones_like(among), among])
+    of_poisson = ndtr(-3.0 * jnp.sqrt(a) * (jnp.cbrt(n) - 1.0 + 1.0 / (9.0 * a)))
+    deviation = jnp.sqrt(n / a)
+    z, s = (1.0 - 0.5 / a - n) / deviation, deviation / jnp.maximum(before, 1e-6)
+    by_chance, one_of_all = of_poisson - jnp.exp(log_ndtr(z - s) + s * (s / 2.0 - z))
+    return jnp.clip((one_of_all - by_chance) / (1.0 - by_chance), 0.0, 1.0)
 
 
 def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_scv: ArrayLike) -> Array:

@@ -56,10 +56,11 @@ class StepLaw:
         """What its prompt tokens add to an iteration [s]."""
         return self.step_s(batch) - self.step_s(without_prompts(batch))
 
-    def added_j(self, batch: StepBatch) -> Array:
-        """What they add to its energy, of one GPU [J]."""
-        with_j, without_j = self.gpu_j(stacked(batch, without_prompts(batch)))
-        return with_j - without_j
+    def added(self, batch: StepBatch) -> tuple[Array, Array]:
+        """What they add to its time, and to its energy of one GPU [s, J]."""
+        both = stacked(batch, without_prompts(batch))
+        (with_s, without_s), (with_j, without_j) = self.step_s(both), self.gpu_j(both)
+        return with_s - without_s, with_j - without_j
 
     def at_clock(self, clock_frac: ArrayLike) -> "StepLaw":
         """The law on cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
@@ -123,10 +124,11 @@ class ScaledStep(StepLaw):
         return self.decode * self.law.step_s(without_prompts(batch)) + self.added_s(batch)
 
     def gpu_j(self, batch: StepBatch) -> Array:
-        return self.power * self.decode * self.law.gpu_j(without_prompts(batch)) + self.added_j(batch)
+        return self.power * self.decode * self.law.gpu_j(without_prompts(batch)) + self.added(batch)[1]
 
     def added_s(self, batch: StepBatch) -> Array:
         return self.prefill * self.law.added_s(batch)
 
-    def added_j(self, batch: StepBatch) -> Array:
-        return self.power * self.prefill * self.law.added_j(batch)
+    def added(self, batch: StepBatch) -> tuple[Array, Array]:
+        added_s, added_j = self.law.added(batch)
+        return self.prefill * added_s, self.power * self.prefill * added_j

@@ -27,6 +27,7 @@ as a histogram: own is exact in it, the others' b have a value for each of a few
 well it holds is said in `experiments/agreement.py`.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -146,12 +147,17 @@ def _cycle(law: Iterations) -> _Cycle:
 
 def _before(least_s: Array, some: Array, more_s: Array, v: Array) -> Array:
     """E exp(-v C') of the iteration before."""
-    return exp(-v * least_s) * (1.0 - some * v * more_s / (1.0 + v * more_s))
+    return exp(-v * least_s) * _rest_before(some, more_s, v)
+
+
+def _rest_before(some: Array, more_s: Array, v: Array) -> Array:
+    """The same of what it takes beyond its least."""
+    return 1.0 - some * v * more_s / (1.0 + v * more_s)
 
 
 def _of_prompts(law: Iterations, costs_s: Array, z: Array) -> Array:
-    """B(z) [Z]."""
-    each = exp(-z[:, None] * costs_s)
+    """B(z) [..., Z] of costs [..., G]."""
+    each = exp(-z[:, None] * costs_s[..., None, :])
     return jax.lax.complex(each.real @ law.mass, each.imag @ law.mass)
 
 
@@ -163,15 +169,16 @@ def _events(cycle: _Cycle, b: Array) -> Array:
 def _phi(law: Iterations, cycle: _Cycle, z: Array) -> Array:
     """E exp(-z C) [Z]."""
     b = _of_prompts(law, law.beside_s, z)
-    before = _before(cycle.least_s, cycle.some, cycle.more_s, _events(cycle, b))
-    of_prompts = exp(-cycle.follow * (1.0 - b)) * before
-    return exp(-z * law.step_s) * (cycle.none + exp(-z * law.any_s) * (of_prompts - cycle.none))
+    v, step, with_any = _events(cycle, b), -z * law.step_s, -z * (law.step_s + law.any_s)
+    of_prompts = with_any - cycle.follow * (1.0 - b) - v * cycle.least_s
+    step, with_any, of_prompts = exp(jnp.stack([step, with_any, of_prompts]))
+    return cycle.none * (step - with_any) + of_prompts * _rest_before(cycle.some, cycle.more_s, v)
 
 
 def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     """E exp(-z (TTFT - own)) of those who find no idle instance [Z], of complex z."""
     it = law.iterations
-    b, behind = (_of_prompts(it, costs_s, z) for costs_s in (it.beside_s, it.behind_s))
+    b, behind = _of_prompts(it, jnp.stack([it.beside_s, it.behind_s]), z)
     a, end = _events(cycle, b), _events(cycle, behind) + z
     at_a, at_end = jnp.split(_phi(it, cycle, jnp.concatenate([a, end])), 2)
     mates = 1.0 / ((cycle.group - (cycle.group - 1.0) * b) * (cycle.group - (cycle.group - 1.0) * behind))
@@ -217,32 +224,66 @@ def ttft_quantile_s(
     `laws` has a leading axis of K, `frac` [K] the pools' shares of the requests. Bisection on the falling tail, with
     implicit gradients.
     """
-    total = jnp.sum(frac)
-    share = frac / jnp.where(total > 0, total, 1.0)
+    share = _shares(frac)
 
     def excess(limit_s: Array) -> Array:
-        tails = jax.vmap(lambda law: ttft_tail(law, limit_s, slope_s_per_token))(laws)
-        return jnp.sum(share * tails) - probability
+        return jnp.sum(share * _tails(laws, jnp.broadcast_to(limit_s, share.shape), slope_s_per_token)) - probability
 
-    slack = -(slope_s_per_token * jnp.max(laws.longest_tokens))
+    slack = -(jnp.asarray(slope_s_per_token) * jnp.max(laws.longest_tokens))
+    return _last_above(excess, slack, jnp.max(jnp.where(share > 0, _longest_s(laws), 0.0)))
+
+
+def ttft_quantiles_s(laws: TtftLaw, frac: ArrayLike, probability: float = TAIL_PROBABILITY) -> tuple[Array, Array]:
+    """(Of each of K pools [K], of all their requests) as `ttft_quantile_s` has it [s], by one search."""
+    share = _shares(frac)
+
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), laws)
+
+    def excess(limits_s: Array) -> Array:
+        limits = jnp.concatenate([limits_s[:-1], jnp.broadcast_to(limits_s[-1], share.shape)])
+        each, of_all = jnp.split(_tails(twice, limits, 0.0), 2)
+        return jnp.append(each, jnp.sum(share * of_all)) - probability
+
+    longest_s = _longest_s(laws)
+    top = jnp.append(longest_s, jnp.max(jnp.where(share > 0, longest_s, 0.0)))
+    found = _last_above(excess, jnp.zeros_like(top), top)
+    return found[:-1], found[-1]
+
+
+def _shares(frac: ArrayLike) -> Array:
+    frac = jnp.asarray(frac)
+    total = jnp.sum(frac)
+    return frac / jnp.where(total > 0, total, 1.0)
+
+
+def _tails(laws: TtftLaw, limits_s: Array, slope_s_per_token: ArrayLike) -> Array:
+    """Of K pools, each at its own limit [K]."""
+    return jax.vmap(ttft_tail, (0, 0, None))(laws, limits_s, slope_s_per_token)
+
+
+def _longest_s(laws: TtftLaw) -> Array:
+    """That no quantile of K pools is above [K] [s]."""
     wait_s = jax.vmap(lambda law: _mean_wait_s(law, _cycle(law.iterations)))(laws)
-    longest_s = jnp.max(laws.most_s, axis=-1) + LONGEST_WAITS * wait_s
-    top = jnp.max(jnp.where(share > 0, longest_s, 0.0))
+    return jnp.max(laws.most_s, axis=-1) + LONGEST_WAITS * wait_s
 
-    def solve(residual, start: Array) -> Array:
+
+def _last_above(excess: Callable[[Array], Array], low: Array, high: Array) -> Array:
+    """Where functions of one number each, which fall, pass zero: by bisection from `low` to `high`."""
+
+    def solve(residual: Callable[[Array], Array], start: Array) -> Array:
         def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
             middle = (low + high) / 2.0
             over = residual(middle) > 0
             return jnp.where(over, middle, low), jnp.where(over, high, middle)
 
-        return jax.lax.fori_loop(0, BISECTIONS, halve, (slack, start))[1]
+        return jax.lax.fori_loop(0, BISECTIONS, halve, (low, start))[1]
 
-    def tangent(linear, y: Array) -> Array:
+    def tangent(linear: Callable[[Array], Array], y: Array) -> Array:
         slope = linear(jnp.ones_like(y))  # minus the density; 0 beyond every request: then nothing moves the quantile
         return jnp.where(slope < 0, y / jnp.where(slope < 0, slope, -1.0), 0.0)
 
-    return jax.lax.custom_root(excess, top, solve, tangent)
+    return jax.lax.custom_root(excess, high, solve, tangent)
 
 
 def ttft_mean_s(law: TtftLaw) -> Array:
