@@ -123,6 +123,7 @@ def test_what_is_added_has_gradients(engine):
     assert jnp.all(jnp.isfinite(slopes))
 
 
+@pytest.mark.slow
 def test_the_table_of_a_pool_is_near_the_law_it_is_of(engine, workload):
     """Within 5 % between its knots, and on them exactly."""
     fleet = make_fleet([engine], window_tokens=[9100], n_instances=[4])
@@ -168,6 +169,7 @@ def test_a_function_at_some_points_is_a_straight_line_in_between():
     np.testing.assert_array_equal(at_some(square, x[:20], 16), x[:20] ** 2)
 
 
+@pytest.mark.slow
 def test_more_instances_wait_less_and_draw_more(engine, workload):
     """What sizing and the proof of the search rely on, of engines whose prompts share iterations as well."""
 

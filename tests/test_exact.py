@@ -221,7 +221,7 @@ def test_a_pool_costs_no_less_than_its_bound(specs, assume):
     assert max(bound_somewhere) > 0.05
 
 
-@pytest.mark.parametrize("assume", ["published", "physical"])
+@pytest.mark.parametrize("assume", ["published", pytest.param("physical", marks=pytest.mark.slow)])
 def test_watts_do_not_fall_as_instances_are_added(specs, assume):
     """But for one quirk of the published law, a whole number in flight, which the bound accounts for."""
     assumptions = {"published": replace(PUBLISHED, rounding="real"), "physical": PHYSICAL}[assume]

@@ -168,9 +168,8 @@ def all_up(problem) -> list:
     return found
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if "and" in name else pytest.mark.slow) for name in RESERVES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESERVES)
 def test_searches_agree_with_fleets_sized_by_hand(problem, all_up, name):
     take = jax.jit(lambda fleet: evaluate(fleet, problem.workload, PUBLISHED, quantiles=False).usd_per_h)
     costs = []
@@ -197,6 +196,7 @@ def test_searches_agree_with_fleets_sized_by_hand(problem, all_up, name):
     assert evaluate_given(asked, exact.lanes, **given, n_instances=(n - 1).tolist()).status == "infeasible"
 
 
+@pytest.mark.slow
 def test_the_gradient_search_keeps_the_spares(problem):
     asked = with_reserve(problem, RESERVES["an instance"])
     found, exact = require_plan(optimize(asked, "gradient")), require_plan(optimize(asked))

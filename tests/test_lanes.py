@@ -76,6 +76,7 @@ def test_a_lane_of_two_stages_has_no_single_one(engine):
 # --- evaluated ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_metrics_of_a_lane_are_those_of_its_one_stage(engine, workload):
     """Whatever stands beside it: in lanes of one kind of engine, which are one batch, and of two, which are not."""
     other = replace(engine, power=build(EngineSpec("h100", source="projected")).power)

@@ -606,6 +606,7 @@ def test_money_carbon_and_watts_add_up(engine):
     )
 
 
+@pytest.mark.slow
 def test_latencies_fall_with_instances_and_rise_with_bursts(engine):
     *where, requests, windows, gamma, n = odd_cases(engine, some_output=True)
     n = np.maximum(n, 1.0)

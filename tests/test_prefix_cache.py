@@ -295,6 +295,7 @@ def test_more_cache_never_hurts_and_the_fixed_point_differentiates(fleet, worklo
     check_grads(jax.jit(found), (0.17, 8.1, jnp.array([5.0, 6.0])), order=1, modes=["fwd"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_hits_all_is_as_without_a_cache(workload):
     fleet = fleet_of([build(SPEC)], [float(workload.longest_tokens)], [1.0], [9.0])
     reuse = workload.reuse

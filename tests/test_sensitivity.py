@@ -109,6 +109,7 @@ def test_elasticities_of_one_pool_are_central_differences(one_pool):
     assert_elasticities_are_differences(one_pool)
 
 
+@pytest.mark.slow
 def test_elasticities_that_are_exactly_known(one_pool):
     """Twice the requests are served by the fleet as it is, at its price; the site is one of all pools."""
     of = {name: {e.input: e.elasticity for e in ranked} for name, ranked in elasticities(one_pool).of.items()}

@@ -840,7 +840,7 @@ def mixed(weight=(0.2, 0.2, 0.1, 0.4, 0.1)) -> Workload:
 
 
 A_FEW = dict(n_requests=400, n_replications=2)
-FAST = {("physical", "jsq"), ("published", "round_robin")}
+FAST = {("published", "round_robin")}
 MIXTURES = [
     pytest.param(name, dispatch, marks=() if (name, dispatch) in FAST else pytest.mark.slow)
     for name in PRESETS

@@ -275,6 +275,7 @@ def hit_share(policy: str, streams: list[Stream], n_instances: int) -> float:
 SEVERAL = [stream(seed, n=160, longest=24) for seed in range(2)]
 
 
+@pytest.mark.slow
 def test_affinity_finds_more_than_chance():
     affine, alone = (hit_share("affinity", SEVERAL, n) for n in (4, 1))
     assert hit_share("random", SEVERAL, 4) + 0.05 < affine <= alone
@@ -314,6 +315,7 @@ CACHED = replace(
 )  # whose programs are small
 
 
+@pytest.mark.slow
 def test_a_replayed_trace_finds_what_it_repeats_beside_the_law():
     """With memory for everything, on one instance, from the first request on; and what is refused."""
     trace = trace_of(stream(3, gap_s=2.0, n=300, longest=12))

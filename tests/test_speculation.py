@@ -63,6 +63,7 @@ def test_no_draft_is_the_engine_without(spec):
             np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_no_draft_leaves_requests_as_they_are():
     chat = fo.make_workload([500, 4000, 900], [200, 300, 1], [0.6, 0.3, 0.1], arrival_rate_per_s=20.0)
     fleet = fo.make_fleet([build(DENSE)], window_tokens=[4400], n_instances=[6])

@@ -148,6 +148,7 @@ def test_laws_equal_to_the_catalogs_give_its_metrics(fleet, workload, ours):
     assert np.all(np.asarray(ours.pools.utilization) < 1)
 
 
+@pytest.mark.slow
 def test_a_tail_that_adds_ten_milliseconds_adds_ten_milliseconds(fleet, workload, ours):
     later = compiled(fleet, workload, assumptions=replace(PHYSICAL, tail=LateTail()))
     np.testing.assert_allclose(later.pools.ttft_p99_s - ours.pools.ttft_p99_s, LATE_S, rtol=1e-6)

@@ -121,7 +121,10 @@ def test_the_integral_of_a_tail_goes_straight_below_nothing():
 # --- against iterations -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("busy", "any_s"), [(0.1, 0.0), (0.4, 0.02), (0.7, 0.0), (0.8, 0.01)])
+SLOW = [pytest.param(busy, any_s, marks=pytest.mark.slow) for busy, any_s in ((0.1, 0.0), (0.7, 0.0), (0.8, 0.01))]
+
+
+@pytest.mark.parametrize(("busy", "any_s"), [(0.4, 0.02), *SLOW])
 def test_the_law_is_that_of_simulated_iterations(busy, any_s):
     """Of one instance, where all come in time: quantiles within 10 %, of which 1 % is the draw's error; the rest is the
     simpler iteration before the last, and the corners that the inversion smooths."""
@@ -204,6 +207,7 @@ def test_bursts_are_those_of_gamma_gaps():
 # --- limits, quantiles, gradients -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_tail_falls_from_one_to_nothing():
     laws = random_laws(80)
     limits = np.concatenate([[-1.0, 0.0], np.geomspace(1e-3, 1e5, 80)])
@@ -229,6 +233,7 @@ def test_the_quantile_inverts_the_tail_and_the_slope_shifts_the_limit():
         assert float(ttft_tail(law, limit, 1e-4)) == pytest.approx(float(ttft_tail(shifted, limit)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_quantile_of_many_pools_is_that_of_all_their_requests():
     laws = jax.tree.map(lambda x: x.reshape(30, 3, *x.shape[1:]), random_laws(90))
     frac = np.random.default_rng(16).dirichlet(np.ones(3), 30) * 0.7  # shares need not sum to 1: some are unserved
@@ -240,6 +245,7 @@ def test_the_quantile_of_many_pools_is_that_of_all_their_requests():
     np.testing.assert_allclose(jax.jit(jax.vmap(ttft_quantile_s))(laws, empty), alone, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_law_is_differentiable_in_every_number():
     laws = jax.tree.map(lambda x: x[:2], random_laws(8, seed=17))
     numbers = replace(laws, stable=None)

@@ -213,6 +213,7 @@ def lanes(pair):
     return of
 
 
+@pytest.mark.slow
 def test_limits_of_the_way_between_stages(lanes):
     """At infinite bandwidth only the latency is left, and a TTFT is later by exactly that; a slow link is a load."""
     none, late, slow = lanes((2, 2, 100.0, np.inf), (2, 2, 100.0, np.inf, 0.1), (2, 2, 100.0, 1e8))

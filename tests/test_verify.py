@@ -224,6 +224,7 @@ def counts_of(fleet: Fleet) -> tuple[int, ...]:
     return tuple(int(n) for n in fleet.n_instances)
 
 
+@pytest.mark.slow
 def test_the_laws_best_of_every_pool_count_compete_first(plan):
     propose, standings = Rivals(plan), []
     while len(standings) < 3 and (rival := propose(standings)):

@@ -47,7 +47,7 @@ from fleetopt_jax.fleet.traffic import (
     slice_traffic,
 )
 from fleetopt_jax.laws.prefill import Prefill
-from fleetopt_jax.workload.atoms import Workload
+from fleetopt_jax.workload.atoms import Workload, rounded_up
 
 T = TypeVar("T")
 PoolCost = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of instances and watts, with one engine
@@ -128,7 +128,7 @@ class Cuts(NamedTuple):
         windows = np.concatenate([[0.0], window_tokens, [problem.window_tokens]])
         gammas = np.concatenate([[1.0], gamma, [1.0]])
         edges = np.asarray(windows * problem.assumptions.compression.effective_gamma(gammas))
-        lengths = np.sort(routed_lengths(problem.workload, problem.assumptions))
+        lengths = np.sort(routed_lengths(rounded_up(problem.workload), problem.assumptions))
         rows = (np.searchsorted(lengths, ends, side="right").astype(np.int32) for ends in (windows, edges))
         return cls(windows, gammas, edges, *rows)
 
@@ -154,13 +154,14 @@ class Cuts(NamedTuple):
 
 def sums_of(problem: Problem, engines: Sequence[Engine], *, compresses: bool) -> list[RunningSums]:
     """The workload's sums for engines that pools may have: one for those of one published chunk."""
+    workload = rounded_up(problem.workload)
     by_chunk: dict[float, RunningSums] = {}
     found: list[RunningSums] = []
     for engine in engines:
         chunk = float(engine.prefill.chunk_tokens) if problem.assumptions.prefill.reads_chunk else 0.0
         if chunk not in by_chunk:
             by_chunk[chunk] = _running_sums(
-                engine.prefill, problem.workload, assumptions=problem.assumptions, compresses=compresses
+                engine.prefill, workload, assumptions=problem.assumptions, compresses=compresses
             )
         found.append(by_chunk[chunk])
     return found

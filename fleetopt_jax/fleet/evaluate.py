@@ -142,13 +142,16 @@ def evaluate(
     return fleet_metrics(fleet, traffic, workload, assumptions, quantiles=quantiles)
 
 
-@partial(jax.jit, static_argnames=("assumptions", "quantiles"))
 def fleet_metrics(
     fleet: Fleet, traffic: PoolTraffic, workload: Workload, assumptions: Assumptions, *, quantiles: bool = True
 ) -> FleetMetrics:
     """Metrics of `fleet` whose lanes get `traffic` [K], of which a search needs to route but once; see `evaluate`. A
-    compiled program of its own, as `routed` is."""
-    setting = setting_of(workload, fleet.surroundings, assumptions)
+    compiled program of its own, as `routed` is, which does not depend on how many kinds of requests there are."""
+    return _fleet_metrics(fleet, traffic, setting_of(workload, fleet.surroundings, assumptions), quantiles=quantiles)
+
+
+@partial(jax.jit, static_argnames="quantiles")
+def _fleet_metrics(fleet: Fleet, traffic: PoolTraffic, setting: Setting, *, quantiles: bool) -> FleetMetrics:
     law = pool_metrics if fleet.n_stages == 1 else staged_metrics
     pools = for_each_lane(
         lambda server, pool, window, n: law(server, pool, window, n, setting),

@@ -31,7 +31,7 @@ from fleetopt_jax.laws.demand import Demand, with_nothing_cached
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.routing import router_edges, soft_share
 from fleetopt_jax.laws.service import StepMoments, step_moments
-from fleetopt_jax.workload.atoms import Workload, total_tokens
+from fleetopt_jax.workload.atoms import Workload, rounded_up, total_tokens
 from fleetopt_jax.workload.columns import Columns, columns_of
 from fleetopt_jax.workload.reuse import Reuse
 
@@ -425,9 +425,13 @@ def route(
     return jax.vmap(one)(prefills, slices)
 
 
-@partial(jax.jit, static_argnames="assumptions")
 def routed(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTraffic:
     """`route`, hard, as a compiled program of its own, which all who keep the traffic of a fleet share."""
+    return _routed(fleet, rounded_up(workload), assumptions)
+
+
+@partial(jax.jit, static_argnames="assumptions")
+def _routed(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTraffic:
     return route(fleet, workload, assumptions, all_read=True)
 
 

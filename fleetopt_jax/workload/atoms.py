@@ -16,6 +16,7 @@ from fleetopt_jax.core.struct import as_floats, namespace, pytree
 if TYPE_CHECKING:
     from fleetopt_jax.workload.reuse import Reuse
 
+FEWEST_ATOMS = 64  # that programs are compiled for
 OUTPUT_SHARE = 0.2  # the published 80 / 20 split of a request's total length
 
 
@@ -139,6 +140,23 @@ def split_total(total: ArrayLike, output_share: ArrayLike = OUTPUT_SHARE, *, who
     xp = namespace(total, output_share)
     prompt = xp.maximum(1.0, whole_down((1.0 - output_share) * xp.asarray(total), whole=whole))
     return prompt, total - prompt
+
+
+def rounded_up(workload: Workload) -> Workload:
+    """The same requests in a power of two of atoms, the last one repeated without weight, so that workloads of many
+    sizes share the programs that sum over them; as it is where its reuse is known, or inside a program."""
+    columns = {name: getattr(workload, name) for name in ("prompt_tokens", "output_tokens", "weight", "by_prompt")}
+    if workload.reuse is not None or not all(isinstance(x, np.ndarray) for x in columns.values()):
+        return workload
+    n = len(workload.weight)
+    more = np.arange(n, max(FEWEST_ATOMS, 1 << (n - 1).bit_length()))
+    rows = np.append(np.arange(n), np.full(len(more), n - 1))
+    place = int(np.flatnonzero(columns["by_prompt"] == n - 1)[0])
+    columns |= {name: columns[name][rows] for name in ("prompt_tokens", "output_tokens")}
+    columns["weight"] = np.append(columns["weight"], np.zeros(len(more)))
+    columns["by_prompt"] = np.insert(columns["by_prompt"], place + 1, more)
+    routed = None if workload.routed_tokens is None else np.asarray(workload.routed_tokens)[rows]
+    return dataclasses.replace(workload, **as_floats(**columns), routed_tokens=routed)
 
 
 def with_rate(workload: Workload, arrival_rate_per_s: ArrayLike) -> Workload:
