@@ -203,7 +203,7 @@ def test_out_holds_the_document_of_stdout_and_nothing_lies_beside_it(default_pla
         ("--rate", "2000", "--gpu", "h100,b200", "--objective", "usd", "--assume", "published"),
         ("--rate", "200", "--gamma", "1.3", "--pue", "1.3", "--host-w-per-gpu", "100", "--usd-per-kwh", "0.1"),
         *(
-            pytest.param(options, marks=pytest.mark.slow)
+            pytest.param(options, marks=pytest.mark.nightly)
             for options in (
                 ("--rate", "200", "--gpu", "h100,b200", "--ttft-p99-ms", "2500", "--slo-scope", "fleet"),
                 ("--rate", "20", "--assume", "physical,kv_cache=reserved", "--ttft-ms-per-1k", "100", "--itl-ms", "40"),
@@ -478,7 +478,7 @@ def test_the_table_says_what_the_json_says(fleetopt, default_plan):
 # ------------------------------------------------------------------------------------------------ infeasible plans
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_unreachable_ttft_names_the_smallest_that_is_reachable(fleetopt, trace_file):
     def ask(ttft_p99_ms: float) -> Answer:
         return fleetopt("optimize", "--workload", trace_file, "--ttft-p99-ms", ttft_p99_ms, "--json")
@@ -520,7 +520,7 @@ def test_an_asked_window_no_engine_can_hold_is_infeasible(fleetopt, trace_file):
     [
         ("--pools", "1"),
         ("--pools", "3", "--gamma", "auto", "--assume", "published"),
-        pytest.param(("--pools", "6", "--gamma", "auto"), marks=pytest.mark.slow),
+        pytest.param(("--pools", "6", "--gamma", "auto"), marks=pytest.mark.nightly),
     ],
 )
 @pytest.mark.slow

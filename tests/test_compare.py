@@ -101,7 +101,7 @@ def test_a_known_change_is_named_with_its_factor(plan, tmp_path):
         assert best.figures == pytest.approx([each.value for each in file.figures], rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_physical_laws_tell_prompts_prefill_and_bursts_apart(workload):
     spec = EngineSpec("h100", serving="vllm-0.11")
     problem = make_problem(workload, [spec], n_pools=2)

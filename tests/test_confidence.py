@@ -193,7 +193,7 @@ def test_the_commands_plan_for_a_confidence(capsys, tmp_path):
     assert main(["optimize", *tight]) in (OK, INFEASIBLE)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_limits_of_all_requests_together_are_sized_along_slowness(h100, small_workload):
     slo = make_slo(ttft_p99_s=0.5, scope="fleet")
     problem = make_problem(small_workload, [h100], slo=slo)

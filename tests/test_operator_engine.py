@@ -125,7 +125,7 @@ def test_a_part_of_ones_own_takes_the_place_of_the_mixed_step():
     assert float(slow.power.gpu_w(64.0, 1000.0)) < float(engine.power.gpu_w(64.0, 1000.0))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_search_over_them_is_certified_and_no_worse_than_a_grid():
     workload = fo.make_workload([500, 4000, 9000], [200, 300, 150], [0.8, 0.15, 0.05], arrival_rate_per_s=40.0)
     specs = [fo.EngineSpec(gpu, "llama-3.1-70b", 4, "fp8", serving="vllm") for gpu in ("h100", "b200")]

@@ -347,7 +347,7 @@ def mixtures() -> list[Assumptions]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_mixture_of_choices_is_finite(engine, workload):
     fleet = make_fleet([engine] * 2, window_tokens=[900, 20_480], n_instances=[40, 60], gamma=[1.5, 1.0])
     tok_per_j = set()
@@ -405,7 +405,7 @@ RICH = make_surroundings(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_soft_router_sharpens_to_the_hard_one(engine, workload):
     around = squeezing(success_frac=0.6, s_per_token=1e-6, j_per_token=0.1)
     fleet = fleet_of([engine] * 2, [900.0, 20_480.0], [1.5, 1.0], [12.0, 20.0], around)

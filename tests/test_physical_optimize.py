@@ -54,7 +54,7 @@ def assert_held(plan: Plan) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["pool", "fleet"])
+@pytest.mark.parametrize("scope", ["pool", pytest.param("fleet", marks=pytest.mark.nightly)])
 def test_grid_is_the_best_of_all_candidates(spec, workload, scope):
     for gamma, rate, limits in (
         (1.0, 60.0, dict(ttft_p99_s=1.0)),
