@@ -169,7 +169,9 @@ def all_up(problem) -> list:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RESERVES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if "and" in name else pytest.mark.nightly) for name in RESERVES]
+)
 def test_searches_agree_with_fleets_sized_by_hand(problem, all_up, name):
     take = jax.jit(lambda fleet: evaluate(fleet, problem.workload, PUBLISHED, quantiles=False).usd_per_h)
     costs = []

@@ -234,7 +234,7 @@ def test_a_searched_gamma_is_not_worse_than_none(h100, small_workload):
     assert in_tok_per_j(searched) >= in_tok_per_j(none)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_free_clock_saves_energy_and_its_plan_evaluates_to_itself(tmp_path, capsys):
     """Against every clock by itself; and as a file, through the door."""
     workload = with_rate(load_workload("azure-conv"), 200.0)

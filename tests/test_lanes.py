@@ -26,7 +26,7 @@ AROUND = make_surroundings(
 )
 
 
-@pytest.fixture(scope="module", params=["vllm-0.11", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["vllm-0.11", pytest.param("vllm", marks=pytest.mark.nightly)])
 def engine(request) -> Engine:
     """Of simple laws, and of operators, whose programs take ten times as long to compile."""
     return build(EngineSpec("h100", serving=request.param, own_fit=False))
@@ -173,5 +173,6 @@ def test_a_batch_of_fleets_is_the_fleets_one_by_one(differentiated):
     together, _, slopes = differentiated(rows)
     for row, value, slope in zip(rows, together, slopes, strict=True):
         alone, _, its_slope = differentiated(row[None])
-        np.testing.assert_allclose(alone[0], value, rtol=1e-12)
+        # A batch sums in another order; the fixed point and the inverted transform make 1e-12 of 1e-16.
+        np.testing.assert_allclose(alone[0], value, rtol=1e-11)
         np.testing.assert_allclose(its_slope[0], slope, rtol=1e-9, atol=1e-12)

@@ -325,7 +325,7 @@ def test_what_is_compressed_finds_nothing(few_kinds):
     assert "prefix_cache" not in {each.pulled.levers[0].name for each in found.gains} | set(found.left_out)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_gain_of_a_prefix_cache_is_that_of_the_plans(few_kinds):
     """As assumed, with the words that say so."""
     problem = make_problem(few_kinds, [EngineSpec("h100", serving="vllm-0.11")], n_pools=1)
@@ -388,7 +388,7 @@ def test_published_azure_gains(h100):
     assert 4.2 <= both <= 4.4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_physical_azure_conversation():
     """One pool is the best fleet, so that routing has nothing to give, alone or with a later generation, of which eight
     GPUs prefill little faster, for all-reduces take their time."""

@@ -11,6 +11,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 TIMEOUT_S = 600  # of one cell: a minute on a quiet machine
+LONG = ("2_one_over_w", "4_pareto_and_pools")  # minutes, of commands that other tests run
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -39,7 +40,11 @@ def test_is_kept_as_written(path):
 
 
 @pytest.mark.slow
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.nightly if path.stem in LONG else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_runs_from_a_clean_kernel(path, tmp_path):
     notebook = run(nbformat.read(path, as_version=4), tmp_path)
     codes = cells_of(notebook, "code")

@@ -305,7 +305,7 @@ def test_without_hits_all_is_as_without_a_cache(workload):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9), found, usual)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_constant_share_is_what_a_cache_that_finds_it_gives(workload):
     """Both shorten prompts alike where each finds the same share of itself."""
     fleet = fleet_of([build(SPEC)], [float(workload.longest_tokens)], [1.0], [9.0])
@@ -342,7 +342,7 @@ def test_the_full_tail_reads_what_is_left_of_prompts(fleet, workload):
     np.testing.assert_allclose(mass, 1.0, rtol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_soft_router_splits_reuse_and_differentiates(fleet, workload):
     def found(window):
         windows = jnp.array([window, float(workload.longest_tokens)])

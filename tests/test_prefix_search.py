@@ -163,7 +163,7 @@ def test_without_hits_the_search_is_as_without_a_cache(workload):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9), found.metrics, usual.metrics)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_affinity_never_needs_more_instances_than_chance(workload):
     problem = problem_of(workload)
     windows = np.array([1000.0, 3011.0, 8000.0, problem.window_tokens])
