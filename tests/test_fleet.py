@@ -12,9 +12,11 @@ from jax import Array
 from jax.test_util import check_grads
 
 from fleetopt_jax.catalog.engines import build
+from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.struct import stack
-from fleetopt_jax.fleet.assumptions import PUBLISHED, Assumptions
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED, Assumptions
 from fleetopt_jax.fleet.choices.power_scope import WholeInstance
+from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, TotalTokens
 from fleetopt_jax.fleet.engine import Engine, make_engine, require_fit, roofline_engine
 from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics, evaluate, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of, make_fleet, make_slo
@@ -28,7 +30,7 @@ from fleetopt_jax.laws.llm import make_llm
 from fleetopt_jax.laws.power import LogisticPower, make_logistic_power
 from fleetopt_jax.laws.prefill import Prefill, make_prefill
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
-from fleetopt_jax.workload.atoms import Workload, total_tokens, with_rate
+from fleetopt_jax.workload.atoms import Workload, make_workload, rounded_up, total_tokens, with_rate
 
 REAL = Assumptions(rounding="real")
 TRACES: list[int] = []  # one entry each time `sized` is traced
@@ -579,3 +581,21 @@ def test_a_soft_router_sizes_like_a_narrow_one_and_its_gradient_is_a_difference(
     difference = (n_instances(700.6, 0.2) - n_instances(700.4, 0.2)) / 0.2
     assert slope != 0
     np.testing.assert_allclose(slope, difference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key", [TotalTokens(), PromptAndLimit(4096.0)])
+def test_atoms_without_weight_change_nothing(key):
+    """Programs are compiled for powers of two of atoms."""
+    rng = np.random.default_rng(3)
+    workload = make_workload(*np.round(np.exp(rng.normal([6.0, 4.0], 1.0, (70, 2)))).T + 1.0, arrival_rate_per_s=9.0)
+    more = rounded_up(workload)
+    prompts = np.asarray(more.prompt_tokens)[np.asarray(more.by_prompt, int)]
+    assert len(more.weight) == 128 and np.all(np.diff(prompts) >= 0) and np.all(np.diff(total_tokens(more)) >= 0)
+    assert sorted(more.by_prompt) == list(range(128)) and rounded_up(more).weight.shape == (128,)
+    fleet = make_fleet(
+        [build(EngineSpec("h100"))] * 2, window_tokens=[500, 40_000], gamma=[1.5, 1.0], n_instances=[2, 3]
+    )
+    assumptions = replace(PHYSICAL, route_by=key)
+    ours, theirs = (jax.tree.leaves(route(fleet, each, assumptions)) for each in (workload, more))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)

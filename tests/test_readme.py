@@ -1,7 +1,6 @@
 """What the README shows works as shown."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -11,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import drop_compiled
 
+from fleetopt_jax.cli.main import main
 from fleetopt_jax.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def test_python_examples_run(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_command_shown_runs(tmp_path):
+def test_every_command_shown_runs(capsys, monkeypatch, tmp_path):
     """In the order of the README, in one folder that holds what a reader has: a trace, measurements, what was
     observed, an LLM's configuration, the scenarios."""
     rng = np.random.default_rng(1)
@@ -91,17 +92,25 @@ def test_every_command_shown_runs(tmp_path):
     (tmp_path / "experiments").mkdir()
     shutil.copytree(ROOT / "experiments" / "scenarios", tmp_path / "experiments" / "scenarios")
     shutil.copy(ROOT / "experiments" / "router.py", tmp_path / "experiments" / "router.py")
-    settings = {"FLEETOPT_CACHE": str(tmp_path / "cache"), **os.environ}
-    for command in [*COMMANDS, "python experiments/router.py router.json 1200 300"]:
-        program, *arguments = shlex.split(command)
-        start = [sys.executable] if program == "python" else [sys.executable, "-m", "fleetopt_jax.cli.main"]
-        done = subprocess.run(
-            [*start, *arguments], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=900
-        )
+    monkeypatch.chdir(tmp_path)
+    for command in COMMANDS:
+        code, out, err = said_by(shlex.split(command)[1:], capsys)
         # The laws and the simulator may differ, and a fleet of this small trace does not hold every rate: answers too.
-        says_no = re.match(r"fleetopt (simulate|evaluate .*--rate) ", command) and done.returncode == 3
-        assert done.returncode == 0 or says_no, f"{command}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        assert not re.search(r"\bnan\b", done.stdout), command
+        says_no = re.match(r"fleetopt (simulate|evaluate .*--rate) ", command) and code == 3
+        assert code == 0 or says_no, f"{command}\n{err}"
+        assert "Traceback" not in err
+        assert not re.search(r"\bnan\b", out), command
         for written in re.findall(r"(?:--out|--figure|--csv|--router|--save-scenario) (\S+)", command):
             assert (tmp_path / written).stat().st_size > 0, command
+        drop_compiled()
+    program = [sys.executable, "experiments/router.py", "router.json", "1200", "300"]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=900)
+
+
+def said_by(arguments: list[str], capsys) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command, in this process: programs are traced once for all of them."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
