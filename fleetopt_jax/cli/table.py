@@ -14,6 +14,7 @@ from fleetopt_jax.cli.values import (
     Checkpoint,
     Choice,
     Flag,
+    FrontOf,
     Growth,
     Number,
     NumberOrAuto,
@@ -1169,6 +1170,31 @@ _OF_ONE_COMMAND = (
         metavar="FOLDER",
     ),
     Option(
+        name="front",
+        kind=FrontOf(("kg_co2_per_h", "usd_per_h", "tok_per_j", "n_gpus"), "ttft-p99-ms", LIMIT_MS),
+        about="instead of one plan, a front of all services: two of kg_co2_per_h, usd_per_h, tok_per_j, n_gpus against "
+        "each other; or tokens per joule of all at limits of the P99 TTFT of one: ttft-p99-ms:chat=200,500",
+        otherwise="limits left out: from a quarter of what is asked to four times that",
+        commands=("services",),
+        metavar="A,B|ttft-p99-ms:SERVICE[=V1,...]",
+    ),
+    Option(
+        name="points",
+        kind=Number(3, 1000, whole=True),
+        about="with --front: searches to make",
+        default=9,
+        otherwise="default {}",
+        commands=("services",),
+        metavar="N",
+    ),
+    Option(
+        name="stricter",
+        kind=Percent(Number(0.001, 0.99)),
+        about="also what it costs to promise each service a P99 TTFT, or a batch its deadline, tighter by so much",
+        commands=("services",),
+        metavar="SHARE",
+    ),
+    Option(
         name="until",
         kind=Percent(Number(0.001, 1.0)),
         about="add as many replications again, up to 64, until the confidence intervals of tokens per joule and P99 "
@@ -1507,7 +1533,7 @@ def _figure(what: str, *commands: str) -> Option:
 
 _FIGURES = (
     _figure("the pools over the lengths of the requests", "optimize", "evaluate"),
-    _figure("GPUs by service and kind", "services"),
+    _figure("GPUs by service and kind, or the front,", "services"),
     _figure("the front", "pareto"),
     _figure("tokens per joule over the input with the most numbers,", "sweep"),
     _figure("the tornado", "sensitivity"),
@@ -1522,8 +1548,8 @@ _FIGURES = (
     Option(
         name="csv",
         kind=Text(),
-        about="write the plans as FILE, a line each",
-        commands=("pareto",),
+        about="write the plans of a front as FILE, a line each",
+        commands=("pareto", "services"),
         metavar="FILE",
         file="written",
     ),
