@@ -237,7 +237,7 @@ class _Hull:
 
     def costs(self, point: ServicesPoint) -> tuple[float, float]:
         """The two, as less is better: of tokens per joule the kW."""
-        first, second = (float(weights.of(point.plan.total)) for weights in self._weights)
+        first, second = (float(np.asarray(weights.of(point.plan.total))) for weights in self._weights)
         return first, second
 
     def _best(self, mix: tuple[float, float]) -> ServicesPoint | NoServicesPlan:

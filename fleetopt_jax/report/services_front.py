@@ -152,10 +152,14 @@ def promise_front_takeaway(document: Mapping[str, Any]) -> str:
     who = f"{len(document['asked'])} services, P99 TTFT of {document['service']}"
     if not held:
         return f"{who}: no fleets hold any of these limits."
-    ends = [f"{_amount('tok_per_j', row['tok_per_j'])} at {ms(row['ttft_p99_s'])}" for row in (held[0], held[-1])]
+    first, last = (
+        f"{_amount('tok_per_j', row['tok_per_j'])} at {ms(row['ttft_p99_s'])}" for row in (held[0], held[-1])
+    )
+    said = f"from {first} to {last}"
+    if held[0]["tok_per_j"] == held[-1]["tok_per_j"]:
+        said = first if held[0] is held[-1] else f"{first}, and no more at {ms(held[-1]['ttft_p99_s'])}"
     missing = [ms(row["ttft_p99_s"]) for row in document["rows"] if row["tok_per_j"] is None]
-    said = " to ".join(dict.fromkeys(ends))
-    return f"{who}: {'from ' if len(held) > 1 else ''}{said}{f'; none at {listed(missing)}' if missing else ''}."
+    return f"{who}: {said}{f'; none at {listed(missing)}' if missing else ''}."
 
 
 def promise_front_csv(document: Mapping[str, Any]) -> str:
@@ -197,7 +201,7 @@ def promise_front_figure(document: Mapping[str, Any]) -> Figure:
         axes.set_ylim(min(ys) - room, max(ys) + room)
     axes.set_xlabel(f"limit of the P99 TTFT of {document['service']} [ms]")
     axes.set_ylabel(_AXES["tok_per_j"])
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower left", ncols=3)
     say(figure, promise_front_takeaway(document).replace("; ", ";\n", 1))
     return figure
 
@@ -258,7 +262,8 @@ def _dots(axes, xs: Sequence[float], ys: Sequence[float], certified: Sequence[bo
 
 def _kinds(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """GPUs that any plan uses."""
-    return list(dict.fromkeys(each["gpu"] for plan in plans for each in plan["gpus"] if each["used"]))
+    all_of = dict.fromkeys(each["gpu"] for plan in plans for each in plan["gpus"])
+    return [kind for kind in all_of if any(_of_kinds(plan).get(kind) for plan in plans)]
 
 
 def _of_kinds(plan: Mapping[str, Any]) -> dict[str, int]:
