@@ -453,6 +453,13 @@ class FrontOf(Kind):
             raise argparse.ArgumentTypeError(f"{self.axis}: {error}") from None
         return service.strip(), sorted(limits)
 
+    def kept(self, value: Any) -> Any:
+        if value is None:
+            return None
+        service, each = value
+        said = ",".join(map(str, each))
+        return said if service is None else f"{self.axis}:{service}" + (f"={said}" if each else "")
+
     def _objectives(self, text: str) -> list[str]:
         names = [part.strip() for part in text.split(",")]
         for name in names:
