@@ -175,6 +175,7 @@ def test_what_no_fleet_holds_is_said_of_a_stricter_promise():
     assert (code["status"], code["extra"], code["certified"]) == ("infeasible", None, True)
     said = stricter_said(code, metrics)
     assert said == "Code with a P99 TTFT of 2 ms instead of 5 ms: no fleet holds it."
+    assert stricter_said(code | {"why": "too slow"}, metrics).endswith("no fleet holds it (too slow).")
     held = code | {"extra": {"n_gpus": 8.0, "power_w": 2e3, "usd_per_h": -4.0}}
     assert "8 GPUs more, 2 kW more and 4 USD/h less" in stricter_said(held, metrics)
 

@@ -230,7 +230,7 @@ def stricter_said(one: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     what = "a P99 TTFT" if one["promise"] == "ttft_p99_s" else "a deadline"
     asked = f"{sentence(one['service'])} with {what} of {ms(one['is_s'])} instead of {ms(one['was_s'])}"
     if one["extra"] is None:
-        why = f": {one['why']}" if one.get("why") else ""
+        why = f" ({one['why']})" if one.get("why") else ""
         return (
             f"{asked}: no fleet holds it{why}." if one["certified"] else f"{asked}: no fleet was found that holds it."
         )
