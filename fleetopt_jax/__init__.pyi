@@ -26,6 +26,9 @@ from ._optimize.repair import repair as repair
 from ._optimize.search import evaluate_given as evaluate_given
 from ._optimize.search import optimize as optimize
 from ._optimize.sensitivity import sensitivity as sensitivity
+from ._optimize.services_front import promise_front as promise_front
+from ._optimize.services_front import services_front as services_front
+from ._optimize.services_front import stricter as stricter
 from ._optimize.shared import optimize_services as optimize_services
 from ._simulate.day import replay_day as replay_day
 from ._simulate.requests import replay_requests as replay_requests
@@ -76,6 +79,9 @@ from ._optimize.plan import is_plan as is_plan
 from ._optimize.plan import require_plan as require_plan
 from ._optimize.services import NoServicesPlan as NoServicesPlan
 from ._optimize.services import ServicesPlan as ServicesPlan
+from ._optimize.services_front import PromiseFront as PromiseFront
+from ._optimize.services_front import ServicesFront as ServicesFront
+from ._optimize.services_front import StricterPromises as StricterPromises
 from ._simulate.day import Day as Day
 from ._simulate.day import ReplayedDay as ReplayedDay
 from ._simulate.simulate import Simulation as Simulation

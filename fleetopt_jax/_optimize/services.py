@@ -7,8 +7,9 @@ and one of them is solved. What they share is GPUs of each kind, power, money an
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from fleetopt_jax._optimize.problem import Problem, demanded_tok_per_s
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import with_limits
-from fleetopt_jax.fleet.resources import Budget, Resources, Weights, limit_weights, usage
+from fleetopt_jax.fleet.resources import Budget, Objective, Resources, Weights, limit_weights, usage
 
 SHARES = (0.5, 0.25, 0.1)  # of a deadline, for the first token
 LONG_S_PER_TOKEN = 2.0  # of a deadline: with half of it for the first token, no ITL that anybody has binds
@@ -39,6 +40,7 @@ class SharedService:
     ways: tuple[Problem, ...]
     end_to_end_s: float = math.inf  # P99 TTFT and the longest answer at the mean ITL stay within it
     batch: bool = False  # promised that alone, however it is split
+    asked: tuple[Problem, ...] = ()  # as they came, before the ITL had what that leaves
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -147,9 +149,9 @@ def _promised(name: str, ways: Sequence[Problem], limit_s: float, batch: bool) -
     if not limit_s > 0 or (batch and limit_s == math.inf):
         raise BadField("end_to_end_s", f"service {name!r}: {limit_s:g}", "need seconds > 0, and of a batch a deadline")
     if limit_s == math.inf:
-        return SharedService(name, tuple(ways))
+        return SharedService(name, tuple(ways), asked=tuple(ways))
     split = [each for way in ways for each in (_by_deadline if batch else _by_rest)(name, way, limit_s)]
-    return SharedService(name, tuple(split), limit_s, batch)
+    return SharedService(name, tuple(split), limit_s, batch, tuple(ways))
 
 
 def _by_rest(name: str, problem: Problem, limit_s: float) -> list[Problem]:
@@ -170,6 +172,28 @@ def _by_deadline(name: str, problem: Problem, limit_s: float) -> list[Problem]:
         limits = {"ttft_p99_s": share * limit_s, "ttft_s_per_token": 0.0, "itl_s": (1.0 - share) * limit_s / tokens}
         found.append(problem.serving(slo=with_limits(problem.slo, **limits)))
     return found
+
+
+def with_promise(services: Services, name: str, **changes: Any) -> Services:
+    """The same services, one of which is promised something else: other limits of its `Slo`, or another `end_to_end_s`.
+    The others are the same records."""
+    return replace(services, each=tuple(_changed(one, **changes) if one.name == name else one for one in services.each))
+
+
+def _changed(service: SharedService, *, end_to_end_s: float | None = None, **limits: float) -> SharedService:
+    ways = [problem.serving(slo=with_limits(problem.slo, **limits)) for problem in service.asked]
+    limit_s = service.end_to_end_s if end_to_end_s is None else end_to_end_s
+    return _promised(service.name, ways, limit_s, service.batch)
+
+
+def with_objective(services: Services, objective: Objective | Weights) -> Services:
+    """The same services, chosen by something else."""
+
+    def by(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        return tuple(replace(problem, objective=objective) for problem in problems)
+
+    each = [replace(service, ways=by(service.ways), asked=by(service.asked)) for service in services.each]
+    return replace(services, each=tuple(each))
 
 
 def ttft_limit_s(problem: Problem) -> float:

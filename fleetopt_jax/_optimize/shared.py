@@ -436,16 +436,33 @@ def optimize_services(
     """
     require_float64("optimize_services")
     started = time.perf_counter()
+    return settled(services, candidates_of(services, progress=progress), started, worth=worth)
+
+
+def candidates_of(
+    services: Services, known: Sequence[Candidates] = (), progress: Progress | None = None
+) -> list[Candidates]:
+    """All fleets of each service, up to the first that has none. Of services that were searched before, and are the
+    same records, those that are `known` are taken: what they may be depends on neither objective nor prices."""
     each: list[Candidates] = []
     for done, service in enumerate(services.each):
-        each.append(Candidates(service, services))
+        again = next((one for one in known if one.service is service), None)
+        each.append(again or Candidates(service, services))
         if not each[-1].fleets:
-            return _unserved(services, service, _searched(services, each, started))
+            break
         if progress:
             progress(done + 1, len(services.each) + 1)
-    caps = caps_of(services, services.any.search_weights)
+    return each
+
+
+def settled(
+    services: Services, each: Sequence[Candidates], started: float, *, worth: bool = False
+) -> ServicesPlan | NoServicesPlan:
+    """The best of the candidates, by the objective of the services and within their budget."""
+    if not each[-1].fleets:
+        return _unserved(services, each[-1].service, _searched(services, each, started))
     try:
-        outcome = find_best(caps, each)
+        outcome = find_best(caps_of(services, services.any.search_weights), each)
     except Unserved as nobody:
         return _unserved(services, nobody.service, _searched(services, each, started))
     search = _searched(services, each, started, outcome)
@@ -459,9 +476,7 @@ def optimize_services(
         prices=MappingProxyType(dict(zip(services.budget.caps, outcome.mu.tolist(), strict=True))),
     )
     _check_kept(answer)
-    if not worth:
-        return answer
-    return replace(answer, worth=tuple(_worth(services, each, outcome)))
+    return replace(answer, worth=tuple(_worth(services, each, outcome))) if worth else answer
 
 
 def _check_kept(answer: ServicesPlan) -> None:

@@ -27,6 +27,7 @@ from fleetopt_jax.cli.values import (
     MAX_NAMES,
     Choice,
     Flag,
+    FrontOf,
     Kind,
     Number,
     NumberOrAuto,
@@ -128,6 +129,11 @@ def _(kind: Stock) -> Any:
 @annotation.register
 def _(kind: Sweep) -> Any:
     return Name  # as it is typed
+
+
+@annotation.register
+def _(kind: FrontOf) -> Any:
+    return Name  # likewise
 
 
 @annotation.register

@@ -14,6 +14,7 @@ from fleetopt_jax.cli.values import (
     Checkpoint,
     Choice,
     Flag,
+    FrontOf,
     Growth,
     Number,
     NumberOrAuto,
@@ -76,7 +77,7 @@ ROBUST = Section(
 )
 SIMULATION = Section("simulation", "With verify.", {"optimize": "with --verify", "report": "with --simulate"})
 SWEEP = Section("sweep", "What `fleetopt sweep` varies.")
-FRONT = Section("front", "What `fleetopt pareto` draws.")
+FRONT = Section("front", "What `fleetopt pareto` draws, and `fleetopt services --front`.")
 LEVERS = Section("levers", "What `fleetopt levers` changes to.")
 HOURS = Section(
     "hours",
@@ -845,6 +846,37 @@ _OF_THE_FRONT = (
         metavar="NAME=V1,V2,...",
         section=FRONT,
     ),
+    Option(
+        name="front",
+        kind=FrontOf(("kg_co2_per_h", "usd_per_h", "tok_per_j", "n_gpus"), "ttft-p99-ms", LIMIT_MS),
+        about="instead of one plan, a front of all services: two of kg_co2_per_h, usd_per_h, tok_per_j, n_gpus against "
+        "each other; or tokens per joule of all at limits of the P99 TTFT of one: ttft-p99-ms:chat=200,500",
+        otherwise="limits left out: from a quarter of what is asked to four times that",
+        commands=("services",),
+        metavar="A,B|ttft-p99-ms:SERVICE[=V1,...]",
+        section=FRONT,
+        key="services",
+    ),
+    Option(
+        name="points",
+        kind=Number(3, 1000, whole=True),
+        about="with --front: searches to make",
+        default=9,
+        otherwise="default {}",
+        commands=("services",),
+        metavar="N",
+        section=FRONT,
+        field=Field("n_points"),
+    ),
+    Option(
+        name="stricter",
+        kind=Percent(Number(0.001, 0.99)),
+        about="also what it costs to promise each service a P99 TTFT, or a batch its deadline, tighter by so much",
+        commands=("services",),
+        metavar="SHARE",
+        section=FRONT,
+        field=Field("tighter_frac"),
+    ),
 )
 _SCENARIO = (
     *(*_OF_THE_WORKLOAD, *_OF_THE_ENGINE, *_OF_THE_LIMITS, *_OF_THE_FAILURES),
@@ -1507,7 +1539,7 @@ def _figure(what: str, *commands: str) -> Option:
 
 _FIGURES = (
     _figure("the pools over the lengths of the requests", "optimize", "evaluate"),
-    _figure("GPUs by service and kind", "services"),
+    _figure("GPUs by service and kind, or the front,", "services"),
     _figure("the front", "pareto"),
     _figure("tokens per joule over the input with the most numbers,", "sweep"),
     _figure("the tornado", "sensitivity"),
@@ -1522,8 +1554,8 @@ _FIGURES = (
     Option(
         name="csv",
         kind=Text(),
-        about="write the plans as FILE, a line each",
-        commands=("pareto",),
+        about="write the plans of a front as FILE, a line each",
+        commands=("pareto", "services"),
         metavar="FILE",
         file="written",
     ),

@@ -426,6 +426,53 @@ class Sweep(Kind):
 
 
 @dataclass(frozen=True)
+class FrontOf(Kind):
+    """(service, limits) of what one service is promised, the limits empty where they are not given; or (None, names) of
+    two objectives."""
+
+    objectives: tuple[str, ...]
+    axis: str  # which, of a service
+    limit: Number
+
+    @property
+    def allowed(self) -> str:
+        return f"two of {', '.join(self.objectives)}, or {self.axis}:SERVICE[=V1,V2,...]"
+
+    def parse(self, text: str) -> tuple[str | None, list[Any]]:
+        axis, colon, rest = text.partition(":")
+        if not colon:
+            return None, self._objectives(text)
+        if axis.strip() != self.axis:
+            raise no_choice(axis.strip(), [self.axis])
+        service, equals, values = rest.partition("=")
+        if not service.strip() or (equals and not values.strip()):
+            raise refused(repr(text), self.allowed)
+        try:
+            limits = {self.limit.parse(value.strip()) for value in values.split(",")} if equals else set()
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{self.axis}: {error}") from None
+        return service.strip(), sorted(limits)
+
+    def kept(self, value: Any) -> Any:
+        if value is None:
+            return None
+        service, each = value
+        said = ",".join(map(str, each))
+        return said if service is None else f"{self.axis}:{service}" + (f"={said}" if each else "")
+
+    def _objectives(self, text: str) -> list[str]:
+        names = [part.strip() for part in text.split(",")]
+        for name in names:
+            if name == self.axis:
+                raise refused(repr(text), f"{self.axis}:SERVICE, the service whose limit it is")
+            if name not in self.objectives:
+                raise no_choice(name, self.objectives)
+        if len(names) != 2 or names[0] == names[1]:
+            raise refused(repr(text), self.allowed)
+        return names
+
+
+@dataclass(frozen=True)
 class Axis:
     """An input of a sweep: its option, its values as rows show them, and as the commands have them."""
 

@@ -188,14 +188,15 @@ def front_csv(document: Mapping[str, Any]) -> str:
             + [values[name] for name in metrics]
             + _pool_columns(point["plan"])
         )
-    return _csv(["kind", "knee", *names, *metrics, *(f"pool_{name}" for name in CSV_POOLS)], lines)
+    return csv_text(["kind", "knee", *names, *metrics, *(f"pool_{name}" for name in CSV_POOLS)], lines)
 
 
 def _pool_columns(plan: Mapping[str, Any]) -> list[str]:
     return ["|".join(f"{pool[name]}" for pool in plan["pools"]) for name in CSV_POOLS]
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows under their columns; nothing where a value is not known."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -406,7 +407,7 @@ def axis_csv(document: Mapping[str, Any]) -> str:
             ]
         )
     name = document["axis"]["name"].replace("-", "_")
-    return _csv([name, "status", "hold_probability", *CSV_METRICS, *(f"pool_{each}" for each in CSV_POOLS)], rows)
+    return csv_text([name, "status", "hold_probability", *CSV_METRICS, *(f"pool_{each}" for each in CSV_POOLS)], rows)
 
 
 @styled

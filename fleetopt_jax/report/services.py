@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW
+from fleetopt_jax.report.services_front import stricter_lines
 from fleetopt_jax.report.style import (
     INK,
     POOL_COLOURS,
@@ -60,7 +61,8 @@ def services_table(document: Mapping[str, Any]) -> RenderableType:
     notes = [
         "Pools: requests of up to so many tokens, in instances x GPUs of each. Limits in brackets; a dash: no limit."
     ]
-    return Group(lines, table, pools, *(Text(note, style="dim") for note in [*notes, _how(document)]))
+    stricter = [stricter_lines(document)] if document.get("stricter") else []
+    return Group(lines, table, pools, *stricter, *(Text(note, style="dim") for note in [*notes, _how(document)]))
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:

@@ -5,31 +5,51 @@ import os
 from typing import Any
 
 from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax._optimize.services import NoServicesPlan, Purchase, Services, make_services, price_of
+from fleetopt_jax._optimize.services import (
+    NoServicesPlan,
+    Purchase,
+    Services,
+    ServicesPlan,
+    make_services,
+    price_of,
+)
+from fleetopt_jax._optimize.services_front import promise_front, services_front, stricter
 from fleetopt_jax._optimize.shared import optimize_services
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import at_door, layout_of, problem_of, shared_budget_of, workload_of
 from fleetopt_jax.cli.scenario import ServiceSaid
 from fleetopt_jax.cli.terminal import progress, say
+from fleetopt_jax.cli.values import flag
 from fleetopt_jax.cli.verdicts import why_together
-from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import to_json, write_whole
+from fleetopt_jax.core.units import MS
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.services import services_to_json
+from fleetopt_jax.documents.services_front import promise_front_to_json, services_front_to_json, stricter_to_json
 from fleetopt_jax.report.services import services_figure, services_table
+from fleetopt_jax.report.services_front import (
+    promise_front_csv,
+    promise_front_figure,
+    promise_front_table,
+    services_front_csv,
+    services_front_figure,
+    services_front_table,
+)
 
 
 def run(options: argparse.Namespace) -> Answer:
     said: list[ServiceSaid] = getattr(options, "services", [])
     if not said:
         raise BadInput(options.scenario or "--scenario", "there are no services", "need a file with [[service]] tables")
+    if options.front:
+        return _front(options, said)
     services = _services(options, said)
     made = bool(options.plans) and _made_folder(options.plans)
-    with progress(options, "Searching services") as step:
-        answer = optimize_services(services, progress=step)
+    answer, more = _answered(options, services)
     layouts = [layout_of(each.options[0]) for each in said]
-    document = services_to_json(answer, layouts, path=options.out) | {"command": options.line}
+    document = services_to_json(answer, layouts, path=options.out) | more | {"command": options.line}
     if isinstance(answer, NoServicesPlan):
         say(options, f"infeasible: {why_together(answer)}")
         if made:
@@ -40,6 +60,51 @@ def run(options: argparse.Namespace) -> Answer:
             path = os.path.join(options.plans, f"{each.name}.json")
             write_whole(path, to_json(plan_to_json(plan, layout, path=path)) + "\n", "--plans")
     return Answer(document, services_table, OK, services_figure)
+
+
+def _answered(options: argparse.Namespace, services: Services) -> tuple[ServicesPlan | NoServicesPlan, dict[str, Any]]:
+    """The plan, and what stricter promises cost, where that is asked."""
+    if not options.stricter:
+        with progress(options, "Searching services") as step:
+            return optimize_services(services, progress=step), {}
+    with progress(options, "Searching services, then with stricter promises") as step:
+        found = stricter(services, options.stricter, worth=True, progress=step)
+    told = stricter_to_json(found)
+    for one, each in zip(found.each, told["each"], strict=True):
+        each["why"] = why_together(one.answer) if isinstance(one.answer, NoServicesPlan) else None
+    return found.present, {"stricter": told}
+
+
+def _front(options: argparse.Namespace, said: list[ServiceSaid]) -> Answer:
+    """All services, by two objectives or along the limit of one of them."""
+    for name in ("plans", "stricter"):
+        if getattr(options, name):
+            raise BadInput(flag(name), "not read with --front", "need one of the two")
+    service, asked = options.front
+    if service is not None and service not in [each.name for each in said]:
+        raise unknown_name("--front", service, [each.name for each in said])
+    services = _services(options, said)
+    layouts, about = [layout_of(each.options[0]) for each in said], {"command": options.line}
+    if service is None:
+        with progress(options, "Tracing the front") as step, at_door(options.scenario):
+            front = services_front(services, asked, n_points=options.points, progress=step)
+        document = services_front_to_json(front, asked, layouts, path=options.out) | about
+        if isinstance(front, NoServicesPlan):
+            say(options, f"infeasible: {why_together(front)}")
+            return Answer(document, services_front_table, INFEASIBLE)
+        files = {"csv": services_front_csv(document)}
+        return Answer(document, services_front_table, OK, services_front_figure, files)
+    limits = [value * MS for value in asked] or None
+    with progress(options, f"Searching along the P99 TTFT of {service}") as step, at_door(options.scenario):
+        along = promise_front(services, service, limits, n_points=options.points, progress=step)
+    document = promise_front_to_json(along, layouts, path=options.out) | about
+    for row, answer in zip(document["rows"], along.answers, strict=True):
+        row["why"] = why_together(answer) if isinstance(answer, NoServicesPlan) else None
+        if row["why"]:
+            say(options, f"infeasible at {row['ttft_p99_s'] / MS:g} ms: {row['why']}")
+    held = any(row["tok_per_j"] is not None for row in document["rows"])
+    files = {"csv": promise_front_csv(document)}
+    return Answer(document, promise_front_table, OK if held else INFEASIBLE, promise_front_figure, files)
 
 
 def _made_folder(path: str) -> bool:
