@@ -11,7 +11,7 @@ from fleetopt_jax.report import style
 from fleetopt_jax.report.svg import COLOURS, inline_svg
 
 LONG_CELL = 30  # letters from which a cell of a table may wrap
-SHORT_HEAD = 10  # letters of a row's head that never wrap
+SHORT_HEAD = 11  # letters of a row's head that never wrap
 NARROW = 36  # letters of a row that a phone shows
 NO_NUMBER = ("", "-", "not held", "unbounded", "unbounded (overload)", "never (overload)", "overload", "nobody knows")
 SCROLLS = '<p class="hint" aria-hidden="true">Scroll sideways to see all of it &#8594;</p>'

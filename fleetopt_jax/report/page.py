@@ -249,7 +249,7 @@ def _assumed(plan: Mapping[str, Any]) -> list[str]:
     workload = plan["workload"]
     said = [
         f"requests: {workload['name']} at {workload['arrival_rate_per_s']:,.6g} a second, on average "
-        f"{workload['mean_prompt_tokens']:,.4g} tokens in and {workload['mean_output_tokens']:,.4g} out",
+        f"{number(workload['mean_prompt_tokens'])} tokens in and {number(workload['mean_output_tokens'])} out",
         f"limits: P99 TTFT {limits_said(plan['slo'])}, load at most {percent(plan['slo']['max_utilization'])}",
         INTEGRATION_SAID,
         *choices_said(plan),

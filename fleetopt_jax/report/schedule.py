@@ -10,13 +10,13 @@ from rich.text import Text
 
 from fleetopt_jax.core.units import DAY_S, HOUR_S, KW
 from fleetopt_jax.report.rates import MOST_ROWS, per_s, time_of_day
-from fleetopt_jax.report.room import limit_said, more_frac, more_said
+from fleetopt_jax.report.room import limit_said, more_frac, more_said, more_shown
 from fleetopt_jax.report.tables import Cells, filled
 from fleetopt_jax.report.words import gpus_of_instance, listed, ms, percent, sentence
 
 TITLES = {"static": "Static, for the peak", "scheduled": "Scheduled", "elastic": "Elastic, starts are free"}
 FREE_GAP = 5e-4  # less is not worth a number
-MOST_SWITCHES = 8  # of a pool, that are said one by one
+MOST_SWITCHES = 12  # of a pool, that are said one by one
 
 Document = Mapping[str, Any]
 
@@ -206,6 +206,10 @@ def begins(document: Document, t: int) -> str:
     return when(document, t).split("-")[0] if document["profile"]["clock"] == "day" else when(document, t)
 
 
+def _kw(power_kw: float) -> str:
+    return f"{power_kw:,.0f} kW" if abs(power_kw) >= 100.0 else f"{power_kw:.3g} kW"
+
+
 def when(document: Document, t: int) -> str:
     """A period as its clock has it: '14:00-15:00', '2025-03-04 14:00', 'day 2, 14:00'."""
     period, clock = document["periods"][t], document["profile"]["clock"]
@@ -224,16 +228,16 @@ def plan_cells(document: Document) -> Cells:
         counted.append(("Cost", "usd", _usd))
     if document["plans"]["static"]["kg_co2"]:
         counted.append(("CO2", "kg_co2", _kg))
+    known = document["plans"]["static"]["slo_attainment"] is not None  # which assumptions may not tell
     rows = []
     for name, title in TITLES.items():
         plan = document["plans"][name]
         n = plan["n_gpus"]
         up = f"{max(n):,}" if min(n) == max(n) else f"{min(n):,} to {max(n):,}"
-        attained = plan["slo_attainment"]
-        in_time = "-" if attained is None else percent(attained, 2)
+        in_time = [percent(plan["slo_attainment"], 2)] if known else []
         starts = f"{plan['n_starts']:,}" if name != "elastic" else "-"
-        rows.append([title, *(said(plan[key]) for _, key, said in counted), up, starts, in_time])
-    return Cells(["Plan", *(title for title, *_ in counted), "GPUs up", "Starts", "In time"], rows)
+        rows.append([title, *(said(plan[key]) for _, key, said in counted), up, starts, *in_time])
+    return Cells(["Plan", *(title for title, *_ in counted), "GPUs up", "Starts", *["In time"] * known], rows)
 
 
 def time_cells(document: Document) -> Cells:
@@ -258,9 +262,9 @@ def _hours(document: Document) -> Cells:
             *((f"{period['usd_per_kwh']:.3g}",) if priced else ()),
             f"{n[t]:,}",
             *(f"{change:,}" if change > 0 else "" for change in (n[t] - before, before - n[t])),
-            *(f"{plan['by_period']['energy_kwh'][t] / hours:,.0f} kW" for plan in (scheduled, static)),
+            *(_kw(plan["by_period"]["energy_kwh"][t] / hours) for plan in (scheduled, static)),
             ms(scheduled["ttft_p99_s"][t]),
-            percent(more_frac(room, period["rate_per_s"]), 1) if (room := rooms[t]) and period["rate_per_s"] else "-",
+            more_shown(rooms[t], period["rate_per_s"]),
         ]
         rows.append(row)
     head = ["When", "Requests/s", *price, "GPUs up", "Start", "Stop", "Power", "Static", "P99 TTFT", "Carries more"]

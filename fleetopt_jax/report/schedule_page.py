@@ -16,7 +16,17 @@ from fleetopt_jax.report.schedule import (
     time_cells,
 )
 from fleetopt_jax.report.schedule_figure import schedule_figure
-from fleetopt_jax.report.words import choices_said, dispatch_said, instance_said, limits_said, percent, sentence
+from fleetopt_jax.report.words import (
+    choices_said,
+    dispatch_said,
+    instance_said,
+    limits_said,
+    listed,
+    number,
+    percent,
+    sentence,
+    without_engines,
+)
 
 Document = Mapping[str, Any]
 NOT_SAID = (
@@ -79,11 +89,27 @@ def _assumed(document: Document) -> list[str]:
     said = [
         f"hours: {profile['name']}{note}{source}; {len(document['periods']):,} periods, the busiest at "
         f"{profile['peak_over_mean']:.3g} times the mean",
-        f"requests: {of['name']}, on average {of['mean_prompt_tokens']:,.4g} tokens in and "
-        f"{of['mean_output_tokens']:,.4g} out",
+        f"requests: {of['name']}, on average {number(of['mean_prompt_tokens'])} tokens in and "
+        f"{number(of['mean_output_tokens'])} out",
         f"limits: P99 TTFT {limits_said(document['slo'])}, load at most {percent(document['slo']['max_utilization'])}",
-        *choices_said({**document, "pools": []}),
+        *choices_said(without_engines(document)),
         dispatch_said(document),
+        _electricity(document),
     ]
     items = [f"{sentence(text.rstrip('.'))}." for text in said if text]
     return [f"<p>Preset <code>{as_text(document['assume'])}</code>. In words:</p>", list_of(items)]
+
+
+def _electricity(document: Document) -> str:
+    """What is counted besides the boards, and what electricity costs and emits over the day."""
+    site, parts = document["site"], []
+    if site.get("host_w_per_gpu"):
+        parts.append(f"{site['host_w_per_gpu']:g} W of host a GPU")
+    if site.get("pue", 1.0) > 1.0:
+        parts.append(f"PUE {site['pue']:g}")
+    for name, unit in (("usd_per_kwh", "USD"), ("kg_co2_per_kwh", "kg CO2")):
+        each = [period[name] for period in document["periods"]]
+        low, high = min(each), max(each)
+        if low or high:
+            parts.append(f"electricity at {low:g}{f' to {high:g}' if high > low else ''} {unit}/kWh")
+    return f"counted besides the boards: {listed(parts)}" if parts else "only GPU boards are counted, no electricity"

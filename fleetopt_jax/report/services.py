@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW
-from fleetopt_jax.report.room import limit_said, more_frac, more_said
+from fleetopt_jax.report.room import limit_said, more_frac, more_said, more_shown
 from fleetopt_jax.report.style import (
     INK,
     POOL_COLOURS,
@@ -76,7 +76,7 @@ def traffic_cells(document: Mapping[str, Any]) -> Cells:
             f"{each['rate_per_s']:,.4g}",
             _pools(each["plan"]),
             percent(each["utilization"]),
-            percent(more_frac(each["room"], each["rate_per_s"]), 1) if each["room"] else "-",
+            more_shown(each["room"], each["rate_per_s"]),
         ]
         for each in document["services"]
     ]
@@ -106,7 +106,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
             f"{stage['n_instances']:,} x {stage['n_gpus'] // max(1, stage['n_instances'])} {stage['gpu'].upper()}"
             for stage in stages_of(pool)
         ]
-        each.append(f"{pool['window_tokens']:,}: {' + '.join(stages)}")
+        each.append(f"{pool['window_tokens']:,.0f}: {' + '.join(stages)}")
     return "; ".join(each)
 
 
@@ -115,7 +115,7 @@ def services_decision(document: Mapping[str, Any]) -> dict[str, str]:
     metrics, goal = document["metrics"], goal_of(document["objective"])
     used = [_used_of(each) for each in document["gpus"] if each["used"] or each["stock"]]
     facts = f"{metrics['tok_per_j']:#.3g} output tokens per joule, {metrics['power_w'] / KW:,.4g} kW"
-    buy = [f"{each['bought']:,} {each['gpu'].upper()}" for each in document["gpus"] if each["bought"]]
+    buy = [_bought(document, each) for each in document["gpus"] if each["bought"]]
     said = {"Use": f"{listed(used)}: {facts}, ${metrics['usd_per_h']:,.0f} an hour."}
     if any(each["may_buy"] for each in document["gpus"]):
         price = f", which cost ${metrics['surcharge_usd_per_h']:,.0f} an hour more than those in stock"
@@ -133,6 +133,12 @@ def services_decision(document: Mapping[str, Any]) -> dict[str, str]:
         found += "." if gap is None else f", which have at most {percent(gap, 2)} less cost."
     said["How sure"] = found
     return said
+
+
+def _bought(document: Mapping[str, Any], kind: Mapping[str, Any]) -> str:
+    """'8 B200 (for chat and code)'."""
+    who = [each["name"] for each in document["services"] if each["gpus_of"].get(kind["gpu"])]
+    return f"{kind['bought']:,} {kind['gpu'].upper()} (for {listed(who)})"
 
 
 def _used_of(each: Mapping[str, Any]) -> str:

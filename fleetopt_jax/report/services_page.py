@@ -15,6 +15,7 @@ from fleetopt_jax.report.services import (
 )
 from fleetopt_jax.report.words import (
     QUANTITIES,
+    choices_said,
     dispatch_said,
     edge,
     goal_of,
@@ -22,12 +23,13 @@ from fleetopt_jax.report.words import (
     latency,
     limit_quantity,
     limits_said,
+    number,
     percent,
-    prefix_said,
     rests_on,
     sentence,
     site_said,
     stages_of,
+    without_engines,
 )
 
 Document = Mapping[str, Any]
@@ -112,8 +114,9 @@ def _gpus(document: Document) -> str:
                 *(worth.get(n, "-") for n in steps),
             ]
         )
-    head = ["GPU", "in stock", "used", "bought", "may be bought", "USD/h", "USD/h bought"]
-    return table_of("GPUs by kind", [*head, *(f"{n:,} more save{'s' if n == 1 else ''} [{unit}]" for n in steps)], rows)
+    head = ["GPU", "in stock", "used", "bought", "may buy", "USD/h", "if bought"]
+    title = f"GPUs by kind, and what more of them would save [{unit}]" if steps else "GPUs by kind"
+    return table_of(title, [*head, *(f"{n:,} more" for n in steps)], rows)
 
 
 def _limits(document: Document) -> list[str]:
@@ -151,16 +154,17 @@ def _assumed(document: Document) -> list[str]:
         limits = f"an answer within {latency(ends)}" if batch else f"P99 TTFT {limits_said(plan['slo'])}"
         whole = f", an answer within {latency(ends)}" if ends is not None and not batch else ""
         load = percent(plan["slo"]["max_utilization"])
+        lengths = f"{number(of['mean_prompt_tokens'])} tokens in and {number(of['mean_output_tokens'])} out"
         said.append(
-            f"{each['name']}: {of['name']} at {each['rate_per_s']:,.6g} requests a second, on average "
-            f"{of['mean_prompt_tokens']:,.4g} tokens in and {of['mean_output_tokens']:,.4g} out; {limits}{whole}, "
-            f"load at most {load}."
+            f"{each['name']}: {of['name']} at {each['rate_per_s']:,.6g} requests a second, on average {lengths}; "
+            f"{limits}{whole}, load at most {load}."
         )
     first = document["services"][0]["plan"]
     site = site_said({**first, "metrics": document["metrics"]})
-    said += [f"{sentence(text)}." for text in (dispatch_said(first), prefix_said(first))]
+    texts = [*choices_said(without_engines(first)), dispatch_said(first)]
+    said += [f"{sentence(text.rstrip('.'))}." for text in texts if text]
     said += [site or "Only GPU boards are counted: no host, no cooling."]
-    return [f"<p>Preset <code>{as_text(document['assume'])}</code>.</p>", list_of(said)]
+    return [f"<p>Preset <code>{as_text(document['assume'])}</code>. In words:</p>", list_of(said)]
 
 
 def _digests(document: Document) -> list[str]:
