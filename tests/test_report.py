@@ -35,8 +35,9 @@ from fleetopt_jax.laws.compression import Compressor
 from fleetopt_jax.report import style
 from fleetopt_jax.report.decision import broken, decision
 from fleetopt_jax.report.figures import ledger_figure, write_figure
+from fleetopt_jax.report.html import LONG_CELL
 from fleetopt_jax.report.levers import levers_figure
-from fleetopt_jax.report.page import LONG_CELL, report_page
+from fleetopt_jax.report.page import report_page
 from fleetopt_jax.report.pareto import axis_figure, front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import engine_figure, pool_curves, power_figure

@@ -69,7 +69,9 @@ class DayPlan:
     usd: np.ndarray
     kg_co2: np.ndarray
     cost: np.ndarray  # by the weights of the objective
-    ttft_p99_s: np.ndarray  # of the worst pool
+    ttft_p99_s: np.ndarray  # of the worst pool, as the next two
+    itl_s: np.ndarray  # a mean
+    utilization: np.ndarray
     slo_attainment: np.ndarray  # share of the requests whose first token is in time; NaN where no law tells
     n_gpus: np.ndarray  # up, warm spares with them
 
@@ -305,13 +307,15 @@ class _Days:
         n_started = np.maximum(0.0, n_instances - before) * starts
         traffic = routed(plan.fleet, problem.workload, problem.assumptions)
         least = FAINT * self._rates[-1]
-        watts, ttft_s, attained = [], [], []
+        watts, worst, attained = [], [], []
         for rate, n in zip(hours.rate_per_s, n_instances, strict=True):
             workload = with_rate(problem.workload, max(rate, least))
             metrics = fleet_metrics(plan.fleet.with_instances(n), traffic, workload, problem.assumptions)
             watts.append(np.where(n > 0, metrics.pools.power_w, 0.0))
-            ttft_s.append(float(metrics.ttft_p99_s) if rate else 0.0)
+            pools = metrics.ttft_p99_s, np.max(metrics.pools.itl_s), np.max(metrics.pools.utilization)
+            worst.append([float(x) if rate else 0.0 for x in pools])
             attained.append(_attainment(problem, metrics.pools) if rate else 1.0)
+        ttft_s, itl_s, utilization = np.array(worst).T
         used = [self._used(plan, n_instances, n_started, np.array(watts), weights) for weights in _counted(problem)]
         each = np.array([spec.split.n_gpus for spec in plan.specs])
         return DayPlan(
@@ -322,7 +326,9 @@ class _Days:
             usd=used[1],
             kg_co2=used[2],
             cost=used[3],
-            ttft_p99_s=np.array(ttft_s),
+            ttft_p99_s=ttft_s,
+            itl_s=itl_s,
+            utilization=utilization,
             slo_attainment=np.array(attained),
             n_gpus=(n_instances + self._running.warm_spares) @ each,
         )

@@ -321,7 +321,10 @@ def scenario_text(options: argparse.Namespace) -> str:
     """What is run, as a file that `--scenario` runs again."""
     if options.command == "levers" and options.plan:
         raise BadInput("--save-scenario", f"the present fleet is that of {options.plan}", "leave one of them out")
-    document = {"schema": SCHEMA, **_kept(options, os.path.dirname(os.path.abspath(options.save_scenario)))}
+    folder = os.path.dirname(os.path.abspath(options.save_scenario))
+    document = {"schema": SCHEMA, **_kept(options, folder)}
+    if said := getattr(options, "services", []):
+        document["service"] = [_table_of(each, options, folder) for each in said]
     try:
         Scenario.model_validate(document)
     except ValidationError as error:
@@ -332,15 +335,36 @@ def scenario_text(options: argparse.Namespace) -> str:
     return title + tomli_w.dumps(document)
 
 
+def _table_of(service: ServiceSaid, options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """A service as a scenario in `folder` has it: what it has otherwise than all services."""
+    own = service.options[0]
+    found: dict[str, Any] = {"name": service.name, "class": "batch" if service.batch else "interactive"}
+    if service.batch or service.end_to_end_s != options.end_to_end_s:
+        found["deadline_s" if service.batch else "end_to_end_s"] = service.end_to_end_s
+    for key, option in OF_A_SERVICE.items():
+        kept = option.kind.kept(getattr(own, option.name))
+        if kept is not None and kept != option.kind.kept(getattr(options, option.name)):
+            found[key] = _seen_from(option, kept, _placed_in(folder))
+    llms = [option.llm for option in service.options]
+    if llms != [options.llm]:
+        of_all = OF_A_SERVICE["llm"]
+        found["llm"] = [_seen_from(of_all, llm, _placed_in(folder)) for llm in llms]
+    return found
+
+
+def _placed_in(folder: str) -> Callable[[str], str]:
+    """Names of files as they are seen from there."""
+    return lambda name: name if os.path.isabs(name) else os.path.relpath(name, folder)
+
+
 def _kept(options: argparse.Namespace, folder: str) -> dict[str, dict[str, Any]]:
     """What the options say, by section and key, as a scenario in `folder` has it."""
-
-    def place(name: str) -> str:
-        return name if os.path.isabs(name) else os.path.relpath(name, folder)
 
     found: dict[str, dict[str, Any]] = {}
     for option in options_of(options.command):
         kept = option.kind.kept(getattr(options, option.name))
         if option.section and kept is not None:
-            found.setdefault(option.section.name, {})[option.key or option.name] = _seen_from(option, kept, place)
+            found.setdefault(option.section.name, {})[option.key or option.name] = _seen_from(
+                option, kept, _placed_in(folder)
+            )
     return found

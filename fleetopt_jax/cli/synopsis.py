@@ -49,7 +49,9 @@ COMMANDS = (
     Command(
         "report",
         "one self-contained page: the decision, figures, assumptions, intervals",
-        "Example: fleetopt report plan.json --out report.html. With --json the page's data go to stdout.",
+        "Of a plan, of services that share a budget, or of a day: what optimize, services or schedule wrote. Examples: "
+        "fleetopt report plan.json --out report.html; fleetopt report services.json. With --json the page's data go to "
+        "stdout.",
     ),
     Command(
         "export",

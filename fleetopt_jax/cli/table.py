@@ -99,7 +99,14 @@ _OUT = Option(
     metavar="FILE",
     file="written",
 )
-_PLAN = Option(name="plan", kind=Text(), commands=("export", *PLANNED), metavar="PLAN.json", file="read", nargs="")
+_PLAN = Option(
+    name="plan",
+    kind=Text(),
+    commands=("export", *(name for name in PLANNED if name != "report")),
+    metavar="PLAN.json",
+    file="read",
+    nargs="",
+)
 _OF_THE_RUN = (
     Option(name="json", kind=Flag(), about="print one JSON object and nothing else", default=False, commands=ALL),
     _OUT,
@@ -123,6 +130,7 @@ _OF_THE_RUN = (
         alone=True,
     ),
     _PLAN,
+    replace(_PLAN, about="a plan, or what services or schedule wrote with --out", commands=("report",)),
     replace(
         _PLAN, about="the present fleet; --workload and --rate may change its traffic", commands=("levers",), nargs="?"
     ),
@@ -140,7 +148,7 @@ _OF_THE_RUN = (
         name="save_scenario",
         kind=Text(),
         about="write what is run, to repeat it with --scenario",
-        commands=tuple(name for name in SEARCHES if name != "services"),  # which is run from one
+        commands=SEARCHES,
         metavar="FILE.toml",
         file="written",
     ),

@@ -22,6 +22,13 @@ class Part(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def schema_of(path: str) -> str | None:
+    """What a JSON file says it is, if it does."""
+    document = parse_json(path, read_bytes(path))
+    said = document.get("schema") if isinstance(document, dict) else None
+    return said if isinstance(said, str) else None
+
+
 def read_as(model: type[Model], path: str, schema: str, command: str) -> Model:
     """A JSON file checked as `model`, or `BadInput` naming the first field that is wrong, its value and its line."""
     data = read_bytes(path)

@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 
 from fleetopt_jax._optimize.growth import Quarter
+from fleetopt_jax._optimize.room import Room, room_of
 from fleetopt_jax._optimize.running import prices_of
 from fleetopt_jax._optimize.schedule import DayPlan, Schedule
 from fleetopt_jax.catalog.rates import AS_THEY_CAME, bundled_rates
 from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.room import room_to_json
 from fleetopt_jax.workload.hours import Hours
 
 SCHEMA = "fleetopt-schedule/1"
 SHARED = ("version", "assume", "assumptions", "power_scope", "dispatch", "workload", "slo", "site", "compressor")
-SHARED += ("objective",)
+SHARED += ("objective", "output_share", "prefix_cache", "reserve")
 PLANS = ("static", "scheduled", "elastic")
 COUNTED = ("energy_kwh", "usd", "kg_co2")
 
@@ -24,10 +26,13 @@ def schedule_to_json(found: Schedule) -> dict[str, Any]:
 
     `energy_kwh`, `usd` and `kg_co2` of a plan are of all `span_s`; `by_period` has them period by period, what starts
     for a period with it. `slo_attainment` is the share of the requests whose first token comes in time, by the laws;
-    null under assumptions without a distribution. `n_gpus` are up, warm spares with them. `workload` is that of the
-    busiest period.
+    null under assumptions without a distribution. `n_gpus` are up, warm spares with them. `room` of the scheduled plan
+    is by period the most requests a second that what serves then carries, and what a little more breaks. `workload` is
+    that of the busiest period.
     """
     document = plan_to_json(found.scheduled.plan)
+    plans = {name: _plan(getattr(found, name), found.hours) for name in PLANS}
+    plans["scheduled"]["room"] = [room_to_json(room) for room in _rooms(found.scheduled)]
     return {
         "schema": SCHEMA,
         "status": "optimal",
@@ -36,7 +41,7 @@ def schedule_to_json(found: Schedule) -> dict[str, Any]:
         "running": vars(found.running) | {"start_up_s": max(found.start_up_s)},
         "span_s": found.hours.span_s,
         "periods": _periods(found),
-        "plans": {name: _plan(getattr(found, name), found.hours) for name in PLANS},
+        "plans": plans,
         "saves": {name: found.saves(name) for name in COUNTED},
         "search": {
             "candidates": found.candidates,
@@ -45,6 +50,13 @@ def schedule_to_json(found: Schedule) -> dict[str, Any]:
             "wall_s": found.wall_s,
         },
     }
+
+
+def _rooms(day: DayPlan) -> list[Room | None]:
+    """By period; counts that come again have the same."""
+    counts, of_period = np.unique(day.n_instances, axis=0, return_inverse=True)
+    found = [room_of(day.plan, each) for each in counts]
+    return [found[k] for k in of_period.ravel()]
 
 
 def growth_to_json(quarters: Sequence[Quarter], growth_per_year: float) -> dict[str, Any]:
@@ -97,7 +109,7 @@ def _plan(day: DayPlan, hours: Hours) -> dict[str, Any]:
         "n_gpus": [int(n) for n in day.n_gpus],
         "n_gpus_owned": day.n_gpus_owned,
         "n_starts": int(day.n_started.sum()),
-        "ttft_p99_s": [float(x) for x in day.ttft_p99_s],
+        **{name: getattr(day, name).tolist() for name in ("ttft_p99_s", "itl_s", "utilization")},
         "by_period": {
             **{name: getattr(day, name).tolist() for name in COUNTED},
             "slo_attainment": attained.tolist() if known else None,

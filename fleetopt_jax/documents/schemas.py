@@ -11,6 +11,8 @@ from fleetopt_jax.documents.drafts import DraftsFile
 from fleetopt_jax.documents.engine import EngineFile
 from fleetopt_jax.documents.own_catalog import CatalogFile
 from fleetopt_jax.documents.plan_file import PlanFile
+from fleetopt_jax.documents.schedule_file import ScheduleFile
+from fleetopt_jax.documents.services_file import ServicesFile
 from fleetopt_jax.documents.simulation import SimulationFile
 from fleetopt_jax.workload.readers import CdfDocument
 
@@ -24,6 +26,8 @@ def schemas(others: Mapping[str, type[BaseModel]] | None = None) -> dict[str, An
         "catalog": CatalogFile,
         "drafts": DraftsFile,
         "simulation": SimulationFile,
+        "services": ServicesFile,
+        "schedule": ScheduleFile,
         "CDF": CdfDocument,
         "Hugging Face config": HfConfig,
         "row of measurements": MeasurementsRow,

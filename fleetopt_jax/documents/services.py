@@ -14,6 +14,7 @@ import numpy as np
 
 from fleetopt_jax import __version__
 from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax._optimize.room import room_of
 from fleetopt_jax._optimize.services import (
     NoServicesPlan,
     ServicesPlan,
@@ -22,6 +23,7 @@ from fleetopt_jax._optimize.services import (
     price_of,
 )
 from fleetopt_jax.documents.plan import plan_to_json
+from fleetopt_jax.documents.room import room_to_json
 from fleetopt_jax.fleet.resources import Weights, limited_resource
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def services_to_json(
 
     `saved` is of the cost that the objective counts (`cost`: watts, USD an hour, ...), found by another search, and so
     is a limit's `price`, of a unit of it, found by the relaxed problem. What bought GPUs cost more than those in stock
-    is in the metrics and the limits, not in the services' own plans.
+    is in the metrics and the limits, not in the services' own plans. `room` is the most requests a second that a
+    service's fleet carries, and what a little more breaks.
     """
     services = answer.services
     objective = services.any.objective
@@ -104,6 +107,7 @@ def _service(service: SharedService, plan: Plan, document: dict[str, Any]) -> di
         "ttft_p99_s": float(metrics.ttft_p99_s),
         "itl_s": float(np.max(np.asarray(pools.itl_s))),
         "ends_s": float(np.max(ends_s)),
+        "room": room_to_json(room_of(plan)),
         "plan": document,
     }
 

@@ -210,13 +210,13 @@ class LeastHeld:
         xp = namespace(self, excess)
         ok, known = excess <= ROUNDING, self.failed_by > 0.0
         by = xp.log(xp.clip(excess + 1.0, 1e-9, MOST_EXCESS))
-        rise = xp.where(known, xp.log(self.trial / xp.maximum(self.failed, 0.5)), 1.0)
+        rise = xp.where(known, xp.log(xp.where(known, self.trial, 1.0) / xp.maximum(self.failed, 0.5)), 1.0)
         slope = xp.where(known & ~ok, (by - self.failed_by) / rise, self.slope)
         failed, passed = xp.where(ok, self.failed, self.trial), xp.where(ok, self.trial, self.passed)
         failed_by, passed_by = xp.where(ok, self.failed_by, by), xp.where(ok, by, self.passed_by)
         beyond = xp.minimum(failed_by / xp.maximum(-slope, 1e-3), 50.0)
         beyond = xp.where(self.n_tried % 6 == 5, xp.maximum(beyond, math.log(2.0)), beyond)
-        gap = xp.log(passed / xp.maximum(failed, 0.5))
+        gap = xp.log(xp.maximum(passed, 0.5) / xp.maximum(failed, 0.5))  # 0 instances hold where nobody comes
         between = gap * failed_by / xp.maximum(failed_by - passed_by, 1e-12)
         between = xp.where(failed_by > 0.0, between, xp.maximum(gap + passed_by / FALLS, 0.0))
         between = xp.where(self.n_tried % 3 == 2, 0.5 * gap, between)

@@ -10,11 +10,13 @@ from rich.text import Text
 
 from fleetopt_jax.core.units import DAY_S, HOUR_S, KW
 from fleetopt_jax.report.rates import MOST_ROWS, per_s, time_of_day
-from fleetopt_jax.report.tables import new_table
-from fleetopt_jax.report.words import limits_said, listed, ms, percent
+from fleetopt_jax.report.room import limit_said, more_frac, more_said, more_shown
+from fleetopt_jax.report.tables import Cells, filled
+from fleetopt_jax.report.words import gpus_of_instance, listed, ms, percent, sentence
 
 TITLES = {"static": "Static, for the peak", "scheduled": "Scheduled", "elastic": "Elastic, starts are free"}
 FREE_GAP = 5e-4  # less is not worth a number
+MOST_SWITCHES = 12  # of a pool, that are said one by one
 
 Document = Mapping[str, Any]
 
@@ -23,21 +25,24 @@ def schedule_table(document: Document) -> RenderableType:
     """What it saves, the three plans, what is up when, and what that rests on."""
     return Group(
         Text("\n".join(schedule_said(document)), style="bold"),
-        _plans(document),
-        _hours(document) if len(document["periods"]) <= MOST_ROWS else _days(document),
-        *([_growth(document)] if "growth" in document else []),
-        *(Text(note, style="dim") for note in _notes(document)),
+        filled(plan_cells(document)),
+        filled(time_cells(document)),
+        *([filled(growth_cells(document), grows_said(document))] if document.get("growth") else []),
+        *(Text(note, style="dim") for note in schedule_notes(document)),
     )
 
 
-def _growth(document: Document) -> RenderableType:
+def grows_said(document: Document) -> str:
+    return f"{document['growth']['factor_per_year']:.3g}x a year"
+
+
+def growth_cells(document: Document) -> Cells:
     """What to buy by quarter."""
-    growth = document["growth"]
-    table = new_table("Quarter", "Peak, requests/s", "GPUs", "Buy", title=f"{growth['factor_per_year']:.3g}x a year")
-    for each in growth["quarters"]:
+    rows = []
+    for each in document["growth"]["quarters"]:
         named = ("now", "-") if not each["quarter"] else (str(each["quarter"]), f"{each['n_bought']:+,}")
-        table.add_row(named[0], per_s(each["peak_rate_per_s"]), f"{each['n_gpus']:,}", named[1])
-    return table
+        rows.append([named[0], per_s(each["peak_rate_per_s"]), f"{each['n_gpus']:,}", named[1]])
+    return Cells(["Quarter", "Peak, requests/s", "GPUs", "Buy"], rows)
 
 
 def schedule_said(document: Document) -> list[str]:
@@ -57,12 +62,113 @@ def schedule_said(document: Document) -> list[str]:
     over = elastic["energy_kwh"] and scheduled["energy_kwh"] / elastic["energy_kwh"] - 1.0
     more = "nothing worth a number" if over < FREE_GAP else f"{percent(over, 1)} more energy than free ones"
     said.append(f"Starts of {document['running']['start_up_s']:,.0f} s cost {more}.")
-    tight = max(range(len(scheduled["ttft_p99_s"])), key=lambda t: scheduled["ttft_p99_s"][t])
-    said.append(
-        f"Tightest at {when(document, tight)}: P99 TTFT {ms(scheduled['ttft_p99_s'][tight])}, limit "
-        f"{limits_said(document['slo'])}."
+    return [*said, *([f"First to break: {breaks}"] if (breaks := _breaks_first(document)) else [])]
+
+
+def schedule_decision(document: Document) -> dict[str, str]:
+    """Question and answer: what to own and buy, what to switch when, what that saves, what breaks first, how sure."""
+    scheduled = document["plans"]["scheduled"]
+    said = {"Own": f"{_gpus_said(scheduled)}: {_owned(scheduled)}."}
+    if document.get("growth"):
+        said["Buy"] = _bought(document)
+    said["Switch"] = _courses(document)
+    said["It saves"] = _saved(document)
+    if breaks := _breaks_first(document):
+        said["What breaks first"] = breaks
+    attained = scheduled["slo_attainment"]
+    held = "" if attained is None else f" By the laws {percent(attained, 2)} of the first tokens come in time."
+    return said | {"How sure": f"{schedule_notes(document)[0]}{held}"}
+
+
+def _gpus_said(plan: Mapping[str, Any]) -> str:
+    """The most GPUs of each kind that serve, and the spares with them."""
+    counts: dict[str, int] = {}
+    for pool in plan["pools"]:
+        counts[pool["gpu"]] = counts.get(pool["gpu"], 0) + max(pool["n_instances"]) * gpus_of_instance(pool)
+    each = [f"{count:,} {gpu.upper()}" for gpu, count in counts.items()]
+    more = plan["n_gpus_owned"] - sum(counts.values())
+    return f"{plan['n_gpus_owned']:,} GPUs, warm spares with them" if more > 0 else listed(each)
+
+
+def _bought(document: Document) -> str:
+    """What to buy by which quarter, as traffic grows."""
+    first, *later = document["growth"]["quarters"]
+    bought = [f"{each['n_bought']:,} in quarter {each['quarter']}" for each in later if each["n_bought"] > 0]
+    grows = f"growing {grows_said(document)}"
+    if not bought:
+        return f"Nothing in {len(later):,} quarters, {grows}: the {first['n_gpus']:,} GPUs do."
+    return f"{listed(bought)}, {grows}: from {first['n_gpus']:,} GPUs today to {later[-1]['n_gpus']:,}."
+
+
+def _courses(document: Document) -> str:
+    """How many instances of which pool are switched on and off when."""
+    pools = document["plans"]["scheduled"]["pools"]
+    parts = []
+    for k, pool in enumerate(pools, 1):
+        who = f"pool {k} (up to {pool['window_tokens']:,.0f} tokens)" if len(pools) > 1 else ""
+        parts.append(f"{who}{': ' if who else ''}{_course(document, pool['n_instances'])}")
+    start_up_s = document["running"]["start_up_s"]
+    early = f" An instance is started {start_up_s:,.0f} s before it is needed." if start_up_s else ""
+    return f"{sentence('; '.join(parts))}.{early}"
+
+
+def _course(document: Document, counts: Sequence[int]) -> str:
+    """Of one pool; where there are too many switches to say, between what it is switched."""
+    changes = [(t, counts[t] - counts[t - 1]) for t in range(len(counts)) if t or document["profile"]["repeats"]]
+    changes = [(t, change) for t, change in changes if change]
+    low, high = min(counts), max(counts)
+    if not changes:
+        return f"{high:,} instance{'s' if high != 1 else ''} up all the time"
+    if len(changes) > MOST_SWITCHES:
+        on = sum(max(0, change) for _, change in changes)
+        return f"between {low:,} and {high:,} instances up, {on:,} switched on over {span_said(document['span_s'])}"
+    return listed(
+        [
+            f"{abs(change):,} {'on' if change > 0 else 'off'} at {begins(document, t)} ({counts[t]:,} up)"
+            for t, change in changes
+        ]
     )
-    return said
+
+
+def _saved(document: Document) -> str:
+    """What the scheduled and the elastic plan save over the static one: energy, cost, carbon."""
+    static, scheduled, elastic = (document["plans"][name] for name in TITLES)
+    shown = {"energy_kwh": ("energy", kwh), "usd": ("cost", _usd), "kg_co2": ("carbon", _kg)}
+    of_each, of_elastic = [], []
+    for name, (title, amount) in shown.items():
+        if not static[name]:
+            continue
+        saved = percent(document["saves"][name], 1)
+        of_each.append(f"{saved} of the {title} ({amount(scheduled[name])} instead of {amount(static[name])})")
+        of_elastic.append(f"{percent((static[name] - elastic[name]) / abs(static[name]), 1)} of the {title}")
+    free = f"were starts free, it would be {listed(of_elastic)} (elastic)"
+    span = span_said(document["span_s"])
+    return f"Over {span}, against as many up all the time as the peak needs: {listed(of_each)}; {free}."
+
+
+def _usd(usd: float) -> str:
+    return f"${usd:,.0f}"
+
+
+def _kg(kg: float) -> str:
+    return f"{kg:,.0f} kg"
+
+
+def _breaks_first(document: Document) -> str:
+    """The period with the least room: its limit, its value, how much more it carries."""
+    plan, periods = document["plans"]["scheduled"], document["periods"]
+    rooms = [(t, room) for t, room in enumerate(plan.get("room") or []) if room and periods[t]["rate_per_s"]]
+    if not rooms:
+        return ""
+    t, room = min(rooms, key=lambda each: more_frac(each[1], periods[each[0]]["rate_per_s"]))
+    rate = periods[t]["rate_per_s"]
+    of = f" of pool {room['pool']}" if len(plan["pools"]) > 1 and room["pool"] is not None else ""
+    values = plan["utilization" if room["limit"] == "utilization" else room["limit"]]
+    reached = limit_said(room, values[t] if values else None, document["slo"], of)
+    return (
+        f"{when(document, t)}, with {plan['n_gpus'][t]:,} GPUs up at {per_s(rate)} requests/s: {reached}; it carries "
+        f"{more_said(room, rate)} before that breaks."
+    )
 
 
 def _owned(plan: Mapping[str, Any]) -> str:
@@ -95,6 +201,15 @@ def kwh(energy: float) -> str:
     return f"{energy:,.4g} kWh" if abs(energy) < 1e3 else f"{energy:,.0f} kWh"
 
 
+def begins(document: Document, t: int) -> str:
+    """When a period begins, as its clock has it: '14:00'."""
+    return when(document, t).split("-")[0] if document["profile"]["clock"] == "day" else when(document, t)
+
+
+def _kw(power_kw: float) -> str:
+    return f"{power_kw:,.0f} kW" if abs(power_kw) >= 100.0 else f"{power_kw:.3g} kW"
+
+
 def when(document: Document, t: int) -> str:
     """A period as its clock has it: '14:00-15:00', '2025-03-04 14:00', 'day 2, 14:00'."""
     period, clock = document["periods"][t], document["profile"]["clock"]
@@ -106,58 +221,68 @@ def when(document: Document, t: int) -> str:
     return f"day {day + 1}, {second // 3600:02d}:{second % 3600 // 60:02d}"
 
 
-def _plans(document: Document) -> RenderableType:
+def plan_cells(document: Document) -> Cells:
+    """The three plans side by side."""
     counted: list[tuple[str, str, Callable[[float], str]]] = [("Energy", "energy_kwh", kwh)]
     if document["plans"]["static"]["usd"]:
-        counted.append(("Cost", "usd", lambda x: f"${x:,.0f}"))
+        counted.append(("Cost", "usd", _usd))
     if document["plans"]["static"]["kg_co2"]:
-        counted.append(("CO2", "kg_co2", lambda x: f"{x:,.0f} kg"))
-    table = new_table("Plan", *(title for title, *_ in counted), "GPUs up", "Starts", "In time")
+        counted.append(("CO2", "kg_co2", _kg))
+    known = document["plans"]["static"]["slo_attainment"] is not None  # which assumptions may not tell
+    rows = []
     for name, title in TITLES.items():
         plan = document["plans"][name]
         n = plan["n_gpus"]
         up = f"{max(n):,}" if min(n) == max(n) else f"{min(n):,} to {max(n):,}"
-        attained = plan["slo_attainment"]
-        in_time = "-" if attained is None else percent(attained, 2)
+        in_time = [percent(plan["slo_attainment"], 2)] if known else []
         starts = f"{plan['n_starts']:,}" if name != "elastic" else "-"
-        table.add_row(title, *(said(plan[key]) for _, key, said in counted), up, starts, in_time)
-    return table
+        rows.append([title, *(said(plan[key]) for _, key, said in counted), up, starts, *in_time])
+    return Cells(["Plan", *(title for title, *_ in counted), "GPUs up", "Starts", *["In time"] * known], rows)
 
 
-def _hours(document: Document) -> RenderableType:
+def time_cells(document: Document) -> Cells:
+    """What is up when."""
+    return _hours(document) if len(document["periods"]) <= MOST_ROWS else _days(document)
+
+
+def _hours(document: Document) -> Cells:
     """A row a period."""
     static, scheduled = document["plans"]["static"], document["plans"]["scheduled"]
     priced = len({period["usd_per_kwh"] for period in document["periods"]}) > 1
     price = ("USD/kWh",) if priced else ()
-    table = new_table("When", "Requests/s", *price, "GPUs up", "Start", "Stop", "Power", "Static", "P99 TTFT")
+    rooms = scheduled.get("room") or [None] * len(document["periods"])
+    rows = []
     n = scheduled["n_gpus"]
     for t, period in enumerate(document["periods"]):
         before = n[t - 1] if t or document["profile"]["repeats"] else n[0]
         hours = period["length_s"] / HOUR_S
-        table.add_row(
+        row = [
             when(document, t),
             per_s(period["rate_per_s"]),
             *((f"{period['usd_per_kwh']:.3g}",) if priced else ()),
             f"{n[t]:,}",
             *(f"{change:,}" if change > 0 else "" for change in (n[t] - before, before - n[t])),
-            *(f"{plan['by_period']['energy_kwh'][t] / hours:,.0f} kW" for plan in (scheduled, static)),
+            *(_kw(plan["by_period"]["energy_kwh"][t] / hours) for plan in (scheduled, static)),
             ms(scheduled["ttft_p99_s"][t]),
-        )
-    return table
+            more_shown(rooms[t], period["rate_per_s"]),
+        ]
+        rows.append(row)
+    head = ["When", "Requests/s", *price, "GPUs up", "Start", "Stop", "Power", "Static", "P99 TTFT", "Carries more"]
+    return Cells(head, rows)
 
 
-def _days(document: Document) -> RenderableType:
+def _days(document: Document) -> Cells:
     """A row a day, of many periods."""
     static, scheduled = document["plans"]["static"], document["plans"]["scheduled"]
-    table = new_table("Day", "Requests/s", "Highest", "GPUs up", "Energy", "Static", "Saved", "Worst P99 TTFT")
+    rows = []
     days: dict[int, list[int]] = {}
     for t, period in enumerate(document["periods"]):
         days.setdefault(math.floor(period["start_s"] / DAY_S), []).append(t)
-    for k, rows in list(days.items())[:MOST_ROWS]:
-        rates, n = ([_of(document, t) for t in rows], [scheduled["n_gpus"][t] for t in rows])
-        used, would = (sum(plan["by_period"]["energy_kwh"][t] for t in rows) for plan in (scheduled, static))
+    for k, of_day in list(days.items())[:MOST_ROWS]:
+        rates, n = ([_of(document, t) for t in of_day], [scheduled["n_gpus"][t] for t in of_day])
+        used, would = (sum(plan["by_period"]["energy_kwh"][t] for t in of_day) for plan in (scheduled, static))
         calendar = document["profile"]["clock"] == "calendar"
-        table.add_row(
+        row = [
             f"{datetime.fromtimestamp(k * DAY_S, UTC):%Y-%m-%d}" if calendar else f"{k - min(days) + 1}",
             per_s(sum(rates) / len(rates)),
             per_s(max(rates)),
@@ -165,16 +290,18 @@ def _days(document: Document) -> RenderableType:
             kwh(used),
             kwh(would),
             percent(1.0 - used / would, 1) if would else "-",
-            ms(max(scheduled["ttft_p99_s"][t] for t in rows)),
-        )
-    return table
+            ms(max(scheduled["ttft_p99_s"][t] for t in of_day)),
+        ]
+        rows.append(row)
+    head = ["Day", "Requests/s", "Highest", "GPUs up", "Energy", "Static", "Saved", "Worst P99 TTFT"]
+    return Cells(head, rows)
 
 
 def _of(document: Document, t: int) -> float:
     return document["periods"][t]["rate_per_s"]
 
 
-def _notes(document: Document) -> Sequence[str]:
+def schedule_notes(document: Document) -> Sequence[str]:
     running, search = document["running"], document["search"]
     cost, bound = search["cost"], search["changing_windows_bound"]
     notes = [
@@ -194,7 +321,7 @@ def _notes(document: Document) -> Sequence[str]:
     paid = "are paid for" if running["reserved"] else "are not paid for"
     said.append(f"GPUs that are down {paid} and draw {running['down_w_per_gpu']:,.4g} W")
     notes.append(f"Assumed: {'; '.join(said)}.")
-    if "growth" in document:
+    if document.get("growth"):
         notes.append("Bought by the end of a quarter, for its peak; windows and engines as they are.")
     notes.append("Each period is taken for steady at its mean rate; what is shorter than a period is not seen.")
     return notes

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetopt_jax.core.units import KW
+from fleetopt_jax.report.room import limit_said, more_frac, more_said, more_shown
 from fleetopt_jax.report.services_front import stricter_lines
 from fleetopt_jax.report.style import (
     INK,
@@ -21,14 +22,13 @@ from fleetopt_jax.report.style import (
     say,
     styled,
 )
-from fleetopt_jax.report.tables import new_table
+from fleetopt_jax.report.tables import Cells, filled
 from fleetopt_jax.report.words import (
     QUANTITIES,
     goal_of,
     latency,
     limit_quantity,
     listed,
-    margin,
     ms,
     percent,
     sentence,
@@ -50,19 +50,39 @@ def services_table(document: Mapping[str, Any]) -> RenderableType:
     lines.add_column()
     for name, text in services_decision(document).items():
         lines.add_row(name, text)
-    kinds = [each["gpu"] for each in document["gpus"] if each["used"]]
-    table = new_table("Service", *(kind.upper() for kind in kinds), "Power", "tok/J", "P99 TTFT", "Mean ITL", "Ends in")
-    for each in document["services"]:
-        table.add_row(each["name"], *(f"{each['gpus_of'].get(kind, 0):,}" for kind in kinds), *_cells(each))
-    pools = new_table("Service", "LLM", "Requests/s", "Pools", "Load")
-    for each in document["services"]:
-        load = percent(each["utilization"])
-        pools.add_row(each["name"], each["llm"], f"{each['rate_per_s']:,.4g}", _pools(each["plan"]), load)
+    tables = filled(who_cells(document)), filled(traffic_cells(document))
     notes = [
         "Pools: requests of up to so many tokens, in instances x GPUs of each. Limits in brackets; a dash: no limit."
     ]
     stricter = [stricter_lines(document)] if document.get("stricter") else []
-    return Group(lines, table, pools, *stricter, *(Text(note, style="dim") for note in [*notes, _how(document)]))
+    return Group(lines, *tables, *stricter, *(Text(note, style="dim") for note in [*notes, how_said(document)]))
+
+
+def who_cells(document: Mapping[str, Any]) -> Cells:
+    """Who gets which GPUs, and what that reaches."""
+    kinds = [each["gpu"] for each in document["gpus"] if each["used"]]
+    head = ["Service", *(kind.upper() for kind in kinds), "Power", "tok/J", "P99 TTFT", "Mean ITL", "Ends in"]
+    rows = [
+        [each["name"], *(f"{each['gpus_of'].get(kind, 0):,}" for kind in kinds), *_cells(each)]
+        for each in document["services"]
+    ]
+    return Cells(head, rows)
+
+
+def traffic_cells(document: Mapping[str, Any]) -> Cells:
+    """What each service serves, by which pools, and how much more it carries."""
+    rows = [
+        [
+            each["name"],
+            each["llm"],
+            f"{each['rate_per_s']:,.4g}",
+            _pools(each["plan"]),
+            percent(each["utilization"]),
+            more_shown(each["room"], each["rate_per_s"]),
+        ]
+        for each in document["services"]
+    ]
+    return Cells(["Service", "LLM", "Requests/s", "Pools", "Load", "Carries more"], rows)
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:
@@ -88,7 +108,7 @@ def _pools(plan: Mapping[str, Any]) -> str:
             f"{stage['n_instances']:,} x {stage['n_gpus'] // max(1, stage['n_instances'])} {stage['gpu'].upper()}"
             for stage in stages_of(pool)
         ]
-        each.append(f"{pool['window_tokens']:,}: {' + '.join(stages)}")
+        each.append(f"{pool['window_tokens']:,.0f}: {' + '.join(stages)}")
     return "; ".join(each)
 
 
@@ -97,13 +117,15 @@ def services_decision(document: Mapping[str, Any]) -> dict[str, str]:
     metrics, goal = document["metrics"], goal_of(document["objective"])
     used = [_used_of(each) for each in document["gpus"] if each["used"] or each["stock"]]
     facts = f"{metrics['tok_per_j']:#.3g} output tokens per joule, {metrics['power_w'] / KW:,.4g} kW"
-    buy = [f"{each['bought']:,} {each['gpu'].upper()}" for each in document["gpus"] if each["bought"]]
+    buy = [_bought(document, each) for each in document["gpus"] if each["bought"]]
     said = {"Use": f"{listed(used)}: {facts}, ${metrics['usd_per_h']:,.0f} an hour."}
     if any(each["may_buy"] for each in document["gpus"]):
         price = f", which cost ${metrics['surcharge_usd_per_h']:,.0f} an hour more than those in stock"
         said["Buy"] = f"{listed(buy)}{price if metrics['surcharge_usd_per_h'] else ''}." if buy else "Nothing."
     said["Who"] = f"{sentence('; '.join(_who(each) for each in document['services']))}."
     said["What limits it"] = _limiting(document)
+    if breaks := _breaks_first(document):
+        said["What breaks first"] = breaks
     if more := [text for each in document["gpus"] if (text := _worth(each, document))]:
         said["More GPUs"] = f"{sentence('; '.join(more))}."
     gap = document["search"]["gap"]
@@ -113,6 +135,12 @@ def services_decision(document: Mapping[str, Any]) -> dict[str, str]:
         found += "." if gap is None else f", which have at most {percent(gap, 2)} less cost."
     said["How sure"] = found
     return said
+
+
+def _bought(document: Mapping[str, Any], kind: Mapping[str, Any]) -> str:
+    """'8 B200 (for chat and code)'."""
+    who = [each["name"] for each in document["services"] if each["gpus_of"].get(kind["gpu"])]
+    return f"{kind['bought']:,} {kind['gpu'].upper()} (for {listed(who)})"
 
 
 def _used_of(each: Mapping[str, Any]) -> str:
@@ -127,26 +155,31 @@ def _who(each: Mapping[str, Any]) -> str:
 
 
 def _limiting(document: Mapping[str, Any]) -> str:
-    """Limits that are nearly used up, and the services nearest to what they are promised."""
+    """Limits that are nearly used up."""
     parts = []
     for limit in document["limits"]:
         if limit["used"] >= NEAR * limit["with_bought"]:
             quantity = limit_quantity(limit["limit"])
             most = quantity.amount(limit["with_bought"])
             parts.append(f"{quantity.title} ({quantity.amount(limit['used'])} of {most})")
-    near = max(document["services"], key=_nearness)
-    slo = near["plan"]["slo"]
-    if near["class"] == "interactive" and not slo["ttft_s_per_token"]:
-        reached = f"P99 TTFT {ms(near['ttft_p99_s'])}, {margin(near['ttft_p99_s'], slo['ttft_p99_s'])}"
-        parts.append(f"of what is promised, {near['name']} is nearest: {reached}")
     return f"{sentence('; '.join(parts))}." if parts else "No limit of the budget: each service has its own best fleet."
 
 
-def _nearness(each: Mapping[str, Any]) -> float:
-    slo = each["plan"]["slo"]
-    if each["class"] == "batch" or slo["ttft_s_per_token"]:
-        return 0.0
-    return each["ttft_p99_s"] / slo["ttft_p99_s"]
+def _breaks_first(document: Mapping[str, Any]) -> str:
+    """Which service carries the least more traffic, what breaks there, and how much more the others carry."""
+    known = [each for each in document["services"] if each["room"]]
+    first, *others = sorted(known, key=lambda each: more_frac(each["room"], each["rate_per_s"])) or [None]
+    if first is None:
+        return ""
+    room, plan = first["room"], first["plan"]
+    k = 1 if room["pool"] is None else room["pool"]
+    of = f" of pool {k}" if len(plan["pools"]) > 1 and room["pool"] is not None else ""
+    value = first[room["limit"]] if room["pool"] is None else plan["pools"][k - 1][room["limit"]]
+    split = ", its part of the deadline" if first["class"] == "batch" and room["limit"] != "utilization" else ""
+    said = f"{first['name']}: {limit_said(room, value, plan['slo'], of)}{split}; it carries "
+    said += f"{more_said(room, first['rate_per_s'])} before that breaks."
+    rest = [f"{each['name']} {more_said(each['room'], each['rate_per_s'])}" for each in others]
+    return f"{said} Of the others {listed(rest)}." if rest else said
 
 
 def _worth(each: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -162,7 +195,7 @@ def _worth(each: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     return f"of {each['gpu'].upper()}, {listed(said)}" if said else ""
 
 
-def _how(document: Mapping[str, Any]) -> str:
+def how_said(document: Mapping[str, Any]) -> str:
     search = document["search"]
     text = f"Method exact, services coupled by prices: {search['n_evaluated']:,} pools evaluated in "
     return f"{text}{search['wall_s']:.1f} s. Candidates: {search['candidates']}."

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -510,6 +510,20 @@ def new_table(*columns: str, title: str | None = None) -> Table:
     for i, column in enumerate(columns):
         text = i == 0 or column in ("Quantity", "Title", "From", "Licence", "Quality", "Value")
         table.add_column(column, justify="left" if text else "right", no_wrap=i == 0)
+    return table
+
+
+class Cells(NamedTuple):
+    """A table as texts, for a terminal and for a page: the heads of its columns, and its rows, each as long."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+def filled(cells: Cells, title: str | None = None) -> Table:
+    table = new_table(*cells.head, title=title)
+    for row in cells.rows:
+        table.add_row(*row)
     return table
 
 

@@ -147,6 +147,13 @@ def choices_said(plan: Mapping[str, Any]) -> list[str]:
     return [*texts, prefix_said(plan)]
 
 
+def without_engines(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a plan whose engines are told elsewhere, or not at all: what `choices_said` then reads."""
+    left_out = {"engine"} if plan.get("output_share") is not None else {"engine", "lengths"}
+    choices = {choice: name for choice, name in plan["assumptions"].items() if choice not in left_out}
+    return {**plan, "assumptions": choices, "pools": []}
+
+
 def prefix_said(plan: Mapping[str, Any]) -> str:
     """What is found of prompts in the KV cache."""
     reused, found = plan["workload"].get("reused_frac"), plan.get("prefix_cache")

@@ -15,6 +15,7 @@ from fleetopt_jax.catalog.workloads import LoadedWorkload
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import at_door, problem_of, workload_of
+from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.terminal import progress, say, understood, warn
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.cli.verdicts import why
@@ -35,6 +36,7 @@ USUAL_PROFILE = "servegen-large"  # of workloads without hours of their own
 
 
 def run(options: argparse.Namespace) -> Answer:
+    command = command_said(options)
     loaded = workload_of(options, need_rate=False)
     loaded, hours = _hours(options, loaded)
     hours = _with_prices(options, hours)
@@ -49,7 +51,7 @@ def run(options: argparse.Namespace) -> Answer:
     if isinstance(found, Infeasible):
         say(options, f"infeasible in the busiest period: {why(found.binding)}")
         return Answer(plan_to_json(found), tables.plan_table, INFEASIBLE)
-    document = schedule_to_json(found)
+    document = schedule_to_json(found) | {"command": command}
     if options.growth is not None:
         with at_door("--growth"):
             document["growth"] = growth_to_json(purchases(found, options.growth, options.quarters), options.growth)
