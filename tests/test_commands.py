@@ -167,6 +167,7 @@ def test_evaluate_takes_a_plan_by_its_own_columns_and_draws_its_pools(fleetopt, 
     assert "has other requests than when" in fleetopt("evaluate", other).err
 
 
+@pytest.mark.slow
 def test_simulate_stands_beside_the_laws(fleetopt, one_pool, tmp_path):
     path, figure = tmp_path / "simulation.json", tmp_path / "agreement.svg"
     how = ("--requests", 300, "--replications", 2, "--seed", 1)

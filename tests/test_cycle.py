@@ -110,6 +110,7 @@ def test_a_long_prompt_takes_its_chunks(engine):
     np.testing.assert_allclose(alone_s(law, beside, whole, 8192.0), steps_s, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_what_is_added_has_gradients(engine):
     law = step_law_of(engine)
 

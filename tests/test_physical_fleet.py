@@ -631,6 +631,7 @@ def test_latencies_fall_with_instances_and_rise_with_bursts(engine):
     np.testing.assert_allclose(metrics.output_tok_per_s[finite], more.output_tok_per_s[finite], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_regular_arrivals_wait_no_longer_with_more_instances(engine):
     """Squared CV 0: requests come like clockwork."""
     *where, requests, windows, gamma, n = odd_cases(engine, some_output=True)

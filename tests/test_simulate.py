@@ -867,6 +867,7 @@ def test_a_small_fleet(preset, dispatch):
         assert pool["itl_s"].mean == pytest.approx(laws["itl_s"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_what_a_first_token_takes_beyond_its_iterations_is_seen_by_users_only():
     published = replace(PRESETS["published"], dispatch=DISPATCHES["round_robin"])  # compiled above
     for assumptions, more_s in ((PHYSICAL, 0.25), (published, 0.0)):
