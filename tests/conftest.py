@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 
+LONG = ("test_verify", "test_failures", "test_strategies", "test_simulate", "test_cli", "test_schedule", "test_ttft")
 MOST_MEMORY_MAPS = 30_000  # of 65,530 Linux gives a process; compiled programs hold them, and XLA crashes at the end
 
 
@@ -29,6 +30,11 @@ def drop_compiled() -> None:
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MEMORY_MAPS:
         jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that both workers end at about the same time."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def pytest_unconfigure():

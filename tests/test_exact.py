@@ -109,8 +109,14 @@ def blocks(problem: Problem) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("assume", ["published", "physical"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "assume"),
+    [
+        pytest.param(name, assume, marks=pytest.mark.nightly if assume == "physical" and name != "azure-conv" else ())
+        for name in NAMES
+        for assume in ("published", "physical")
+    ],
+)
 def test_equals_brute_force_over_all_pairs_of_200_thresholds_and_over_all_whole_windows(specs, name, assume):
     workload = shrunk(name)
     for spec in specs[assume]:
@@ -127,7 +133,7 @@ def test_equals_brute_force_over_all_pairs_of_200_thresholds_and_over_all_whole_
         assert list(found.by_pools) == sorted(found.by_pools, reverse=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_equals_brute_force_on_random_workloads(specs, data):

@@ -354,7 +354,7 @@ def test_requests_of_what_dies_are_served_elsewhere(few):
         simulate(fleet, chat, down=4, **how)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fleet_with_spares_holds_in_simulation_as_often_as_counted(few):
     """Failures that last for much longer than a run: a replication holds where no more are down than may be."""
     chat, _ = few

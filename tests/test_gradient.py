@@ -149,7 +149,7 @@ def test_free_caps_and_clocks_are_no_worse_than_any_of_a_few(h100):
     assert found.cost <= min(plan.cost for plan in given if is_plan(plan)) / REACHES
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_limits_of_a_small_fleet_are_met_closely(h100, b200):
     """Two engines; the latencies are those of all requests together. The grid has the windows where requests end, among
     which relaxed optima are rounded."""
@@ -189,10 +189,8 @@ ON_GPUS = (("h100", 2), ("b200", 3), ("h100", 4))  # and so many pools
 TRACES = ("azure-conv", "azure-code", "azure-cdf", "lmsys-cdf", "mooncake-conv")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "azure-conv" else pytest.mark.nightly) for name in TRACES],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", TRACES)
 def test_the_gradient_comes_close_to_the_exact_search_on_traces(name):
     """Published and physical, each kind of engines on one trace or two: each shape compiles for a minute."""
     workload, slo = load_workload(name), make_slo(ttft_p99_s=20.0 if name == "mooncake-conv" else 3.0)
@@ -208,7 +206,7 @@ def test_the_gradient_comes_close_to_the_exact_search_on_traces(name):
         assert in_tok_per_j(found) >= (REACHES - whole) * in_tok_per_j(best), (assume, gpu, k)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_gradient_comes_close_to_brute_force_within_a_budget(h100, b200):
     """Every pair of request lengths and engines tried; the gradient may choose windows between lengths as well."""
     rng = np.random.default_rng(1)

@@ -132,7 +132,7 @@ def differentiated(engine, workload):
     return padded
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gradients_of_windows_instances_and_engines_are_differences(differentiated):
     h, step = 2e-4, np.eye(len(BASE))
     nudges = BASE * (1.0 + h * np.concatenate([step, -step, 2.0 * step, -2.0 * step]))

@@ -72,7 +72,7 @@ def test_grid_is_the_best_of_all_candidates(spec, workload, scope):
         assert by_window[float(plan.fleet.window_tokens[0])] == pytest.approx(max(by_window.values()), rel=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("scope", ["pool", "fleet"])
 def test_infeasible_names_what_is_reachable(spec, workload, scope):
     """Asked again for what was named, a little rounded up, until all is held."""

@@ -529,7 +529,7 @@ def test_trace_prints_the_hit_curve_and_evaluate_reads_it(tmp_path, capsys, stre
     assert check_blocks("x", blocks_of(requests), prompts, np.arange(len(prompts))) is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plan_keeps_what_its_prompts_find(tmp_path, capsys):
     """Searched with a share, then evaluated with the trace's own reuse; written, read again and exported."""
     plan, traced = tmp_path / "plan.json", tmp_path / "traced.json"

@@ -113,7 +113,7 @@ def plan(workload) -> Plan:
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_grid_is_the_best_of_all_fleets_and_proves_nothing(plan, everything):
     by_window, _ = everything
     best, alone = min(by_window.values()), by_window[plan.problem.window_tokens]

@@ -214,7 +214,7 @@ def test_the_fit_and_what_it_has_not_seen():
         assert gain == pytest.approx(float(row["speedup"]), rel=within), row
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_search_chooses_drafts_by_pool_as_brute_force_does():
     """Every pair of engines of two pools, searched alone, against one search that has all of them."""
     chat = fo.make_workload([500, 4000, 9000], [200, 300, 400], [0.7, 0.2, 0.1], arrival_rate_per_s=12.0)
@@ -332,7 +332,7 @@ def test_a_head_of_ones_own(tmp_path):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plan_holds_the_curve_itself(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(OWN)

@@ -92,7 +92,7 @@ def assert_row_is(row: dict, answer: Plan | Infeasible) -> None:
         ),
         pytest.param(
             [physical(rate, slo=fo.make_slo(ttft_p99_s=limit_s)) for rate in RATES for limit_s in (1e-3, 0.05)],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.nightly,
         ),
     ],
     ids=["limits of the TTFT", "two engines, usd, gamma", "one pool, a limit of the ITL", "physical"],

@@ -264,7 +264,7 @@ def test_gated_batches_are_those_of_a_queue():
     np.testing.assert_allclose(together[-1], 9.0, rtol=0.01)  # each iteration 0.1 s, whoever is in it
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gradients_are_differences_and_stay_finite(pair):
     """In instances, bandwidth, latency and how slow either stage is; where nobody comes, or nobody serves."""
     real = replace(PHYSICAL, rounding="real")
