@@ -173,6 +173,7 @@ def test_a_batch_of_fleets_is_the_fleets_one_by_one(differentiated):
     together, _, slopes = differentiated(rows)
     for row, value, slope in zip(rows, together, slopes, strict=True):
         alone, _, its_slope = differentiated(row[None])
-        # A batch sums in another order; the fixed point and the inverted transform make 1e-12 of 1e-16.
+        # A batch sums in another order: the fixed point and the inverted transform make 1e-12 of 1e-16, and slopes of
+        # quantiles, which divide by a density, 1e-9.
         np.testing.assert_allclose(alone[0], value, rtol=1e-11)
-        np.testing.assert_allclose(its_slope[0], slope, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(its_slope[0], slope, rtol=1e-8, atol=1e-12)
