@@ -74,6 +74,26 @@ def at_some(function: Callable[[Array], Array], x: ArrayLike, every: int) -> Arr
     return (at_low + (at_high - at_low) * between).reshape(padded.shape)[..., :n]
 
 
+def falling_root(function: Callable[[Array], Array], low: Array, high: Array, bisections: int) -> Array:
+    """Where a function that falls passes zero, of one number or of many that each have their own: by bisection from
+    `low` to `high`, with implicit gradients; 0 where it is flat, for then nothing moves the root."""
+
+    def solve(residual: Callable[[Array], Array], start: Array) -> Array:
+        def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = (low + high) / 2.0
+            over = residual(middle) > 0
+            return jnp.where(over, middle, low), jnp.where(over, high, middle)
+
+        return jax.lax.fori_loop(0, bisections, halve, (low, start))[1]
+
+    def tangent(linear: Callable[[Array], Array], y: Array) -> Array:
+        slope = linear(jnp.ones_like(y))
+        return jnp.where(slope < 0, y / jnp.where(slope < 0, slope, -1.0), 0.0)
+
+    return jax.lax.custom_root(function, high, solve, tangent)
+
+
 def exp(z: Array) -> Array:
     """exp(z), of complex z within 1e-11 of its size for imaginary parts below 1e6: XLA takes the sines of doubles one
     by one on a CPU, a fourth as fast as polynomials on all lanes (Taylor's, on the quarter of the circle around 0)."""

@@ -15,10 +15,10 @@ The root is unique while s does not rise with k; found by bisection in the logar
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fleetopt_jax.core.numerics import falling_root
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.queueing import bursty_wait
 
@@ -54,24 +54,10 @@ def gated_batches(
             waits = jnp.minimum(busy, shared)
         return Batches(k, s, busy, waits, rate_per_s * waits / jnp.maximum(busy, 1e-30))
 
-    def excess(log_k: Array) -> Array:
+    def shortfall(log_k: Array) -> Array:
         batches = at(log_k)
         m = batches.meet_per_s * batches.together * batches.each_s
-        return batches.together - m - jnp.exp(-m)
+        return m + jnp.exp(-m) - batches.together
 
     most = jnp.full_like(rate_per_s, jnp.log(MOST_TOGETHER))
-
-    def solve(residual: Callable[[Array], Array], start: Array) -> Array:
-        def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = bounds
-            middle = (low + high) / 2.0
-            over = residual(middle) > 0
-            return jnp.where(over, low, middle), jnp.where(over, middle, high)
-
-        return jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros_like(start), start))[1]
-
-    def tangent(linear: Callable[[Array], Array], y: Array) -> Array:
-        slope = linear(jnp.ones_like(y))
-        return jnp.where(slope > 0, y / jnp.where(slope > 0, slope, 1.0), 0.0)
-
-    return at(jax.lax.custom_root(excess, most, solve, tangent))
+    return at(falling_root(shortfall, jnp.zeros_like(most), most, BISECTIONS))

@@ -27,7 +27,6 @@ as a histogram: own is exact in it, the others' b have a value for each of a few
 well it holds is said in `experiments/agreement.py`.
 """
 
-from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -36,7 +35,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.laplace import integral_at, tail_on_grid
-from fleetopt_jax.core.numerics import exp, safe_div
+from fleetopt_jax.core.numerics import exp, falling_root, safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.bursts import Burst
 
@@ -230,7 +229,7 @@ def ttft_quantile_s(
         return jnp.sum(share * _tails(laws, jnp.broadcast_to(limit_s, share.shape), slope_s_per_token)) - probability
 
     slack = -(jnp.asarray(slope_s_per_token) * jnp.max(laws.longest_tokens))
-    return _last_above(excess, slack, jnp.max(jnp.where(share > 0, _longest_s(laws), 0.0)))
+    return falling_root(excess, slack, jnp.max(jnp.where(share > 0, _longest_s(laws), 0.0)), BISECTIONS)
 
 
 def ttft_quantiles_s(laws: TtftLaw, frac: ArrayLike, probability: float = TAIL_PROBABILITY) -> tuple[Array, Array]:
@@ -246,7 +245,7 @@ def ttft_quantiles_s(laws: TtftLaw, frac: ArrayLike, probability: float = TAIL_P
 
     longest_s = _longest_s(laws)
     top = jnp.append(longest_s, jnp.max(jnp.where(share > 0, longest_s, 0.0)))
-    found = _last_above(excess, jnp.zeros_like(top), top)
+    found = falling_root(excess, jnp.zeros_like(top), top, BISECTIONS)
     return found[:-1], found[-1]
 
 
@@ -265,25 +264,6 @@ def _longest_s(laws: TtftLaw) -> Array:
     """That no quantile of K pools is above [K] [s]."""
     wait_s = jax.vmap(lambda law: _mean_wait_s(law, _cycle(law.iterations)))(laws)
     return jnp.max(laws.most_s, axis=-1) + LONGEST_WAITS * wait_s
-
-
-def _last_above(excess: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """Where functions of one number each, which fall, pass zero: by bisection from `low` to `high`."""
-
-    def solve(residual: Callable[[Array], Array], start: Array) -> Array:
-        def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = bounds
-            middle = (low + high) / 2.0
-            over = residual(middle) > 0
-            return jnp.where(over, middle, low), jnp.where(over, high, middle)
-
-        return jax.lax.fori_loop(0, BISECTIONS, halve, (low, start))[1]
-
-    def tangent(linear: Callable[[Array], Array], y: Array) -> Array:
-        slope = linear(jnp.ones_like(y))  # minus the density; 0 beyond every request: then nothing moves the quantile
-        return jnp.where(slope < 0, y / jnp.where(slope < 0, slope, -1.0), 0.0)
-
-    return jax.lax.custom_root(excess, high, solve, tangent)
 
 
 def ttft_mean_s(law: TtftLaw) -> Array:
