@@ -24,8 +24,8 @@ backend.configure()
 HERE = Path(__file__).parent
 STOCK = {"h100": 240, "h200": 140, "b200": 120}
 SERVICES = {  # workload, requests/s, LLM, GPUs an instance, P99 TTFT [s]
-    "chat": ("azure-conv", 370.0, "llama-3.1-70b", 8, 0.5),
-    "code": ("azure-code", 60.0, "llama-3.1-70b", 8, 1.0),
+    "chat": ("azure-conv", 300.0, "llama-3.1-70b", 8, 0.5),
+    "code": ("azure-code", 30.0, "llama-3.1-70b", 8, 1.0),
     "agents": ("mooncake-conv", 12.0, "qwen3-32b", 4, 8.0),
     "both": ("azure", 250.0, "gpt-oss-120b", 4, 1.0),
 }
