@@ -2,7 +2,7 @@
 
     python experiments/day_replayed.py
 
-The mean day of servegen-small at 40 requests/s on average, Azure conversations on eight H100 an instance, P99 TTFT
+The mean day of servegen-small at 200 requests/s on average, Azure conversations on eight H100 an instance, P99 TTFT
 500 ms, scheduled by the hour. Replayed twice, every hour squeezed to three minutes: with a steady rate within hours, as
 the laws take it; and with a burst in every fourth hour, a sixth of it at 1.75 times the hour's mean rate and the rest
 below, which is the busiest window over its hour that the profile has in ten days. Writes day_replayed.csv and a figure.
@@ -26,7 +26,7 @@ from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.report.style import BLUE, ORANGE, VERMILLION  # noqa: E402
 from fleetopt_jax.workload.hours import Hours, at_mean, make_hours  # noqa: E402
 
-PROFILE, RATE_PER_S, SQUEEZE, N_REPLICATIONS = "servegen-small", 40.0, 20.0, 2
+PROFILE, RATE_PER_S, SQUEEZE, N_REPLICATIONS = "servegen-small", 200.0, 20.0, 2
 PARTS, BURST_EVERY = 6, 4
 COLUMNS = (
     *("hour", "rate_per_s", "n_instances", "law_ttft_p99_s", "law_in_time"),

@@ -25,6 +25,7 @@ from fleetopt_jax._simulate import simulate  # noqa: E402
 from fleetopt_jax.catalog.links import LINKS, build_pair  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec, TwoStageSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
+from fleetopt_jax.core import programs  # noqa: E402
 from fleetopt_jax.fleet.assumptions import PHYSICAL  # noqa: E402
 from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, make_fleet  # noqa: E402
@@ -69,6 +70,7 @@ def main() -> None:
         if options.seed == SEED:
             write_table("two_stage_agreement.csv", list(lines[0]), [list(line.values()) for line in lines])
         jax.clear_caches()
+        programs.forget()
     print(report(lines))
 
 

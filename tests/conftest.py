@@ -19,6 +19,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
+from fleetopt_jax.core import programs  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, make_workload  # noqa: E402
 
 LONG = ("test_verify", "test_failures", "test_strategies", "test_simulate", "test_cli", "test_schedule", "test_ttft")
@@ -30,6 +31,7 @@ def drop_compiled() -> None:
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MEMORY_MAPS:
         jax.clear_caches()
+        programs.forget()
 
 
 def pytest_collection_modifyitems(items):

@@ -13,6 +13,7 @@ from jax import Array
 from fleetopt_jax._optimize.plan import Found, nothing
 from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem, assignments, thresholds
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
@@ -96,7 +97,7 @@ def make_caps(problem: Problem, specs: Sequence[EngineSpec]) -> Caps:
     return Caps(limits=weight_rows(problem.limit_weights.values(), specs), **as_floats(most=most))
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def score_batch(
     fleet: Fleet,
     boundaries: tuple[Array, Array],
@@ -153,7 +154,7 @@ def _with_boundaries(fleet: Fleet, windows: Array, gammas: Array) -> Fleet:
     return fleet_of(fleet.engines, windows, gammas, fleet.n_instances, fleet.surroundings)
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def best_latencies_batch(
     fleet: Fleet,
     window_tokens: Array,
@@ -270,7 +271,9 @@ class Scorer:
     def best_latencies(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(TTFT, ITL) [M] of candidates [M, K] with the most instances worth having; see `best_latencies_batch`."""
         problem, of = self.problem, {"assumptions": self.problem.assumptions}
-        found = best_latencies_batch(self._fleet, windows, gammas, problem.workload, problem.slo, **of)
+        found = best_latencies_batch(
+            self._fleet, jnp.asarray(windows), jnp.asarray(gammas), problem.workload, problem.slo, **of
+        )
         return np.asarray(found[0]), np.asarray(found[1])
 
     def descend(self, windows: np.ndarray, gammas: np.ndarray, *, radius: float = math.inf) -> Candidate:

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax._optimize.engine_errors import EngineFactors, factors_of, perturb
 from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.engine import Engine, inputs_of, with_inputs
@@ -118,7 +119,7 @@ class _Moved:
     arrivals: Workload  # of another rate
 
 
-@jax.jit
+@program
 def _moved(moves: Moves, fleet: Fleet, workload: Workload) -> _Moved:
     leaves, structure = jax.tree.flatten(fleet_inputs(fleet, workload))
     finite = [jnp.isfinite(x) for x in leaves]
@@ -160,13 +161,13 @@ def _off(engine: Engine, factors: EngineFactors) -> Engine:
     return replace(off, prefill=replace(off.prefill, gpu_w=gpu_w))
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def _soft_traffic(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTraffic:
     above = fleet_of(fleet.engines, fleet.window_tokens + 0.5, fleet.gamma, fleet.n_instances, fleet.surroundings)
     return route(above, workload, assumptions, router_width=ROUTER_WIDTH)
 
 
-@jax.jit
+@program
 def _relaxed_traffic(as_is: PoolTraffic, there: PoolTraffic, here: PoolTraffic) -> PoolTraffic:
     return jax.tree.map(lambda x, to, away: x + (to - away), as_is, there, here)
 
@@ -181,7 +182,7 @@ class Measures:
     output_tok_per_s: Array
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def _measures(
     fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, log_limits: Array, assumptions: Assumptions
 ) -> Measures:

@@ -10,13 +10,13 @@ ratios between them are too wide rather than too narrow.
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from scipy.special import ndtri
 
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
@@ -27,6 +27,7 @@ from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR
 from fleetopt_jax.laws.step_law import ScaledStep
 
 N_SAMPLES = 1000
+_SCORE = np.vectorize(NormalDist().inv_cdf, otypes=[float])  # SciPy's takes longer to import than all draws
 OF_MEAN_ABSOLUTE = math.sqrt(math.pi / 2.0)  # sigma of a normal error over its mean absolute value
 UNSTATED = 0.2  # sigma where nobody states an error: what the paper states of its B200 (+-20 %)
 
@@ -169,4 +170,4 @@ def normal_scores(shape: tuple[int, ...], n_samples: int, seed: int | Sequence[i
     """Standard normal numbers [*shape, n], a Latin hypercube: of each one draw in each n-th of its distribution."""
     rng = np.random.default_rng(seed)
     ranks = rng.permuted(np.broadcast_to(np.arange(n_samples), (*shape, n_samples)), axis=-1)
-    return ndtri((ranks + rng.uniform(1e-9, 1.0 - 1e-9, ranks.shape)) / n_samples)
+    return _SCORE((ranks + rng.uniform(1e-9, 1.0 - 1e-9, ranks.shape)) / n_samples)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import jax
 import numpy as np
 
 from fleetopt_jax._optimize.plan import Plan, Unreachable
 from fleetopt_jax._optimize.problem import GAMMA_MAX, Method, Problem
 from fleetopt_jax._optimize.search import default_method
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.limits import reached
 from fleetopt_jax.fleet.resources import Objective, Weights
@@ -200,4 +200,4 @@ def objective_value(plan: Plan, name: str) -> float:
     return float(metrics.ttft_p99_s if slo.scope == "pool" else metrics.ttft_p99_of_all_s)
 
 
-_reached = jax.jit(reached)
+_reached = program(reached)

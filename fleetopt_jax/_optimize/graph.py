@@ -28,6 +28,7 @@ from jax import Array
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.numerics import same_in_threads
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
@@ -60,12 +61,12 @@ HOPELESS = 1e9  # instances, to begin with, of a pool whose like no number of th
 JUST_BELOW = 0.98  # of the instances that a pool should need: a try that fails is a bound
 
 
-@partial(jax.jit, static_argnames=("assumptions", "compresses"))
+@partial(program, static_argnames=("assumptions", "compresses"))
 def _running_sums(prefill: Prefill, workload: Workload, *, assumptions: Assumptions, compresses: bool) -> RunningSums:
     return running_sums(prefill, atoms_of(workload, assumptions), assumptions, compresses=compresses, all_read=True)
 
 
-@jax.jit
+@program
 def bound_batch(sums: RunningSums, part: Part, pools: Slice, slo: Slo, setting: Setting) -> tuple[Array, Array]:
     """(instances, watts) [M] that pools need at least; inf where no instance runs a sequence of the window."""
 
@@ -78,7 +79,7 @@ def bound_batch(sums: RunningSums, part: Part, pools: Slice, slo: Slo, setting: 
     return _chunked(bound, pools)
 
 
-@jax.jit
+@program
 def tried_batch(
     sums: RunningSums, part: Part, pools: Slice, n_instances: Array, slo: Slo, setting: Setting
 ) -> tuple[Array, Array, Array]:

@@ -37,6 +37,7 @@ from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import pool_metrics
@@ -108,7 +109,7 @@ class Judged:
         return np.maximum(np.maximum(self.load, self.ttft), self.itl)
 
 
-@jax.jit
+@program
 def _judged(
     engine: Engine,
     traffic: PoolTraffic,
@@ -154,7 +155,8 @@ class Pool:
         def part(start: int) -> Judged:
             rows = np.minimum(np.arange(start, start + BATCH), m - 1)  # the last batch repeats its last row
             some = jax.tree.map(lambda x: np.asarray(x)[rows], errors)
-            found = _judged(self.engine, self.traffic, self.window_tokens, n[rows], some, self.slo, self.setting)
+            asked = jnp.asarray(n[rows]), some, self.slo, self.setting
+            found = _judged(self.engine, self.traffic, self.window_tokens, *asked)
             return jax.tree.map(lambda x: np.asarray(x)[: m - start], found)
 
         return jax.tree.map(lambda *parts: np.concatenate(parts), *(part(start) for start in range(0, m, BATCH)))

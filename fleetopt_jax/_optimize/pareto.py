@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 
 from fleetopt_jax._optimize.dominance import hypervolume, knee, non_dominated
@@ -36,6 +35,7 @@ from fleetopt_jax._optimize.plan import Plan, Unreachable
 from fleetopt_jax._optimize.problem import GAMMA_MAX, Method, Problem
 from fleetopt_jax._optimize.search import evaluate_given, optimize
 from fleetopt_jax._optimize.sweep import Sweep
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.sizing import size_fleet
 
@@ -132,7 +132,7 @@ def _reference(question: FrontQuestion, points: Sequence[Point], homogeneous: Po
     return (sense_of(names) * seen.max(axis=0)).tolist()
 
 
-_size = jax.jit(size_fleet, static_argnames="assumptions")
+_size = program(size_fleet, static_argnames="assumptions")
 
 
 def paper_fleet(

@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 
 from fleetopt_jax._optimize.candidates import Caps, WeightRows
 from fleetopt_jax._optimize.problem import GAMMA_MAX
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import pytree, static
 from fleetopt_jax.fleet.engine import Engine, at_clock
 from fleetopt_jax.fleet.evaluate import pool_metrics
@@ -112,7 +113,7 @@ class Relaxed:
         return self.tables[0].compressed is not None
 
 
-@jax.jit
+@program
 def smoothed(sums: RunningSums, log_ends: Array) -> Table:
     """Running sums over soft shares sigmoid((ln B - ln L) / width) at the lengths B of the grid, for each width [W].
 
@@ -194,7 +195,7 @@ def _merged_sum(cells: Array) -> Array:
     return _merged(cells).sum(-1)
 
 
-@partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+@partial(program, compiler_options=COMPILER_OPTIONS)
 def solve(relaxed: Relaxed, starts: Start) -> Optimum:
     """The relaxed optima [S] after N_STEPS from each start [S]."""
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, N_STEPS, alpha=0.02))

@@ -8,6 +8,7 @@ import numpy as np
 
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.search import compiled_excesses, with_fleet
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
@@ -182,6 +183,6 @@ def _holds(fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, ass
     return held(fleet_metrics(fleet, traffic, workload, assumptions, quantiles=False).pools, slo)
 
 
-_sized = jax.jit(size_fleet, static_argnames="assumptions")
-_held = jax.jit(_holds, static_argnames="assumptions")
-_reached = jax.jit(reached)
+_sized = program(size_fleet, static_argnames="assumptions")
+_held = program(_holds, static_argnames="assumptions")
+_reached = program(reached)

@@ -16,6 +16,7 @@ from fleetopt_jax._optimize.problem import Method, Problem, as_objective, demand
 from fleetopt_jax.catalog.spec import EngineSpec, LaneSpec
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.numerics import require_float64
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
 from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_fleet
@@ -166,7 +167,7 @@ def broken_limit(problem: Problem, metrics: FleetMetrics, used: dict[str, float]
     return None
 
 
-compiled_excesses = jax.jit(excesses)  # for whoever checks one fleet, outside of a program
+compiled_excesses = program(excesses)  # for whoever checks one fleet, outside of a program
 
 
 def _plan(
@@ -221,7 +222,7 @@ def _homogeneous(problem: Problem, n_lanes: int = 1) -> tuple[float, OnePoolFlee
     return float(watts.min()), exact.best_alone(problem, instances, watts)
 
 
-_worth_having = jax.jit(worth_having)
+_worth_having = program(worth_having)
 
 
 def _alone(problem: Problem, spec: EngineSpec, n_lanes: int) -> tuple[float, float]:

@@ -13,8 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # whose parts load on first use
 from jax import Array
-from scipy.optimize import nnls
 
 from fleetopt_jax._optimize.derivatives import (
     LIMITS,
@@ -33,6 +33,7 @@ from fleetopt_jax._optimize.graph import Boundaries
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem, demanded_tok_per_s
 from fleetopt_jax._optimize.uncertainty import Trust, plan_trust
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics
@@ -119,7 +120,7 @@ def relaxed_instances(fleet: Fleet, workload: Workload, slo: Slo, *, assumptions
     return _relaxed_instances(fleet, traffic, workload, slo, assumptions)
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def _relaxed_instances(
     fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, assumptions: Assumptions
 ) -> Array:
@@ -195,7 +196,7 @@ def _at_relaxed_optimum(plan: Plan, traffic: PoolTraffic | None = None) -> _Opti
     )
     free = len(plan.specs) - 1 if caps else 0  # windows that may move with the instances
     gradient = np.concatenate([by_n, by_window[:, :free]], axis=1)
-    multipliers, _ = nnls(gradient[1:].T, -gradient[0])
+    multipliers, _ = scipy.optimize.nnls(gradient[1:].T, -gradient[0])
     on_caps, on_limits = np.split(multipliers, [len(caps)])
     first = 1 + len(caps)
     by_slo = on_limits @ np.asarray(of.limits)[first:]
@@ -315,7 +316,7 @@ def _shared_objective(plan: Plan, windows: np.ndarray) -> np.ndarray:
     return np.where(held, [usage(problem.objective_weights, plan.kinds, row) for row in rows], 0.0)
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def _shared(
     fleet: Fleet, windows: Array, workload: Workload, slo: Slo, *, assumptions: Assumptions
 ) -> tuple[Array, Array, Resources]:

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy  # whose parts load on first use
 
 from fleetopt_jax._optimize.coupled import MAX_POOLS, MAX_WAYS, exact_costs, make_exact_below
 from fleetopt_jax._optimize.exact import Cheapest, Fleets, Settled, as_found
@@ -272,7 +272,7 @@ def _mixture(caps: Caps, known: Sequence[Rows], *, feasible: bool) -> tuple[floa
     unit = np.abs(costs).max()
     used = np.hstack([caps.limits @ takes.T, caps.limits_bought]) / caps.scale[:, None]
     one_each = np.hstack([np.repeat(np.eye(len(sizes)), sizes, axis=1), np.zeros((len(sizes), h + 1))])
-    found = linprog(
+    found = scipy.optimize.linprog(
         costs / unit,
         A_ub=np.hstack([used, np.full((len(used), 1), -1.0)]),  # the last variable: by which share they are exceeded
         b_ub=caps.most / caps.scale,

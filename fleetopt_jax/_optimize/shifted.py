@@ -17,6 +17,7 @@ from jax import Array
 from fleetopt_jax._optimize.engine_errors import EngineFactors, perturbed
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats, pytree, stack
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
@@ -108,7 +109,7 @@ FIGURES: dict[str, Callable[[FleetMetrics], Array]] = {
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("assumptions", "names"))
+@partial(program, static_argnames=("assumptions", "names"))
 def _figures(
     fleet: Fleet,
     workload: Workload,

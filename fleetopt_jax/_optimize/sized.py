@@ -31,13 +31,14 @@ from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import with_fleet
 from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.fleet.fleet import with_limits
 from fleetopt_jax.fleet.sizing import size_fleet
 from fleetopt_jax.workload.atoms import Workload
 
 SIGMAS = np.linspace(0.0, 4.0, 81)  # by which engines and laws are slower: steps of 0.05
 
-_size = jax.jit(size_fleet, static_argnames="assumptions")
+_size = program(size_fleet, static_argnames="assumptions")
 
 
 @dataclass(frozen=True)

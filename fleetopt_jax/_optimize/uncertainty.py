@@ -34,6 +34,7 @@ from fleetopt_jax._optimize.engine_errors import (
 )
 from fleetopt_jax._optimize.holding import N_DRAWS, plan_draws
 from fleetopt_jax._optimize.plan import Plan
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics
@@ -59,7 +60,7 @@ def sample(
     return _sample(fleet, traffic, workload, slo, factors, engine_of, assumptions=assumptions)
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def _sample(
     fleet: Fleet,
     traffic: PoolTraffic,

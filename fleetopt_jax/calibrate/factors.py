@@ -23,8 +23,7 @@ from dataclasses import dataclass, field, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import least_squares
-from scipy.sparse import csr_array
+import scipy  # whose parts load on first use
 
 from fleetopt_jax.calibrate.benchmarks import benchmark_of
 from fleetopt_jax.calibrate.fit import Fit
@@ -34,6 +33,7 @@ from fleetopt_jax.calibrate.predict import evaluated, limits_of
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.spec import EngineSpec, OwnLaws
 from fleetopt_jax.core.errors import BadInput
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.laws.closed_loop import Schedule, fits, schedule
 from fleetopt_jax.laws.factors import StepFactors, make_step_factors
@@ -248,7 +248,7 @@ class _Table:
     rows: np.ndarray
     prompt: np.ndarray  # whether a step has prompt tokens
     n_active: np.ndarray
-    weights: csr_array  # [mean, iteration]
+    weights: "scipy.sparse.csr_array"  # [mean, iteration]
     first_tokens: np.ndarray  # [mean]
     measured: np.ndarray  # [mean] seconds
     kinds: tuple[str, ...]
@@ -277,7 +277,7 @@ class _Table:
             rows=n_active + prompt_tokens,
             prompt=np.minimum(prompt_tokens, 1.0),
             n_active=n_active,
-            weights=csr_array((*joined, ends), shape=(len(parts), int(starts[-1]))),
+            weights=scipy.sparse.csr_array((*joined, ends), shape=(len(parts), int(starts[-1]))),
             first_tokens=np.array([x for each in seen for x in each.first_tokens]),
             measured=np.array([x for each in seen for x in each.measured_s]),
             kinds=tuple(kind for each in seen for kind in each.kinds),
@@ -293,7 +293,7 @@ class _Table:
         return np.log((self.weights @ step_s + self.first_tokens * float(host.first_token_s)) / self.measured)
 
 
-@jax.jit
+@program
 def _seconds(step: MixedStep, batch: StepBatch) -> jax.Array:
     """[class, iteration] of operators timed alone."""
     return jax.vmap(lambda one: step.parts(one).seconds, out_axes=1)(batch)
@@ -375,7 +375,7 @@ def _solve(
     covariance = np.diag(priors**2)
     for _ in range(ROUNDS):
         begin, bounds = np.clip(logs, -FAR, FAR), (-1.01 * FAR, 1.01 * FAR)
-        found = least_squares(residuals, begin, bounds=bounds, xtol=1e-7, args=(error,))
+        found = scipy.optimize.least_squares(residuals, begin, bounds=bounds, xtol=1e-7, args=(error,))
         logs, covariance = found.x, np.linalg.inv(found.jac.T @ found.jac)
         free = count * max(1.0 - len(names) / len(of_kind), 0.0)
         left = OF_MEAN_ABSOLUTE * np.bincount(of_kind, np.abs(wrong(logs)))
@@ -452,7 +452,7 @@ def _mean_watts(spec: EngineSpec, values: Mapping[str, float], logs: np.ndarray,
     return np.array(found)
 
 
-@jax.jit
+@program
 def _energy(law: OperatorStep, batch: StepBatch) -> jax.Array:
     """(seconds, joules of one GPU) [2, iteration]."""
     return jnp.stack([jax.vmap(law.step_s)(batch), jax.vmap(law.gpu_j)(batch)])

@@ -20,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from fleetopt_jax.core.errors import BadField
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
@@ -137,7 +138,7 @@ def evaluated(function: Callable[[Any, StepBatch], Array], law: Any, batches: Se
     return np.concatenate(done, axis=1)
 
 
-@jax.jit
+@program
 def _entries(law: Any, batch: StepBatch) -> Array:
     """(decode s, prompt s, decode J, prompt J) [4, entries] of one GPU."""
     none = jnp.zeros_like(batch.prompt_tokens)

@@ -44,6 +44,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
     from fleetopt_jax.cli.answer import check_outputs, deliver
     from fleetopt_jax.cli.commands import run
     from fleetopt_jax.cli.terminal import say, say_understood, say_warnings
+    from fleetopt_jax.core import programs
     from fleetopt_jax.core.files import write_whole
 
     if getattr(options, "scenario", None):
@@ -60,12 +61,14 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, arguments
         from fleetopt_jax.cli.scenario import scenario_text
 
         scenario = scenario_text(options)
+    programs.expect(options.command)
     try:
         answer = run(argparse.Namespace(**vars(options)))
         deliver(options, answer)
         if answer.code == OK:
             say_understood(options)
     finally:  # beside the answer, or the refusal
+        programs.remember(options.command)
         say_warnings(options)
     if scenario is not None:
         write_whole(options.save_scenario, scenario, "--save-scenario")

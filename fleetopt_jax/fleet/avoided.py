@@ -9,11 +9,11 @@ have more in flight, if it held at all: to plan without says what that takes.
 from dataclasses import replace
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.choices.prefix_cache import NoPrefixCache
@@ -43,7 +43,7 @@ def avoided_prefill(fleet: Fleet, workload: Workload, pools: PoolMetrics, assump
     return _avoided(fleet, route(fleet, workload, assumptions), whole, workload, pools, assumptions)
 
 
-@partial(jax.jit, static_argnames=("assumptions",))
+@partial(program, static_argnames=("assumptions",))
 def _avoided(
     fleet: Fleet,
     traffic: PoolTraffic,

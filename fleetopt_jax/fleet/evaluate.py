@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.choices.occupancy import Operation
@@ -150,7 +151,7 @@ def fleet_metrics(
     return _fleet_metrics(fleet, traffic, setting_of(workload, fleet.surroundings, assumptions), quantiles=quantiles)
 
 
-@partial(jax.jit, static_argnames="quantiles")
+@partial(program, static_argnames="quantiles")
 def _fleet_metrics(fleet: Fleet, traffic: PoolTraffic, setting: Setting, *, quantiles: bool) -> FleetMetrics:
     law = pool_metrics if fleet.n_stages == 1 else staged_metrics
     pools = for_each_lane(

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import pytree, stack
 from fleetopt_jax.fleet.assumptions import EXACT, Assumptions
 from fleetopt_jax.fleet.fleet import Fleet
@@ -430,7 +431,7 @@ def routed(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTr
     return _routed(fleet, rounded_up(workload), assumptions)
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def _routed(fleet: Fleet, workload: Workload, assumptions: Assumptions) -> PoolTraffic:
     return route(fleet, workload, assumptions, all_read=True)
 

@@ -14,6 +14,7 @@ from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax.calibrate.measurements import Measurements
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.core.programs import program
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import for_each_lane, pool_metrics
@@ -73,7 +74,7 @@ def pool_curves(plan: Plan) -> list[Curve]:
     ]
 
 
-@partial(jax.jit, static_argnames="assumptions")
+@partial(program, static_argnames="assumptions")
 def _curves(
     fleet: Fleet, n_active: Array, pools: PoolTraffic, workload: Workload, assumptions: Assumptions
 ) -> tuple[StageLoad, tuple[Array, ...], Array]:

@@ -36,7 +36,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy.special import chdtrc, fdtrc
+import scipy  # whose parts load on first use
 
 from fleetopt_jax.core.units import HOUR_S
 from fleetopt_jax.workload.clock import Clock, Stretches
@@ -367,7 +367,7 @@ def _chance_of_sums(n_requests: np.ndarray) -> float:
     if len(n_requests) < 2:
         return 1.0
     mean = n_requests.mean()
-    return float(chdtrc(len(n_requests) - 1, np.sum((n_requests - mean) ** 2) / mean))
+    return float(scipy.special.chdtrc(len(n_requests) - 1, np.sum((n_requests - mean) ** 2) / mean))
 
 
 def _quarters(bins: _Bins) -> np.ndarray:
@@ -391,4 +391,4 @@ def _chance(counts: np.ndarray, bins: _Bins, last_s: float, scv: float) -> float
     within = max(within, scv * over_all)  # of renewals, however rare their bursts are
     if within == 0:
         return 0.0 if between > 0 else 1.0
-    return float(fdtrc(len(size) - 1, size.sum() - len(size), between / within))
+    return float(scipy.special.fdtrc(len(size) - 1, size.sum() - len(size), between / within))
