@@ -13,7 +13,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
-from _results import RESULTS, finish, new_figure, write_table  # noqa: E402
+from _results import RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 
 from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax._optimize.schedule import Schedule, schedule  # noqa: E402
@@ -92,9 +92,10 @@ def _draw(found: Schedule, steady: ReplayedDay, bursts: ReplayedDay) -> None:
         )
     ttft.axhline(float(found.problem.slo.ttft_p99_s) / MS, color="grey", linestyle="--")
     ttft.set_yscale("log")
+    log_ticks(ttft.yaxis, (400, 500, 700, 1000, 1400))
     ttft.legend(frameon=False)
     n = int(steady.fails.sum()), int(bursts.fails.sum())
-    title = f"rings: fewer than 99 % in time beyond chance; {n[0]} hours of steady rates, {n[1]} with bursts"
+    title = f"ringed: surely fewer than 99 % in time ({n[0]} hours of steady rates, {n[1]} with bursts)"
     finish(ttft, x="hour of the day", y="P99 TTFT [ms]", title=title)
     save_figure(figure, RESULTS / "day_replayed")
 

@@ -87,10 +87,11 @@ def upward_imports(tree: ast.AST, package: str) -> set[str]:
 
 
 def configures_jax(tree: ast.AST, package: str) -> bool:
-    """Whether a file sets JAX's options; to read one, with `jax.config.read`, is no setting."""
+    """Whether a file sets JAX's options; to read one is no setting."""
     if any(name.startswith(("jax.config", "jax._src.config")) for name in imports(tree, package)):
         return True
-    reads = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "read"}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)]
+    reads = {id(node.value) for node in attributes if node.attr == "read" or node.attr.startswith("jax_")}
     for node in ast.walk(tree):
         names_it = isinstance(node, ast.Attribute) and node.attr in ("config", "enable_x64", "disable_x64")
         if names_it and id(node) not in reads and ast.unparse(node).split(".")[0] == "jax":
@@ -307,7 +308,9 @@ def test_the_check_sees_every_way_to_import_upwards(package, source, upward):
 )
 def test_the_check_sees_every_way_to_configure_jax(source):
     assert configures_jax(ast.parse(source), "fleetopt_jax.laws")
-    assert not configures_jax(ast.parse("import jax\njax.config.read('jax_enable_x64')"), "fleetopt_jax.core")
+    for reading in ("jax.config.read('jax_enable_x64')", "x = jax.config.jax_enable_x64"):
+        assert not configures_jax(ast.parse(f"import jax\n{reading}"), "fleetopt_jax.core")
+    assert configures_jax(ast.parse("import jax\njax.config.jax_enable_x64 = True"), "fleetopt_jax.core")
 
 
 @pytest.mark.parametrize(

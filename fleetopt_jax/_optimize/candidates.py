@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from fleetopt_jax._optimize.plan import Found, nothing
 from fleetopt_jax._optimize.problem import GAMMA_MAX, Problem, assignments, thresholds
@@ -16,12 +17,13 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.threads import in_threads
 from fleetopt_jax.fleet.assumptions import Assumptions
-from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics, for_each_lane
+from fleetopt_jax.fleet.evaluate import fleet_metrics, for_each_lane
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import ROUNDING, reached
 from fleetopt_jax.fleet.resources import Resources, Weights
-from fleetopt_jax.fleet.sizing import instances_for, most_instances, worth_having
+from fleetopt_jax.fleet.sizing import most_instances, sized_lanes, worth_having
 from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.laws.routing import router_edges
@@ -85,9 +87,9 @@ class Caps:
     most: Array  # [Q]
     limits: WeightRows
 
-    def excesses(self, metrics: FleetMetrics) -> Array:
-        """Use of every cap over it, less one [Q]: not positive where it holds."""
-        used = self.limits.used(metrics.resources, metrics.pools.n_gpus)
+    def excesses(self, totals: Resources, gpus: Array) -> Array:
+        """Use of every cap over it, less one [Q], arguments as in `WeightRows.used`: not positive where it holds."""
+        used = self.limits.used(totals, gpus)
         return used / jnp.maximum(self.most, 1e-9) - 1.0
 
 
@@ -116,19 +118,20 @@ def score_batch(
     promises is accepted by no pool with traffic.
     """
 
-    def score(windows: Array, gammas: Array, traffic: PoolTraffic) -> tuple[Array, Array]:
+    def score(windows: Array, gammas: Array, traffic: PoolTraffic, grown: Array) -> tuple[Array, Array, Array]:
         there = _with_boundaries(fleet, windows, gammas)
-        sized = there.with_instances(instances_for(there, traffic, workload, slo, assumptions))
-        metrics = fleet_metrics(sized, traffic, workload, assumptions, quantiles=False)
-        feasible = _promised(metrics, windows, gammas) & jnp.isfinite(metrics.n_instances)
-        feasible &= jnp.all(caps.excesses(metrics) <= ROUNDING)
+        n_instances, resources, grown = sized_lanes(there, traffic, workload, slo, assumptions, grown)
+        used = jax.tree.map(jnp.sum, resources), resources.n_gpus
+        feasible = _promised(traffic, windows, gammas) & jnp.all(jnp.isfinite(n_instances))
+        feasible &= jnp.all(caps.excesses(*used) <= ROUNDING)
         # Every fleet that holds its limits has the same output, so its weighted resources are what is compared.
-        (cost,) = objective.used(metrics.resources, metrics.pools.n_gpus)
-        return jnp.where(feasible, cost, jnp.inf), sized.n_instances
+        (cost,) = objective.used(*used)
+        return jnp.where(feasible, cost, jnp.inf), n_instances, grown
 
     # All are routed at once, for the running sums are common to them, but sized in chunks: a chunk loops as long as the
     # slowest of its candidates needs, its numbers stay in the cache, and those that nobody asked for cost nothing. The
-    # reuse of a candidate is a table that is made where it is read.
+    # candidates of a chunk lie apart, so that those of the next are their neighbours, which begin with what they came
+    # to. The reuse of a candidate is a table that is made where it is read.
     cached = assumptions.prefix_cache.reads_reuse
 
     def routed(windows: Array, gammas: Array) -> PoolTraffic:
@@ -136,18 +139,35 @@ def score_batch(
 
     window_tokens, gamma = boundaries
     size = min(CACHED if cached else FEW if assumptions.tail.has_distribution else CHUNK, len(window_tokens))
-    candidates = (window_tokens, gamma) if cached else (window_tokens, gamma, jax.vmap(routed)(window_tokens, gamma))
+    m, n_chunks = len(window_tokens), (n_asked + size - 1) // size
+    rows = place = jnp.arange(m)
+    if assumptions.tail.has_distribution:  # else the first try decides, and neighbours share what they read
+        rows, place = _apart(m, size, n_chunks)
+    boundaries = window_tokens[rows], gamma[rows]
+    candidates = boundaries if cached else (*boundaries, jax.vmap(routed)(*boundaries))
 
-    def scored(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+    def scored(i: Array, found: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), candidates)
-        costs, n_instances = jax.vmap(score)(*chunk, *((jax.vmap(routed)(*chunk),) if cached else ()))
+        windows, gammas, traffic = (*chunk, jax.vmap(routed)(*chunk)) if cached else chunk
+        costs, n_instances, grown = jax.vmap(score)(windows, gammas, traffic, found[2])
         return (
             jax.lax.dynamic_update_slice_in_dim(found[0], costs, i * size, 0),
             jax.lax.dynamic_update_slice_in_dim(found[1], n_instances, i * size, 0),
+            grown,
         )
 
-    nothing_yet = jnp.full(len(window_tokens), jnp.inf), jnp.zeros(window_tokens.shape)
-    return jax.lax.fori_loop(0, (n_asked + size - 1) // size, scored, nothing_yet)
+    nothing_yet = jnp.full(m, jnp.inf), jnp.zeros(window_tokens.shape)
+    as_the_load = jnp.ones((size, window_tokens.shape[1]))
+    costs, n_instances, _ = jax.lax.fori_loop(0, n_chunks, scored, (*nothing_yet, as_the_load))
+    return jnp.where(jnp.arange(m) < n_asked, costs[place], jnp.inf), n_instances[place]
+
+
+def _apart(m: int, size: int, n_chunks: ArrayLike) -> tuple[Array, Array]:
+    """(which of m candidates is at each place, the place of each) where a chunk has every so manieth of them."""
+    at = jnp.arange(m)
+    return jnp.minimum(at % size * n_chunks + at // size, m - 1), jnp.minimum(
+        at % n_chunks * size + at // n_chunks, m - 1
+    )
 
 
 def _with_boundaries(fleet: Fleet, windows: Array, gammas: Array) -> Fleet:
@@ -183,7 +203,7 @@ def best_latencies_batch(
         )
         most = jnp.where(least > 0, jnp.where(jnp.isfinite(least), most, most_instances(1.0)), 0.0)
         metrics = fleet_metrics(there.with_instances(most), traffic, workload, assumptions, quantiles=False)
-        serves = _promised(metrics, windows, gammas) & jnp.all(jnp.isfinite(least))
+        serves = _promised(traffic, windows, gammas) & jnp.all(jnp.isfinite(least))
         ttft_s, itl_s = reached(metrics, slo)
         return jnp.where(serves, ttft_s, jnp.inf), jnp.where(serves, itl_s, jnp.inf)
 
@@ -192,9 +212,9 @@ def best_latencies_batch(
     return jax.vmap(best)(window_tokens, gamma)
 
 
-def _promised(metrics: FleetMetrics, windows: Array, gammas: Array) -> Array:
+def _promised(traffic: PoolTraffic, windows: Array, gammas: Array) -> Array:
     """Whether a pool with traffic accepts the longest request the last window promises."""
-    busy = metrics.pools.traffic_frac > 0
+    busy = traffic.traffic_frac > 0
     return jnp.max(jnp.where(busy, router_edges(windows, gammas), 0.0)) >= windows[-1]
 
 
@@ -258,13 +278,18 @@ class Scorer:
 
     def __call__(self, windows: np.ndarray, gammas: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Costs [M] of candidates [M, K]."""
-        costs = np.empty(len(windows))
-        for start in range(0, len(windows), BATCH):
-            rows = np.minimum(np.arange(start, start + BATCH), len(windows) - 1)  # the last batch repeats its last row
-            kept = min(BATCH, len(windows) - start)
-            costs[start : start + kept] = self._score(windows[rows], gammas[rows], kept)[0][:kept]
+        costs, n = np.empty(len(windows)), len(windows)
+
+        def part(start: int) -> np.ndarray:
+            rows = np.minimum(np.arange(start, start + BATCH), n - 1)  # the last batch repeats its last row
+            kept = min(BATCH, n - start)
+            return self._score(windows[rows], gammas[rows], kept)[0][:kept]
+
+        starts = range(0, n, BATCH)
+        for start, found in zip(starts, in_threads(part, starts, first_alone=True), strict=True):
+            costs[start : start + len(found)] = found
             if progress:
-                progress(start + kept, len(windows))
+                progress(start + len(found), n)
         self.n_evaluated += len(windows)
         return costs
 

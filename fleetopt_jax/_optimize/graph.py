@@ -13,9 +13,7 @@ kernels, batched and compiled once:
 """
 
 import copy
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, TypeVar, cast
@@ -27,9 +25,9 @@ from jax import Array
 
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.core.numerics import same_in_threads
 from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats
+from fleetopt_jax.core.threads import in_threads
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
@@ -55,7 +53,6 @@ PoolCost = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of instances and wa
 
 BOUND_BATCH = 8192  # pools of one compiled call: fixed, so that a search compiles once
 TRY_BATCH = 512
-N_THREADS = os.cpu_count() or 1  # batches at a time, each of which keeps one core busy
 CHUNK = 128  # of them whose numbers stay in the cache together
 HOPELESS = 1e9  # instances, to begin with, of a pool whose like no number of them suffices
 JUST_BELOW = 0.98  # of the instances that a pool should need: a try that fails is a bound
@@ -314,13 +311,7 @@ class Boundaries:
             rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last row
             return [np.asarray(each)[: n - start] for each in kernel(*(column[rows] for column in columns))]
 
-        first, *others = range(0, n, batch)
-        found = [part(first)]  # compiles
-        threads = ThreadPoolExecutor(N_THREADS)
-        try:
-            found += (threads.map if same_in_threads() else map)(part, others)
-        finally:
-            threads.shutdown(cancel_futures=True)  # an interrupt waits for none
+        found = in_threads(part, range(0, n, batch), first_alone=True)
         return [np.concatenate(each) for each in zip(*found)]
 
     def _if_allowed(

@@ -39,6 +39,7 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats, pytree
+from fleetopt_jax.core.threads import in_threads
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, with_limits
@@ -159,7 +160,8 @@ class Pool:
             found = _judged(self.engine, self.traffic, self.window_tokens, *asked)
             return jax.tree.map(lambda x: np.asarray(x)[: m - start], found)
 
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *(part(start) for start in range(0, m, BATCH)))
+        parts = in_threads(part, range(0, m, BATCH), first_alone=True)
+        return jax.tree.map(lambda *each: np.concatenate(each), *parts)
 
     def costs(self, n_instances: np.ndarray, problem: Problem) -> np.ndarray:
         """Of so many instances [m], with engine and laws as they stand, by what the problem is searched for."""

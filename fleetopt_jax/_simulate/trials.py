@@ -5,13 +5,10 @@ its trial is a part of every fleet that it belongs to, and pools of a layout are
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import jax
 import numpy as np
 
 from fleetopt_jax._simulate.estimates import Estimate, estimate, student_t, wilson
@@ -30,12 +27,12 @@ from fleetopt_jax._simulate.simulate import (
     run_alone,
     slots_for,
 )
+from fleetopt_jax.core.threads import in_threads
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.laws.ttft import TAIL_PROBABILITY
 
 T = TypeVar("T")
 
-N_THREADS = os.cpu_count() or 1  # replications at a time, each of which keeps one core busy
 STRETCHES = 8  # of a replication's window, whose shares are taken for independent
 WIDER = 2.5  # a compiled program with room for so many times what a pool needs is taken rather than another compiled
 LEAST_SLOTS, LEAST_SIZE = 32, 2048  # of an instance, and of all: a smaller program is hardly faster
@@ -221,7 +218,7 @@ class Trials:
         others = [i for i in range(len(rooms)) if i not in first]
         done = 0
         for part in (first, others):
-            for i, found in zip(part, in_threads(lambda j, part=part: task(part[j]), len(part)), strict=True):
+            for i, found in zip(part, in_threads(task, part), strict=True):
                 done += 1
                 if self._progress:
                     self._progress(what(i), done / len(rooms))
@@ -242,17 +239,3 @@ class Trials:
     def _room(self, k: int, n_instances: int, arrived: Arrived) -> Room:
         most = arrived.requests.arrival_s.shape[1]
         return self._rooms.enough(n_instances, self._slots[k], most)
-
-
-def in_threads(task: Callable[[int], T], n: int) -> Iterator[T]:
-    """What a task says of 0 ... n - 1, in this order, as many at a time as there are cores."""
-    # Threads have JAX's options as the process has them, not as a block of this thread does.
-    alike = jax.config.read("jax_enable_x64") == (jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
-    if not alike or n < 2:
-        yield from map(task, range(n))
-        return
-    threads = ThreadPoolExecutor(N_THREADS)
-    try:
-        yield from threads.map(task, range(n))
-    finally:
-        threads.shutdown(cancel_futures=True)  # an interrupt waits for none

@@ -19,7 +19,7 @@ import jax
 from fleetopt_jax._sweep.units import Unit, answer
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.files import first_line
-from fleetopt_jax.core.numerics import same_in_threads
+from fleetopt_jax.core.threads import same_in_threads
 from fleetopt_jax.documents.sweep import Row, failed_row
 
 AHEAD = 2  # units given out for each worker

@@ -40,12 +40,6 @@ def require_float64(function: str) -> None:
         raise ValueError(f'{function} needs float64: call jax.config.update("jax_enable_x64", True) before it')
 
 
-def same_in_threads() -> bool:
-    """Whether threads that are started now compute in the precision of this one: they have JAX's options as the process
-    has them, not as a block of this thread does."""
-    return jax.config.read("jax_enable_x64") == (jax.dtypes.canonicalize_dtype(float) == jnp.float64)
-
-
 def between(values: Array, place: Array) -> Array:
     """`values` [k] at a real `place` among 0, 1, ... k - 1, smooth and exact at each: Keys' cubic convolution (IEEE
     Trans. ASSP 29, 1981), with straight lines beyond the ends."""

@@ -7,17 +7,22 @@ static arguments, and the structure, shapes and types of the others. Where that 
 next, where arguments are traced or lie on other devices, and where nothing is kept, it is what `jax.jit` makes of the
 function.
 
+What is in the folder is trusted, as JAX's own programs there are: it is code.
+
 To load a program takes some tenths of a second, without the interpreter: `expect` begins with those that the last run
 of the same name used, while this one still imports what it needs.
 """
+
+# pyright: reportAttributeAccessIssue=false
+# JAX's settings are attributes that it makes as it is imported.
 
 import contextlib
 import functools
 import hashlib
 import inspect
-import math
 import os
 import pickle
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -125,15 +130,13 @@ def remember(run: str) -> None:
 
 
 def _folder() -> Path | None:
-    config: Any = jax.config
-    kept = config.jax_compilation_cache_dir
-    return Path(kept) if kept and config.jax_enable_compilation_cache and not config.jax_disable_jit else None
+    kept = jax.config.jax_compilation_cache_dir
+    return Path(kept) if kept and jax.config.jax_enable_compilation_cache and not jax.config.jax_disable_jit else None
 
 
 def _settings() -> Hashable:
     """What of JAX's settings programs depend on, that may change within a process."""
-    config: Any = jax.config
-    return config.jax_enable_x64, config.jax_default_device, config.jax_debug_nans
+    return jax.config.jax_enable_x64, jax.config.jax_default_device, jax.config.jax_debug_nans
 
 
 @functools.cache
@@ -187,7 +190,8 @@ class _Flat:
 
     def __init__(self, function: Callable, structure: Any, choices: dict[str, Any]):
         self._function, self._structure, self._choices = function, structure, choices
-        self.__name__ = f"{function.__name__}_kept"  # a name that JAX's cache does not know: see `_made`
+        # A name that JAX's cache does not know: of what that has loaded, XLA writes but a part.
+        self.__name__ = f"{function.__name__}_{secrets.token_hex(4)}"
 
     def __call__(self, *leaves: Any) -> Sequence[Any]:
         found = self._function(**jax.tree.unflatten(self._structure, leaves), **self._choices)
@@ -216,14 +220,7 @@ def _kept(path: Path | None) -> Program | None:
 
 def _made(flat: _Flat, leaves: Sequence[Any], compiler_options: dict | None, path: Path | None) -> Program:
     """A program that is compiled, and kept where it can be."""
-    config: Any = jax.config
-    kept_from_s = config.jax_persistent_cache_min_compile_time_secs
-    # Not by JAX as well: what its cache has loaded cannot be written again, XLA leaves out half of it.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
-    try:
-        compiled = jax.jit(flat, compiler_options=compiler_options).lower(*leaves).compile()
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", kept_from_s)
+    compiled = jax.jit(flat, compiler_options=compiler_options).lower(*leaves).compile()
     # Programs with constants of their own cannot be written, nor anything to a full disk: then the next run is slower.
     with contextlib.suppress(Exception):
         if path is not None:

@@ -15,10 +15,11 @@ from fleetopt_jax.core.struct import namespace, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.choices.prefix_cache import NoPrefixCache
 from fleetopt_jax.fleet.engine import Engine, EnginePair, Server
-from fleetopt_jax.fleet.evaluate import PoolMetrics, for_each_lane, pool_metrics
+from fleetopt_jax.fleet.evaluate import PoolMetrics, fleet_metrics, for_each_lane, pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo
 from fleetopt_jax.fleet.limits import ROUNDING, held, worst_excess
 from fleetopt_jax.fleet.parts import SHARES, Part, Terms, parts_of
+from fleetopt_jax.fleet.resources import Resources, resources_of
 from fleetopt_jax.fleet.stage import Setting, all_up, setting_of, stage_load, sure_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
 from fleetopt_jax.workload.atoms import Workload
@@ -88,30 +89,55 @@ def required_instances(
     slo: Slo,
     setting: Setting,
 ) -> Array:
-    """Least N of one pool that holds every limit by itself; 0 without traffic, inf where no N does.
+    """Least N of one pool that holds every limit by itself; 0 without traffic, inf where no N does."""
+    return _required(engine, traffic, window_tokens, slo, setting)[0]
+
+
+def _required(
+    engine: Engine,
+    traffic: PoolTraffic,
+    window_tokens: ArrayLike,
+    slo: Slo,
+    setting: Setting,
+    grown: ArrayLike = 1.0,
+) -> tuple[Array, Array, Array]:
+    """(`required_instances`, their watts, how many times what the load alone needs they are), looked for from `grown`
+    times of that on.
 
     With real rounding the latencies are left to the caller as constraints. The published rule bounds the slot wait
     alone; here the P99 TTFT the plan reports is bounded.
     """
     least, most = worth_having(engine, traffic, window_tokens, slo, setting)
     if not setting.assumptions.whole:
-        return least
-    return _least_that_holds(
-        least, most, lambda n: pool_excess(pool_metrics(engine, traffic, window_tokens, n, setting), slo)
+        return least, pool_metrics(engine, traffic, window_tokens, least, setting).power_w, jnp.ones_like(least)
+    lane = WholeLane(engine)
+    found, power_w = _least_that_holds(
+        least, most, lambda n: lane.tried(traffic, window_tokens, n, slo, setting), least * grown
     )
+    known = jnp.isfinite(found) & (found > 0)
+    return found, power_w, jnp.where(known, found / jnp.where(known, least, 1.0), grown)
 
 
-def _least_that_holds(least: Array, most: Array, excess_of: Callable[[Array], Array]) -> Array:
-    """Least N from `least` to `most` whose excess is held; `least` where that is 0 or inf."""
+def _least_that_holds(
+    least: Array, most: Array, tried: Callable[[Array], tuple[Array, Array]], begin: Array | None = None
+) -> tuple[Array, Array]:
+    """(least N from `least` to `most` whose excess is held, watts of so many), of what `tried` says of N: (excess,
+    watts). N is `least` where that is 0 or inf, and watts are 0 where nobody is. `begin` is tried first."""
     usable = jnp.isfinite(least) & (least > 0)
 
-    def tried(at: LeastHeld) -> LeastHeld:
-        return at.after(jnp.where(usable, excess_of(at.trial), -1.0))
+    def after(at: tuple[LeastHeld, Array]) -> tuple[LeastHeld, Array]:
+        held, power_w = at
+        excess, trial_w = tried(held.trial)
+        excess = jnp.where(usable, excess, -1.0)
+        return held.after(excess), jnp.where(excess <= ROUNDING, trial_w, power_w)  # the last that passes is the least
 
     # One body, so that a try is compiled once; a batch under `vmap` loops as long as one of its members needs.
     start = least_held(*(jnp.where(usable, each, 1.0) for each in (least, most)))
-    at = jax.lax.while_loop(lambda at: at.is_open, tried, start)
-    return jnp.where(usable, at.found, least)
+    if begin is not None:
+        first = jnp.clip(jnp.ceil(jnp.where(usable, begin, 1.0) * (1.0 - 1e-9)), start.trial, start.most)
+        start = replace(start, trial=first)
+    at, power_w = jax.lax.while_loop(lambda at: at[0].is_open, after, (start, jnp.zeros_like(least)))
+    return jnp.where(usable, at.found, least), jnp.where(usable, power_w, 0.0)
 
 
 def required_stages(
@@ -135,8 +161,8 @@ def part_instances(part: Part, traffic: PoolTraffic, window_tokens: ArrayLike, s
     if not setting.assumptions.whole:
         return least
     return _least_that_holds(
-        least, most_instances(least), lambda n: part.tried(traffic, window_tokens, n, slo, setting)[0]
-    )
+        least, most_instances(least), lambda n: part.tried(traffic, window_tokens, n, slo, setting)
+    )[0]
 
 
 @pytree
@@ -268,6 +294,26 @@ def instances_for(
         return _share_out(fleet, traffic, between, slo, setting)
     rule = required_instances if slo.scope == "pool" else least_instances
     return for_each_lane(lambda engine, pool, window: rule(engine, pool, window, slo, setting), *lanes)
+
+
+def sized_lanes(
+    fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, assumptions: Assumptions, grown: Array
+) -> tuple[Array, Resources, Array]:
+    """(`instances_for`, what the lanes take [K] with them, how many times what the load alone needs they are [K]).
+
+    They are looked for from `grown` times of that on [K]: of a fleet much like this one, where one is known, it is what
+    that one came to; it changes how many are tried, not what is found."""
+    if fleet.n_stages > 1 or slo.scope == "fleet":
+        n = instances_for(fleet, traffic, workload, slo, assumptions)
+        metrics = fleet_metrics(fleet.with_instances(n), traffic, workload, assumptions, quantiles=False)
+        return n, metrics.pools.resources, grown
+    setting, site = setting_of(workload, fleet.surroundings, assumptions), fleet.surroundings.site
+
+    def lane(engine: Engine, pool: PoolTraffic, window: Array, grown: Array) -> tuple[Array, Resources, Array]:
+        n, power_w, times = _required(engine, pool, window, slo, setting, grown)
+        return n, resources_of(engine, site, n, power_w), times
+
+    return for_each_lane(lane, fleet.engines, traffic, fleet.window_tokens, grown)
 
 
 def _staged_instances(fleet: Fleet, traffic: PoolTraffic, slo: Slo, setting: Setting) -> Array:
