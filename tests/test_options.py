@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import re
 import shlex
@@ -20,6 +21,8 @@ from fleetopt_jax.cli.synopsis import ALL, COMMANDS, PLANNED
 from fleetopt_jax.cli.table import AXES, SECTIONS, TABLE, keys_of, options_of
 from fleetopt_jax.cli.values import Number, flag
 
+parser = functools.cache(make_parser)  # it takes longer to make than to use
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 NEEDED = {"trace": ["azure-conv"], "calibrate": ["m.csv"], "export": ["plan.json", "--to", "vllm"]}
 NEEDED |= {command: ["plan.json"] for command in PLANNED}
@@ -27,7 +30,7 @@ NEEDED["compare"] += ["--observed", "observed.csv"]
 
 
 def parse(command: str, *words: str) -> argparse.Namespace:
-    return make_parser().parse_args([command, *NEEDED.get(command, []), *words])
+    return parser().parse_args([command, *NEEDED.get(command, []), *words])
 
 
 def refusal(command: str, *words: str) -> str:

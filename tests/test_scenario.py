@@ -1,6 +1,7 @@
 """Scenario files: what is saved runs again, what is wrong is refused in one line, and nothing else ever happens."""
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -25,6 +26,8 @@ from fleetopt_jax.cli.synopsis import SEARCHES
 from fleetopt_jax.cli.table import SECTIONS as TABLES
 from fleetopt_jax.cli.table import TABLE, keys_of
 from fleetopt_jax.cli.values import Number
+
+parser = functools.cache(make_parser)  # it takes longer to make than to use
 
 N_GENERATED = int(os.environ.get("FLEETOPT_SCENARIOS", "100"))  # of the long property test
 EXAMPLES = sorted((Path(__file__).parents[1] / "experiments" / "scenarios").glob("*.toml"))
@@ -91,7 +94,7 @@ def taken_by_file(section: str, key: str, value: Any) -> bool:
 def taken_by_option(option: Option, value: Any) -> bool:
     with contextlib.redirect_stderr(io.StringIO()):
         try:
-            make_parser().parse_args([option.commands[0], f"{option.where}={value}"])
+            parser().parse_args([option.commands[0], f"{option.where}={value}"])
         except SystemExit:
             return False
     return True
@@ -115,7 +118,7 @@ def test_the_options_and_the_scenario_have_the_same_ranges():
 def test_the_options_and_the_scenario_know_the_same_choices():
     schema = Scenario.model_json_schema()["$defs"]
     for command in SEARCHES:
-        for name, said in vars(make_parser().parse_args([command])).items():
+        for name, said in vars(parser().parse_args([command])).items():
             for section, key, option in KEYS:
                 if option.name == name and isinstance(said, str):
                     listed = [said] if "array" in str(schema[f"{section.title()}Section"]["properties"][key]) else said
