@@ -183,7 +183,7 @@ def services_levers(
     >>> asked = {name: fo.make_problem(chat, [spec], **how) for name in ("ours", "theirs")}
     >>> found = fo.services_levers(fo.make_services(asked), next_gpu="b200")
     >>> found.each[0].name, list(found.each[0].levers), found.gain(found.each[0]) > 1.0
-    ('generation', ['ours', 'theirs'], True)
+    ('gamma', ['ours', 'theirs'], True)
     """
     require_float64("services_levers")
     started = time.perf_counter()

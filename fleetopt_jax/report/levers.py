@@ -165,6 +165,8 @@ def lever_label(lever: Mapping[str, Any]) -> str:
             return "fp8 weights"
         case "kv_precision":
             return "fp8 KV cache"
+        case "disaggregate":
+            return "prefill and decode apart"
         case "compression":
             return "compressed prompts"
         case _:

@@ -27,21 +27,21 @@ from fleetopt_jax.report.tables import new_table
 from fleetopt_jax.report.words import QUANTITIES, goal_of, listed, sentence
 
 MOST_NAMES = 8  # of services in a legend
-_SHOWN = ("tok_per_j", "power_w", "usd_per_h")
+_SHOWN = ("tok_per_j", "usd_per_h")
 
 # ------------------------------------------------------------------------------------------------------------- in words
 
 
 def services_levers_table(document: Mapping[str, Any]) -> RenderableType:
     """Which lever pays for all, for whom it is released and whose GPUs change; then what is left out."""
-    table = new_table(
-        "Lever", "Released for", "Gain", "tok/J", "Power", "Cost", "Whose GPUs change", "Quality", "Proved"
-    )
-    for lever in document["levers"]:
+    table = new_table("Lever", "Released for", "Gain", "tok/J", "Cost", "Whose GPUs change", "Quality", "Proved")
+    shown = [lever for lever in document["levers"] if not _idle(lever)]
+    for lever in shown:
         table.add_row(shared_label(lever), for_whom(document, lever), *_cells(lever))
     goal = goal_of(document["objective"]).gain
     notes = [
-        *_notes(document),
+        *_idle_said(document),
+        *_notes(document, shown),
         *_left_out(document),
         f"Gain: {goal} of all services over their present fleets, everything else re-optimised under the budget that "
         f"they share. Proved: that both are the best of all candidates, or that no fleets hold what is promised. "
@@ -49,13 +49,15 @@ def services_levers_table(document: Mapping[str, Any]) -> RenderableType:
         f"'{document['assume']}'.",
     ]
     said = Text(services_levers_takeaway(document), style="bold")
-    return Group(said, Text(_present(document)), table, *(Text(note, style="dim") for note in notes))
+    return Group(
+        said, Text(_present(document)), *([table] if shown else []), *(Text(note, style="dim") for note in notes)
+    )
 
 
 def _cells(lever: Mapping[str, Any]) -> list[str]:
     proved = "yes" if lever["certified"] else "no"
     if lever["metrics"] is None:
-        return ["-", "-", "-", "-", "no fleets hold what is promised", lever["quality"], proved]
+        return ["-", "-", "-", "no fleets hold what is promised", lever["quality"], proved]
     amounts = [QUANTITIES[name].amount(lever["metrics"][name]) for name in _SHOWN]
     return [_times(lever["gain"]), *amounts, gpus_said(lever["changed"]) or "nobody's", lever["quality"], proved]
 
@@ -122,10 +124,28 @@ def _because(found: Mapping[str, Any]) -> str:
     return f" ({found['why']})" if found.get("why") else ""
 
 
-def _notes(document: Mapping[str, Any]) -> list[str]:
+def _idle(lever: Mapping[str, Any]) -> bool:
+    """Whether it neither gains nor loses."""
+    return lever["gain"] is not None and abs(lever["gain"] - 1.0) <= NOTHING
+
+
+def _idle_said(document: Mapping[str, Any]) -> list[str]:
+    """Levers that do nothing for anybody, then those that do for some alone."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for lever in document["levers"]:
+        found.setdefault(_short(lever), []).append(lever)
+    said = []
+    for name, levers in found.items():
+        idle = [lever for lever in levers if _idle(lever)]
+        who = "" if len(idle) == len(levers) else f" for {listed([for_whom(document, lever) for lever in idle])}"
+        said += [f"{name}{who}"] if idle else []
+    return [f"Nothing (within {NOTHING:.0%}): {'; '.join(said)}."] if said else []
+
+
+def _notes(document: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is assumed of levers, once each, and why no fleets hold what is promised with one."""
     notes = {}
-    for lever in document["levers"]:
+    for lever in shown:
         notes |= {f"{_short(lever)}: {note}.": None for note in lever["notes"]}
         kinds = listed([kind.upper() for kind in lever["without_end"]])
         if kinds:
