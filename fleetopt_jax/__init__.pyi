@@ -29,6 +29,7 @@ from ._optimize.sensitivity import sensitivity as sensitivity
 from ._optimize.services_front import promise_front as promise_front
 from ._optimize.services_front import services_front as services_front
 from ._optimize.services_front import stricter as stricter
+from ._optimize.services_levers import services_levers as services_levers
 from ._optimize.shared import optimize_services as optimize_services
 from ._simulate.day import replay_day as replay_day
 from ._simulate.requests import replay_requests as replay_requests
@@ -82,6 +83,7 @@ from ._optimize.services import ServicesPlan as ServicesPlan
 from ._optimize.services_front import PromiseFront as PromiseFront
 from ._optimize.services_front import ServicesFront as ServicesFront
 from ._optimize.services_front import StricterPromises as StricterPromises
+from ._optimize.services_levers import ServicesLevers as ServicesLevers
 from ._simulate.day import Day as Day
 from ._simulate.day import ReplayedDay as ReplayedDay
 from ._simulate.simulate import Simulation as Simulation

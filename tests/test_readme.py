@@ -23,7 +23,7 @@ IN_TABLES = [
 ]
 SHOWN = [line.split("   #")[0] for line in [*BLOCKS.splitlines(), *IN_TABLES] if line.startswith("fleetopt ")]
 LONG = (
-    "levers",
+    "fleetopt levers",
     "ledger",
     "pareto --workload",
     "axis confidence",

@@ -147,6 +147,18 @@ def test_two_and_three_services_are_the_best_of_all_combinations(published, obje
     assert seen == {(n, status) for n in (2, 3) for status in ("optimal", "infeasible")}
 
 
+@pytest.mark.parametrize("stock", [16, 40])
+def test_three_pools_of_one_service_are_what_the_search_of_one_problem_finds(published, stock):
+    """Which lists whole fleets under its budget otherwise, and finds more in three pools than in two."""
+    problem = asked(published, 2e4, 1600.0, n_pools=3)
+    budget = fo.make_budget(gpus_of={"b200": stock})
+    alone = fo.optimize(replace(problem, budget=budget))
+    answer = fo.optimize_services(fo.make_services({"chat": problem}, budget=budget), worth=False)
+    assert isinstance(answer, ServicesPlan) and fo.is_plan(alone)
+    assert len(alone.lanes) == 3
+    assert_best(answer, alone.cost)
+
+
 @pytest.mark.slow
 def test_physical_services_are_the_best_of_all_combinations():
     """Two services by the physical laws, each of one or two pools with any whole window on two kinds of GPU."""

@@ -346,7 +346,7 @@ class ManyPools(Layout):
         follows does not depend on how it was reached."""
         d = self.size
         to_go = self.onwards(np.min(priced, axis=0).reshape(d, d), k)
-        paths = _Paths(np.zeros(1, int), np.zeros(1), 0.0 * takes(0, np.zeros(1, int)), np.full((1, k), -1))
+        paths = _Paths(np.zeros(1, int), np.zeros(1), np.zeros_like(takes(0, np.zeros(1, int))), np.full((1, k), -1))
         done, complete = [paths.some(np.zeros(0, int))], True
         for level in range(k):
             paths = self._grown(paths, level, (priced, takes), (to_go[k - 1 - level], ceiling))

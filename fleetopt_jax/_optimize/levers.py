@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax._optimize.changes import UNKNOWN_HITS, Lever, all_levers, lacking, prefix_caching, with_hits
+from fleetopt_jax._optimize.changes import Lever, all_levers
 from fleetopt_jax._optimize.derivatives import outcomes
 from fleetopt_jax._optimize.engine_errors import draw, shared_errors, without_drafts
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
+from fleetopt_jax._optimize.releasing import LeftOut, caching, release
 from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax._optimize.uncertainty import LEVEL, Interval, sample, sampled_interval
 from fleetopt_jax.catalog.engines import engine_entry, resolved
@@ -39,26 +40,18 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.units import KW
 from fleetopt_jax.fleet.choices.prefix_cache import not_searched
-from fleetopt_jax.fleet.fleet import Slo, with_limits
 from fleetopt_jax.fleet.resources import Resources, Weights, usage
-from fleetopt_jax.fleet.two_stage import require_stage_laws
-from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
-from fleetopt_jax.workload.reuse import mean_reused_tokens
+from fleetopt_jax.fleet.surroundings import Site
 
 CLOCK_ERROR = 0.2  # of the watts above idle at a clock of 0.7 (`laws/clocks.py`), growing with the distance from 1
 N_DRAWS = 300  # of the engines' errors
 N_PAIRED = 5  # levers whose pairs are tried
 PAPER_PAIRS = (("routing", "generation"), ("gamma", "generation"))  # tried whatever they gain: topology x generation
-MOST_FOUND = 0.999  # of a prompt: something is left to compute
 MULTIPLY = 0.03  # gain(a and b) within so much of gain(a) gain(b) counts as their product
 # Best known first.
 QUALITIES = ("measured", "calibrated", "kernels", "law", "scaled", "projected", "roofline", "assumed")
 
 Search = Callable[[Problem], Plan | Infeasible]
-
-
-class LeftOut(Exception):
-    """Why a lever cannot be tried."""
 
 
 # --- what came of it --------------------------------------------------------------------------------------------------
@@ -92,7 +85,8 @@ class Pulled:
         every prompt; empty where infeasible."""
         if isinstance(self.plan, Infeasible):
             return {}
-        metrics, resources = self.plan.metrics, with_extra(self.plan, self.plan.metrics.resources, self.extra_w)
+        metrics, site = self.plan.metrics, self.plan.problem.around.site
+        resources = with_extra(site, metrics.resources, self.extra_w)
         return {
             "output_tok_per_s": float(metrics.output_tok_per_s),
             "ttft_p99_s": float(outcomes(metrics, self.plan.problem.slo)["ttft_p99_s"]),
@@ -173,7 +167,7 @@ def pull_levers(
     left_out: dict[str, str] = {}
     if not problem.assumptions.prefix_cache.finds:
         try:
-            levers.append(_caching(problem.service.workload, hit_frac))
+            levers.append(caching(problem.service.workload, hit_frac))
         except LeftOut as why:
             left_out["prefix_cache"] = str(why)
     n_pairs = math.comb(len(levers) if every_pair else N_PAIRED, 2) + len(PAPER_PAIRS)
@@ -214,114 +208,19 @@ class _Bench:
     def __init__(self, problem: Problem, specs: Sequence[EngineSpec], search: Search):
         self.problem, self._search = replace(problem, free=()), search  # what is free are levers here
         self.specs = list(dict.fromkeys(resolved(spec) for spec in specs))
-        self._roofline = {_is_roofline(spec) for spec in self.specs}
 
     def narrow(self, specs: Sequence[EngineSpec]) -> None:
         """Keep the specs that the present fleet, planned anew, uses."""
         self.specs = list(dict.fromkeys(specs)) or self.specs
 
     def pull(self, levers: tuple[Lever, ...]) -> Pulled:
-        problem = self.problem
-        if lacks := next(filter(None, (lacking(lever, problem.assumptions) for lever in levers)), None):
-            raise LeftOut(lacks)
-        specs = self.specs
-        for lever in levers:
-            specs = list(dict.fromkeys(variant for spec in specs for variant in lever.variants(spec)))
-        frac = math.prod(lever.prompt_frac for lever in levers)
-        hit_frac = max([0.0, *(lever.hit_frac for lever in levers)])
-        workload, slo, extra_w = (
-            (problem.service.workload, problem.slo, 0.0) if frac == 1 else _compressed(problem, frac)
-        )
-        served = {"serve": "any"} if any(lever.two_stages for lever in levers) else {}
-        if served:
-            _require_two_stages(problem)
-        released = replace(
-            problem.serving(specs=tuple(self._comparable(specs)), workload=workload, slo=slo, **served),
-            n_pools=max([problem.n_pools, *(lever.n_pools for lever in levers)]),
-            gamma=None if any(lever.free_gamma for lever in levers) else problem.gamma,
-            assumptions=with_hits(problem.assumptions, hit_frac),
-        )
+        found = release(self.problem, levers, self.specs)
         try:
-            return Pulled(levers, self._search(released), extra_w)
+            return Pulled(levers, self._search(found.problem), found.extra_w)
         except BadInput as refusal:
             if not levers:
                 raise
             raise LeftOut(str(refusal)) from None
-
-    def _comparable(self, specs: Sequence[EngineSpec]) -> list[EngineSpec]:
-        """Those there are engines for; `LeftOut` where there is none, or none that compares with the present."""
-        found, why = [], ""
-        for spec in specs:
-            try:
-                engine_entry(spec)
-            except BadInput as refusal:
-                why = str(refusal)
-            else:
-                found.append(spec)
-        alike = [spec for spec in found if _is_roofline(spec) in self._roofline]
-        new = set(specs) - set(self.specs)
-        if not alike or (new and not new & set(alike)):
-            raise LeftOut("the paper's engines and its roofline law do not compare" if new & set(found) else why)
-        return alike
-
-
-def _require_two_stages(problem: Problem) -> None:
-    """`LeftOut` of a problem that no lane of two stages is searched for."""
-    if problem.slo.scope == "fleet":
-        raise LeftOut("lanes of two stages share out limits that each pool holds, not those of the whole fleet")
-    try:
-        require_stage_laws(problem.assumptions)
-    except BadInput as refusal:
-        raise LeftOut(str(refusal)) from None
-
-
-def _is_roofline(spec: EngineSpec) -> bool:
-    return engine_entry(spec).quality == "roofline"
-
-
-def _compressed(problem: Problem, frac: float) -> tuple[Workload, Slo, float]:
-    """(workload, limits, watts of the compressor) with every prompt compressed to `frac` of it.
-
-    A try that fails leaves the prompt as it was. Limits are of the prompts as they came, less the compressor's time.
-    """
-    workload, compressor, site = problem.service.workload, problem.around.compressor, problem.around.site
-    if problem.assumptions.prefix_cache.finds:
-        raise LeftOut("a compressed prompt begins otherwise, so that the fleet's prefix cache would not find it")
-    if problem.assumptions.route_by.sticky is not None:
-        raise LeftOut("what conversations that stay in their pool are routed by, compressed, is not known")
-    success = float(compressor.success_frac)
-    shapes = [(frac, success), (1.0, 1.0 - success)] if success < 1 else [(frac, 1.0)]
-    prompt = np.asarray(workload.prompt_tokens)
-    served = make_workload(
-        np.concatenate([np.maximum(1.0, np.ceil(shrunk * prompt)) for shrunk, _ in shapes]),
-        np.tile(np.asarray(workload.output_tokens), len(shapes)),
-        np.concatenate([share * np.asarray(workload.weight) for _, share in shapes]),
-        arrival_rate_per_s=float(workload.arrival_rate_per_s),
-        arrival_scv=float(workload.arrival_scv),
-        longest_tokens=float(workload.longest_tokens),
-    )
-    per_token_s = (float(problem.slo.ttft_s_per_token) - float(compressor.s_per_token)) / (
-        frac if success == 1 else 1.0
-    )
-    if per_token_s < 0:
-        raise LeftOut("compressing takes longer than the limit grows with the prompt; no law for that outside routing")
-    power_w = float(problem.workload.arrival_rate_per_s * mean_tokens(workload)[0] * compressor.j_per_token)
-    pue = float(site.pue) if problem.assumptions.power_scope.counts_site else 1.0
-    return served, with_limits(problem.slo, ttft_s_per_token=per_token_s), pue * power_w
-
-
-def _caching(workload: Workload, hit_frac: float | None) -> Lever:
-    """Prefix caching at a share that is given, else at what a cache that forgets nothing would find."""
-    if hit_frac is not None:
-        if hit_frac == 0:
-            raise LeftOut("a share of 0 is given: nothing is found")
-        return prefix_caching(hit_frac, "it was given")
-    if workload.reuse is None:
-        raise LeftOut(UNKNOWN_HITS)
-    share = min(float(mean_reused_tokens(workload) / mean_tokens(workload)[0]), MOST_FOUND)
-    if not share > 0:
-        raise LeftOut("no prompt of the workload begins as another one did")
-    return prefix_caching(share, "what a cache that forgets nothing would find of this workload, no fleet finds more")
 
 
 def _pairs(singles: Sequence[Pulled], every: bool) -> list[tuple[Lever, Lever]]:
@@ -341,9 +240,8 @@ def _pairs(singles: Sequence[Pulled], every: bool) -> list[tuple[Lever, Lever]]:
 # --- what it is worth -------------------------------------------------------------------------------------------------
 
 
-def with_extra(plan: Plan, resources: Resources, extra_w: float) -> Resources:
-    """What the plan's fleet takes, and `extra_w` more."""
-    site = plan.problem.around.site
+def with_extra(site: Site, resources: Resources, extra_w: float) -> Resources:
+    """What fleets take, and `extra_w` more."""
     return replace(
         resources,
         power_w=resources.power_w + extra_w,
@@ -355,7 +253,7 @@ def with_extra(plan: Plan, resources: Resources, extra_w: float) -> Resources:
 def _benefit(plan: Plan, resources: Resources, output_tok_per_s: Array | np.ndarray, extra_w: float) -> np.ndarray:
     """1 over the cost by the objective's weights; tokens per joule, of what comes out: in overload that is less."""
     weights = plan.problem.objective_weights
-    cost = _cost(plan, weights, with_extra(plan, resources, extra_w))
+    cost = _cost(plan, weights, with_extra(plan.problem.around.site, resources, extra_w))
     return np.asarray(output_tok_per_s) / cost if plan.problem.objective == "tok_per_j" else 1.0 / cost
 
 
@@ -413,15 +311,16 @@ class _Draws:
 
 def _gain(pulled: Pulled, present: Pulled, draws: _Draws) -> Gain:
     engines = [engine_entry(spec).quality for each in (pulled, present) for spec in each.specs]
-    quality = max([*engines, *(lever.quality for lever in pulled.levers)], key=_rank)
+    quality = worst_known([*engines, *(lever.quality for lever in pulled.levers)])
     if not (pulled.feasible and present.feasible):
         return Gain(pulled, None, None, quality)
     law_sigma = _clock_sigma(pulled) - _clock_sigma(present)  # it is off by the same in both
     return Gain(pulled, pulled.benefit / present.benefit, draws.interval([pulled], [present], law_sigma), quality)
 
 
-def _rank(quality: str) -> int:
-    return QUALITIES.index(quality) if quality in QUALITIES else 0
+def worst_known(qualities: Iterable[str]) -> str:
+    """What a gain that rests on all of them is known by."""
+    return max(qualities, key=lambda quality: QUALITIES.index(quality) if quality in QUALITIES else 0)
 
 
 def _clock_sigma(pulled: Pulled) -> float:
@@ -432,7 +331,7 @@ def _clock_sigma(pulled: Pulled) -> float:
     stages, weights = plan.stages, plan.problem.objective_weights
     engines = [stage.engine for lane in plan.fleet.lanes for stage in lane.stages]
     per_watt = plan.problem.prices(weights).per_watt[0]
-    cost = float(_cost(plan, weights, with_extra(plan, plan.metrics.resources, pulled.extra_w)))
+    cost = float(_cost(plan, weights, with_extra(plan.problem.around.site, plan.metrics.resources, pulled.extra_w)))
     sigma = 0.0
     for k, spec in enumerate(plan.stage_specs):
         above_idle = 1.0 - float(engines[k].idle_w) / float(stages.gpu_power_w[k])

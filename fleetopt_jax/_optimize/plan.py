@@ -150,6 +150,12 @@ class Plan:
         return self.stages.resources
 
     @property
+    def n_gpus_of(self) -> dict[str, int]:
+        """GPUs of each of its kinds."""
+        both = list(zip(self.kinds, np.asarray(self.of_kinds.n_gpus), strict=True))
+        return {kind: round(sum(float(n) for of, n in both if of == kind)) for kind in dict.fromkeys(self.kinds)}
+
+    @property
     def used(self) -> dict[str, float]:
         """What it uses of every limit of the budget, by its name."""
         limits = self.problem.limit_weights

@@ -132,7 +132,7 @@ def make_services(
     each = []
     for name, given in services.items():
         ways = (given,) if isinstance(given, Problem) else tuple(given)
-        each.append(_promised(name, ways, limits.get(name, math.inf), name in batch))
+        each.append(shared_service(name, ways, limits.get(name, math.inf), name in batch))
     found = Services(
         each=tuple(each),
         budget=budget or Budget(),
@@ -144,7 +144,7 @@ def make_services(
     return found
 
 
-def _promised(name: str, ways: Sequence[Problem], limit_s: float, batch: bool) -> SharedService:
+def shared_service(name: str, ways: Sequence[Problem], limit_s: float, batch: bool) -> SharedService:
     """A service whose answers end within a limit; of a batch, whose latencies are nothing but shares of it."""
     if not limit_s > 0 or (batch and limit_s == math.inf):
         raise BadField("end_to_end_s", f"service {name!r}: {limit_s:g}", "need seconds > 0, and of a batch a deadline")
@@ -183,7 +183,28 @@ def with_promise(services: Services, name: str, **changes: Any) -> Services:
 def _changed(service: SharedService, *, end_to_end_s: float | None = None, **limits: float) -> SharedService:
     ways = [problem.serving(slo=with_limits(problem.slo, **limits)) for problem in service.asked]
     limit_s = service.end_to_end_s if end_to_end_s is None else end_to_end_s
-    return _promised(service.name, ways, limit_s, service.batch)
+    return shared_service(service.name, ways, limit_s, service.batch)
+
+
+def with_services(services: Services, changed: Mapping[str, SharedService]) -> Services:
+    """The same services, some of which are others; the others are the same records. Limits and purchases of GPUs that
+    none may be of any more go. Raises ValueError where what they share does not fit them."""
+    there = replace(services, each=tuple(changed.get(one.name, one) for one in services.each))
+    for kind in set(services.stock) - set(there.kinds):
+        there = without(there, f"gpus_of.{kind}")
+    for service in there.each:
+        _check_service(there, service)
+    _check_budget(there)
+    return there
+
+
+def without(services: Services, limit: str) -> Services:
+    """Without a limit, and so without what may be bought of a kind that is not scarce any more."""
+    budget = Budget()
+    for name, cap in services.budget.caps.items():
+        budget = budget if name == limit else budget.with_cap(name, cap)
+    kept = {kind: purchase for kind, purchase in services.purchases.items() if f"gpus_of.{kind}" != limit}
+    return replace(services, budget=budget, purchases=MappingProxyType(kept))
 
 
 def with_objective(services: Services, objective: Objective | Weights) -> Services:

@@ -20,6 +20,7 @@ proved to be too small by the same program, which then has the excess for its ob
 import math
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -42,12 +43,13 @@ from fleetopt_jax._optimize.services import (
     Worth,
     engines_of,
     services_objective,
+    without,
 )
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.numerics import require_float64
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.limits import ROUNDING
-from fleetopt_jax.fleet.resources import Budget, PoolPrices, Weights, limit_weights, pool_prices
+from fleetopt_jax.fleet.resources import PoolPrices, Weights, limit_weights, pool_prices
 
 MAX_ROUNDS = 60  # of finding prices
 SAME = 1e-9  # relative: prices are found as closely
@@ -172,7 +174,16 @@ class Candidates:
             _check_ways(service, way)
         self.service, self.known = service, dict[bytes, Row]()
         self.fleets = [Fleets(way, None, MAX_POOLS) for way in in_stock]
-        self.takers = [Taker(way, services.kinds) for way in in_stock]
+        self.kinds, self.takers = services.kinds, [Taker(way, services.kinds) for way in in_stock]
+
+    def among(self, kinds: tuple[str, ...]) -> "Candidates":
+        """The same fleets, where services may have GPUs of these kinds."""
+        if kinds == self.kinds:
+            return self
+        again = copy(self)
+        again.known, again.kinds = {}, kinds
+        again.takers = [Taker(fleets.problem, kinds) for fleets in self.fleets]
+        return again
 
     def cheapest(self, per_taken: np.ndarray) -> float:
         """The least cost, by prices [G + 1], whose fleet is then known; inf where none holds what is promised."""
@@ -447,7 +458,7 @@ def candidates_of(
     each: list[Candidates] = []
     for done, service in enumerate(services.each):
         again = next((one for one in known if one.service is service), None)
-        each.append(again or Candidates(service, services))
+        each.append(again.among(services.kinds) if again else Candidates(service, services))
         if not each[-1].fleets:
             break
         if progress:
@@ -545,7 +556,7 @@ def _not_together(services: Services, each: Sequence[Candidates], search: Search
     objective, budget = services.any.search_weights, services.budget
     helps: dict[str, float] = {}
     for name in budget.caps if certified else ():
-        others = _without(services, name)
+        others = without(services, name)
         found = find_best(caps_of(others, limit_weights(name).plus(TIE, objective)), each)
         if found.best.rows:
             helps[name] = _used(services, name, found.best.rows)
@@ -556,15 +567,6 @@ def _not_together(services: Services, each: Sequence[Candidates], search: Search
             return NoServicesPlan(services, search, Unreachable(name, budget.caps[name], helps.get(name)), None, helps)
     binding = Unreachable("budget", dict(budget.caps), None)
     return NoServicesPlan(services, search, binding, None, helps, proved=certified)
-
-
-def _without(services: Services, limit: str) -> Services:
-    """Without a limit, and so without what may be bought of a kind that is not scarce any more."""
-    budget = Budget()
-    for name, cap in services.budget.caps.items():
-        budget = budget if name == limit else budget.with_cap(name, cap)
-    kept = {kind: purchase for kind, purchase in services.purchases.items() if f"gpus_of.{kind}" != limit}
-    return replace(services, budget=budget, purchases=MappingProxyType(kept))
 
 
 def _used(services: Services, limit: str, rows: Sequence[Row]) -> float:

@@ -78,7 +78,7 @@ ROBUST = Section(
 SIMULATION = Section("simulation", "With verify.", {"optimize": "with --verify", "report": "with --simulate"})
 SWEEP = Section("sweep", "What `fleetopt sweep` varies.")
 FRONT = Section("front", "What `fleetopt pareto` draws, and `fleetopt services --front`.")
-LEVERS = Section("levers", "What `fleetopt levers` changes to.")
+LEVERS = Section("levers", "What `fleetopt levers` changes to, and `fleetopt services --levers`.")
 HOURS = Section(
     "hours",
     "What `fleetopt schedule` switches instances by.",
@@ -1054,21 +1054,31 @@ _OF_THE_HOURS = (
 )
 _OF_THE_LEVERS = (
     Option(
+        name="levers",
+        kind=Flag(negated=True),
+        about="instead of one plan, what pays: from the present fleets of all services one lever released at a time, "
+        "for each of them and for all, everything else re-optimised",
+        default=False,
+        commands=("services",),
+        section=LEVERS,
+        key="services",
+    ),
+    Option(
         name="next_gpu",
         kind=Text(),
-        about="generation to change to",
+        about="generation to change to; to services with --levers",
         otherwise="default: the next, h100 to b200",
-        commands=("levers",),
+        commands=("levers", "services"),
         metavar="GPU",
         section=LEVERS,
     ),
     Option(
         name="other_llm",
         kind=Text(),
-        about="model to change to, with answers of its own",
+        about="model to change to, with answers of its own; to services with --levers",
         default="qwen3-235b-a22b",
         otherwise="default {}",
-        commands=("levers",),
+        commands=("levers", "services"),
         metavar="LLM",
         section=LEVERS,
         file="named",
@@ -1547,7 +1557,7 @@ def _figure(what: str, *commands: str) -> Option:
 
 _FIGURES = (
     _figure("the pools over the lengths of the requests", "optimize", "evaluate"),
-    _figure("GPUs by service and kind, or the front,", "services"),
+    _figure("GPUs by service and kind, or the front, or the levers,", "services"),
     _figure("the front", "pareto"),
     _figure("tokens per joule over the input with the most numbers,", "sweep"),
     _figure("the tornado", "sensitivity"),
@@ -1562,7 +1572,7 @@ _FIGURES = (
     Option(
         name="csv",
         kind=Text(),
-        about="write the plans of a front as FILE, a line each",
+        about="write the plans of a front, or of --levers, as FILE, a line each",
         commands=("pareto", "services"),
         metavar="FILE",
         file="written",

@@ -83,14 +83,17 @@ def _binding(binding: BrokenLimit | Unreachable | None) -> dict[str, Any] | None
 def _fleet(pulled: Pulled) -> dict[str, Any]:
     names = ("tok_per_j", "power_w", "usd_per_h", "ttft_p99_s", "itl_s", "n_gpus", "n_instances")
     plan = pulled.plan
-    pools = []
-    if isinstance(plan, Plan):
-        numbers = (plan.fleet.window_tokens, plan.fleet.gamma, plan.fleet.n_instances)
-        pools = [
-            {"window_tokens": int(window), "gamma": float(gamma), "n_instances": int(np.sum(n)), **_lane(lane, n)}
-            for lane, window, gamma, n in zip(plan.lanes, *numbers, strict=True)
-        ]
+    pools = pools_to_json(plan) if isinstance(plan, Plan) else []
     return {"status": plan.status, **{name: pulled.values.get(name) for name in names}, "pools": pools}
+
+
+def pools_to_json(plan: Plan) -> list[dict[str, Any]]:
+    """The pools of a fleet by what a lever may change of them."""
+    numbers = (plan.fleet.window_tokens, plan.fleet.gamma, plan.fleet.n_instances)
+    return [
+        {"window_tokens": int(window), "gamma": float(gamma), "n_instances": int(np.sum(n)), **_lane(lane, n)}
+        for lane, window, gamma, n in zip(plan.lanes, *numbers, strict=True)
+    ]
 
 
 def _lane(lane: LaneSpec, n_instances: Any) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _service(service: SharedService, plan: Plan, document: dict[str, Any]) -> di
         **promised(service),
         "llm": document["pools"][0]["llm"],
         "rate_per_s": float(plan.problem.workload.arrival_rate_per_s),
-        "gpus_of": _by_kind(plan),
+        "gpus_of": plan.n_gpus_of,
         "power_w": float(metrics.power_w),
         "usd_per_h": float(metrics.usd_per_h),
         "tok_per_j": float(metrics.tok_per_j),
@@ -109,14 +109,6 @@ def _service(service: SharedService, plan: Plan, document: dict[str, Any]) -> di
         "ends_s": float(np.max(ends_s)),
         "room": room_to_json(room_of(plan)),
         "plan": document,
-    }
-
-
-def _by_kind(plan: Plan) -> dict[str, int]:
-    counts = np.asarray(plan.of_kinds.n_gpus)
-    return {
-        kind: round(sum(float(n) for of, n in zip(plan.kinds, counts, strict=True) if of == kind))
-        for kind in dict.fromkeys(plan.kinds)
     }
 
 

@@ -40,7 +40,7 @@ def services_front_to_json(
     named = [{"name": name, "better": "low" if axis.sense > 0 else "high", "unit": axis.unit} for name, axis in axes]
     document = {
         "schema": FRONT_SCHEMA,
-        **_asked(front.services),
+        **asked_to_json(front.services),
         "objectives": named,
         "front_is": IS,
         "certified": None,
@@ -80,7 +80,7 @@ def promise_front_to_json(
         rows.append(row | {"reached_s": own.get("ttft_p99_s")} | {name: of_all.get(name) for name in METRICS})
     return {
         "schema": PROMISE_SCHEMA,
-        **_asked(front.services),
+        **asked_to_json(front.services),
         "service": front.service,
         "asked_s": float(one.asked[0].slo.ttft_p99_s),
         "certified": all(row["certified"] for row in rows),
@@ -109,7 +109,8 @@ def _stricter(found: StricterPromises, one: StricterPromise) -> dict[str, Any]:
     }
 
 
-def _asked(services: Services) -> dict[str, Any]:
+def asked_to_json(services: Services) -> dict[str, Any]:
+    """Whose plans they are, and by which assumptions."""
     return {
         "version": __version__,
         "assume": services.any.assume,

@@ -33,6 +33,7 @@ from fleetopt_jax.report.words import (
 )
 
 NOTHING = 0.01  # gains and losses smaller than this are within what whole instances decide
+NEAR = 1.4  # of the largest gain to the smallest: from here on ticks are far apart
 MOST_RATIO = 1.25  # of the colours of the pair matrix
 
 
@@ -164,6 +165,8 @@ def lever_label(lever: Mapping[str, Any]) -> str:
             return "fp8 weights"
         case "kv_precision":
             return "fp8 KV cache"
+        case "disaggregate":
+            return "prefill and decode apart"
         case "compression":
             return "compressed prompts"
         case _:
@@ -206,13 +209,20 @@ def _bars(axes, document: Mapping[str, Any], levers: Sequence[Mapping[str, Any]]
     axes.set_xscale("log")
     low, high = min([*lows, *gains, 0.95]), max([*highs, *gains, 1.05])
     axes.set_xlim(low * 0.93, high * (high / low) ** 0.18)
-    ticks = [t for t in (0.05, 0.1, 0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16, 32) if low * 0.93 <= t <= high * 1.2]
-    ticks_at(axes.xaxis, ticks, lambda gain: f"{plain(gain)}x")
+    gain_ticks(axes, low, high)
     axes.set_xlabel(
         f"{goal_of(document['objective']).gain} over the present fleet, 90 % interval\n"
         "of the engines' errors (hatched: projected or assumed)"
     )
     grid_along(axes, "x")
+
+
+def gain_ticks(axes, low: float, high: float) -> None:
+    """Of a logarithmic axis of gains; those near 1 where all are."""
+    near = (0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.3)
+    wide = (0.05, 0.1, 0.25, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8, 16, 32)
+    each = wide if high > NEAR * low else near
+    ticks_at(axes.xaxis, [t for t in each if low * 0.93 <= t <= high * 1.2], lambda gain: f"{plain(gain)}x")
 
 
 def _takeaway(document: Mapping[str, Any], levers: Sequence[Mapping[str, Any]]) -> str:

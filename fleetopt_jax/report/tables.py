@@ -504,11 +504,14 @@ def _workloads(entries: Mapping[str, Any]) -> Table:
     return table
 
 
+_TEXTS = ("Quantity", "Title", "From", "Licence", "Quality", "Value", "Released for", "Whose GPUs change")
+
+
 def new_table(*columns: str, title: str | None = None) -> Table:
     """The one style of all tables: the first column and texts to the left, numbers to the right."""
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        text = i == 0 or column in ("Quantity", "Title", "From", "Licence", "Quality", "Value")
+        text = i == 0 or column in _TEXTS
         table.add_column(column, justify="left" if text else "right", no_wrap=i == 0)
     return table
 

@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 
 from fleetopt_jax._optimize.levers import pull_levers
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax.catalog.llms import llm_entry
+from fleetopt_jax.catalog.llms import LlmEntry, llm_entry
+from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import catalog_of, layout_of, plan_of, problem_of, workload_of
@@ -23,14 +25,10 @@ NEXT_GPU |= {"rtx-pro-6000": "b200", "b300": "gb300", "gb200": "gb300"}
 
 
 def run(options: argparse.Namespace) -> Answer:
-    catalog = catalog_of(options)
-    if options.next_gpu:
-        catalog.gpu(options.next_gpu, "--next-gpu")
-    other_llm = catalog.llm(options.other_llm, "--other-llm")
-    llm_entry(other_llm, "--other-llm")
+    catalog, other_llm = changes_to(options)
     problem, given, layout = _present_fleet(options)
     hit_frac = _hit_frac(options, problem)
-    next_gpu = options.next_gpu or NEXT_GPU.get(problem.specs[0].gpu_name)
+    next_gpu = options.next_gpu or next_gpu_of(problem.kinds[:1])
     with progress(options, "Pulling levers") as step:
         found = pull_levers(
             problem,
@@ -49,6 +47,22 @@ def run(options: argparse.Namespace) -> Answer:
     held = found.present.feasible or any(gain.pulled.feasible for gain in found.gains)
     drawn = levers_figure if any(gain.gain for gain in found.gains) else None
     return Answer(document, levers_table, OK if held else INFEASIBLE, drawn)
+
+
+def changes_to(options: argparse.Namespace) -> tuple[Catalog, LlmEntry | str]:
+    """The catalog, and the other model; or a refusal of a name that is not there, before anything is searched."""
+    catalog = catalog_of(options)
+    if options.next_gpu:
+        catalog.gpu(options.next_gpu, "--next-gpu")
+    other_llm = catalog.llm(options.other_llm, "--other-llm")
+    llm_entry(other_llm, "--other-llm")
+    return catalog, other_llm
+
+
+def next_gpu_of(kinds: Sequence[str]) -> str | None:
+    """The generation after the last of them that is none of them; None where none is known."""
+    after = [NEXT_GPU[kind] for kind in kinds if NEXT_GPU.get(kind, kind) not in kinds]
+    return after[-1] if after else None
 
 
 def _hit_frac(options: argparse.Namespace, problem: Problem) -> float | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from fleetopt_jax._optimize.problem import Problem
@@ -14,9 +15,11 @@ from fleetopt_jax._optimize.services import (
     price_of,
 )
 from fleetopt_jax._optimize.services_front import promise_front, services_front, stricter
+from fleetopt_jax._optimize.services_levers import services_levers
 from fleetopt_jax._optimize.shared import optimize_services
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
+from fleetopt_jax.cli.commands.levers import changes_to, next_gpu_of
 from fleetopt_jax.cli.inputs import at_door, layout_of, problem_of, shared_budget_of, workload_of
 from fleetopt_jax.cli.scenario import ServiceSaid
 from fleetopt_jax.cli.terminal import progress, say
@@ -28,6 +31,7 @@ from fleetopt_jax.core.units import MS
 from fleetopt_jax.documents.plan import plan_to_json
 from fleetopt_jax.documents.services import services_to_json
 from fleetopt_jax.documents.services_front import promise_front_to_json, services_front_to_json, stricter_to_json
+from fleetopt_jax.documents.services_levers import services_levers_to_json
 from fleetopt_jax.report.services import services_figure, services_table
 from fleetopt_jax.report.services_front import (
     promise_front_csv,
@@ -37,6 +41,7 @@ from fleetopt_jax.report.services_front import (
     services_front_figure,
     services_front_table,
 )
+from fleetopt_jax.report.services_levers import services_levers_csv, services_levers_figure, services_levers_table
 
 
 def run(options: argparse.Namespace) -> Answer:
@@ -45,6 +50,8 @@ def run(options: argparse.Namespace) -> Answer:
         raise BadInput(options.scenario or "--scenario", "there are no services", "need a file with [[service]] tables")
     if options.front:
         return _front(options, said)
+    if options.levers:
+        return _levers(options, said)
     services = _services(options, said)
     made = bool(options.plans) and _made_folder(options.plans)
     answer, more = _answered(options, services)
@@ -77,9 +84,7 @@ def _answered(options: argparse.Namespace, services: Services) -> tuple[Services
 
 def _front(options: argparse.Namespace, said: list[ServiceSaid]) -> Answer:
     """All services, by two objectives or along the limit of one of them."""
-    for name in ("plans", "stricter"):
-        if getattr(options, name):
-            raise BadInput(flag(name), "not read with --front", "need one of the two")
+    _refuse_beside(options, "front", ("plans", "stricter", "levers"))
     service, asked = options.front
     if service is not None and service not in [each.name for each in said]:
         raise unknown_name("--front", service, [each.name for each in said])
@@ -105,6 +110,34 @@ def _front(options: argparse.Namespace, said: list[ServiceSaid]) -> Answer:
     held = any(row["tok_per_j"] is not None for row in document["rows"])
     files = {"csv": promise_front_csv(document)}
     return Answer(document, promise_front_table, OK if held else INFEASIBLE, promise_front_figure, files)
+
+
+def _levers(options: argparse.Namespace, said: list[ServiceSaid]) -> Answer:
+    """What pays for all services."""
+    _refuse_beside(options, "levers", ("plans", "stricter"))
+    catalog, other_llm = changes_to(options)
+    services = _services(options, said)
+    next_gpu = options.next_gpu or next_gpu_of(services.kinds)
+    with progress(options, "Pulling levers") as step, at_door(options.scenario):
+        found = services_levers(services, next_gpu=next_gpu and catalog.gpu(next_gpu), llm=other_llm, progress=step)
+    layouts = [layout_of(each.options[0]) for each in said]
+    document = services_levers_to_json(found, layouts, path=options.out) | {"command": options.line}
+    told = zip((document["present"], *document["levers"]), (found.present, *found.each), strict=True)
+    for each, one in told:
+        each["why"] = why_together(one.answer) if isinstance(one.answer, NoServicesPlan) else None
+    if document["present"]["why"]:
+        say(options, f"the present fleets: {document['present']['why']}")
+    held = any(one.total is not None for one in (found.present, *found.each))
+    drawn = services_levers_figure if any(each["gain"] for each in document["levers"]) else None
+    files = {"csv": services_levers_csv(document)}
+    return Answer(document, services_levers_table, OK if held else INFEASIBLE, drawn, files)
+
+
+def _refuse_beside(options: argparse.Namespace, asked: str, others: Sequence[str]) -> None:
+    """What another kind of answer does not read."""
+    for name in others:
+        if getattr(options, name):
+            raise BadInput(flag(name), f"not read with {flag(asked)}", "need one of the two")
 
 
 def _made_folder(path: str) -> bool:
