@@ -352,3 +352,16 @@ def test_ray_leaves_the_same_file(tmp_path):
     pytest.importorskip("ray")
     one = swept(tmp_path / "one.parquet")
     assert swept(tmp_path / "ray.parquet", "--address", "local", "--workers", "2") == one
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own, and JAX's of the processes that it starts
+def test_a_worker_of_ray_that_is_killed_changes_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("ENDED", str(tmp_path / "ended"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    fo.sweep(published, AXES, tmp_path / "one.parquet", n_thresholds=16)
+    how = {"n_thresholds": 16, "workers": 2, "address": "local"}
+    fo.sweep(ending, AXES, tmp_path / "ray.parquet", prepare=end_once, **how)
+    assert (tmp_path / "ended").exists()  # by a worker that was given scenarios
+    assert (tmp_path / "ray.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
