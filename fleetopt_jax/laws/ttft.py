@@ -10,7 +10,8 @@ stream has them: groups of geometric size, whose mean is one and those who come 
 they meet, E[C^2] / 2 E[C], on either side (`laws/bursts.py`). The others follow departures, as the shortest queue has
 it: they come as an iteration begins, Poisson, to long ones as to short ones. (An instance that lets nobody go for a
 while is as often above the level of the others as below: e = 1/2 of many instances, 1 of one; and of those who would
-follow, some come after the router has looked, into the iteration: `queueing.fresh_frac`.) A newcomer waits for the rest
+follow, some come after the router has looked, into the iteration: `queueing.fresh_frac`. They come in the same groups:
+a burst does not wait for departures.) A newcomer waits for the rest
 R of the iteration it meets, then shares its own with all who came during it:
 
     TTFT = R + slot wait + sum of b of those before it + sum of b' of those behind it + own.
@@ -21,10 +22,10 @@ a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a'
     (phi(a) - phi(a' + z)) / ((z + a' - a) E[C])    where one comes in time,    phi(a' + z)    where one follows,
 
 and nothing where the shortest queue finds an idle instance (`queueing.idle_share`), or where an instance that only
-prefills pauses (`laws/gated.py`). phi is taken down one iteration;
-the one before that is a decode step and, sometimes, an exponential time, of the right mean and variance. Prompts come
-as a histogram: own is exact in it, the others' b have a value for each of a few kinds. Nothing of this is fitted; how
-well it holds is said in `experiments/agreement.py`.
+prefills pauses (`laws/gated.py`). Who would find one but for a burst meets a lone prompt or a step (`bursts.crowded`).
+phi is taken down one iteration; the one before that is a decode step and, sometimes, an exponential time, of the right
+mean and variance. Prompts come as a histogram: own is exact in it, the others' b have a value for each of a few kinds.
+Nothing of this is fitted; how well it holds is said in `experiments/agreement.py`.
 """
 
 from typing import cast
@@ -37,7 +38,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.laplace import integral_at, tail_on_grid
 from fleetopt_jax.core.numerics import exp, falling_root, safe_div
 from fleetopt_jax.core.struct import pytree
-from fleetopt_jax.laws.bursts import Burst
+from fleetopt_jax.laws.bursts import Burst, Crowd
 
 TAIL_PROBABILITY = 0.01  # P99
 BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
@@ -59,6 +60,7 @@ class Iterations:
     in_time: Array  # e [-]
     idle: Array  # share of the requests that find an idle instance, beyond those at random [-]
     burst: Burst  # who come soon after a request to the instance
+    crowd: Crowd | None = None  # who find none idle for a burst; None: no router looks for one
 
 
 @pytree
@@ -91,7 +93,7 @@ class _Cycle:
     least_s: Array  # of the iteration before: never less [s]
     some: Array  # share of those that take more [-]
     more_s: Array  # mean of what they take more [s]
-    group: Array  # mean size of groups that come in time [-]
+    group: Array  # mean size of groups [-]
     per_s: Array  # requests that come in time [1/s]
     follow: Array  # that follow departures, of an iteration [-]
     none: Array  # P(N = 0) [-]
@@ -112,7 +114,7 @@ def iteration_moments(law: Iterations) -> tuple[Array, Array]:
     cycle_s = with_any_s(with_any_s(law.step_s / (1.0 - busy)))
     m = law.rate_per_s * cycle_s
     none = jnp.exp(-m)
-    of_prompts = m * (square_b + 2.0 * law.in_time * _burst(law, cycle_s) * mean_b**2)
+    of_prompts = m * (square_b + 2.0 * _burst(law, cycle_s) * mean_b**2)
     of_any = law.any_s * none * (law.any_s * (1.0 - none) + 2.0 * m * mean_b)
     return cast(Array, cycle_s), (of_prompts + of_any) / (1.0 - (law.in_time * busy) ** 2)
 
@@ -136,10 +138,11 @@ def _cycle(law: Iterations) -> _Cycle:
     some = jnp.where(wide, extra_s / more_s, 1.0)
     least_s = law.step_s + jnp.where(wide, 0.0, extra_s - deviation_s)
     met_s = cycle_s + variance_s2 / cycle_s
-    per_cycle = (1.0 - law.idle) * law.rate_per_s * cycle_s  # of those who meet one
-    per_s, follow = law.in_time * (1.0 - law.idle) * law.rate_per_s, (1.0 - law.in_time) * per_cycle
+    met = 1.0 - law.idle if law.crowd is None else 1.0 - law.idle - law.crowd.share
+    per_cycle = met * law.rate_per_s * cycle_s  # of those who meet one
+    per_s, follow = law.in_time * met * law.rate_per_s, (1.0 - law.in_time) * per_cycle
     group = 1.0 + _burst(law, met_s)
-    none = jnp.exp(-follow) * _before(least_s, some, more_s, per_s / group)
+    none = jnp.exp(-follow / group) * _before(least_s, some, more_s, per_s / group)
     mean_s = law.step_s + law.any_s * (1.0 - none) + jnp.sum(law.mass * law.beside_s) * per_cycle
     return _Cycle(met_s, least_s, some, more_s, group, per_s, follow, none, mean_s)
 
@@ -160,16 +163,21 @@ def _of_prompts(law: Iterations, costs_s: Array, z: Array) -> Array:
     return jax.lax.complex(each.real @ law.mass, each.imag @ law.mass)
 
 
+def _of_group(cycle: _Cycle, b: Array) -> Array:
+    """E b^n of the n of a group that are behind one of it, or before it."""
+    return 1.0 / (cycle.group - (cycle.group - 1.0) * b)
+
+
 def _events(cycle: _Cycle, b: Array) -> Array:
     """a, where B is b."""
-    return cycle.per_s * (1.0 - b) / (cycle.group - (cycle.group - 1.0) * b)
+    return cycle.per_s * (1.0 - b) * _of_group(cycle, b)
 
 
 def _phi(law: Iterations, cycle: _Cycle, z: Array) -> Array:
     """E exp(-z C) [Z]."""
     b = _of_prompts(law, law.beside_s, z)
     v, step, with_any = _events(cycle, b), -z * law.step_s, -z * (law.step_s + law.any_s)
-    of_prompts = with_any - cycle.follow * (1.0 - b) - v * cycle.least_s
+    of_prompts = with_any - cycle.follow * (1.0 - b) * _of_group(cycle, b) - v * cycle.least_s
     step, with_any, of_prompts = exp(jnp.stack([step, with_any, of_prompts]))
     return cycle.none * (step - with_any) + of_prompts * _rest_before(cycle.some, cycle.more_s, v)
 
@@ -180,12 +188,27 @@ def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     b, behind = _of_prompts(it, jnp.stack([it.beside_s, it.behind_s]), z)
     a, end = _events(cycle, b), _events(cycle, behind) + z
     at_a, at_end = jnp.split(_phi(it, cycle, jnp.concatenate([a, end])), 2)
-    mates = 1.0 / ((cycle.group - (cycle.group - 1.0) * b) * (cycle.group - (cycle.group - 1.0) * behind))
-    in_time = mates * (at_a - at_end) / ((end - a) * cycle.mean_s)
-    followers = exp(-cycle.follow * (1.0 - (b + behind) / 2.0))
+    before, after = _of_group(cycle, b), _of_group(cycle, behind)
+    in_time = (at_a - at_end) / ((end - a) * cycle.mean_s)
+    followers = exp(-cycle.follow * ((1.0 - b) * before + (1.0 - behind) * after) / 2.0)
+    met = before * after * followers * (it.in_time * in_time + (1.0 - it.in_time) * at_end)
+    if it.crowd is not None:
+        of_crowd = safe_div(it.crowd.share, 1.0 - it.idle)
+        met = met + of_crowd * (_waits_in_crowd(it, it.crowd, z, b, behind) - met)
     slot_s = safe_div(law.slot_s, law.slot_probability)
     slot = 1.0 - law.slot_probability * z * slot_s / (1.0 + z * slot_s)
-    return slot * followers * (it.in_time * in_time + (1.0 - it.in_time) * at_end)
+    return slot * met
+
+
+def _waits_in_crowd(law: Iterations, crowd: Crowd, z: Array, b: Array, behind: Array) -> Array:
+    """The same of those whom a burst kept from an idle instance, but for the slot [Z]."""
+    with_any_s = law.step_s + law.any_s
+    step, lone = exp(jnp.stack([-z * law.step_s, -z * with_any_s]))
+    lone = lone * b
+    rest = (1.0 - lone) / (z * (with_any_s + jnp.sum(law.mass * law.beside_s)))
+    of_step = (1.0 - step) / (z * law.step_s)
+    met = crowd.fresh * lone + crowd.meets * rest + (1.0 - crowd.fresh - crowd.meets) * of_step
+    return met / ((1.0 + crowd.mates * (1.0 - b)) * (1.0 + crowd.mates * (1.0 - behind)))
 
 
 def _mean_wait_s(law: TtftLaw, cycle: _Cycle) -> Array:

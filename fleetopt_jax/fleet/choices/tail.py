@@ -12,10 +12,11 @@ from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.choices.dispatch import STALENESS_S
 from fleetopt_jax.fleet.choices.prefill import mean_prompt
 from fleetopt_jax.fleet.step_law import decoding_in
+from fleetopt_jax.laws.bursts import crowded
 from fleetopt_jax.laws.cycle import mates, with_prompt
 from fleetopt_jax.laws.itl import ItlLaw, cycle_moments
 from fleetopt_jax.laws.mixed_step import StepBatch
-from fleetopt_jax.laws.queueing import bursty_wait, fresh_frac, idle_share, p99_wait_s
+from fleetopt_jax.laws.queueing import bursty_wait, fresh_frac, p99_wait_s
 from fleetopt_jax.laws.step_law import stacked
 from fleetopt_jax.laws.ttft import Iterations, TtftLaw
 
@@ -167,10 +168,12 @@ class QuantileTail(Tail):
         by_others_s = policy.beside_s(engine, kinds, batches)
         alone_s, beside_s = by_others_s[0], jnp.mean(by_others_s[1:], axis=0)
         behind = jnp.minimum(1.0, safe_div(engine.prefill.budget_tokens, 2.0 * kinds.tokens, otherwise=1.0))
-        idle = jnp.zeros_like(rate)
+        mean_b = jnp.sum(kinds.mass * beside_s)
+        any_s = jnp.maximum(jnp.sum(kinds.mass * (alone_s - beside_s)), 0.0)
+        idle, crowd = jnp.zeros_like(rate), None
         if dispatch.looks_at_queues:
             known = operation.n_decoding + rate * (running_s + STALENESS_S / 2.0)  # those who left meanwhile as well
-            idle = idle_share(known, state.n_instances, state.burst.within(state.load.service_s))
+            idle, crowd = crowded(state.burst, known, rate, state.n_instances, operation.step_s + any_s + mean_b)
         return TtftLaw(
             mass=prompts.mass,
             least_s=late_s + least_s,
@@ -180,13 +183,14 @@ class QuantileTail(Tail):
             iterations=Iterations(
                 rate_per_s=rate,
                 step_s=operation.step_s,
-                any_s=jnp.maximum(jnp.sum(kinds.mass * (alone_s - beside_s)), 0.0),
+                any_s=any_s,
                 mass=kinds.mass,
                 beside_s=beside_s,
                 behind_s=behind * beside_s,
                 in_time=1.0 - (1.0 - state.in_time) * fresh_frac(met_s, STALENESS_S),
                 idle=idle,
                 burst=state.burst,
+                crowd=crowd,
             ),
             slot_probability=slot[0],
             slot_s=slot[1],
