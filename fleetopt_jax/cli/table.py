@@ -29,7 +29,7 @@ from fleetopt_jax.cli.values import (
     Vary,
     flag,
 )
-from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.core.units import GB, KW, MS
 
 MAX_WINDOW_TOKENS = 10**9
 MAX_GAMMA = 10  # nobody compresses a prompt further
@@ -412,6 +412,26 @@ _OF_THE_ENGINE = (
         metavar="SHARE",
         section=ENGINES,
         field=Field("memory_utilization"),
+    ),
+    Option(
+        name="host_cache_gb",
+        kind=replace(NOT_NEGATIVE, unit="GB"),
+        about="host memory in which each GPU keeps what its prefix cache lets go, with --prefix-hit trace or a curve",
+        otherwise="default 0; the plan's where one is given",
+        commands=("optimize", "pareto", "sweep", *PLANNED),
+        metavar="GB",
+        section=ENGINES,
+        field=Field("host_cache_bytes", GB),
+    ),
+    Option(
+        name="host_cache_gb_per_s",
+        kind=replace(POSITIVE, unit="GB/s"),
+        about="by which each GPU loads what it finds there",
+        otherwise="default 50; the plan's where one is given",
+        commands=("optimize", "pareto", "sweep", *PLANNED),
+        metavar="GB/s",
+        section=ENGINES,
+        field=Field("host_cache_bytes_per_s", GB),
     ),
     _CATALOG,
     replace(_CATALOG, otherwise="default: the plan's", commands=(*PLANNED, "export")),

@@ -122,7 +122,7 @@ class WorkingSetCache(PrefixCache):
     is found: the least fixed point. The prompts of those in flight are found as well, so a block is kept for as long as
     a sequence decodes, and then for the age that the cache allows. An instance sees every use of a block in its pool
     where the dispatch follows prefixes, else one of N. What comes back from the host's memory, if there is any
-    (`Surroundings.host_cache`), takes the engine's time.
+    (`Engine.host_cache`), takes the engine's time.
     """
 
     name: ClassVar[str] = "working_set"
@@ -135,7 +135,7 @@ class WorkingSetCache(PrefixCache):
         n = jnp.maximum(jnp.asarray(n_instances, dtype=float), 1e-3)
         kept = reuse.kept(1.0 if setting.assumptions.dispatch.shares_caches else 1.0 / jnp.maximum(n, 1.0))
         stream = thinned(reuse.stream, kept)
-        host = setting.surroundings.host_cache
+        host = engine.host_cache
 
         def found(place: Array) -> "PoolTraffic":
             if host is None:

@@ -23,11 +23,13 @@ from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
+from fleetopt_jax.core.units import GIB
 from fleetopt_jax.documents.drafts import SpeculatePart
 from fleetopt_jax.documents.plan import own_catalog
 from fleetopt_jax.documents.plan_file import (
     MAX_POOLS,
     SCHEMA,
+    HostCachePart,
     LinkPart,
     PrefixCachePart,
     RouteByPart,
@@ -122,6 +124,7 @@ class _Engine(_Part):
     catalog_file: str | None = None
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
+    host_cache: HostCachePart | None = None
     utilization: float | None = 0.0  # null is overload
     n_active: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     speculate: SpeculatePart | None = None
@@ -693,7 +696,7 @@ def _served_name(pool: _Pool) -> str:
 
 
 def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
-    notes = [_cache_note(plan), *_affinity_notes(plan), *_stage_notes(plan)]
+    notes = [_cache_note(plan), *_host_notes(plan), *_affinity_notes(plan), *_stage_notes(plan)]
     if any(pool.gamma > 1 for pool in plan.pools):
         notes.append(
             "The plan compresses prompts at the boundaries (compress_up_to_tokens in router.json). A gateway before "
@@ -724,6 +727,20 @@ def _cache_note(plan: _Plan) -> str:
         "is too small. What is found, in tokens: vllm:prefix_cache_hits over vllm:prefix_cache_queries in /metrics. An "
         "instance that has just started finds nothing."
     )
+
+
+def _host_notes(plan: _Plan) -> list[str]:
+    """What keeps in the hosts' memory what the prefix caches let go, where the plan has that."""
+    sizes = dict.fromkeys(
+        engine.n_gpus * engine.host_cache.bytes_per_gpu for _, engine in plan.engines if engine.host_cache
+    )
+    if plan.prefix_cache is None or not sizes:
+        return []
+    each = " or ".join(f"{size / GIB:,.0f}" for size in sizes)
+    return [
+        f"The plan counts on {each} GiB of an instance's host memory behind its prefix cache, which is not written "
+        "here: vLLM has --kv-offloading-size (GiB of all its GPUs together), not checked against this release."
+    ]
 
 
 def _affinity_notes(plan: _Plan) -> list[str]:
