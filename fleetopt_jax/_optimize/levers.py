@@ -24,7 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fleetopt_jax._optimize.changes import UNKNOWN_HITS, Lever, all_levers, lacking, prefix_caching, with_hits
+from fleetopt_jax._optimize.changes import (
+    UNKNOWN_HITS,
+    Lever,
+    affinity,
+    all_levers,
+    lacking,
+    prefix_caching,
+    with_affinity,
+    with_hits,
+)
 from fleetopt_jax._optimize.derivatives import outcomes
 from fleetopt_jax._optimize.engine_errors import draw, shared_errors, without_drafts
 from fleetopt_jax._optimize.plan import Infeasible, Plan
@@ -38,7 +47,6 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.units import KW
-from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.fleet.fleet import Slo, with_limits
 from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax.fleet.two_stage import require_stage_laws
@@ -50,6 +58,8 @@ N_DRAWS = 300  # of the engines' errors
 N_PAIRED = 5  # levers whose pairs are tried
 PAPER_PAIRS = (("routing", "generation"), ("gamma", "generation"))  # tried whatever they gain: topology x generation
 MOST_FOUND = 0.999  # of a prompt: something is left to compute
+MOST_CACHED_POOLS = 2  # whose fleets are sized with what their caches find
+NEVER_REPEATED = "no prompt of the workload begins as another one did"
 MULTIPLY = 0.03  # gain(a and b) within so much of gain(a) gain(b) counts as their product
 # Best known first.
 QUALITIES = ("measured", "calibrated", "kernels", "law", "scaled", "projected", "roofline", "assumed")
@@ -161,21 +171,24 @@ def pull_levers(
     `given` is the present fleet where there is one: then its specs, with their clocks and batch limits. A lever for
     which the catalog has no engine is left out, with the reason. `next_gpu` and `llm` are names of the catalog, in
     lower case, or records of your own. `hit_frac` is what prompts would find of their tokens in a prefix cache; where
-    it is not given, what they would in one that forgets nothing, if the workload tells. Raises BadInput where the
-    present fleet itself cannot be searched for.
+    it is not given, what they would in one that forgets nothing, if the workload tells. What the KV memory of pools
+    finds is searched by `grid`, of the present fleet where it has such a cache, else with lever "affinity"; levers that
+    leave too many fleets to size with what each finds are left out. Raises BadInput where the present fleet itself
+    cannot be searched for.
     """
-    if problem.assumptions.prefix_cache.reads_reuse:
-        raise not_searched("levers")
     bench = _Bench(problem, given.stage_specs if given else problem.specs, search or optimize)
-    present = bench.pull(())
+    try:
+        present = bench.pull(())
+    except LeftOut as why:
+        raise BadInput("the present fleet", str(why), f"need up to {MOST_CACHED_POOLS} pools of one engine") from None
     bench.narrow(present.specs)
     levers = all_levers(bench.specs, problem.n_pools, problem.gamma, next_gpu=next_gpu, llm=llm)
     left_out: dict[str, str] = {}
-    if not problem.assumptions.prefix_cache.finds:
+    for name, lever_of in _of_caches(problem, hit_frac).items():
         try:
-            levers.append(_caching(problem.service.workload, hit_frac))
+            levers.append(lever_of())
         except LeftOut as why:
-            left_out["prefix_cache"] = str(why)
+            left_out[name] = str(why)
     n_pairs = math.comb(len(levers) if every_pair else N_PAIRED, 2) + len(PAPER_PAIRS)
     total = 1 + len(levers) + n_pairs
 
@@ -232,6 +245,9 @@ class _Bench:
         workload, slo, extra_w = (
             (problem.service.workload, problem.slo, 0.0) if frac == 1 else _compressed(problem, frac)
         )
+        assumptions = with_hits(problem.assumptions, hit_frac)
+        if any(lever.by_prefix for lever in levers):
+            assumptions = with_affinity(assumptions)
         served = {"serve": "any"} if any(lever.two_stages for lever in levers) else {}
         if served:
             _require_two_stages(problem)
@@ -239,8 +255,9 @@ class _Bench:
             problem.serving(specs=tuple(self._comparable(specs)), workload=workload, slo=slo, **served),
             n_pools=max([problem.n_pools, *(lever.n_pools for lever in levers)]),
             gamma=None if any(lever.free_gamma for lever in levers) else problem.gamma,
-            assumptions=with_hits(problem.assumptions, hit_frac),
+            assumptions=assumptions,
         )
+        _require_few(released)
         try:
             return Pulled(levers, self._search(released), extra_w)
         except BadInput as refusal:
@@ -263,6 +280,16 @@ class _Bench:
         if not alike or (new and not new & set(alike)):
             raise LeftOut("the paper's engines and its roofline law do not compare" if new & set(found) else why)
         return alike
+
+
+def _require_few(released: Problem) -> None:
+    """`LeftOut` of a problem whose fleets would each be sized with what they find, and are too many."""
+    if not released.assumptions.prefix_cache.reads_reuse:
+        return
+    n, pools = len(released.specs), released.n_pools
+    if pools > MOST_CACHED_POOLS or (pools > 1 and n > 1):
+        what = f"{n} engines in {pools} pools" if n > 1 else f"{pools} pools"
+        raise LeftOut(f"{what}, each sized with what its caches find, are more fleets than are tried")
 
 
 def _require_two_stages(problem: Problem) -> None:
@@ -310,6 +337,27 @@ def _compressed(problem: Problem, frac: float) -> tuple[Workload, Slo, float]:
     return served, with_limits(problem.slo, ttft_s_per_token=per_token_s), pue * power_w
 
 
+def _of_caches(problem: Problem, hit_frac: float | None) -> dict[str, Callable[[], Lever]]:
+    """What is found of prompts, by the names of the levers: those that the present fleet has not pulled."""
+    cache, dispatch = problem.assumptions.prefix_cache, problem.assumptions.dispatch
+    if not cache.finds:
+        workload = problem.service.workload
+        return {"prefix_cache": lambda: _caching(workload, hit_frac), "affinity": lambda: _by_prefix(problem)}
+    return {"affinity": lambda: _by_prefix(problem)} if not dispatch.shares_caches else {}
+
+
+def _by_prefix(problem: Problem) -> Lever:
+    """Dispatch by prefix, where prompts are known to repeat and what is found of them depends on where they go."""
+    cache, workload = problem.assumptions.prefix_cache, problem.service.workload
+    if cache.finds and not cache.reads_reuse:
+        raise LeftOut("a share of every prompt is found, whatever instance it goes to")
+    if workload.reuse is None:
+        raise LeftOut("the workload has neither block hashes nor sessions, nor a hit curve, that tell what is found")
+    if not mean_reused_tokens(workload) > 0:
+        raise LeftOut(NEVER_REPEATED)
+    return affinity(problem.assumptions)
+
+
 def _caching(workload: Workload, hit_frac: float | None) -> Lever:
     """Prefix caching at a share that is given, else at what a cache that forgets nothing would find."""
     if hit_frac is not None:
@@ -320,7 +368,7 @@ def _caching(workload: Workload, hit_frac: float | None) -> Lever:
         raise LeftOut(UNKNOWN_HITS)
     share = min(float(mean_reused_tokens(workload) / mean_tokens(workload)[0]), MOST_FOUND)
     if not share > 0:
-        raise LeftOut("no prompt of the workload begins as another one did")
+        raise LeftOut(NEVER_REPEATED)
     return prefix_caching(share, "what a cache that forgets nothing would find of this workload, no fleet finds more")
 
 

@@ -228,7 +228,7 @@ _OF_THE_WORKLOAD = (
         kind=NumberOrText(Number(0, 0.999), "'trace' or a file of a hit curve"),
         about="what prompts find in the KV cache: a share of their tokens; 'trace', what block hashes or sessions "
         "tell; or a file of shares over cache_tokens or age_s. To levers and a last row of the ledger, a share that "
-        "they would find",
+        "they would find, or to levers a curve",
         otherwise="default 0; the plan's where one is given",
         commands=(*SEARCHES, *PLANNED),
         metavar="SHARE|trace|FILE",
