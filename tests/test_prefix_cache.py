@@ -23,6 +23,7 @@ from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import (
+    DISPATCHES,
     PHYSICAL,
     PREFIX_CACHES,
     PUBLISHED,
@@ -427,6 +428,16 @@ def test_hosts_that_would_keep_nothing_are_refused(capsys, words, says):
 
 
 @pytest.mark.slow
+def test_a_strict_bound_keeps_caches_nearly_one(fleet, workload):
+    """Between chance and a bound that is never met, by how many are in flight."""
+    hits = [
+        compiled(fleet, workload, assumptions=replace(CACHED, dispatch=DISPATCHES[name])).pools.prefix_hit_frac
+        for name in ("random", "bounded_hash", "affinity")
+    ]
+    assert np.all(hits[0] < hits[1]) and np.all(hits[1] < hits[2])
+
+
+@pytest.mark.nightly
 def test_a_plan_keeps_what_its_hosts_hold(tmp_path, capsys):
     """Given to a plan, written, read again, taken away."""
     bare, tiered = tmp_path / "bare.json", tmp_path / "tiered.json"

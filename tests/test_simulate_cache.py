@@ -1,11 +1,15 @@
 """The simulated prefix cache against an LRU cache in plain Python, which shares no line with it; what it must find."""
 
+import heapq
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from fleetopt_jax._simulate import replay_requests, simulate, verify
 from fleetopt_jax._simulate.dispatch import Balancer
@@ -13,6 +17,7 @@ from fleetopt_jax._simulate.kept import HOMELESS, homes_of, prompt_blocks
 from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, Room, run_pool
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, ConstantHits, NoPrefixCache, WorkingSetCache
+from fleetopt_jax.fleet.choices.dispatch import BOUND, BoundedHashing, Queues, home_frac
 from fleetopt_jax.fleet.choices.tail import MeanPrefillTail
 from fleetopt_jax.fleet.fleet import make_fleet
 from fleetopt_jax.laws.prefix_cache import HostCache, make_host_cache
@@ -319,6 +324,56 @@ def test_affinity_finds_more_than_chance():
 @pytest.mark.slow
 def test_affinity_finds_more_than_the_shortest_queue():
     assert hit_share("jsq", SEVERAL, 4) + 0.05 < hit_share("affinity", SEVERAL, 4)
+
+
+@pytest.mark.slow
+def test_a_strict_bound_finds_less_than_a_loose_one_and_more_than_chance():
+    assert hit_share("random", SEVERAL, 4) < hit_share("bounded_hash", SEVERAL, 4) <= hit_share("affinity", SEVERAL, 4)
+
+
+def bounded_shares(n_instances: int, in_flight: float, n_requests: int = 12_000) -> tuple[float, float, float]:
+    """(stayed home, overflowed together with the last of the same home, most over the bound) of exponential services
+    whose requests have homes at random, one after another by the record itself."""
+    rng, policy = np.random.default_rng(0), BoundedHashing()
+    lengths, clock_s, ends = np.zeros(n_instances, int), 0.0, []
+    choose = jax.jit(partial(policy.choose, n_sent=1))
+    homes = rng.integers(2**31 - 1, size=200 * n_instances).astype(np.int32)
+    stayed, together, last, excess = 0, [], {}, 0.0
+    for _ in range(n_requests):
+        clock_s += rng.exponential(1.0 / (n_instances * in_flight))
+        while ends and ends[0][0] <= clock_s:
+            lengths[heapq.heappop(ends)[1]] -= 1
+        home = homes[rng.integers(len(homes))]
+        key = jax.random.wrap_key_data(np.zeros((1, 2), np.uint32))
+        queues = Queues(lengths[None], np.zeros(1, int), key, np.asarray(n_instances), home[None, None])
+        to = int(choose(queues)[0, 0])
+        excess = max(excess, lengths[to] + 1 - np.ceil(BOUND * (lengths.sum() + 1) / n_instances))
+        if to == home % n_instances:
+            stayed += 1
+        else:
+            together.append(last.get(home) == to)
+            last[home] = to
+        lengths[to] += 1
+        heapq.heappush(ends, (clock_s + rng.exponential(), to))
+    return stayed / n_requests, float(np.mean(together)), excess
+
+
+@pytest.mark.parametrize(("n_instances", "in_flight"), [(4, 0.5), (4, 10.0), (16, 2.0)])
+def test_bounded_hashing_keeps_its_bound_and_as_many_at_home_as_the_law_says(n_instances, in_flight):
+    stayed, together, excess = bounded_shares(n_instances, in_flight)
+    assert excess <= 0.0
+    law = float(home_frac(BOUND, in_flight, n_instances))
+    assert -(0.06 if in_flight >= 2 else 0.12) < law - stayed < 0.06
+    assert together > 1.5 / n_instances
+
+
+def test_fuller_instances_keep_more_at_home():
+    law, many = partial(home_frac, BOUND), np.geomspace(1.0, 300.0, 60)
+    shares = jax.vmap(law, (0, None))(many, 8.0)
+    assert np.all(np.diff(shares) > 0) and shares[0] > 0.6 and shares[-1] > 0.9999
+    assert float(law(3.0, 1.0)) == 1.0
+    check_grads(lambda m: law(m, 8.0), (5.0,), order=1, modes=["fwd", "rev"])
+    assert np.all(np.isfinite(jax.vmap(jax.grad(law), (0, None))(np.array([0.0, 0.3, 1e6]), 8.0)))
 
 
 def test_who_begins_alike_has_one_home_but_for_what_too_many_begin_with():

@@ -177,10 +177,7 @@ def pull_levers(
     cannot be searched for.
     """
     bench = _Bench(problem, given.stage_specs if given else problem.specs, search or optimize)
-    try:
-        present = bench.pull(())
-    except LeftOut as why:
-        raise BadInput("the present fleet", str(why), f"need up to {MOST_CACHED_POOLS} pools of one engine") from None
+    present = bench.present()
     bench.narrow(present.specs)
     levers = all_levers(bench.specs, problem.n_pools, problem.gamma, next_gpu=next_gpu, llm=llm)
     left_out: dict[str, str] = {}
@@ -232,6 +229,15 @@ class _Bench:
     def narrow(self, specs: Sequence[EngineSpec]) -> None:
         """Keep the specs that the present fleet, planned anew, uses."""
         self.specs = list(dict.fromkeys(specs)) or self.specs
+
+    def present(self) -> Pulled:
+        """The present fleet, planned anew."""
+        try:
+            return self.pull(())
+        except LeftOut as why:
+            raise BadInput(
+                "the present fleet", str(why), f"need up to {MOST_CACHED_POOLS} pools of one engine"
+            ) from None
 
     def pull(self, levers: tuple[Lever, ...]) -> Pulled:
         problem = self.problem

@@ -739,8 +739,9 @@ _OF_THE_BUDGET = (
 
 _DISPATCH = Option(
     name="dispatch",
-    kind=Choice(("jsq", "round_robin", "random", "affinity")),
-    about="requests of a pool go to its shortest queue, in turn, at random, or by how their prompts begin",
+    kind=Choice(("jsq", "round_robin", "random", "affinity", "bounded_hash")),
+    about="requests of a pool go to its shortest queue, in turn, at random, or by how their prompts begin, with a "
+    "loose or a strict bound on the load of an instance",
     default="jsq",
     otherwise="default jsq",
     commands=(*SPLITS, "levers"),

@@ -445,7 +445,7 @@ def plan_of_file(
     loaded: LoadedWorkload,
     *,
     specs: Sequence[EngineSpec] = (),
-    dispatch: Literal["jsq", "round_robin", "random", "affinity"] | None = None,
+    dispatch: Literal["jsq", "round_robin", "random", "affinity", "bounded_hash"] | None = None,
     serving: str | None = None,
     prefix_cache: PrefixCache | None = None,
     catalog: Catalog | None = None,

@@ -297,7 +297,7 @@ class PlanFile(Part):
     objective: ObjectiveField = "tok_per_j"
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()
-    dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
+    dispatch: Literal["jsq", "round_robin", "random", "affinity", "bounded_hash"] = "jsq"
     prefix_cache: PrefixCachePart | None = None
     reserve: ReservePart | None = None  # what may be down; none: nothing
     failure_rates: FailureRatesPart | None = None

@@ -131,6 +131,7 @@ _DISPATCHES = {
     "round_robin": "a pool sends requests to its instances in turn",
     "random": "a pool sends requests to its instances at random",
     "affinity": "a pool sends requests that begin alike to one instance",
+    "bounded_hash": "a pool sends requests that begin alike to one instance, while it has at most 1.25 times the mean",
 }
 
 

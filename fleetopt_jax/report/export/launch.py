@@ -61,7 +61,7 @@ from fleetopt_jax.report.words import listed, percent
 MOST_NGRAM = 4  # tokens of the context that n-grams are matched by
 GPUS_PER_HOST = 8  # of a GPU that no catalog has
 LEAST_DRAIN_S, MOST_DRAIN_S = 60, 600  # to finish what an instance has begun before it stops
-MOST_LOAD_FRAC = 1.5  # of the mean an instance of a pool that is chosen by prefix may have in flight
+MOST_LOAD_FRAC = {"affinity": 1.5, "bounded_hash": 1.25}  # of the mean, in flight where prefixes choose the instance
 NAME_LENGTH = 30  # of the fleet; leaves room for the pool, and for what Kubernetes appends, in the 63 of a label
 
 
@@ -222,7 +222,7 @@ class _Plan(_Part):
     schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
     status: str = "feasible"
     assume: str = "physical"
-    dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
+    dispatch: Literal["jsq", "round_robin", "random", "affinity", "bounded_hash"] = "jsq"
     prefix_cache: PrefixCachePart | None = None
     route_by: RouteByPart | None = None
     verified: _Verified | None = None
@@ -745,12 +745,13 @@ def _host_notes(plan: _Plan) -> list[str]:
 
 def _affinity_notes(plan: _Plan) -> list[str]:
     """What sends prompts that begin alike to one instance."""
-    if plan.dispatch != "affinity":
+    if plan.dispatch not in MOST_LOAD_FRAC:
         return []
+    most = f"{MOST_LOAD_FRAC[plan.dispatch]:g} times the mean"
     return [
         "Within a pool the router sends prompts that begin alike to one instance: a conversation by its first "
         "messages, others by their first bytes (PREFIX_BYTES in the Lua), or by the header x-prefix-key or the "
-        f"request's own prompt_cache_key. An instance that has more than {MOST_LOAD_FRAC:g} times the mean in flight "
+        f"request's own prompt_cache_key. An instance that has more than {most} in flight "
         "is passed over.",
         "Within a pool two others can stand in its place, neither of which is written here: the endpoint picker of "
         "Kubernetes' Gateway API Inference Extension (plugin prefix-cache-scorer of its EndpointPickerConfig), and the "
