@@ -12,7 +12,9 @@ from brute_force import with_less_kv
 
 from fleetopt_jax._optimize import candidates
 from fleetopt_jax._optimize.changes import affinity
+from fleetopt_jax._optimize.front import Front
 from fleetopt_jax._optimize.levers import pull_levers
+from fleetopt_jax._optimize.pareto import pareto
 from fleetopt_jax._optimize.plan import Infeasible, Plan, Search, Unreachable, require_plan
 from fleetopt_jax._optimize.problem import Problem, make_problem, thresholds
 from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
@@ -192,6 +194,17 @@ def test_the_least_is_found_beyond_an_overload():
         while at.is_open:
             at = at.after(np.array(np.inf if at.trial < least else 0.7 * least / at.trial - 1.0))
         assert at.found == least
+
+
+@pytest.mark.nightly
+def test_a_front_is_of_plans_that_find_what_their_caches_hold(workload):
+    """Each point is a grid search of its own; none is certified."""
+    front = pareto(problem_of(workload, n_pools=1), n_points=4)
+    assert isinstance(front, Front) and len(front.points) >= 2 and not front.certified
+    assert (front.method, front.hypervolume_missing) == ("grid", None)
+    assert np.all(np.diff([point.values for point in front.points], axis=0) > 0)  # tokens per joule, and P99 TTFT
+    for point in front.points:
+        assert np.max(np.asarray(point.plan.metrics.pools.prefix_hit_frac)) > 0.1
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
