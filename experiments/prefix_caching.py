@@ -1,8 +1,10 @@
 """What prefix caching leaves of routing by length, and how well its laws hold in simulation.
 
     python experiments/prefix_caching.py TRACE [TRACE ...] [--plans 20] [--rate 100] [--only gains,plans,thresholds]
+    python experiments/prefix_caching.py --only gains
 
-Each trace has block hashes (Mooncake's FAST'25 release). Three parts, each with a table in results/:
+Each trace has block hashes (Mooncake's FAST'25 release); gains takes the bundled ones where none is named, but for
+conversations that stay, which those do not tell of. Three parts, each with a table in results/:
 
 - gains: the best fleet of at most two pools and the best of one, without a cache; with one and requests sent at random;
   by prefix; by prefix with conversations that stay in their pool (`sticky_sessions`, four times the first turn). H100
@@ -49,6 +51,7 @@ from fleetopt_jax.workload.readers import Trace, read_workload_file  # noqa: E40
 
 HEADROOM, TTFT_S, SEED = 4.0, 8.0, 18_700
 GPUS = ("h100", "b200")
+BUNDLED = ("mooncake-conv", "mooncake-synthetic")  # with their reuse, without their requests
 CACHED = replace(PHYSICAL, prefix_cache=WorkingSetCache())
 WAYS: dict[str, Assumptions] = {
     "off": PHYSICAL,
@@ -65,11 +68,13 @@ GOALS = {"prefix_hit_frac": 0.03, "tok_per_j": 0.05, "ttft_p99_s": 0.20}  # medi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("traces", nargs="+", type=Path)
+    parser.add_argument("traces", nargs="*", type=Path)
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--only", default="thresholds,plans,gains")
     options = parser.parse_args()
+    if not options.traces and options.only != "gains":
+        parser.error("need traces, but for --only gains")
     for part in options.only.split(","):
         {"thresholds": thresholds, "plans": plans, "gains": gains}[part](options)
 
@@ -92,11 +97,14 @@ def name_of(path: Path) -> str:
 
 def gains(options: argparse.Namespace) -> None:
     rows = []
-    for path in options.traces:
-        plain, kept = (load_workload(str(path), rate_per_s=options.rate, sticky=way) for way in (None, HEADROOM))
+    for path in options.traces or [Path(name) for name in BUNDLED]:
+        plain = load_workload(str(path), rate_per_s=options.rate)
+        kept = None if str(path) in BUNDLED else load_workload(str(path), rate_per_s=options.rate, sticky=HEADROOM)
         for gpu in GPUS:
             for way, assumptions in WAYS.items():
                 workload = plain if assumptions.route_by.sticky is None else kept
+                if workload is None:
+                    continue
                 rows.append(said({"trace": name_of(path), "gpu": gpu, "way": way} | gain(workload, gpu, assumptions)))
                 written("prefix_gains.csv", rows)
     save_figure(gains_figure(rows), RESULTS / "prefix_gains")

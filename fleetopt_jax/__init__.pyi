@@ -169,6 +169,7 @@ from .fleet.assumptions import Assumptions as Assumptions
 from .fleet.assumptions import parse_assumptions as parse_assumptions
 from .fleet.choices.compression import Compression as Compression
 from .fleet.choices.dispatch import Dispatch as Dispatch
+from .fleet.choices.dispatch import BoundedHashing as BoundedHashing
 from .fleet.choices.dispatch import PrefixAffinity as PrefixAffinity
 from .fleet.choices.dispatch import Queues as Queues
 from .fleet.choices.kv_cache import KvPolicy as KvPolicy

@@ -502,16 +502,19 @@ def test_a_plan_that_follows_prefixes_is_routed_by_them():
     sizes = {3: 65_537, 655: 65_537, 656: 655_373, 6554: 5_000_011, 10**6: 5_000_011}
     for n, size in sizes.items():
         assert all(size % factor for factor in range(2, math.isqrt(size) + 1))
-        fleet = fleet_launch(plan({"n_instances": n}, dispatch="affinity"), "plan.json")
+        dispatch = "bounded_hash" if n == 655 else "affinity"
+        fleet = fleet_launch(plan({"n_instances": n}, dispatch=dispatch), "plan.json")
         config = router_export(fleet)["config"]["static_resources"]
         (policy,) = config["clusters"][0]["load_balancing_policy"]["policies"]
         extension = policy["typed_extension_config"]
         assert extension["name"] == "envoy.load_balancing_policies.maglev"
         assert extension["typed_config"]["table_size"] == size
-        assert extension["typed_config"]["consistent_hashing_lb_config"] == {"hash_balance_factor": 150}
+        balance = {"hash_balance_factor": 125 if n == 655 else 150}
+        assert extension["typed_config"]["consistent_hashing_lb_config"] == balance
         assert '"header_name": "x-fleetopt-prefix"' in json.dumps(config["listeners"])
         assert "local BY_PREFIX = true" in json.dumps(config["listeners"])
-        assert fleet.router["dispatch_within_pool"] == "affinity"
+        assert fleet.router["dispatch_within_pool"] == dispatch
+        assert any(f"{balance['hash_balance_factor'] / 100:g} times the mean" in note for note in fleet.notes)
         assert any("prefix-cache-scorer" in note and "prefixaware" in note for note in fleet.notes)
         text = kubernetes_yaml(kubernetes_document(fleet))
         assert "MAGLEV" in text and "LEAST_REQUEST" not in text
@@ -633,7 +636,7 @@ def plans(draw) -> dict:
     return plan(
         *pools,
         assume=draw(st.sampled_from(["physical", "published", "physical,compression=free"])),
-        dispatch=draw(st.sampled_from(["jsq", "round_robin", "random", "affinity"])),
+        dispatch=draw(st.sampled_from(["jsq", "round_robin", "random", "affinity", "bounded_hash"])),
         prefix_cache=draw(st.sampled_from([None, {"name": "constant", "hit_frac": 0.5}, {"name": "working_set"}])),
         workload={"name": draw(st.text(max_size=20)), "arrival_rate_per_s": draw(st.floats(1e-6, 1e9))},
     )

@@ -97,6 +97,7 @@ def test_what_the_published_model_has_no_law_for_is_left_out_with_the_reason(pub
         "clock",
         "compression",
         "prefix_cache",
+        "affinity",
         "disaggregate",
         "speculate",
     }
@@ -394,7 +395,7 @@ def test_physical_azure_conversation():
     GPUs prefill little faster, for all-reduces take their time."""
     problem = make_problem(load_workload("azure-conv"), [EngineSpec("h100")], n_pools=1)
     found = pull_levers(problem, next_gpu="b200")
-    assert set(found.left_out) == {"prefix_cache"}  # the trace has no hashes
+    assert set(found.left_out) == {"prefix_cache", "affinity"}  # the trace has no hashes
     both = next(p.gain.gain for p in found.pairs if {x.name for x in p.gain.pulled.levers} == {"routing", "generation"})
     assert 1.0 < gain_of(found, "generation") < 1.2
     assert gain_of(found, "routing") == 1.0

@@ -23,6 +23,7 @@ from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import as_floats
 from fleetopt_jax.fleet.assumptions import (
+    DISPATCHES,
     PHYSICAL,
     PREFIX_CACHES,
     PUBLISHED,
@@ -34,7 +35,6 @@ from fleetopt_jax.fleet.avoided import avoided_prefill
 from fleetopt_jax.fleet.choices.tail import MeanPrefillTail
 from fleetopt_jax.fleet.evaluate import evaluate
 from fleetopt_jax.fleet.fleet import Fleet, fleet_of
-from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.demand import cached_demand, demand, prefill_moments_s
 from fleetopt_jax.laws.prefill import make_prefill, prefill_s
@@ -268,10 +268,12 @@ def test_the_least_fixed_point_is_found():
 
 def of_caches(fleet: Fleet, workload: Workload, blocks_factor: float, host_tokens: float):
     """The pools of a fleet whose engines have so many times the KV blocks, and hosts that keep some tokens more."""
-    engines = [replace(each, kv=replace(each.kv, n_blocks=each.kv.n_blocks * blocks_factor)) for each in fleet.engines]
-    host = make_host_cache(memory_bytes=1.0, bytes_per_s=2e5)
-    around = make_surroundings(host_cache=replace(host, **as_floats(tokens=host_tokens)))
-    again = fleet_of(engines, fleet.window_tokens, fleet.gamma, fleet.n_instances, around)
+    host = replace(make_host_cache(memory_bytes=1.0, bytes_per_s=2e5), **as_floats(tokens=host_tokens))
+    engines = [
+        replace(each, kv=replace(each.kv, n_blocks=each.kv.n_blocks * blocks_factor), host_cache=host)
+        for each in fleet.engines
+    ]
+    again = fleet_of(engines, fleet.window_tokens, fleet.gamma, fleet.n_instances)
     return evaluate(again, workload, REAL).pools
 
 
@@ -392,6 +394,74 @@ def test_what_is_avoided_is_what_the_same_fleet_spends_without(fleet, workload):
     assert np.all(avoided.power_w > 100 * avoided.instances * 8) and np.all(
         avoided.power_w < 700 * avoided.instances * 8
     )
+
+
+def test_hosts_hold_tokens_by_the_share_of_each_gpu():
+    """Llama 3.1 70B: 320 KiB a token, an eighth of it on each of 8 GPUs; copies of KV heads where there are more."""
+    for tp, tokens in ((8, 8e9 / 327_680 * 8), (4, 4 * 8e9 / 327_680), (16, 8 * 8e9 / 327_680)):
+        host = build(replace(SPEC, tp=tp, host_cache_bytes=8e9, host_cache_bytes_per_s=2e9)).host_cache
+        assert host is not None
+        assert (float(host.tokens), float(host.tokens_per_s)) == pytest.approx((tokens, tokens / 4))
+    assert build(SPEC).host_cache is None and build(replace(SPEC, host_cache_bytes=0.0)) is build(SPEC)
+    for wrong in ({"host_cache_bytes": -1.0}, {"host_cache_bytes": np.inf}, {"host_cache_bytes_per_s": 0.0}):
+        with pytest.raises(BadInput, match=next(iter(wrong))):
+            build(replace(SPEC, **wrong))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--host-cache-gb", "100"], "--host-cache-gb: there is no prefix cache"),
+        (["--host-cache-gb", "100", "--prefix-hit", "0.3"], "a share of every prompt is found whatever the memory"),
+        (["--host-cache-gb-per-s", "20", "--prefix-hit", "trace"], "nothing is kept in the hosts' memory"),
+        (["--host-cache-gb", "-1", "--prefix-hit", "trace"], "-1 is not allowed: need a finite number >= 0"),
+    ],
+)
+def test_hosts_that_would_keep_nothing_are_refused(capsys, words, says):
+    try:
+        code = main(["optimize", "--workload", "mooncake-conv", *words])
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert says in said[-1] and sum("warning" not in line and "read" not in line for line in said) == 1
+
+
+@pytest.mark.slow
+def test_a_strict_bound_keeps_caches_nearly_one(fleet, workload):
+    """Between chance and a bound that is never met, by how many are in flight."""
+    hits = [
+        compiled(fleet, workload, assumptions=replace(CACHED, dispatch=DISPATCHES[name])).pools.prefix_hit_frac
+        for name in ("random", "bounded_hash", "affinity")
+    ]
+    assert np.all(hits[0] < hits[1]) and np.all(hits[1] < hits[2])
+
+
+@pytest.mark.nightly
+def test_a_plan_keeps_what_its_hosts_hold(tmp_path, capsys):
+    """Given to a plan, written, read again, taken away."""
+    bare, tiered = tmp_path / "bare.json", tmp_path / "tiered.json"
+    asked = ["--workload", "mooncake-conv", "--rate", "10", "--pools", "1", "--ttft-p99-ms", "20000"]
+    fast = ["--assume", "physical,tail=mean_prefill", "--serving", "vllm-0.11", "--dispatch", "affinity"]
+    assert main(["optimize", *asked, *fast, "--prefix-hit", "0.3", "--out", str(bare), "--quiet"]) == 0
+
+    def evaluated(file, *words):
+        capsys.readouterr()
+        main(["evaluate", str(file), *words, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    without = evaluated(bare, "--prefix-hit", "trace")
+    hosts = ["--host-cache-gb", "200", "--host-cache-gb-per-s", "40"]
+    found = evaluated(bare, "--prefix-hit", "trace", *hosts, "--out", str(tiered))
+    assert "host_cache" not in without["pools"][0]
+    assert found["pools"][0]["host_cache"] == {"bytes_per_gpu": 200e9, "bytes_per_s_per_gpu": 40e9}
+    assert found["pools"][0]["prefix_hit_frac"] > without["pools"][0]["prefix_hit_frac"]
+    assert evaluated(tiered)["pools"] == found["pools"]
+    assert evaluated(tiered, "--host-cache-gb", "0")["pools"] == without["pools"]
+    assert main(["evaluate", str(tiered)]) in (0, 3)
+    assert "200 GB of its host's memory" in " ".join(capsys.readouterr().out.split())
+    assert main(["export", str(tiered), "--to", "vllm", "--anyway"]) == 0
+    assert "--kv-offloading-size" in capsys.readouterr().out
 
 
 def test_what_a_prefix_cache_needs_is_asked_for(fleet, workload):

@@ -11,8 +11,11 @@ import pytest
 from brute_force import with_less_kv
 
 from fleetopt_jax._optimize import candidates
+from fleetopt_jax._optimize.changes import affinity
+from fleetopt_jax._optimize.front import Front
 from fleetopt_jax._optimize.levers import pull_levers
-from fleetopt_jax._optimize.plan import Plan, require_plan
+from fleetopt_jax._optimize.pareto import pareto
+from fleetopt_jax._optimize.plan import Infeasible, Plan, Search, Unreachable, require_plan
 from fleetopt_jax._optimize.problem import Problem, make_problem, thresholds
 from fleetopt_jax._optimize.search import default_method, optimize, with_fleet
 from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
@@ -23,6 +26,7 @@ from fleetopt_jax.fleet.assumptions import (
     PHYSICAL,
     PREFIX_CACHES,
     Assumptions,
+    ConstantHits,
     PrefixAffinity,
     WorkingSetCache,
 )
@@ -192,6 +196,17 @@ def test_the_least_is_found_beyond_an_overload():
         assert at.found == least
 
 
+@pytest.mark.nightly
+def test_a_front_is_of_plans_that_find_what_their_caches_hold(workload):
+    """Each point is a grid search of its own; none is certified."""
+    front = pareto(problem_of(workload, n_pools=1), n_points=4)
+    assert isinstance(front, Front) and len(front.points) >= 2 and not front.certified
+    assert (front.method, front.hypervolume_missing) == ("grid", None)
+    assert np.all(np.diff([point.values for point in front.points], axis=0) > 0)  # tokens per joule, and P99 TTFT
+    for point in front.points:
+        assert np.max(np.asarray(point.plan.metrics.pools.prefix_hit_frac)) > 0.1
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -204,8 +219,77 @@ def test_what_cannot_search_it_is_refused(workload):
             optimize(problem, method)
     with pytest.raises(BadInput, match=r"a free max_num_seqs: .*need --method grid"):
         optimize(replace(problem, free=("max_num_seqs",)))
-    with pytest.raises(BadInput, match="levers does not take into account yet"):
-        pull_levers(problem)
+
+
+# --- levers -----------------------------------------------------------------------------------------------------------
+
+
+def released(problem: Problem, **how) -> tuple[dict[str, Problem], dict[str, str]]:
+    """The problem that each lever becomes, and why others are left out; nothing is searched."""
+
+    def search(asked: Problem) -> Infeasible:
+        return Infeasible("grid", asked, Search(0, 0.0, "none"), Unreachable("ttft_p99_s", 0.5, 0.6))
+
+    found = pull_levers(problem, next_gpu="b200", search=search, **how)
+    return {each.pulled.levers[0].name: each.pulled.plan.problem for each in found.gains}, found.left_out
+
+
+NONE, CHANCE = replace(CACHED, prefix_cache=PREFIX_CACHES["none"]), replace(CACHED, dispatch=DISPATCHES["jsq"])
+
+
+@pytest.mark.parametrize(
+    ("present", "title"),
+    [(replace(NONE, dispatch=DISPATCHES["jsq"]), "prefix caching by the KV memory"), (CHANCE, "dispatch by prefix")],
+)
+def test_dispatch_by_prefix_is_a_lever_beside_a_share(workload, present, title):
+    """With the cache that it needs, where there is none."""
+    problem = problem_of(workload, present, n_pools=1)
+    found, _ = released(problem)
+    assert found["affinity"].assumptions == CACHED
+    assert affinity(present).title.startswith(title)
+    assert ("prefix_cache" in found) == (present.prefix_cache == PREFIX_CACHES["none"])
+    same = {name: each for name, each in found.items() if name not in ("affinity", "prefix_cache")}
+    assert {each.assumptions for each in same.values()} == {present}
+
+
+def test_dispatch_by_prefix_is_left_out_where_it_changes_nothing(workload):
+    found, left_out = released(problem_of(workload, n_pools=1))
+    assert "affinity" not in found.keys() | left_out.keys()
+    for of, assumptions, why in (
+        (workload, replace(CHANCE, prefix_cache=ConstantHits(0.3)), "whatever instance it goes to"),
+        (replace(workload, reuse=None), NONE, "nor a hit curve"),
+    ):
+        found, left_out = released(problem_of(of, assumptions, n_pools=1))
+        assert "affinity" not in found and why in left_out["affinity"]
+
+
+def test_levers_of_a_fleet_with_a_cache_size_as_many_fleets_as_can_be(workload):
+    """One pool may choose its engine, two have the same; more pools are left out, and refused as the present."""
+    one, left_out = released(problem_of(workload, n_pools=1))
+    assert one.keys() >= {"routing", "gamma", "tp", "max_num_seqs", "clock", "generation"}
+    assert {"pools", "compression", "disaggregate"} <= left_out.keys()
+    two, left_out = released(problem_of(workload, n_pools=2))
+    assert two.keys() >= {"gamma", "generation", "precision"}
+    assert left_out["tp"].startswith("3 engines in 2 pools, each sized with what its caches find")
+    with pytest.raises(BadInput, match=r"the present fleet: 3 pools.*need up to 2 pools of one engine"):
+        released(problem_of(workload, n_pools=3))
+
+
+@pytest.mark.nightly
+def test_the_gain_of_dispatch_by_prefix_is_that_of_the_plans(workload):
+    def search(asked: Problem) -> Plan | Infeasible:
+        known = asked.n_pools == 1 and asked.specs == problem.specs
+        stays = asked.service.workload is problem.service.workload and asked.assumptions in (NONE, CACHED)
+        if known and stays:
+            return optimize(asked)
+        return Infeasible("grid", asked, Search(0, 0.0, "none"), Unreachable("ttft_p99_s", 0.5, 0.6))
+
+    problem = problem_of(workload, NONE, n_pools=1)
+    found = pull_levers(problem, search=search)
+    (gain,) = (each for each in found.gains if each.pulled.names == ("affinity",))
+    without, cached = (require_plan(optimize(replace(problem, assumptions=each))) for each in (NONE, CACHED))
+    assert gain.gain == pytest.approx(float(cached.metrics.tok_per_j / without.metrics.tok_per_j), rel=1e-9)
+    assert gain.gain > 1.05 and gain.quality == "law" and gain.interval.low < gain.gain < gain.interval.high
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """The simulated prefix cache against an LRU cache in plain Python, which shares no line with it; what it must find."""
 
+import heapq
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from fleetopt_jax._simulate import replay_requests, simulate, verify
 from fleetopt_jax._simulate.dispatch import Balancer
@@ -13,10 +17,10 @@ from fleetopt_jax._simulate.kept import HOMELESS, homes_of, prompt_blocks
 from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, Room, run_pool
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, ConstantHits, NoPrefixCache, WorkingSetCache
+from fleetopt_jax.fleet.choices.dispatch import BOUND, BoundedHashing, Queues, home_frac
 from fleetopt_jax.fleet.choices.tail import MeanPrefillTail
 from fleetopt_jax.fleet.fleet import make_fleet
-from fleetopt_jax.fleet.surroundings import make_surroundings
-from fleetopt_jax.laws.prefix_cache import make_host_cache
+from fleetopt_jax.laws.prefix_cache import HostCache, make_host_cache
 from fleetopt_jax.workload.atoms import make_workload
 from fleetopt_jax.workload.blocks import Blocks, uses_of
 from fleetopt_jax.workload.readers import Trace
@@ -30,6 +34,7 @@ FOREVER_S = 1e9
 LAW = dict(base_s=0.01, per_seq_s=1e-4, per_token_s=1e-5, tau1=1e-4, tau2=1e-6)
 EVERYTHING = 1e6  # KV blocks that hold all there is
 IN_TURN = Balancer(DISPATCHES["round_robin"])
+NO_HOST = make_host_cache()
 
 
 @dataclass
@@ -76,8 +81,9 @@ def pool_requests(streams: list[Stream]) -> PoolRequests:
     )
 
 
-def run_streams(streams: list[Stream], *, n_blocks: float, budget: float) -> PoolRun:
-    pool = Pool(engine_of(**LAW, budget=budget), scheduler_of(N_ROWS, n_blocks=n_blocks), 1)
+def run_streams(streams: list[Stream], *, n_blocks: float, budget: float, host: HostCache = NO_HOST) -> PoolRun:
+    engine = replace(engine_of(**LAW, budget=budget), host_cache=host)
+    pool = Pool(engine, scheduler_of(N_ROWS, n_blocks=n_blocks), 1)
     return run_pool(pool, pool_requests(streams), np.full(N_ROWS, FOREVER_S), IN_TURN, n_slots=8)
 
 
@@ -85,10 +91,12 @@ def run_streams(streams: list[Stream], *, n_blocks: float, budget: float) -> Poo
 
 
 class Lru:
-    """Blocks in use, counted, and those that nobody uses, the one given up longest ago first."""
+    """Blocks in use, counted, and those that nobody uses, the one given up longest ago first; and so those that hosts
+    have room for after them."""
 
-    def __init__(self, sizes: dict[int, int]):
+    def __init__(self, sizes: dict[int, int], host_tokens: float):
         self.sizes, self.uses, self.kept = sizes, Counter(), OrderedDict()
+        self.on_hosts, self.host_tokens = OrderedDict(), host_tokens
 
     def tokens_of(self, blocks) -> int:
         return sum(self.sizes[b] for b in blocks)
@@ -100,17 +108,19 @@ class Lru:
     def shared_by(self, blocks: list[int]) -> int:
         return self.tokens_of(b for b in blocks if self.uses[b])
 
-    def admit(self, blocks: list[int]) -> int:
-        """Tokens of the first blocks that are there; all are in use then."""
-        found = 0
+    def admit(self, blocks: list[int]) -> tuple[int, int]:
+        """Tokens of the first blocks that are there, and of those on hosts; all are in use then."""
+        found = [0, 0]
         for b in blocks:
-            if not (self.uses[b] or b in self.kept):
+            here = self.uses[b] or b in self.kept
+            if not (here or b in self.on_hosts):
                 break
-            found += self.sizes[b]
+            found[0 if here else 1] += self.sizes[b]
         for b in blocks:
             self.kept.pop(b, None)
+            self.on_hosts.pop(b, None)
             self.uses[b] += 1
-        return found
+        return found[0], found[1]
 
     def give_up(self, blocks: list[int], done: float) -> None:
         ends = np.cumsum([self.sizes[b] for b in blocks])
@@ -121,10 +131,12 @@ class Lru:
 
     def evict(self, room: float) -> None:
         while self.tokens_of(self.kept) > room:
-            self.kept.popitem(last=False)
+            self.on_hosts[self.kept.popitem(last=False)[0]] = None
+        while self.tokens_of(self.on_hosts) > self.host_tokens:
+            self.on_hosts.popitem(last=False)
 
 
-def naive(found: Stream, *, n_blocks: float, budget: int, slots: int):
+def naive(found: Stream, *, n_blocks: float, budget: int, slots: int, host: HostCache = NO_HOST):
     """One instance with a prefix cache, request by request: requests, preemptions, and the most that was kept."""
 
     def used() -> int:
@@ -143,7 +155,8 @@ def naive(found: Stream, *, n_blocks: float, budget: int, slots: int):
     for r in requests:
         for d, b in enumerate(r["blocks"]):
             sizes[b] = max(sizes.get(b, 0), min(BLOCK, r["prompt"] - d * BLOCK))
-    cache, waiting, running, clock, n_preempted = Lru(sizes), deque(requests), [], 0.0, 0
+    cache, load_s = Lru(sizes, float(host.tokens)), 1.0 / float(host.tokens_per_s)
+    waiting, running, clock, n_preempted, loading_s = deque(requests), [], 0.0, 0, 0.0
     while waiting or running:
         decoding = [r for r in running if r["done"] == r["prompt"]]
         room, chunks = max(budget - len(decoding), 1), []
@@ -153,9 +166,13 @@ def naive(found: Stream, *, n_blocks: float, budget: int, slots: int):
                 room -= chunks[-1][1]
         while waiting and waiting[0]["arrival"] <= clock and len(running) < slots and room > 0 and fits(waiting[0]):
             r = waiting.popleft()
-            hit = min(cache.admit(r["blocks"]), r["prompt"] - 1)
+            here, there = cache.admit(r["blocks"])
+            hit = min(here + there, r["prompt"] - 1)
+            loading_s += there * load_s
             if r["admit"] is None:
-                r |= dict(admit=clock, hit=hit)
+                spared = min(here, r["prompt"] - 1)
+                spared += round((1.0 - load_s / LAW["tau1"]) * (hit - spared))
+                r |= dict(admit=clock, hit=spared)
             r |= dict(done=hit, context=r["prompt"])
             running.append(r)
             cache.evict(16 * (n_blocks - used()))
@@ -164,7 +181,7 @@ def naive(found: Stream, *, n_blocks: float, budget: int, slots: int):
         if not running:
             clock = max(clock, waiting[0]["arrival"])
             continue
-        clock = iterated(running, decoding, chunks, clock, LAW)
+        clock, loading_s = iterated(running, decoding, chunks, clock + loading_s, LAW), 0.0
         for r in running:
             if not r["left"]:
                 cache.give_up(r["blocks"], np.inf)
@@ -180,14 +197,16 @@ def naive(found: Stream, *, n_blocks: float, budget: int, slots: int):
     return requests, n_preempted, cache
 
 
-def check_against_naive(n_blocks: float, budget: int, gap_s: float) -> tuple[int, float, int]:
+def check_against_naive(
+    n_blocks: float, budget: int, gap_s: float, host: HostCache = NO_HOST
+) -> tuple[int, float, int]:
     """(preemptions, share found, blocks that are left) of runs that must be token by token as the naive one's."""
     streams = [stream(seed, gap_s=gap_s) for seed in range(N_ROWS)]
-    run = run_streams(streams, n_blocks=n_blocks, budget=budget)
+    run = run_streams(streams, n_blocks=n_blocks, budget=budget, host=host)
     n_preempted, hits, left = 0, 0, 0
     assert run.found_tokens is not None
     for r, each in enumerate(streams):
-        expected, preempted, cache = naive(each, n_blocks=n_blocks, budget=budget, slots=8)
+        expected, preempted, cache = naive(each, n_blocks=n_blocks, budget=budget, slots=8, host=host)
         np.testing.assert_array_equal(run.found_tokens[r], [x["hit"] for x in expected])
         np.testing.assert_allclose(run.admit_s[r], [x["admit"] for x in expected], rtol=1e-9)
         np.testing.assert_allclose(run.first_s[r], [x["times"][0] for x in expected], rtol=1e-9)
@@ -210,6 +229,27 @@ def test_under_pressure_the_oldest_go_first(n_blocks, budget, gap_s):
     n_preempted, share, _ = check_against_naive(n_blocks, budget, gap_s)
     assert 0 < share < all_found
     assert n_preempted > 10 or n_blocks > 9
+
+
+@pytest.mark.parametrize(("n_blocks", "budget", "gap_s"), [(24, 16, 0.02), (8, 5, 0.01)])
+def test_hosts_keep_what_the_gpus_let_go(n_blocks, budget, gap_s):
+    """Token by token, with preemptions: what is there, when it goes for good, and how long loading takes."""
+    shares = [
+        check_against_naive(n_blocks, budget, gap_s, make_host_cache(memory_bytes=tokens, bytes_per_s=4e4))[1]
+        for tokens in (0.0, 150.0, 1e9)
+    ]
+    assert shares[0] + 0.02 < shares[1] < shares[2]
+
+
+def test_no_host_and_a_slow_one_change_no_digit():
+    """Of no bytes, or slower than computing anew: as without."""
+    streams = [stream(seed) for seed in range(N_ROWS)]
+    usual = run_streams(streams, n_blocks=24, budget=16)
+    slow = run_streams(streams, n_blocks=24, budget=16, host=make_host_cache(memory_bytes=1e9, bytes_per_s=9e3))
+    for name in ("found_tokens", "admit_s", "first_s", "last_s", "gap_counts"):
+        np.testing.assert_array_equal(getattr(usual, name), getattr(slow, name))
+    for a, b in zip(usual.tally, slow.tally, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # --- shares that are given --------------------------------------------------------------------------------------------
@@ -286,6 +326,56 @@ def test_affinity_finds_more_than_the_shortest_queue():
     assert hit_share("jsq", SEVERAL, 4) + 0.05 < hit_share("affinity", SEVERAL, 4)
 
 
+@pytest.mark.slow
+def test_a_strict_bound_finds_less_than_a_loose_one_and_more_than_chance():
+    assert hit_share("random", SEVERAL, 4) < hit_share("bounded_hash", SEVERAL, 4) <= hit_share("affinity", SEVERAL, 4)
+
+
+def bounded_shares(n_instances: int, in_flight: float, n_requests: int = 12_000) -> tuple[float, float, float]:
+    """(stayed home, overflowed together with the last of the same home, most over the bound) of exponential services
+    whose requests have homes at random, one after another by the record itself."""
+    rng, policy = np.random.default_rng(0), BoundedHashing()
+    lengths, clock_s, ends = np.zeros(n_instances, int), 0.0, []
+    choose = jax.jit(partial(policy.choose, n_sent=1))
+    homes = rng.integers(2**31 - 1, size=200 * n_instances).astype(np.int32)
+    stayed, together, last, excess = 0, [], {}, 0.0
+    for _ in range(n_requests):
+        clock_s += rng.exponential(1.0 / (n_instances * in_flight))
+        while ends and ends[0][0] <= clock_s:
+            lengths[heapq.heappop(ends)[1]] -= 1
+        home = homes[rng.integers(len(homes))]
+        key = jax.random.wrap_key_data(np.zeros((1, 2), np.uint32))
+        queues = Queues(lengths[None], np.zeros(1, int), key, np.asarray(n_instances), home[None, None])
+        to = int(choose(queues)[0, 0])
+        excess = max(excess, lengths[to] + 1 - np.ceil(BOUND * (lengths.sum() + 1) / n_instances))
+        if to == home % n_instances:
+            stayed += 1
+        else:
+            together.append(last.get(home) == to)
+            last[home] = to
+        lengths[to] += 1
+        heapq.heappush(ends, (clock_s + rng.exponential(), to))
+    return stayed / n_requests, float(np.mean(together)), excess
+
+
+@pytest.mark.parametrize(("n_instances", "in_flight"), [(4, 0.5), (4, 10.0), (16, 2.0)])
+def test_bounded_hashing_keeps_its_bound_and_as_many_at_home_as_the_law_says(n_instances, in_flight):
+    stayed, together, excess = bounded_shares(n_instances, in_flight)
+    assert excess <= 0.0
+    law = float(home_frac(BOUND, in_flight, n_instances))
+    assert -(0.06 if in_flight >= 2 else 0.12) < law - stayed < 0.06
+    assert together > 1.5 / n_instances
+
+
+def test_fuller_instances_keep_more_at_home():
+    law, many = partial(home_frac, BOUND), np.geomspace(1.0, 300.0, 60)
+    shares = jax.vmap(law, (0, None))(many, 8.0)
+    assert np.all(np.diff(shares) > 0) and shares[0] > 0.6 and shares[-1] > 0.9999
+    assert float(law(3.0, 1.0)) == 1.0
+    check_grads(lambda m: law(m, 8.0), (5.0,), order=1, modes=["fwd", "rev"])
+    assert np.all(np.isfinite(jax.vmap(jax.grad(law), (0, None))(np.array([0.0, 0.3, 1e6]), 8.0)))
+
+
 def test_who_begins_alike_has_one_home_but_for_what_too_many_begin_with():
     """Turns of a conversation share a home; a system prompt that everybody begins with decides nothing."""
     turns = [[0, k, *range(1000 * k, 1000 * k + i)] for i in range(1, 5) for k in range(1, 31)]
@@ -337,9 +427,29 @@ def test_a_replayed_trace_finds_what_it_repeats_beside_the_law():
     assert law is not None and law == pytest.approx(repeated, abs=0.05)
     with pytest.raises(BadInput, match=r"no block hashes.*--arrivals trace"):
         simulate(fleet, workload, CACHED)
-    with_host = replace(fleet, surroundings=make_surroundings(host_cache=make_host_cache(memory_bytes=1e12)))
-    with pytest.raises(BadInput, match="host cache"):
-        simulate(with_host, workload, CACHED, requests=requests)
+
+
+@pytest.mark.slow
+def test_hosts_find_beside_the_law_what_they_find():
+    """One instance whose GPUs hold an eighth of the blocks, and hosts of several sizes: hits and time, law by law."""
+    trace = trace_of(stream(3, gap_s=2.0, n=600, longest=12))
+    assert trace.blocks is not None
+    total = trace.prompt_tokens + trace.output_tokens
+    reuse = reuse_of(trace.blocks, trace.prompt_tokens, total, np.arange(len(total)))
+    workload = make_workload(trace.prompt_tokens, trace.output_tokens, arrival_rate_per_s=0.5, reuse=reuse)
+    alone = engine_of(**LAW | {"per_token_s": 1e-7, "tau1": 1e-4, "tau2": 1e-9}, n_blocks=2500, max_num_seqs=16)
+    requests, shares = replay_requests(trace, 0.5, 600, 1), []
+    for tokens in (0.0, 4e4, 1.2e5):
+        engine = replace(alone, host_cache=make_host_cache(memory_bytes=tokens, bytes_per_s=4e4))
+        fleet = make_fleet([engine], window_tokens=[float(total.max())], n_instances=[1])
+        found = simulate(fleet, workload, CACHED, requests=requests)
+        seen, law = found.pools[0], found.pools_analytic[0]
+        for name, within in (("prefix_hit_frac", {"abs": 0.02}), ("prefill_frac", {"rel": 0.05})):
+            said = law[name]
+            assert said is not None and seen[name].mean == pytest.approx(said, **within)
+        assert law["tok_per_j"] == pytest.approx(seen["tok_per_j"].mean, rel=0.05)
+        shares.append(seen["prefix_hit_frac"].mean)
+    assert np.all(np.diff(shares) > 0.05)
 
 
 @pytest.mark.slow

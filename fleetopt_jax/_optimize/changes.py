@@ -14,8 +14,9 @@ from fleetopt_jax.catalog.gpus import GpuEntry
 from fleetopt_jax.catalog.llms import LlmEntry
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices.dispatch import PrefixAffinity
 from fleetopt_jax.fleet.choices.lengths import SplitByShare
-from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits
+from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits, WorkingSetCache
 
 MOST_POOLS = 4
 TPS = (1, 2, 4, 8)
@@ -60,6 +61,7 @@ class Lever:
     variants: Callable[[EngineSpec], Sequence[EngineSpec]] = lambda spec: (spec,)
     prompt_frac: float = 1.0
     hit_frac: float = 0.0  # of every prompt, found in a prefix cache
+    by_prefix: bool = False  # prompts find what the KV memory keeps, and go where their beginnings are
     two_stages: bool = False  # pools may have a prefill and a decode stage
     need: Need | None = None
     note: str = ""
@@ -100,6 +102,22 @@ def prefix_caching(hit_frac: float, where: str) -> Lever:
         hit_frac=hit_frac,
         need=COMPUTE_SPARED,
         note=note,
+    )
+
+
+def affinity(assumptions: Assumptions) -> Lever:
+    """Requests go by how they begin, to instances that keep prompts in their KV memory, which they may do already."""
+    title = "dispatch by prefix"
+    if not assumptions.prefix_cache.finds:
+        title = f"prefix caching by the KV memory, {title}"
+    return Lever(
+        "affinity",
+        title,
+        frozenset({"beginnings", "caching", "dispatch"}),
+        "law",
+        by_prefix=True,
+        need=COMPUTE_SPARED,
+        note="what each pool finds is by a law of its memory, in plans without proof; compressed prompts find nothing",
     )
 
 
@@ -235,6 +253,11 @@ COMPRESSION = Lever(
 def with_hits(assumptions: Assumptions, hit_frac: float) -> Assumptions:
     """With a prefix cache that finds a share of every prompt."""
     return replace(assumptions, prefix_cache=ConstantHits(hit_frac)) if hit_frac else assumptions
+
+
+def with_affinity(assumptions: Assumptions) -> Assumptions:
+    """With a prefix cache of the KV memory, and dispatch by prefix."""
+    return replace(assumptions, prefix_cache=WorkingSetCache(), dispatch=PrefixAffinity())
 
 
 def lacking(lever: Lever, assumptions: Assumptions) -> str | None:

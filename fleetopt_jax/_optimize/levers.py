@@ -29,7 +29,7 @@ from fleetopt_jax._optimize.derivatives import outcomes
 from fleetopt_jax._optimize.engine_errors import draw, shared_errors, without_drafts
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax._optimize.releasing import LeftOut, caching, release
+from fleetopt_jax._optimize.releasing import MOST_CACHED_POOLS, LeftOut, of_caches, release
 from fleetopt_jax._optimize.search import optimize
 from fleetopt_jax._optimize.uncertainty import LEVEL, Interval, sample, sampled_interval
 from fleetopt_jax.catalog.engines import engine_entry, resolved
@@ -39,7 +39,6 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.units import KW
-from fleetopt_jax.fleet.choices.prefix_cache import not_searched
 from fleetopt_jax.fleet.resources import Resources, Weights, usage
 from fleetopt_jax.fleet.surroundings import Site
 
@@ -155,21 +154,21 @@ def pull_levers(
     `given` is the present fleet where there is one: then its specs, with their clocks and batch limits. A lever for
     which the catalog has no engine is left out, with the reason. `next_gpu` and `llm` are names of the catalog, in
     lower case, or records of your own. `hit_frac` is what prompts would find of their tokens in a prefix cache; where
-    it is not given, what they would in one that forgets nothing, if the workload tells. Raises BadInput where the
-    present fleet itself cannot be searched for.
+    it is not given, what they would in one that forgets nothing, if the workload tells. What the KV memory of pools
+    finds is searched by `grid`, of the present fleet where it has such a cache, else with lever "affinity"; levers that
+    leave too many fleets to size with what each finds are left out. Raises BadInput where the present fleet itself
+    cannot be searched for.
     """
-    if problem.assumptions.prefix_cache.reads_reuse:
-        raise not_searched("levers")
     bench = _Bench(problem, given.stage_specs if given else problem.specs, search or optimize)
-    present = bench.pull(())
+    present = bench.present()
     bench.narrow(present.specs)
     levers = all_levers(bench.specs, problem.n_pools, problem.gamma, next_gpu=next_gpu, llm=llm)
     left_out: dict[str, str] = {}
-    if not problem.assumptions.prefix_cache.finds:
+    for name, lever_of in of_caches(problem, hit_frac).items():
         try:
-            levers.append(caching(problem.service.workload, hit_frac))
+            levers.append(lever_of())
         except LeftOut as why:
-            left_out["prefix_cache"] = str(why)
+            left_out[name] = str(why)
     n_pairs = math.comb(len(levers) if every_pair else N_PAIRED, 2) + len(PAPER_PAIRS)
     total = 1 + len(levers) + n_pairs
 
@@ -212,6 +211,15 @@ class _Bench:
     def narrow(self, specs: Sequence[EngineSpec]) -> None:
         """Keep the specs that the present fleet, planned anew, uses."""
         self.specs = list(dict.fromkeys(specs)) or self.specs
+
+    def present(self) -> Pulled:
+        """The present fleet, planned anew."""
+        try:
+            return self.pull(())
+        except LeftOut as why:
+            raise BadInput(
+                "the present fleet", str(why), f"need up to {MOST_CACHED_POOLS} pools of one engine"
+            ) from None
 
     def pull(self, levers: tuple[Lever, ...]) -> Pulled:
         found = release(self.problem, levers, self.specs)

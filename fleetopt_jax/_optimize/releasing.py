@@ -1,13 +1,21 @@
 """A problem with levers released: what a search may choose then, or why a lever cannot be tried."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from fleetopt_jax._optimize.changes import UNKNOWN_HITS, Lever, lacking, prefix_caching, with_hits
+from fleetopt_jax._optimize.changes import (
+    UNKNOWN_HITS,
+    Lever,
+    affinity,
+    lacking,
+    prefix_caching,
+    with_affinity,
+    with_hits,
+)
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.engines import engine_entry
 from fleetopt_jax.catalog.spec import EngineSpec
@@ -18,6 +26,9 @@ from fleetopt_jax.workload.atoms import Workload, make_workload, mean_tokens
 from fleetopt_jax.workload.reuse import mean_reused_tokens
 
 MOST_FOUND = 0.999  # of a prompt: something is left to compute
+OF_CACHES = ("prefix_cache", "affinity")  # levers by what prompts find
+MOST_CACHED_POOLS = 2  # whose fleets are sized with what their caches find
+NEVER_REPEATED = "no prompt of the workload begins as another one did"
 
 
 class LeftOut(Exception):
@@ -41,6 +52,9 @@ def release(problem: Problem, levers: Sequence[Lever], present: Sequence[EngineS
     frac = math.prod(lever.prompt_frac for lever in levers)
     hit_frac = max([0.0, *(lever.hit_frac for lever in levers)])
     workload, slo, extra_w = (problem.service.workload, problem.slo, 0.0) if frac == 1 else _compressed(problem, frac)
+    assumptions = with_hits(problem.assumptions, hit_frac)
+    if any(lever.by_prefix for lever in levers):
+        assumptions = with_affinity(assumptions)
     served = {"serve": "any"} if any(lever.two_stages for lever in levers) else {}
     if served:
         _require_two_stages(problem)
@@ -48,8 +62,9 @@ def release(problem: Problem, levers: Sequence[Lever], present: Sequence[EngineS
         problem.serving(specs=tuple(_comparable(specs, present)), workload=workload, slo=slo, **served),
         n_pools=max([problem.n_pools, *(lever.n_pools for lever in levers)]),
         gamma=None if any(lever.free_gamma for lever in levers) else problem.gamma,
-        assumptions=with_hits(problem.assumptions, hit_frac),
+        assumptions=assumptions,
     )
+    _require_few(found)
     return Released(found, extra_w)
 
 
@@ -69,6 +84,16 @@ def _comparable(specs: Sequence[EngineSpec], present: Sequence[EngineSpec]) -> l
     if not alike or (new and not new & set(alike)):
         raise LeftOut("the paper's engines and its roofline law do not compare" if new & set(found) else why)
     return alike
+
+
+def _require_few(released: Problem) -> None:
+    """`LeftOut` of a problem whose fleets would each be sized with what they find, and are too many."""
+    if not released.assumptions.prefix_cache.reads_reuse:
+        return
+    n, pools = len(released.specs), released.n_pools
+    if pools > MOST_CACHED_POOLS or (pools > 1 and n > 1):
+        what = f"{n} engines in {pools} pools" if n > 1 else f"{pools} pools"
+        raise LeftOut(f"{what}, each sized with what its caches find, are more fleets than are tried")
 
 
 def _require_two_stages(problem: Problem) -> None:
@@ -116,7 +141,28 @@ def _compressed(problem: Problem, frac: float) -> tuple[Workload, Slo, float]:
     return served, with_limits(problem.slo, ttft_s_per_token=per_token_s), pue * power_w
 
 
-def caching(workload: Workload, hit_frac: float | None) -> Lever:
+def of_caches(problem: Problem, hit_frac: float | None) -> dict[str, Callable[[], Lever]]:
+    """What is found of prompts, by the names of the levers: those that the present fleet has not pulled."""
+    cache, dispatch = problem.assumptions.prefix_cache, problem.assumptions.dispatch
+    if not cache.finds:
+        workload = problem.service.workload
+        return dict(zip(OF_CACHES, (lambda: _caching(workload, hit_frac), lambda: _by_prefix(problem)), strict=True))
+    return {"affinity": lambda: _by_prefix(problem)} if not dispatch.shares_caches else {}
+
+
+def _by_prefix(problem: Problem) -> Lever:
+    """Dispatch by prefix, where prompts are known to repeat and what is found of them depends on where they go."""
+    cache, workload = problem.assumptions.prefix_cache, problem.service.workload
+    if cache.finds and not cache.reads_reuse:
+        raise LeftOut("a share of every prompt is found, whatever instance it goes to")
+    if workload.reuse is None:
+        raise LeftOut("the workload has neither block hashes nor sessions, nor a hit curve, that tell what is found")
+    if not mean_reused_tokens(workload) > 0:
+        raise LeftOut(NEVER_REPEATED)
+    return affinity(problem.assumptions)
+
+
+def _caching(workload: Workload, hit_frac: float | None) -> Lever:
     """Prefix caching at a share that is given, else at what a cache that forgets nothing would find."""
     if hit_frac is not None:
         if hit_frac == 0:
@@ -126,5 +172,5 @@ def caching(workload: Workload, hit_frac: float | None) -> Lever:
         raise LeftOut(UNKNOWN_HITS)
     share = min(float(mean_reused_tokens(workload) / mean_tokens(workload)[0]), MOST_FOUND)
     if not share > 0:
-        raise LeftOut("no prompt of the workload begins as another one did")
+        raise LeftOut(NEVER_REPEATED)
     return prefix_caching(share, "what a cache that forgets nothing would find of this workload, no fleet finds more")

@@ -25,7 +25,7 @@ import numpy as np
 from fleetopt_jax._optimize.changes import Lever, all_levers
 from fleetopt_jax._optimize.levers import with_extra, worst_known
 from fleetopt_jax._optimize.problem import Problem
-from fleetopt_jax._optimize.releasing import LeftOut, Released, caching, release
+from fleetopt_jax._optimize.releasing import OF_CACHES, LeftOut, Released, of_caches, release
 from fleetopt_jax._optimize.services import (
     NoServicesPlan,
     Services,
@@ -258,11 +258,13 @@ def _levers(
     """By name, those that a problem has not pulled; or why one cannot be."""
     found = all_levers(list(way.specs), way.n_pools, way.gamma, next_gpu=next_gpu, llm=llm)
     levers: dict[str, Lever | str] = {lever.name: lever for lever in found}
-    try:
-        finds = way.assumptions.prefix_cache.finds
-        return levers | {"prefix_cache": ALREADY if finds else caching(way.service.workload, hit_frac)}
-    except LeftOut as why:
-        return levers | {"prefix_cache": str(why)}
+    of_its_own = of_caches(way, hit_frac)
+    for name in OF_CACHES:
+        try:
+            levers[name] = of_its_own[name]() if name in of_its_own else ALREADY
+        except LeftOut as why:
+            levers[name] = str(why)
+    return levers
 
 
 def _changed(service: SharedService, levers: Sequence[Lever | str]) -> _Changed:

@@ -13,7 +13,8 @@ sequence always advances: no livelock.
 
 What a prompt finds in a prefix cache is held and attended to, but not computed: its first chunk begins behind it. Where
 instances keep blocks of prompts (`kept.py`), a request looks its own up when it is admitted, may use those that others
-use without more memory, and gives them up when it ends or is preempted.
+use without more memory, and gives them up when it ends or is preempted. What of it is on the hosts is loaded first: its
+iteration takes so much longer, at its own watts.
 
 One `advance` does a step for every instance whose clock has not reached its limit: it admits whom it can, one request
 of each queue at a time, which touches no more than their slots, and then runs one iteration, or idles to the next
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fleetopt_jax._simulate.kept import all_given_up, evicted, given_up, look_up, used
+from fleetopt_jax._simulate.kept import all_given_up, evicted, given_up, look_up, used, waited_for
 from fleetopt_jax._simulate.state import (
     NEVER,
     Instances,
@@ -265,17 +266,20 @@ def _found(state: State, request: Array, prompt: Array, takes: Array) -> tuple[S
     """The state where the instances `takes` [I] have looked up the prompt of `request`, and what they found [tokens].
 
     The last token of a prompt is always computed: the first answer comes from it. What counts as found is what was at
-    the first admission.
+    the first admission; what comes from the hosts, by the share of its prefill that this spares.
     """
     table = state.table
     if table.found_tokens is None:
         return state, jnp.zeros_like(prompt)
     if state.kept is None:
         return state, table.found_tokens[request]
-    there = look_up(state.kept, request)
-    found = jnp.minimum(there.found_tokens, jnp.maximum(prompt - 1, 0))
+    there, most = look_up(state.kept, request), jnp.maximum(prompt - 1, 0)
+    found = spared = jnp.minimum(there.found_tokens, most)
+    if (hosts := state.kept.hosts) is not None:
+        found = jnp.minimum(there.found_tokens + there.loaded_tokens, most)
+        spared = spared + jnp.round(hosts.spared_frac * (found - spared)).astype(found.dtype)
     first = takes & jnp.isinf(table.admit_s[request])
-    reported = table.found_tokens.at[jnp.where(first, request, table.nobody)].set(jnp.where(first, found, 0))
+    reported = table.found_tokens.at[jnp.where(first, request, table.nobody)].set(jnp.where(first, spared, 0))
     table = replace(table, found_tokens=reported)
     return replace(state, table=table, kept=used(state.kept, there, takes)), found
 
@@ -334,11 +338,15 @@ def _iterate(state: State, engine: Engine, scheduler: Scheduler, runs: Array) ->
     """One iteration of the instances that run."""
     slots, instances = state.slots, state.instances
     law, batch = step_law_of(engine), _batch(scheduler, instances)
-    took_s = law.step_s(batch)
+    took_s, gpu_j = law.step_s(batch), law.gpu_j(batch)
+    if state.kept is not None and state.kept.hosts is not None:
+        waits_s = state.kept.hosts.loading_s
+        took_s, gpu_j = took_s + waits_s, gpu_j * (1.0 + waits_s / took_s)
+        state = replace(state, kept=waited_for(state.kept, runs))
     prefill_s = took_s - engine.decode.batch_s(batch.n_active, batch.tokens, batch.windowed_tokens)
     end_s = instances.clock_s + took_s
     inside = jnp.where(runs, _inside(scheduler, instances.clock_s, end_s) / took_s, 0.0)
-    iteration = _Iteration(runs, took_s, prefill_s, law.gpu_j(batch), end_s, inside)
+    iteration = _Iteration(runs, took_s, prefill_s, gpu_j, end_s, inside)
 
     emits = runs[:, None] & (slots.left > 0) & (slots.phase <= 1)
     first = emits & jnp.isinf(slots.first_s)

@@ -10,6 +10,10 @@ sequence that left the instance, and 0 where it is not there. The log has who le
 still there as they were given up is where eviction takes from, so each entry is passed once. Blocks that an entry has
 and that were used again since have another number: they are passed by. With I instances, G replications, requests
 numbered to Q and U blocks in a replication.
+
+What is evicted goes to the memory of the hosts, where an instance has room there, under the number that it had: the two
+tiers are one list, of which the GPUs have the newest. A prompt that finds blocks there loads them, for which its next
+iteration waits, and they are on the GPUs alone again.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.prefix_cache import HostCache
 from fleetopt_jax.workload.blocks import Blocks
 
 HOTTEST = 0.5  # share of an instance's requests that may begin with the block that a prompt is sent by
@@ -41,6 +46,19 @@ class PromptBlocks:
 
 
 @pytree
+class OnHosts:
+    """What went to the hosts. Leaves traced."""
+
+    held: Array  # the number that a block was given up with, 0 where it is not there [I, U + 1]
+    oldest: Array  # entry of the log that still has blocks there [I]
+    kept_tokens: Array  # of the blocks there [I]
+    room_tokens: Array  # for them ()
+    tokens_per_s: Array  # by which they come back ()
+    spared_frac: Array  # of the prefill of a token that comes back ()
+    loading_s: Array  # what the next iteration waits for [I]
+
+
+@pytree
 class Kept:
     """Who has which blocks. Leaves traced."""
 
@@ -53,6 +71,7 @@ class Kept:
     newest: Array  # and the last one [I]
     kept_tokens: Array  # of the blocks that nobody uses [I]
     shared_tokens: Array  # of the blocks in use, as often as they are used but once [I]
+    hosts: OnHosts | None = None  # None: what leaves the GPUs is lost
 
 
 @pytree
@@ -62,8 +81,10 @@ class PromptInCache:
     ids: Array  # [I, B]
     held: Array  # [I, B]
     size_tokens: Array  # [I, B]
-    found_tokens: Array  # of its first blocks, before one that is not there [I]
+    found_tokens: Array  # of its first blocks, before one that is nowhere, on the GPUs [I]
     shared_tokens: Array  # that others use now [I]
+    on_hosts: Array | None = None  # the number they have there, 0 where they are not [I, B]
+    loaded_tokens: ArrayLike = 0  # of its first blocks, on the hosts [I]
 
 
 # --- the requests' blocks ---------------------------------------------------------------------------------------------
@@ -114,8 +135,17 @@ def homes_of(blocks: PromptBlocks, n_instances: int, seed: int) -> np.ndarray:
     return homes
 
 
-def nothing_kept(blocks: PromptBlocks, homes: np.ndarray, width: int, n_instances: int, n_slots: int) -> Kept:
-    """Empty caches of so many instances of each replication, whose requests are padded to `width`."""
+def nothing_kept(
+    blocks: PromptBlocks,
+    homes: np.ndarray,
+    width: int,
+    n_instances: int,
+    n_slots: int,
+    host: HostCache | None = None,
+    spared_frac: float = 0.0,
+) -> Kept:
+    """Empty caches of so many instances of each replication, whose requests are padded to `width`; with the `host` of
+    each, what comes back from there spares a share of its prefill."""
     n_rows, n_requests, depth = blocks.ids.shape
     n_blocks, n = blocks.size_tokens.shape[1] - 1, n_rows * n_instances
     room, deepest = _round_up(n_blocks), _round_up(depth)
@@ -126,17 +156,33 @@ def nothing_kept(blocks: PromptBlocks, homes: np.ndarray, width: int, n_instance
     of_all = np.full((n_rows, width), HOMELESS, np.int32)
     of_all[:, :n_requests] = homes
     zero = np.zeros(n, np.int32)
+    n_log = width + n_slots
     return Kept(
         ids=jnp.asarray(np.concatenate([ids.reshape(-1, deepest), np.full((1, deepest), room, np.int32)])),
         size_tokens=jnp.asarray(sizes),
         home=jnp.asarray(np.append(of_all.ravel(), np.int32(HOMELESS))),
         held=jnp.zeros((n, room + 1), jnp.int32),
-        # Every request leaves once; the preempted leave again, but then nothing was kept before them.
-        log=jnp.zeros((n, width + n_slots), jnp.int32),
+        # Every request leaves once; the preempted leave again, but then nothing was kept before them on the GPUs.
+        log=jnp.zeros((n, n_log if host is None else 2 * n_log), jnp.int32),
         oldest=jnp.asarray(zero + 1),
         newest=jnp.asarray(zero.copy()),
         kept_tokens=jnp.asarray(zero.copy()),
         shared_tokens=jnp.asarray(zero.copy()),
+        hosts=None if host is None else _nothing_on_hosts(host, spared_frac, n, room),
+    )
+
+
+def _nothing_on_hosts(host: HostCache, spared_frac: float, n_instances: int, n_blocks: int) -> OnHosts:
+    """Empty memory on the hosts of so many instances."""
+    zero = np.zeros(n_instances, np.int32)
+    return OnHosts(
+        held=jnp.zeros((n_instances, n_blocks + 1), jnp.int32),
+        oldest=jnp.asarray(zero + 1),
+        kept_tokens=jnp.asarray(zero.copy()),
+        room_tokens=jnp.asarray(host.tokens, float),
+        tokens_per_s=jnp.asarray(host.tokens_per_s, float),
+        spared_frac=jnp.asarray(spared_frac, float),
+        loading_s=jnp.zeros(n_instances),
     )
 
 
@@ -155,8 +201,13 @@ def look_up(kept: Kept, request: Array) -> PromptInCache:
     n, n_groups = len(request), len(kept.size_tokens)
     group = jnp.arange(n) // (n // n_groups)
     held, sizes = jnp.take_along_axis(kept.held, ids, axis=1), kept.size_tokens[group[:, None], ids]
-    leads = jnp.cumsum(held == 0, axis=1) == 0
-    return PromptInCache(ids, held, sizes, _sum(leads, sizes), _sum(held > 0, sizes))
+    if kept.hosts is None:
+        leads = jnp.cumsum(held == 0, axis=1) == 0
+        return PromptInCache(ids, held, sizes, _sum(leads, sizes), _sum(held > 0, sizes))
+    on_hosts = jnp.take_along_axis(kept.hosts.held, ids, axis=1)
+    leads = jnp.cumsum((held == 0) & (on_hosts == 0), axis=1) == 0
+    here, there = leads & (held != 0), leads & (held == 0)
+    return PromptInCache(ids, held, sizes, _sum(here, sizes), _sum(held > 0, sizes), on_hosts, _sum(there, sizes))
 
 
 def used(kept: Kept, prompt: PromptInCache, takes: Array) -> Kept:
@@ -165,10 +216,33 @@ def used(kept: Kept, prompt: PromptInCache, takes: Array) -> Kept:
     now = jnp.where(prompt.held > 0, prompt.held + 1, 1)
     return replace(
         kept,
-        held=_with(kept, prompt.ids, takes[:, None] & there, now),
+        held=_written(kept.held, prompt.ids, takes[:, None] & there, now),
         kept_tokens=kept.kept_tokens - jnp.where(takes, _sum(prompt.held < 0, prompt.size_tokens), 0),
         shared_tokens=kept.shared_tokens + jnp.where(takes, prompt.shared_tokens, 0),
+        hosts=_loaded(kept.hosts, prompt, takes),
     )
+
+
+def _loaded(hosts: OnHosts | None, prompt: PromptInCache, takes: Array) -> OnHosts | None:
+    """The hosts after the instances `takes` have a prompt on their GPUs: what was found is loaded, what is behind a gap
+    is computed anew, and nothing of it is in both."""
+    if hosts is None or prompt.on_hosts is None:
+        return hosts
+    there = takes[:, None] & (prompt.on_hosts > 0)
+    loading_s = jnp.where(takes, prompt.loaded_tokens / hosts.tokens_per_s, 0.0)
+    return replace(
+        hosts,
+        held=_written(hosts.held, prompt.ids, there, jnp.zeros_like(prompt.on_hosts)),
+        kept_tokens=hosts.kept_tokens - _sum(there, prompt.size_tokens),
+        loading_s=hosts.loading_s + loading_s,
+    )
+
+
+def waited_for(kept: Kept, runs: Array) -> Kept:
+    """The caches after the instances `runs` [I] have waited for what was loaded."""
+    if kept.hosts is None:
+        return kept
+    return replace(kept, hosts=replace(kept.hosts, loading_s=jnp.where(runs, 0.0, kept.hosts.loading_s)))
 
 
 def given_up(kept: Kept, gives: Array, request: Array, done_tokens: ArrayLike) -> Kept:
@@ -182,7 +256,7 @@ def given_up(kept: Kept, gives: Array, request: Array, done_tokens: ArrayLike) -
     place = jnp.where(gives, number % n_log, n_log)  # n_log is out of range: dropped
     return replace(
         kept,
-        held=_with(kept, prompt.ids, gives[:, None] & (prompt.held > 0), now),
+        held=_written(kept.held, prompt.ids, gives[:, None] & (prompt.held > 0), now),
         log=kept.log.at[row, place].set(request.astype(jnp.int32), mode="drop"),
         newest=kept.newest + gives,
         kept_tokens=kept.kept_tokens + jnp.where(gives, _sum(last & done, prompt.size_tokens), 0),
@@ -204,7 +278,8 @@ def all_given_up(kept: Kept, ended: Array, request: Array, turn: Array) -> Kept:
 
 
 def evicted(kept: Kept, room_tokens: Array) -> Kept:
-    """The caches where the blocks that nobody uses have `room_tokens` [I]: those given up longest ago go."""
+    """The caches where the blocks that nobody uses have `room_tokens` [I]: those given up longest ago go, to the hosts
+    if there are any, and from there for good."""
 
     def too_much(kept: Kept) -> Array:
         return kept.kept_tokens > room_tokens
@@ -214,30 +289,59 @@ def evicted(kept: Kept, room_tokens: Array) -> Kept:
         lambda kept: _evict(kept, jnp.where(too_much(kept), kept.kept_tokens - room_tokens, 0.0)),
         kept,
     )
-    return replace(kept, oldest=jnp.where(kept.kept_tokens == 0, kept.newest + 1, kept.oldest))
+    kept = replace(kept, oldest=jnp.where(kept.kept_tokens == 0, kept.newest + 1, kept.oldest))
+    return kept if kept.hosts is None else replace(kept, hosts=_gone(kept, kept.hosts))
+
+
+def _gone(kept: Kept, hosts: OnHosts) -> OnHosts:
+    """The hosts with no more than they have room for."""
+    n_log = kept.log.shape[1]
+
+    def excess(hosts: OnHosts) -> Array:
+        # Before the log comes around, which it does after many preemptions alone, its entry goes as a whole.
+        outrun = (kept.newest - hosts.oldest >= n_log // 2) & (hosts.kept_tokens > 0)
+        return jnp.where(outrun, hosts.kept_tokens, jnp.maximum(hosts.kept_tokens - hosts.room_tokens, 0.0))
+
+    def evict(hosts: OnHosts) -> OnHosts:
+        held, freed, passed, _ = _last_of(kept, hosts.held, hosts.oldest, hosts.oldest, excess(hosts))
+        return replace(hosts, held=held, oldest=hosts.oldest + passed, kept_tokens=hosts.kept_tokens - freed)
+
+    hosts = jax.lax.while_loop(lambda hosts: jnp.any(excess(hosts) > 0), evict, hosts)
+    return replace(hosts, oldest=jnp.where(hosts.kept_tokens == 0, kept.oldest, hosts.oldest))
 
 
 def _evict(kept: Kept, excess_tokens: Array) -> Kept:
     """The last blocks of the oldest entry that has any, as many as make so much room [I]; or all of them."""
+    held, freed, passed, (ids, goes) = _last_of(kept, kept.held, kept.oldest, -kept.oldest, excess_tokens)
+    hosts = kept.hosts
+    if hosts is not None:
+        numbers = jnp.broadcast_to(kept.oldest[:, None], ids.shape)
+        moved = _written(hosts.held, ids, goes, numbers)
+        hosts = replace(hosts, held=moved, kept_tokens=hosts.kept_tokens + freed)
+    return replace(kept, held=held, oldest=kept.oldest + passed, kept_tokens=kept.kept_tokens - freed, hosts=hosts)
+
+
+def _last_of(
+    kept: Kept, held: Array, entry: Array, mark: Array, excess_tokens: Array
+) -> tuple[Array, Array, Array, tuple[Array, Array]]:
+    """`held` without the last blocks that an entry [I] of the log left there as `mark` [I], as many as make so much
+    room; what they free [tokens]; whether none are left; and which they are: ids, and whether they go [I, B]."""
     row, over = jnp.arange(len(excess_tokens)), excess_tokens > 0
-    prompt = look_up(kept, kept.log[row, kept.oldest % kept.log.shape[1]])
-    left = prompt.held == -kept.oldest[:, None]
-    sizes = jnp.where(left, prompt.size_tokens, 0)
+    ids = kept.ids[kept.log[row, entry % kept.log.shape[1]]]
+    group = row // (len(row) // len(kept.size_tokens))
+    left = jnp.take_along_axis(held, ids, axis=1) == mark[:, None]
+    sizes = jnp.where(left, kept.size_tokens[group[:, None], ids], 0)
     behind = jnp.sum(sizes, axis=1, keepdims=True) - jnp.cumsum(sizes, axis=1)
     goes = left & (behind < excess_tokens[:, None])
     freed = jnp.where(over, _sum(goes, sizes), 0)
-    return replace(
-        kept,
-        held=_with(kept, prompt.ids, goes, jnp.zeros_like(prompt.held)),
-        oldest=kept.oldest + (over & (freed == jnp.sum(sizes, axis=1))),
-        kept_tokens=kept.kept_tokens - freed,
-    )
+    without = _written(held, ids, goes, jnp.zeros_like(ids))
+    return without, freed, over & (freed == jnp.sum(sizes, axis=1)), (ids, goes)
 
 
-def _with(kept: Kept, ids: Array, writes: Array, values: Array) -> Array:
+def _written(held: Array, ids: Array, writes: Array, values: Array) -> Array:
     """`held` with some cells [I, B] changed."""
-    row, n = jnp.arange(len(ids))[:, None], kept.held.shape[1]
-    return kept.held.at[row, jnp.where(writes, ids, n)].set(values, mode="drop")  # n is out of range
+    row, n = jnp.arange(len(ids))[:, None], held.shape[1]
+    return held.at[row, jnp.where(writes, ids, n)].set(values, mode="drop")  # n is out of range
 
 
 def _sum(mask: Array, values: Array) -> Array:

@@ -18,6 +18,7 @@ from fleetopt_jax._simulate.state import NEVER, RequestTable, Scheduler, State, 
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.choices.dispatch import Dispatch
 from fleetopt_jax.fleet.engine import Engine
+from fleetopt_jax.laws.prefix_cache import HostCache, spared_by_host_frac
 
 MOST_SENT = 256  # requests of a replication dispatched at once
 SEGMENT = 128  # dispatches between two signs of progress
@@ -117,7 +118,9 @@ def run_pool(
     """
     n_groups = len(horizon_s)
     room = room or Room(_round_up(pool.n_instances), _slots(n_slots), _round_up(requests.arrival_s.shape[1]))
-    block_bytes = 0 if requests.blocks is None else 4 * room.n_instances * requests.blocks.size_tokens.shape[1]
+    n_blocks = 0 if requests.blocks is None else requests.blocks.size_tokens.shape[1]
+    n_tiers = 1 if _host_of(pool.engine)[0] is None else 2
+    block_bytes = 4 * n_tiers * room.n_instances * n_blocks
     at_once = max(1, int(MEMORY_BYTES // (room.size * SLOT_BYTES + block_bytes)))
     if n_groups <= at_once:
         run = _run_together(pool, requests, horizon_s, balancer, room, progress)
@@ -145,7 +148,7 @@ def _run_together(
     """All replications side by side; None where the slots prove too few."""
     n_groups, n_requests = requests.arrival_s.shape
     width, n_padded = room.n_requests, room.n_instances
-    kept = _kept(requests, pool.n_instances, room, balancer.seed)
+    kept = _kept(requests, pool, room, balancer.seed)
     policy = balancer.policy
     comes_and_goes = pool.outages is not None or pool.course is not None
     looks = policy.looks_at_queues or (policy.shares_caches and kept is not None) or comes_and_goes
@@ -202,12 +205,21 @@ def _lost(
     return state
 
 
-def _kept(requests: PoolRequests, n_instances: int, room: Room, seed: int) -> Kept | None:
+def _kept(requests: PoolRequests, pool: Pool, room: Room, seed: int) -> Kept | None:
     """Empty caches, where the blocks of prompts are known."""
     if requests.blocks is None:
         return None
-    homes = homes_of(requests.blocks, n_instances, seed)
-    return nothing_kept(requests.blocks, homes, room.n_requests, room.n_instances, room.n_slots)
+    homes = homes_of(requests.blocks, pool.n_instances, seed)
+    about = room.n_requests, room.n_instances, room.n_slots
+    return nothing_kept(requests.blocks, homes, *about, *_host_of(pool.engine))
+
+
+def _host_of(engine: Engine) -> tuple[HostCache | None, float]:
+    """The tier on the hosts of an instance and what that spares of a token's prefill; none where nothing is spared."""
+    if engine.host_cache is None:
+        return None, 0.0
+    spared_frac = float(spared_by_host_frac(engine.host_cache, engine.prefill.per_token_s))
+    return (engine.host_cache, spared_frac) if spared_frac > 0 else (None, 0.0)
 
 
 def _in_service(pool: Pool, now_s: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def simulate(
     200
     """
     require_float64("simulate")
-    check_simulated_cache(fleet, assumptions, requests)
+    check_simulated_cache(assumptions, requests)
     fleet, slo = _left(fleet, down), slo or make_slo()
     if failures is not None:
         _check_failing(fleet, assumptions)
@@ -528,14 +528,12 @@ def _of_pool(
     return Places(row, column, place), PoolRequests(*columns, found_tokens=found, blocks=of_each)
 
 
-def check_simulated_cache(fleet: Fleet, assumptions: Assumptions, requests: Requests | None) -> None:
-    """Refuse a prefix cache of which the simulator is not told enough, or that it does not keep."""
+def check_simulated_cache(assumptions: Assumptions, requests: Requests | None) -> None:
+    """Refuse a prefix cache of which the simulator is not told enough."""
     if not assumptions.prefix_cache.reads_reuse:
         return
     if requests is None or requests.blocks is None:
         raise no_blocks()
-    if fleet.surroundings.host_cache is not None:
-        raise BadInput("host cache", "the simulator keeps none on the hosts", "simulate the plan without")
 
 
 def no_blocks() -> BadInput:

@@ -259,7 +259,7 @@ class _Race:
         rival = self.propose(self._standings())
         if rival is None:
             return False
-        check_simulated_cache(rival.fleet, self.assumptions, self.how.requests)
+        check_simulated_cache(self.assumptions, self.how.requests)
         self.layouts.append(self._layout(rival))
         return True
 

@@ -41,7 +41,13 @@ from fleetopt_jax.fleet.engine import (
 )
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.decode import DecodeStep, make_decode_step
-from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, make_kv_capacity, physical_kv, workspace_bytes
+from fleetopt_jax.laws.kv_cache import (
+    MEMORY_UTILIZATION,
+    kv_bytes_on_gpu,
+    make_kv_capacity,
+    physical_kv,
+    workspace_bytes,
+)
 from fleetopt_jax.laws.llm import Llm, weight_bytes_of_gpu
 from fleetopt_jax.laws.measured import EngineLaw, b200_law, h100_law
 from fleetopt_jax.laws.mixed_step import CLASSES, decode_of
@@ -49,6 +55,7 @@ from fleetopt_jax.laws.operator_step import OperatorPower, operator_prefill, ope
 from fleetopt_jax.laws.operators.watts import step_watts
 from fleetopt_jax.laws.power import ActivityPower, make_logistic_power
 from fleetopt_jax.laws.prefill import EFFICIENCY_ERROR, Prefill
+from fleetopt_jax.laws.prefix_cache import make_host_cache
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS
 
 CALIBRATION_TOKENS = 8192
@@ -139,6 +146,10 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
         raise BadField("clock_frac", f"{spec.clock_frac:g}", f"need {MIN_CLOCK_FRAC:g} to 1")
     if not 0 < spec.memory_utilization <= 1:
         raise BadField("memory_utilization", f"{spec.memory_utilization:g}", "need a share above 0, at most 1")
+    if not (0 <= spec.host_cache_bytes < math.inf and 0 < spec.host_cache_bytes_per_s < math.inf):
+        name = "host_cache_bytes_per_s" if 0 <= spec.host_cache_bytes < math.inf else "host_cache_bytes"
+        allowed = f"need a finite number {'above' if name.endswith('per_s') else 'from'} 0"
+        raise BadField(name, f"{getattr(spec, name):g}", allowed)
     if spec.drafts and spec.pp > 1:
         raise BadField(
             "speculate", f"{spec.drafts.name} with {spec.pp} stages of layers", "need pp = 1 where drafts are made"
@@ -156,7 +167,7 @@ def _entry(spec: EngineSpec, llm: LlmEntry) -> EngineEntry:
         kv_precision=spec.kv_precision or a.native_kv_precision,
     )
     numbers = at_precision(a, said.precision, said.kv_precision, gpu.formats)
-    return _as_run(_with_laws(_of_catalog(said, gpu, llm, numbers), spec.laws))
+    return _with_host_cache(_as_run(_with_laws(_of_catalog(said, gpu, llm, numbers), spec.laws)), numbers)
 
 
 def _require_parallelism(spec: EngineSpec) -> None:
@@ -301,6 +312,19 @@ def _as_run(entry: EngineEntry) -> EngineEntry:
             raise BadField("clock_frac", f"{spec.clock_frac:g}", f"the {entry.quality} engine has no clock law: need 1")
         engine = at_clock(engine, np.asarray(spec.clock_frac))
     return replace(entry, engine=engine)
+
+
+def _with_host_cache(entry: EngineEntry, llm: Llm) -> EngineEntry:
+    """With the tier of the prefix cache in its hosts' memory, if the spec has one."""
+    spec = entry.spec
+    if not spec.host_cache_bytes:
+        return entry
+    host = make_host_cache(
+        memory_bytes=spec.dp * spec.host_cache_bytes,
+        bytes_per_s=spec.dp * spec.host_cache_bytes_per_s,
+        kv_bytes_per_token=float(kv_bytes_on_gpu(llm, spec.tp, spec.pp)),
+    )
+    return replace(entry, engine=replace(entry.engine, host_cache=host))
 
 
 @dataclass(frozen=True)

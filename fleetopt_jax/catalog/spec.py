@@ -15,6 +15,7 @@ from fleetopt_jax.laws.factors import StepFactors
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION, KvCapacity
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
+from fleetopt_jax.laws.prefix_cache import HOST_LINK_BYTES_PER_S
 from fleetopt_jax.laws.step_law import StepLaw
 
 Quality = Literal["measured", "kernels", "law", "projected", "calibrated", "scaled", "roofline", "given"]
@@ -91,6 +92,8 @@ class EngineSpec:
     max_num_seqs: int | None = None  # sequences an instance runs; None: the serving engine's default on this GPU
     max_num_batched_tokens: int | None = None  # of a step of each group and stage; None: likewise
     memory_utilization: float = MEMORY_UTILIZATION  # share of each GPU's memory the engine may use [-]
+    host_cache_bytes: float = 0.0  # of its host's memory that each GPU keeps what its prefix cache lets go in [B]
+    host_cache_bytes_per_s: float = HOST_LINK_BYTES_PER_S  # by which that comes back to it [B/s]
     ep: int = 1  # groups of GPUs that divide the experts whole
     dp: int = 1  # groups of tp GPUs with sequences of their own
     pp: int = 1  # stages of layers

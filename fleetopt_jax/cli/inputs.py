@@ -28,7 +28,7 @@ from fleetopt_jax.cli.terminal import detail, progress, say, understood, warn
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import same_file
-from fleetopt_jax.core.units import GIB, KW, MS
+from fleetopt_jax.core.units import GB, GIB, KW, MS
 from fleetopt_jax.documents.drafts import drafts_named
 from fleetopt_jax.documents.engine import load_engine
 from fleetopt_jax.documents.own_catalog import load_catalog
@@ -254,7 +254,7 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
             how = {**served(options), "source": assumptions.engine.name}
             spec = named_spec(catalog, gpu.strip(), options.llm, tp, precision, **how)
             as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
-            as_run |= {"memory_utilization": options.gpu_memory_utilization}
+            as_run |= {"memory_utilization": options.gpu_memory_utilization, **host_cache_of(options)}
             as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens, "speculate": drafts}
             specs.append(resolved(dataclasses.replace(spec, **as_run)))
         except DoesNotFit:
@@ -266,6 +266,23 @@ def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[Engi
         say(options, f"left out, for the LLM does not fit: {', '.join(refusals)}")
     warn_of_units(options, specs)
     return list(dict.fromkeys(specs))
+
+
+def host_cache_of(options: argparse.Namespace) -> dict[str, float]:
+    """What of a spec the options say of the hosts' memory behind its prefix cache."""
+    names = {"host_cache_bytes": "host_cache_gb", "host_cache_bytes_per_s": "host_cache_gb_per_s"}
+    given = {field: getattr(options, name, None) for field, name in names.items()}
+    return {field: GB * value for field, value in given.items() if value is not None}
+
+
+def _require_read(options: argparse.Namespace, cache: PrefixCache, specs: Iterable[EngineSpec]) -> None:
+    """Refuse what is said of the hosts' memory where no prefix cache has anything to keep there."""
+    said = host_cache_of(options)
+    if said.get("host_cache_bytes") and not cache.reads_reuse:
+        problem = "a share of every prompt is found whatever the memory" if cache.finds else "there is no prefix cache"
+        raise BadInput("--host-cache-gb", problem, "need --prefix-hit trace or the file of a hit curve")
+    if "host_cache_bytes_per_s" in said and not any(spec.host_cache_bytes for spec in specs):
+        raise BadInput("--host-cache-gb-per-s", "nothing is kept in the hosts' memory", "need --host-cache-gb")
 
 
 def drafts_asked(options: argparse.Namespace) -> Sequence[Drafts | None]:
@@ -357,10 +374,13 @@ def problem_of(
     """What a search is about, as the options have it; `specs` are their engines, where somebody has them already."""
     assumptions = parse_assumptions(options.assume)
     dispatch = DISPATCHES[options.dispatch]
+    cache = prefix_cache_of(options) or assumptions.prefix_cache
+    specs = specs_of(options, assumptions) if specs is None else specs
+    _require_read(options, cache, specs)
     with at_door(options.workload):
         return make_problem(
             loaded.workload,
-            specs_of(options, assumptions) if specs is None else specs,
+            specs,
             slo=slo_of(options),
             window_tokens=options.window,
             workload_name=loaded.name,
@@ -374,7 +394,7 @@ def problem_of(
                 output_share=loaded.output_share,
                 dispatch=dispatch,
                 route_by=StickySessions(options.sticky) if getattr(options, "sticky", None) else TotalTokens(),
-                prefix_cache=prefix_cache_of(options) or assumptions.prefix_cache,
+                prefix_cache=cache,
             ),
             surroundings=surroundings_of(options),
             budget=budget,
@@ -407,8 +427,12 @@ def plan_of(options: argparse.Namespace) -> tuple[Plan, Layout | None]:
             warn(options, f"{loaded.name} has other requests than when {options.plan} was made")
     catalog = named_catalog(options, [pool.catalog_file for pool in file.pools])
     how = {"dispatch": options.dispatch, "serving": options.serving, "prefix_cache": prefix_cache_of(options)}
+    said = host_cache_of(options)
+    file = file.with_host_cache(said.get("host_cache_bytes"), said.get("host_cache_bytes_per_s"))
     with at_door(options.plan):
-        return plan_of_file(file, options.plan, loaded, **how, catalog=catalog), layout
+        plan = plan_of_file(file, options.plan, loaded, **how, catalog=catalog)
+    _require_read(options, plan.problem.assumptions.prefix_cache, plan.stage_specs)
+    return plan, layout
 
 
 def named_catalog(options: argparse.Namespace, of_plan: Iterable[str | None]) -> Catalog | None:

@@ -29,7 +29,7 @@ from fleetopt_jax.cli.values import (
     Vary,
     flag,
 )
-from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.core.units import GB, KW, MS
 
 MAX_WINDOW_TOKENS = 10**9
 MAX_GAMMA = 10  # nobody compresses a prompt further
@@ -228,7 +228,7 @@ _OF_THE_WORKLOAD = (
         kind=NumberOrText(Number(0, 0.999), "'trace' or a file of a hit curve"),
         about="what prompts find in the KV cache: a share of their tokens; 'trace', what block hashes or sessions "
         "tell; or a file of shares over cache_tokens or age_s. To levers and a last row of the ledger, a share that "
-        "they would find",
+        "they would find, or to levers a curve",
         otherwise="default 0; the plan's where one is given",
         commands=(*SEARCHES, *PLANNED),
         metavar="SHARE|trace|FILE",
@@ -412,6 +412,26 @@ _OF_THE_ENGINE = (
         metavar="SHARE",
         section=ENGINES,
         field=Field("memory_utilization"),
+    ),
+    Option(
+        name="host_cache_gb",
+        kind=replace(NOT_NEGATIVE, unit="GB"),
+        about="host memory in which each GPU keeps what its prefix cache lets go, with --prefix-hit trace or a curve",
+        otherwise="default 0; the plan's where one is given",
+        commands=("optimize", "pareto", "sweep", *PLANNED),
+        metavar="GB",
+        section=ENGINES,
+        field=Field("host_cache_bytes", GB),
+    ),
+    Option(
+        name="host_cache_gb_per_s",
+        kind=replace(POSITIVE, unit="GB/s"),
+        about="by which each GPU loads what it finds there",
+        otherwise="default 50; the plan's where one is given",
+        commands=("optimize", "pareto", "sweep", *PLANNED),
+        metavar="GB/s",
+        section=ENGINES,
+        field=Field("host_cache_bytes_per_s", GB),
     ),
     _CATALOG,
     replace(_CATALOG, otherwise="default: the plan's", commands=(*PLANNED, "export")),
@@ -719,8 +739,9 @@ _OF_THE_BUDGET = (
 
 _DISPATCH = Option(
     name="dispatch",
-    kind=Choice(("jsq", "round_robin", "random", "affinity")),
-    about="requests of a pool go to its shortest queue, in turn, at random, or by how their prompts begin",
+    kind=Choice(("jsq", "round_robin", "random", "affinity", "bounded_hash")),
+    about="requests of a pool go to its shortest queue, in turn, at random, or by how their prompts begin, with a "
+    "loose or a strict bound on the load of an instance",
     default="jsq",
     otherwise="default jsq",
     commands=(*SPLITS, "levers"),

@@ -237,9 +237,18 @@ def _as_run(spec: EngineSpec) -> dict[str, Any]:
         "max_num_seqs_asked": spec.max_num_seqs,
         "max_num_batched_tokens_asked": spec.max_num_batched_tokens,
         "memory_utilization": spec.memory_utilization,
+        **_host_cache(spec),
         "clock_frac": spec.clock_frac,
         **({"speculate": drafts_to_json(spec.drafts)} if spec.drafts else {}),
     }
+
+
+def _host_cache(spec: EngineSpec) -> dict[str, Any]:
+    """What each GPU keeps in its host's memory behind its prefix cache, if anything."""
+    if not spec.host_cache_bytes:
+        return {}
+    values = {"bytes_per_gpu": spec.host_cache_bytes, "bytes_per_s_per_gpu": spec.host_cache_bytes_per_s}
+    return {"host_cache": {name: float(value) for name, value in values.items()}}
 
 
 def _two_stages(plan: Plan, k: int) -> dict[str, Any]:
@@ -436,7 +445,7 @@ def plan_of_file(
     loaded: LoadedWorkload,
     *,
     specs: Sequence[EngineSpec] = (),
-    dispatch: Literal["jsq", "round_robin", "random", "affinity"] | None = None,
+    dispatch: Literal["jsq", "round_robin", "random", "affinity", "bounded_hash"] | None = None,
     serving: str | None = None,
     prefix_cache: PrefixCache | None = None,
     catalog: Catalog | None = None,
@@ -538,6 +547,7 @@ def _spec(about: _Read, part: EnginePart, place: str) -> EngineSpec:
         as_run = {"kv_precision": part.kv_precision, "max_num_seqs": cap, "clock_frac": part.clock_frac}
         as_run |= {"max_num_batched_tokens": part.max_num_batched_tokens_asked}
         as_run |= {"speculate": part.speculate and part.speculate.drafts}
+        as_run |= part.host_cache.as_run if part.host_cache else {}
         return resolved(dataclasses.replace(spec, **as_run, memory_utilization=part.memory_utilization))
     except BadField as error:
         raise error.at(lambda field: f"{where}, {place}.{field}") from None

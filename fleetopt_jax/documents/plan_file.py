@@ -30,6 +30,7 @@ from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit, RoutingKey, S
 from fleetopt_jax.fleet.resources import OBJECTIVES, Objective
 from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
+from fleetopt_jax.laws.prefix_cache import HOST_LINK_BYTES_PER_S
 from fleetopt_jax.workload.profile import At
 
 if TYPE_CHECKING:
@@ -92,6 +93,18 @@ class CompressorPart(Part):
     j_per_token: NotNegative = 0.0
 
 
+class HostCachePart(Part):
+    """Memory of its host behind the prefix cache of each GPU."""
+
+    bytes_per_gpu: Positive
+    bytes_per_s_per_gpu: Positive = HOST_LINK_BYTES_PER_S
+
+    @property
+    def as_run(self) -> dict[str, float]:
+        """As a spec has it."""
+        return {"host_cache_bytes": self.bytes_per_gpu, "host_cache_bytes_per_s": self.bytes_per_s_per_gpu}
+
+
 class EnginePart(Part):
     """An engine: of a pool, or of one of its stages."""
 
@@ -112,6 +125,7 @@ class EnginePart(Part):
     max_num_seqs_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None  # of this pool alone
     max_num_batched_tokens_asked: Annotated[int, Field(ge=1, le=10**6)] | None = None
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
+    host_cache: HostCachePart | None = None  # none: what its prefix cache lets go is lost
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
     speculate: SpeculatePart | None = None
 
@@ -283,7 +297,7 @@ class PlanFile(Part):
     objective: ObjectiveField = "tok_per_j"
     site: SitePart = SitePart()
     compressor: CompressorPart = CompressorPart()
-    dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
+    dispatch: Literal["jsq", "round_robin", "random", "affinity", "bounded_hash"] = "jsq"
     prefix_cache: PrefixCachePart | None = None
     reserve: ReservePart | None = None  # what may be down; none: nothing
     failure_rates: FailureRatesPart | None = None
@@ -299,6 +313,19 @@ class PlanFile(Part):
     def link(self) -> KvLink:
         """What its two stages have between them."""
         return KvLink(**self.kv_link.model_dump()) if self.kv_link else LINKS[DEFAULT_LINK]
+
+    def with_host_cache(self, bytes_per_gpu: float | None, bytes_per_s_per_gpu: float | None) -> "PlanFile":
+        """With other memory of the hosts behind the prefix caches of all pools, or another way to it; what is None
+        stays. No bytes are none."""
+
+        def other(part: HostCachePart | None) -> HostCachePart | None:
+            size = (part.bytes_per_gpu if part else 0.0) if bytes_per_gpu is None else bytes_per_gpu
+            usual = part.bytes_per_s_per_gpu if part else HOST_LINK_BYTES_PER_S
+            speed = bytes_per_s_per_gpu or usual
+            return HostCachePart(bytes_per_gpu=size, bytes_per_s_per_gpu=speed) if size else None
+
+        pools = [pool.model_copy(update={"host_cache": other(pool.host_cache)}) for pool in self.pools]
+        return self.model_copy(update={"pools": pools})
 
     @property
     def n_instances(self) -> list[Any]:

@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.fleet.choices.compression import Compression, FreeCompression, PromptCompression
-from fleetopt_jax.fleet.choices.dispatch import AtRandom, Dispatch, PrefixAffinity, RoundRobin, ShortestQueue
+from fleetopt_jax.fleet.choices.dispatch import (
+    AtRandom,
+    BoundedHashing,
+    Dispatch,
+    PrefixAffinity,
+    RoundRobin,
+    ShortestQueue,
+)
 from fleetopt_jax.fleet.choices.kv_cache import KvPolicy, PagedKv, ReservedKv
 from fleetopt_jax.fleet.choices.labels import EXACT, MEASURED, PROJECTED, SAMPLED, EngineSource, Integration
 from fleetopt_jax.fleet.choices.lengths import Lengths, SplitByShare, TracedLengths
@@ -85,7 +92,7 @@ CHOICES = MappingProxyType(  # the nine, each with its records by name, as publi
         "tail": _by_name(MeanPrefillTail(), QuantileTail()),
     }
 )
-DISPATCHES = _by_name(ShortestQueue(), RoundRobin(), AtRandom(), PrefixAffinity())
+DISPATCHES = _by_name(ShortestQueue(), RoundRobin(), AtRandom(), PrefixAffinity(), BoundedHashing())
 PREFIX_CACHES = _by_name(NoPrefixCache(), ConstantHits(0.5), WorkingSetCache())
 PUBLISHED = Assumptions()
 PHYSICAL = Assumptions(

@@ -28,6 +28,7 @@ from fleetopt_jax.laws.llm import Llm, weight_bytes_of_gpu
 from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
 from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
+from fleetopt_jax.laws.prefix_cache import HostCache
 from fleetopt_jax.laws.roofline import ROOFLINE_CONTEXT_TOKENS, roofline_decode_step
 from fleetopt_jax.laws.speculation import Speculation
 from fleetopt_jax.laws.step_law import StepInputs, StepLaw
@@ -53,6 +54,7 @@ class Engine:
     usd_per_gpu_h: Array  # price [USD/h]
     step: StepLaw | None = None  # of a mixed batch; None: decode and prefill, one after the other
     speculation: Speculation | None = None  # what its iterations draft and gain; None: a token of each sequence
+    host_cache: HostCache | None = None  # behind its prefix cache; None: what leaves the GPUs is lost
 
     @property
     def tokens_per_step(self) -> ArrayLike:

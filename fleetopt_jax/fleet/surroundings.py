@@ -1,5 +1,5 @@
-"""What surrounds the engines of a fleet: the site that powers them, the compressor in front of them, what hosts keep
-for them, and what of them may be down."""
+"""What surrounds the engines of a fleet: the site that powers them, the compressor in front of them, and what of
+them may be down."""
 
 import math
 
@@ -8,7 +8,6 @@ from jax import Array
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.reserve import Reserve
 from fleetopt_jax.laws.compression import Compressor, make_compressor
-from fleetopt_jax.laws.prefix_cache import HostCache
 
 
 @pytree
@@ -43,16 +42,13 @@ class Surroundings:
 
     site: Site
     compressor: Compressor
-    host_cache: HostCache | None = None  # of each instance, behind its prefix cache
     reserve: Reserve | None = None  # what of each pool may be down while it holds its limits; None: nothing
 
 
 def make_surroundings(
     site: Site | None = None,
     compressor: Compressor | None = None,
-    host_cache: HostCache | None = None,
     reserve: Reserve | None = None,
 ) -> Surroundings:
-    """A site, a compressor, a tier of the prefix cache in the hosts' memory and what may be down; by default boards
-    alone, one that is perfect and free, none, and nothing."""
-    return Surroundings(site or make_site(), compressor or make_compressor(), host_cache, reserve)
+    """A site, a compressor and what may be down; by default boards alone, one that is perfect and free, and nothing."""
+    return Surroundings(site or make_site(), compressor or make_compressor(), reserve)

@@ -130,6 +130,12 @@ def _beside_weights_bytes(
     return utilization * gpu.memory_bytes - weight_bytes_of_gpu(llm, tp, dp, pp) - nccl_bytes
 
 
+def kv_bytes_on_gpu(llm: Llm, tp: ArrayLike, pp: ArrayLike = 1.0) -> Array:
+    """Bytes of a token's KV cache on one GPU of an instance, of the layers with full attention [B]."""
+    full_frac = namespace(llm, tp).maximum(1.0 - llm.windowed_frac, 1e-9)
+    return cast(Array, full_frac * llm.kv_bytes_per_token / (kv_split(llm, tp) * pp))
+
+
 def kv_capacity_tokens(
     gpu: Gpu,
     llm: Llm,
@@ -145,9 +151,8 @@ def kv_capacity_tokens(
     min(TP, KV heads) GPUs of each of `pp` stages; of `dp` groups with caches of their own, as many together. Error:
     `workspace_bytes`; 1 to 5 % above the 3.53 to 3.68 million tokens vLLM logged for Llama-3.1-70B on 8 B200.
     """
-    full_frac = namespace(gpu, llm, tp).maximum(1.0 - llm.windowed_frac, 1e-9)
     free_bytes = _beside_weights_bytes(gpu, llm, tp, utilization, dp, pp) - workspace
-    return dp * free_bytes / (full_frac * llm.kv_bytes_per_token / (kv_split(llm, tp) * pp))
+    return cast(Array, dp * free_bytes / kv_bytes_on_gpu(llm, tp, pp))
 
 
 def physical_kv(

@@ -16,6 +16,10 @@ one prompt that everybody begins with is soon in all of them (`kept_frac`). Each
 **Requests of prompts p of which h are found** compute p - h tokens, which attend to all p: their engine time is
 tau1 (p - h) + tau2 (p^2 - h^2).
 
+**A second tier** in the hosts' memory gets what the GPUs let go, what came first leaves it first, and what is found
+there goes back: both hold what one cache of both sizes would. A token comes back in the time that its bytes take by the
+link, nothing overlapped, instead of being computed.
+
 Holds where uses come alike over time. Against a simulated LRU cache of the same blocks (`experiments/prefix_law.py`),
 from 1 to 100 % of the unique blocks: within 0.3 points of hit share on the Mooncake conversations, 1.8 on its synthetic
 trace, the most where a cache holds fifteen requests. An infinite cache finds exactly what the trace repeats. N caches
@@ -40,6 +44,7 @@ from fleetopt_jax.core.struct import as_floats, namespace, pytree
 
 T = TypeVar("T")
 
+HOST_LINK_BYTES_PER_S = 50e9  # of a GPU, of the 64 GB/s of PCIe 5.0 x16
 NOBODY = 1e-12  # shares of the uses below are none
 CLIMBS = 16  # from an empty cache towards the least fixed point
 NEWTON_STEPS = 6  # from there
@@ -184,16 +189,17 @@ def fresh_tokens(
 
 @pytree
 class HostCache:
-    """A second tier in the memory of the hosts, of each instance. Leaves traced, shape ()."""
+    """A second tier of an instance, in the memory of its hosts. Leaves traced, shape ()."""
 
-    tokens: Array  # whose keys and values it holds; 0 for none [tokens]
+    tokens: Array  # whose keys and values it holds, beside those on the GPUs; 0 for none [tokens]
     tokens_per_s: Array  # by which they come back to the GPUs [tokens/s]
 
 
 def make_host_cache(
-    *, memory_bytes: float = 0.0, bytes_per_s: float = 50e9, kv_bytes_per_token: float = 1.0
+    *, memory_bytes: float = 0.0, bytes_per_s: float = HOST_LINK_BYTES_PER_S, kv_bytes_per_token: float = 1.0
 ) -> HostCache:
-    """A checked `HostCache` of an instance, of its memory and the bandwidth to its GPUs.
+    """A checked `HostCache` of an instance, of its memory and the bandwidth to its GPUs; or, as each GPU keeps its own
+    share, of those of one GPU, with the bytes of a token on it.
 
     >>> float(fo.make_host_cache(memory_bytes=640e9, bytes_per_s=100e9, kv_bytes_per_token=320e3).tokens)
     2000000.0

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleetopt_jax.core.units import KW, MS
+from fleetopt_jax.core.units import GB, KW, MS
 from fleetopt_jax.fleet.resources import limited_resource
 
 
@@ -131,6 +131,7 @@ _DISPATCHES = {
     "round_robin": "a pool sends requests to its instances in turn",
     "random": "a pool sends requests to its instances at random",
     "affinity": "a pool sends requests that begin alike to one instance",
+    "bounded_hash": "a pool sends requests that begin alike to one instance, while it has at most 1.25 times the mean",
 }
 
 
@@ -161,8 +162,19 @@ def prefix_said(plan: Mapping[str, Any]) -> str:
         return f"prompts find {percent(found['hit_frac'])} of their tokens in a prefix cache"
     before = "" if reused is None else f"{percent(reused)} of the prompt tokens were in prompts before"
     if found:
-        return f"{before}: what the KV memory still has of them is not computed again"
+        return f"{before}: what the KV memory still has of them is not computed again{_on_hosts(plan)}"
     return f"no prefix cache{before and ', although '}{before}"
+
+
+def _on_hosts(plan: Mapping[str, Any]) -> str:
+    """What is kept in the hosts' memory besides, each kind once."""
+    tiers = dict.fromkeys(
+        (tier["bytes_per_gpu"], tier["bytes_per_s_per_gpu"])
+        for pool in plan["pools"]
+        if (tier := pool.get("host_cache"))
+    )
+    kinds = [f"{size / GB:,.4g} GB of its host's memory, loaded at {speed / GB:,.4g} GB/s" for size, speed in tiers]
+    return f", nor what each GPU has besides in {' or '.join(kinds)}" if kinds else ""
 
 
 def engines_said(plan: Mapping[str, Any]) -> str:

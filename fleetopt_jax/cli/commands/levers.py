@@ -11,12 +11,13 @@ from fleetopt_jax.catalog.llms import LlmEntry, llm_entry
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
-from fleetopt_jax.cli.inputs import catalog_of, layout_of, plan_of, problem_of, workload_of
+from fleetopt_jax.cli.inputs import catalog_of, layout_of, plan_of, problem_of, with_prefix, workload_of
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.cli.values import flag
 from fleetopt_jax.cli.verdicts import why
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.documents.levers import levers_to_json
+from fleetopt_jax.documents.plan_file import read_plan_file
 from fleetopt_jax.report.levers import levers_figure, levers_table
 from fleetopt_jax.workload.readers import Layout
 
@@ -26,6 +27,8 @@ NEXT_GPU |= {"rtx-pro-6000": "b200", "b300": "gb300", "gb200": "gb300"}
 
 def run(options: argparse.Namespace) -> Answer:
     catalog, other_llm = changes_to(options)
+    if options.prefix_hit == "trace":
+        raise BadInput("--prefix-hit", "'trace' is not a share", "need one; left out, it is what the workload tells")
     problem, given, layout = _present_fleet(options)
     hit_frac = _hit_frac(options, problem)
     next_gpu = options.next_gpu or next_gpu_of(problem.kinds[:1])
@@ -69,8 +72,7 @@ def _hit_frac(options: argparse.Namespace, problem: Problem) -> float | None:
     """What prompts would find in a prefix cache that the present fleet does not have, if that is given."""
     asked = options.prefix_hit
     if isinstance(asked, str):
-        problem_said = f"{asked!r} is not a share"
-        raise BadInput("--prefix-hit", problem_said, "need a share; left out, it is what the workload tells")
+        return None  # a curve, which the workload has now
     if asked is not None and problem.assumptions.prefix_cache.finds:
         raise BadInput("--prefix-hit", f"{options.plan} has a prefix cache already", "need a plan without one")
     return asked
@@ -78,14 +80,21 @@ def _hit_frac(options: argparse.Namespace, problem: Problem) -> float | None:
 
 def _present_fleet(options: argparse.Namespace) -> tuple[Problem, Plan | None, Layout | None]:
     """The fleet that levers start from: a plan's engines and pools, or one pool of the options' engine."""
-    as_it_is = {"prefix_hit": None}  # which is a lever's
+    as_it_is: dict[str, str | None] = {"prefix_hit": None}  # which is a lever's
     if options.plan is None:
         options.workload, options.pools, options.gamma = options.workload or "azure-conv", 1, 1.0
         present = argparse.Namespace(**{**vars(options), **as_it_is})
-        return problem_of(present, workload_of(present), options.objective), None, layout_of(options)
+        loaded = with_prefix(options, workload_of(present))
+        return problem_of(present, loaded, options.objective), None, layout_of(options)
     for name, default in options.plan_says.items():
         if getattr(options, name) != default:
             raise BadInput(flag(name), f"{options.plan} says it itself", "give one of the two")
+    if isinstance(options.prefix_hit, str):
+        cache = read_plan_file(options.plan).prefix_cache
+        if cache is None or not cache.choice.reads_reuse:
+            problem = f"{options.plan} has no prefix cache that a curve tells of"
+            raise BadInput("--prefix-hit", problem, "need a share, or a plan that was made with the curve")
+        as_it_is = {"prefix_hit": options.prefix_hit}
     plan, layout = plan_of(argparse.Namespace(**{**vars(options), **as_it_is, "dispatch": None}))
     if priced := set(plan.kinds) & set(options.usd_per_gpu_h):
         raise BadInput(f"--usd-per-gpu-h {min(priced)}", f"{options.plan} says it itself", "price the next GPU alone")

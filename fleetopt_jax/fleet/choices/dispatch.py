@@ -10,18 +10,23 @@ one fewer than the mean. A router knows the queues as they were up to `STALENESS
 sequence has gone, the less do requests follow departures. The simulator asks the same record to `choose`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.laws.queueing import log_erlang_b
 
 STALENESS_S = 0.05  # how old the queues are, at most, that a router knows
 # Of an instance that prefixes lead to: times the mean, and so many requests more.
 OVERLOAD, OVERLOAD_REQUESTS = 1.5, 4.0
+BOUND = 1.25  # times the mean that an instance may have where the bound is kept to the request
+PASSES = 8  # of overflow that meets overflow
 
 
 @pytree
@@ -45,6 +50,8 @@ class Dispatch:
     fewer: ClassVar[float] = 0.0  # sequences
     looks_at_queues: ClassVar[bool] = False  # where not, the simulator sends everything beforehand
     shares_caches: ClassVar[bool] = False  # whether who begins alike comes together: N prefix caches then act as one
+
+    bound: ClassVar[float] = math.inf  # times the mean that an instance may have before others get who begins alike
 
     def choose(self, queues: Queues, n_sent: int) -> Array:
         """The instances of the next `n_sent` requests, in order of arrival [G, n_sent]."""
@@ -126,3 +133,55 @@ class PrefixAffinity(Dispatch):
         home = jnp.maximum(queues.home, 0) % queues.n_instances
         stays = (queues.home >= 0) & (jnp.take_along_axis(lengths, home, axis=1) <= most)
         return jnp.where(stays, home, ShortestQueue().choose(queues, n_sent))
+
+
+@dataclass(frozen=True)
+class BoundedHashing(Dispatch):
+    """Consistent hashing with bounded loads (V. Mirrokni et al., SODA 2018): no instance is given more than `BOUND`
+    times the mean, the new request with it, rounded up. Who finds its home full goes to the instance with room that its
+    own hash ranks first: those that overflow from one beginning mostly meet again.
+
+    To the laws the caches act as one for those that stay home, and as one of their own for those that do not. A home of
+    m in flight has room for k = 1.25 m + 1/2, the mean of what is rounded up; of the requests that come to it, and of
+    those that come from other full ones, Erlang's B(k, m (1 + B)) find it full. That is where no beginning is hot, and
+    m is the decoding where everything is found, the fewest there can be. Within 0.06 of simulated shares for 2 to 50 in
+    flight on 4 to 16 instances; up to 0.1 too few stay home below, and on two (`tests/test_simulate_cache.py`)."""
+
+    name: ClassVar[str] = "bounded_hash"
+    arrival_scv: ClassVar[float] = 1.0
+    co_arrivals: ClassVar[float] = 1.0
+    shares_caches: ClassVar[bool] = True
+    bound: ClassVar[float] = BOUND
+
+    def choose(self, queues: Queues, n_sent: int) -> Array:
+        if queues.home is None:
+            return AtRandom().choose(queues, n_sent)
+        numbers = jnp.arange(queues.lengths.shape[1])
+        serves = numbers < queues.n_instances
+        lengths = jnp.where(serves, queues.lengths, 0)
+        total = jnp.sum(lengths, axis=1, keepdims=True)
+        has_room = serves & (lengths + 1 <= jnp.ceil(BOUND * (total + 1) / queues.n_instances))
+        home = jnp.maximum(queues.home, 0) % queues.n_instances
+        stays = (queues.home >= 0) & jnp.take_along_axis(has_room, home, axis=1)
+        ranks = _mixed(queues.home[:, :, None], numbers)
+        away = jnp.argmin(jnp.where(has_room[:, None], ranks, jnp.iinfo(jnp.uint32).max), axis=2)
+        away = jnp.where(queues.home >= 0, away, ShortestQueue().choose(queues, n_sent))
+        return jnp.where(stays, home, away)
+
+
+def home_frac(bound: float, in_flight: ArrayLike, n_instances: ArrayLike) -> Array:
+    """Share of the requests that go where others went that begin alike [-], of instances with so many in flight that
+    may have `bound` times the mean: the law of `BoundedHashing`."""
+    m = jnp.maximum(jnp.asarray(in_flight, dtype=float), 1e-6)
+    room, full = jnp.maximum(bound * m + 0.5, 1.0), jnp.zeros_like(m)
+    for _ in range(PASSES):
+        full = jnp.exp(log_erlang_b(room, jnp.minimum(m * (1.0 + full), 0.999 * room)))
+    return jnp.where(jnp.asarray(n_instances) > 1.0, 1.0 - full, 1.0)
+
+
+def _mixed(key: Array, number: Array) -> Array:
+    """A number of both that looks random, as MurmurHash3 ends (A. Appleby, public domain)."""
+    bits = key.astype(jnp.uint32) ^ (number.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
+    for multiplier in (0x85EBCA6B, 0xC2B2AE35):
+        bits = (bits ^ (bits >> 16)) * jnp.uint32(multiplier)
+    return bits ^ (bits >> 16)

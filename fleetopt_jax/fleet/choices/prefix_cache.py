@@ -4,6 +4,7 @@ What is found shortens `prefill_tokens` alone: it is held, and the rest of the p
 find nothing, for compressing changes how they begin.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -16,6 +17,7 @@ from jax.typing import ArrayLike
 
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.numerics import safe_div
+from fleetopt_jax.fleet.choices.dispatch import home_frac
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.lane_reuse import with_hits
 from fleetopt_jax.laws.demand import Demand, cached_demand, demand
@@ -122,7 +124,7 @@ class WorkingSetCache(PrefixCache):
     is found: the least fixed point. The prompts of those in flight are found as well, so a block is kept for as long as
     a sequence decodes, and then for the age that the cache allows. An instance sees every use of a block in its pool
     where the dispatch follows prefixes, else one of N. What comes back from the host's memory, if there is any
-    (`Surroundings.host_cache`), takes the engine's time.
+    (`Engine.host_cache`), takes the engine's time.
     """
 
     name: ClassVar[str] = "working_set"
@@ -133,9 +135,9 @@ class WorkingSetCache(PrefixCache):
     ) -> "PoolTraffic":
         reuse = _reuse_of(traffic)
         n = jnp.maximum(jnp.asarray(n_instances, dtype=float), 1e-3)
-        kept = reuse.kept(1.0 if setting.assumptions.dispatch.shares_caches else 1.0 / jnp.maximum(n, 1.0))
+        kept = self._kept(engine, traffic, n, setting, run)
         stream = thinned(reuse.stream, kept)
-        host = setting.surroundings.host_cache
+        host = engine.host_cache
 
         def found(place: Array) -> "PoolTraffic":
             if host is None:
@@ -152,6 +154,17 @@ class WorkingSetCache(PrefixCache):
             return age_place(stream, n * free + in_flight)
 
         return found(settled_place(next_place, reuse.last))
+
+    def _kept(self, engine: Engine, traffic: "PoolTraffic", n_instances: Array, setting: "Setting", run: Run) -> Array:
+        """Share of the reuse, by age, that is seen by the cache that it comes to [A]."""
+        reuse, dispatch = _reuse_of(traffic), setting.assumptions.dispatch
+        if not dispatch.shares_caches:
+            return reuse.kept(1.0 / jnp.maximum(n_instances, 1.0))
+        if math.isinf(dispatch.bound):
+            return reuse.kept(1.0)
+        in_flight = run(self.at_best(engine, traffic))[1].n_decoding
+        home = home_frac(dispatch.bound, in_flight, n_instances)
+        return home * reuse.kept(home) + (1.0 - home) * reuse.kept(1.0 - home)
 
     def at_best(self, engine: Engine, traffic: "PoolTraffic") -> "PoolTraffic":
         reuse = _reuse_of(traffic)

@@ -123,7 +123,7 @@ def router_lua(router: Mapping[str, Any]) -> str:
         f'  {{name = "{pool["name"]}", longest = {pool["max_total_tokens"]}}},\n' for pool in router["pools"]
     )
     source = _source("router.lua")
-    by_prefix = "true" if router["dispatch_within_pool"] == "affinity" else "false"
+    by_prefix = "true" if router["dispatch_within_pool"] in MOST_LOAD_FRAC else "false"
     return f'local POOLS = {{\n{rows}}}\nlocal LENGTH = "{router["length"]}"\nlocal BY_PREFIX = {by_prefix}\n{source}'
 
 
@@ -152,12 +152,12 @@ def _assignment(name: str, addresses: Sequence[Address]) -> dict[str, Any]:
 
 def _policy(dispatch: str, n_instances: int) -> Policy:
     """Who of a pool's instances gets a request."""
-    if dispatch != "affinity":
+    if dispatch not in MOST_LOAD_FRAC:
         return _POLICIES[dispatch]
     size = next((size for size in TABLE_SIZES if size >= PLACES * n_instances), TABLE_SIZES[-1])
     return "envoy.load_balancing_policies.maglev", _type("load_balancing_policies.maglev.v3.Maglev") | {
         "table_size": size,
-        "consistent_hashing_lb_config": {"hash_balance_factor": round(100 * MOST_LOAD_FRAC)},
+        "consistent_hashing_lb_config": {"hash_balance_factor": round(100 * MOST_LOAD_FRAC[dispatch])},
     }
 
 
@@ -212,7 +212,7 @@ def _requests(fleet: FleetLaunch, port: int) -> dict[str, Any]:
         },
         "response_headers_to_add": [{"header": {"key": POOL_HEADER, "value": f"%REQ({POOL_HEADER})%"}}],
     }
-    if fleet.router["dispatch_within_pool"] == "affinity":
+    if fleet.router["dispatch_within_pool"] in MOST_LOAD_FRAC:
         route["route"]["hash_policy"] = [{"header": {"header_name": PREFIX_HEADER}}]
     filters = [_lua("envoy.filters.http.lua", router_lua(fleet.router))]
     if fleet.stage_routers:

@@ -20,7 +20,7 @@ from fleetopt_jax.report.export.envoy import (
     envoy_document,
     envoy_yaml,
 )
-from fleetopt_jax.report.export.launch import FleetLaunch, PoolLaunch
+from fleetopt_jax.report.export.launch import MOST_LOAD_FRAC, FleetLaunch, PoolLaunch
 from fleetopt_jax.report.export.releases import PORT, STAGE_ROUTER_RELEASE, VLLM_RELEASE
 from fleetopt_jax.report.export.text import yaml_with_comments
 from fleetopt_jax.report.export.two_stage import (
@@ -507,7 +507,7 @@ def _router(fleet: FleetLaunch, config: Mapping[str, Any]) -> list[tuple[list[st
 
 def _routers_said(fleet: FleetLaunch) -> str:
     """What several routers do that one would not."""
-    if fleet.router["dispatch_within_pool"] == "affinity":
+    if fleet.router["dispatch_within_pool"] in MOST_LOAD_FRAC:
         return (
             "All routers hash alike (MAGLEV): prompts that begin alike come to one instance whichever is asked. "
             "Each bounds the load of an instance by the requests of its own. One carries all traffic."

@@ -23,11 +23,13 @@ from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.core.errors import BadInput, unknown_name
 from fleetopt_jax.core.files import first_problem
+from fleetopt_jax.core.units import GIB
 from fleetopt_jax.documents.drafts import SpeculatePart
 from fleetopt_jax.documents.plan import own_catalog
 from fleetopt_jax.documents.plan_file import (
     MAX_POOLS,
     SCHEMA,
+    HostCachePart,
     LinkPart,
     PrefixCachePart,
     RouteByPart,
@@ -59,7 +61,7 @@ from fleetopt_jax.report.words import listed, percent
 MOST_NGRAM = 4  # tokens of the context that n-grams are matched by
 GPUS_PER_HOST = 8  # of a GPU that no catalog has
 LEAST_DRAIN_S, MOST_DRAIN_S = 60, 600  # to finish what an instance has begun before it stops
-MOST_LOAD_FRAC = 1.5  # of the mean an instance of a pool that is chosen by prefix may have in flight
+MOST_LOAD_FRAC = {"affinity": 1.5, "bounded_hash": 1.25}  # of the mean, in flight where prefixes choose the instance
 NAME_LENGTH = 30  # of the fleet; leaves room for the pool, and for what Kubernetes appends, in the 63 of a label
 
 
@@ -122,6 +124,7 @@ class _Engine(_Part):
     catalog_file: str | None = None
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
+    host_cache: HostCachePart | None = None
     utilization: float | None = 0.0  # null is overload
     n_active: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     speculate: SpeculatePart | None = None
@@ -219,7 +222,7 @@ class _Plan(_Part):
     schema_name: Annotated[Literal["fleetopt-plan/1"], Field(alias="schema")]
     status: str = "feasible"
     assume: str = "physical"
-    dispatch: Literal["jsq", "round_robin", "random", "affinity"] = "jsq"
+    dispatch: Literal["jsq", "round_robin", "random", "affinity", "bounded_hash"] = "jsq"
     prefix_cache: PrefixCachePart | None = None
     route_by: RouteByPart | None = None
     verified: _Verified | None = None
@@ -693,7 +696,7 @@ def _served_name(pool: _Pool) -> str:
 
 
 def _fleet_notes(plan: _Plan, assumptions: Assumptions) -> tuple[str, ...]:
-    notes = [_cache_note(plan), *_affinity_notes(plan), *_stage_notes(plan)]
+    notes = [_cache_note(plan), *_host_notes(plan), *_affinity_notes(plan), *_stage_notes(plan)]
     if any(pool.gamma > 1 for pool in plan.pools):
         notes.append(
             "The plan compresses prompts at the boundaries (compress_up_to_tokens in router.json). A gateway before "
@@ -726,14 +729,29 @@ def _cache_note(plan: _Plan) -> str:
     )
 
 
+def _host_notes(plan: _Plan) -> list[str]:
+    """What keeps in the hosts' memory what the prefix caches let go, where the plan has that."""
+    sizes = dict.fromkeys(
+        engine.n_gpus * engine.host_cache.bytes_per_gpu for _, engine in plan.engines if engine.host_cache
+    )
+    if plan.prefix_cache is None or not sizes:
+        return []
+    each = " or ".join(f"{size / GIB:,.0f}" for size in sizes)
+    return [
+        f"The plan counts on {each} GiB of an instance's host memory behind its prefix cache, which is not written "
+        "here: vLLM has --kv-offloading-size (GiB of all its GPUs together), not checked against this release."
+    ]
+
+
 def _affinity_notes(plan: _Plan) -> list[str]:
     """What sends prompts that begin alike to one instance."""
-    if plan.dispatch != "affinity":
+    if plan.dispatch not in MOST_LOAD_FRAC:
         return []
+    most = f"{MOST_LOAD_FRAC[plan.dispatch]:g} times the mean"
     return [
         "Within a pool the router sends prompts that begin alike to one instance: a conversation by its first "
         "messages, others by their first bytes (PREFIX_BYTES in the Lua), or by the header x-prefix-key or the "
-        f"request's own prompt_cache_key. An instance that has more than {MOST_LOAD_FRAC:g} times the mean in flight "
+        f"request's own prompt_cache_key. An instance that has more than {most} in flight "
         "is passed over.",
         "Within a pool two others can stand in its place, neither of which is written here: the endpoint picker of "
         "Kubernetes' Gateway API Inference Extension (plugin prefix-cache-scorer of its EndpointPickerConfig), and the "
