@@ -3,14 +3,14 @@
 All are derivatives of one function, the relaxed fleet: `evaluate` at the fleet's own traffic with real-valued slots
 (`rounding="real"`), whose traffic moves with windows, gamma and the lengths of requests as that of a router of
 log-width `ROUTER_WIDTH` would (a hard router's moves in steps); nothing else is softened. In reverse mode: the cost
-does not grow with the inputs, and one pass forwards serves elasticities, intervals and prices. The parts are compiled
-one by one, for the reverse mode of all together takes several times as long to compile.
+does not grow with the inputs, and one program serves elasticities, intervals and prices. The parts are compiled one by
+one, for the reverse mode of all together takes several times as long to compile.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,11 @@ from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.engine import Engine, inputs_of, with_inputs
-from fleetopt_jax.fleet.evaluate import FleetMetrics, fleet_metrics
+from fleetopt_jax.fleet.evaluate import FleetMetrics, metrics_in
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
 from fleetopt_jax.fleet.limits import excesses
 from fleetopt_jax.fleet.resources import Resources
+from fleetopt_jax.fleet.stage import Setting, setting_of
 from fleetopt_jax.fleet.traffic import PoolTraffic, route, routed
 from fleetopt_jax.workload.atoms import Workload, grown_routed_tokens
 
@@ -182,11 +183,19 @@ class Measures:
     output_tok_per_s: Array
 
 
-@partial(program, static_argnames="assumptions")
-def _measures(
-    fleet: Fleet, traffic: PoolTraffic, workload: Workload, slo: Slo, log_limits: Array, assumptions: Assumptions
-) -> Measures:
-    metrics = fleet_metrics(fleet, traffic, workload, replace(assumptions, rounding="real"))
+class _Relaxed(NamedTuple):
+    """What a relaxed fleet's measures are of, moved."""
+
+    fleet: Fleet
+    traffic: PoolTraffic  # [K]
+    setting: Setting
+    log_limits: Array  # of `SLO_LIMITS`, what they are times of what they were
+
+
+@program
+def _measures(relaxed: _Relaxed, slo: Slo) -> Measures:
+    fleet, log_limits, assumptions = relaxed.fleet, relaxed.log_limits, relaxed.setting.assumptions
+    metrics = metrics_in(fleet, relaxed.traffic, relaxed.setting)
     values = outcomes(metrics, slo)
     limits = jnp.minimum(jnp.stack([getattr(slo, name) for name in SLO_LIMITS]), 1e9)  # inf has no derivative
     moved = replace(slo, **dict(zip(SLO_LIMITS, limits * jnp.exp(log_limits), strict=True)))
@@ -198,10 +207,15 @@ def _measures(
     )
 
 
-def relaxed(
-    moves: Moves, fleet: Fleet, workload: Workload, slo: Slo, assumptions: Assumptions = PHYSICAL
-) -> tuple[Measures, PoolTraffic]:
-    """(what the fleet is judged by, its traffic [K]) with its numbers moved. jit, vmap and grad work.
+@program
+def _pulled(weights: Measures, relaxed: _Relaxed, slo: Slo) -> _Relaxed:
+    """d sum(weights * measures) / d each number."""
+    (found,) = jax.vjp(lambda relaxed: _measures(relaxed, slo), relaxed)[1](weights)
+    return found
+
+
+def _relaxed_fleet(moves: Moves, fleet: Fleet, workload: Workload, assumptions: Assumptions) -> _Relaxed:
+    """The fleet with its numbers moved. jit, vmap and grad work.
 
     Traffic is the fleet's own, plus what a router of log-width 0.05 moves when windows, gamma or lengths do. Lengths
     are whole tokens, so a window lies half a token above its whole number there: no request is at its edge.
@@ -211,7 +225,7 @@ def relaxed(
     as_is = routed(moved.unmoved, workload, real)
     there, here = _soft_traffic(moved.rerouted, moved.scaled, real), _soft_traffic(fleet, workload, real)
     traffic = _relaxed_traffic(as_is, there, here)
-    return _measures(moved.fleet, traffic, moved.arrivals, slo, moves.limits, assumptions), traffic
+    return _Relaxed(moved.fleet, traffic, setting_of(moved.arrivals, moved.fleet.surroundings, real), moves.limits)
 
 
 def log_outcomes(
@@ -219,7 +233,7 @@ def log_outcomes(
 ) -> Array:
     """ln of `OUTCOMES` [5] with input i of `input_names` times exp(`log_moves`[i])."""
     moves = replace(no_moves(fleet, workload), inputs=log_moves)
-    return relaxed(moves, fleet, workload, slo, assumptions)[0].outcomes
+    return _measures(_relaxed_fleet(moves, fleet, workload, assumptions), slo).outcomes
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
@@ -249,10 +263,11 @@ class Derivatives:
 
 def differentiate(fleet: Fleet, workload: Workload, slo: Slo, assumptions: Assumptions = PHYSICAL) -> Derivatives:
     """The derivatives at a fleet."""
-    measures, pull_back, traffic = jax.vjp(
-        lambda moves: relaxed(moves, fleet, workload, slo, assumptions), no_moves(fleet, workload), has_aux=True
+    relaxed, pull_back = jax.vjp(
+        lambda moves: _relaxed_fleet(moves, fleet, workload, assumptions), no_moves(fleet, workload)
     )
-    return Derivatives(jax.tree.map(np.asarray, measures), traffic, pull_back)
+    measures = jax.tree.map(np.asarray, _measures(relaxed, slo))
+    return Derivatives(measures, relaxed.traffic, lambda weights: pull_back(_pulled(weights, relaxed, slo)))
 
 
 def derivatives_of(plan: Plan) -> Derivatives:

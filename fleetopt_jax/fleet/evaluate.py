@@ -148,11 +148,12 @@ def fleet_metrics(
 ) -> FleetMetrics:
     """Metrics of `fleet` whose lanes get `traffic` [K], of which a search needs to route but once; see `evaluate`. A
     compiled program of its own, as `routed` is, which does not depend on how many kinds of requests there are."""
-    return _fleet_metrics(fleet, traffic, setting_of(workload, fleet.surroundings, assumptions), quantiles=quantiles)
+    return metrics_in(fleet, traffic, setting_of(workload, fleet.surroundings, assumptions), quantiles=quantiles)
 
 
 @partial(program, static_argnames="quantiles")
-def _fleet_metrics(fleet: Fleet, traffic: PoolTraffic, setting: Setting, *, quantiles: bool) -> FleetMetrics:
+def metrics_in(fleet: Fleet, traffic: PoolTraffic, setting: Setting, *, quantiles: bool = True) -> FleetMetrics:
+    """`fleet_metrics` in the setting of the fleet."""
     law = pool_metrics if fleet.n_stages == 1 else staged_metrics
     pools = for_each_lane(
         lambda server, pool, window, n: law(server, pool, window, n, setting),
