@@ -46,8 +46,8 @@ N_FLEETS, N_ATOMS = 12, 512  # of the soft evaluations whose gradient is timed
 
 
 def main() -> None:
-    ours, compile_s = _ours(PUBLISHED)
-    physical, physical_compile_s = _ours(PHYSICAL)
+    ours, compile_s = per_s(PUBLISHED)
+    physical, physical_compile_s = per_s(PHYSICAL)
     peer = _peer()
     value_s, gradient_s, gradient_compile_s = _gradient()
     rates = [(ours(), peer() if peer else None, physical()) for _ in range(ROUNDS)]
@@ -71,20 +71,25 @@ def main() -> None:
     write_whole(Path(__file__).parent / "evaluations.json", json.dumps(result, indent=2) + "\n")
 
 
-def _ours(assumptions: Assumptions) -> tuple[Callable[[], float], float]:
-    """(evaluations per second in full batches, seconds of the first call)."""
+def asked(assumptions: Assumptions) -> tuple[tuple, dict]:
+    """Arguments of `score_batch`: by their places, and named."""
     spec = EngineSpec("h100", source=assumptions.engine.name)
     problem = make_problem(load_workload("azure-cdf"), [spec], assumptions=assumptions)
     specs = problem.specs * 2
     fleet = problem.fleet(specs, [LONG_WINDOW] * 2, [1.0] * 2, [1.0] * 2)
     how = {"objective": weight_rows([problem.objective_weights], specs), "caps": make_caps(problem, specs)}
+    how["assumptions"] = assumptions
     thresholds = np.linspace(1024, 12_288, BATCH).round()
     windows = jnp.stack([thresholds, np.full(BATCH, LONG_WINDOW)], axis=1)
-    gammas = jnp.ones_like(windows)
+    return (fleet, (windows, jnp.ones_like(windows)), BATCH, problem.workload, problem.slo), how
+
+
+def per_s(assumptions: Assumptions) -> tuple[Callable[[], float], float]:
+    """(evaluations per second in full batches, seconds of the first call)."""
+    arguments, how = asked(assumptions)
 
     def run() -> None:
-        asked = fleet, (windows, gammas), BATCH, problem.workload, problem.slo
-        jax.block_until_ready(score_batch(*asked, assumptions=assumptions, **how))
+        jax.block_until_ready(score_batch(*arguments, **how))
 
     compile_s = _seconds(run)
     turn = range(BATCHES)
