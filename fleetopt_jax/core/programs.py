@@ -85,10 +85,10 @@ def program(
             return jitted(*args, **kwargs)
         key = (who, tuple(choices.values()), structure, tuple(map(_kind, leaves)), _settings())
         with _making:
-            if key not in _loaded:
+            if (found := _loaded.get(key)) is None:
                 path = _path(folder, key)
-                _loaded[key] = _kept(path) or _made(_Flat(function, structure, choices), leaves, compiler_options, path)
-        found = _loaded[key]
+                found = _kept(path) or _made(_Flat(function, structure, choices), leaves, compiler_options, path)
+                _loaded[key] = found
         _used.setdefault(found.name)
         return cast(T, jax.tree.unflatten(found.result, found.compiled(*leaves)))
 
