@@ -346,7 +346,7 @@ def test_a_popular_beginning_does_not_overload_its_instance(by_prefix):
         with closing(connection), response:
             assert response.read() == b"end\n"
     most = max(names.count(name) for name in set(names))
-    assert 12 / N_INSTANCES < most <= 1 + MOST_LOAD_FRAC * 12 / N_INSTANCES
+    assert 12 / N_INSTANCES < most <= 1 + MOST_LOAD_FRAC["affinity"] * 12 / N_INSTANCES
 
 
 def test_what_has_no_prompt_goes_anywhere_and_an_instance_that_is_gone_fails_nobody(by_prefix):

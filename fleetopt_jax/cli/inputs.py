@@ -375,9 +375,9 @@ def problem_of(
     assumptions = parse_assumptions(options.assume)
     dispatch = DISPATCHES[options.dispatch]
     cache = prefix_cache_of(options) or assumptions.prefix_cache
-    specs = specs_of(options, assumptions) if specs is None else specs
-    _require_read(options, cache, specs)
     with at_door(options.workload):
+        specs = specs_of(options, assumptions) if specs is None else specs
+        _require_read(options, cache, specs)
         return make_problem(
             loaded.workload,
             specs,
