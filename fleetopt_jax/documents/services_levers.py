@@ -1,13 +1,17 @@
 """What pays for several services together, as JSON (SI units): `fleetopt-services-levers/1`."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from fleetopt_jax._optimize.services import NoServicesPlan
 from fleetopt_jax._optimize.services_levers import ServicesLevers, SharedLever
 from fleetopt_jax.documents.levers import pools_to_json
 from fleetopt_jax.documents.services import services_to_json
-from fleetopt_jax.documents.services_front import METRICS, Layouts, asked_to_json
+from fleetopt_jax.documents.services_front import METRICS, asked_to_json
+
+if TYPE_CHECKING:
+    from fleetopt_jax.workload.readers import Layout
 
 SCHEMA = "fleetopt-services-levers/1"
 IS = (
@@ -17,7 +21,7 @@ IS = (
 
 
 def services_levers_to_json(
-    found: ServicesLevers, columns: Layouts = (), *, path: str | os.PathLike | None = None
+    found: ServicesLevers, columns: "Sequence[Layout | None]" = (), *, path: str | os.PathLike | None = None
 ) -> dict[str, Any]:
     """The present plan of all services (`fleetopt-services/1`), every lever from it, ranked, and for which services one
     was not released. `columns` and `path` as in `services_to_json`."""
