@@ -34,6 +34,7 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.stage import KINDS, KNOTS, Setting, StageLoad, StageState, as_decoded, stage_state
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.fleet.traffic import PoolTraffic
+from fleetopt_jax.laws.bursts import no_crowd
 from fleetopt_jax.laws.cycle import TOGETHER, mates, nobody, of_prompts, prompts_only_s, prompts_only_w, with_prompt
 from fleetopt_jax.laws.demand import Demand
 from fleetopt_jax.laws.gated import MOST_TOGETHER, Batches, gated_batches
@@ -211,6 +212,8 @@ def handed_over_ttft(prefill: PrefillRun, hand_over: HandOver) -> TtftLaw:
             in_time=zero + 1.0,
             idle=zero,
             burst=state.burst,
+            # As lanes of one stage beside it have it.
+            crowd=no_crowd(zero) if state.assumptions.dispatch.looks_at_queues else None,
         ),
         slot_probability=zero,
         slot_s=zero,

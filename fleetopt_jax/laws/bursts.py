@@ -67,6 +67,11 @@ class Crowd:
     mates: Array  # who come in the burst to the same instance within half such an iteration, on either side [-]
 
 
+def no_crowd(zero: Array) -> Crowd:
+    """Nobody, in the shape of `zero`."""
+    return Crowd(zero, zero, zero, zero)
+
+
 def crowded(
     burst: Burst, in_flight: ArrayLike, rate_per_s: ArrayLike, n_instances: ArrayLike, iteration_s: ArrayLike
 ) -> tuple[Array, Crowd]:
