@@ -16,7 +16,9 @@ from fleetopt_jax.fleet.sizing import size_fleet
 LATE = replace(PUBLISHED, tail=PHYSICAL.tail, kv_cache=PHYSICAL.kv_cache, occupancy=PHYSICAL.occupancy)
 
 
-@pytest.mark.parametrize("assumptions", [PUBLISHED, LATE], ids=["first try", "many tries"])
+@pytest.mark.parametrize(
+    "assumptions", [PUBLISHED, pytest.param(LATE, marks=pytest.mark.slow)], ids=["first try", "many tries"]
+)
 def test_a_candidate_is_sized_as_if_it_were_alone(small_workload, assumptions):
     """Whatever is scored beside it, and whichever its neighbours began with."""
     specs = [EngineSpec("h100", source="projected")]

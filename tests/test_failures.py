@@ -262,7 +262,7 @@ def test_a_plan_says_what_it_can_lose_and_what_a_spare_costs(problem, plan):
     assert [of_time(share) for share in (0.9, 0.99899, 0.999999)] == ["90.00 %", "99.90 %", "99.9999 %"]
 
 
-@pytest.mark.parametrize("name", RESERVES)
+@pytest.mark.parametrize("name", ["an instance", pytest.param("of the time", marks=pytest.mark.slow)])
 def test_a_plan_is_read_back_with_what_may_be_down(problem, h100, name, tmp_path):
     asked = with_reserve(replace(problem, rates=OFTEN).serving(specs=(h100,)), RESERVES[name])
     plan = require_plan(optimize(asked))

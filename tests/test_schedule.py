@@ -118,8 +118,8 @@ def problem() -> fo.Problem:
 
 @pytest.fixture(scope="module")
 def alone() -> fo.Problem:
-    """The same with one pool, which is quickly scheduled again."""
-    return fo.make_problem(CHAT, [fo.EngineSpec("h100")], n_pools=1)
+    """The same with one pool and the published laws, which is quickly scheduled again."""
+    return fo.make_problem(CHAT, [fo.EngineSpec("h100", source="projected")], n_pools=1, assume="published")
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_a_longer_hold_and_dearer_starts_cost_no_less(alone, found_alone):
 
 def test_spares_idle_and_what_is_reserved_is_paid_for(alone, found_alone):
     spare, found = scheduled(alone, warm_spares=2), found_alone
-    idle_kwh = 24 * 2 * 8 * float(fo.build(fo.EngineSpec("h100")).idle_w) / 1e3
+    idle_kwh = 24 * 2 * 8 * float(fo.build(alone.specs[0]).idle_w) / 1e3
     assert spare.elastic.energy_kwh.sum() - found.elastic.energy_kwh.sum() == pytest.approx(idle_kwh, rel=1e-9)
     assert np.array_equal(spare.scheduled.n_gpus - 16, spare.scheduled.n_instances.sum(axis=1) * 8)
     reserved = scheduled(alone, reserved=True)
@@ -221,7 +221,7 @@ def test_spares_idle_and_what_is_reserved_is_paid_for(alone, found_alone):
 
 def test_a_negative_price_keeps_instances_up(alone):
     free = fo.make_hours(DAY.rate_per_s, length_s=6 * HOUR_S, usd_per_kwh=[0.1, -50.0, 0.3, 0.2])
-    paid = fo.make_problem(CHAT, alone.specs, n_pools=1, objective="usd")
+    paid = fo.make_problem(CHAT, alone.specs, n_pools=1, objective="usd", assume="published")
     answer = scheduled(paid, free)
     assert np.all(answer.scheduled.n_instances[1] == answer.scheduled.n_instances.max(axis=0))
     assert answer.scheduled.usd[1] < 0

@@ -16,7 +16,7 @@ from fleetopt_jax._simulate import Standing, Verified, simulate, verify
 from fleetopt_jax._simulate.bracket import Bracket
 from fleetopt_jax._simulate.trials import Rooms, Seen, judge, rounded
 from fleetopt_jax.catalog.spec import EngineSpec
-from fleetopt_jax.fleet.assumptions import PHYSICAL
+from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
 from fleetopt_jax.fleet.fleet import Fleet, Slo, make_fleet, make_slo
 from fleetopt_jax.fleet.resources import Budget
 from fleetopt_jax.report.simulation import verified_said
@@ -155,7 +155,7 @@ def one_pool():
     return verified(toy([1000], [6]))
 
 
-@pytest.mark.parametrize("windows", [[1000], [300, 1000]])
+@pytest.mark.parametrize("windows", [[1000], pytest.param([300, 1000], marks=pytest.mark.slow)])
 def test_the_answer_holds_and_with_one_instance_fewer_in_any_pool_would_not(one_pool, windows):
     found = one_pool if len(windows) == 1 else verified(toy(windows, [6, 6]))
     assert found.held and found.simulation.slo_held
@@ -171,7 +171,7 @@ def test_the_answer_is_no_worse_than_any_fleet_that_was_seen_to_hold(one_pool):
     assert sum(one_pool.fleet.n_instances) == min(sum(n) for _, n in held)
 
 
-@pytest.mark.parametrize("off", [0.7, 1.3])
+@pytest.mark.parametrize("off", [0.7, pytest.param(1.3, marks=pytest.mark.slow)])
 def test_a_guess_that_is_a_third_off_either_way_changes_little(one_pool, off):
     """Only which numbers were too close to tell depends on the way there."""
     (n,) = one_pool.fleet.n_instances
@@ -187,7 +187,7 @@ def test_the_least_of_one_pool_is_what_trying_every_number_finds(one_pool):
         assert simulate(fleet, CHAT, PHYSICAL, SLO, **FEW).slo_held == held
 
 
-@pytest.mark.parametrize("dear_first", [False, True])
+@pytest.mark.parametrize("dear_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_cheaper_layout_wins_and_what_cannot_beat_it_is_not_simulated(one_pool, dear_first):
     cheap, dear = toy([1000], [6]), toy([1000], [6], price=5.0)
     found = verified(dear, cheap) if dear_first else verified(cheap, dear)
@@ -217,7 +217,8 @@ def plan() -> Plan:
         [200, 500, 1000, 2000, 4000, 8000], [300, 250, 200, 150, 100, 50], [0.3, 0.3, 0.2, 0.1, 0.06, 0.04],
         arrival_rate_per_s=100.0,
     )  # fmt: skip
-    return require_plan(optimize(make_problem(workload, [EngineSpec("h100", serving="vllm-0.11")], n_pools=3)))
+    spec = EngineSpec("h100", serving="vllm-0.11")
+    return require_plan(optimize(make_problem(workload, [spec], n_pools=3, assumptions=PUBLISHED)))
 
 
 def counts_of(fleet: Fleet) -> tuple[int, ...]:
@@ -275,7 +276,7 @@ def test_a_budget_forbids_fleets_beyond_it(plan):
 
 def test_what_a_simulation_holds_the_laws_do_not_forbid(plan):
     """Nor is it compared with their best one-pool fleet, but with the simulation's."""
-    tight = replace(plan.problem, services=(replace(plan.problem.service, slo=make_slo(ttft_p99_s=0.05)),))
+    tight = replace(plan.problem, services=(replace(plan.problem.service, slo=make_slo(ttft_p99_s=0.001)),))
     given = replace(plan, problem=tight)
     n = [int(each) + 1 for each in plan.fleet.n_instances]
     alone = contender(tight, plan.specs[:1], tight.fleet(plan.specs[:1], [tight.window_tokens], [1.0], [200.0]))
