@@ -260,6 +260,7 @@ def test_a_page_of_another_traffic_repeats_its_evaluation(fleetopt, plan, tmp_pa
     assert f"{again['metrics']['tok_per_j']:#.3g} tokens per joule" in page.read_text()
 
 
+@pytest.mark.slow
 def test_levers_start_from_a_plan_or_from_options(fleetopt, plan, named, tmp_path):
     figure = tmp_path / "levers.svg"
     ran = fleetopt("levers", plan, "--json", "--figure", figure)

@@ -205,6 +205,7 @@ def test_the_gradient_search_keeps_the_spares(problem):
     assert found.binding is None and exact.cost <= found.cost * (1.0 + 1e-9) <= 1.05 * exact.cost
 
 
+@pytest.mark.slow
 def test_nothing_that_may_be_down_changes_no_bit(problem):
     bare, none = (require_plan(optimize(with_reserve(problem, r))) for r in (None, make_spares()))
     assert bare.fleet.n_instances.tolist() == none.fleet.n_instances.tolist()

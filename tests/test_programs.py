@@ -155,6 +155,7 @@ def test_the_next_run_expects_what_this_one_used(folder):
     assert programs._expected == {}  # what it used is here already
 
 
+@pytest.mark.slow
 def test_one_that_jaxs_cache_has_as_well_is_kept_whole(folder):
     """Of what it loads from there XLA writes but a part, which does not run."""
     for _ in range(2):

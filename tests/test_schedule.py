@@ -108,18 +108,19 @@ def test_the_path_is_the_cheapest_of_all():
 # ------------------------------------------------------------------------------------------------------------- the day
 
 
+SPEC = fo.EngineSpec("h100", source="projected")
 CHAT = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
 
 
 @pytest.fixture(scope="module")
 def problem() -> fo.Problem:
-    return fo.make_problem(CHAT, [fo.EngineSpec("h100")], n_pools=2)
+    return fo.make_problem(CHAT, [SPEC], n_pools=2, assume="published")
 
 
 @pytest.fixture(scope="module")
 def alone() -> fo.Problem:
-    """The same with one pool and the published laws, which is quickly scheduled again."""
-    return fo.make_problem(CHAT, [fo.EngineSpec("h100", source="projected")], n_pools=1, assume="published")
+    """The same with one pool, which is quickly scheduled again."""
+    return fo.make_problem(CHAT, [SPEC], n_pools=1, assume="published")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_starts_that_take_no_time_are_elastic(alone, found_alone):
 
 def test_energy_and_money_are_those_of_every_period_by_itself(found):
     """The static plan takes the watts of its metrics; what starts is counted at the prices of the period before."""
-    static, usd_per_gpu_h = found.static, float(fo.build(fo.EngineSpec("h100")).usd_per_gpu_h)
+    static, usd_per_gpu_h = found.static, float(fo.build(SPEC).usd_per_gpu_h)
     for t in (0, 2, 3):
         metrics = metrics_at(static.plan, static.n_instances[t], DAY.rate_per_s[t])
         kwh, rent = 6 * float(metrics.power_w) / 1e3, 6 * float(metrics.n_gpus) * usd_per_gpu_h
@@ -210,7 +211,7 @@ def test_a_longer_hold_and_dearer_starts_cost_no_less(alone, found_alone):
 
 def test_spares_idle_and_what_is_reserved_is_paid_for(alone, found_alone):
     spare, found = scheduled(alone, warm_spares=2), found_alone
-    idle_kwh = 24 * 2 * 8 * float(fo.build(alone.specs[0]).idle_w) / 1e3
+    idle_kwh = 24 * 2 * 8 * float(fo.build(SPEC).idle_w) / 1e3
     assert spare.elastic.energy_kwh.sum() - found.elastic.energy_kwh.sum() == pytest.approx(idle_kwh, rel=1e-9)
     assert np.array_equal(spare.scheduled.n_gpus - 16, spare.scheduled.n_instances.sum(axis=1) * 8)
     reserved = scheduled(alone, reserved=True)

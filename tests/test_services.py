@@ -124,7 +124,7 @@ def budgets_of(free: ServicesPlan) -> list[tuple[dict[str, Any], dict[str, Purch
     ]
 
 
-@pytest.mark.parametrize("objective", ["tok_per_j", "usd"])
+@pytest.mark.parametrize("objective", ["tok_per_j", pytest.param("usd", marks=pytest.mark.slow)])
 def test_two_and_three_services_are_the_best_of_all_combinations(published, objective):
     """Every fleet of one or two pools with any whole window, of two and of three services."""
     problems = {

@@ -172,6 +172,7 @@ def compressing(j_per_token: float, *, s_per_token: float = 0.0, **budget) -> Se
     return fo.make_services(problems, budget=fo.make_budget(**budget), end_to_end_s={"jobs": 30.0}, batch=["jobs"])
 
 
+@pytest.mark.slow
 def test_what_compresses_counts_in_the_gain_and_in_the_budget():
     services = compressing(1e-3)
     found = fo.services_levers(services)

@@ -883,6 +883,7 @@ def test_what_a_first_token_takes_beyond_its_iterations_is_seen_by_users_only():
                 assert then.metrics[name].mean == pytest.approx(value.mean + more_s * seen, rel=1e-9), name
 
 
+@pytest.mark.slow
 def test_a_compressor_takes_energy_whether_it_succeeds_or_not():
     """Its watts are those of every prompt it reads, in the pool that it reads for."""
     free, costly = (

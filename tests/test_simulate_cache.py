@@ -261,6 +261,7 @@ def run_found(streams: list[Stream], found: np.ndarray | None) -> PoolRun:
     return run_pool(pool, requests, np.full(N_ROWS, FOREVER_S), IN_TURN, n_slots=8)
 
 
+@pytest.mark.slow
 def test_nothing_found_changes_no_digit():
     streams = [stream(seed) for seed in range(N_ROWS)]
     without, nothing = run_found(streams, None), run_found(streams, np.zeros((N_ROWS, N_COLUMNS), int))

@@ -50,7 +50,7 @@ def everything(engine: Engine, batch: StepBatch, context) -> tuple:
     return *step, engine.decode.step_s(n, context), engine.power.gpu_w(n, context), engine.prefill.per_token_s
 
 
-@pytest.mark.parametrize("spec", [DENSE, LATENT])
+@pytest.mark.parametrize("spec", [pytest.param(DENSE, marks=pytest.mark.slow), LATENT])
 def test_no_draft_is_the_engine_without(spec):
     batch, plain = batches(), build(spec)
     context = batch.tokens / batch.n_active

@@ -140,6 +140,7 @@ def own_laws() -> OwnLaws:
     return OwnLaws(decode=TwinDecode(step.base_s, step.per_seq_s, step.per_token_s), power=TwinPower(engine.power))
 
 
+@pytest.mark.slow
 def test_laws_equal_to_the_catalogs_give_its_metrics(fleet, workload, ours):
     theirs = build(replace(H100, laws=own_laws()))
     assert (type(theirs.decode), type(theirs.power)) == (TwinDecode, TwinPower)

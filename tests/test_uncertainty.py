@@ -185,6 +185,7 @@ def test_ratios_keep_only_what_differs(far_plan, b200, small_workload):
     assert gain.log_sigma == pytest.approx(math.hypot(*(one.log_sigma for one in each)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_intervals_are_written_in_si_units(far_plan):
     trust = plan_trust(far_plan)
     document = json.loads(to_json(trust_to_json(trust)))

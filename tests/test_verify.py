@@ -195,6 +195,7 @@ def test_the_cheaper_layout_wins_and_what_cannot_beat_it_is_not_simulated(one_po
     assert found.rival == int(dear_first) and {each.rival for each in found.tried} <= {0, int(dear_first)}
 
 
+@pytest.mark.slow
 def test_limits_of_all_requests_together_are_judged_together():
     found = verified(toy([300, 1000], [6, 6]), slo=make_slo(ttft_p99_s=0.3, scope="fleet"))
     assert found.held and found.simulation.metrics["slo_attainment"].mean >= 0.99
