@@ -15,7 +15,7 @@ from scipy import stats
 
 from fleetopt_jax.core.laplace import POINTS, integral_at, tail_on_grid
 from fleetopt_jax.laws.bursts import Burst, crowded
-from fleetopt_jax.laws.queueing import idle_share
+from fleetopt_jax.laws.queueing import busy_share, idle_share
 from fleetopt_jax.laws.ttft import Iterations, TtftLaw, iteration_moments, ttft_mean_s, ttft_quantile_s, ttft_tail
 
 KINDS_S = np.array([0.005, 0.03, 0.4])
@@ -34,7 +34,7 @@ def late_s(law: TtftLaw, probability: float = 0.01) -> Array:
 def law_of(busy: float = 0.5, *, step_s: float = 0.02, any_s: float = 0.0, n: float = 1.0, **of_iterations) -> TtftLaw:
     """Prompts of three lengths on one of N instances, whose own iterations are what they add and a step."""
     rate = busy / (SHARES @ KINDS_S)
-    numbers = dict(in_time=1.0, idle=0.0, burst=Burst(1.0, 1.0, 1.0)) | of_iterations
+    numbers = dict(in_time=1.0, idle=0.0, calm=0.0, burst=Burst(1.0, 1.0, 1.0)) | of_iterations
     own_s = step_s + any_s + KINDS_S
     iterations = Iterations(
         rate_per_s=rate, step_s=step_s, any_s=any_s, mass=SHARES, beside_s=KINDS_S, behind_s=KINDS_S, **numbers
@@ -87,6 +87,7 @@ def random_laws(n: int, *, cells: int = 6, seed: int = 14) -> TtftLaw:
             behind_s=costs * rng.random((n, 1)),
             in_time=rng.uniform(0.5, 1.0, n),
             idle=rng.random(n) * rng.integers(2, size=n),
+            calm=rng.random(n) * rng.integers(2, size=n),
             burst=Burst(
                 rng.random(n), 10.0 ** rng.uniform(-1, 3, n), 1.0 + rng.uniform(0, 9, n) * rng.integers(2, size=n)
             ),
@@ -214,6 +215,25 @@ def test_a_burst_fills_idle_instances():
             tolerance = 0.03 if title == "exponential" else 0.08
             assert float(idle_share(met, n_instances, clumped)) == pytest.approx(expected, abs=tolerance), title
             assert float(met) == pytest.approx(exact.mean() / n_instances, rel=0.03 if title == "exponential" else 0.15)
+
+
+def test_instances_are_busy_for_as_long_as_sequences_keep_them():
+    """Of gamma gaps and exponential times, at random moments, sequences at instances of their own if there are any."""
+    rng = np.random.default_rng(8)
+    for scv, (n, n_instances) in itertools.product((1.0, 8.0), ((0.05, 1), (0.7, 1), (3.0, 1), (0.3, 8), (0.9, 60))):
+        arrivals_s = np.cumsum(rng.gamma(1.0 / scv, scv, 200_000))
+        gone_s = np.sort(arrivals_s + n * n_instances * rng.exponential(1.0, len(arrivals_s)))
+        at_s = np.sort(rng.uniform(arrivals_s[10_000], arrivals_s[-1], 50_000))
+        there = np.searchsorted(arrivals_s, at_s) - np.searchsorted(gone_s, at_s)
+        exact = np.mean(np.minimum(there, n_instances)) / n_instances
+        of_stream = Burst(1.0 / n_instances, 1.0, scv).met(n)
+        assert float(busy_share(n, n_instances, *of_stream)) == pytest.approx(exact, abs=0.03 * min(2 * n, 1))
+    shares = jax.vmap(lambda n, among: busy_share(n, among, n + 0.1, 0.1), (0, None))(jnp.geomspace(1e-9, 1e4, 80), 6.0)
+    assert np.all(np.diff(shares) >= -1e-12) and float(shares[0]) < 1e-6 and float(shares[-1]) == pytest.approx(1.0)
+    slopes = jax.vmap(jax.grad(busy_share, (0, 1, 2, 3)))(
+        *jnp.array([[1e-12, 0.5, 1e4, 2.0], [1.0, 40.0, 3.0, jnp.inf], [0.0, 0.7, 2e4, 2.0], [0.0, 0.2, 5.0, 0.0]])
+    )
+    assert np.all(np.isfinite(slopes))
 
 
 def test_fewer_find_an_idle_instance_in_a_burst():

@@ -211,6 +211,7 @@ def handed_over_ttft(prefill: PrefillRun, hand_over: HandOver) -> TtftLaw:
             behind_s=behind * beside_s,
             in_time=zero + 1.0,
             idle=zero,
+            calm=zero,
             burst=state.burst,
             # As lanes of one stage beside it have it.
             crowd=no_crowd(zero) if state.assumptions.dispatch.looks_at_queues else None,

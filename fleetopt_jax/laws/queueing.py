@@ -12,6 +12,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 TAIL_PROBABILITY = 0.01  # the P99 of the published limit
+LEAST_MET = 1e-9  # in flight at an instance
+MOST_INSTANCES = 1e9  # inf where no number holds
 _TAIL_NATS = 30.0  # the integrand is cut where it is below exp(-30) of its peak
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
@@ -118,20 +120,50 @@ def fresh_frac(cycle_s: ArrayLike, staleness_s: float) -> Array:
 def idle_share(met: ArrayLike, n_instances: ArrayLike, clumped: ArrayLike = 0.0) -> Array:
     """Share of the requests that find one of N instances idle, beyond those that would at random [-].
 
-    A request meets so many in flight, M an instance in the mean. They are Poisson about a level of gamma law, of mean M
-    and squared CV v (`clumped`; none of a Poisson stream): a negative binomial number. One of N is idle where all have
-    fewer than N together, so where a gamma variable of shape N, mean 1, is more than the level over M times M, as an
-    instance at random is with N = 1. By Wilson and Hilferty's cube (1931) both cube roots are normal:
-
-        q(N) = ndtr((1 - 1 / 9N - m (1 - v / 9)) / sqrt(1 / 9N + m^2 v / 9)),    m = M^(1/3),
-
-    and the share is (q(N) - q(1)) / (1 - q(1)), within 0.02 of the exact one. 0 for one instance.
+    A request meets so many in flight, M an instance in the mean, of a level of squared CV v (`clumped`; none of a
+    Poisson stream). One of N is idle where all have fewer than N together, an instance at random where it has less than
+    one: (q(N) - q(1)) / (1 - q(1)), within 0.02, with the q of `_fewer_than`. 0 for one instance.
     """
-    level, among = jnp.cbrt(jnp.maximum(met, 1e-9)), jnp.clip(n_instances, 1.0, 1e9)  # inf where no number holds
-    a = jnp.stack([jnp.ones_like(among), among])
-    deviation = jnp.sqrt(1.0 / (9.0 * a) + level**2 * clumped / 9.0)
-    by_chance, one_of_all = jax.scipy.special.ndtr((1.0 - 1.0 / (9.0 * a) - level * (1.0 - clumped / 9.0)) / deviation)
+    among = jnp.clip(n_instances, 1.0, MOST_INSTANCES)
+    by_chance, one_of_all = _fewer_than(jnp.stack([jnp.ones_like(among), among]), met, clumped)
     return jnp.clip((one_of_all - by_chance) / (1.0 - by_chance), 0.0, 1.0)
+
+
+def busy_share(
+    in_flight: ArrayLike, n_instances: ArrayLike = 1.0, met: ArrayLike | None = None, clumped: ArrayLike = 0.0
+) -> Array:
+    """Share of the time that an instance of N has a sequence, each sent to one without, if there is one [-].
+
+    X in flight together, n an instance in the mean, keep min(X, N) of N instances. Requests meet M an instance
+    and a level of squared CV v (`bursts.Burst.met`; n and none of a Poisson stream), moments have n and a level of
+    b / n, b = M - n. With q of both by `_fewer_than`
+
+        E min(X, N) / N = 1 - q(N; n, b / n) + n q'(N - 1; M N / (N - 1), v),
+
+    no less than of one instance, 1 - (1 + b)^(-n / b), or 1 - exp(-n) of a Poisson stream, and no more than n: within
+    0.03.
+    """
+    n, among = jnp.maximum(in_flight, LEAST_MET), jnp.clip(n_instances, 1.0, MOST_INSTANCES)
+    met = n if met is None else jnp.maximum(met, n)
+    b = met - n
+    some = b > 1e-6
+    of_one = -jnp.expm1(-n * jnp.where(some, jnp.log1p(b) / jnp.where(some, b, 1.0), 1.0 - b / 2.0))
+    others = jnp.maximum(among - 1.0, 1e-3)
+    of_many = 1.0 - _fewer_than(among, n, b / n) + n * _fewer_than(others, met * among / others, clumped)
+    return jnp.clip(of_many, of_one, jnp.minimum(n, 1.0))
+
+
+def _fewer_than(among: ArrayLike, level: ArrayLike, clumped: ArrayLike) -> Array:
+    """P(fewer than N in flight together), of so many an instance in the mean, Poisson about a gamma level of squared CV
+    v: a negative binomial number [-].
+
+    A gamma variable of shape N, mean 1, is then more than the level over N. By Wilson and Hilferty's cube (1931) both
+    cube roots are normal: ndtr((1 - 1 / 9N - m (1 - v / 9)) / sqrt(1 / 9N + m^2 v / 9)), m the cube root of the mean
+    level, within 0.02.
+    """
+    m, mean = jnp.cbrt(jnp.maximum(level, LEAST_MET)), 1.0 / (9.0 * jnp.asarray(among))
+    deviation = jnp.sqrt(mean + m**2 * clumped / 9.0)
+    return jax.scipy.special.ndtr((1.0 - mean - m * (1.0 - clumped / 9.0)) / deviation)
 
 
 def dispatched_scv(arrival_scv: ArrayLike, n_instances: ArrayLike, regularity_scv: ArrayLike) -> Array:

@@ -23,6 +23,8 @@ a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a'
 
 and nothing where the shortest queue finds an idle instance (`queueing.idle_share`), or where an instance that only
 prefills pauses (`laws/gated.py`). Who would find one but for a burst meets a lone prompt or a step (`bursts.crowded`).
+An instance with fewer sequences than the mean one is as much less likely to be at a prompt, each having come with its
+own: of the others the share by which they are fewer (`calm`) meets a decode step.
 phi is taken down one iteration; the one before that is a decode step and, sometimes, an exponential time, of the right
 mean and variance. Prompts come as a histogram: own is exact in it, the others' b have a value for each of a few kinds.
 Nothing of this is fitted; how well it holds is said in `experiments/agreement.py`.
@@ -59,6 +61,7 @@ class Iterations:
     behind_s: Array  # b' [s] [G]
     in_time: Array  # e [-]
     idle: Array  # share of the requests that find an idle instance, beyond those at random [-]
+    calm: Array  # of those who do not, that meet a decode step for going where fewer are [-]
     burst: Burst  # who come soon after a request to the instance
     crowd: Crowd | None = None  # who find none idle for a burst; None: no router looks for one
 
@@ -191,7 +194,9 @@ def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     before, after = _of_group(cycle, b), _of_group(cycle, behind)
     in_time = (at_a - at_end) / ((end - a) * cycle.mean_s)
     followers = exp(-cycle.follow * ((1.0 - b) * before + (1.0 - behind) * after) / 2.0)
-    met = before * after * followers * (it.in_time * in_time + (1.0 - it.in_time) * at_end)
+    meets = it.in_time * in_time + (1.0 - it.in_time) * at_end
+    meets = meets + it.calm * (_rest_of_step(it, z) - meets)
+    met = before * after * followers * meets
     if it.crowd is not None:
         of_crowd = safe_div(it.crowd.share, 1.0 - it.idle)
         met = met + of_crowd * (_waits_in_crowd(it, it.crowd, z, b, behind) - met)
@@ -200,14 +205,17 @@ def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     return slot * met
 
 
+def _rest_of_step(law: Iterations, z: Array) -> Array:
+    """E exp(-z R) of who meet a decode step [Z]."""
+    return (1.0 - exp(-z * law.step_s)) / (z * law.step_s)
+
+
 def _waits_in_crowd(law: Iterations, crowd: Crowd, z: Array, b: Array, behind: Array) -> Array:
     """The same of those whom a burst kept from an idle instance, but for the slot [Z]."""
     with_any_s = law.step_s + law.any_s
-    step, lone = exp(jnp.stack([-z * law.step_s, -z * with_any_s]))
-    lone = lone * b
+    lone = exp(-z * with_any_s) * b
     rest = (1.0 - lone) / (z * (with_any_s + jnp.sum(law.mass * law.beside_s)))
-    of_step = (1.0 - step) / (z * law.step_s)
-    met = crowd.fresh * lone + crowd.meets * rest + (1.0 - crowd.fresh - crowd.meets) * of_step
+    met = crowd.fresh * lone + crowd.meets * rest + (1.0 - crowd.fresh - crowd.meets) * _rest_of_step(law, z)
     return met / ((1.0 + crowd.mates * (1.0 - b)) * (1.0 + crowd.mates * (1.0 - behind)))
 
 

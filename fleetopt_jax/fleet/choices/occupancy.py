@@ -14,6 +14,7 @@ from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.laws.cycle import of_prompts, together
 from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
 from fleetopt_jax.laws.occupancy import MOST_PREFILL, in_flight, shared_prefill
+from fleetopt_jax.laws.queueing import busy_share
 from fleetopt_jax.laws.service import MIN_SCV, StepMoments, service_moments_s
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class FullBatch(Occupancy):
 
 @dataclass(frozen=True)
 class FixedPoint(Occupancy):
-    """Little's law at the real step time. A GPU prefills, decodes, or idles while no sequence is there (with Poisson
-    numbers in flight, exp(-n) of the time that prefill leaves)."""
+    """Little's law at the real step time. A GPU prefills, decodes, or idles while no sequence is there: of the time
+    that prefill leaves what `queueing.busy_share` does, of one instance exp(-n) where arrivals are Poisson."""
 
     name: ClassVar[str] = "fixed_point"
     spare_instances: ClassVar[float] = 0.0
@@ -128,8 +129,9 @@ class FixedPoint(Occupancy):
         # In overload the slots are full and prefill takes what it takes of an instance at its capacity.
         overload_frac = jnp.minimum(load.prefill_s * load.instance_per_s, 1.0)
         prefilling = jnp.where(stable, prefill_frac, overload_frac)
-        working = -jnp.expm1(-jnp.maximum(n, 1e-9))
-        decode_w = engine.power.gpu_w(jnp.maximum(n, 1e-9) / working, load.context_tokens)
+        among = state.n_instances if state.assumptions.dispatch.looks_at_queues else 1.0
+        working = busy_share(n, among, *state.burst.met(n))
+        decode_w = engine.power.gpu_w(jnp.maximum(n / working, 1.0), load.context_tokens)
         decoding_w = engine.idle_w + working * (decode_w - engine.idle_w)
         with_it = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
         met = together(n / jnp.maximum(load.steps, NO_STEPS))

@@ -170,10 +170,11 @@ class QuantileTail(Tail):
         behind = jnp.minimum(1.0, safe_div(engine.prefill.budget_tokens, 2.0 * kinds.tokens, otherwise=1.0))
         mean_b = jnp.sum(kinds.mass * beside_s)
         any_s = jnp.maximum(jnp.sum(kinds.mass * (alone_s - beside_s)), 0.0)
-        idle, crowd = jnp.zeros_like(rate), None
+        idle, crowd, calm = jnp.zeros_like(rate), None, jnp.zeros_like(rate)
         if dispatch.looks_at_queues:
             known = operation.n_decoding + rate * (running_s + STALENESS_S / 2.0)  # those who left meanwhile as well
             idle, crowd = crowded(state.burst, known, rate, state.n_instances, operation.step_s + any_s + mean_b)
+            calm = jnp.minimum(safe_div(state.fewer, known), 1.0)
         return TtftLaw(
             mass=prompts.mass,
             least_s=late_s + least_s,
@@ -189,6 +190,7 @@ class QuantileTail(Tail):
                 behind_s=behind * beside_s,
                 in_time=1.0 - (1.0 - state.in_time) * fresh_frac(met_s, STALENESS_S),
                 idle=idle,
+                calm=calm,
                 burst=state.burst,
                 crowd=crowd,
             ),
