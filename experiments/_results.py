@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -23,6 +24,21 @@ def write_table(name: str, columns: Sequence[str], rows: Sequence[Sequence]) -> 
     for row in rows:
         writer.writerow(["" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in row])
     write_whole(RESULTS / name, text.getvalue())
+
+
+def read_table(name: str) -> list[dict[str, Any]]:
+    """The rows of results/`name`: whole numbers, other numbers and text."""
+
+    def read(text: str) -> Any:
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+        return text or None
+
+    with (RESULTS / name).open(newline="") as file:
+        return [{key: read(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def new_figure(width: float, height: float) -> Figure:
