@@ -22,6 +22,8 @@ from fleetopt_jax._simulate.staged import handed_over_s
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.links import LINKS, build_pair, kv_link, n_links
 from fleetopt_jax.catalog.spec import EngineSpec, KvLink, TwoStageSpec
+from fleetopt_jax.cli.inputs import stage_specs_of
+from fleetopt_jax.cli.parser import make_parser
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import stack
 from fleetopt_jax.documents.plan import load_plan, save_plan
@@ -115,8 +117,9 @@ def cheapest_of_all(problem: Problem, serve: str) -> float:
         assert np.all(held | ~finite)
         ways.append(np.where(finite, watts, np.inf))
     if serve != "mixed":
-        link = problem.service.link
-        pairs = [build_pair(TwoStageSpec(a, b, link)) for a in problem.specs for b in problem.specs]
+        service = problem.service
+        stages = (service.prefill_specs or problem.specs, service.decode_specs or problem.specs)
+        pairs = [build_pair(TwoStageSpec(a, b, service.link)) for a in stages[0] for b in stages[1]]
         servers = jax.tree.map(jnp.asarray, stack(pairs))
         watts, held, finite = _lanes(servers, jnp.array(SHARES), cuts, problem.workload, problem.slo, **about)
         assert np.all(held | ~finite)  # stages that hold their parts of the limits make lanes that hold the limits
@@ -149,6 +152,42 @@ def test_equals_brute_force_over_both_kinds_of_lanes():
     for slo in (make_slo(ttft_p99_s=0.25, itl_s=0.02), make_slo(ttft_p99_s=1.0)):
         mixed, staged, _ = assert_equals_brute_force(problem_of(few_lengths(4000.0), specs, slo=slo))
         assert np.isfinite([mixed, staged]).all()
+
+
+@pytest.mark.slow
+def test_equals_brute_force_where_stages_have_specs_of_their_own():
+    """GPU, TP, clock and tokens of a step: each stage of its own, pools served whole of none of them. More to choose
+    from is never worse."""
+    whole, _, larger = specs_of(["h100"], [1, 2, 4])
+    prefill = [replace(larger, clock_frac=0.8), replace(larger, tp=2, max_num_batched_tokens=2048)]
+    decode = [replace(larger, gpu="h200", tp=1), replace(larger, tp=2, max_num_seqs=64)]
+    workload, slo = few_lengths(4000.0), make_slo(ttft_p99_s=0.25, itl_s=0.02)
+    found = {}
+    for serve in ("disaggregated", "any"):
+        problem = problem_of(workload, [whole], serve=serve, slo=slo, prefill_specs=prefill, decode_specs=decode)
+        plan = optimize(problem)
+        assert plan.status == "optimal" and plan.search.n_engines == 5
+        assert float(plan.metrics.power_w) == pytest.approx(cheapest_of_all(problem, serve), rel=SAME)
+        found[serve] = float(plan.metrics.power_w)
+        for lane in plan.lanes:
+            assert (
+                (lane in problem.specs)
+                if len(lane.stages) == 1
+                else (lane.prefill in problem.service.prefill_specs and lane.decode in problem.service.decode_specs)
+            )
+    assert found["any"] <= found["disaggregated"] * (1.0 + SAME)
+
+
+def test_specs_of_stages_are_kept_where_their_gpus_are_in_stock():
+    """A pool is served by what is left; None where nothing could serve it."""
+    whole, other = specs_of(["h100", "h200"], [2])
+    workload = few_lengths(100.0)
+    staged = problem_of(workload, [whole], serve="disaggregated", prefill_specs=[whole, other], decode_specs=[other])
+    assert staged.kinds == ("h100", "h200") and len(staged.offers.each) == 3 * len(SHARES)
+    left = staged.keeping(lambda spec: spec.gpu_name == "h200")
+    assert left is not None and {offer.spec for offer in left.offers.each} == {problem_of(workload, [other]).specs[0]}
+    assert staged.keeping(lambda spec: spec.gpu_name == "h100") is None
+    assert problem_of(workload, [whole]).keeping(lambda spec: spec.gpu_name == "h200") is None
 
 
 @pytest.mark.nightly
@@ -366,6 +405,30 @@ def test_a_plan_of_two_stages_is_read_back(tmp_path):
             load_plan(path, workload=workload)
 
 
+# --- as options name them ---------------------------------------------------------------------------------------------
+
+
+def options_with(*words: str):
+    return make_parser().parse_args(["optimize", f"--llm={LLM}", f"--serving={SERVING}", "--quiet", *words])
+
+
+def test_stages_have_the_engines_that_the_options_name():
+    """What a stage's own engine does not say is the options': here two TPs, and a cap of the sequences."""
+    options = options_with("--tp=2,4", "--max-num-seqs=99", "--prefill-gpu=h100:clock=0.7:max_num_batched_tokens=4096")
+    (name, prefill), *others = stage_specs_of(options, PHYSICAL).items()
+    assert name == "prefill_specs" and not others
+    expected = {"clock_frac": 0.7, "max_num_batched_tokens": 4096, "max_num_seqs": 99, "gpu": "h100", "llm": LLM}
+    assert [spec.tp for spec in prefill] == [2, 4]
+    for spec in prefill:
+        assert {field: getattr(spec, field) for field in expected} == expected
+    decode = stage_specs_of(options_with("--decode-gpu=h200:tp=1:max_num_seqs=512:precision=fp8,b200"), PHYSICAL)
+    found = [(spec.gpu_name, spec.tp, spec.precision, spec.max_num_seqs) for spec in decode["decode_specs"]]
+    assert found == [("h200", 1, "fp8", 512), ("b200", 8, "bf16", None)]
+    assert stage_specs_of(options_with(), PHYSICAL) == {}
+    with pytest.raises(BadInput, match=r"--prefill-gpu mine.json: the file says tp itself"):
+        stage_specs_of(options_with("--prefill-gpu=mine.json:tp=4"), PHYSICAL)
+
+
 # --- refused in one line ----------------------------------------------------------------------------------------------
 
 
@@ -377,6 +440,11 @@ def test_what_two_stages_cannot_be_asked_is_refused_in_one_line(pair):
         "method grid": lambda: optimize(staged, "grid"),
         "a lane of two stages": lambda: fleet_with(pair, [1, 1]).engines,
         "need mixed, disaggregated or any": lambda: problem_of(workload, specs, serve="both"),
+        "prefill_specs: pools have one stage": lambda: problem_of(workload, specs, prefill_specs=specs),
+        "decode_specs: there are none": lambda: problem_of(workload, specs, serve="any", decode_specs=[]),
+        "need the same LLM and KV precision": lambda: problem_of(
+            workload, specs, serve="any", decode_specs=[replace(specs[0], kv_precision="fp8")]
+        ),
         "need assume physical": lambda: problem_of(workload, specs, serve="any", assumptions=PUBLISHED),
         "need nvlink": lambda: kv_link("pigeons"),
         "above 0": lambda: kv_link("-3"),
