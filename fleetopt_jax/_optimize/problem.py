@@ -252,10 +252,8 @@ def make_problem(
         free=tuple(free),
         rates=rates,
     )
-    _check_service(problem)
-    _check_assumptions(problem)
-    _check_stages(problem)
-    _check_weights(problem)
+    for check in (_check_service, _check_assumptions, _check_stages, _check_weights):
+        check(problem)
     return problem
 
 

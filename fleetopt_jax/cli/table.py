@@ -322,7 +322,7 @@ _SERVE = Option(
     about="each pool by instances that do all, by a prefill and a decode stage, or by whichever is better",
     default="mixed",
     otherwise="default {}",
-    commands=("optimize", "services"),
+    commands=("optimize", "services", "pareto"),
     section=ENGINES,
 )
 _STAGE = Option(
@@ -341,7 +341,7 @@ _STAGE = Option(
     ),
     about="with --serve: what prefill stages may be of, and what of it is otherwise: h100:tp=4:clock=0.8,h200",
     otherwise="default: --gpu's, with --tp and the like",
-    commands=("optimize", "services"),
+    commands=("optimize", "services", "pareto"),
     metavar="GPU[:KEY=VALUE...],...",
     section=ENGINES,
     file="named",
@@ -429,7 +429,7 @@ _OF_THE_ENGINE = (
         about="what KV caches are handed over by: nvlink, infiniband, ethernet, or GB/s of each GPU[,latency in ms]",
         default="infiniband",
         otherwise="default {}",
-        commands=("optimize", "services", "levers"),
+        commands=("optimize", "services", "pareto", "levers"),
         metavar="LINK",
         section=ENGINES,
     ),
