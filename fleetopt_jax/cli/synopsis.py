@@ -55,7 +55,7 @@ COMMANDS = (
     ),
     Command(
         "export",
-        "what deploys a plan: vLLM flags or Kubernetes manifests of each pool, and the router's thresholds",
+        "what deploys a plan: vLLM flags, Kubernetes or Dynamo manifests of each pool, and the router's thresholds",
         "Example: fleetopt export plan.json --to kubernetes --out fleet.yaml --router router.json",
     ),
     Command(

@@ -1410,15 +1410,17 @@ _OF_ONE_COMMAND = (
     ),
     Option(
         name="to",
-        kind=Choice(("vllm", "kubernetes", "envoy")),
-        about="what runs the engines; envoy: the router alone, before engines of the script",
+        kind=Choice(("vllm", "kubernetes", "dynamo", "envoy")),
+        about="what runs the engines; dynamo: graphs of NVIDIA Dynamo's operator; envoy: the router alone, before "
+        "engines of the script",
         commands=("export",),
         required=True,
     ),
     Option(
         name="weights",
         kind=Choice(("claim", "host", "none")),
-        about="where Kubernetes keeps checkpoints: a claim of all instances, a folder of each host, or nowhere",
+        about="where Kubernetes keeps checkpoints: a claim of all instances, a folder of each host (not of Dynamo), or "
+        "nowhere",
         otherwise="default claim",
         commands=("export",),
     ),
