@@ -446,7 +446,8 @@ def test_stages_have_the_engines_that_the_options_name():
 @pytest.mark.slow
 def test_a_front_over_both_kinds_of_lanes(tmp_path):
     """Nothing that the search finds under a point's own TTFT is better; with both kinds the front reaches further."""
-    problem = problem_of(few_lengths(4000.0), specs_of(["h100"], [2]), slo=make_slo(ttft_p99_s=0.25, itl_s=0.02))
+    specs = [replace(spec, own_fit=True) for spec in specs_of(["h100"], [2])]  # which a file can name
+    problem = problem_of(few_lengths(4000.0), specs, slo=make_slo(ttft_p99_s=0.25, itl_s=0.02))
     mixed, both = (pareto(problem.serving(serve=serve), n_points=6) for serve in ("mixed", "any"))
     assert isinstance(mixed, Front) and isinstance(both, Front) and mixed.certified and both.certified
     assert both.points[0].values[1] <= mixed.points[0].values[1] * CLOSE
