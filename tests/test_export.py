@@ -33,6 +33,7 @@ from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.fleet import make_fleet
 from fleetopt_jax.fleet.traffic import route as routing_law
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
+from fleetopt_jax.report.export.dynamo import dynamo_document, dynamo_yaml
 from fleetopt_jax.report.export.envoy import router_export, router_yaml
 from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document, kubernetes_yaml
 from fleetopt_jax.report.export.launch import VLLM_RELEASE, dns_label, fleet_launch
@@ -720,7 +721,7 @@ def test_stages_are_asked_as_near_to_the_plan_as_their_router_can(dispatch, poli
     fleet = fleet_launch(plan(staged(), dispatch=dispatch), "plan.json")
     flags = assert_router_takes(fleet.stage_routers[0].args)
     assert flags["--prefill-policy"] == flags["--decode-policy"] == policy
-    assert any(said in note for note in fleet.notes)
+    assert any(said in note for note in fleet.stage_router_notes)
 
 
 def test_a_draft_head_is_in_both_stages_and_n_grams_where_they_are_planned():
@@ -811,6 +812,126 @@ def test_the_script_starts_stages_and_their_router(tmp_path):
     ran = subprocess.run(["sh", script, router.name, *asked], env=env, capture_output=True)
     assert ran.stdout.decode().split("\0")[:-1] == [*router.args, *asked, "k"]
     assert {"--prefill", "--decode"} < set(RELEASE["router"]["flags"])
+
+
+# graphs of NVIDIA Dynamo
+
+DYNAMO = json.loads((ROOT / "tests" / "dynamo_fields.json").read_text())
+
+
+def assert_fields(record: dict, laws: dict) -> None:
+    """Every field is documented, of its type, in its bounds and among its choices."""
+    for field, value in record.items():
+        law = laws[field]
+        types = {"string": str, "integer": int, "list": list, "boolean": bool}
+        assert isinstance(value, types.get(law["type"], dict)), field
+        if isinstance(value, str):
+            assert value in law.get("choices", [value]) and re.fullmatch(law.get("pattern", ".*"), value)
+        assert (value if isinstance(value, int) else len(value)) <= law.get("most", math.inf)
+        assert not isinstance(value, int) or value >= law.get("least", value)
+    assert {field for field, law in laws.items() if law.get("required")} <= set(record)
+
+
+def graphs_of(text: str) -> tuple[list[dict], dict[str, list[dict]]]:
+    """The graphs, each as it is documented, and what else there is, by kind; every pod is one of Kubernetes."""
+    graphs, others = [], {}
+    for manifest in load_all(text):
+        if manifest["kind"] != DYNAMO["kind"]:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+            others.setdefault(manifest["kind"], []).append(manifest)
+            continue
+        assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+        assert manifest["apiVersion"] == DYNAMO["apiVersion"]
+        assert_fields(manifest["spec"], DYNAMO["spec"])
+        components = manifest["spec"]["components"]
+        names = [each["name"].lower() for each in components]
+        assert len(set(names)) == len(names)
+        for component in components:
+            assert_fields(component, DYNAMO["component"])
+            pod = {"selector": {"matchLabels": {}}, "template": component["podTemplate"]}
+            whole = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": manifest["metadata"], "spec": pod}
+            kubernetes_validate.validate(whole, KUBERNETES, strict=True)
+        graphs.append(manifest)
+    return graphs, others
+
+
+def main_of(component: dict) -> dict:
+    (container,) = component["podTemplate"]["spec"]["containers"]
+    assert container["name"] == DYNAMO["main_container"] and container["image"].endswith(f":{DYNAMO['release']}")
+    return container
+
+
+def test_a_graph_of_dynamo_has_the_documented_fields_and_the_plans_numbers():
+    stages = staged({"gpu": "b200", "tp": 4}, {"max_num_batched_tokens_asked": 1024})
+    fleet = fleet_launch(plan({}, stages), "plan.json")
+    document = dynamo_document(fleet)
+    text = dynamo_yaml(document)
+    assert load_all(text) == document["manifests"] and json.loads(json.dumps(document)) == document
+    graphs, others = graphs_of(text)
+    assert [each["metadata"]["name"] for each in graphs] == ["fleetopt-pool-4096", "fleetopt-pool-8192"]
+    kinds = [[each["type"] for each in graph["spec"]["components"]] for graph in graphs]
+    assert kinds == [["frontend", "worker"], ["frontend", "prefill", "decode"]]
+    engines = [each for graph in graphs for each in graph["spec"]["components"][1:]]
+    for pool, component in zip(fleet.pools, engines, strict=True):
+        container = main_of(component)
+        assert component["replicas"] == pool.n_instances and container["command"] == DYNAMO["command"]
+        args = [as_kubelet(arg) for arg in container["args"]]
+        own, flags = flags_of(pool.args), flags_of(["", *args])
+        assert flags.pop("--model") == pool.args[0]
+        assert flags.pop("--disaggregation-mode", None) == pool.role
+        transfer = flags.pop("--kv-transfer-config", None)
+        assert (transfer and json.loads(transfer)) == (DYNAMO["kv_transfer_config"] if pool.role else None)
+        assert not [flag for flag in flags if RELEASE["flags"][flag]["field"].startswith("FrontendArgs")]
+        otherwise = {"--port", "--shutdown-timeout", "--kv-transfer-config"}
+        assert flags == {flag: own[flag] for flag in own if flag not in otherwise}
+        limit = container["resources"]["limits"]["nvidia.com/gpu"]
+        assert limit == str(pool.gpus_per_instance) == flags["--tensor-parallel-size"]
+        assert container["volumeMounts"] == [{"name": "weights", "mountPath": DYNAMO["weights"]}]
+        pod = component["podTemplate"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] > pool.drain_s
+        assert pod["nodeSelector"] == {"nvidia.com/gpu.product": GPU_PRODUCTS[pool.gpu]}
+    assert set(others) == {"ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "PodDisruptionBudget"}
+    (envoy,) = others["Deployment"]
+    assert envoy["metadata"]["name"] == "fleetopt-router"
+    assert [each["name"] for each in envoy["spec"]["template"]["spec"]["containers"][0]["env"]] == ["VLLM_API_KEY"]
+
+
+def test_envoy_asks_the_frontend_of_each_graph_and_looks_at_keys():
+    document = dynamo_document(fleet_launch(plan({}, {}), "plan.json"))
+    config = yaml.load(document["manifests"][0]["data"]["envoy.yaml"], yaml.CSafeLoader)
+    asked = [
+        each["endpoint"]["address"]["socket_address"]
+        for cluster in config["static_resources"]["clusters"][:-1]
+        for each in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    ]
+    names = [DYNAMO["frontend_service"].replace("NAME", f"fleetopt-pool-{window}") for window in (4096, 8192)]
+    assert [f"{each['address']}:{each['port_value']}" for each in asked] == names
+    assert [pool["url"] for pool in document["router"]["pools"]] == [f"http://{name}" for name in names]
+    assert "VLLM_API_KEY" in document["manifests"][0]["data"]["envoy.yaml"]
+
+
+@pytest.mark.parametrize(("dispatch", "mode"), [("jsq", "least-loaded"), ("random", "random")])
+def test_frontends_choose_as_planned(dispatch, mode):
+    graphs, _ = graphs_of(dynamo_yaml(dynamo_document(fleet_launch(plan(dispatch=dispatch), "plan.json"))))
+    env = {each["name"]: each.get("value") for each in main_of(graphs[0]["spec"]["components"][0])["env"]}
+    assert env["DYN_ROUTER_MODE"] == mode and mode in DYNAMO["router_modes"]
+
+
+def test_what_is_not_written_for_dynamo_is_said_or_refused():
+    text = dynamo_yaml(dynamo_document(fleet_launch(plan(staged()), "plan.json"), weights="none"))
+    head = " ".join(text.split("\n---\n")[0].replace("\n# ", " ").split())
+    for said in (f"vLLM {DYNAMO['vllm']}", "--dry-run=server", "NetworkPolicy", "RDMA", "planner", "1.2 ms for a mean"):
+        assert said in head, said
+    assert "vllm-router" not in text and "EDIT storageClassName" not in text
+    refused = {
+        "affinity: Dynamo's router of prefixes": (plan(dispatch="affinity"), {}),
+        "need claim or none": (plan(), {"weights": "host"}),
+        "components of several hosts": (plan({"tp": 8, "pp": 2}), {}),
+    }
+    for words, (asked, how) in refused.items():
+        with pytest.raises(BadInput, match=words) as refusal:
+            dynamo_document(fleet_launch(asked, "plan.json"), **how)
+        assert "\n" not in str(refusal.value)
 
 
 # the router

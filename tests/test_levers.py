@@ -99,6 +99,8 @@ def test_what_the_published_model_has_no_law_for_is_left_out_with_the_reason(pub
         "prefix_cache",
         "affinity",
         "disaggregate",
+        "prefill_on",
+        "decode_on",
         "speculate",
     }
     assert "do not compare" in published.left_out["tp"]
@@ -177,7 +179,8 @@ def test_every_lever_keeps_what_it_does_not_change(few_kinds):
     touched = {"tp": "tp", "generation": "gpu", "kv_precision": "kv_precision", "model": "llm"}
     touched |= {"max_num_seqs": "max_num_seqs", "clock": "clock_frac", "speculate": "speculate"}
     released = released_by_levers(problem)
-    assert set(touched) | {"present", "routing", "gamma", "pools", "compression", "disaggregate"} == set(released)
+    others = {"present", "routing", "gamma", "pools", "compression", "disaggregate", "prefill_on", "decode_on"}
+    assert set(touched) | others == set(released)
     for lever, each in released.items():
         for spec in each.specs:
             field = touched.get(lever)
@@ -250,6 +253,53 @@ def test_levers_widen_what_the_search_may_choose(conv):
     assert released["routing"].n_pools == released["gamma"].n_pools == 2 and released["gamma"].gamma is None
     assert [spec.clock_frac for spec in released["clock"].specs] == [1.0, *CLOCKS]
     assert {spec.max_num_seqs for spec in released["max_num_seqs"].specs} == {None, *SLOTS}
+
+
+def test_either_stage_goes_to_another_gpu():
+    """All else of it stays: TP, clock, caps. Where stages have engines of their own, each is changed from its own."""
+    few = make_workload([200.0, 900.0], [60.0, 80.0], arrival_rate_per_s=60.0)
+    moved = dataclasses.replace(TUNED, gpu="b200")
+    problem = make_problem(few, [TUNED], n_pools=1)
+    for name, stages in (("prefill_on", (moved, TUNED)), ("decode_on", (TUNED, moved))):
+        service = released_by_levers(problem)[name].service
+        assert service.serve == "disaggregated"
+        assert (service.prefill_specs, service.decode_specs) == tuple((resolved(spec),) for spec in stages)
+    titles = {lever.name: lever.title for lever in all_levers([TUNED], 1, 1.0, next_gpu="b200", llm="llama-3.1-70b")}
+    assert titles["prefill_on"] == "prefill on B200, decode on H100"
+    assert titles["decode_on"] == "prefill on H100, decode on B200"
+    own = dataclasses.replace(TUNED, tp=2)
+    of_its_own = make_problem(few, [TUNED], n_pools=1, serve="any", prefill_specs=[own])
+    released = released_by_levers(of_its_own)
+    assert released["prefill_on"].service.prefill_specs == (resolved(dataclasses.replace(own, gpu="b200")),)
+    assert released["generation"].service.prefill_specs == (resolved(dataclasses.replace(own, gpu="b200")),)
+    assert released["disaggregate"].service.decode_specs is None and released["disaggregate"].service.serve == "any"
+
+
+@pytest.mark.slow
+def test_stages_on_two_gpus_gain_what_their_search_says():
+    """Over the present fleet, as `optimize` answers either."""
+    few = make_workload([100.0, 1500.0], [60.0, 80.0], [0.7, 0.3], arrival_rate_per_s=2000.0)
+    spec = resolved(EngineSpec("h100", "llama-3.1-8b", tp=2, serving="vllm-0.11", own_fit=False))
+    problem = make_problem(few, [spec], n_pools=1, slo=make_slo(ttft_p99_s=0.25, itl_s=0.02))
+    other = dataclasses.replace(spec, gpu="h200")
+    asked = {"prefill_on": (other, spec), "decode_on": (spec, other)}
+
+    searched: list[Problem] = []
+
+    def search(released: Problem) -> Plan | Infeasible:
+        searched.append(released)  # the present fleet first
+        return optimize(released) if len(searched) == 1 or released.service.decode_specs else nothing_holds(released)
+
+    found = pull_levers(problem, next_gpu="h200", search=search)
+    present = require_plan(optimize(problem))
+    for name, (prefill, decode) in asked.items():
+        apart = problem.serving(serve="disaggregated", prefill_specs=(prefill,), decode_specs=(decode,))
+        best = require_plan(optimize(apart))
+        assert gain_of(found, name) == pytest.approx(float(best.metrics.tok_per_j / present.metrics.tok_per_j))
+        assert best.stage_specs == (prefill, decode)
+    shown = {lever["name"]: lever for lever in levers_to_json(found)["levers"]}
+    assert [stage["gpu"] for stage in shown["decode_on"]["pools"][0]["stages"]] == ["h100", "h200"]
+    assert "prefill on H100, decode on H200" in answer(levers_to_json(found))
 
 
 def test_compression_shrinks_every_prompt_and_keeps_the_limits_of_the_prompts_that_came(conv):

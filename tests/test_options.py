@@ -18,8 +18,9 @@ from fleetopt_jax.cli.parser import make_parser
 from fleetopt_jax.cli.reference import options_table
 from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.synopsis import ALL, COMMANDS, PLANNED
-from fleetopt_jax.cli.table import AXES, SECTIONS, TABLE, keys_of, options_of
+from fleetopt_jax.cli.table import AXES, MIN_CLOCK_FRAC, SECTIONS, TABLE, keys_of, options_of
 from fleetopt_jax.cli.values import Number, flag
+from fleetopt_jax.laws import clocks
 
 parser = functools.cache(make_parser)  # it takes longer to make than to use
 
@@ -79,6 +80,10 @@ def test_what_is_typed_comes_back_through_a_scenario():
     for command, words in (
         ("optimize", ("--tp=2,4", "--gpu=h100,b200", "--gamma=auto", "--gpus-of=h100=64,b200=0.5", "--free=clock")),
         ("optimize", ("--rate=0.1", "--gamma=1.5", "--verify", "--robust-workloads=a,b.csv", "--seed=7")),
+        (
+            "optimize",
+            ("--serve=any", "--prefill-gpu=h100:tp=4:clock=0.8,h200", "--decode-gpu=own.json:max_num_seqs=64"),
+        ),
         ("pareto", ("--axis=tp=1,8", "--objectives=usd_per_h,ttft_p99_s")),
         ("levers", ("--tp=2", "--gpu=b200", "--all-pairs")),
     ):
@@ -123,6 +128,13 @@ def test_a_list_is_refused_by_the_value_that_is_wrong():
     assert "'4,8' is not allowed" in refusal("levers", "--tp", "4,8")
     assert "'h100,b200' is not allowed: need one name" in refusal("engine", "--gpu", "h100,b200")
     assert "tp: 99 is not allowed" in refusal("pareto", "--axis", "tp=1,99")
+    assert "clock: 1.5 is not allowed: need a number from 0.4 to 1" in refusal(
+        "optimize", "--prefill-gpu", "h200,h100:clock=1.5"
+    )
+    assert "invalid choice: 'clok'; did you mean clock? need tp" in refusal("optimize", "--decode-gpu", "h100:clok=1")
+    assert MIN_CLOCK_FRAC == clocks.MIN_CLOCK_FRAC  # which the table does not load
+    for wrong in ("h100:tp", ":tp=4", "h100:tp=2:tp=4", "h100:"):
+        assert "need GPU[:KEY=VALUE...] with tp" in refusal("optimize", "--prefill-gpu", wrong)
 
 
 def test_carbon_is_an_objective_and_a_budget():

@@ -27,6 +27,7 @@ LONG = (
     "ledger",
     "pareto --workload",
     "axis confidence",
+    "pareto --serve",
     "prefix-hit (0.5|trace --dispatch)",
 )  # a minute each
 COMMANDS = list(dict.fromkeys(SHOWN))  # each once, in the order shown

@@ -370,5 +370,5 @@ def test_generated_scenarios_reach_every_exit_code():
 
 def test_files_of_a_scenario_are_relative_to_it():
     found = {option.name for option in TABLE if option.file == "named" and option.section}
-    of_engines = {"gpu", "llm", "catalog", "other_llm", "speculate"}
+    of_engines = {"gpu", "prefill_gpu", "decode_gpu", "llm", "catalog", "other_llm", "speculate"}
     assert found == of_engines | {"workload", "prefix_hit", "robust_workloads", "profile", "prices", "carbon"}

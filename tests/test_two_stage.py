@@ -1,6 +1,8 @@
 """Lanes of two stages: their law and its limits, what they are sized by, and the exact search over them and lanes of
 one stage together, against every lane tried one by one."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,20 +17,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetopt_jax._optimize import exact
+from fleetopt_jax._optimize.front import Front
+from fleetopt_jax._optimize.pareto import pareto
+from fleetopt_jax._optimize.plan import Infeasible
 from fleetopt_jax._optimize.problem import Problem, make_problem
 from fleetopt_jax._optimize.search import optimize
+from fleetopt_jax._optimize.sweep import CLOSE
 from fleetopt_jax._simulate import simulate
 from fleetopt_jax._simulate.staged import handed_over_s
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.links import LINKS, build_pair, kv_link, n_links
 from fleetopt_jax.catalog.spec import EngineSpec, KvLink, TwoStageSpec
+from fleetopt_jax.catalog.workloads import made_workload
+from fleetopt_jax.cli.codes import BAD_INPUT
+from fleetopt_jax.cli.inputs import stage_specs_of
+from fleetopt_jax.cli.main import main
+from fleetopt_jax.cli.parser import make_parser
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.struct import stack
+from fleetopt_jax.documents.front import front_to_json, load_front, save_front
 from fleetopt_jax.documents.plan import load_plan, save_plan
 from fleetopt_jax.fleet.assumptions import PHYSICAL, PUBLISHED
 from fleetopt_jax.fleet.engine import EnginePair
 from fleetopt_jax.fleet.evaluate import evaluate, fleet_metrics
-from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_fleet, make_slo
+from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_fleet, make_slo, with_limits
 from fleetopt_jax.fleet.limits import ROUNDING, itl_excess, load_excess, ttft_excess
 from fleetopt_jax.fleet.parts import SHARES, Terms, parts_of
 from fleetopt_jax.fleet.resources import make_budget
@@ -38,6 +50,7 @@ from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.gated import gated_batches
 from fleetopt_jax.laws.hand_over import make_hand_over
+from fleetopt_jax.report.pareto import front_csv, front_table
 from fleetopt_jax.workload.atoms import Workload, make_workload
 
 SAME = 1e-9
@@ -115,8 +128,9 @@ def cheapest_of_all(problem: Problem, serve: str) -> float:
         assert np.all(held | ~finite)
         ways.append(np.where(finite, watts, np.inf))
     if serve != "mixed":
-        link = problem.service.link
-        pairs = [build_pair(TwoStageSpec(a, b, link)) for a in problem.specs for b in problem.specs]
+        service = problem.service
+        stages = (service.prefill_specs or problem.specs, service.decode_specs or problem.specs)
+        pairs = [build_pair(TwoStageSpec(a, b, service.link)) for a in stages[0] for b in stages[1]]
         servers = jax.tree.map(jnp.asarray, stack(pairs))
         watts, held, finite = _lanes(servers, jnp.array(SHARES), cuts, problem.workload, problem.slo, **about)
         assert np.all(held | ~finite)  # stages that hold their parts of the limits make lanes that hold the limits
@@ -149,6 +163,42 @@ def test_equals_brute_force_over_both_kinds_of_lanes():
     for slo in (make_slo(ttft_p99_s=0.25, itl_s=0.02), make_slo(ttft_p99_s=1.0)):
         mixed, staged, _ = assert_equals_brute_force(problem_of(few_lengths(4000.0), specs, slo=slo))
         assert np.isfinite([mixed, staged]).all()
+
+
+@pytest.mark.slow
+def test_equals_brute_force_where_stages_have_specs_of_their_own():
+    """GPU, TP, clock and tokens of a step: each stage of its own, pools served whole of none of them. More to choose
+    from is never worse."""
+    whole, _, larger = specs_of(["h100"], [1, 2, 4])
+    prefill = [replace(larger, clock_frac=0.8), replace(larger, tp=2, max_num_batched_tokens=2048)]
+    decode = [replace(larger, gpu="h200", tp=1), replace(larger, tp=2, max_num_seqs=64)]
+    workload, slo = few_lengths(4000.0), make_slo(ttft_p99_s=0.25, itl_s=0.02)
+    found = {}
+    for serve in ("disaggregated", "any"):
+        problem = problem_of(workload, [whole], serve=serve, slo=slo, prefill_specs=prefill, decode_specs=decode)
+        plan = optimize(problem)
+        assert plan.status == "optimal" and plan.search.n_engines == 5
+        assert float(plan.metrics.power_w) == pytest.approx(cheapest_of_all(problem, serve), rel=SAME)
+        found[serve] = float(plan.metrics.power_w)
+        for lane in plan.lanes:
+            assert (
+                (lane in problem.specs)
+                if len(lane.stages) == 1
+                else (lane.prefill in problem.service.prefill_specs and lane.decode in problem.service.decode_specs)
+            )
+    assert found["any"] <= found["disaggregated"] * (1.0 + SAME)
+
+
+def test_specs_of_stages_are_kept_where_their_gpus_are_in_stock():
+    """A pool is served by what is left; None where nothing could serve it."""
+    whole, other = specs_of(["h100", "h200"], [2])
+    workload = few_lengths(100.0)
+    staged = problem_of(workload, [whole], serve="disaggregated", prefill_specs=[whole, other], decode_specs=[other])
+    assert staged.kinds == ("h100", "h200") and len(staged.offers.each) == 3 * len(SHARES)
+    left = staged.keeping(lambda spec: spec.gpu_name == "h200")
+    assert left is not None and {offer.spec for offer in left.offers.each} == {problem_of(workload, [other]).specs[0]}
+    assert staged.keeping(lambda spec: spec.gpu_name == "h100") is None
+    assert problem_of(workload, [whole]).keeping(lambda spec: spec.gpu_name == "h200") is None
 
 
 @pytest.mark.nightly
@@ -366,6 +416,69 @@ def test_a_plan_of_two_stages_is_read_back(tmp_path):
             load_plan(path, workload=workload)
 
 
+# --- as options name them ---------------------------------------------------------------------------------------------
+
+
+def options_with(*words: str):
+    return make_parser().parse_args(["optimize", f"--llm={LLM}", f"--serving={SERVING}", "--quiet", *words])
+
+
+def test_stages_have_the_engines_that_the_options_name():
+    """What a stage's own engine does not say is the options': here two TPs, and a cap of the sequences."""
+    options = options_with("--tp=2,4", "--max-num-seqs=99", "--prefill-gpu=h100:clock=0.7:max_num_batched_tokens=4096")
+    (name, prefill), *others = stage_specs_of(options, PHYSICAL).items()
+    assert name == "prefill_specs" and not others
+    expected = {"clock_frac": 0.7, "max_num_batched_tokens": 4096, "max_num_seqs": 99, "gpu": "h100", "llm": LLM}
+    assert [spec.tp for spec in prefill] == [2, 4]
+    for spec in prefill:
+        assert {field: getattr(spec, field) for field in expected} == expected
+    decode = stage_specs_of(options_with("--decode-gpu=h200:tp=1:max_num_seqs=512:precision=fp8,b200"), PHYSICAL)
+    found = [(spec.gpu_name, spec.tp, spec.precision, spec.max_num_seqs) for spec in decode["decode_specs"]]
+    assert found == [("h200", 1, "fp8", 512), ("b200", 8, "bf16", None)]
+    assert stage_specs_of(options_with(), PHYSICAL) == {}
+    with pytest.raises(BadInput, match=r"--prefill-gpu mine.json: the file says tp itself"):
+        stage_specs_of(options_with("--prefill-gpu=mine.json:tp=4"), PHYSICAL)
+
+
+# --- fronts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_front_over_both_kinds_of_lanes(tmp_path):
+    """Nothing that the search finds under a point's own TTFT is better; with both kinds the front reaches further."""
+    specs = [replace(spec, own_fit=True) for spec in specs_of(["h100"], [2])]  # which a file can name
+    problem = problem_of(few_lengths(4000.0), specs, slo=make_slo(ttft_p99_s=0.25, itl_s=0.02))
+    mixed, both = (pareto(problem.serving(serve=serve), n_points=6) for serve in ("mixed", "any"))
+    assert isinstance(mixed, Front) and isinstance(both, Front) and mixed.certified and both.certified
+    assert both.points[0].values[1] <= mixed.points[0].values[1] * CLOSE
+    assert both.points[-1].values[0] >= mixed.points[-1].values[0] * (1.0 - SAME)
+    assert mixed.hypervolume_missing is not None and both.hypervolume_missing is None
+    assert any(len(lane.stages) == 2 for point in both.points for lane in point.plan.lanes)
+    for point in both.points:
+        tok_per_j, ttft_s = point.values
+        under = both.problem.serving(slo=with_limits(both.problem.slo, ttft_p99_s=ttft_s * (1.0 + 1e-9)))
+        found = optimize(under)
+        assert isinstance(found, Infeasible) or float(found.metrics.tok_per_j) <= tok_per_j * (1.0 + SAME)
+    save_front(both, tmp_path / "front.json")
+    again = load_front(tmp_path / "front.json", workload=made_workload("few", problem.workload))
+    assert [point.plan.lanes for point in again.points] == [point.plan.lanes for point in both.points]
+    shown = front_to_json(both)
+    rows = list(csv.DictReader(io.StringIO(front_csv(shown))))
+    assert all(
+        (row["pool_gpu"] == "h100+h100") == bool(point["plan"]["pools"][0].get("stages"))
+        for row, point in zip(rows, shown["points"])
+        if len(point["plan"]["pools"]) == 1
+    )
+    assert front_table(shown) is not None
+
+
+def test_a_front_of_two_stages_is_not_asked_how_sure_it_is(capsys):
+    for words in (("--axis", "confidence"), ("--axis", "pools=1,2", "--confidence", "0.9")):
+        assert main(["pareto", "--serve", "any", *words]) == BAD_INPUT
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "lanes of two stages (--serve any) are not judged by it yet; need --serve mixed" in line
+
+
 # --- refused in one line ----------------------------------------------------------------------------------------------
 
 
@@ -377,6 +490,11 @@ def test_what_two_stages_cannot_be_asked_is_refused_in_one_line(pair):
         "method grid": lambda: optimize(staged, "grid"),
         "a lane of two stages": lambda: fleet_with(pair, [1, 1]).engines,
         "need mixed, disaggregated or any": lambda: problem_of(workload, specs, serve="both"),
+        "prefill_specs: pools have one stage": lambda: problem_of(workload, specs, prefill_specs=specs),
+        "decode_specs: there are none": lambda: problem_of(workload, specs, serve="any", decode_specs=[]),
+        "need the same LLM and KV precision": lambda: problem_of(
+            workload, specs, serve="any", decode_specs=[replace(specs[0], kv_precision="fp8")]
+        ),
         "need assume physical": lambda: problem_of(workload, specs, serve="any", assumptions=PUBLISHED),
         "need nvlink": lambda: kv_link("pigeons"),
         "above 0": lambda: kv_link("-3"),

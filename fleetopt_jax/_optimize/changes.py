@@ -48,6 +48,9 @@ class Need:
     why: str  # it is needed
 
 
+Variants = Callable[[EngineSpec], Sequence[EngineSpec]]
+
+
 @dataclass(frozen=True)
 class Lever:
     """One thing to change. Two levers combine where they touch different parts of a plan."""
@@ -58,11 +61,12 @@ class Lever:
     quality: str = "measured"  # how well its own law is known; with the engines' quality the worst counts
     n_pools: int = 1  # released: at most so many, if more than now
     free_gamma: bool = False
-    variants: Callable[[EngineSpec], Sequence[EngineSpec]] = lambda spec: (spec,)
+    variants: Variants = lambda spec: (spec,)
     prompt_frac: float = 1.0
     hit_frac: float = 0.0  # of every prompt, found in a prefix cache
     by_prefix: bool = False  # prompts find what the KV memory keeps, and go where their beginnings are
     two_stages: bool = False  # pools may have a prefill and a decode stage
+    of_stages: tuple[Variants, Variants] | None = None  # pools have a prefill and a decode stage, of these
     need: Need | None = None
     note: str = ""
 
@@ -151,7 +155,7 @@ def all_levers(
 ) -> list[Lever]:
     """Every lever that the present fleet has not pulled."""
     levers = [*_of_routing(n_pools, gamma), DISAGGREGATE, TENSOR_PARALLEL, MAX_NUM_SEQS]
-    levers += _of_engines(present, next_gpu, llm)
+    levers += [*_of_stages(present, next_gpu), *_of_engines(present, next_gpu, llm)]
     return [*levers, CLOCK, drafting(present[0].llm), COMPRESSION]
 
 
@@ -173,6 +177,30 @@ def _of_routing(n_pools: int, gamma: float | None) -> list[Lever]:
     return levers
 
 
+def _of_stages(present: Sequence[EngineSpec], next_gpu: str | GpuEntry | None) -> list[Lever]:
+    """Another GPU in one of two stages."""
+    name, now = _gpu_name(next_gpu), list(dict.fromkeys(spec.gpu_name for spec in present))
+    if name is None or now == [name]:
+        return []
+
+    def same(spec: EngineSpec) -> tuple[EngineSpec]:
+        return (spec,)
+
+    def other(spec: EngineSpec) -> tuple[EngineSpec]:
+        return (changed(spec, gpu=next_gpu),)
+
+    apart = replace(DISAGGREGATE, touches=DISAGGREGATE.touches | {"gpu"}, two_stages=False)
+    one, kept = name.upper(), " and ".join(now).upper()
+    return [
+        replace(apart, name="prefill_on", title=f"prefill on {one}, decode on {kept}", of_stages=(other, same)),
+        replace(apart, name="decode_on", title=f"prefill on {kept}, decode on {one}", of_stages=(same, other)),
+    ]
+
+
+def _gpu_name(gpu: str | GpuEntry | None) -> str | None:
+    return gpu.name if isinstance(gpu, GpuEntry) else gpu
+
+
 def _of_engines(present: Sequence[EngineSpec], next_gpu: str | GpuEntry | None, llm: str | LlmEntry) -> list[Lever]:
     """Another GPU, precision or model in every pool."""
 
@@ -182,7 +210,7 @@ def _of_engines(present: Sequence[EngineSpec], next_gpu: str | GpuEntry | None, 
         )
 
     levers = []
-    name = next_gpu.name if isinstance(next_gpu, GpuEntry) else next_gpu
+    name = _gpu_name(next_gpu)
     if name is not None and {spec.gpu_name for spec in present} != {name}:
         levers.append(lever("generation", f"{name.upper()} in every pool", "gpu", gpu=next_gpu))
     if any(spec.precision == "bf16" for spec in present):

@@ -100,8 +100,7 @@ def dual_bound_of(fleets: Fleets) -> float:
 def with_stock(problem: Problem) -> Problem:
     """Without the engines whose GPUs are out of stock, unless nothing would be left."""
     gone = {gpu for gpu, count in problem.budget.gpus_of if count < 1}
-    kept = tuple(spec for spec in problem.specs if spec.gpu_name not in gone)
-    return problem.serving(specs=kept or problem.specs)
+    return problem.keeping(lambda spec: spec.gpu_name not in gone) or problem
 
 
 def frugal_prices(problem: Problem) -> list[PoolPrices]:

@@ -286,6 +286,8 @@ def instances_of(counts: list[list[float]]) -> np.ndarray:
 def homogeneous(problem: Problem) -> tuple[float, OnePoolFleet | None]:
     """(least power [W], the best by the objective) of one pool of the full window, its instances serving requests
     whole; (inf, None) where none holds the limits."""
+    if not problem.specs:
+        return math.inf, None
     problem = problem.serving(serve="mixed")
     alone, ends = Boundaries(problem, np.zeros(0), np.zeros(0)), (np.array([0]), np.array([1]))
     found = [alone.exact(e, *ends) for e in range(len(problem.specs))]

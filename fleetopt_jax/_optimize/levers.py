@@ -159,7 +159,7 @@ def pull_levers(
     leave too many fleets to size with what each finds are left out. Raises BadInput where the present fleet itself
     cannot be searched for.
     """
-    bench = _Bench(problem, given.stage_specs if given else problem.specs, search or optimize)
+    bench = _Bench(problem, given.stage_specs if given else problem.all_specs, search or optimize)
     present = bench.present()
     bench.narrow(present.specs)
     levers = all_levers(bench.specs, problem.n_pools, problem.gamma, next_gpu=next_gpu, llm=llm)

@@ -87,18 +87,32 @@ class Offers:
         return best
 
 
-def offers_of(specs: Sequence[EngineSpec], serve: Serve, link: KvLink) -> Offers:
-    """What pools may choose from where each may be served like this."""
+def offers_of(
+    specs: Sequence[EngineSpec],
+    serve: Serve,
+    link: KvLink,
+    *,
+    prefill: Sequence[EngineSpec] | None = None,
+    decode: Sequence[EngineSpec] | None = None,
+) -> Offers:
+    """What pools may choose from where each may be served like this; stages of `specs` where they have none of their
+    own."""
     each = [] if serve == "disaggregated" else [Offer("mixed", spec, WholeLane(build(spec))) for spec in specs]
     whole = tuple(range(len(each)))
+    of_roles: tuple[tuple[Role, Sequence[EngineSpec]], ...] = (
+        ("prefill", specs if prefill is None else prefill),
+        ("decode", specs if decode is None else decode),
+    )
     pairs = []
-    for agreed in [] if serve == "mixed" else terms_of(specs):
-        both = []
-        for role in ("prefill", "decode"):
-            found = [_stage_offer(role, spec, agreed, link) for spec in specs if _may_agree(spec, agreed)]
-            both.append(tuple(range(len(each), len(each) + len(found))))
-            each += found
-        pairs.append(tuple(both))
+    for agreed in [] if serve == "mixed" else terms_of([spec for _, of_role in of_roles for spec in of_role]):
+        both = [[spec for spec in of_role if _may_agree(spec, agreed)] for _, of_role in of_roles]
+        if not all(both):
+            continue
+        places = []
+        for (role, _), found in zip(of_roles, both, strict=True):
+            places.append(tuple(range(len(each), len(each) + len(found))))
+            each += [_stage_offer(role, spec, agreed, link) for spec in found]
+        pairs.append(tuple(places))
     return Offers(tuple(each), whole, tuple(pairs), link)
 
 

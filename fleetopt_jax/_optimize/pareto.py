@@ -93,7 +93,7 @@ def pareto(
         points=tuple(points),
         homogeneous=homogeneous,
         fleetopt=fleetopt,
-        hypervolume_missing=None if isinstance(missing, Unreachable) or not sweep.certified else missing,
+        hypervolume_missing=missing if sweep.bounds_unseen and not isinstance(missing, Unreachable) else None,
         certified=sweep.certified,
         n_searches=sweep.n_searches,
         wall_s=time.perf_counter() - started,

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -56,6 +56,8 @@ class Service:
     hour: Hour | None = None  # of its trace that the workload is; None: all of it, at the mean rate
     serve: Serve = "mixed"  # each pool by instances that do all, by two stages, or by whichever is cheaper
     link: KvLink = LINKS[DEFAULT_LINK]  # that two stages have between them
+    prefill_specs: tuple[EngineSpec, ...] | None = None  # of stages that prefill; None: `specs`
+    decode_specs: tuple[EngineSpec, ...] | None = None  # of stages that decode; None: `specs`
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Problem:
             usd_per_kwh=site.usd_per_kwh * period.usd_per_kwh,
             kg_co2_per_kwh=site.kg_co2_per_kwh * period.kg_co2_per_kwh,
         )
-        reserve = reserve and reserve.serving({spec.split.n_gpus for spec in self.specs})
+        reserve = reserve and reserve.serving({spec.split.n_gpus for spec in self.all_specs})
         return replace(self.surroundings, site=replace(site, **priced), reserve=reserve)
 
     @property
@@ -126,7 +128,14 @@ class Problem:
 
     @property
     def specs(self) -> tuple[EngineSpec, ...]:
+        """Of pools that are served whole, and of stages that have none of their own."""
         return self.service.specs
+
+    @property
+    def all_specs(self) -> tuple[EngineSpec, ...]:
+        """With those that only stages may have."""
+        service = self.service
+        return tuple(dict.fromkeys((*service.specs, *(service.prefill_specs or ()), *(service.decode_specs or ()))))
 
     @property
     def window_tokens(self) -> float:
@@ -140,12 +149,22 @@ class Problem:
     @cached_property
     def offers(self) -> Offers:
         """What its pools may choose from: of pools that are served whole, the specs."""
-        return offers_of(self.specs, self.service.serve, self.service.link)
+        service = self.service
+        stages = {"prefill": service.prefill_specs, "decode": service.decode_specs}
+        return offers_of(self.specs, service.serve, service.link, **stages)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """GPUs of the specs, by name."""
-        return tuple(spec.gpu_name for spec in self.specs)
+        """GPUs of all specs, by name."""
+        return tuple(spec.gpu_name for spec in self.all_specs)
+
+    def keeping(self, kept: Callable[[EngineSpec], bool]) -> "Problem | None":
+        """With those of its specs alone that are to be kept; None where no pool could be served then."""
+        service = self.service
+        names = ("specs", "prefill_specs", "decode_specs")
+        each = {name: getattr(service, name) for name in names}
+        found = self.serving(**{name: specs and tuple(filter(kept, specs)) for name, specs in each.items()})
+        return found if found.offers.each else None
 
     def serving(self, **changes: Any) -> "Problem":
         """The problem with its only service changed."""
@@ -195,9 +214,12 @@ def make_problem(
     serve: Serve = "mixed",
     link: KvLink | None = None,
     rates: Failures | None = None,
+    prefill_specs: Sequence[EngineSpec] | None = None,
+    decode_specs: Sequence[EngineSpec] | None = None,
 ) -> Problem:
     """A checked `Problem` of one service. The default window is the longest request, rounded up to a whole block of 16
-    tokens.
+    tokens. Where pools may have two stages (`serve` disaggregated or any), `prefill_specs` and `decode_specs` are what
+    either stage may be of, in place of `specs`.
 
     Raises ValueError that names the field and what is allowed; `BadField` for a spec there is no engine for.
     >>> chat = fo.make_workload([500, 4000], [200, 300], [0.9, 0.1], arrival_rate_per_s=20.0)
@@ -210,11 +232,13 @@ def make_problem(
         name=workload_name,
         workload=workload,
         slo=slo or make_slo(),
-        specs=tuple(dict.fromkeys(resolved(spec) for spec in specs)),
+        specs=_resolved(specs),
         window_tokens=window,
         hour=hour,
         serve=serve,
         link=link or LINKS[DEFAULT_LINK],
+        prefill_specs=None if prefill_specs is None else _resolved(prefill_specs),
+        decode_specs=None if decode_specs is None else _resolved(decode_specs),
     )
     problem = Problem(
         services=(service,),
@@ -228,14 +252,31 @@ def make_problem(
         free=tuple(free),
         rates=rates,
     )
-    _check_service(problem)
-    _check_assumptions(problem)
-    if serve not in ("mixed", "disaggregated", "any"):
-        raise BadField("serve", f"{serve!r}", "need mixed, disaggregated or any")
-    if serve != "mixed":
-        require_stage_laws(assumptions)
-    _check_weights(problem)
+    for check in (_check_service, _check_assumptions, _check_stages, _check_weights):
+        check(problem)
     return problem
+
+
+def _resolved(specs: Sequence[EngineSpec]) -> tuple[EngineSpec, ...]:
+    return tuple(dict.fromkeys(resolved(spec) for spec in specs))
+
+
+def _check_stages(problem: Problem) -> None:
+    service = problem.service
+    if service.serve not in ("mixed", "disaggregated", "any"):
+        raise BadField("serve", f"{service.serve!r}", "need mixed, disaggregated or any")
+    own = [name for name in ("prefill_specs", "decode_specs") if getattr(service, name) is not None]
+    if service.serve == "mixed":
+        if own:
+            raise BadField(own[0], "pools have one stage (serve mixed)", "need serve disaggregated or any")
+        return
+    require_stage_laws(problem.assumptions)
+    for name in own:
+        if not getattr(service, name):
+            raise BadField(name, "there are none", "need at least one, or None for those of the pools")
+    if not problem.offers.pairs:
+        problem_is = "no prefill stage can hand its KV cache over to a decode stage"
+        raise BadField(own[-1], problem_is, "need the same LLM and KV precision of both")
 
 
 def _check_service(problem: Problem) -> None:
@@ -270,7 +311,7 @@ def _check_assumptions(problem: Problem) -> None:
         raise ValueError("need the tail 'quantile' for limits of the whole fleet: a mean prefill has no distribution")
     if not assumptions.whole:
         raise ValueError("need whole rounding: plans are made of whole instances (gradients relax it themselves)")
-    if assumptions.prefill.chunks_are_free and any(engine.speculation is not None for engine in problem.engines):
+    if assumptions.prefill.chunks_are_free and any(build(spec).speculation is not None for spec in problem.all_specs):
         raise ValueError(
             "need prefill=compute where tokens are drafted ahead: published iterations take one token each"
         )

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fleetopt_jax._optimize.changes import (
     UNKNOWN_HITS,
     Lever,
+    Variants,
     affinity,
     lacking,
     prefix_caching,
@@ -46,26 +47,50 @@ def release(problem: Problem, levers: Sequence[Lever], present: Sequence[EngineS
     """The problem with levers released from the `present` specs. Raises `LeftOut` where one cannot be tried."""
     if lacks := next(filter(None, (lacking(lever, problem.assumptions) for lever in levers)), None):
         raise LeftOut(lacks)
-    specs = list(present)
-    for lever in levers:
-        specs = list(dict.fromkeys(variant for spec in specs for variant in lever.variants(spec)))
+    served = _served(problem, levers, present)
     frac = math.prod(lever.prompt_frac for lever in levers)
     hit_frac = max([0.0, *(lever.hit_frac for lever in levers)])
     workload, slo, extra_w = (problem.service.workload, problem.slo, 0.0) if frac == 1 else _compressed(problem, frac)
     assumptions = with_hits(problem.assumptions, hit_frac)
     if any(lever.by_prefix for lever in levers):
         assumptions = with_affinity(assumptions)
-    served = {"serve": "any"} if any(lever.two_stages for lever in levers) else {}
-    if served:
-        _require_two_stages(problem)
     found = replace(
-        problem.serving(specs=tuple(_comparable(specs, present)), workload=workload, slo=slo, **served),
+        problem.serving(workload=workload, slo=slo, **served),
         n_pools=max([problem.n_pools, *(lever.n_pools for lever in levers)]),
         gamma=None if any(lever.free_gamma for lever in levers) else problem.gamma,
         assumptions=assumptions,
     )
     _require_few(found)
+    if found.service.serve != "mixed" and not found.offers.pairs:
+        raise LeftOut("no prefill stage could hand its KV cache over to a decode stage")
     return Released(found, extra_w)
+
+
+def _served(problem: Problem, levers: Sequence[Lever], present: Sequence[EngineSpec]) -> dict[str, Any]:
+    """What pools may be of, and of how many stages, as a `Service` has it."""
+    service = problem.service
+
+    def released(specs: Sequence[EngineSpec], *variants: Variants) -> tuple[EngineSpec, ...]:
+        for each in (*(lever.variants for lever in levers), *variants):
+            specs = list(dict.fromkeys(variant for spec in specs for variant in each(spec)))
+        return tuple(_comparable(specs, present))
+
+    own = {name: getattr(service, name) for name in ("prefill_specs", "decode_specs")}
+    # Of what stages have of their own, and of the others then, what the present fleet has; else all.
+    kept = {name: [spec for spec in specs if spec in present] or specs for name, specs in own.items() if specs}
+    whole = ([spec for spec in service.specs if spec in present] or service.specs) if kept else present
+    found: dict[str, Any] = {"specs": released(whole), **{name: released(specs) for name, specs in kept.items()}}
+    apart = next((lever.of_stages for lever in levers if lever.of_stages), None)
+    if apart:
+        each = zip(own, apart, strict=True)
+        found |= {name: released(kept.get(name, whole), variants) for name, variants in each} | {
+            "serve": "disaggregated"
+        }
+    elif any(lever.two_stages for lever in levers):
+        found["serve"] = "any"
+    if "serve" in found:
+        _require_two_stages(problem)
+    return found
 
 
 def _comparable(specs: Sequence[EngineSpec], present: Sequence[EngineSpec]) -> list[EngineSpec]:

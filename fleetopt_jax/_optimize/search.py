@@ -112,7 +112,7 @@ def _search(problem: Problem, found: Found, started: float) -> Search:
         lower_bound=None if bound is None else as_objective(problem, bound),
         gap=None if bound is None or not math.isfinite(found.cost) else _gap(found.cost, bound),
         by_pools=tuple(as_objective(problem, each) if math.isfinite(each) else None for each in found.by_pools),
-        n_engines=len(problem.specs),
+        n_engines=len(problem.all_specs),
     )
 
 

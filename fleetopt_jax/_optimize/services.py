@@ -15,6 +15,7 @@ import numpy as np
 
 from fleetopt_jax._optimize.plan import Plan, Search, Status, Unreachable
 from fleetopt_jax._optimize.problem import Problem, demanded_tok_per_s
+from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.core.errors import BadField, unknown_name
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import with_limits
@@ -92,8 +93,7 @@ def price_of(services: Services, kind: str) -> float:
 def engines_of(services: Services, kind: str) -> list[Engine]:
     """Of all services, on GPUs of a kind."""
     ways = [way for service in services.each for way in service.ways]
-    both = [pair for way in ways for pair in zip(way.specs, way.engines, strict=True)]
-    return [engine for spec, engine in both if spec.gpu_name == kind]
+    return [build(spec) for way in ways for spec in way.all_specs if spec.gpu_name == kind]
 
 
 def make_services(

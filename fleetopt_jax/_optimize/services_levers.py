@@ -256,7 +256,7 @@ def _levers(
     way: Problem, next_gpu: str | GpuEntry | None, llm: str | LlmEntry, hit_frac: float | None
 ) -> dict[str, Lever | str]:
     """By name, those that a problem has not pulled; or why one cannot be."""
-    found = all_levers(list(way.specs), way.n_pools, way.gamma, next_gpu=next_gpu, llm=llm)
+    found = all_levers(list(way.all_specs), way.n_pools, way.gamma, next_gpu=next_gpu, llm=llm)
     levers: dict[str, Lever | str] = {lever.name: lever for lever in found}
     of_its_own = of_caches(way, hit_frac)
     for name in OF_CACHES:
@@ -301,7 +301,7 @@ def _released(service: SharedService, way: Problem, lever: Lever) -> tuple[Relea
             raise LeftOut(NO_TIME)
         if service.batch:  # promised no TTFT: a deadline alone, which that time is taken from
             way = way.serving(slo=with_limits(way.slo, ttft_s_per_token=per_token_s))
-    found = release(way, [lever], way.specs)
+    found = release(way, [lever], way.all_specs)
     if lever.prompt_frac == 1 and not lever.hit_frac and not _adds(found.problem, way):
         raise LeftOut(ALREADY)
     return found, compressing_s
@@ -310,7 +310,7 @@ def _released(service: SharedService, way: Problem, lever: Lever) -> tuple[Relea
 def _adds(then: Problem, now: Problem) -> bool:
     """Whether it has engines, pools, gammas or ways to serve them that it has not now."""
     same = (then.n_pools, then.gamma, then.service.serve) == (now.n_pools, now.gamma, now.service.serve)
-    return not (same and set(then.specs) <= set(now.specs))
+    return not (same and set(then.all_specs) <= set(now.all_specs))
 
 
 # ------------------------------------------------------------------------------------------------------------ searching

@@ -229,8 +229,7 @@ def _in_stock(problem: Problem, services: Services) -> Problem | None:
     """Without the engines of which there are not GPUs for one instance, even with one more; None without any."""
     more = {kind: least_instance(services, kind) for kind in services.stock}
     most = {kind: count + more[kind] - 1 for kind, count in services.most_of.items()}
-    kept = [spec for spec in problem.specs if spec.split.n_gpus <= most.get(spec.gpu_name, math.inf)]
-    return problem.serving(specs=tuple(kept)) if kept else None
+    return problem.keeping(lambda spec: spec.split.n_gpus <= most.get(spec.gpu_name, math.inf))
 
 
 def least_instance(services: Services, kind: str) -> int:

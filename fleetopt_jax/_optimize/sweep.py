@@ -50,6 +50,12 @@ class Sweep:
             return self._over_ttft(self.question.max_ttft_p99_s or LOOSEST_S)
         return self._at_one_limit()
 
+    @property
+    def bounds_unseen(self) -> bool:
+        """Whether what lies between two limits is known: pools of two stages, which share a limit out, reach less than
+        the one that they are found under."""
+        return self.certified and self.question.problem.service.serve == "mixed"
+
     # --- along the TTFT ---------------------------------------------------------------------------------------------
 
     def _over_ttft(self, most_s: float) -> float | Unreachable | None:
@@ -85,21 +91,25 @@ class Sweep:
     def _tightest(self, loosest: _Optima) -> list[_Optima]:
         """The smallest limit that can be held, if it is below what the loosest comes to.
 
-        Where a budget keeps the fleet from what it could reach without, it is bisected for, and what is met on the way
-        is kept: to a few per cent, or half of the searches.
+        Where a budget keeps the fleet from what it could reach without, or pools may have two stages, it is bisected
+        for, and what is met on the way is kept: to a few per cent, or half of the searches.
         """
         least = self._under(TIGHTEST_S)
         if isinstance(least, _Optima):
             return [least]
         nearest_s = least.nearest_feasible if least.limit == TTFT else None
-        if nearest_s:
-            if nearest_s >= self._comes_to(loosest):
-                return []
-            least = self._under(nearest_s * (1.0 + LIMIT_MARGIN))
-            if isinstance(least, _Optima):
-                return [least]
-        low_s = nearest_s or TIGHTEST_S
+        # What pools of one stage reach is no end where others may have two.
+        is_end = self.question.problem.service.serve == "mixed"
+        beyond = nearest_s is not None and nearest_s >= self._comes_to(loosest)
+        if beyond and is_end:
+            return []
         held: list[_Optima] = []
+        if nearest_s and not beyond:
+            least = self._under(nearest_s * (1.0 + LIMIT_MARGIN))
+            held = [least] if isinstance(least, _Optima) else []
+            if held and is_end:
+                return held
+        low_s = nearest_s if nearest_s and is_end else TIGHTEST_S
         while 2 * self.n_searches < self.question.n_points:
             high_s = self._comes_to(held[0] if held else loosest)
             if high_s <= CLOSE * low_s:

@@ -42,6 +42,7 @@ def check_outputs(options: argparse.Namespace) -> None:
     given = [getattr(options, name, None) for name in inputs_of(options.command)]
     named = [each for each in given if isinstance(each, (str, list))]  # one may be a number instead
     listed = [part.strip() for text in named for part in (text if isinstance(text, list) else text.split(","))]
+    listed += [part.partition(":")[0] for part in listed]  # of an engine's file, with what is otherwise there
     refuse_outputs(options, [*(text for text in named if isinstance(text, str)), *listed])
     written: dict[str, str] = {}
     for name in OUTPUTS:

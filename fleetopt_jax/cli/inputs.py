@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from fleetopt_jax.cli.fields import FLAGS, said_as_options
 from fleetopt_jax.cli.synopsis import OF_ONE_HOUR, SEARCHES, SPLITS
 from fleetopt_jax.cli.table import TABLE
 from fleetopt_jax.cli.terminal import detail, progress, say, understood, warn
-from fleetopt_jax.cli.values import flag
+from fleetopt_jax.cli.values import EngineOf, Several, flag
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.core.files import same_file
 from fleetopt_jax.core.units import GB, GIB, KW, MS
@@ -52,6 +52,7 @@ from fleetopt_jax.workload.readers.hit_curve import with_curve_of
 from fleetopt_jax.workload.readers.stamps import UNITS
 
 COLUMNS = "--prompt-column, --output-column"  # only together
+OF_A_FILE = ("tp", "ep", "dp", "pp", "precision")  # what an engine's file says itself
 NAMED = {"columns": COLUMNS} | {option.name: flag(option.name) for option in TABLE}
 
 
@@ -241,31 +242,81 @@ def rates_of(options: argparse.Namespace) -> Failures | None:
 
 def specs_of(options: argparse.Namespace, assumptions: Assumptions) -> list[EngineSpec]:
     """The engines the options name, as the assumptions have them, without those whose LLM does not fit."""
-    tps = options.tp if isinstance(options.tp, list) else [options.tp]
-    precisions = [part.strip() for part in options.precision.split(",")] if options.precision else [None]
-    if "" in precisions:
-        raise BadInput("--precision", repr(options.precision), "need bf16,fp8,...")
-    ways = list(itertools.product(options.gpu.split(","), tps, precisions, drafts_asked(options)))
     catalog = catalog_of(options)
     say_llm(options, catalog)
+    return _specs(options, assumptions, catalog, [(gpu.strip(), {}) for gpu in options.gpu.split(",")])
+
+
+def stage_specs_of(options: argparse.Namespace, assumptions: Assumptions) -> dict[str, list[EngineSpec]]:
+    """The engines of prefill and of decode stages, where the options name some for them."""
+    found, catalog = {}, catalog_of(options)
+    for option in TABLE:
+        if isinstance(option.kind, Several) and isinstance(option.kind.of, EngineOf) and option.field:
+            asked = getattr(options, option.name, None) or []
+            engines = [option.kind.of.said(text) for text in asked]
+            for gpu, own in engines:
+                if gpu.lower().endswith(".json") and (named := [key for key in own if key in OF_A_FILE]):
+                    raise BadInput(f"{flag(option.name)} {gpu}", f"the file says {named[0]} itself", "leave it out")
+            if engines:
+                found[option.field.name] = _specs(options, assumptions, catalog, engines)
+    return found
+
+
+def _specs(
+    options: argparse.Namespace,
+    assumptions: Assumptions,
+    catalog: Catalog,
+    engines: Sequence[tuple[str, Mapping[str, Any]]],
+) -> list[EngineSpec]:
+    """Of GPUs, each with what its own keys say instead of the options."""
+    ways = []
+    for gpu, own in engines:
+        tps, precisions = _own_or(own, "tp", _listed(options.tp)), _own_or(own, "precision", _precisions_asked(options))
+        for tp, precision, drafts in itertools.product(tps, precisions, drafts_asked(options)):
+            ways.append((gpu, {**own, "tp": tp, "precision": precision, "speculate": drafts}))
     specs, refusals = [], []
-    for gpu, tp, precision, drafts in ways:
+    for gpu, own in ways:
         try:
-            how = {**served(options), "source": assumptions.engine.name}
-            spec = named_spec(catalog, gpu.strip(), options.llm, tp, precision, **how)
-            as_run = {"kv_precision": options.kv_precision, "max_num_seqs": options.max_num_seqs}
-            as_run |= {"memory_utilization": options.gpu_memory_utilization, **host_cache_of(options)}
-            as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens, "speculate": drafts}
-            specs.append(resolved(dataclasses.replace(spec, **as_run)))
+            specs.append(_spec(options, assumptions, catalog, gpu, own))
         except DoesNotFit:
-            named = f"{tp * options.dp * options.pp} x {gpu.strip()} {precision or ''}".strip()
-            refusals.append(named + (f" with {drafts.name}" if drafts else ""))
+            split = served(options) | own
+            named = f"{split['tp'] * split['dp'] * split['pp']} x {gpu} {own['precision'] or ''}".strip()
+            refusals.append(named + (f" with {own['speculate'].name}" if own["speculate"] else ""))
             if len(refusals) == len(ways):
                 raise
     if refusals:
         say(options, f"left out, for the LLM does not fit: {', '.join(refusals)}")
     warn_of_units(options, specs)
     return list(dict.fromkeys(specs))
+
+
+def _own_or(own: Mapping[str, Any], key: str, usual: Sequence[Any]) -> Sequence[Any]:
+    return [own[key]] if key in own else usual
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _precisions_asked(options: argparse.Namespace) -> Sequence[str | None]:
+    precisions = [part.strip() for part in options.precision.split(",")] if options.precision else [None]
+    if "" in precisions:
+        raise BadInput("--precision", repr(options.precision), "need bf16,fp8,...")
+    return precisions
+
+
+def _spec(
+    options: argparse.Namespace, assumptions: Assumptions, catalog: Catalog, gpu: str, own: Mapping[str, Any]
+) -> EngineSpec:
+    """One engine, as it is run; what is its `own` instead of the options' says its TP, precision and drafts."""
+    how = {**served(options), "source": assumptions.engine.name}
+    how |= {key: own[key] for key in ("ep", "dp", "pp") if key in own}
+    spec = named_spec(catalog, gpu, options.llm, own["tp"], own["precision"], **how)
+    as_run = {"kv_precision": options.kv_precision, "speculate": own["speculate"], **host_cache_of(options)}
+    as_run |= {"memory_utilization": options.gpu_memory_utilization}
+    as_run |= {key: own.get(key, getattr(options, key)) for key in ("max_num_seqs", "max_num_batched_tokens")}
+    as_run |= {"clock_frac": own["clock"]} if "clock" in own else {}
+    return resolved(dataclasses.replace(spec, **as_run))
 
 
 def host_cache_of(options: argparse.Namespace) -> dict[str, float]:
@@ -348,12 +399,18 @@ def catalog_of(options: argparse.Namespace) -> Catalog:
     return catalog.at_prices(getattr(options, "usd_per_gpu_h", {}), "--usd-per-gpu-h")
 
 
+def _stages_asked(options: argparse.Namespace) -> list[str]:
+    """What stages may be of, as it is typed."""
+    return [*(getattr(options, "prefill_gpu", None) or []), *(getattr(options, "decode_gpu", None) or [])]
+
+
 def _refuse_unused(options: argparse.Namespace) -> None:
     """A stock of GPUs that no pool may be made of is a mistake."""
     if not options.gpus_of:
         return
     catalog = catalog_of(options)
     names = [name.strip() for name in options.gpu.split(",")]
+    names += [text.partition(":")[0] for text in _stages_asked(options)]
     known = [load_engine(name, catalog).gpu_name if name.lower().endswith(".json") else name.lower() for name in names]
     for gpu, count in options.gpus_of.items():
         catalog.gpu(gpu, "--gpus-of")
@@ -400,6 +457,7 @@ def problem_of(
             budget=budget,
             free=free,
             serve=getattr(options, "serve", "mixed"),
+            **stage_specs_of(options, assumptions),
             link=kv_link(options.kv_link) if hasattr(options, "kv_link") else None,
             rates=rates_of(options),
         )

@@ -48,7 +48,13 @@ def _renamed(command: str, words: Sequence[str], rename: Callable[[str], str | N
 
 
 def _each(names: Iterable[str], rename: Callable[[str], str | None]) -> list[str]:
-    return [rename(name) or name for name in names]
+    return [rename(name) or _head(name, rename) for name in names]
+
+
+def _head(name: str, rename: Callable[[str], str | None]) -> str:
+    """An engine's file called otherwise, before what is said of it: mine.json:clock=0.8."""
+    file, colon, said = name.partition(":")
+    return f"{rename(file) or file}{colon}{said}"
 
 
 def _changed(options: argparse.Namespace, command: str) -> list[str]:

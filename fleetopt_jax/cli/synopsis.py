@@ -55,7 +55,7 @@ COMMANDS = (
     ),
     Command(
         "export",
-        "what deploys a plan: vLLM flags or Kubernetes manifests of each pool, and the router's thresholds",
+        "what deploys a plan: vLLM flags, Kubernetes or Dynamo manifests of each pool, and the router's thresholds",
         "Example: fleetopt export plan.json --to kubernetes --out fleet.yaml --router router.json",
     ),
     Command(
@@ -82,8 +82,8 @@ COMMANDS = (
         "levers",
         "what pays: from the present fleet one lever released at a time, and pairs of them",
         "The present fleet is PLAN.json's, or the best one-pool fleet of the options. Levers: context routing, gamma, "
-        "more pools, tensor parallelism, max_num_seqs, GPU generation, precision of weights and KV cache, another "
-        "model, GPU clock, drafts ahead, compressed prompts. "
+        "more pools, prefill and decode apart (on one GPU, or either on the next), tensor parallelism, max_num_seqs, "
+        "GPU generation, precision of weights and KV cache, another model, clock, drafts ahead, compressed prompts. "
         "Example: fleetopt levers --workload azure-code --figure levers.svg",
         plan_or_options=True,
     ),

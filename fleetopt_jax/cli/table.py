@@ -13,6 +13,7 @@ from fleetopt_jax.cli.synopsis import ALL, BUDGETED, OF_ONE_HOUR, ONE_ENGINE, PL
 from fleetopt_jax.cli.values import (
     Checkpoint,
     Choice,
+    EngineOf,
     Flag,
     FrontOf,
     Growth,
@@ -39,6 +40,7 @@ MAX_GPUS = 128  # of an instance
 RATES_PER_S = (1e-6, 1e9)
 MEMORY_UTILIZATION = 0.9  # as the laws have it; nothing here loads them
 MAX_UTILIZATION = 0.85  # likewise
+MIN_CLOCK_FRAC = 0.4  # likewise
 
 POSITIVE = Number(0, open=True)
 NOT_NEGATIVE = Number(0)
@@ -320,8 +322,30 @@ _SERVE = Option(
     about="each pool by instances that do all, by a prefill and a decode stage, or by whichever is better",
     default="mixed",
     otherwise="default {}",
-    commands=("optimize", "services"),
+    commands=("optimize", "services", "pareto"),
     section=ENGINES,
+)
+_STAGE = Option(
+    name="prefill_gpu",
+    kind=Several(
+        EngineOf(
+            keys={
+                **dict.fromkeys(("tp", "ep", "dp", "pp"), Number(1, MAX_TP, whole=True)),
+                "precision": OneName(),
+                "max_num_seqs": Number(1, 10**6, whole=True),
+                "max_num_batched_tokens": Number(1, 10**6, whole=True),
+                "clock": Number(MIN_CLOCK_FRAC, 1),
+            }
+        ),
+        bare=False,
+    ),
+    about="with --serve: what prefill stages may be of, and what of it is otherwise: h100:tp=4:clock=0.8,h200",
+    otherwise="default: --gpu's, with --tp and the like",
+    commands=("optimize", "services", "pareto"),
+    metavar="GPU[:KEY=VALUE...],...",
+    section=ENGINES,
+    file="named",
+    field=Field("prefill_specs"),
 )
 _OF_THE_ENGINE = (
     _GPU,
@@ -392,13 +416,20 @@ _OF_THE_ENGINE = (
     _SERVING,
     replace(_SERVING, otherwise="default the plan's", commands=PLANNED),
     _SERVE,
+    _STAGE,
+    replace(
+        _STAGE,
+        name="decode_gpu",
+        about="and what decode stages may be of: h200:tp=8:max_num_seqs=512",
+        field=Field("decode_specs"),
+    ),
     Option(
         name="kv_link",
         kind=Text(),
         about="what KV caches are handed over by: nvlink, infiniband, ethernet, or GB/s of each GPU[,latency in ms]",
         default="infiniband",
         otherwise="default {}",
-        commands=("optimize", "services", "levers"),
+        commands=("optimize", "services", "pareto", "levers"),
         metavar="LINK",
         section=ENGINES,
     ),
@@ -1379,15 +1410,17 @@ _OF_ONE_COMMAND = (
     ),
     Option(
         name="to",
-        kind=Choice(("vllm", "kubernetes", "envoy")),
-        about="what runs the engines; envoy: the router alone, before engines of the script",
+        kind=Choice(("vllm", "kubernetes", "dynamo", "envoy")),
+        about="what runs the engines; dynamo: graphs of NVIDIA Dynamo's operator; envoy: the router alone, before "
+        "engines of the script",
         commands=("export",),
         required=True,
     ),
     Option(
         name="weights",
         kind=Choice(("claim", "host", "none")),
-        about="where Kubernetes keeps checkpoints: a claim of all instances, a folder of each host, or nowhere",
+        about="where Kubernetes keeps checkpoints: a claim of all instances, a folder of each host (not of Dynamo), or "
+        "nowhere",
         otherwise="default claim",
         commands=("export",),
     ),

@@ -281,6 +281,44 @@ class Flag(Kind):
 
 
 @dataclass(frozen=True)
+class EngineOf(OneName):
+    """A GPU, or an engine's file, and what is otherwise there than elsewhere: h100, h200:tp=4:clock=0.8."""
+
+    keys: Mapping[str, "Number | OneName"] = field(default_factory=dict)
+    names_more = True
+
+    @property
+    def allowed(self) -> str:
+        return f"GPU[:KEY=VALUE...] with {', '.join(self.keys)}"
+
+    def parse(self, text: str) -> str:
+        self.said(text)
+        return text.strip()
+
+    def said(self, text: str) -> tuple[str, dict[str, Any]]:
+        """The GPU, and the keys with their values."""
+        gpu, *changes = (part.strip() for part in text.split(":"))
+        found: dict[str, Any] = {}
+        for change in changes:
+            key, equals, value = (part.strip() for part in change.partition("="))
+            if not (equals and value) or key in found:
+                raise refused(repr(text), f"{self.allowed}, each once")
+            if key not in self.keys:
+                raise no_choice(key, self.keys)
+            try:
+                found[key] = self.keys[key].parse(value)
+            except argparse.ArgumentTypeError as error:
+                raise argparse.ArgumentTypeError(f"{key}: {error}") from None
+        if not gpu or "," in text:
+            raise refused(repr(text), self.allowed)
+        return gpu, found
+
+    def each(self, kept: Any, change: Callable[[str], str]) -> Any:
+        gpu, colon, changes = kept.partition(":")
+        return f"{change(gpu)}{colon}{changes}"
+
+
+@dataclass(frozen=True)
 class Several(Kind):
     """A list, typed with commas; a scenario's has `least` to `most` of them and, where `bare`, may be one value alone.
 
@@ -292,6 +330,10 @@ class Several(Kind):
     most: int | None = MAX_NAMES
     bare: bool = True
     as_text: bool = False
+
+    @property
+    def names_more(self) -> bool:
+        return self.of.names_more
 
     @property
     def allowed(self) -> str:

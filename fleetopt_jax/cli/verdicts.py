@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 RESERVED_BY = {"spares": "--spare, --spare-nodes", "target": "--availability"}  # the options of each
 
 
+def not_judged(serve: str) -> str:
+    """Why what simulates plans, or draws their errors, refuses those that may have pools of two stages."""
+    return f"lanes of two stages (--serve {serve}) are not judged"
+
+
 def say_broken(options: argparse.Namespace, plan: Mapping[str, Any]) -> None:
     """Which limits the plan of a document breaks, if any, and what mends it, where that was asked."""
     if said := failing_said(plan):

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.colors import LogNorm
@@ -33,7 +34,9 @@ from fleetopt_jax.report.words import (
     QUANTITIES,
     chance,
     instance_said,
+    instances_said,
     listed,
+    stages_of,
 )
 
 FRONT_COLOUR, KNEE_COLOUR, FLEETOPT_COLOUR = BLUE, VERMILLION, PURPLE
@@ -103,13 +106,12 @@ def _row(point: Mapping[str, Any], names: Sequence[str], others: Sequence[str]) 
 
 def _pools(pools: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """(instances, windows x gamma) of a fleet, pool by pool; the kind of engine once, where all are of one."""
-    kinds = [instance_said(pool, " ") for pool in pools]
-    counts = [f"{pool['n_instances']:,}" for pool in pools]
-    alike = len(set(kinds)) == 1
     windows = [f"{pool['window_tokens']:,}" + (f" x {pool['gamma']:g}" if pool["gamma"] > 1 else "") for pool in pools]
-    if alike:
-        return f"{' + '.join(counts)} x {kinds[0]}", ", ".join(windows)
-    return " + ".join(f"{count} x {kind}" for count, kind in zip(counts, kinds)), ", ".join(windows)
+    kinds = {instance_said(pool, " ") for pool in pools}
+    if len(kinds) == 1 and not any(pool.get("stages") for pool in pools):
+        counts = " + ".join(f"{pool['n_instances']:,}" for pool in pools)
+        return f"{counts} x {kinds.pop()}", ", ".join(windows)
+    return " + ".join(map(instances_said, pools)), ", ".join(windows)
 
 
 def _cell(name: str, value: float) -> str:
@@ -175,7 +177,7 @@ def _beyond(document: Mapping[str, Any], fleet: Mapping[str, Any]) -> bool:
 
 
 def front_csv(document: Mapping[str, Any]) -> str:
-    """One line a plan: the front, then the reference fleets; lists of the pools' values are joined by |."""
+    """One line a plan: the front, then the reference fleets; values of pools are joined by |, of two stages by +."""
     names = [objective["name"] for objective in document["objectives"]]
     metrics = [name for name in CSV_METRICS if name not in names]
     rows = [("front", point) for point in document["points"]]
@@ -192,7 +194,13 @@ def front_csv(document: Mapping[str, Any]) -> str:
 
 
 def _pool_columns(plan: Mapping[str, Any]) -> list[str]:
-    return ["|".join(f"{pool[name]}" for pool in plan["pools"]) for name in CSV_POOLS]
+    return ["|".join(map(partial(_pool_cell, name), plan["pools"])) for name in CSV_POOLS]
+
+
+def _pool_cell(name: str, pool: Mapping[str, Any]) -> str:
+    """A pool's value; of its two stages both, prefill first, joined by +."""
+    each = [pool] if name in ("window_tokens", "gamma") else stages_of(pool)
+    return "+".join(f"{one[name]}" for one in each)
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -10,6 +10,7 @@ from fleetopt_jax.cli.inputs import named_catalog
 from fleetopt_jax.cli.repeat import from_here
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import parse_json, read_bytes, to_json
+from fleetopt_jax.report.export.dynamo import dynamo_document, dynamo_yaml
 from fleetopt_jax.report.export.envoy import router_export, router_yaml
 from fleetopt_jax.report.export.kubernetes import kubernetes_document, kubernetes_yaml
 from fleetopt_jax.report.export.launch import fleet_launch
@@ -18,11 +19,13 @@ from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
 
 def run(options: argparse.Namespace) -> Answer:
     """The text of the target; --json shows the same content as one object."""
-    if options.weights and options.to != "kubernetes":
-        raise BadInput("--weights", f"not read with --to {options.to}", "leave it out, or give --to kubernetes")
+    if options.weights and options.to not in ("kubernetes", "dynamo"):
+        allowed = "leave it out, or give --to kubernetes or dynamo"
+        raise BadInput("--weights", f"not read with --to {options.to}", allowed)
     targets = {
         "vllm": (vllm_document, vllm_script),
         "kubernetes": (partial(kubernetes_document, weights=options.weights or "claim"), kubernetes_yaml),
+        "dynamo": (partial(dynamo_document, weights=options.weights or "claim"), dynamo_yaml),
         "envoy": (router_export, router_yaml),
     }
     plan = parse_json(options.plan, read_bytes(options.plan))

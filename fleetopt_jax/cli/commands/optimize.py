@@ -23,7 +23,7 @@ from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, how_to_simulate, layout_of, problem_of, workload_of
 from fleetopt_jax.cli.repeat import command_said
 from fleetopt_jax.cli.terminal import progress, say, simulation_progress, warn, warn_of_warm_up
-from fleetopt_jax.cli.verdicts import RESERVED_BY, help_said, pool_map_of, why
+from fleetopt_jax.cli.verdicts import RESERVED_BY, help_said, not_judged, pool_map_of, why
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.confidence import confident_to_json, holding_to_json, plan_holding_to_json
 from fleetopt_jax.documents.failures import failures_to_json
@@ -91,7 +91,7 @@ def _refuse_beside(options: argparse.Namespace, problem: Problem) -> None:
         problem_is = f"not read with {RESERVED_BY[reserve.name]}: the simulator sizes fleets that are all up"
         raise BadInput("--verify", problem_is, "leave it out, then fleetopt simulate plan.json --down 1")
     if asked and problem.service.serve != "mixed":
-        said = f"lanes of two stages (--serve {problem.service.serve}) are not judged by it yet"
+        said = f"{not_judged(problem.service.serve)} by it yet"
         raise BadInput(f"--{asked[0]}", said, "need --serve mixed, or leave it out")
 
 

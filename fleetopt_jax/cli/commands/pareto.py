@@ -16,7 +16,7 @@ from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.inputs import budget_of, layout_of, problem_of, workload_of
 from fleetopt_jax.cli.table import AXES
 from fleetopt_jax.cli.terminal import progress, say
-from fleetopt_jax.cli.verdicts import why
+from fleetopt_jax.cli.verdicts import not_judged, why
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.units import MS
@@ -42,6 +42,9 @@ def run(options: argparse.Namespace) -> Answer:
     options.ttft_p99_ms = options.ttft_p99_ms or float(make_slo().ttft_p99_s) / MS
     if options.confidence and (not options.axis or options.axis[0] == "confidence"):
         raise BadInput("--confidence", "not read here", "need --axis of another input, or --axis confidence=0.5,0.9")
+    if options.serve != "mixed" and (options.confidence or (options.axis and options.axis[0] == "confidence")):
+        asked = "--confidence" if options.confidence else "--axis confidence"
+        raise BadInput(asked, f"{not_judged(options.serve)} by it yet", "need --serve mixed, or leave it out")
     layout = layout_of(options)
     swept_rate = options.axis[1][0] if options.axis and options.axis[0] == "workload-rate" else None
     loaded = workload_of(options, rate_per_s=swept_rate)

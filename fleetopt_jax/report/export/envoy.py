@@ -215,7 +215,7 @@ def _requests(fleet: FleetLaunch, port: int) -> dict[str, Any]:
     if fleet.router["dispatch_within_pool"] in MOST_LOAD_FRAC:
         route["route"]["hash_policy"] = [{"header": {"header_name": PREFIX_HEADER}}]
     filters = [_lua("envoy.filters.http.lua", router_lua(fleet.router))]
-    if fleet.stage_routers:
+    if fleet.router_looks_at_keys:
         filters.insert(0, _lua("key", _source("key.lua")))
     longest = max(pool["max_total_tokens"] for pool in fleet.router["pools"])
     return {

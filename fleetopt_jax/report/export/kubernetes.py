@@ -75,22 +75,22 @@ def kubernetes_document(
     downloads them. `gpu_products` gives the label nvidia.com/gpu.product of a GPU's nodes; a GPU without one may run on
     any node.
     """
-    router = _router_config(fleet)
+    router = router_config(fleet)
     written = [([f"What {ROUTERS} routers read: envoy.yaml. router.json has the thresholds alone."], router)]
     if weights == "claim":
-        written.append((["EDIT storageClassName: a class that offers ReadWriteMany."], _claim(fleet)))
+        written.append((["EDIT storageClassName: a class that offers ReadWriteMany."], claim(fleet)))
     for pool in fleet.pools:
         whose = f", {pool.role} stage" if pool.role else ""
         about = f"Requests of up to {pool.window_tokens:,} tokens{whose}: {pool.n_instances:,} instances of "
         about += f"{pool.gpus_per_instance} x {pool.gpu}."
         written.append(([about, *pool.notes], _deployment(fleet, pool, _pod(fleet, pool, weights, gpu_products))))
-        labels = _labels(fleet, pool)
+        labels = labels_of(fleet, pool)
         written.append((["No address of its own: DNS has every ready instance."], _service(pool.name, labels)))
         written.append(([], _budget(pool.name, labels, _selector(pool.name))))
     written += _finders(fleet) if fleet.stage_routers else []
     for each in fleet.stage_routers:
         written += _stage_router(fleet, each)
-    written += _router(fleet, router)
+    written += router_manifests(fleet, router)
     return {
         "schema": SCHEMA,
         "to": "kubernetes",
@@ -114,23 +114,24 @@ def kubernetes_yaml(document: Mapping[str, Any]) -> str:
 def _notes(fleet: FleetLaunch, weights: Weights, gpu_products: Mapping[str, str]) -> list[str]:
     """What an operator has to do or to know; what is to be edited is called EDIT where it is."""
     keep = {
-        "claim": f"EDIT the class of the claim {_claim_name(fleet)}: all instances read the weights from it.",
+        "claim": f"EDIT the class of the claim {claim_name(fleet)}: all instances read the weights from it.",
         "host": f"On every node, as root: install -d -o {USER} -g 0 -m 0775 {HOST_CACHE}",
         "none": "Every instance downloads its weights whenever it starts: see --weights.",
     }
     unlabelled = sorted({pool.gpu for pool in fleet.pools} - set(gpu_products))
     return [
         "Before: kubectl create secret generic "
-        f'{_key_name(fleet)} --from-literal=api-key="$(openssl rand -hex 32)"   # clients send it as Bearer',
+        f'{key_name(fleet)} --from-literal=api-key="$(openssl rand -hex 32)"   # clients send it as Bearer',
         'For gated checkpoints: kubectl create secret generic hf-token --from-literal=token="$HF_TOKEN"',
         keep[weights],
-        f"Clients ask http://{_router_name(fleet)}/v1/... inside the cluster; TLS and a way in from outside are yours.",
+        f"Clients ask http://{router_name(fleet)}/v1/... inside the cluster; TLS and a way in from outside are yours.",
         "The router estimates prompt tokens by bytes and takes the answer's from max_tokens: see the Lua below. "
         "A request without max_tokens goes to the last pool, which alone surely holds it.",
         *(
             f"The nodes of {gpu} are not selected: EDIT in a nodeSelector if the cluster has other GPUs."
             for gpu in unlabelled
         ),
+        *fleet.stage_router_notes,
         *fleet.notes,
         *(_stages_said(fleet) if fleet.stage_routers else []),
     ]
@@ -147,15 +148,15 @@ def _stages_said(fleet: FleetLaunch) -> list[str]:
     ]
 
 
-def _router_name(fleet: FleetLaunch) -> str:
+def router_name(fleet: FleetLaunch) -> str:
     return f"{fleet.name}-router"
 
 
-def _claim_name(fleet: FleetLaunch) -> str:
+def claim_name(fleet: FleetLaunch) -> str:
     return f"{fleet.name}-weights"
 
 
-def _key_name(fleet: FleetLaunch) -> str:
+def key_name(fleet: FleetLaunch) -> str:
     return f"{fleet.name}-api-key"
 
 
@@ -163,7 +164,7 @@ def _finder_name(fleet: FleetLaunch) -> str:
     return f"{fleet.name}-stage-router"
 
 
-def _labels(
+def labels_of(
     fleet: FleetLaunch, pool: PoolLaunch | None = None, *, router: tuple[str, str, str] | None = None
 ) -> dict[str, str]:
     """Of what all have, of a pool, or of a router: its name, its program and the release of that."""
@@ -182,19 +183,19 @@ def _selector(name: str) -> dict[str, str]:
     return {"app.kubernetes.io/instance": name}
 
 
-def _named(kind: str, api: str, name: str, labels: dict[str, str], **parts: Any) -> dict[str, Any]:
+def named(kind: str, api: str, name: str, labels: dict[str, str], **parts: Any) -> dict[str, Any]:
     return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "labels": labels}, **parts}
 
 
-def _router_config(fleet: FleetLaunch) -> dict[str, Any]:
+def router_config(fleet: FleetLaunch) -> dict[str, Any]:
     files = {
         "router.json": to_json(fleet.router) + "\n",
         "envoy.yaml": envoy_yaml(envoy_document(fleet), fleet.header),
     }
-    return _named("ConfigMap", "v1", _router_name(fleet), _labels(fleet), data=files)
+    return named("ConfigMap", "v1", router_name(fleet), labels_of(fleet), data=files)
 
 
-def _claim(fleet: FleetLaunch) -> dict[str, Any]:
+def claim(fleet: FleetLaunch) -> dict[str, Any]:
     """Room for every checkpoint and half as much again, in which one is replaced."""
     checkpoints = {pool.args[0]: pool.checkpoint_bytes or 500 * GIB for pool in fleet.pools}
     size = f"{math.ceil(1.5 * sum(checkpoints.values()) / GIB)}Gi"
@@ -203,24 +204,24 @@ def _claim(fleet: FleetLaunch) -> dict[str, Any]:
         "storageClassName": "edit-me",
         "resources": {"requests": {"storage": size}},
     }
-    return _named("PersistentVolumeClaim", "v1", _claim_name(fleet), _labels(fleet), spec=spec)
+    return named("PersistentVolumeClaim", "v1", claim_name(fleet), labels_of(fleet), spec=spec)
 
 
 def _service(name: str, labels: dict[str, str]) -> dict[str, Any]:
     ports = [{"name": "http", "port": PORT, "targetPort": "http"}]
     spec = {"clusterIP": "None", "selector": _selector(name), "ports": ports}
-    return _named("Service", "v1", name, labels, spec=spec)
+    return named("Service", "v1", name, labels, spec=spec)
 
 
 def _budget(name: str, labels: dict[str, str], selector: dict[str, str]) -> dict[str, Any]:
     """Nodes are drained one instance at a time; what does not serve anyway keeps none."""
     spec = {"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": {"matchLabels": selector}}
-    return _named("PodDisruptionBudget", "policy/v1", name, labels, spec=spec)
+    return named("PodDisruptionBudget", "policy/v1", name, labels, spec=spec)
 
 
 def _deployment(fleet: FleetLaunch, pool: PoolLaunch, pod: dict[str, Any]) -> dict[str, Any]:
     """No instance more than planned during an update, for there may be no GPU for it."""
-    labels = _labels(fleet, pool)
+    labels = labels_of(fleet, pool)
     spec = {
         "replicas": pool.n_instances,
         "selector": {"matchLabels": _selector(pool.name)},
@@ -229,7 +230,7 @@ def _deployment(fleet: FleetLaunch, pool: PoolLaunch, pod: dict[str, Any]) -> di
         "progressDeadlineSeconds": START_S + pool.drain_s + 600,
         "template": {"metadata": {"labels": labels, "annotations": _scraped(PORT, "/metrics")}, "spec": pod},
     }
-    return _named("Deployment", "apps/v1", pool.name, labels, spec=spec)
+    return named("Deployment", "apps/v1", pool.name, labels, spec=spec)
 
 
 def _scraped(port: int, path: str) -> dict[str, str]:
@@ -237,7 +238,7 @@ def _scraped(port: int, path: str) -> dict[str, str]:
     return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": path}
 
 
-def _secret(variable: str, name: str, key: str, **more: bool) -> dict[str, Any]:
+def secret(variable: str, name: str, key: str, **more: bool) -> dict[str, Any]:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": key, **more}}}
 
 
@@ -258,7 +259,7 @@ def _spread(name: str, *keys: str) -> list[dict[str, Any]]:
 def _pod(fleet: FleetLaunch, pool: PoolLaunch, weights: Weights, gpu_products: Mapping[str, str]) -> dict[str, Any]:
     """One instance. To stop, it waits until no router asks it any more, then ends what it has begun."""
     mounts = [{"name": "weights", "mountPath": CACHE}]
-    volumes = [{"name": "weights", **_weights(fleet, weights)}]
+    volumes = [{"name": "weights", **weights_volume(fleet, weights)}]
     shared_gib = max(2, pool.gpus_per_instance)
     if pool.gpus_per_instance > 1:  # the processes of one instance talk through it
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared_gib}Gi"}})
@@ -270,15 +271,15 @@ def _pod(fleet: FleetLaunch, pool: PoolLaunch, weights: Weights, gpu_products: M
         "args": [arg.replace("$", "$$") for arg in pool.args],  # Kubernetes would fill in $(NAME)
         "env": [
             {"name": "HOME", "value": "/home/vllm"},
-            _secret("VLLM_API_KEY", _key_name(fleet), "api-key"),
-            _secret("HF_TOKEN", "hf-token", "token", optional=True),
-            *(_met_at() if pool.role else []),
+            secret("VLLM_API_KEY", key_name(fleet), "api-key"),
+            secret("HF_TOKEN", "hf-token", "token", optional=True),
+            *(met_at() if pool.role else []),
         ],
         "ports": [
             {"name": "http", "containerPort": PORT},
             *([{"name": "nixl", "containerPort": HAND_OVER_PORT}] if pool.role else []),
         ],
-        "resources": _engine_resources(pool, shared_gib),
+        "resources": engine_resources(pool, shared_gib),
         "startupProbe": _probe(START_S // PROBE_S),
         "readinessProbe": _probe(3),
         "livenessProbe": _probe(6),
@@ -298,7 +299,7 @@ def _pod(fleet: FleetLaunch, pool: PoolLaunch, weights: Weights, gpu_products: M
     return pod
 
 
-def _met_at() -> list[dict[str, Any]]:
+def met_at() -> list[dict[str, Any]]:
     """Where the other stage's instances meet one."""
     return [
         _of_pod("VLLM_NIXL_SIDE_CHANNEL_HOST", "status.podIP"),
@@ -310,15 +311,15 @@ def _of_pod(variable: str, path: str) -> dict[str, Any]:
     return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def _weights(fleet: FleetLaunch, weights: Weights) -> dict[str, Any]:
+def weights_volume(fleet: FleetLaunch, weights: Weights) -> dict[str, Any]:
     return {
-        "claim": {"persistentVolumeClaim": {"claimName": _claim_name(fleet)}},
+        "claim": {"persistentVolumeClaim": {"claimName": claim_name(fleet)}},
         "host": {"hostPath": {"path": HOST_CACHE, "type": "Directory"}},
         "none": {"emptyDir": {}},
     }[weights]
 
 
-def _engine_resources(pool: PoolLaunch, shared_gib: int) -> dict[str, Any]:
+def engine_resources(pool: PoolLaunch, shared_gib: int) -> dict[str, Any]:
     """vLLM runs a server, a scheduler and a worker for each GPU, and wants a physical core for each (its guide to
     optimization): two of Kubernetes' CPUs, which are threads. No limits: loading weights would meet them."""
     processes = 2 + pool.gpus_per_instance
@@ -385,21 +386,21 @@ def drain_script(drain_s: int, leave_s: int = CUT_S, admin_port: int = ADMIN_POR
 
 def _finders(fleet: FleetLaunch) -> list[tuple[list[str], dict[str, Any]]]:
     """What lets vLLM's routers see which instances there are."""
-    name, labels, group = _finder_name(fleet), _labels(fleet), "rbac.authorization.k8s.io"
+    name, labels, group = _finder_name(fleet), labels_of(fleet), "rbac.authorization.k8s.io"
     rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
     subjects, role = [{"kind": "ServiceAccount", "name": name}], {"apiGroup": group, "kind": "Role", "name": name}
     about = "vllm-router finds the instances of its stages among the pods."
     return [
-        ([about], _named("ServiceAccount", "v1", name, labels)),
-        ([], _named("Role", f"{group}/v1", name, labels, rules=rules)),
-        ([], _named("RoleBinding", f"{group}/v1", name, labels, subjects=subjects, roleRef=role)),
+        ([about], named("ServiceAccount", "v1", name, labels)),
+        ([], named("Role", f"{group}/v1", name, labels, rules=rules)),
+        ([], named("RoleBinding", f"{group}/v1", name, labels, subjects=subjects, roleRef=role)),
     ]
 
 
 def _stage_router(fleet: FleetLaunch, router: StageRouter) -> list[tuple[list[str], dict[str, Any]]]:
     """vLLM's routers of one pool: the Envoys find them by the pool's name."""
-    labels = _labels(fleet, router=(router.name, "vllm-router", STAGE_ROUTER_RELEASE))
-    n_cpus, memory = _router_size(fleet)
+    labels = labels_of(fleet, router=(router.name, "vllm-router", STAGE_ROUTER_RELEASE))
+    n_cpus, memory = router_size(fleet)
     found = {
         "service-discovery-port": PORT,
         "service-discovery-namespace": "$(NAMESPACE)",
@@ -410,7 +411,7 @@ def _stage_router(fleet: FleetLaunch, router: StageRouter) -> list[tuple[list[st
         "image": STAGE_ROUTER_IMAGE,
         "command": ["vllm-router"],
         "args": [*router.args, "--service-discovery", *(f"--{flag}={value}" for flag, value in found.items())],
-        "env": [_of_pod("NAMESPACE", "metadata.namespace"), _secret("OPENAI_API_KEY", _key_name(fleet), "api-key")],
+        "env": [_of_pod("NAMESPACE", "metadata.namespace"), secret("OPENAI_API_KEY", key_name(fleet), "api-key")],
         "ports": [
             {"name": "http", "containerPort": PORT},
             {"name": "metrics", "containerPort": STAGE_METRICS_PORT},
@@ -442,32 +443,32 @@ def _stage_router(fleet: FleetLaunch, router: StageRouter) -> list[tuple[list[st
     }
     about = f"Before both stages of requests of up to {router.window_tokens:,} tokens: {ROUTERS} of vLLM's own router."
     return [
-        ([about], _named("Deployment", "apps/v1", router.name, labels, spec=deployment)),
+        ([about], named("Deployment", "apps/v1", router.name, labels, spec=deployment)),
         (["No address of its own: DNS has every ready router."], _service(router.name, labels)),
         ([], _budget(router.name, labels, _selector(router.name))),
     ]
 
 
-def _router_size(fleet: FleetLaunch) -> tuple[int, str]:
+def router_size(fleet: FleetLaunch) -> tuple[int, str]:
     """(CPUs, memory) that carry all traffic."""
     cpus = fleet.output_tok_per_s / TOKENS_PER_CPU_S + fleet.arrival_rate_per_s / REQUESTS_PER_CPU_S
     streams = sum(pool.n_instances * pool.n_active for pool in fleet.pools)
     return min(max(2, math.ceil(cpus)), 64), f"{1 + math.ceil(streams * STREAM_BYTES / GIB)}Gi"
 
 
-def _router(fleet: FleetLaunch, config: Mapping[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
+def router_manifests(fleet: FleetLaunch, config: Mapping[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
     """The routers, their Service and their disruption budget."""
-    name = _router_name(fleet)
-    labels = _labels(fleet, router=(name, "envoy", ENVOY_RELEASE))
+    name = router_name(fleet)
+    labels = labels_of(fleet, router=(name, "envoy", ENVOY_RELEASE))
     drain_s = max(pool.drain_s for pool in fleet.pools)
-    n_cpus, memory = _router_size(fleet)
+    n_cpus, memory = router_size(fleet)
     arguments = ("-c", "/etc/fleetopt/envoy.yaml", "--concurrency", str(n_cpus))
     container = {
         "name": "envoy",
         "image": ROUTER_IMAGE,
         "command": ["envoy"],
         "args": [*arguments, "--disable-hot-restart", "--log-level", "warning"],
-        **({"env": [_secret("VLLM_API_KEY", _key_name(fleet), "api-key")]} if fleet.stage_routers else {}),
+        **({"env": [secret("VLLM_API_KEY", key_name(fleet), "api-key")]} if fleet.router_looks_at_keys else {}),
         "ports": [
             {"name": "http", "containerPort": LISTEN_PORT},
             {"name": "metrics", "containerPort": METRICS_PORT},
@@ -499,8 +500,8 @@ def _router(fleet: FleetLaunch, config: Mapping[str, Any]) -> list[tuple[list[st
     }
     ports = [{"name": "http", "port": 80, "targetPort": "http"}]
     return [
-        ([_routers_said(fleet)], _named("Deployment", "apps/v1", name, labels, spec=deployment)),
-        ([], _named("Service", "v1", name, labels, spec={"selector": _selector(name), "ports": ports})),
+        ([_routers_said(fleet)], named("Deployment", "apps/v1", name, labels, spec=deployment)),
+        ([], named("Service", "v1", name, labels, spec={"selector": _selector(name), "ports": ports})),
         ([], _budget(name, labels, _selector(name))),
     ]
 

@@ -54,6 +54,7 @@ from fleetopt_jax.report.export.two_stage import (
     require_same_checkpoint,
     stage_notes,
     stage_router,
+    stage_router_notes,
 )
 from fleetopt_jax.report.verdict import LATENCIES, failing_said, repair_said
 from fleetopt_jax.report.words import listed, percent
@@ -97,6 +98,13 @@ class FleetLaunch:
     router: dict[str, Any]
     notes: tuple[str, ...]
     stage_routers: tuple[StageRouter, ...] = ()  # before the pools of two stages
+    stage_router_notes: tuple[str, ...] = ()
+    keys_in_engines: bool = True  # they look at clients' keys, but those behind a router of stages
+
+    @property
+    def router_looks_at_keys(self) -> bool:
+        """Whether Envoy has to."""
+        return bool(self.stage_routers) or not self.keys_in_engines
 
 
 class _Part(BaseModel):
@@ -301,6 +309,7 @@ def fleet_launch(
             for name, window, lane in zip(names, windows, lanes, strict=True)
             if len(lane) == 2
         ),
+        stage_router_notes=_stage_router_notes(plan),
     )
 
 
@@ -713,7 +722,11 @@ def _stage_notes(plan: _Plan) -> list[str]:
         return []
     mean_s = max(pool.hand_over.mean_s for pool in staged)
     pairs = [(pool.engines[0], pool.engines[1]) for pool in staged]
-    return stage_notes(pairs, plan.dispatch, plan.link, mean_s)
+    return stage_notes(pairs, plan.link, mean_s)
+
+
+def _stage_router_notes(plan: _Plan) -> tuple[str, ...]:
+    return tuple(stage_router_notes(plan.dispatch)) if any(pool.stages for pool in plan.pools) else ()
 
 
 def _cache_note(plan: _Plan) -> str:

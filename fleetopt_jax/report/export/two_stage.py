@@ -126,15 +126,19 @@ def _drafts_said(stage: StageEngine) -> str:
     return f"{stage.speculate.method} drafts" + (f" of {stage.speculate.model}" if stage.speculate.model else "")
 
 
-def stage_notes(
-    engines: Sequence[tuple[StageEngine, StageEngine]], dispatch: str, link: LinkPart, mean_s: float
-) -> list[str]:
-    """What is to be known of pools of two stages: how they are asked, what must agree, what is not written."""
-    notes = [
+def stage_router_notes(dispatch: str) -> list[str]:
+    """What is to be known of vLLM's own router before two stages."""
+    return [
         "A pool of two stages has prefill instances, decode instances and, by the pool's name, vLLM's own router "
         f"(vllm-router {STAGE_ROUTER_RELEASE}), which asks first the one, then the other. It tries again, up to five "
         "times, what an instance answers with 408, 429 or 5xx.",
         _turns_said(dispatch),
+    ]
+
+
+def stage_notes(engines: Sequence[tuple[StageEngine, StageEngine]], link: LinkPart, mean_s: float) -> list[str]:
+    """What is to be known of pools of two stages, whatever asks them: what must agree, what is not written."""
+    notes = [
         f"The plan's hand-overs take what its link says ({link.name}: {link.bytes_per_s / 1e9:g} GB/s for each GPU, "
         f"{link.latency_s / MS:g} ms): {mean_s / MS:.3g} ms for a mean prompt. What NIXL needs to notice, connect and "
         "pack is not counted. It moves caches over UCX, by RDMA where it finds it, else by TCP, which is slower.",

@@ -39,7 +39,7 @@ def vllm_document(fleet: FleetLaunch) -> dict[str, Any]:
         "title": fleet.title,
         "verified": fleet.verified,
         "header": list(fleet.header),
-        "notes": list(fleet.notes),
+        "notes": [*fleet.stage_router_notes, *fleet.notes],
         "pools": [_pool_document(pool) for pool in fleet.pools],
         **({"stage_routers": [_document(each) for each in fleet.stage_routers]} if fleet.stage_routers else {}),
         "router": fleet.router,
