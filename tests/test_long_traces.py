@@ -154,10 +154,12 @@ def test_what_is_not_in_order_is_kept(tmp_path, few_kept):
     assert np.all(np.diff(found.arrival_s) >= 0)
 
 
-def test_requests_of_sessions_are_kept(tmp_path, few_kept):
-    table = day().append_column("session_id", pa.array(np.arange(20_000) // 3))
+def test_requests_that_name_the_turn_before_are_kept(tmp_path, few_kept):
+    turns = pa.array([None if k % 3 == 0 else f"c{k - 1}" for k in range(20_000)])
+    table = day().append_column("chat_id", pa.array([f"c{k}" for k in range(20_000)]))
     path = tmp_path / "talks.parquet"
-    pyarrow.parquet.write_table(table, path)
+    pyarrow.parquet.write_table(table.append_column("parent_chat_id", turns), path)
     found = read_workload_file(path)
     assert isinstance(found, Trace)
     assert found.sessions is not None
+    assert len(np.unique(found.sessions)) == 20_000 // 3 + 1

@@ -22,7 +22,7 @@ from fleetopt_jax.workload.atoms import (
     with_rate,
 )
 from fleetopt_jax.workload.cdf import cdf_workload
-from fleetopt_jax.workload.compress import compress, compress_with_members
+from fleetopt_jax.workload.compress import Atoms, compress_with_members
 from fleetopt_jax.workload.conversations import sticky_tokens
 from fleetopt_jax.workload.profile import (
     MOMENTS,
@@ -35,7 +35,7 @@ from fleetopt_jax.workload.profile import (
     rate_profile,
     requests_of,
 )
-from fleetopt_jax.workload.reuse import HitCurve, Reuse, hit_curve, reuse_of
+from fleetopt_jax.workload.reuse import HitCurve, Reuse, hit_curve, hit_curve_of_sample, reuse_of, reuse_of_sample
 from fleetopt_jax.workload.summary import TraceSummary, summarize, summarize_long, weighted_quantiles
 
 if TYPE_CHECKING:
@@ -220,7 +220,8 @@ def _of_file(
     from fleetopt_jax.workload.readers import CdfFile, LongTrace, Trace, read_workload_file
 
     at, sticky = asked
-    found = read_workload_file(name, layout, progress=progress)
+    # Whose turn a request is, a sample does not tell.
+    found = read_workload_file(name, layout, keep=sticky is not None, progress=progress)
     if isinstance(found, LongTrace):
         return _of_long_trace(name, found, rate_per_s, at, layout)
     if isinstance(found, Trace):
@@ -297,14 +298,27 @@ def _of_long_trace(
         if hour.own_lengths:
             again = read_workload_file(name, layout, within_s=(hour.start_s, hour.start_s + hour.length_s))
             served = again if isinstance(again, LongTrace) else trace
+    atoms, atom = compress_with_members(served.prompt_tokens, served.output_tokens, served.weight)
     workload = make_workload(
-        *compress(served.prompt_tokens, served.output_tokens, served.weight),
+        *atoms,
         arrival_rate_per_s=rate,
         arrival_scv=1.0 if scv is None else scv,
         longest_tokens=summary.longest_tokens,
+        reuse=_reuse_of_long(served, atoms, atom),
     )
-    loaded = LoadedWorkload(name, workload, summary, OUTPUT_SHARE, understood=trace.understood)
+    prefix = None if trace.uses is None else hit_curve_of_sample(trace.uses)
+    loaded = LoadedWorkload(name, workload, summary, OUTPUT_SHARE, understood=trace.understood, prefix=prefix)
     return replace(loaded, profile=profile, hour=hour)
+
+
+def _reuse_of_long(trace: "LongTrace", atoms: Atoms, atom: np.ndarray) -> Reuse | None:
+    """Of the atoms that the cells of a trace are in."""
+    if trace.uses is None or trace.cell_of_use is None or trace.cell_before is None:
+        return None
+    prompt, output, mass = atoms
+    return reuse_of_sample(
+        trace.uses, (prompt, prompt + output, mass), atom[trace.cell_of_use], atom[trace.cell_before]
+    )
 
 
 def _total(trace: "Trace") -> np.ndarray:

@@ -46,14 +46,28 @@ def shown_points(prefix: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def prefix_lines(document: Mapping[str, Any]) -> list[str]:
     """What the curve comes to, a sentence each."""
     prefix = document["prefix"]
+    sampled = _sampled(prefix)
     last, most = prefix["curve"][-1], prefix["hit_frac_infinite"]
     if not most:
-        return ["No prompt begins as another one did: a prefix cache finds nothing."]
+        return ["No prompt begins as another one did: a prefix cache finds nothing.", *sampled]
     enough = next(point for point in prefix["curve"] if point["hit_frac"] >= WORTH * most)
     return [
         f"An infinite cache finds {most:.1%} of the blocks of prompts, {last['hit_token_frac']:.1%} of their tokens; "
         f"{WORTH:.0%} of that takes {rounded(enough['cache_tokens'])} tokens, which last {span_said(enough['age_s'])} "
         f"at {prefix['rate_per_s']:,.4g} requests/s.",
+        *sampled,
         f"The atoms that plans are made of change a hit share by at most {100 * prefix['grid_error']:.1f} points.",
         "Plans compute every prompt as a whole unless --prefix-hit says otherwise.",
+    ]
+
+
+def _sampled(prefix: Mapping[str, Any]) -> list[str]:
+    """What the curve is told from, where that is not all."""
+    if prefix.get("one_in", 1) == 1:
+        return []
+    of = "sessions" if prefix["source"] == "sessions" else "blocks"
+    error = 100.0 * prefix["standard_error"]
+    return [
+        f"Reuse is told from a sample of 1 in {prefix['one_in']:,} {of}, whose hit shares have a standard error of "
+        f"{error:.2g} points at most."
     ]

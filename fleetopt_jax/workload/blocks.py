@@ -11,6 +11,10 @@ import numpy as np
 from fleetopt_jax.core.errors import BadInput
 
 BLOCK_TOKENS = 512  # of a hash, as Mooncake and Dynamo write them
+NO_PREFIX = (
+    "was seen after another one before: it does not stand for the prompt up to there",
+    "need hashes of prefixes, which name a block and all before it",
+)
 SESSION_BLOCK_TOKENS = 64  # that sessions are cut into: near the 16 of a KV block, and a quarter of the work
 
 
@@ -50,22 +54,43 @@ class Uses:
 def uses_of(blocks: Blocks, prompt_tokens: np.ndarray) -> Uses:
     """The uses of the blocks of prompts [n]."""
     request = blocks.request
-    order = np.argsort(blocks.ids, kind="stable")  # by block, then by request
-    ids, at = blocks.ids[order], request[order]
-    again = np.flatnonzero(ids[1:] == ids[:-1]) + 1
-    previous = np.full(len(ids), -1)
-    previous[order[again]] = at[again - 1]
-    first = np.maximum.accumulate(np.where(np.diff(ids, prepend=-1) != 0, np.arange(len(ids)), 0))
-    before = np.empty(len(ids), int)
-    before[order] = np.arange(len(ids)) - first
-    depth = np.arange(len(ids)) - np.repeat(np.cumsum(blocks.counts) - blocks.counts, blocks.counts)
+    last, before = last_uses(blocks.ids)
+    previous = np.where(last >= 0, request[last], -1)
+    depth = np.arange(len(last)) - np.repeat(np.cumsum(blocks.counts) - blocks.counts, blocks.counts)
     tokens = np.clip(prompt_tokens[request] - blocks.block_tokens * depth, 0.0, blocks.block_tokens)
     return Uses(request, tokens, np.where(previous >= 0, request - previous, np.inf), previous, before)
 
 
+def last_uses(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the use before of each use of a block, -1 where none; how many there were) [M], of uses in order."""
+    order = np.argsort(ids, kind="stable")
+    in_order = ids[order]
+    again = np.flatnonzero(in_order[1:] == in_order[:-1]) + 1
+    last = np.full(len(ids), -1)
+    last[order[again]] = order[again - 1]
+    first = np.maximum.accumulate(np.where(np.diff(in_order, prepend=-1) != 0, np.arange(len(ids)), 0))
+    before = np.empty(len(ids), int)
+    before[order] = np.arange(len(ids)) - first
+    return last, before
+
+
 def check_blocks(where: str, blocks: Blocks, prompt_tokens: np.ndarray, rows: np.ndarray) -> None:
     """Refuse hashes that do not fit their prompts, or that are not of prefixes; `rows` count from 1."""
-    counts, size = blocks.counts, blocks.block_tokens
+    counts = blocks.counts
+    check_counts(where, counts, blocks.block_tokens, prompt_tokens, rows)
+    start = np.zeros(len(blocks.ids), bool)
+    start[(np.cumsum(counts) - counts)[counts > 0]] = True
+    parent = np.where(start, -1, np.concatenate([[-1], blocks.ids[:-1]]))
+    same = same_parents(blocks.ids, parent)
+    if not same.all():
+        k = int(np.argmin(same))
+        row = rows[blocks.request[k]]
+        depth = k - int((np.cumsum(counts) - counts)[blocks.request[k]])
+        raise BadInput(f"{where}, row {row}", f"block hash {depth + 1} {NO_PREFIX[0]}", NO_PREFIX[1])
+
+
+def check_counts(where: str, counts: np.ndarray, size: int, prompt_tokens: np.ndarray, rows: np.ndarray) -> None:
+    """Refuse prompts [n] that have not one hash for each of their blocks."""
     fits = (counts == np.ceil(prompt_tokens / size)) | (counts == np.floor(prompt_tokens / size))
     if not fits.all():
         i = int(np.argmin(fits))
@@ -75,20 +100,12 @@ def check_blocks(where: str, blocks: Blocks, prompt_tokens: np.ndarray, rows: np
             f"{asked} do not match blocks of {size} tokens",
             f"need one a block: --block-tokens{_likely_size(counts, prompt_tokens)}",
         )
-    start = np.zeros(len(blocks.ids), bool)
-    start[(np.cumsum(counts) - counts)[counts > 0]] = True
-    parent = np.where(start, -1, np.concatenate([[-1], blocks.ids[:-1]]))
-    _, first, where_of = np.unique(blocks.ids, return_index=True, return_inverse=True)
-    same = parent == parent[first][where_of]
-    if not same.all():
-        k = int(np.argmin(same))
-        row = rows[blocks.request[k]]
-        depth = k - int((np.cumsum(counts) - counts)[blocks.request[k]])
-        raise BadInput(
-            f"{where}, row {row}",
-            f"block hash {depth + 1} was seen after another one before: it does not stand for the prompt up to there",
-            "need hashes of prefixes, which name a block and all before it",
-        )
+
+
+def same_parents(ids: np.ndarray, parent: np.ndarray) -> np.ndarray:
+    """Whether each use [M] comes after the block that it came after at first."""
+    _, first, where_of = np.unique(ids, return_index=True, return_inverse=True)
+    return parent == parent[first][where_of]
 
 
 def _likely_size(counts: np.ndarray, prompt_tokens: np.ndarray) -> str:

@@ -46,6 +46,11 @@ class Cells:
         _, count, prompt, output = self._pieces[0]
         return prompt / count, output / count, count
 
+    def of(self, prompt_tokens: np.ndarray, output_tokens: np.ndarray) -> np.ndarray:
+        """The cell, as `settled` has them, of some of the requests that were counted."""
+        key = self._key(prompt_tokens.astype(np.int64), output_tokens.astype(np.int64))
+        return np.minimum(np.searchsorted(self._pieces[0][0], key), len(self._pieces[0][0]) - 1)
+
     def _merge(self) -> None:
         key, *sums = (np.concatenate(each) for each in zip(*self._pieces))
         while True:

@@ -20,6 +20,7 @@ from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.laws.prefix_cache import WorkingSet, make_working_set, resident_tokens
 from fleetopt_jax.workload.atoms import Workload, mean_tokens
 from fleetopt_jax.workload.blocks import Blocks, Uses, uses_of
+from fleetopt_jax.workload.sampling import N_GROUPS, SampledUses
 
 N_AGES = 32  # of the grid, at most
 N_CELLS = 48  # of lengths of a reuse
@@ -64,6 +65,8 @@ class HitCurve:
     hit_frac: tuple[float, ...]  # of the blocks of prompts
     hit_token_frac: tuple[float, ...]  # of the tokens of prompts
     grid_error: float  # of the atoms' hit share, absolute, at worst
+    one_in: int = 1  # of the blocks, or sessions, that it is taken from; 1: all
+    standard_error: float = 0.0  # of a hit share for that, absolute, at worst
 
     @property
     def hit_frac_infinite(self) -> float:
@@ -150,19 +153,30 @@ def _cells_of(length_tokens: np.ndarray, reused: np.ndarray) -> np.ndarray:
 def _kept(blocks: Blocks, uses: Uses, ages: np.ndarray) -> np.ndarray:
     """Share of the reuse within each age that a cache keeps which sees a share of the uses [S, A]: of u uses of a block
     within the age, by chance 1 - (1 - share)^u has seen one."""
-    n, again = len(blocks.counts), np.isfinite(uses.age_requests)
-    kept = np.ones((len(SHARES), len(ages)))
-    if not again.any():
-        return kept * SHARES[:, None]
-    key = np.sort(blocks.ids * (2 * n + 1) + uses.request)
-    mine = (blocks.ids * (2 * n + 1) + uses.request)[again]
+    return _kept_share(uses, ages, *_kept_tokens(blocks.ids, len(blocks.counts), uses, ages))
+
+
+def _kept_tokens(ids: np.ndarray, n: int, uses: Uses, ages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that are kept [S, A], and those that are used again [A], within each age."""
+    kept, reused = np.zeros((len(SHARES), len(ages))), np.zeros(len(ages))
+    again = np.isfinite(uses.age_requests)
+    key = np.sort(ids * (2 * n + 1) + uses.request)
+    mine = (ids * (2 * n + 1) + uses.request)[again]
     before, tokens = uses.before[again], uses.tokens[again]
     at = np.searchsorted(key, mine)
     for k, age in enumerate(ages[1:], 1):
         within = np.minimum(at - np.searchsorted(key, mine - int(age)), before)
         by_uses = np.bincount(within, tokens)
         missed = (1.0 - SHARES[:, None]) ** np.arange(len(by_uses))
-        kept[:, k] = (1.0 - missed[:, 1:]) @ by_uses[1:] / max(by_uses[1:].sum(), 1e-300)
+        kept[:, k], reused[k] = (1.0 - missed[:, 1:]) @ by_uses[1:], by_uses[1:].sum()
+    return kept, reused
+
+
+def _kept_share(uses: Uses, ages: np.ndarray, kept_tokens: np.ndarray, reused: np.ndarray) -> np.ndarray:
+    if not np.isfinite(uses.age_requests).any():
+        return np.ones((len(SHARES), len(ages))) * SHARES[:, None]
+    kept = kept_tokens / np.maximum(reused, 1e-300)
+    kept[:, 0] = 1.0
     some = [k for k in range(1, len(ages)) if (uses.age_requests <= ages[k]).any()]
     kept[:, : some[0]] = kept[:, [some[0]]]
     return kept
@@ -180,9 +194,6 @@ def hit_curve(blocks: Blocks, prompt_tokens: np.ndarray) -> HitCurve:
     sizes = np.geomspace(min(max(0.001 * n_unique, 1.0), n_unique), n_unique, CURVE_POINTS)
     ages = np.interp(sizes, np.asarray(resident_tokens(in_blocks)), exact)
     on_grid = _stream(uses, uses.tokens, age_grid(n, uses), n)
-    fine = np.asarray(resident_tokens(in_tokens))
-    coarse = np.interp(fine, np.asarray(resident_tokens(on_grid)), np.asarray(on_grid.reused_tokens))
-    mean = float(in_tokens.prompt_tokens)
     return HitCurve(
         block_tokens=blocks.block_tokens,
         source=blocks.source,
@@ -192,8 +203,14 @@ def hit_curve(blocks: Blocks, prompt_tokens: np.ndarray) -> HitCurve:
         age_requests=tuple(ages.tolist()),
         hit_frac=_shares_at(in_blocks, ages),
         hit_token_frac=_shares_at(in_tokens, ages),
-        grid_error=float(np.max(np.abs(coarse - np.asarray(in_tokens.reused_tokens)))) / mean,
+        grid_error=_grid_error(in_tokens, on_grid),
     )
+
+
+def _grid_error(in_tokens: WorkingSet, on_grid: WorkingSet) -> float:
+    fine = np.asarray(resident_tokens(in_tokens))
+    coarse = np.interp(fine, np.asarray(resident_tokens(on_grid)), np.asarray(on_grid.reused_tokens))
+    return float(np.max(np.abs(coarse - np.asarray(in_tokens.reused_tokens)))) / float(in_tokens.prompt_tokens)
 
 
 def stream_of(blocks: Blocks, prompt_tokens: np.ndarray, *, in_blocks: bool = False) -> WorkingSet:
@@ -208,15 +225,154 @@ def _ages_of(n: int, uses: Uses) -> np.ndarray:
     return np.unique(np.concatenate([[0.0, 1.0, max(n, 2)], found]))
 
 
-def _stream(uses: Uses, weight: np.ndarray, ages: np.ndarray, n: int) -> WorkingSet:
+def _stream(uses: Uses, weight: np.ndarray, ages: np.ndarray, n: int, total: float | None = None) -> WorkingSet:
+    """Of uses that weigh so much; of a `total`, where some of it is of no use."""
+    mean = float(weight.sum() if total is None else total) / n
     bins = np.searchsorted(ages, uses.age_requests)
     reused = np.cumsum(np.bincount(bins, weight, len(ages) + 1)[: len(ages)]) / n
-    return make_working_set(age_requests=ages, prompt_tokens=weight.sum() / n, reused_tokens=reused)
+    return make_working_set(age_requests=ages, prompt_tokens=mean, reused_tokens=np.minimum(reused, mean))
 
 
 def _shares_at(stream: WorkingSet, ages: np.ndarray) -> tuple[float, ...]:
     found = np.interp(ages, np.asarray(stream.age_requests), np.asarray(stream.reused_tokens))
     return tuple((found / float(stream.prompt_tokens)).tolist())
+
+
+# --- from a sample of uses --------------------------------------------------------------------------------------------
+
+Atoms = tuple[np.ndarray, np.ndarray, np.ndarray]  # prompt, total and number of requests [J]
+MAX_EVEN_USES = 2**16  # of blocks used often, from which it is told how much of them is kept
+N_SHARING, USES_OF_SHARING = 512, 1024  # groups of atoms that find the same share of their prompts; uses of each
+
+
+def _weighed(sample: SampledUses, without: int | None = None) -> tuple[Uses, np.ndarray]:
+    """The uses of a sample with the tokens that each stands for, and the blocks."""
+    tokens = sample.stands_for(sample.tokens, 1, without)
+    blocks = sample.stands_for(sample.tokens > 0, 0, without)
+    nobody = np.full(len(tokens), -1)
+    return Uses(sample.request, tokens, sample.age_requests, nobody, sample.before), blocks
+
+
+def reuse_of_sample(sample: SampledUses, atoms: Atoms, atom: np.ndarray, previous: np.ndarray) -> Reuse:
+    """The features of atoms of a sample of uses [M], each by a request of an `atom`, after one of a `previous` one.
+
+    A sample tells too little of a single atom: atoms of about one total and one prompt find the same share of their
+    prompts. What is found adds up block by block, from its begin b to its end e, as (e - b) and as (e^2 - b^2).
+    """
+    prompt, total, mass = atoms
+    (uses, _), n, n_atoms = _weighed(sample), sample.n_requests, len(prompt)
+    ages = age_grid(n, uses)
+    bins = np.searchsorted(ages, uses.age_requests)
+    begin = sample.block_tokens * sample.depth.astype(float)
+    # The last token of a prompt is always computed: the first answer comes from it.
+    end = np.minimum(begin + sample.tokens, np.maximum(sample.prompt_tokens - 1.0, begin))
+    each = uses.tokens / np.maximum(sample.tokens, 1.0)
+    found = bins < len(ages)
+    cell = _cells_of(total, np.bincount(atom[found], (each * (end - begin))[found], n_atoms))
+    sharing = _sharing(cell, prompt, np.bincount(atom, minlength=n_atoms))
+    n_sharing = int(sharing.max()) + 1
+    at = np.ravel_multi_index((sharing[atom[found]], bins[found]), (n_sharing, len(ages)))
+    first, second = (
+        _shared(np.bincount(at, (each * (end**power - begin**power))[found], n_sharing * len(ages)), *about)
+        for power, about in ((1, (sharing, prompt, mass)), (2, (sharing, prompt**2, mass)))
+    )
+    most = np.maximum(prompt - 1.0, 0.0)[:, None]
+    first = np.minimum(first, most)
+    second = np.clip(second, first**2, first * most)
+    shape = (len(ages), N_CELLS, N_CELLS)
+    ends = np.ravel_multi_index((bins[found], cell[atom[found]], cell[previous[found]]), shape)
+    pairs = np.bincount(ends, uses.tokens[found], np.prod(shape)).reshape(shape)
+    return Reuse(
+        **as_floats(
+            age_requests=ages,
+            cached_tokens=first,
+            cached_tokens2=second,
+            cell=cell,
+            pair_tokens=np.cumsum(pairs, axis=0) / n,
+            shares=SHARES,
+            kept_frac=_kept_of_sample(sample, uses, ages),
+        )
+    )
+
+
+def _sharing(cell: np.ndarray, prompt_tokens: np.ndarray, n_uses: np.ndarray) -> np.ndarray:
+    """Groups of atoms, near in their totals and in their prompts, with about as many uses each [J]."""
+    n = int(np.clip(n_uses.sum() // USES_OF_SHARING, 1, N_SHARING))
+    total = cell * int(np.sqrt(n)) // N_CELLS
+    order = np.lexsort((prompt_tokens, total))
+    rank = np.cumsum(n_uses[order]) - n_uses[order] / 2.0
+    place = np.empty(len(order), int)
+    place[order] = n * rank / max(n_uses.sum(), 1)
+    return np.unique(total * (n + 1) + place, return_inverse=True)[1]
+
+
+def _shared(tokens: np.ndarray, sharing: np.ndarray, most: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """What atoms find, each of them as large a share of its `most`, of the tokens that their groups find by age [J, A];
+    what is more than all of a few that happen to be in the sample, others find."""
+    n_sharing = int(sharing.max()) + 1
+    by_age = np.cumsum(tokens.reshape(n_sharing, -1), axis=1)
+    share = np.minimum(by_age / np.bincount(sharing, mass * most, n_sharing)[:, None], 1.0)
+    found = share[sharing] * most[:, None]
+    there = mass @ found
+    scaled = found * np.where(there > 0, by_age.sum(axis=0) / np.maximum(there, 1e-300), 1.0)
+    return np.maximum.accumulate(np.minimum(scaled, most[:, None]), axis=1)
+
+
+def _kept_of_sample(sample: SampledUses, uses: Uses, ages: np.ndarray) -> np.ndarray:
+    """`_kept` of a sample; blocks used often are used by chance, as often as they were before."""
+    rare, often = ~sample.often, np.flatnonzero(sample.often)
+    few = Uses(*(x[rare] for x in (uses.request, uses.tokens, uses.age_requests, uses.previous, uses.before)))
+    kept, reused = _kept_tokens(sample.block[rare], sample.n_requests, few, ages)
+    some = often[:: max(len(often) // MAX_EVEN_USES, 1)]
+    age, tokens = uses.age_requests[some], uses.tokens[some] * len(often) / max(len(some), 1)
+    a_request, before = np.minimum(sample.uses_a_request[some], 1.0 - 1e-12), sample.before[some]
+    span = (before - 1) / np.maximum(a_request, 1e-300)
+    for k, limit in enumerate(ages[1:], 1):
+        within = np.where(age <= limit, tokens, 0.0)
+        requests = np.minimum(np.maximum(limit - age, 0.0), span)
+        for i, share in enumerate(SHARES):
+            kept[i, k] += within @ (1.0 - (1.0 - share) * np.exp(requests * np.log1p(-share * a_request)))
+        reused[k] += within.sum()
+    return _kept_share(uses, ages, kept, reused)
+
+
+def hit_curve_of_sample(sample: SampledUses) -> HitCurve:
+    """The curve of a trace of whose uses there is a sample, and its standard error: how much it changes where each of
+    the groups of blocks is left out (delete-a-group jackknife), at the cache where that is the most."""
+    (uses, blocks), n = _weighed(sample), sample.n_requests
+    n_blocks, n_tokens = sample.totals[-1]
+    exact = _ages_of(n, uses)
+    in_blocks, in_tokens = _stream(uses, blocks, exact, n, n_blocks), _stream(uses, uses.tokens, exact, n, n_tokens)
+    n_unique = n_blocks - n * float(in_blocks.reused_tokens[-1])
+    sizes = np.geomspace(min(max(0.001 * n_unique, 1.0), n_unique), n_unique, CURVE_POINTS)
+    ages = np.interp(sizes, np.asarray(resident_tokens(in_blocks)), exact)
+    on_grid = _stream(uses, uses.tokens, age_grid(n, uses), n, n_tokens)
+    hits = _shares_at(in_blocks, ages), _shares_at(in_tokens, ages)
+    return HitCurve(
+        block_tokens=sample.block_tokens,
+        source=sample.source,
+        n_blocks=round(n_blocks),
+        n_unique=round(n_unique),
+        cache_tokens=tuple((sizes * sample.block_tokens).tolist()),
+        age_requests=tuple(ages.tolist()),
+        hit_frac=hits[0],
+        hit_token_frac=hits[1],
+        grid_error=_grid_error(in_tokens, on_grid),
+        one_in=sample.one_in,
+        standard_error=_standard_error(sample, exact, sizes, np.array(hits)),
+    )
+
+
+def _standard_error(sample: SampledUses, exact: np.ndarray, sizes: np.ndarray, hits: np.ndarray) -> float:
+    if (sample.group < 0).all():
+        return 0.0
+    n, (n_blocks, n_tokens), squares = sample.n_requests, sample.totals[-1], np.zeros_like(hits)
+    for group in range(N_GROUPS):
+        uses, blocks = _weighed(sample, group)
+        in_blocks, in_tokens = _stream(uses, blocks, exact, n, n_blocks), _stream(uses, uses.tokens, exact, n, n_tokens)
+        ages = np.interp(sizes, np.asarray(resident_tokens(in_blocks)), exact)
+        squares += (np.array([_shares_at(in_blocks, ages), _shares_at(in_tokens, ages)]) - hits) ** 2
+    return float(np.sqrt((N_GROUPS - 1) / N_GROUPS * squares.max()))
 
 
 # --- from a curve -----------------------------------------------------------------------------------------------------

@@ -75,10 +75,10 @@ def read_workload_file(
     """The requests, the CDF or the histograms in a file; `BadInput` names the row or field that is wrong.
 
     A folder, or a pattern as `logs/2026-*.parquet`, is the trace of its files one after another, in order of their
-    names. A trace of more than `limits.MAX_KEPT_ROWS` requests is read in one pass and in bounded memory, unless its
-    rows are to be kept (`keep`), sum requests, or have block hashes or sessions; or unless its time stamps are out of
-    order by more than a piece, which is found out on the way: then it is read again and kept. `within_s` and `keep` as
-    in `collect`; `progress` is told of bytes.
+    names. A trace of more than `limits.MAX_KEPT_ROWS` requests, or `limits.MAX_KEPT_BLOCKS` hashes, is read in one pass
+    and in bounded memory, with a sample of its blocks or sessions; unless its rows are to be kept (`keep`), sum
+    requests, or name the turn before; or unless its time stamps are out of order by more than a piece, which is found
+    out on the way: then it is read again and kept. `within_s` and `keep` as in `collect`; `progress` is told of bytes.
     """
     where = os.fspath(path)
     names = files_of(where)

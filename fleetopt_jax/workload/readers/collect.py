@@ -1,8 +1,9 @@
 """From readers' pieces to a checked trace: only the columns that are meant are kept, 24 bytes a request.
 
 Beyond `limits.MAX_KEPT_ROWS` requests are counted by their lengths and their time as they pass (`workload/cells.py`,
-`workload/clock.py`), so that a log of any length takes no more memory; but where its rows sum requests, or its block
-hashes or sessions are read, which have to be there at once.
+`workload/clock.py`), so that a log of any length takes no more memory, and of its block hashes or sessions a sample is
+kept (`workload/sampling.py`); but where its rows sum requests, or name the turn before theirs, which have to be there
+at once. So it is beyond `limits.MAX_KEPT_BLOCKS` hashes.
 """
 
 import itertools
@@ -26,6 +27,7 @@ from fleetopt_jax.workload.readers.hints import hints
 from fleetopt_jax.workload.readers.known import Settled, settle, unread_hints
 from fleetopt_jax.workload.readers.numbers import BadRow, place, tokens
 from fleetopt_jax.workload.readers.parquet import too_many_rows
+from fleetopt_jax.workload.readers.passing_reuse import PassingReuse
 from fleetopt_jax.workload.readers.records import Columns, Layout, LongTrace, Source, Trace, Understood
 from fleetopt_jax.workload.readers.stamps import Arrivals, Stamps, arrivals
 
@@ -53,10 +55,15 @@ class _Gathered:
         self.no_rate = self.no_rate or source.no_rate
         self.warnings.append(source.warnings)
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it is too long to be kept."""
+        return self.n_rows > limits.MAX_KEPT_ROWS or self.used.n_held > limits.MAX_KEPT_BLOCKS
+
     def release(self) -> None:
         """Let go what was kept row by row."""
         self.prompts, self.outputs = [], []
-        self.used = GatheredReuse()
+        self.used.release()
 
 
 class Part(NamedTuple):
@@ -91,8 +98,8 @@ def collect(
             stamps.where = part.where
         for columns in _pieces(part, settled):
             _add(part.where, gathered, stamps, settled, columns, decimal_comma=part.source.decimal_comma)
-            if passed is None and not keep and gathered.n_rows > limits.MAX_KEPT_ROWS:
-                passed = _passing(gathered, stamps, settled, within_s)
+            if passed is None and not keep and gathered.is_long:
+                passed = _passing(first.where, gathered, stamps, settled, within_s)
             if passed is not None:
                 passed.take(gathered, stamps)
     if first is None or settled is None or not gathered.n_rows:
@@ -125,9 +132,9 @@ def _pieces(part: Part, settled: Settled) -> Iterator[Columns]:
 class _Passing:
     """What is counted of requests that pass."""
 
-    def __init__(self, found: Arrivals | None, within_s: tuple[float, float] | None):
+    def __init__(self, found: Arrivals | None, within_s: tuple[float, float] | None, reuse: PassingReuse):
         self.cells, self.longest_tokens, self.some_output = Cells(), 0.0, False
-        self.found, self._within_s = found, within_s
+        self.found, self.reuse, self._within_s = found, reuse, within_s
         self.clock = Clock(found.first_s) if found else None
 
     def take(self, gathered: _Gathered, stamps: Stamps | None) -> None:
@@ -136,16 +143,19 @@ class _Passing:
         for k, (prompt, output) in enumerate(zip(prompts, outputs)):
             if not len(prompt):
                 continue
-            rows = slice(None)
+            rows, order = slice(None), None
             if stamps is not None and self.clock is not None and self.found is not None:
                 raw = stamps.pieces.pop(0)
                 if raw.min() < self.found.first:
                     raise OutOfOrder
                 seconds = self.found.since_first(raw)
                 self.clock.add(seconds, prompt, output)
+                order = np.argsort(seconds, kind="stable") if (np.diff(seconds) < 0).any() else None
                 if self._within_s is not None:
                     at = seconds + self.found.first_s
                     rows = (at >= self._within_s[0]) & (at < self._within_s[1])
+                    order = np.flatnonzero(rows) if order is None else order[rows[order]]
+            self.reuse.take(k, prompt, output, order)
             self.cells.add(prompt[rows], output[rows])
             self.longest_tokens = max(self.longest_tokens, float((prompt + output).max()))
             self.some_output |= bool(output.any())
@@ -154,13 +164,19 @@ class _Passing:
 
 
 def _passing(
-    gathered: _Gathered, stamps: Stamps | None, settled: Settled, within_s: tuple[float, float] | None
+    where: str,
+    gathered: _Gathered,
+    stamps: Stamps | None,
+    settled: Settled,
+    within_s: tuple[float, float] | None,
 ) -> _Passing | None:
     """The counters of a long trace; None where its rows must stay. Their unit of time is what is known by now."""
-    if gathered.no_rate or settled.count or settled.hashes or settled.session:
+    if gathered.no_rate or settled.count or (settled.parent and not gathered.used.n_blocks):
         return None
     found = arrivals(stamps, gathered.n_kept, settled.time_unit_s, settled.documented_s) if stamps else None
-    return None if found is not None and found.unit == "day" else _Passing(found, within_s)
+    if found is not None and found.unit == "day":
+        return None
+    return _Passing(found, within_s, PassingReuse(where, settled, gathered.used))
 
 
 def _add(
@@ -269,7 +285,11 @@ def _long_trace(first: Part, settled: Settled, gathered: _Gathered, passed: _Pas
         raise BadInput(first.where, f"no request has output tokens in {settled.output!r}", "tokens per joule need some")
     prompt, output, weight = passed.cells.settled()
     trace = LongTrace(prompt, output, weight, passed.cells.width_frac, passed.longest_tokens, passed.clock)
-    found = passed.found
+    uses, found = passed.reuse.settled(), passed.found
+    if uses is not None:
+        mine = passed.cells.of(uses.prompt_tokens, uses.output_tokens)
+        before = passed.cells.of(uses.previous_prompt, uses.previous_output)
+        trace = replace(trace, uses=uses, cell_of_use=mine, cell_before=before)
     if found is not None and passed.clock is not None:
         found = replace(found, seconds=np.array([0.0, passed.clock.last_s]))
     as_trace = Trace(prompt, output, None, weight=weight)

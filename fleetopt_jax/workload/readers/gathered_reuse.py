@@ -12,6 +12,7 @@ from fleetopt_jax.workload.readers.numbers import arrow, place, undictionaried
 from fleetopt_jax.workload.readers.records import Columns
 
 MAX_BLOCKS = 200_000_000  # 1.6 GB
+NOBODY = ("", "-", "null", "None", "-1")  # names of sessions that are none
 
 
 @dataclass
@@ -23,7 +24,8 @@ class GatheredReuse:
     rows: list[np.ndarray] = field(default_factory=list)  # of the file, from 1
     sessions: list[pa.Array] = field(default_factory=list)
     parents: list[pa.Array] = field(default_factory=list)
-    n_blocks: int = 0
+    n_blocks: int = 0  # that were seen
+    n_held: int = 0  # of them that are held here
     warnings: list[str] = field(default_factory=list)
 
     def add(self, settled: Settled, columns: Columns, before: int, n_rows: int, kept: np.ndarray | None) -> None:
@@ -40,13 +42,15 @@ class GatheredReuse:
             if lists.null_count < len(lists):
                 self.warnings.append(f"column {settled.hashes!r} holds no lists: its block hashes are not read")
             else:
+                self.hashes.append(pa.array([], pa.int64()))
                 self.counts.append(np.zeros(len(rows), int))
             return
         lists = lists.take(pa.array(rows))
         hashes = arrow.list_flatten(lists)
         counts = arrow.fill_null(arrow.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         self.n_blocks += len(hashes)
-        if self.n_blocks > MAX_BLOCKS:
+        self.n_held += len(hashes)
+        if self.n_held > MAX_BLOCKS:
             self.warnings.append(f"more than {MAX_BLOCKS:,} block hashes: they are not read")
             return
         self.hashes.append(hashes)
@@ -69,6 +73,10 @@ class GatheredReuse:
             raise BadInput(place(where, 0, int(rows[0]) - 1), "a block hash is null", "need a hash of every block")
         check_blocks(where, blocks, prompt_tokens, rows)
         return blocks, sessions
+
+    def release(self) -> None:
+        """Let go what was kept row by row."""
+        self.hashes, self.counts, self.rows, self.sessions, self.parents, self.n_held = [], [], [], [], [], 0
 
     def roles(self, settled: Settled) -> dict[str, str | None]:
         """Which columns were read for what."""
@@ -95,7 +103,7 @@ def _sessions(sessions: list[pa.Array], parents: list[pa.Array]) -> np.ndarray |
     own = pa.concat_arrays(sessions)
     names = own.dictionary_encode()
     codes = arrow.fill_null(names.indices, -1).to_numpy(zero_copy_only=False).astype(int)
-    nobody = arrow.is_in(own, value_set=pa.array(["", "-", "null", "None", "-1"])).to_numpy(zero_copy_only=False)
+    nobody = arrow.is_in(own, value_set=pa.array(NOBODY)).to_numpy(zero_copy_only=False)
     codes = np.where(nobody, -1, codes)
     if parents:
         before = arrow.index_in(pa.concat_arrays(parents), value_set=names.dictionary)

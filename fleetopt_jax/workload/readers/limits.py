@@ -6,6 +6,7 @@ MAX_TOKENS = 1e9  # of a request
 MAX_SUM_TOKENS = 1e15  # of a row that sums requests
 MAX_REQUESTS = 100_000_000  # 2.4 GB of lengths and times
 MAX_KEPT_ROWS = 2_000_000  # of requests that are kept one by one; more are counted as they pass
+MAX_KEPT_BLOCKS = 2**24  # of their prompts, by hashes, that are kept; of more a sample
 MAX_PASSED_ROWS = 4_000_000_000  # and of those
 MAX_FILES = 100_000  # of a folder or a pattern
 MAX_TRACE_BYTES = 2**16 * MIB  # unpacked, of one file

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from fleetopt_jax.workload.blocks import Blocks
 from fleetopt_jax.workload.clock import Clock
+from fleetopt_jax.workload.sampling import SampledUses
 
 ZeroOutput = Literal["keep", "drop"]
 Columns = dict[str, pa.Array]
@@ -98,6 +99,9 @@ class LongTrace:
     longest_tokens: float
     clock: Clock | None  # None without time stamps
     understood: Understood | None = None
+    uses: SampledUses | None = None  # of blocks of prompts, where hashes or sessions tell: a sample [M]
+    cell_of_use: np.ndarray | None = None  # that its request is in [M]
+    cell_before: np.ndarray | None = None  # that the request is in which used the block before [M]
 
     @property
     def n_requests(self) -> int:
