@@ -25,9 +25,9 @@ import numpy as np
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.workload.blocks import NO_PREFIX, blocks_of_sessions, last_uses, same_parents
 
-MAX_USES = 2**21  # that are kept, of blocks by chance
+MAX_USES = 2**20  # that are kept, of blocks by chance
 MAX_OFTEN = 2**14  # blocks that are used often
-MAX_OFTEN_USES = 2**19  # that are kept of them
+MAX_OFTEN_USES = 2**18  # that are kept of them
 STRETCH = 2**21  # blocks of a log, over which it is found out who is used often
 EVERY, OFTEN = 4, 8  # one in so many requests is looked at; uses by those
 NO_DEPTH = 2**40  # of a use that only says when a block was last used
