@@ -9,23 +9,28 @@ conversations that stay, which those do not tell of. Three parts, each with a ta
 - gains: the best fleet of at most two pools and the best of one, without a cache; with one and requests sent at random;
   by prefix; by prefix with conversations that stay in their pool (`sticky_sessions`, four times the first turn). H100
   and B200, Llama-3.1-70B, P99 TTFT 8 s.
-- plans: random plans of one pool or two, at a random load, the trace replayed from empty caches on: hit share, tokens
-  per joule and P99 TTFT by the laws beside the simulation, and their medians.
+- plans: random plans of one pool or two, at a random load, the first `--requests` of the trace replayed in their order
+  from empty caches on: hit share, tokens per joule and P99 TTFT by the laws, of those requests, beside the simulation,
+  and their medians, by trace as well. They come as a Poisson process, to the laws too: the stamps of Mooncake's
+  conversations are whole multiples of 3 s, ten requests at once, evenly apart, which is no burst and no chance either.
 - thresholds: the share of prompt tokens that two pools whose caches forget nothing find, by where requests are split,
   by length and with conversations that stay: the law beside sets of blocks in plain Python.
 """
 
 import argparse
-import sys
+import gzip
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-import jax
+from fleetopt_jax.cli.backend import configure
 
-jax.config.update("jax_enable_x64", True)
+configure()  # keeps compiled programs: plans share them
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from _results import BLUE, GREEN, GREY, RESULTS, finish, log_ticks, new_figure, write_table  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
@@ -34,16 +39,29 @@ from prefix_law import requests_of  # noqa: E402
 from fleetopt_jax._optimize.plan import Plan  # noqa: E402
 from fleetopt_jax._optimize.problem import make_problem  # noqa: E402
 from fleetopt_jax._optimize.search import optimize  # noqa: E402
-from fleetopt_jax._simulate import replay_requests, simulate  # noqa: E402
+from fleetopt_jax._simulate import Simulation, poisson_arrivals, replay_requests  # noqa: E402
+from fleetopt_jax._simulate.dispatch import Balancer  # noqa: E402
+from fleetopt_jax._simulate.observed import n_whole  # noqa: E402
+from fleetopt_jax._simulate.pool import Room  # noqa: E402
+from fleetopt_jax._simulate.simulate import (  # noqa: E402
+    RELAXATIONS,
+    Setting,
+    arrive,
+    gather,
+    outlook,
+    run_alone,
+    simulation_of,
+    slots_for,
+)
 from fleetopt_jax.catalog.engines import build  # noqa: E402
 from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load_workload  # noqa: E402
-from fleetopt_jax.core.errors import BadInput  # noqa: E402
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, Assumptions, WorkingSetCache  # noqa: E402
+from fleetopt_jax.fleet.choices.dispatch import STALENESS_S  # noqa: E402
 from fleetopt_jax.fleet.choices.routing_key import StickySessions  # noqa: E402
-from fleetopt_jax.fleet.evaluate import evaluate  # noqa: E402
+from fleetopt_jax.fleet.evaluate import fleet_metrics  # noqa: E402
 from fleetopt_jax.fleet.fleet import Fleet, fleet_of, make_fleet, make_slo  # noqa: E402
-from fleetopt_jax.fleet.traffic import route  # noqa: E402
+from fleetopt_jax.fleet.traffic import route, routed  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.workload.atoms import Workload, with_rate  # noqa: E402
 from fleetopt_jax.workload.conversations import sticky_tokens  # noqa: E402
@@ -61,7 +79,7 @@ WAYS: dict[str, Assumptions] = {
 }
 THRESHOLDS = (2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0)
 N_INSTANCES, UTILIZATION = (1, 2, 4, 8), (0.15, 0.7)
-LEAST_WORK = 20  # requests of an instance, that a replayed trace must have for it
+ROOMS, SLOTS = (2, 8), (64, 256, 1024)  # instances of a pool, and sequences of one, that programs are compiled for
 METRICS = ("prefix_hit_frac", "tok_per_j", "ttft_p99_s")
 GOALS = {"prefix_hit_frac": 0.03, "tok_per_j": 0.05, "ttft_p99_s": 0.20}  # medians: points, and shares
 
@@ -70,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("traces", nargs="*", type=Path)
     parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--only", default="thresholds,plans,gains")
     options = parser.parse_args()
@@ -172,17 +191,47 @@ class Case:
 
 
 def plans(options: argparse.Namespace) -> None:
-    traces = [(name_of(path), read_workload_file(path), load_workload(str(path))) for path in options.traces]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [first_requests(path, options.requests, Path(folder)) for path in options.traces]
+        traces = [(name_of(path), read_workload_file(path), smooth(load_workload(str(path)))) for path in parts]
+    most = most_blocks([trace for _, trace, _ in traces])
     rows = []
     for k in range(options.plans):
         start = time.perf_counter()
-        case = drawn(k, traces)
-        row = compared(case) | {"seconds": round(time.perf_counter() - start)}
+        row = compared(drawn(k, traces), most) | {"seconds": round(time.perf_counter() - start)}
         rows.append(said(row))
         written("prefix_plans.csv", rows)
-    for name in METRICS:
-        errors = [abs(row[f"{name}_error"]) for row in rows if np.isfinite(row[f"{name}_error"])]
-        print(f"{name}: median {np.median(errors):.3f}, 90th {np.quantile(errors, 0.9):.3f}; goal {GOALS[name]}")
+    summed_up(rows)
+
+
+def summed_up(rows: Sequence[dict]) -> None:
+    """Say the errors of all plans, and of each trace's."""
+    for trace in ("", *dict.fromkeys(row["trace"] for row in rows)):
+        for name in METRICS:
+            errors = [abs(row[f"{name}_error"]) for row in rows if row["trace"] == trace or not trace]
+            median, far = np.median(errors), np.quantile(errors, 0.9)
+            print(f"{trace or 'all'}, {name}: median {median:.3f}, 90th {far:.3f}; goal {GOALS[name]}", flush=True)
+
+
+def first_requests(path: Path, n: int, folder: Path) -> Path:
+    """A file of the first requests of a trace: the laws are of what is replayed."""
+    part = folder / path.name.removesuffix(".gz")
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt") as whole:
+        part.write_text("".join(islice(whole, n)))
+    return part
+
+
+def smooth(workload: Workload) -> Workload:
+    """The requests as a Poisson stream."""
+    return replace(workload, arrival_scv=np.ones_like(workload.arrival_scv))
+
+
+def most_blocks(traces: Sequence[Trace]) -> tuple[int, int, int]:
+    """Requests, blocks, and blocks of a prompt of the trace that has most of each."""
+    each = [(len(x.prompt_tokens), len(np.unique(x.blocks.ids)), int(x.blocks.counts.max())) for x in traces]
+    n_requests, n_blocks, n_each = (max(column) for column in zip(*each, strict=True))
+    return n_requests, n_blocks, n_each
 
 
 def drawn(k: int, traces: Sequence[tuple[str, Trace, Workload]]) -> Case:
@@ -197,32 +246,45 @@ def drawn(k: int, traces: Sequence[tuple[str, Trace, Workload]]) -> Case:
     engine = build(EngineSpec(gpu, tp=tp))
     fleet = make_fleet([engine] * n_pools, window_tokens=windows, n_instances=instances)
     assumptions = replace(CACHED, dispatch=DISPATCHES[dispatch])
+    traffic = routed(fleet, workload, assumptions)  # whatever the rate
     load = float(rng.uniform(*UTILIZATION))
     low, high = 1e-3, 1e3
     for _ in range(24):
         rate = float(np.sqrt(low * high))
-        found = float(np.max(np.asarray(evaluate(fleet, with_rate(workload, rate), assumptions).pools.utilization)))
-        low, high = (rate, high) if found < load else (low, rate)
+        metrics = fleet_metrics(fleet, traffic, with_rate(workload, rate), assumptions)
+        low, high = (rate, high) if float(metrics.utilization) < load else (low, rate)
     about = dict(plan=k, trace=name, gpu=gpu, tp=tp, dispatch=dispatch, load=load, rate_per_s=low)
     about |= {"windows": "+".join(f"{x:.0f}" for x in windows), "instances": "+".join(map(str, instances))}
     return Case(about, fleet, with_rate(workload, low), trace, assumptions)
 
 
-def compared(case: Case) -> dict:
+def compared(case: Case, most: tuple[int, int, int]) -> dict:
     """The laws beside the simulation of the whole trace."""
-    requests = replay_requests(case.trace, float(case.workload.arrival_rate_per_s), len(case.trace.prompt_tokens), 1)
+    found = simulated(case, most)
     row = dict(case.about)
-    try:
-        found = simulate(case.fleet, case.workload, case.assumptions, requests=requests)
-    except BadInput as refused:
-        print(refused, file=sys.stderr)
-        return row | {f"{name}_{what}": np.nan for name in METRICS for what in ("law", "simulated", "error")}
     for name in METRICS:
-        law, simulated = found.analytic[name], found.metrics[name].mean
+        law, measured = found.analytic[name], found.metrics[name].mean
         law = np.nan if law is None else float(law)
-        error = law - simulated if name == "prefix_hit_frac" else law / simulated - 1.0
-        row |= {f"{name}_law": law, f"{name}_simulated": simulated, f"{name}_error": error}
+        error = law - measured if name == "prefix_hit_frac" else law / measured - 1.0
+        row |= {f"{name}_law": law, f"{name}_simulated": measured, f"{name}_error": error}
+    row["ttft_p99_s_of_pools"] = "+".join(f"{pool['ttft_p99_s'].mean:.3g}" for pool in found.pools if pool)
     return row
+
+
+def simulated(case: Case, most: tuple[int, int, int]) -> Simulation:
+    """As `simulate` does it, in rooms that plans share: each is compiled once."""
+    rate = float(case.workload.arrival_rate_per_s)
+    requests = poisson_arrivals(replay_requests(case.trace, rate, len(case.trace.prompt_tokens), 1), rate, SEED)
+    analytic, life_s = outlook(case.fleet, case.workload, assumptions=case.assumptions)
+    warm_up_s, balancer = RELAXATIONS * float(np.max(life_s)), Balancer(case.assumptions.dispatch, STALENESS_S, 0)
+    setting = Setting(case.fleet, case.workload, case.assumptions, make_slo(), analytic, warm_up_s, balancer, None)
+    arrived, runs = arrive(setting, requests, 0), []
+    for k, lane in enumerate(case.fleet.lanes):
+        n_instances = next(n for n in ROOMS if n >= n_whole(lane))
+        n_slots = next(n for n in SLOTS if n >= slots_for(setting, k))
+        room = Room(n_instances, n_slots, most[0], *most[1:])
+        runs.append(run_alone(setting, arrived, k, n_whole(lane), room=room))
+    return simulation_of(setting, [gather(setting, arrived, runs)])
 
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
@@ -243,7 +305,7 @@ def split(trace: Trace, file: str) -> Iterator[dict]:
     total, longest = trace.prompt_tokens + trace.output_tokens, float((trace.prompt_tokens + trace.output_tokens).max())
     kept = sticky_tokens(trace.blocks, trace.prompt_tokens, trace.output_tokens, HEADROOM, longest)
     engine = build(EngineSpec("h100"))
-    for router, routed, headroom in (("length", total, None), ("sticky", kept, HEADROOM)):
+    for router, lengths, headroom in (("length", total, None), ("sticky", kept, HEADROOM)):
         assumptions = WAYS["affinity" if headroom is None else "sticky"]
         workload = load_workload(file, sticky=headroom)
         for window in THRESHOLDS:
@@ -251,8 +313,8 @@ def split(trace: Trace, file: str) -> Iterator[dict]:
             lanes = route(fleet, workload, assumptions).reuse
             found = jax.vmap(lambda lane: lane.kept(1.0) * lane.stream.reused_tokens)(lanes)
             law = float(np.sum(found[:, -1])) / float(trace.prompt_tokens.mean())
-            share = float(np.mean(routed <= window))
-            plain = found_by_sets(trace, routed > window)
+            share = float(np.mean(lengths <= window))
+            plain = found_by_sets(trace, lengths > window)
             yield {"router": router, "threshold": window, "short_share": share, "simulated": plain, "law": law}
 
 

@@ -1,6 +1,7 @@
 """The simulated prefix cache against an LRU cache in plain Python, which shares no line with it; what it must find."""
 
 import heapq
+import re
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +15,7 @@ from jax.test_util import check_grads
 from fleetopt_jax._simulate import replay_requests, simulate, verify
 from fleetopt_jax._simulate.dispatch import Balancer
 from fleetopt_jax._simulate.kept import HOMELESS, homes_of, prompt_blocks
-from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, Room, run_pool
+from fleetopt_jax._simulate.pool import Pool, PoolRequests, PoolRun, Room, _segment, run_pool
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.fleet.assumptions import DISPATCHES, PHYSICAL, ConstantHits, NoPrefixCache, WorkingSetCache
 from fleetopt_jax.fleet.choices.dispatch import BOUND, BoundedHashing, Queues, home_frac
@@ -239,6 +240,23 @@ def test_hosts_keep_what_the_gpus_let_go(n_blocks, budget, gap_s):
         for tokens in (0.0, 150.0, 1e9)
     ]
     assert shares[0] + 0.02 < shares[1] < shares[2]
+
+
+@pytest.mark.slow  # compiles a program that nobody else runs
+def test_caches_are_changed_in_place(monkeypatch):
+    """Who has which blocks is never copied in a program: in every iteration that would take longer than all else."""
+    programs = []
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        programs.append((_segment.lower(*args, **kwargs).compile().as_text(), args[0].kept.held.shape))
+        return _segment(*args, **kwargs)
+
+    monkeypatch.setattr("fleetopt_jax._simulate.pool._segment", kept)
+    run_streams([stream(seed) for seed in range(N_ROWS)], n_blocks=24, budget=16)
+    text, (n_instances, n_blocks) = programs[0]
+    held = rf"s32\[{n_instances},{n_blocks}\]"
+    assert re.search(held, text)
+    assert not re.findall(rf"{held}\S* copy\(", text)
 
 
 def test_no_host_and_a_slow_one_change_no_digit():

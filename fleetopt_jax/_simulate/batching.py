@@ -174,19 +174,25 @@ def _first_chunk(
 
 
 def _admit_all(state: State, engine: Engine, scheduler: Scheduler, active: Array) -> State:
-    """Take from the head of each queue whom the scheduler takes now."""
+    """Take from the head of each queue whom the scheduler takes now.
+
+    Who is left without a slot is known from the loop: to look again behind it, at caches that are given away, would
+    copy them in every iteration.
+    """
     n_slots = state.slots.left.shape[1]
 
-    def taking(state: State) -> Array:
-        return active & _admissible(state, engine, scheduler) & (state.instances.n_running < n_slots)
+    def wanted(state: State) -> Array:
+        return active & _admissible(state, engine, scheduler)
+
+    def takes(state: State, wants: Array) -> Array:
+        return wants & (state.instances.n_running < n_slots)
 
     def admit(loop: tuple[State, Array]) -> tuple[State, Array]:
-        state = _admit(*loop, engine, scheduler)
-        return state, taking(state)
+        state = _admit(loop[0], takes(*loop), engine, scheduler)
+        return state, wanted(state)
 
-    state, _ = jax.lax.while_loop(lambda loop: jnp.any(loop[1]), admit, (state, taking(state)))
-    full = active & _admissible(state, engine, scheduler) & (state.instances.n_running >= n_slots)
-    return replace(state, cramped=state.cramped | jnp.any(full))
+    state, wants = jax.lax.while_loop(lambda loop: jnp.any(takes(*loop)), admit, (state, wanted(state)))
+    return replace(state, cramped=state.cramped | jnp.any(wants))
 
 
 def _admit(state: State, takes: Array, engine: Engine, scheduler: Scheduler) -> State:

@@ -143,12 +143,14 @@ def nothing_kept(
     n_slots: int,
     host: HostCache | None = None,
     spared_frac: float = 0.0,
+    least: tuple[int, int] = (0, 0),
 ) -> Kept:
     """Empty caches of so many instances of each replication, whose requests are padded to `width`; with the `host` of
-    each, what comes back from there spares a share of its prefill."""
+    each, what comes back from there spares a share of its prefill. There is room for so many blocks, and of a prompt,
+    at `least`."""
     n_rows, n_requests, depth = blocks.ids.shape
     n_blocks, n = blocks.size_tokens.shape[1] - 1, n_rows * n_instances
-    room, deepest = _round_up(n_blocks), _round_up(depth)
+    room, deepest = (_round_up(max(each)) for each in zip((n_blocks, depth), least, strict=True))
     ids = np.full((n_rows, width, deepest), room, np.int32)
     ids[:, :n_requests, :depth] = np.where(blocks.ids < n_blocks, blocks.ids, room)
     sizes = np.zeros((n_rows, room + 1), np.int32)

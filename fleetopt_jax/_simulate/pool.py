@@ -75,6 +75,8 @@ class Room:
     n_instances: int
     n_slots: int  # of an instance
     n_requests: int  # of a replication
+    n_blocks: int = 0  # of prompts, where caches keep them: at least, for more are taken where there are more
+    n_blocks_each: int = 0  # of a prompt
 
     @property
     def size(self) -> int:
@@ -211,7 +213,8 @@ def _kept(requests: PoolRequests, pool: Pool, room: Room, seed: int) -> Kept | N
         return None
     homes = homes_of(requests.blocks, pool.n_instances, seed)
     about = room.n_requests, room.n_instances, room.n_slots
-    return nothing_kept(requests.blocks, homes, *about, *_host_of(pool.engine))
+    least = room.n_blocks, room.n_blocks_each
+    return nothing_kept(requests.blocks, homes, *about, *_host_of(pool.engine), least=least)
 
 
 def _host_of(engine: Engine) -> tuple[HostCache | None, float]:
