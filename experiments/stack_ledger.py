@@ -40,7 +40,7 @@ LABELS = {
     "speculate": "drafts",
 }
 COLOURS = {"h100": "#1f6fb4", "b200": "#c2571a"}
-ABOVE = {"h100": -14, "b200": 6}  # of a dot, its label [points]
+ABOVE = {"h100": -16, "b200": 6}  # of a dot of FleetOpt, or below one of one pool, the label [points]
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def _draw(axes, gpu: str, some: list[dict]) -> None:
     look = {"color": COLOURS[gpu], "markersize": 5}
     axes.plot(at, one, "o--", linewidth=1.2, label=f"{gpu.upper()}, one pool", **look)
     axes.plot(at, best, "o-", label=f"{gpu.upper()}, FleetOpt", **look)
-    for line, x, y in zip(some, at, best):
+    for line, x, y in zip(some, at, best if ABOVE[gpu] > 0 else one):
         if line["gain"]:
             at_text = {"xytext": (0, ABOVE[gpu]), "textcoords": "offset points", "ha": "center", "fontsize": 9.5}
             axes.annotate(f"{line['gain']:.2f}x", (x, y), color=COLOURS[gpu], **at_text)
