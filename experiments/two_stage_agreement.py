@@ -6,10 +6,11 @@ Every plan is one lane that serves a trace, or the shorter ones of its requests,
 to 12 that decode, each stage at a random load up to the 85 % that plans allow, with a random burstiness and link; pairs
 of engines are of one LLM, on one GPU or on two. Of the loads that a draw asks for, whole instances leave what they may.
 Requests go to the shortest queue of either stage. Errors are of analytic / simulated - 1, of laws alone: both sides
-have the same engines.
+have the same engines. Plans are kept as they are found, and those in the table not simulated again.
 """
 
 import argparse
+import csv
 import time
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ jax.config.update("jax_enable_x64", True)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from _results import write_table  # noqa: E402
+from _results import RESULTS, write_table  # noqa: E402
 
 from fleetopt_jax._simulate import simulate  # noqa: E402
 from fleetopt_jax.catalog.links import LINKS, build_pair  # noqa: E402
@@ -42,6 +43,7 @@ LOADS = (0.15, 0.85)
 BURSTINESS = (1.0, 6.0)
 MOST_INSTANCES = 12
 N_REPLICATIONS, REQUESTS = 2, 4000
+TABLE = "two_stage_agreement.csv"
 METRICS = {"tok_per_j": "tok/J", "itl_s": "mean ITL", "ttft_p99_s": "P99 TTFT"}
 TARGETS = {"tok_per_j": 0.03, "itl_s": 0.05, "ttft_p99_s": 0.15}  # in the median
 
@@ -61,17 +63,29 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
-    lines, start = [], time.perf_counter()
+    lines, start = _kept() if options.seed == SEED else [], time.perf_counter()
     for plan in range(options.first, options.first + options.plans):
+        if any(int(line["plan"]) == plan for line in lines):
+            continue
         lines.append(row_of(draw_case(plan, options.seed)))
-        errors = " ".join(f"{name} {lines[-1][f'{name}_error']:+.1%}" for name in METRICS)
+        found = lines[-1]
+        errors = " ".join(f"{name} {found[f'{name}_error']:+.1%}" for name in METRICS)
         what = "{plan} {workload} {llm} {prefill}>{decode} {n_prefill}+{n_decode} {rho_prefill:.2f}/{rho_decode:.2f}"
-        print(f"{time.perf_counter() - start:.0f} s: {what.format(**lines[-1])} {errors}", flush=True)
+        print(f"{time.perf_counter() - start:.0f} s: {what.format(**found)} {errors}", flush=True)
         if options.seed == SEED:
-            write_table("two_stage_agreement.csv", list(lines[0]), [list(line.values()) for line in lines])
+            lines.sort(key=lambda line: int(line["plan"]))
+            write_table(TABLE, list(lines[0]), [list(line.values()) for line in lines])
         jax.clear_caches()
         programs.forget()
     print(report(lines))
+
+
+def _kept() -> list[dict]:
+    """What was found before: plans that are there are not simulated again."""
+    if not (RESULTS / TABLE).exists():
+        return []
+    with (RESULTS / TABLE).open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def draw_case(plan: int, seed: int = SEED) -> Case:

@@ -5,14 +5,13 @@ again: the best homogeneous fleet, the best two pools, and the best two pools wi
 them is the preset `physical`. Where a prefix cache is assumed, one row more has the same of fleets that all have it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem, make_problem
-from fleetopt_jax._optimize.search import homogeneous_tok_per_j, optimize, optimize_as_compressing
 from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.progress import Progress
@@ -23,6 +22,7 @@ from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
 from fleetopt_jax.fleet.surroundings import Surroundings
 from fleetopt_jax.published.procedure import Knots, SampledFleet, sampled_homogeneous, sampled_two_pool
+from fleetopt_jax.published.walk import Step, made_row, walked
 from fleetopt_jax.workload.atoms import Workload, total_tokens
 
 PAPER_WINDOWS = {"azure-cdf": 4096, "lmsys-cdf": 1536}  # the short windows of table 3
@@ -60,12 +60,9 @@ def ledger(
     switched = {choice: getattr(PHYSICAL, choice) for choice in CHOICES} | (
         {"prefix_cache": cache} if cache.finds else {}
     )
-    for done, (choice, after) in enumerate(switched.items()):
-        before = getattr(current, choice)
-        current = replace(current, **{choice: after})
-        if progress:
-            progress(done, len(switched))
-        problem = make_problem(
+
+    def asked(current: Assumptions) -> Problem:
+        return make_problem(
             workload,
             specs(current),
             slo=slo if current.tail.has_distribution else replace(slo, scope="pool"),
@@ -75,60 +72,22 @@ def ledger(
             window_tokens=window_tokens,
             surroundings=surroundings,
         )
-        rows.append(_row(choice, before.name, after.name, problem))
-    if progress:
-        progress(len(switched), len(switched))
+
+    for done, row in enumerate(walked(_switched(current, switched, asked))):
+        rows.append(row)
+        if progress:
+            progress(done + 1, len(switched))
     return rows
 
 
-def _row(choice: str, before: str, after: str, problem: Problem) -> LedgerRow:
-    two_pool = optimize_as_compressing(problem)
-    fleetopt = optimize(replace(problem, gamma=None))
-    best = _tok_per_j(fleetopt)
-    if best is None or (_tok_per_j(two_pool) or 0.0) > best:
-        fleetopt = two_pool  # gamma 1 is among the gammas
-    return _make_row(
-        choice,
-        before,
-        after,
-        _homogeneous_tok_per_j(two_pool),
-        _tok_per_j(two_pool),
-        _tok_per_j(fleetopt),
-        *_short_pool(fleetopt),
-    )
-
-
-def _tok_per_j(answer: Plan | Infeasible) -> float | None:
-    return None if isinstance(answer, Infeasible) else float(answer.metrics.tok_per_j)
-
-
-def _homogeneous_tok_per_j(two_pool: Plan | Infeasible) -> float | None:
-    """Of the best homogeneous fleet, as the search for two pools has it along."""
-    if isinstance(two_pool, Infeasible):
-        return homogeneous_tok_per_j(two_pool.problem) or None
-    gain = two_pool.gain_vs_homogeneous
-    return float(two_pool.metrics.tok_per_j) / gain if gain else None
-
-
-def _short_pool(answer: Plan | Infeasible) -> tuple[int | None, float | None]:
-    """(window, gamma) of the first of two pools."""
-    if isinstance(answer, Infeasible) or float(answer.fleet.window_tokens[0]) >= answer.problem.window_tokens:
-        return None, None
-    return int(answer.fleet.window_tokens[0]), float(answer.fleet.gamma[0])
-
-
-def _make_row(
-    choice: str,
-    before: str | None,
-    after: str | None,
-    homogeneous: float | None,
-    two_pool: float | None,
-    fleetopt: float | None,
-    short_window: int | None,
-    gamma: float | None,
-) -> LedgerRow:
-    gain = fleetopt / homogeneous if fleetopt and homogeneous else None
-    return LedgerRow(choice, before, after, homogeneous, two_pool, fleetopt, gain, short_window, gamma)
+def _switched(
+    current: Assumptions, switched: Mapping[str, Any], asked: Callable[[Assumptions], Problem]
+) -> Iterator[Step]:
+    """One choice after the other."""
+    for choice, after in switched.items():
+        before = getattr(current, choice)
+        current = replace(current, **{choice: after})
+        yield Step(choice, before.name, after.name, (asked(current),))
 
 
 def _sampled_row(engine: Engine, knots: Knots, name: str, rate_per_s: float) -> LedgerRow:
@@ -143,7 +102,7 @@ def _sampled_row(engine: Engine, knots: Knots, name: str, rate_per_s: float) -> 
         return max(fleets, key=lambda fleet: fleet[0].tok_per_w) if fleets else None
 
     two_pool, fleetopt = best(1.0), best(PAPER_GAMMA)
-    return _make_row(
+    return made_row(
         "published",
         None,
         None,
