@@ -10,7 +10,7 @@ import pytest
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.steps import Parallelism, data_types, operator_laws, stack_of, step_entry
-from fleetopt_jax.core.curve import KNOTS, curve_through
+from fleetopt_jax.core.curve import KNOTS, Curve, curve_through
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import stack
 from fleetopt_jax.laws.host import make_host_law
@@ -49,7 +49,26 @@ CASES = (
 def steps() -> MixedStep:
     """All cases on three GPUs, a leading axis."""
     gpus = (GPUS["h100"], GPUS["b200"], GPUS["a100"])
-    return stack([step_entry(a, gpu, split, p).step for a, p, split in CASES for gpu in gpus])
+    return stack([with_groups(step_entry(a, gpu, split, p).step) for a, p, split in CASES for gpu in gpus])
+
+
+def with_groups(step: MixedStep) -> MixedStep:
+    """The step of one group with groups that have nothing to do, so that it stacks beside one of several."""
+    if step.groups_s is not None:
+        return step
+    nothing = step.costs.rows.scaled(0.0).coefficients[:2]
+    costs = replace(step.costs, groups=Curve(nothing), n_groups=np.asarray(1.0))
+    return replace(step, groups_s=step.rows_s.scaled(0.0), costs=costs)
+
+
+def test_groups_with_nothing_to_do_change_nothing():
+    step = step_entry(DENSE, GPU, Parallelism(tp=8), "fp8").step
+    assert step.groups_s is None  # which costs no look-up
+    for method in (MixedStep.step_s, lambda step, batch: step.parts(batch).seconds):
+        alone, beside = (jax.jit(jax.vmap(method, (None, 0)))(one, batches()) for one in (step, with_groups(step)))
+        np.testing.assert_allclose(alone, beside, rtol=1e-14)
+    slow, same = step.at_clock(0.7), with_groups(step).at_clock(0.7)
+    np.testing.assert_allclose(slow.rows_s.coefficients, same.rows_s.coefficients, rtol=1e-12, atol=1e-18)
 
 
 STEPS = steps()
@@ -126,7 +145,7 @@ def test_parts_add_up_to_what_the_gpu_works():
     exchanges = parts.seconds[..., CLASSES.index("collectives")]
     rows = batch.n_active + batch.prompt_tokens
     more = jax.vmap(lambda host: host.exchanges(rows) - 1.0)(STEPS.host)
-    several = np.asarray(STEPS.n_groups)[:, None] > 1
+    several = np.asarray(STEPS.costs.n_groups)[:, None] > 1
     whole = jnp.sum(parts.seconds, axis=-1) + more * exchanges
     # Two curves are not one; within a group collectives are as large as the fullest group's, not as the mean's.
     assert jnp.all(jnp.abs(on_all(MixedStep.gpu_s, batch) / whole - 1.0) <= jnp.where(several, 6e-3, 2e-3))

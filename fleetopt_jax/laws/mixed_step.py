@@ -207,10 +207,10 @@ class Costs:
     """All amounts of a step, by operator class; leaves are linear in them."""
 
     rows: Curve  # [amount, class] over the rows of a step; seconds without those of `groups`
-    groups: Curve  # [seconds or peak_s, class] of what groups do each for itself, as if all were the fullest
+    groups: Curve | None  # [seconds or peak_s, class] of what groups do each for itself, as if all were the fullest
     head: Curve  # [amount] of the output layer, over its rows
     attention: AttentionCost  # [amount]
-    n_groups: Array  # that prompts are of, one each; 1 where the engine deals them out evenly [-]
+    n_groups: Array | None  # that prompts are of, one each; 1 where the engine deals them out evenly [-]
 
     @property
     def peak_s(self) -> tuple[Curve, Curve, AttentionCost]:
@@ -221,9 +221,9 @@ class Costs:
         return Curve(of_rows), Curve(head[..., k, :, :]), AttentionCost(attention[..., k, :])
 
     @property
-    def groups_peak_s(self) -> Curve:
+    def groups_peak_s(self) -> Curve | None:
         """Of the rows' FLOPs at the peak those of groups [s]."""
-        return Curve(self.groups.coefficients[..., 1, :, :, :].sum(axis=-3))
+        return self.groups and Curve(self.groups.coefficients[..., 1, :, :, :].sum(axis=-3))
 
     def of(self, batch: StepBatch) -> Amounts:
         """Each [class, ...] of a batch."""
@@ -231,7 +231,7 @@ class Costs:
 
     def attending(self, batch: StepBatch, decode: Array) -> Amounts:
         """The same of a batch whose sequences' attention costs `decode` [amount, ...]."""
-        fullest, xp = of_fullest(batch, self.n_groups), namespace(self, batch)
+        fullest, xp = self.fullest(batch), namespace(self, batch)
         at = {
             "gemm": of_ends(self.head, batch),
             "decode_attention": decode,
@@ -239,18 +239,26 @@ class Costs:
         }
         beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in CLASSES], axis=1)
         found = Amounts(*(self.rows(batch.n_active + batch.prompt_tokens) + beside))
+        if self.groups is None:
+            return found
         groups_s = Curve(self.groups.coefficients[..., 0, :, :, :])(batch.n_active + fullest.prompt_tokens)
         return replace(found, seconds=found.seconds + groups_s)
 
     def _prompts(self, batch: StepBatch, fullest: StepBatch) -> Array:
         """Attention of prompts [amount, ...]: the seconds of the fullest group, the rest of the mean GPU."""
+        if self.groups is None:
+            return self.attention.prompts(batch)
         seconds = AttentionCost(self.attention.coefficients[..., 0, :]).prompts(fullest)
         return namespace(seconds).concatenate([seconds[None], self.attention.prompts(batch)[1:]])
 
     def scaled(self, factor: ArrayLike) -> "Costs":
         """Every cost times `factor`."""
         parts = (self.rows, self.groups, self.head, self.attention)
-        return Costs(*(part.scaled(factor) for part in parts), self.n_groups)
+        return Costs(*(part and part.scaled(factor) for part in parts), self.n_groups)
+
+    def fullest(self, batch: StepBatch) -> StepBatch:
+        """The batch as if every group had as much of prompts as the fullest; of one group the batch itself."""
+        return batch if self.n_groups is None else of_fullest(batch, self.n_groups)
 
 
 @pytree
@@ -258,7 +266,7 @@ class MixedStep:
     """The step of one instance. Every field is traced; shape () or a leading vmap axis."""
 
     rows_s: Curve  # T over the rows of a step [s]: collectives as the engine does them
-    groups_s: Curve  # G over the rows of as many as the fullest group [s]
+    groups_s: Curve | None  # G over the rows of as many as the fullest group [s]; None: one group
     head_s: Curve  # H over the rows whose next token is asked for [s]
     attention_s: AttentionCost  # [s]
     window_tokens: Array  # length of the sliding window; 0 without [tokens]
@@ -267,16 +275,20 @@ class MixedStep:
     costs: Costs  # of operators timed alone, at the top clock
 
     @property
-    def n_groups(self) -> Array:
-        """Groups of GPUs that prompts are of [-]."""
-        return self.costs.n_groups
+    def every_row_s(self) -> Curve:
+        """T + G, of rows that are dealt out evenly [s]."""
+        return self.rows_s if self.groups_s is None else self.rows_s + self.groups_s
+
+    def layers_s(self, n: ArrayLike, batch: StepBatch, fullest: StepBatch) -> Array:
+        """T + G of `n` rows beside a batch's prompts [s]."""
+        rows_s = self.rows_s(n + batch.prompt_tokens)
+        return rows_s if self.groups_s is None else rows_s + self.groups_s(n + fullest.prompt_tokens)
 
     def gpu_s(self, batch: StepBatch) -> Array:
         """What the operators take, before kappa [s]."""
-        fullest = of_fullest(batch, self.n_groups)
+        fullest = self.costs.fullest(batch)
         beside_s = of_ends(self.head_s, batch) + self.attention_s.of(fullest)
-        groups_s = self.groups_s(batch.n_active + fullest.prompt_tokens)
-        return self.rows_s(batch.n_active + batch.prompt_tokens) + groups_s + beside_s
+        return self.layers_s(batch.n_active, batch, fullest) + beside_s
 
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""
@@ -293,11 +305,13 @@ class MixedStep:
         """On cores at `clock_frac` of their top clock: its FLOPs at the peak take 1 / f as long."""
         longer = 1.0 / clock_frac - 1.0
         rows_s, head_s, attention_s = self.costs.peak_s
-        groups_s = self.costs.groups_peak_s
+        groups_s, slower_s = self.costs.groups_peak_s, None
+        if self.groups_s is not None and groups_s is not None:
+            rows_s, slower_s = rows_s + groups_s.scaled(-1.0), self.groups_s + groups_s.scaled(longer)
         return replace(
             self,
-            rows_s=self.rows_s + (rows_s + groups_s.scaled(-1.0)).scaled(longer),
-            groups_s=self.groups_s + groups_s.scaled(longer),
+            rows_s=self.rows_s + rows_s.scaled(longer),
+            groups_s=slower_s,
             head_s=self.head_s + head_s.scaled(longer),
             attention_s=self.attention_s + attention_s.scaled(longer),
         )
@@ -346,7 +360,7 @@ def decode_of(step: MixedStep) -> OperatorDecode:
     """The decode step of an engine whose mixed step is `step`."""
     of_rows, of_head, of_attention = step.costs.peak_s
     return OperatorDecode(
-        rows_s=step.rows_s + step.groups_s + step.head_s,
+        rows_s=step.every_row_s + step.head_s,
         compute_s=of_rows + of_head,
         attention_s=step.attention_s,
         attention_compute_s=of_attention,

@@ -57,7 +57,6 @@ from fleetopt_jax.laws.mixed_step import (
     decode_of,
     has_prompt,
     of_ends,
-    of_fullest,
 )
 from fleetopt_jax.laws.service import StepMoments
 from fleetopt_jax.laws.step_law import without_prompts
@@ -189,21 +188,17 @@ class SpeculativeStep(MixedStep):
         wide, sequences = _verified(batch, self.speculation), _sequences(batch)
         read_s = self.attention_s.decoding(*sequences)
         attention_s = _with_rows_s(read_s, self.attention_flops_s, self.speculation, *sequences)
-        fullest = of_fullest(batch, self.n_groups)
+        fullest = self.costs.fullest(batch)
         beside_s = of_ends(self.head_s, wide) + attention_s + self.attention_s.prompts(fullest)
-        return self._layers_s(wide.n_active, batch, fullest) + beside_s
-
-    def _layers_s(self, n: ArrayLike, batch: StepBatch, fullest: StepBatch) -> Array:
-        """T and G of `n` rows beside a batch's prompts [s]."""
-        return self.rows_s(n + batch.prompt_tokens) + self.groups_s(n + fullest.prompt_tokens)
+        return self.layers_s(wide.n_active, batch, fullest) + beside_s
 
     def drafts_s(self, batch: StepBatch) -> Array:
         """What drafting adds to an iteration [s]."""
         s, n = self.speculation, batch.n_active
-        fullest, alone_s = of_fullest(batch, self.n_groups), self.rows_s(n) + self.groups_s(n)
+        fullest, alone_s = self.costs.fullest(batch), self.every_row_s(n)
         layers_s = alone_s + self.attention_s.decoding(*_sequences(batch))
         one_s = s.layers_frac * layers_s + s.head_frac * self.head_s(n)
-        prompts_s = self._layers_s(n, batch, fullest) - alone_s + self.attention_s.prompts(fullest)
+        prompts_s = self.layers_s(n, batch, fullest) - alone_s + self.attention_s.prompts(fullest)
         there = namespace(self, batch).minimum(n, 1.0)
         gpu_s = there * s.n_drafts * one_s + s.some * s.layers_frac * prompts_s
         return self.host.slowdown * gpu_s + _engines_s(s, n)
@@ -282,7 +277,7 @@ def speculative_decode(step: SpeculativeStep) -> SpeculativeDecode:
     return SpeculativeDecode(
         **vars(decode_of(step)),
         speculation=s,
-        draft_s=(step.rows_s + step.groups_s).scaled(s.layers_frac) + step.head_s.scaled(s.head_frac),
+        draft_s=step.every_row_s.scaled(s.layers_frac) + step.head_s.scaled(s.head_frac),
         draft_compute_s=rows.scaled(s.layers_frac) + head.scaled(s.head_frac),
         attention_flops_s=step.attention_flops_s,
     )

@@ -179,7 +179,7 @@ def mixed_step(whole: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> Mix
     of_head, of_attention = (stack([getattr(amounts, name) for name in AMOUNTS]) for amounts in (head, attention))
     return MixedStep(
         rows_s=curve_through(_in_engine(rows[seconds], host)),
-        groups_s=curve_through(_in_engine(groups[seconds], host)),
+        groups_s=curve_through(_in_engine(groups[seconds], host)) if whole.groups else None,
         head_s=curve_through(head.seconds),
         attention_s=attention.seconds,
         window_tokens=whole.window_tokens,
@@ -187,10 +187,10 @@ def mixed_step(whole: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> Mix
         host=host,
         costs=Costs(
             rows=curve_through(costs),
-            groups=curve_through(stack([groups[seconds], groups[peak_s]])),
+            groups=curve_through(stack([groups[seconds], groups[peak_s]])) if whole.groups else None,
             head=curve_through(of_head),
             attention=of_attention,
-            n_groups=whole.n_groups,
+            n_groups=whole.n_groups if whole.groups else None,
         ),
     )
 
