@@ -224,9 +224,13 @@ def measured_point(point: Point, *, queues: bool = False) -> Measured | str:
         return "its batch does not fit the KV cache"
     if point.ttft_s > MOST_TTFT_S:
         return f"a TTFT above {MOST_TTFT_S:g} s: it queues for a limit that nobody states"
-    # Experts are divided among the ranks of data-parallel attention, which `kv_tokens` does not know.
-    held_tokens = kv_tokens if queues and served.split.dp == 1 else ENDLESS_TOKENS
-    limits = Limits(BUDGET_TOKENS, MOST_SEQUENCES, held_tokens, window_tokens=served.architecture.window_tokens)
+    limits = Limits(
+        budget_tokens=served.split.dp * served.split.pp * BUDGET_TOKENS,
+        max_num_seqs=served.split.dp * MOST_SEQUENCES,
+        kv_tokens=kv_tokens if queues else ENDLESS_TOKENS,
+        window_tokens=served.architecture.window_tokens,
+        n_caches=served.split.dp,
+    )
     benchmark = Benchmark(point.isl, point.osl, point.concurrency, 10 * point.concurrency)
     if not fits(benchmark, limits):
         return "its longest request does not fit the KV cache"
@@ -260,13 +264,10 @@ def _step(served: Served) -> tuple[MixedStep, float]:
     a, gpu, split = served.architecture, served.gpu, served.split
     types = data_types(a, gpu, served.precision, served.kv_precision)
     laws, _ = operator_laws(gpu, a, types)
-    step = mixed_step(stack_of(a, split, types), laws, gpu.gpu, make_host_law())
-    shards = split.tp * split.pp
+    step = mixed_step(stack_of(a, split, types, served.engine), laws, gpu.gpu, make_host_law())
     numbers = at_precision(a, served.precision, served.kv_precision, gpu.formats)
-    kv_tokens = split.dp * kv_capacity_tokens(
-        gpu.gpu, numbers, shards, UTILIZATION, workspace_of(a, gpu, Parallelism(split.tp))
-    )
-    return step, float(kv_tokens)
+    room = UTILIZATION, workspace_of(a, gpu, split)
+    return step, float(kv_capacity_tokens(gpu.gpu, numbers, split.tp, *room, split.dp, split.pp))
 
 
 def _gpu(step: MixedStep, batch: StepBatch, engine: str) -> dict[str, np.ndarray]:

@@ -47,6 +47,9 @@ FLAGS = {  # flag: file and class that define its field, and the field where it 
     "--data-parallel-size": (PARALLEL, "ParallelConfig", ""),
     "--enable-expert-parallel": (PARALLEL, "ParallelConfig", ""),
     "--nnodes": (PARALLEL, "ParallelConfig", ""),
+    "--node-rank": (PARALLEL, "ParallelConfig", ""),
+    "--master-addr": (PARALLEL, "ParallelConfig", ""),
+    "--data-parallel-address": (PARALLEL, "ParallelConfig", "data_parallel_master_ip"),
     "--max-model-len": (MODEL, "ModelConfig", ""),
     "--max-num-seqs": (SCHEDULER, "SchedulerConfig", ""),
     "--max-num-batched-tokens": (SCHEDULER, "SchedulerConfig", ""),
@@ -82,6 +85,7 @@ CHECKS = {  # what vLLM checks of several values at once: the file and the words
     "--master-addr is rank 0's": (ENGINE_ARGS, '"--master-addr"'),
     "--data-parallel-address is rank 0's": (ENGINE_ARGS, '"--data-parallel-address"'),
     "--headless is for all hosts but that of rank 0": (SERVER, '"--headless",'),
+    "--nnodes divides an instance's GPUs": (ENGINE_ARGS, "if world_size % self.nnodes != 0:"),
     "an idle connection is closed after 5 s": ("vllm/envs.py", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE: int = 5"),
     "fp8 is for fp8 checkpoints; fp8_per_tensor quantizes others": (
         "vllm/model_executor/layers/quantization/fp8.py",

@@ -129,6 +129,7 @@ from .catalog.spec import TwoStageSpec as TwoStageSpec
 from .fleet.engine import Engine as Engine
 from .fleet.engine import EnginePair as EnginePair
 from .fleet.engine import at_clock as at_clock
+from .fleet.engine import at_power_limit as at_power_limit
 from .fleet.engine import make_engine as make_engine
 from .fleet.engine import measured_engine as measured_engine
 from .fleet.engine import roofline_engine as roofline_engine

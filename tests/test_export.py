@@ -126,14 +126,68 @@ def load_all(text: str) -> list[dict]:
 def manifests_of(text: str) -> dict[str, list[dict]]:
     by_kind: dict[str, list[dict]] = {}
     for manifest in load_all(text):
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        if manifest["kind"] == "LeaderWorkerSet":
+            assert_leader_worker_set(manifest)
+        else:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         by_kind.setdefault(manifest["kind"], []).append(manifest)
     return by_kind
 
 
+# Fields of leaderworkerset.x-k8s.io/v1 and what they may be: api/leaderworkerset/v1/leaderworkerset_types.go of
+# kubernetes-sigs/lws (Apache-2.0), whose templates are those of pods.
+GROUP = {
+    "replicas": int,
+    "startupPolicy": ("LeaderCreated", "LeaderReady"),
+    "networkConfig": {"subdomainPolicy": ("Shared", "UniquePerReplica")},
+    "rolloutStrategy": {
+        "type": ("RollingUpdate",),
+        "rollingUpdateConfiguration": {"partition": int, "maxUnavailable": int, "maxSurge": int},
+    },
+    "leaderWorkerTemplate": {
+        "size": int,
+        "restartPolicy": ("RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"),
+        "leaderTemplate": "pod",
+        "workerTemplate": "pod",
+    },
+}
+
+
+def assert_leader_worker_set(manifest: dict) -> None:
+    assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+    assert manifest["apiVersion"] == "leaderworkerset.x-k8s.io/v1"
+    assert_of(manifest["spec"], GROUP)
+
+
+def assert_of(value, law) -> None:
+    """No field but the schema's, each of its type or among its words."""
+    if law == "pod":
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", **value["metadata"]}, "spec": value["spec"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    elif isinstance(law, dict):
+        assert set(value) <= set(law)
+        for name, each in value.items():
+            assert_of(each, law[name])
+    else:
+        assert value in law if isinstance(law, tuple) else type(value) is law
+
+
 def engines_of(text: str) -> list[dict]:
-    """The Deployments of pools, less the router's, which comes last."""
-    return manifests_of(text)["Deployment"][:-1]
+    """What starts each pool: the Deployments but the router's, which comes last, and LeaderWorkerSets."""
+    return started_of(load_all(text), manifests_of(text))
+
+
+def started_of(manifests: list[dict], kinds: dict[str, list[dict]]) -> list[dict]:
+    """In the order of the manifests."""
+    routers = len(kinds["Deployment"]) - 1
+    deployments = kinds["Deployment"][:routers] + kinds.get("LeaderWorkerSet", [])
+    return [manifest for manifest in manifests if manifest in deployments]
+
+
+def template_of(started: dict) -> dict:
+    """The pods that answer."""
+    spec = started["spec"]
+    return spec["template"] if started["kind"] == "Deployment" else spec["leaderWorkerTemplate"]["leaderTemplate"]
 
 
 def as_kubelet(arg: str) -> str:
@@ -162,7 +216,7 @@ def check_all(document: dict, **options) -> None:
     assert load_all(text) == both["kubernetes"]["manifests"]
     kinds = manifests_of(text)
     (config,) = kinds["ConfigMap"]
-    (*deployments, _), (*services, _) = kinds["Deployment"], kinds["Service"]  # the router's come last
+    deployments, (*services, _) = started_of(load_all(text), kinds), kinds["Service"]  # the router's come last
     assert len(fleet.pools) == len(given_pools) == len(deployments) == len(services)
     for pool, asked, deployment, service in zip(fleet.pools, given_pools, deployments, services, strict=True):
         assert_allowed(pool.args)
@@ -171,17 +225,20 @@ def check_all(document: dict, **options) -> None:
         assert int(flags["--tensor-parallel-size"]) == asked["tp"] == pool.gpus_per_instance
         assert int(flags["--max-model-len"]) == pool.window_tokens <= asked["window_tokens"]
         assert float(flags["--gpu-memory-utilization"]) == MEMORY_UTILIZATION
-        spec = deployment["spec"]
-        (container,) = spec["template"]["spec"]["containers"]
-        assert [as_kubelet(arg) for arg in container["args"]] == list(pool.args)
+        spec, template = deployment["spec"], template_of(deployment)
+        (container,) = template["spec"]["containers"]
+        of_rank = container["args"][len(pool.args) :]
+        assert [as_kubelet(arg) for arg in container["args"][: len(pool.args)]] == list(pool.args)
         assert spec["replicas"] == asked["n_instances"] == pool.n_instances
-        assert container["resources"]["limits"] == {"nvidia.com/gpu": str(asked["tp"])}
-        labels = spec["template"]["metadata"]["labels"]
-        for selector in (spec["selector"]["matchLabels"], service["spec"]["selector"]):
+        n_hosts = int(flags.get("--nnodes") or 1)
+        assert n_hosts == pool.hosts_per_instance and asked["tp"] % n_hosts == 0  # vLLM takes no other numbers
+        assert (deployment["kind"] == "LeaderWorkerSet") == bool(of_rank) == (n_hosts > 1)
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": str(asked["tp"] // n_hosts)}
+        labels = template["metadata"]["labels"]
+        own = [spec["selector"]["matchLabels"]] if n_hosts == 1 else []
+        for selector in (*own, service["spec"]["selector"]):
             assert selector.items() <= labels.items()
-            assert (
-                sum(selector.items() <= d["spec"]["template"]["metadata"]["labels"].items() for d in deployments) == 1
-            )
+            assert sum(selector.items() <= template_of(d)["metadata"]["labels"].items() for d in deployments) == 1
         (port,) = service["spec"]["ports"]
         assert [p["containerPort"] for p in container["ports"] if p["name"] == port["targetPort"]] == [
             int(flags["--port"])
@@ -199,21 +256,22 @@ def check_all(document: dict, **options) -> None:
     ]
     for pool, row in zip(fleet.pools, fleet.router["pools"], strict=True):
         assert row["max_total_tokens"] == pool.window_tokens
-    assert_complete(fleet, kinds)
+    assert_complete(fleet, kinds, deployments)
     header = text.split("\n---\n")[0].splitlines()
     assert all(line.startswith("#") for line in header)
     for written in (text, script, config["data"]["envoy.yaml"], router_yaml(router_export(fleet))):
         assert "This plan is unverified" in written.split("\n---\n")[0]
 
 
-def assert_complete(fleet, kinds: dict[str, list[dict]]) -> None:
+def assert_complete(fleet, kinds: dict[str, list[dict]], started: list[dict]) -> None:
     """What an operator looks for in every pod: it may be drained, watched, moved and trusted."""
     budgets = kinds["PodDisruptionBudget"]
-    for deployment, service, budget in zip(kinds["Deployment"], kinds["Service"], budgets, strict=True):
-        template = deployment["spec"]["template"]
+    for deployment, service, budget in zip([*started, kinds["Deployment"][-1]], kinds["Service"], budgets, strict=True):
+        template = template_of(deployment)
         pod, labels = template["spec"], template["metadata"]["labels"]
         (container,) = pod["containers"]
-        assert budget["spec"]["selector"]["matchLabels"] == deployment["spec"]["selector"]["matchLabels"]
+        of_group = {"matchLabels": {"leaderworkerset.sigs.k8s.io/name": deployment["metadata"]["name"]}}
+        assert budget["spec"]["selector"] == deployment["spec"].get("selector", of_group)
         assert service["spec"]["selector"].items() <= labels.items()
         assert {f"app.kubernetes.io/{name}" for name in ("name", "instance", "version", "component")} < set(labels)
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
@@ -228,19 +286,21 @@ def assert_complete(fleet, kinds: dict[str, list[dict]]) -> None:
         annotations = template["metadata"]["annotations"]
         ports = {port["containerPort"] for port in container["ports"]}
         assert annotations["prometheus.io/scrape"] == "true" and int(annotations["prometheus.io/port"]) in ports
-    for pool, deployment, service in zip(fleet.pools, kinds["Deployment"], kinds["Service"]):
-        pod = deployment["spec"]["template"]["spec"]
+    for pool, deployment, service in zip(fleet.pools, started, kinds["Service"]):
+        pod = template_of(deployment)["spec"]
         (container,) = pod["containers"]
         sleep_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
         flags = flags_of(pool.args)
         assert pod["terminationGracePeriodSeconds"] > sleep_s + int(flags["--shutdown-timeout"])
-        assert deployment["spec"]["minReadySeconds"] >= sleep_s  # of a roll, no two instances are away at once
+        if deployment["kind"] == "Deployment":
+            assert deployment["spec"]["minReadySeconds"] >= sleep_s  # of a roll, no two instances are away at once
         assert ("--no-enable-prefix-caching" in flags) != ("--enable-prefix-caching" in flags)
         assert service["spec"]["clusterIP"] == "None"  # DNS has every instance
         env = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in container["env"]}
         assert not env["VLLM_API_KEY"].get("optional") and env["HF_TOKEN"]["optional"]
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-        assert int(container["resources"]["requests"]["cpu"]) == 2 * (2 + pool.gpus_per_instance)
+        n_gpus = pool.gpus_per_instance // pool.hosts_per_instance
+        assert int(container["resources"]["requests"]["cpu"]) == 2 * (2 + n_gpus)
 
 
 def test_the_release_is_the_one_whose_flags_are_tested():
@@ -364,6 +424,60 @@ def test_the_clock_is_a_command_to_run_as_root(tmp_path):
 def test_more_gpus_than_a_host_has_are_said(gpu, tp, said):
     (pool,) = fleet_launch(plan({"gpu": gpu, "tp": tp}), "plan.json").pools
     assert any(note.startswith(f"{tp} GPUs") for note in pool.notes) == said
+
+
+@pytest.mark.parametrize(
+    ("how", "n_hosts", "size"),
+    [
+        ({"tp": 16}, 2, {"--tensor-parallel-size": "16"}),
+        ({"tp": 8, "pp": 2}, 2, {"--tensor-parallel-size": "8", "--pipeline-parallel-size": "2"}),
+        ({"tp": 8, "dp": 2, "ep": 16}, 2, {"--data-parallel-size": "2", "--enable-expert-parallel": None}),
+        ({"dp": 16, "ep": 16, "tp": 1}, 2, {"--data-parallel-size": "16", "--enable-expert-parallel": None}),
+        ({"tp": 12}, 2, {"--tensor-parallel-size": "12"}),
+        ({"tp": 3, "pp": 3}, 3, {"--pipeline-parallel-size": "3"}),
+    ],
+)
+def test_instances_on_several_hosts_are_groups(how, n_hosts, size):
+    """DeepSeek-V3 on 16 H100, among others: each host says its rank and the leader's address, one of them answers."""
+    document = plan({"llm": "deepseek-v3", "precision": None, "max_num_seqs": 1024, **how})
+    fleet = fleet_launch(document, "plan.json")
+    text = kubernetes_yaml(kubernetes_document(fleet))
+    kinds, (pool,) = manifests_of(text), fleet.pools
+    (group,) = kinds["LeaderWorkerSet"]
+    assert [each["metadata"]["labels"]["app.kubernetes.io/name"] for each in kinds["Deployment"]] == ["envoy"]
+    shape = group["spec"]["leaderWorkerTemplate"]
+    n_gpus = str(pool.gpus_per_instance // n_hosts)
+    assert (shape["size"], group["spec"]["replicas"]) == (n_hosts, 3) and int(n_gpus) <= 8
+    leader, worker = (shape[f"{role}Template"] for role in ("leader", "worker"))
+    (first,), (other,) = leader["spec"]["containers"], worker["spec"]["containers"]
+    assert_allowed([arg.replace("$(LWS_WORKER_INDEX)", "1") for arg in first["args"]])
+    assert "--headless is for all hosts but that of rank 0" in RELEASE["checks"]
+    flags = flags_of(first["args"])
+    assert size.items() <= flags.items() and flags["--nnodes"] == str(n_hosts)
+    assert (flags["--node-rank"], flags["--master-addr"]) == ("$(LWS_WORKER_INDEX)", "$(LWS_LEADER_ADDRESS)")
+    assert ("--data-parallel-address" in flags) == ("dp" in how)
+    assert other["args"] == [*first["args"], "--headless"]
+    assert all(each["resources"]["limits"] == {"nvidia.com/gpu": n_gpus} for each in (first, other))
+    # Nobody asks a worker: the Service, the budget and the probes.
+    (service, _), (budget, _) = kinds["Service"], kinds["PodDisruptionBudget"]
+    assert service["spec"]["selector"].items() <= leader["metadata"]["labels"].items()
+    assert not service["spec"]["selector"].items() <= worker["metadata"]["labels"].items()
+    assert budget["spec"]["selector"]["matchLabels"] == {"leaderworkerset.sigs.k8s.io/name": pool.name}
+    assert not {"ports", "startupProbe", "readinessProbe", "livenessProbe"} & set(other) and first["readinessProbe"]
+    # The set's own Service would have the name of ours.
+    assert service["metadata"]["name"] == group["metadata"]["name"]
+    assert group["spec"]["networkConfig"] == {"subdomainPolicy": "UniquePerReplica"}
+    sleep_s = int(other["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert worker["spec"]["terminationGracePeriodSeconds"] > sleep_s >= int(flags["--shutdown-timeout"])
+    head = " ".join(text.split("\n---\n")[0].replace("\n# ", " ").split())
+    assert "LeaderWorkerSet" in head and "RDMA" in head
+    assert f"--node-rank from 0 to {n_hosts - 1}" in " ".join(vllm_script(vllm_document(fleet)).split())
+
+
+def test_instances_of_one_host_are_no_groups():
+    document = kubernetes_document(fleet_launch(plan({}, {"gpu": "h200", "tp": 4}), "plan.json"))
+    assert not any(manifest["kind"] == "LeaderWorkerSet" for manifest in document["manifests"])
+    assert not any("LeaderWorkerSet" in note for note in document["notes"])
 
 
 def test_a_gpu_without_a_label_may_run_anywhere_and_that_is_said():
@@ -742,7 +856,7 @@ def test_manifests_of_two_stages_are_found_by_their_router_and_it_by_envoy():
     text = kubernetes_yaml(document)
     assert load_all(text) == document["manifests"]
     kinds = manifests_of(text)
-    assert_complete(fleet, kinds)
+    assert_complete(fleet, kinds, kinds["Deployment"][:-1])
     whole, *stages, router, envoy = kinds["Deployment"]
     labels = [each["spec"]["template"]["metadata"]["labels"] for each in kinds["Deployment"]]
     assert [each.get("llm-d.ai/role") for each in labels] == [None, "prefill", "decode", None, None]

@@ -272,3 +272,73 @@ def test_a_calibrated_step_of_operators_plans_and_is_simulated(capsys, tmp_path,
     code, out = ran(capsys, "simulate", path, "--requests", 2000, "--json")
     seen = json.loads(out)["pools"][0]["metrics"]["tok_per_j"]
     assert code == OK and seen["simulated"] == pytest.approx(seen["analytic"], rel=0.15)
+
+
+# Instances that are divided otherwise than by tensors
+
+MOE = fo.EngineSpec("b200", "qwen3-235b-a22b", 8, "fp8", serving="vllm")
+SPLITS = {"ep": {"ep": 8}, "dp": {"tp": 1, "dp": 8, "ep": 8}, "pp": {"tp": 4, "pp": 2}}
+WRITTEN = {  # as rows have it: our own names, InferenceX's, and a column of all GPUs
+    "ep": {"tp": 8, "ep": 8},
+    "dp": {"tp": 8, "dp_attention": "true", "ep": 8},
+    "pp": {"num_gpus": 8, "pp_size": 2},
+}
+
+
+def rows_of(way: str) -> list[dict]:
+    """Benchmarks of an engine that is 0.8 of the catalog's GPU time."""
+    spec = replace(MOE, **SPLITS[way])
+    mine = replace(spec, laws=OwnLaws(factors=make_step_factors(gpu=0.8, watts=1.1)))
+    rows = []
+    for n, isl in ((8, 500), (32, 500), (128, 2000), (512, 2000)):
+        seen = shown(mine, n, isl)
+        load = {"isl": isl, "osl": 200, "max_concurrency": n, "num_prompts": 10 * n}
+        found = {"mean_ttft_ms": 1e3 * seen.ttft_s, "mean_tpot_ms": 1e3 * seen.tpot_s}
+        found |= {"output_throughput": seen.output_tok_per_s, "power_w": seen.power_w}
+        rows.append({"gpu": "b200", "model": MOE.llm, "precision": "fp8", **WRITTEN[way], **load, **found})
+    return rows
+
+
+def table_of(path: Path, rows: list[dict]) -> Path:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("way", SPLITS)
+def test_rows_of_divided_instances_calibrate_engines_that_are_divided_alike(way, tmp_path, capsys):
+    path, mine = table_of(tmp_path / "rows.csv", rows_of(way)), tmp_path / "mine.json"
+    assert main(["calibrate", str(path), "--json", "--quiet", "--out", str(mine)]) == OK
+    capsys.readouterr()
+    document = json.loads(mine.read_text())
+    split = replace(MOE, **SPLITS[way]).split
+    assert {name: document[name] for name in ("tp", "ep", "dp", "pp")} == vars(split)
+    fit = document["fit"]["step_factors"]
+    assert fit["n_points"] == 16 and fit["estimates"]["gpu"] == pytest.approx(0.8, rel=0.03)
+    assert fit["estimates"]["watts"] == pytest.approx(1.1, rel=0.03)
+    assert max(fit["left_out_mape"].values()) < 0.02 < max(fit["catalog_mape"].values())
+    spec = load_engine(mine)
+    assert spec.split == split and fo.build(spec).gpus_per_instance == split.n_gpus == 8
+    assert float(spec.laws.factors.gpu) == pytest.approx(0.8, rel=0.03)
+
+
+def test_one_engine_is_chosen_among_instances_that_are_divided_otherwise(tmp_path, capsys):
+    rows = rows_of("ep") + [{**row, "tp": 4, "pp": 2, "ep": 1} for row in rows_of("ep")]
+    path = table_of(tmp_path / "rows.csv", rows)
+    assert main(["calibrate", str(path), "--quiet"]) != OK
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1 and "holds 2 groups" in refused and "--ep" in refused and "--pp" in refused
+    assert main(["calibrate", str(path), "--ep", "8", "--json", "--quiet"]) == OK
+    chosen = json.loads(capsys.readouterr().out)
+    assert (chosen["tp"], chosen["ep"], chosen["pp"]) == (8, 8, 1)
+    assert main(["calibrate", str(path), "--pp", "3", "--quiet"]) != OK
+    assert "--pp 3: no such rows" in capsys.readouterr().err
+
+
+def test_what_the_file_does_not_say_of_its_instances_the_options_do(tmp_path, capsys):
+    rows = [{name: value for name, value in row.items() if name != "ep"} for row in rows_of("ep")]
+    path = table_of(tmp_path / "rows.csv", rows)
+    assert main(["calibrate", str(path), "--ep", "8", "--json", "--quiet"]) == OK
+    document = json.loads(capsys.readouterr().out)
+    assert document["ep"] == 8 and document["step_factors"]["gpu"] == pytest.approx(0.8, rel=0.03)

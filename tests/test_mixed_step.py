@@ -10,7 +10,7 @@ import pytest
 from fleetopt_jax.catalog.gpus import GPUS
 from fleetopt_jax.catalog.llms import LLMS
 from fleetopt_jax.catalog.steps import Parallelism, data_types, operator_laws, stack_of, step_entry
-from fleetopt_jax.core.curve import KNOTS, curve_through
+from fleetopt_jax.core.curve import KNOTS, Curve, curve_through
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import stack
 from fleetopt_jax.laws.host import make_host_law
@@ -22,6 +22,7 @@ from fleetopt_jax.laws.mixed_step import (
     attention_cost,
     decode_of,
     decoding,
+    of_fullest,
     with_prompts,
 )
 from fleetopt_jax.laws.occupancy import sequences_in_flight
@@ -48,7 +49,26 @@ CASES = (
 def steps() -> MixedStep:
     """All cases on three GPUs, a leading axis."""
     gpus = (GPUS["h100"], GPUS["b200"], GPUS["a100"])
-    return stack([step_entry(a, gpu, split, p).step for a, p, split in CASES for gpu in gpus])
+    return stack([with_groups(step_entry(a, gpu, split, p).step) for a, p, split in CASES for gpu in gpus])
+
+
+def with_groups(step: MixedStep) -> MixedStep:
+    """The step of one group with groups that have nothing to do, so that it stacks beside one of several."""
+    if step.groups_s is not None:
+        return step
+    nothing = step.costs.rows.scaled(0.0).coefficients[:2]
+    costs = replace(step.costs, groups=Curve(nothing), n_groups=np.asarray(1.0))
+    return replace(step, groups_s=step.rows_s.scaled(0.0), costs=costs)
+
+
+def test_groups_with_nothing_to_do_change_nothing():
+    step = step_entry(DENSE, GPU, Parallelism(tp=8), "fp8").step
+    assert step.groups_s is None  # which costs no look-up
+    for method in (MixedStep.step_s, lambda step, batch: step.parts(batch).seconds):
+        alone, beside = (jax.jit(jax.vmap(method, (None, 0)))(one, batches()) for one in (step, with_groups(step)))
+        np.testing.assert_allclose(alone, beside, rtol=1e-14)
+    slow, same = step.at_clock(0.7), with_groups(step).at_clock(0.7)
+    np.testing.assert_allclose(slow.rows_s.coefficients, same.rows_s.coefficients, rtol=1e-12, atol=1e-18)
 
 
 STEPS = steps()
@@ -125,8 +145,10 @@ def test_parts_add_up_to_what_the_gpu_works():
     exchanges = parts.seconds[..., CLASSES.index("collectives")]
     rows = batch.n_active + batch.prompt_tokens
     more = jax.vmap(lambda host: host.exchanges(rows) - 1.0)(STEPS.host)
+    several = np.asarray(STEPS.costs.n_groups)[:, None] > 1
     whole = jnp.sum(parts.seconds, axis=-1) + more * exchanges
-    np.testing.assert_allclose(on_all(MixedStep.gpu_s, batch), whole, rtol=2e-3)  # two curves are not one
+    # Two curves are not one; within a group collectives are as large as the fullest group's, not as the mean's.
+    assert jnp.all(jnp.abs(on_all(MixedStep.gpu_s, batch) / whole - 1.0) <= jnp.where(several, 6e-3, 2e-3))
     assert jnp.all(parts.peak_s <= 1.3 * parts.seconds + 1e-12)  # nothing is much faster than the data sheet
 
 
@@ -164,6 +186,70 @@ def test_prompts_ride_on_weights_that_are_streamed_anyway():
     alone = step.step_s(decoding(32.0, 1000.0))
     with_few = step.step_s(with_prompts(decoding(32.0, 1000.0), 64.0))
     assert with_few - alone < 0.3 * step.step_s(with_prompts(decoding(0.0, 0.0), 64.0))
+
+
+# Groups with sequences of their own: a step lasts as long as the fullest.
+ALONE, SPREAD = Parallelism(), Parallelism(dp=8, ep=8)
+PROMPT = with_prompts(decoding(0.0, 0.0), 4096.0)
+
+
+def own_seconds(split, batch, kind, serving="vllm"):
+    step = step_entry(MOE, GPUS["b200"], split, "fp8", serving=serving).step
+    return float(step.parts(batch).seconds[CLASSES.index(kind)])
+
+
+@pytest.mark.parametrize("kind", ["gemm", "prefill_attention", "elementwise"])
+def test_a_lone_prompt_is_one_groups(kind):
+    """It takes as long as on a GPU of its own, however many groups wait; dealt out, an eighth."""
+    alone, lone = (own_seconds(split, PROMPT, kind) for split in (ALONE, SPREAD))
+    assert lone == pytest.approx(alone, rel=0.03)
+    assert own_seconds(SPREAD, PROMPT, kind, "trtllm") < 0.35 * alone  # waits until every group has some
+    many = with_prompts(decoding(0.0, 0.0), 64.0, n_prompts=64.0)  # as many tokens, of prompts for every group
+    even = own_seconds(SPREAD, many, kind, "trtllm")
+    assert own_seconds(SPREAD, many, kind) == pytest.approx(even, rel=0.01)
+
+
+def test_what_waits_is_no_work_of_the_mean_gpu():
+    one, other = (
+        step_entry(MOE, GPUS["b200"], SPREAD, "fp8", serving=serving).step.parts(PROMPT)
+        for serving in ("vllm", "trtllm")
+    )
+    for name in ("bytes", "flops", "peak_s"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-12)
+    assert np.all(np.asarray(one.seconds) >= np.asarray(other.seconds) - 1e-15)
+
+
+def test_the_fullest_of_groups():
+    """Never below the mean nor above everything; of one group, and of prompts without pairs, the batch itself."""
+    batch = batches()
+    for n_groups in (1.0, 2.0, 8.0):
+        fullest = jax.vmap(of_fullest, (0, None))(batch, n_groups)
+        least, most = batch.prompt_tokens, n_groups * batch.prompt_tokens
+        assert jnp.all((least <= fullest.prompt_tokens) & (fullest.prompt_tokens <= most * (1 + 1e-12)))
+        lone = batch.prompt_tokens > 1  # these batches have one prompt each
+        np.testing.assert_allclose(fullest.prompt_tokens[lone], most[lone], rtol=1e-12)
+        np.testing.assert_allclose(fullest.prompt_pairs[lone], n_groups * batch.prompt_pairs[lone], rtol=1e-12)
+        assert jnp.all(fullest.n_active == batch.n_active) and jnp.all(fullest.tokens == batch.tokens)
+    whole = replace(decoding(4.0, 100.0), prompt_tokens=jnp.asarray(8192.0))
+    assert float(of_fullest(whole, 8.0).prompt_tokens) == 8192.0
+    lengths = np.array([100.0, 700.0, 40.0])
+    mixed = decoding(0.0, 0.0)
+    for length in lengths:
+        mixed = with_prompts(mixed, length)
+    assert lengths.max() <= float(of_fullest(mixed, 8.0).prompt_tokens) / 8.0 <= np.linalg.norm(lengths) + 1.0
+
+
+def test_sequences_are_dealt_out_in_turn():
+    """The fullest group has ceil(n / d) sequences: in the mean over n, as the law has it."""
+    n, context = np.arange(1.0, 65.0), 4000.0
+    one, spread = (step_entry(MOE, GPUS["b200"], split, "fp8").step for split in (ALONE, SPREAD))
+
+    def attention_s(step, n):
+        at = [step.parts(decoding(float(k), context)).seconds[CLASSES.index("decode_attention")] for k in n]
+        return np.array(at)
+
+    in_turn = attention_s(one, np.ceil(n / 8.0))
+    assert attention_s(spread, n).mean() == pytest.approx(in_turn.mean(), rel=0.02)
 
 
 def test_stages_and_groups_see_their_share_of_the_rows():

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import fleetopt_jax as fo
 from fleetopt_jax.catalog.engines import SERVING, engine_entry
 from fleetopt_jax.catalog.spec import MEASURED_SERVING
 from fleetopt_jax.fleet.step_law import SumOfSteps, step_law_of
-from fleetopt_jax.laws.mixed_step import CLASSES, decoding, with_prompts
+from fleetopt_jax.laws.clocks import MIN_CLOCK_FRAC
+from fleetopt_jax.laws.mixed_step import CLASSES, StepBatch, decoding, with_prompts
 from fleetopt_jax.laws.operator_step import OperatorStep
 from fleetopt_jax.laws.operators.watts import LEAST_SHARE, held_w
 
@@ -123,6 +125,65 @@ def test_a_part_of_ones_own_takes_the_place_of_the_mixed_step():
         engine.decode.step_s(64, 1000.0)
     )
     assert float(slow.power.gpu_w(64.0, 1000.0)) < float(engine.power.gpu_w(64.0, 1000.0))
+
+
+# A board's limit is a clock
+
+LIMITS = np.array([250.0, 350.0, 450.0, 550.0, 650.0, 700.0])
+LIMITED = fo.EngineSpec("h100", "llama-3.1-70b", 4, "fp8", serving="vllm")
+
+
+def limited_batches() -> StepBatch:
+    """Few sequences, bound by memory; many; and with a prompt, at the TDP."""
+    found = [decoding(1.0, 500.0), decoding(256.0, 1500.0), with_prompts(decoding(64.0, 1500.0), 8192.0)]
+    return jax.tree.map(lambda *x: np.stack([np.asarray(each, dtype=float) for each in x]), *found)
+
+
+@jax.jit
+def limited(law, limit_w, batch):
+    """(seconds, watts) of iterations under a limit."""
+    capped = law.at_power_limit(limit_w)
+    return jax.vmap(capped.step_s)(batch), jax.vmap(capped.gpu_w)(batch)
+
+
+def test_a_board_slows_down_until_it_meets_its_limit_and_no_further():
+    law, batch = fo.build(LIMITED).step, limited_batches()
+    free_s, free_w = jax.vmap(law.step_s)(batch), jax.vmap(law.gpu_w)(batch)
+    assert float(free_w[2]) > 600.0 > float(free_w[0])
+    seconds, watts = (np.array(each) for each in zip(*(limited(law, limit, batch) for limit in LIMITS)))
+    binds = np.asarray(free_w) > LIMITS[:, None]
+    slowest = np.asarray(jax.vmap(law.at_clock(MIN_CLOCK_FRAC).gpu_w)(batch))
+    np.testing.assert_allclose(watts, np.where(binds, np.maximum(LIMITS[:, None], slowest), free_w), rtol=1e-9)
+    np.testing.assert_allclose(np.where(binds, 0.0, seconds / free_s - 1.0), 0.0, atol=1e-12)  # else as without
+    assert np.all(np.diff(seconds, axis=0) <= 1e-15) and np.all(np.diff(watts, axis=0) >= -1e-9)
+    assert np.all(seconds[binds] > np.broadcast_to(free_s, binds.shape)[binds])
+    assert np.all(seconds <= np.asarray(free_s) / MIN_CLOCK_FRAC * (1 + 1e-12))  # no more than all of it is slowed down
+
+
+def test_gradients_at_a_board_limit_are_finite_and_of_the_right_sign():
+    """Below it, above it, and where the board draws just what it may."""
+    law, batch = fo.build(LIMITED).step, limited_batches()
+    one = jax.tree.map(lambda x: x[2], batch)
+    meets_w = float(law.gpu_w(one))
+    of_limit = jax.jit(jax.grad(lambda limit, batch: law.at_power_limit(limit).step_s(batch)))
+    slopes = [float(of_limit(limit, one)) for limit in (0.7 * meets_w, meets_w, 1.2 * meets_w)]
+    assert slopes[0] < 0 and slopes[0] <= slopes[1] <= slopes[2] == 0 and np.all(np.isfinite(slopes))
+    by_all = jax.jit(jax.grad(lambda law, batch: law.at_power_limit(meets_w).gpu_j(batch), argnums=(0, 1)))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(by_all(law, one)))
+    check_grads(lambda limit: law.at_power_limit(limit).gpu_j(one), (0.8 * meets_w,), order=1, modes=["rev"], rtol=1e-4)
+
+
+def test_an_engine_under_a_power_limit():
+    engine = fo.build(LIMITED)
+    capped = fo.at_power_limit(engine, 400.0)
+    assert float(capped.power.gpu_w(256.0, 1500.0)) <= 400.0 * (1 + 1e-9) < float(engine.power.gpu_w(256.0, 1500.0))
+    assert float(capped.decode.step_s(256.0, 1500.0)) > float(engine.decode.step_s(256.0, 1500.0))
+    assert float(capped.prefill.gpu_w) == pytest.approx(400.0)
+    assert float(capped.decode.step_s(256.0, 1500.0)) == float(capped.step.step_s(decoding(256.0, 1500.0)))
+    one_s, other_s = (float(capped.decode.step_s(n, 1500.0)) / n for n in (128.0, 256.0))
+    assert other_s < one_s  # as searches need it
+    with pytest.raises(ValueError, match="is not made of operators"):
+        fo.at_power_limit(fo.build(replace(LIMITED, serving="vllm-0.11")), 400.0)
 
 
 @pytest.mark.nightly

@@ -23,7 +23,14 @@ from fleetopt_jax.cli.main import main
 from fleetopt_jax.core.errors import BadField, BadInput
 from fleetopt_jax.documents.plan import load_plan, save_plan
 from fleetopt_jax.documents.plan_file import read_plan_file
-from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, kv_capacity_tokens
+from fleetopt_jax.laws.closed_loop import Benchmark, Limits, fits
+from fleetopt_jax.laws.kv_cache import (
+    BLOCK_TOKENS,
+    kv_capacity_tokens,
+    make_kv_capacity,
+    max_sequences,
+    paged_sequences,
+)
 from fleetopt_jax.laws.llm import expert_bytes, weight_bytes, weight_bytes_of_gpu
 from fleetopt_jax.laws.mixed_step import CLASSES, decoding
 from fleetopt_jax.report.export.launch import fleet_launch
@@ -88,6 +95,32 @@ def test_weights_and_cache_of_one_gpu():
     assert staged == pytest.approx(float(kv_capacity_tokens(gpu, dense, 8)), rel=1e-12)
     tokens = {dp: float(build(replace(DEEPSEEK, tp=8 // dp, dp=dp, ep=8)).kv.n_blocks) * BLOCK_TOKENS for dp in (1, 8)}
     assert tokens[8] > 4 * tokens[1]  # a latent cache is copied by tensor parallelism, and not by data parallelism
+
+
+def test_each_group_has_a_cache_of_its_own():
+    """A sequence is in one of them: none is longer than it holds, and they overflow one by one."""
+    one, eight = (
+        build(spec).kv for spec in (replace(DEEPSEEK, tp=1, dp=8, ep=8), replace(DEEPSEEK, tp=1, dp=16, ep=16))
+    )
+    assert (float(one.n_caches), float(eight.n_caches)) == (8.0, 16.0)
+    whole = make_kv_capacity(n_blocks=8000.0, max_num_seqs=1e6)
+    parts = make_kv_capacity(n_blocks=8000.0, max_num_seqs=1e6, n_caches=8.0)
+    single = make_kv_capacity(n_blocks=1000.0, max_num_seqs=1e6)
+    window, held, variance = 4000.0, 900.0, 500.0**2
+    for n_of in (
+        lambda kv: float(paged_sequences(kv, window, held, variance)),
+        lambda kv: float(max_sequences(kv, window)),
+    ):
+        assert n_of(parts) == 8.0 * n_of(single) <= n_of(whole)
+    assert float(paged_sequences(parts, window, held, variance)) < float(paged_sequences(whole, window, held, variance))
+    assert (
+        float(paged_sequences(parts, 17_000.0, held, variance))
+        == 0.0
+        < float(paged_sequences(whole, 17_000.0, held, variance))
+    )
+    limits = Limits(8192, 64, kv_tokens=128_000.0)
+    long = Benchmark(prompt_tokens=17_000, output_tokens=10, concurrency=1, n_requests=1)
+    assert fits(long, limits) and not fits(long, replace(limits, n_caches=8.0))
 
 
 def test_each_group_has_a_scheduler_of_its_own():

@@ -25,7 +25,7 @@ from fleetopt_jax.fleet.resources import Budget, limit_weights
 from fleetopt_jax.fleet.sizing import least_held, worth_having
 from fleetopt_jax.fleet.stage import setting_of
 from fleetopt_jax.fleet.traffic import routed
-from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, caches_of
 
 METHODS: dict[Method, Callable[[Problem, Progress | None], Found]] = {
     "exact": lambda problem, progress: (coupled if problem.budget.caps else exact).search(problem, progress),
@@ -323,4 +323,4 @@ def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
 def largest_window(problem: Problem) -> float:
     """The largest window of which some engine's KV cache holds one sequence [tokens]."""
     caches = [engine.kv for engine in problem.engines]
-    return max(float(min(kv.n_blocks * BLOCK_TOKENS, kv.slot_tokens)) for kv in caches)
+    return max(float(min(kv.n_blocks / caches_of(kv) * BLOCK_TOKENS, kv.slot_tokens)) for kv in caches)

@@ -124,7 +124,7 @@ def fit_factors(spec: EngineSpec, measured: Sequence[Point] | Measurements, wher
     else:
         seen = _seen_benchmarks(engine, measured, where)
     table = _Table.of(engine.step.step, seen)
-    names = [name for name in PRIORS if name != "watts" and (name != "exchange" or spec.tp > 1)]
+    names = [name for name in PRIORS if name != "watts" and (name != "exchange" or spec.split.n_gpus > 1)]
     solved, notes = _told(table, names) if len(table.measured) else (_Solved((), np.zeros(0), np.zeros((0, 0))), [])
     watts, more = _fit_watts(spec, seen, solved)
     if not (len(table.measured) or len(watts.kinds)):
@@ -133,10 +133,10 @@ def fit_factors(spec: EngineSpec, measured: Sequence[Point] | Measurements, wher
 
 
 def is_measured(point: Point) -> bool:
-    """Whether a point says its lengths, its load and anything that a benchmark shows, of an instance with a law."""
+    """Whether a point says its lengths, its load and anything that a benchmark shows."""
     kinds = {kind for some in BENCHMARK_KINDS for kind in some} | {"power_w"}
     seen = point.measured.keys() | point.per_gpu.keys()
-    return not point.parallel and bool(point.isl and point.osl and point.concurrency) and bool(seen & kinds)
+    return bool(point.isl and point.osl and point.concurrency) and bool(seen & kinds)
 
 
 # ------------------------------------------------------------------------------------------------- what was measured

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from fleetopt_jax.calibrate.names import gpu_name, llm_name, precision_name
-from fleetopt_jax.calibrate.points import served_otherwise
+from fleetopt_jax.calibrate.points import DATA, EXPERTS, PIPELINE, gpus_of, served_otherwise, split_of
 from fleetopt_jax.calibrate.readers import Row, read_rows
 from fleetopt_jax.calibrate.readers.rows import LEAST
 from fleetopt_jax.catalog.engines import resolved
@@ -47,6 +47,7 @@ LENGTHS = (  # (prompt, output) of a request
 TOTALS = ("total_input_tokens", "total_output_tokens", "completed")  # of a run
 POWER = ("power_w_per_gpu", "avg_power_per_gpu_w")
 GPUS = ("n_gpus", "num_gpus", "tensor_parallel_size")
+SPLIT = {"dp": DATA, "ep": EXPERTS, "pp": PIPELINE}  # what divides an instance besides tensors: the columns it looks at
 NAMES = {  # selector: the columns it looks at
     "model": ("llm", "model_id", "model_path", "model"),
     "gpu": ("gpu", "gpu_model", "hw", "system"),
@@ -65,6 +66,10 @@ LISTED = 8  # groups a refusal names
 def _column(description: str, *names: str, **rules: Any) -> Any:
     also = f" Also called {', '.join(names[1:])}." if names[1:] else ""
     return Field(None, description=description + also, validation_alias=AliasChoices(*names), **rules)
+
+
+def _others(name: str) -> tuple[str, ...]:
+    return tuple(column for column in SPLIT[name] if column != name)
 
 
 class MeasurementsRow(BaseModel):
@@ -102,6 +107,9 @@ class MeasurementsRow(BaseModel):
     n_gpus: int | None = _column("GPUs of the instance; or tp.", *GPUS, "tp", ge=1, le=1024)
     llm: str | None = _column("LLM.", *NAMES["model"])
     gpu: str | None = _column("GPU.", *NAMES["gpu"])
+    dp: str | None = _column("Groups of GPUs with sequences of their own; true: every GPU of tp.", "dp", *_others("dp"))
+    ep: str | None = _column("Groups of GPUs that divide the experts whole; true: all GPUs.", "ep", *_others("ep"))
+    pp: str | None = _column("Pipeline stages.", "pp", *_others("pp"))
     task: str | None = _column("What was asked.", *NAMES["task"])
     precision: str | None = _column("Precision of the weights.", *NAMES["precision"])
 
@@ -117,6 +125,9 @@ class Measurements:
     llm: str | None = None
     gpu: str | None = None
     tp: int | None = None
+    dp: int = 1  # groups of tp GPUs with sequences of their own
+    ep: int = 1  # groups of GPUs that divide the experts whole
+    pp: int = 1  # stages of layers
     precision: str | None = None
     source: str = "measurements"  # the file, for messages
     context_is_partial: bool = False  # without the prompt: it does not tell the cost of a context token
@@ -135,9 +146,10 @@ def read_measurements(
     llm: str | None = None,
     precision: str | None = None,
     of: EngineSpec | None = None,
+    **split: int | None,
 ) -> Measurements:
-    """The points of one engine in a file; the selectors (`model`: any part of its name) choose it among several,
-    `of` those of that engine, by whatever names the rows have.
+    """The points of one engine in a file; the selectors (`model`: any part of its name; of `split` dp, ep and pp)
+    choose it among several, `of` those of that engine, by whatever names the rows have.
 
     A selector of a column the file lacks leaves every row; so do `llm` and `precision`, the catalog's names, where no
     row has them: then they say what the file calls otherwise.
@@ -146,6 +158,7 @@ def read_measurements(
     columns, rows = _table(where)
     names = {name: _first(columns, found) for name, found in NAMES.items()}
     asked = {"model": model, "gpu": gpu, "tp": None if tp is None else str(tp), "task": task}
+    asked |= {name: str(size) for name, size in split.items() if size is not None}
     rows = [row for row in rows if not served_otherwise(row)]
     rows = _named(rows, names["model"], lambda text: llm_name(text) == (llm or "").lower())
     rows = _named(rows, names["precision"], lambda text: precision_name(text, llm or "") == (precision or "").lower())
@@ -158,6 +171,7 @@ def read_measurements(
     batch = np.array([row.number(batch_column, 1e6) for row in rows])
     step_s, notes = _step_s(columns, rows, batch, names["tp"])
     said = {name: rows[0].cells[column] for name, column in names.items() if column}
+    tp, dp, ep, pp = split_of(rows[0])
     for name, text in said.items():
         if not text.isprintable():
             raise BadInput(rows[0].place, f"{names[name]} = {shown(text)!r}", "need a name without control characters")
@@ -168,7 +182,10 @@ def read_measurements(
         _power_w_per_gpu(columns, rows),
         llm=said.get("model") or None,
         gpu=said.get("gpu") or None,
-        tp=rows[0].count(names["tp"]) if names["tp"] else None,
+        tp=tp,
+        dp=dp,
+        ep=ep,
+        pp=pp,
         precision=said.get("precision") or None,
         source=where,
         context_is_partial=_first(columns, CONTEXT) == PARTIAL_CONTEXT,
@@ -191,7 +208,7 @@ def _step_s(
         if column == RATE_PER_GPU:
             if tp_column is None:
                 raise BadInput(rows[0].place, f"{column} without tp", "need the GPUs of an instance as well")
-            rate = rate * np.array([row.count(tp_column) for row in rows])
+            rate = rate * np.array([gpus_of(row) for row in rows], dtype=float)
         step_s = batch / rate
         holds = "" if column in DECODE_RATE else "prefill, and the start and the end of the run"
     note = f"{column} holds {holds}: the step is too long by that; median_itl_ms is not"
@@ -251,10 +268,11 @@ def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[s
     """The rows of the one engine that the selectors leave."""
     if not rows:
         raise BadInput(where, "no rows of text measurements")
+    divided = {name for name, columns in SPLIT.items() if any(row.has(columns) for row in rows)}
     for name, value in asked.items():
-        if value is None or name not in names:
+        if value is None or name not in {*names, *divided}:
             continue
-        found = {row.cells[names[name]] for row in rows}
+        found = {_cell(row, name, names) for row in rows}
         if name == "model":
             # A whole name before a part of one: "X-Instruct" is also a part of "X-Instruct-FP8".
             exact = {text for text in found if value.lower() in (text.lower(), text.lower().split("/")[-1])}
@@ -262,17 +280,26 @@ def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[s
         else:
             kept = {text for text in found if text.lower() == value.lower()}
             kept = kept or {text for text in found if name == "gpu" and gpu_name(text) == value.lower()}
+            if name == "tp":  # of a group of GPUs, where the column is of all
+                kept |= {row.cells[names[name]] for row in rows if str(split_of(row)[0]) == value}
         if not kept:
             raise BadInput(f"--{name} {value}", f"no such rows in {where}", f"there are: {_listed(found)}")
-        rows = [row for row in rows if row.cells[names[name]] in kept]
-    groups = {tuple(row.cells[column] for column in names.values()) for row in rows}
+        rows = [row for row in rows if _cell(row, name, names) in kept]
+    named = (*names, *sorted(divided))
+    groups = {tuple(_cell(row, name, names) for name in named) for row in rows}
     if len(groups) > 1:
+        selectors = ("model", "gpu", "tp", "task", *SPLIT)
         raise BadInput(
             where,
-            f"holds {len(groups)} groups of ({', '.join(names)}): {_listed(' '.join(group) for group in groups)}",
-            f"choose one with {', '.join(f'--{name}' for name in names if name in asked)}",
+            f"holds {len(groups)} groups of ({', '.join(named)}): {_listed(' '.join(group) for group in groups)}",
+            f"choose one with {', '.join(f'--{name}' for name in named if name in selectors)}",
         )
     return rows
+
+
+def _cell(row: Row, name: str, names: Mapping[str, str]) -> str:
+    """What a row says under a selector; of what divides an instance, its size."""
+    return row.cells[names[name]] if name in names else str(dict(zip(("tp", *SPLIT), split_of(row)))[name])
 
 
 def _named(rows: list[Row], column: str | None, is_it: Callable[[str], bool]) -> list[Row]:
@@ -319,4 +346,5 @@ def _power_w_per_gpu(columns: list[str], rows: list[Row]) -> np.ndarray | None:
     gpus = _first(columns, (*GPUS, "tp"))
     if "power_w" not in columns or gpus is None:
         return None
-    return np.array([row.number("power_w", 1e8) / row.count(gpus) for row in rows])
+    n_gpus = [row.count(gpus) if gpus in ("n_gpus", "num_gpus") else gpus_of(row) for row in rows]
+    return np.array([row.number("power_w", 1e8) for row in rows]) / np.array(n_gpus, dtype=float)

@@ -10,8 +10,8 @@ Columns, the first that says anything; the layouts of `readers/` have them, and 
     seen    mean_, median_ and p99_ of ttft and tpot, in ms (with _ms) or s; ttft_s, tpot_s, silicon_ttft_ms,
             silicon_tpot_ms; output_throughput | output_tokens_per_s, or output_tput_per_gpu; power_w | watts |
             avg_power_total_w of all GPUs, or power_w_per_gpu | avg_power_per_gpu_w
-    how     pp_size, attention_dp_size | dp_attention, moe_tp_size, moe_ep_size | ep; mode: what no law is for is left
-            out, with why
+    how     pp_size | pp; attention_dp_size | dp_attention | dp; moe_ep_size | ep; moe_tp_size: how the GPUs share it;
+            mode: what no law is for is left out, with why
 
 Nominal lengths are those a benchmark asks for, drawn from a share of them up. Of a run that gives its totals or means,
 the nominal ones are those with these means; where both means are whole numbers, all requests are taken to be alike.
@@ -37,7 +37,8 @@ from fleetopt_jax.laws.closed_loop import LENGTH_SPREAD, REQUESTS_PER_SEQUENCE, 
 
 GPU = ("gpu", "gpu_model", "hw", "system")
 LLM = ("llm", "model_id", "model_path", "model")
-TP = ("tp", "tp_size", "tensor_parallel_size", "num_gpus", "n_gpus")
+ALL_GPUS = ("num_gpus", "n_gpus")  # of an instance
+TP = ("tp", "tp_size", "tensor_parallel_size", *ALL_GPUS)
 PRECISION = ("precision", "weight_precision")
 SERVING = ("serving", "backend", "framework")
 VERSION = ("serving_version", "backend_version", "version")
@@ -59,10 +60,11 @@ SEEN: Mapping[str, Mapping[str, float]] = {  # what: column and its unit in SI
     "power_w": dict.fromkeys(("power_w", "watts", "avg_power_total_w", *PER_GPU[1:]), 1.0),
 }
 PIPELINE = ("pp_size", "pp", "pipeline_parallel_size")
-DATA = ("attention_dp_size", "dp_attention", "attention_dp_launched", "dp_size", "data_parallel_size")
-EXPERTS = ("moe_ep_size", "ep", "ep_size", "moe_ep_launched")
+DATA = ("attention_dp_size", "dp_attention", "attention_dp_launched", "dp_size", "data_parallel_size", "dp")
+EXPERTS = ("moe_ep_size", "ep", "ep_size", "moe_ep_launched", "expert_parallel_size", "enable_expert_parallel")
 EXPERT_TENSORS = ("moe_tp_size",)
 OFF = ("", "0", "1", "false", "none", "off", "no", "agg", "aggregated")
+ON = ("true", "on", "yes")
 MOST = 1e9
 
 
@@ -131,7 +133,7 @@ def _point(i: int, row: Row) -> Point:
     llm = llm_name(llm_text) if llm_text else None
     prompt, output, nominal = _lengths(row)
     concurrency, requests = row.has(CONCURRENCY), row.has(REQUESTS)
-    version, (tp, dp, ep, pp) = row.text(VERSION), _split(row)
+    version, (tp, dp, ep, pp) = row.text(VERSION), split_of(row)
     point = Point(
         row=i,
         gpu=gpu_name(row.text(GPU)) if row.has(GPU) else None,
@@ -169,8 +171,8 @@ def served_otherwise(row: Row) -> str:
     return ""
 
 
-def _split(row: Row) -> tuple[int | None, int, int, int]:
-    """(tp, dp, ep, pp): how the GPUs share the LLM.
+def split_of(row: Row) -> tuple[int | None, int, int, int]:
+    """(tp, dp, ep, pp): how the GPUs share the LLM. Of a column of all GPUs each group and stage has its part.
 
     AIConfigurator's table names data-parallel attention also where vLLM was started without; those points agree with
     others of as many GPUs within 2 %. Where it has InferenceX's n GPUs divide the experts both ways, whole and by their
@@ -178,9 +180,12 @@ def _split(row: Row) -> tuple[int | None, int, int, int]:
     """
     column = row.has(TP)
     tp = None if column is None else row.count(column)
-    pp, dp, ep = (_size(row, names, tp or 1) for names in (PIPELINE, DATA, EXPERTS))
-    if row.text(DATA).lower() == "true":  # InferenceX: all GPUs have sequences of their own
+    pp, dp = (_size(row, names, tp or 1) for names in (PIPELINE, DATA))
+    if row.text(DATA).lower() in ON:  # InferenceX: all GPUs have sequences of their own
         tp = 1
+    elif column in ALL_GPUS and tp is not None and tp % (dp * pp) == 0:
+        tp //= dp * pp
+    ep = _size(row, EXPERTS, (tp or 1) * dp)
     squared = ep > 1 and _size(row, EXPERT_TENSORS, 1) == ep and (tp or 0) * dp == ep**2
     if squared and row.text(DATA):  # those of InferenceX, which say it of all
         tp, dp = (ep, 1) if dp == 1 else (1, ep)
@@ -194,7 +199,13 @@ def _size(row: Row, names: Sequence[str], all_of_them: int) -> int:
     text = row.text(names).lower()
     if text in OFF:
         return 1
-    return all_of_them if text in ("true", "on", "yes") else row.count(row.has(names) or "", 10**4)
+    return all_of_them if text in ON else row.count(row.has(names) or "", 10**4)
+
+
+def gpus_of(row: Row) -> int | None:
+    """GPUs of an instance; None where a row does not say."""
+    tp, dp, _, pp = split_of(row)
+    return None if tp is None else tp * dp * pp
 
 
 def _unsaid(row: Row) -> str:

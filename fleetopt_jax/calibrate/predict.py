@@ -25,7 +25,7 @@ from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.laws.closed_loop import Benchmark, Limits, Outcome, Schedule, fits, outcome, schedule
-from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS
+from fleetopt_jax.laws.kv_cache import BLOCK_TOKENS, caches_of
 from fleetopt_jax.laws.mixed_step import StepBatch
 
 LEVEL = 0.9  # of an interval
@@ -83,6 +83,7 @@ def limits_of(engine: Engine) -> Limits:
         kv_tokens=float(kv.n_blocks) * BLOCK_TOKENS,
         fixed_tokens=float(kv.fixed_tokens),
         window_tokens=int(window),
+        n_caches=float(np.asarray(caches_of(kv))),
     )
 
 

@@ -34,6 +34,10 @@ from fleetopt_jax.laws.stack import (
 ELEMENT_BYTES = 2.0  # of an activation
 PLAIN_DIM = 128  # of latent attention's heads without position and of its values, where a file does not say: DeepSeek's
 MAMBA_1_HEAD = 64  # channels that count as a head, where a state space has none
+# Engines that hold prompts back until every group has some, as TensorRT-LLM was measured (attention_dp_config with
+# enable_balance, up to 60 iterations; InferenceX's launchers): their steps have prompts dealt out evenly, and first
+# tokens come later by a wait that nothing here describes. The others take prompts as they come (vLLM's #51199).
+DEALS_PROMPTS_OUT = ("trtllm",)
 LOGIT_BYTES = 4.0  # of a logit, which sampling reads and writes in 32 bits
 
 
@@ -124,7 +128,7 @@ def step_entry(
         operators = tuple(entry for entry in operators if entry.operator != "collectives")
     host = host_entry(serving, gpu, experts=a.n_experts > 0)
     law = factors.of_host(host.law) if factors else host.law
-    return StepEntry(mixed_step(stack_of(a, split, types), laws, gpu.gpu, law), host, operators)
+    return StepEntry(mixed_step(stack_of(a, split, types, serving), laws, gpu.gpu, law), host, operators)
 
 
 def _check(a: Architecture, split: Parallelism) -> None:
@@ -206,14 +210,21 @@ def _sequence_entries(gpu: GpuEntry, a: Architecture, types: DataTypes) -> dict[
     return found
 
 
-def stack_of(a: Architecture, split: Parallelism, types: DataTypes) -> Stack:
-    """What one GPU of an instance has of an LLM."""
+def stack_of(a: Architecture, split: Parallelism, types: DataTypes, serving: str = NEWEST) -> Stack:
+    """What one GPU of an instance has of an LLM, its groups given prompts as the serving engine does."""
     rows = _attention_rows(a, split, types), _feed_forward(a, split, types), _between_stages(a, split)
+    parts = [part for parts in rows for part in parts]
+    own = [split.dp > 1 and float(part.rows_frac) < 1.0 / split.pp for part in parts]  # a group's rows, not all
     return Stack(
-        rows=tuple(part for parts in rows for part in parts),
+        rows=tuple(part for part, mine in zip(parts, own, strict=True) if not mine),
+        groups=tuple(part for part, mine in zip(parts, own, strict=True) if mine),
         head=tuple(_head(a, split)),
         attention=tuple(_sequences(a, split, types)),
-        **as_floats(window_tokens=a.window_tokens if a.windowed_layers else 0.0, n_layers=a.layers),
+        **as_floats(
+            window_tokens=a.window_tokens if a.windowed_layers else 0.0,
+            n_layers=a.layers,
+            n_groups=1 if serving in DEALS_PROMPTS_OUT else split.dp,
+        ),
     )
 
 
@@ -314,8 +325,9 @@ def _head(a: Architecture, split: Parallelism) -> Iterator[Part]:
 def _sequences(a: Architecture, split: Parallelism, types: DataTypes) -> Iterator[SequenceLayers]:
     """Layers that keep something of each sequence."""
     n, share = a.layers - a.cacheless_layers, 1.0 / (split.dp * split.pp)
+    more = (split.dp - 1) / 2.0 * share  # of n dealt out to groups in turn, in the mean over n
     if a.latent_dim:
-        numbers = as_floats(layers=n, kv_bytes=types.kv_bytes, sequences_frac=share)
+        numbers = as_floats(layers=n, kv_bytes=types.kv_bytes, sequences_frac=share, sequences_more=more)
         yield LatentAttention(_latent_shape(a, split), **numbers)
     else:
         yield GroupedAttention(
@@ -328,9 +340,11 @@ def _sequences(a: Architecture, split: Parallelism, types: DataTypes) -> Iterato
                 head_dim=a.head_dim,
                 kv_bytes=types.kv_bytes,
                 sequences_frac=share,
+                sequences_more=more,
             )
         )
     linear, states = a.widths.linear, a.widths.states
+    stateful = as_floats(layers=a.cacheless_layers, sequences_frac=share, sequences_more=more)
     if linear is not None:
         shape = delta_net_shape(
             key_heads=max(linear.key_heads / split.tp, 1.0),
@@ -338,7 +352,7 @@ def _sequences(a: Architecture, split: Parallelism, types: DataTypes) -> Iterato
             key_dim=linear.key_dim,
             value_dim=linear.value_dim,
         )
-        yield RecurrentLayers(shape, **as_floats(layers=a.cacheless_layers, sequences_frac=share))
+        yield RecurrentLayers(shape, **stateful)
     if states is not None:
         heads = (states.heads or states.channels / MAMBA_1_HEAD) / split.tp
         shape = mamba_shape(
@@ -347,7 +361,7 @@ def _sequences(a: Architecture, split: Parallelism, types: DataTypes) -> Iterato
             state_dim=states.states,
             groups=max(states.groups / split.tp, 1.0) if states.heads else 0.0,
         )
-        yield RecurrentLayers(shape, **as_floats(layers=a.cacheless_layers, sequences_frac=share))
+        yield RecurrentLayers(shape, **stateful)
 
 
 def _product(outputs: float, inputs: float, copies: float, rows_frac: float, form: str) -> Product:

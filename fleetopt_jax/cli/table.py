@@ -295,6 +295,7 @@ _SHARED = Option(
     section=ENGINES,
 )
 _OF_THE_ROW = {"default": None, "otherwise": "default 1; of --points the row's", "commands": ("predict",)}
+_OF_THE_FILE = {"default": None, "otherwise": "default: the file's", "commands": ("calibrate",)}
 _EP = replace(_SHARED, name="ep", about="groups of GPUs that divide the experts whole; all GPUs or 1 in vLLM")
 _DP = replace(_SHARED, name="dp", about="groups of --tp GPUs with sequences of their own, that share the experts")
 _PP = replace(_SHARED, name="pp", about="pipeline stages of layers; an instance has tp x dp x pp GPUs")
@@ -1543,6 +1544,7 @@ _OF_A_BENCHMARK = (
         commands=("predict",),
     ),
     *(replace(option, section=None, **_OF_THE_ROW) for option in (_EP, _DP, _PP)),
+    *(replace(option, section=None, **_OF_THE_FILE) for option in (_EP, _DP, _PP)),
     Option(
         name="precision",
         kind=OneName(),

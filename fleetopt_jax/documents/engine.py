@@ -7,6 +7,7 @@ Files from before serving engines were named are of vLLM 0.11.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fleetopt_jax.calibrate.benchmarks import BenchmarkFit
 from fleetopt_jax.calibrate.factors import FactorsFit
 from fleetopt_jax.calibrate.fit import DecodeFit, Form, PowerFit
-from fleetopt_jax.catalog.engines import MAX_TP, engine_entry, resolved
+from fleetopt_jax.catalog.engines import MAX_GPUS, MAX_TP, engine_entry, resolved
 from fleetopt_jax.catalog.own import Catalog
 from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec, OwnLaws
 from fleetopt_jax.core.errors import BadField, BadInput
@@ -25,6 +26,7 @@ from fleetopt_jax.laws.power import make_logistic_power
 
 SCHEMA = "fleetopt-engine/1"
 MAX_FIELDS = 100  # of a fit, or its notes
+NOT_DIVIDED: Mapping[str, int] = {"ep": 1, "dp": 1, "pp": 1}
 NEVER_MEASURED = ("prefill", "KV cache", "idle power")  # what a calibrated engine has of the catalog
 
 
@@ -51,9 +53,14 @@ def engine_to_json(
     precision: str | None = None,
     serving: str = MEASURED_SERVING,
     source: str = "measurements",
+    **split: int,
 ) -> dict[str, Any]:
-    """What was fitted to an engine, under the names it is known by; `source` says where its measurements are from."""
-    names = {"schema": SCHEMA, "gpu": gpu, "llm": llm, "tp": tp, "precision": precision, "serving": serving}
+    """What was fitted to an engine, under the names it is known by, its GPUs divided by `tp`, and by `ep`, `dp` and
+    `pp` where that is said; `source` says where its measurements are from."""
+    if unknown := split.keys() - NOT_DIVIDED:
+        raise TypeError(f"need {', '.join(NOT_DIVIDED)}, got {', '.join(sorted(unknown))}")
+    names = {"schema": SCHEMA, "gpu": gpu, "llm": llm, "tp": tp, **NOT_DIVIDED, **split}
+    names |= {"precision": precision, "serving": serving}
     if isinstance(decode_fit, FactorsFit):
         return names | _of_factors(decode_fit, source)
     decode = {"form": decode_fit.form, **_fit(decode_fit), "context_tokens": decode_fit.context_tokens}
@@ -134,7 +141,8 @@ def load_engine(path: str | os.PathLike, catalog: Catalog | None = None) -> Engi
     )
     try:
         names = found.gpu, found.llm, found.tp, found.precision
-        spec = (catalog or Catalog()).spec(*names, own_fit=False, serving=found.serving)
+        split = {name: getattr(found, name) for name in NOT_DIVIDED}
+        spec = (catalog or Catalog()).spec(*names, **split, own_fit=False, serving=found.serving)
         return resolved(dataclasses.replace(spec, laws=_with_factors(laws, found.factors, spec)))
     except BadField as error:
         raise error.at(lambda field: f"{where}, {field}") from None
@@ -320,7 +328,10 @@ class EngineFile(_Strict):
     format: Literal["fleetopt-engine/1"] = Field(alias="schema")
     gpu: Name = Field(description="GPU, of `fleetopt catalog gpus`.")
     llm: Name = Field(description="LLM, of `fleetopt catalog llms`.")
-    tp: Annotated[int, Field(ge=1, le=MAX_TP)] = Field(description="GPUs of an instance (tensor parallel).")
+    tp: Annotated[int, Field(ge=1, le=MAX_TP)] = Field(description="GPUs that divide heads and widths.")
+    ep: Annotated[int, Field(ge=1, le=MAX_GPUS)] = Field(1, description="Groups of GPUs that divide the experts whole.")
+    dp: Annotated[int, Field(ge=1, le=MAX_GPUS)] = Field(1, description="Groups of tp GPUs with own sequences.")
+    pp: Annotated[int, Field(ge=1, le=MAX_GPUS)] = Field(1, description="Stages of layers.")
     precision: Name | None = Field(description="Precision of the weights; null: not said.")
     serving: Name = Field(MEASURED_SERVING, description="Serving engine, of `fleetopt predict --serving`.")
     quality: Literal["measured"]

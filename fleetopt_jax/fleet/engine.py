@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.struct import as_floats, pytree
 from fleetopt_jax.core.units import GIB
+from fleetopt_jax.laws.clocks import PREFILL_CORE_SHARE, clock_at_power_w
 from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.hand_over import HandOver
 from fleetopt_jax.laws.hardware import Gpu
@@ -26,6 +27,7 @@ from fleetopt_jax.laws.kv_cache import (
 )
 from fleetopt_jax.laws.llm import Llm, weight_bytes_of_gpu
 from fleetopt_jax.laws.measured import EngineLaw, measured_decode_step, measured_power, prefill_gpu_w
+from fleetopt_jax.laws.operator_step import OperatorPower, StepDecode
 from fleetopt_jax.laws.power import PowerLaw, roofline_power
 from fleetopt_jax.laws.prefill import Prefill, prefill_coefficients_s
 from fleetopt_jax.laws.prefix_cache import HostCache
@@ -194,7 +196,11 @@ def roofline_engine(
     return Engine(
         decode=decode,
         kv=KvCapacity(
-            n_blocks=blocks, slot_tokens=zero + math.inf, fixed_tokens=zero, max_num_seqs=zero + DEFAULT_MAX_NUM_SEQS
+            n_blocks=blocks,
+            slot_tokens=zero + math.inf,
+            fixed_tokens=zero,
+            max_num_seqs=zero + DEFAULT_MAX_NUM_SEQS,
+            n_caches=zero + 1.0,
         ),
         power=roofline_power(gpu, llm, tp, decode),
         prefill=prefill,
@@ -239,7 +245,7 @@ def with_inputs(engine: Engine, inputs: Any) -> Engine:
     host = inputs.step.host
     return replace(
         engine,
-        decode=replace(cast(Any, engine.decode), host=host),
+        decode=cast(Any, engine.decode).of_step(step),
         power=replace(cast(Any, engine.power), law=step),
         prefill=replace(engine.prefill, budget_tokens=inputs.budget_tokens, first_token_s=host.first_token_s),
         step=step,
@@ -265,6 +271,31 @@ def at_clock(engine: Engine, clock_frac: ArrayLike) -> Engine:
         power=engine.power.at_clock(engine.prefill, engine.idle_w, clock_frac),
         prefill=engine.prefill.at_clock(engine.idle_w, clock_frac),
         step=engine.step and engine.step.at_clock(clock_frac),
+    )
+
+
+def at_power_limit(engine: Engine, limit_w: ArrayLike) -> Engine:
+    """`engine` of operators on boards limited to `limit_w` [W], as `nvidia-smi -pl` does; traced, so that it can be
+    optimised. Cores slow down in every iteration that would draw more, until it meets the limit, and in no other.
+
+    Projected as `at_clock` is (`laws/operator_step.py`). Raises ValueError for engines of other laws, and with drafts.
+
+    >>> h100 = fo.build(fo.EngineSpec("h100", precision="fp8"))
+    >>> capped = fo.at_power_limit(h100, 400.0)
+    >>> bool(capped.prefill.gpu_w <= 400.0) and bool(capped.prefill.per_token_s > h100.prefill.per_token_s)
+    True
+    """
+    if engine.step is None or engine.speculation is not None:
+        why = "drafts ahead" if engine.speculation is not None else "is not made of operators"
+        raise ValueError(f"need an engine of operators that drafts nothing, got one that {why}")
+    law = engine.step.at_power_limit(limit_w)
+    clock = clock_at_power_w(engine.prefill.gpu_w, engine.idle_w, PREFILL_CORE_SHARE, limit_w)
+    return with_laws(
+        engine,
+        decode=StepDecode(law),
+        power=OperatorPower(law),
+        prefill=engine.prefill.at_clock(engine.idle_w, clock),
+        step=law,
     )
 
 

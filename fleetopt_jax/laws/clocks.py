@@ -14,8 +14,8 @@ By the operators of Llama-3.1-70B energy is least at f = 0.5 in prefill (25 % le
 times the time) and at 0.4 to 0.5 when decoding 200 sequences (26 % less, 1.2 times the time); few sequences, bound by
 memory, want the lowest clock. On a board at its power limit this is too kind by some 5 %: H100's prefill asks for 835 W
 and is timed at 700 W, on cores that are below their top clock already, and is slowed down here as if they were not. A
-power limit in watts acts as the clock that `clock_at_power_w` gives. The records of step, power and prefill have an
-`at_clock` of their own, made of these functions.
+power limit in watts acts as the clock that `clock_at_power_w` gives, in each iteration its own (`LimitedStep` of
+`laws/operator_step.py`). The records of step, power and prefill have an `at_clock` of their own, of these functions.
 """
 
 from typing import cast

@@ -59,6 +59,7 @@ class Limits:
     kv_tokens: float  # what the cache holds
     fixed_tokens: float = 0.0  # what a sequence holds in layers with a sliding window, as tokens of the others
     window_tokens: int = 0  # of the sliding window; 0 without
+    n_caches: float = 1.0  # equal parts of the cache, each with sequences of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ def lengths(nominal: int, spread: float, n: int, rng: np.random.Generator) -> np
 def fits(benchmark: Benchmark, limits: Limits) -> bool:
     """Whether the cache holds the longest request."""
     longest = benchmark.prompt_tokens + benchmark.output_tokens
-    return longest + limits.fixed_tokens + BLOCK_TOKENS <= limits.kv_tokens
+    return longest + limits.fixed_tokens + BLOCK_TOKENS <= limits.kv_tokens / limits.n_caches
 
 
 def schedule(benchmark: Benchmark, limits: Limits) -> Schedule:
@@ -116,7 +117,7 @@ def _binding(benchmark: Benchmark, limits: Limits) -> Limits:
     n = min(benchmark.concurrency, limits.max_num_seqs)
     most = n * (benchmark.prompt_tokens + benchmark.output_tokens + limits.fixed_tokens + BLOCK_TOKENS)
     if most <= limits.kv_tokens:
-        return replace(limits, max_num_seqs=n, kv_tokens=math.inf, fixed_tokens=0.0)
+        return replace(limits, max_num_seqs=n, kv_tokens=math.inf, fixed_tokens=0.0, n_caches=1.0)
     return replace(limits, max_num_seqs=n)
 
 

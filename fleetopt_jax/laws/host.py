@@ -38,14 +38,14 @@ experts: engines say the error of all three, 10 %, 20 % and 13 %, where that is 
     vllm-0.11   experts  all     218     4   18 %
     sglang      experts  B200    110     1   13 %   72 %    60 %
     sglang      experts  lent                44 %   69 %    59 %
-    trtllm      dense    B200    110     1   11 %   61 %    22 %
+    trtllm      dense    B200    110     1   11 %   62 %    23 %
     trtllm      dense    H100    124     1    7 %   25 %
     trtllm      dense    all     234     2   13 %   55 %    34 %
     trtllm      dense    lent                14 %   57 %    53 %
-    trtllm      experts  B200    180     2   20 %   64 %    34 %
+    trtllm      experts  B200    208     2   20 %   66 %    39 %
     trtllm      experts  H100     79     2   14 %   32 %
-    trtllm      experts  all     259     3   24 %   60 %    46 %
-    trtllm      experts  lent                54 %   62 %    53 %
+    trtllm      experts  all     287     3   27 %   60 %    46 %
+    trtllm      experts  lent                58 %   61 %    51 %
 """
 
 from typing import cast

@@ -32,6 +32,7 @@ class KvCapacity:
     slot_tokens: Array  # slots * L_cal: tokens the scheduler's slot cap allows; inf when it has none [tokens]
     fixed_tokens: Array  # what a sequence holds in layers with a sliding window, as tokens of the other layers [tokens]
     max_num_seqs: Array  # most sequences the scheduler runs at once, when paged [-]
+    n_caches: Array | None = None  # equal parts, each with sequences of its own; None: one [-]
 
 
 DEFAULT_MAX_NUM_SEQS = 1024.0  # vLLM's default on GPUs of 70 GiB and more
@@ -43,6 +44,7 @@ def make_kv_capacity(
     slot_tokens: float = math.inf,
     fixed_tokens: float = 0.0,
     max_num_seqs: float = DEFAULT_MAX_NUM_SEQS,
+    n_caches: float = 1.0,
 ) -> KvCapacity:
     """A checked `KvCapacity`.
 
@@ -54,9 +56,15 @@ def make_kv_capacity(
             f"need n_blocks, fixed_tokens >= 0, slot_tokens > 0 and max_num_seqs >= 1, "
             f"got {n_blocks=}, {fixed_tokens=}, {slot_tokens=}, {max_num_seqs=}"
         )
-    return KvCapacity(
-        **as_floats(n_blocks=n_blocks, slot_tokens=slot_tokens, fixed_tokens=fixed_tokens, max_num_seqs=max_num_seqs)
-    )
+    if not 1 <= n_caches < math.inf:
+        raise ValueError(f"need n_caches >= 1 and finite, got {n_caches}")
+    numbers = {"n_blocks": n_blocks, "slot_tokens": slot_tokens, "fixed_tokens": fixed_tokens, "n_caches": n_caches}
+    return KvCapacity(**as_floats(**numbers, max_num_seqs=max_num_seqs))
+
+
+def caches_of(kv: KvCapacity) -> ArrayLike:
+    """Parts that its blocks are in [-]; a sequence is in one of them."""
+    return 1.0 if kv.n_caches is None else kv.n_caches
 
 
 def max_sequences(kv: KvCapacity, window_tokens: ArrayLike, *, whole: bool = True) -> Array:
@@ -68,8 +76,8 @@ def max_sequences(kv: KvCapacity, window_tokens: ArrayLike, *, whole: bool = Tru
     capped = jnp.isfinite(kv.slot_tokens)
     by_slots = whole_down(jnp.where(capped, kv.slot_tokens, 1.0) / window_tokens, whole=whole)
     by_slots = jnp.where(capped, by_slots, jnp.inf)
-    blocks_per_seq = whole_up((window_tokens + kv.fixed_tokens) / BLOCK_TOKENS, whole=whole)
-    return jnp.minimum(by_slots, whole_down(kv.n_blocks / blocks_per_seq, whole=whole))
+    blocks_per_seq, n_caches = whole_up((window_tokens + kv.fixed_tokens) / BLOCK_TOKENS, whole=whole), caches_of(kv)
+    return jnp.minimum(by_slots, n_caches * whole_down(kv.n_blocks / n_caches / blocks_per_seq, whole=whole))
 
 
 def paged_sequences(
@@ -85,13 +93,15 @@ def paged_sequences(
     Sequences hold independent amounts of mean m = `held_tokens` and variance v = `held_variance` [tokens^2], plus half
     an unfilled block; the largest n with n m + z sqrt(n v) <= M is ((sqrt(z^2 v + 4 m M) - z sqrt(v)) / 2 m)^2 (normal
     approximation; z = 2.33). Capped by `max_num_seqs`; 0 where the cache does not hold one sequence of the window.
+    Several caches each hold as many of theirs.
     Agrees with `max_sequences` to the rounding of one block when every request fills its window (v = 0).
     """
-    capacity = kv.n_blocks * BLOCK_TOKENS
+    n_caches = caches_of(kv)
+    capacity = kv.n_blocks / n_caches * BLOCK_TOKENS
     mean = held_tokens + kv.fixed_tokens + (BLOCK_TOKENS - 1.0) / 2.0
     spread = OVERFLOW_Z * jnp.sqrt(jnp.maximum(held_variance, 1e-12))
     root = 2.0 * capacity / (spread + jnp.sqrt(spread**2 + 4.0 * mean * capacity))  # no cancellation for large spread
-    n = jnp.minimum(whole_down(root**2, whole=whole), kv.max_num_seqs)
+    n = jnp.minimum(n_caches * whole_down(root**2, whole=whole), kv.max_num_seqs)
     return jnp.where(window_tokens + kv.fixed_tokens <= capacity, jnp.maximum(n, 1.0), 0.0)
 
 
@@ -177,6 +187,7 @@ def physical_kv(
         slot_tokens=xp.full_like(blocks, xp.inf),
         fixed_tokens=llm.window_tokens * llm.windowed_frac / full_frac + state_tokens,
         max_num_seqs=xp.asarray(max_num_seqs, dtype=float),
+        n_caches=xp.asarray(dp, dtype=float) + 0.0 * blocks,
     )
 
 

@@ -1,6 +1,6 @@
 """One engine step over a mixed batch: sequences that decode and the tokens of prompts, in the same kernels.
 
-    t_gpu = T(n + P) + H(n + [P > 0]) + d(n, C) + p(P, A)
+    t_gpu = T(n + P) + G(n + P') + H(n + [P > 0]) + d(n, C) + p(P', A P' / P)
 
 n sequences with C tokens of context together, P prompt tokens that attend to A pairs of tokens. T is all that depends
 on rows only, over all layers: matrix products, experts, all-reduces, norms, so that small prompts ride on weights that
@@ -8,6 +8,16 @@ decodes stream anyway; H the output layer, which reads the last token of a promp
 the batch's sums (layers with a sliding window count them cut by it). T and H are built of the operator laws by
 `laws/stack.py` and tabulated (`core/curve.py`), so that a step costs a look-up, whatever it is made of. The serving
 engine's own time is put on top by `laws/host.py`.
+
+With data-parallel attention g groups of GPUs have sequences of their own, and a step lasts as long as the group that
+has most to do. G is what groups do each for itself (nothing of one group, where T has it all). A prompt is one group's:
+
+    P' = max(P, g min(P, sqrt(2 A)))      prompt tokens of the fullest group, times g; P for one group
+
+sqrt(2 A) is the length of a lone prompt; of several, at least that of the longest, and sqrt(k) times that of k like
+ones, which count as dealt out evenly from g^2 on. Groups without a prompt wait: bytes and FLOPs are those of the mean
+GPU, the time is the fullest group's. Of engines that hold prompts back until every group has some (`catalog/steps.py`)
+g is 1 here.
 
 Properties, tested (tests/test_mixed_step.py): the step does not fall with contexts, prompt tokens and pairs, or with
 sequences of a given mean context; of a decoding batch the time of each sequence, t / n, does not rise with n (the
@@ -153,6 +163,22 @@ def _product(coefficients: Array, features: tuple[Any, ...]) -> Array:
     return (each * of.reshape(of.shape[:1] + (1,) * (coefficients.ndim - 1) + of.shape[1:])).sum(axis=0)
 
 
+def of_fullest(batch: StepBatch, n_groups: ArrayLike) -> StepBatch:
+    """The batch as if every one of the groups had as much of prompts as the fullest."""
+    xp = namespace(batch, n_groups)
+    tokens = batch.prompt_tokens
+    longest = xp.sqrt(xp.maximum(2.0 * batch.prompt_pairs, 1.0))
+    apart = xp.greater(n_groups, 1)
+    most = xp.where(apart, xp.maximum(tokens, n_groups * xp.minimum(tokens, longest)), tokens)
+    fuller = xp.where(apart, most / xp.where(tokens > 0, tokens, 1.0), 1.0)
+    return replace(
+        batch,
+        prompt_tokens=most,
+        prompt_pairs=fuller * batch.prompt_pairs,
+        windowed_pairs=fuller * batch.windowed_pairs,
+    )
+
+
 def has_prompt(batch: StepBatch) -> Array:
     """Whether a step has prompt tokens [-]: 0 or 1, between them below one token."""
     return namespace(batch).minimum(batch.prompt_tokens, 1.0)
@@ -173,24 +199,31 @@ class Amounts:
     peak_s: Any  # the FLOPs at the data sheet's peak of their precision [s]
 
 
-AMOUNTS = tuple(Amounts.__dataclass_fields__)
+AMOUNTS = tuple(Amounts.__dataclass_fields__)  # seconds first
 
 
 @pytree
 class Costs:
     """All amounts of a step, by operator class; leaves are linear in them."""
 
-    rows: Curve  # [amount, class] over the rows of a step
+    rows: Curve  # [amount, class] over the rows of a step; seconds without those of `groups`
+    groups: Curve | None  # [seconds or peak_s, class] of what groups do each for itself, as if all were the fullest
     head: Curve  # [amount] of the output layer, over its rows
     attention: AttentionCost  # [amount]
+    n_groups: Array | None  # that prompts are of, one each; 1 where the engine deals them out evenly [-]
 
     @property
     def peak_s(self) -> tuple[Curve, Curve, AttentionCost]:
-        """The FLOPs at the peak, of the rows, the head and attention [s]."""
+        """The FLOPs at the peak, of the rows evenly dealt, the head and attention [s]."""
         k = AMOUNTS.index("peak_s")
         rows, head, attention = (part.coefficients for part in (self.rows, self.head, self.attention))
         of_rows = rows[..., k, :, :, :].sum(axis=-3)
         return Curve(of_rows), Curve(head[..., k, :, :]), AttentionCost(attention[..., k, :])
+
+    @property
+    def groups_peak_s(self) -> Curve | None:
+        """Of the rows' FLOPs at the peak those of groups [s]."""
+        return self.groups and Curve(self.groups.coefficients[..., 1, :, :, :].sum(axis=-3))
 
     def of(self, batch: StepBatch) -> Amounts:
         """Each [class, ...] of a batch."""
@@ -198,14 +231,35 @@ class Costs:
 
     def attending(self, batch: StepBatch, decode: Array) -> Amounts:
         """The same of a batch whose sequences' attention costs `decode` [amount, ...]."""
+        fullest, xp = self.fullest(batch), namespace(self, batch)
         at = {
             "gemm": of_ends(self.head, batch),
             "decode_attention": decode,
-            "prefill_attention": self.attention.prompts(batch),
+            "prefill_attention": self._prompts(batch, fullest),
         }
-        xp = namespace(self, batch)
         beside = xp.stack([at.get(name, xp.zeros_like(decode)) for name in CLASSES], axis=1)
-        return Amounts(*(self.rows(batch.n_active + batch.prompt_tokens) + beside))
+        found = Amounts(*(self.rows(batch.n_active + batch.prompt_tokens) + beside))
+        if self.groups is None:
+            return found
+        groups_s = Curve(self.groups.coefficients[..., 0, :, :, :])(batch.n_active + fullest.prompt_tokens)
+        return replace(found, seconds=found.seconds + groups_s)
+
+    def _prompts(self, batch: StepBatch, fullest: StepBatch) -> Array:
+        """Attention of prompts [amount, ...]: the seconds of the fullest group, the rest of the mean GPU."""
+        if self.groups is None:
+            return self.attention.prompts(batch)
+        seconds = AttentionCost(self.attention.coefficients[..., 0, :]).prompts(fullest)
+        return namespace(seconds).concatenate([seconds[None], self.attention.prompts(batch)[1:]])
+
+    def scaled(self, factor: ArrayLike) -> "Costs":
+        """Every cost times `factor`."""
+        groups = None if self.groups is None else self.groups.scaled(factor)
+        head, attention = self.head.scaled(factor), self.attention.scaled(factor)
+        return Costs(self.rows.scaled(factor), groups, head, attention, self.n_groups)
+
+    def fullest(self, batch: StepBatch) -> StepBatch:
+        """The batch as if every group had as much of prompts as the fullest; of one group the batch itself."""
+        return batch if self.n_groups is None else of_fullest(batch, self.n_groups)
 
 
 @pytree
@@ -213,6 +267,7 @@ class MixedStep:
     """The step of one instance. Every field is traced; shape () or a leading vmap axis."""
 
     rows_s: Curve  # T over the rows of a step [s]: collectives as the engine does them
+    groups_s: Curve | None  # G over the rows of as many as the fullest group [s]; None: one group
     head_s: Curve  # H over the rows whose next token is asked for [s]
     attention_s: AttentionCost  # [s]
     window_tokens: Array  # length of the sliding window; 0 without [tokens]
@@ -220,23 +275,44 @@ class MixedStep:
     host: HostLaw
     costs: Costs  # of operators timed alone, at the top clock
 
+    @property
+    def every_row_s(self) -> Curve:
+        """T + G, of rows that are dealt out evenly [s]."""
+        return self.rows_s if self.groups_s is None else self.rows_s + self.groups_s
+
+    def layers_s(self, n: ArrayLike, batch: StepBatch, fullest: StepBatch) -> Array:
+        """T + G of `n` rows beside a batch's prompts [s]."""
+        rows_s = self.rows_s(n + batch.prompt_tokens)
+        return rows_s if self.groups_s is None else rows_s + self.groups_s(n + fullest.prompt_tokens)
+
     def gpu_s(self, batch: StepBatch) -> Array:
         """What the operators take, before kappa [s]."""
-        beside_s = of_ends(self.head_s, batch) + self.attention_s.of(batch)
-        return self.rows_s(batch.n_active + batch.prompt_tokens) + beside_s
+        fullest = self.costs.fullest(batch)
+        beside_s = of_ends(self.head_s, batch) + self.attention_s.of(fullest)
+        return self.layers_s(batch.n_active, batch, fullest) + beside_s
 
     def step_s(self, batch: StepBatch) -> Array:
         """The step in the serving engine [s]."""
         rows = batch.n_active + batch.prompt_tokens
         return self.host.step_of_s(self.gpu_s(batch), self.n_layers, batch.n_active, has_prompt(batch), rows)
 
+    def clocked_s(self, batch: StepBatch, clock_frac: ArrayLike) -> Array:
+        """This step, of the top clock, on cores at `clock_frac` of it, each batch at its own [s]."""
+        slower_s = (1.0 / clock_frac - 1.0) * self.parts(batch).peak_s.sum(axis=0)
+        rows, gpu_s = batch.n_active + batch.prompt_tokens, self.gpu_s(batch) + slower_s
+        return self.host.step_of_s(gpu_s, self.n_layers, batch.n_active, has_prompt(batch), rows)
+
     def at_clock(self, clock_frac: ArrayLike) -> "MixedStep":
         """On cores at `clock_frac` of their top clock: its FLOPs at the peak take 1 / f as long."""
         longer = 1.0 / clock_frac - 1.0
         rows_s, head_s, attention_s = self.costs.peak_s
+        groups_s, slower_s = self.costs.groups_peak_s, None
+        if self.groups_s is not None and groups_s is not None:
+            rows_s, slower_s = rows_s + groups_s.scaled(-1.0), self.groups_s + groups_s.scaled(longer)
         return replace(
             self,
             rows_s=self.rows_s + rows_s.scaled(longer),
+            groups_s=slower_s,
             head_s=self.head_s + head_s.scaled(longer),
             attention_s=self.attention_s + attention_s.scaled(longer),
         )
@@ -270,6 +346,10 @@ class OperatorDecode(DecodeLaw):
     def seen_tokens(self, context_tokens: Array) -> Array:
         return jnp.minimum(context_tokens, self.window_tokens.astype(context_tokens.dtype))
 
+    def of_step(self, step: Any) -> "OperatorDecode":
+        """That of a law of iterations which differs in its inputs alone."""
+        return replace(self, host=step.inputs.host)
+
     def at_clock(self, prefill: "Prefill", clock_frac: ArrayLike) -> "OperatorDecode":
         """Its FLOPs at the peak take 1 / f as long."""
         longer = 1.0 / clock_frac - 1.0
@@ -281,7 +361,7 @@ def decode_of(step: MixedStep) -> OperatorDecode:
     """The decode step of an engine whose mixed step is `step`."""
     of_rows, of_head, of_attention = step.costs.peak_s
     return OperatorDecode(
-        rows_s=step.rows_s + step.head_s,
+        rows_s=step.every_row_s + step.head_s,
         compute_s=of_rows + of_head,
         attention_s=step.attention_s,
         attention_compute_s=of_attention,

@@ -5,15 +5,22 @@
 The step is `laws/mixed_step.py`'s; its operators are at work as long as they are timed alone, and what the serving
 engine's step takes beyond that is a gap (`laws/operators/watts.py`). One record gives the power of decoding
 (`OperatorPower`) and of prefill (`operator_prefill`), so that they cannot drift apart.
+
+A board's limit is a clock: where an iteration would draw more, its cores slow down until the watts meet the limit
+(`LimitedStep`). At the TDP that has happened while operators were timed, so that it is in their seconds already (H200's
+large products were timed at 689 to 693 W of 700); `P` then says no more than the board allows, and the law here is for
+limits below. It is that of `laws/clocks.py`: projected.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.struct import as_floats, namespace, pytree
-from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, PREFILL_CORE_SHARE, clocked_w
+from fleetopt_jax.laws.clocks import DECODE_CORE_SHARE, PREFILL_CORE_SHARE, clock_at_power_w, clocked_w
+from fleetopt_jax.laws.decode import DecodeLaw
 from fleetopt_jax.laws.hardware import Gpu
 from fleetopt_jax.laws.mixed_step import PER_PAIR, MixedStep, StepBatch, decoding, with_prompts
 from fleetopt_jax.laws.operators.watts import StepWatts, step_parts, step_power_w
@@ -50,10 +57,8 @@ class OperatorStep(StepLaw):
 
     def gpu_w(self, batch: StepBatch) -> Array:
         """Mean board power of one GPU in such iterations [W]; that they take longer at a lower clock lowers none."""
-        rows = namespace(batch).maximum(batch.n_active + batch.prompt_tokens, 1.0)
-        core_share = DECODE_CORE_SHARE + (PREFILL_CORE_SHARE - DECODE_CORE_SHARE) * batch.prompt_tokens / rows
         power_w = mixed_power_w(self.top, self.watts, self.gpu, batch)
-        return clocked_w(power_w, self.gpu.idle_w, core_share, self.clock_frac)
+        return clocked_w(power_w, self.gpu.idle_w, _core_share(batch), self.clock_frac)
 
     def gpu_j(self, batch: StepBatch) -> Array:
         return self.gpu_w(batch) * self.step_s(batch)
@@ -61,6 +66,10 @@ class OperatorStep(StepLaw):
     def at_clock(self, clock_frac: ArrayLike) -> "OperatorStep":
         """On cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
         return replace(self, step=self.top.at_clock(clock_frac), **as_floats(clock_frac=clock_frac))
+
+    def at_power_limit(self, limit_w: ArrayLike) -> "LimitedStep":
+        """On boards limited to `limit_w` [W]; no faster than its own clock."""
+        return LimitedStep(self, **as_floats(limit_w=limit_w))
 
     def speculating(self, speculation: Speculation, prefill: Prefill) -> tuple["OperatorStep", SpeculativeDecode]:
         top = speculative_step(self.top, speculation)
@@ -79,6 +88,78 @@ class OperatorStep(StepLaw):
             watts=replace(self.watts, gap_frac=inputs.gap_frac),
             gpu=replace(self.gpu, tdp_w=inputs.tdp_w),
         )
+
+
+def _core_share(batch: StepBatch) -> Array:
+    """What of the watts above idle is the cores' in an iteration [-]."""
+    rows = namespace(batch).maximum(batch.n_active + batch.prompt_tokens, 1.0)
+    return DECODE_CORE_SHARE + (PREFILL_CORE_SHARE - DECODE_CORE_SHARE) * batch.prompt_tokens / rows
+
+
+@pytree
+class LimitedStep(StepLaw):
+    """The same on boards limited to fewer watts: every iteration at the clock at which it meets them."""
+
+    law: OperatorStep
+    limit_w: Array  # of each board [W]
+
+    @property
+    def first_token_s(self) -> Array:
+        return self.law.first_token_s
+
+    @property
+    def window_tokens(self) -> Array:
+        return self.law.window_tokens
+
+    @property
+    def inputs(self) -> StepInputs:
+        return self.law.inputs
+
+    def with_inputs(self, inputs: StepInputs) -> "LimitedStep":
+        return replace(self, law=self.law.with_inputs(inputs))
+
+    def clock_frac(self, batch: StepBatch) -> Array:
+        """Of the cores, of the clock that operators were timed at [-]: the law's own where the limit does not bind,
+        never below `MIN_CLOCK_FRAC`, at which a board may still draw more than it is allowed."""
+        law = self.law
+        power_w = mixed_power_w(law.top, law.watts, law.gpu, batch)
+        clock = clock_at_power_w(power_w, law.gpu.idle_w, _core_share(batch), self.limit_w)
+        return namespace(clock).minimum(clock, law.clock_frac)
+
+    def step_s(self, batch: StepBatch) -> Array:
+        return self.law.top.clocked_s(batch, self.clock_frac(batch))
+
+    def gpu_w(self, batch: StepBatch) -> Array:
+        """Mean board power of one GPU in such iterations [W]."""
+        law = self.law
+        power_w = mixed_power_w(law.top, law.watts, law.gpu, batch)
+        return clocked_w(power_w, law.gpu.idle_w, _core_share(batch), self.clock_frac(batch))
+
+    def gpu_j(self, batch: StepBatch) -> Array:
+        return self.gpu_w(batch) * self.step_s(batch)
+
+
+@pytree
+class StepDecode(DecodeLaw):
+    """The decode step of any law of iterations."""
+
+    law: Any
+
+    def of_step(self, step: StepLaw) -> "StepDecode":
+        """That of another law of iterations."""
+        return replace(self, law=step)
+
+    def step_s(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
+        return self.law.step_s(decoding(n_active, context_tokens, self.law.window_tokens))
+
+    def batch_s(self, n_active: ArrayLike, tokens: ArrayLike, windowed_tokens: ArrayLike) -> Array:
+        xp = namespace(self, n_active, tokens, windowed_tokens)
+        n = xp.asarray(n_active, dtype=float)
+        zero = xp.zeros_like(n)
+        return self.law.step_s(StepBatch(n, tokens + zero, windowed_tokens + zero, zero, zero, zero))
+
+    def seen_tokens(self, context_tokens: Array) -> Array:
+        return namespace(context_tokens).minimum(context_tokens, self.law.window_tokens)
 
 
 def operator_step(step: MixedStep, watts: StepWatts, gpu: Gpu) -> OperatorStep:
@@ -100,7 +181,7 @@ class OperatorPower(PowerLaw):
     of the TDP, where products turn from bandwidth to FLOPs; per sequence it falls always.
     """
 
-    law: OperatorStep
+    law: Any  # a law of iterations
 
     def gpu_w(self, n_active: ArrayLike, context_tokens: ArrayLike) -> Array:
         return self.law.gpu_w(decoding(n_active, context_tokens, self.law.window_tokens))

@@ -8,6 +8,9 @@ the coefficients here meet them where serving is: a2 and a3 at 64 sequences and 
 8,192 tokens; a1 and a0 there and at one sequence of 16 tokens; p2, p1 and p0 at lone prompts of 512, 2,048 and 8,192
 tokens (with a window, p1 at 2,048). So they stay within 5 % of the operator laws from 256 tokens of context on, and of
 prompts (tests/test_mixed_step.py).
+
+Of an instance's n sequences a GPU has f n + g: its share, and in seconds what the fullest of several groups has more.
+That is affine in the same sums: a0 + g a1, and a3 + g a2.
 """
 
 from collections.abc import Callable
@@ -73,7 +76,8 @@ class GroupedAttention:
     kv_heads: Array  # on this GPU
     head_dim: Array
     kv_bytes: Array  # of a value in the cache [B]
-    sequences_frac: Array  # of the instance's sequences, those it has [-]
+    sequences_frac: Array  # f: of the instance's sequences, those it has [-]
+    sequences_more: Array  # g: and those that the fullest group has more [-]
 
     def cost(self, laws: SequenceLaws, gpu: Gpu) -> Amounts:
         """`AttentionCost` of each amount, for the sums of the whole instance."""
@@ -94,7 +98,7 @@ class GroupedAttention:
         peak_s = _over(flops, gpu.peak_flop_per_s)
         both = self.layers, self.windowed_layers
         return Amounts(
-            _of_layers(full, windowed, *both, self.sequences_frac),
+            _of_layers(full, windowed, *both, self.sequences_frac, self.sequences_more),
             _of_layers(n_bytes, n_bytes, *both, self.sequences_frac),
             _of_layers(flops, flops, *both, self.sequences_frac),
             _of_layers(peak_s, peak_s, *both, self.sequences_frac),
@@ -108,7 +112,8 @@ class LatentAttention:
     shape: LatentShape  # on this GPU
     layers: Array
     kv_bytes: Array  # of a value in the cache [B]
-    sequences_frac: Array  # of the instance's sequences, those it has [-]
+    sequences_frac: Array  # f: of the instance's sequences, those it has [-]
+    sequences_more: Array  # g: and those that the fullest group has more [-]
 
     def cost(self, laws: SequenceLaws, gpu: Gpu) -> Amounts:
         """`AttentionCost` of each amount, for the sums of the whole instance."""
@@ -130,7 +135,9 @@ class LatentAttention:
             2.0 * shape.heads * (2.0 * shape.latent_dim + shape.rope_dim), 0.0, 2.0 * shape.heads * of_pair
         )
         amounts = seconds, n_bytes, flops, _over(flops, gpu.peak_flop_per_s)
-        return Amounts(*(_of_layers(each, each, self.layers, 0.0, self.sequences_frac) for each in amounts))
+        more = self.sequences_more, 0.0, 0.0, 0.0  # of seconds alone
+        shares = ((self.layers, 0.0, self.sequences_frac, each) for each in more)
+        return Amounts(*(_of_layers(each, each, *share) for each, share in zip(amounts, shares, strict=True)))
 
 
 @pytree
@@ -139,7 +146,8 @@ class RecurrentLayers:
 
     shape: RecurrentShape  # on this GPU
     layers: Array
-    sequences_frac: Array  # of the instance's sequences, those it has [-]
+    sequences_frac: Array  # f: of the instance's sequences, those it has [-]
+    sequences_more: Array  # g: and those that the fullest group has more [-]
 
     def cost(self, laws: SequenceLaws, gpu: Gpu) -> Amounts:
         """`AttentionCost` of each amount, for the sums of the whole instance. Their FLOPs are next to nothing."""
@@ -152,7 +160,9 @@ class RecurrentLayers:
         of_state = 2.0 * state_bytes(self.shape) + 0.0 * self.layers
         n_bytes = replace(nothing, per_seq=of_state, per_prompt_token=2.0 * ELEMENT_BYTES * self.shape.conv_channels)
         amounts = seconds, n_bytes, nothing, nothing
-        return Amounts(*(_of_layers(each, each, self.layers, 0.0, self.sequences_frac) for each in amounts))
+        more = self.sequences_more, 0.0, 0.0, 0.0  # of seconds alone
+        shares = ((self.layers, 0.0, self.sequences_frac, each) for each in more)
+        return Amounts(*(_of_layers(each, each, *share) for each, share in zip(amounts, shares, strict=True)))
 
 
 T = TypeVar("T")
@@ -165,14 +175,24 @@ def _there(law: T | None) -> T:
 
 
 def _of_layers(
-    full: SequenceCost, windowed: SequenceCost, layers: ArrayLike, windowed_layers: ArrayLike, share: ArrayLike
+    full: SequenceCost,
+    windowed: SequenceCost,
+    layers: ArrayLike,
+    windowed_layers: ArrayLike,
+    share: ArrayLike,
+    more: ArrayLike = 0.0,
 ) -> AttentionCost:
-    """Of all layers; the sums of an instance are those of one GPU over its share."""
+    """Of all layers; the sums of an instance are those of one GPU over its share, beyond which it may have `more`."""
     whole = ("per_step", "per_prompt_step", "per_mean_token")  # which do not divide
 
     def times(n: ArrayLike, one: SequenceCost) -> SequenceCost:
+        fuller = replace(
+            one,
+            per_step=one.per_step + more * one.per_seq,
+            per_mean_token=one.per_mean_token + more * one.per_token,
+        )
         return SequenceCost(
-            **{name: n * value * (1.0 if name in whole else share) for name, value in vars(one).items()}
+            **{name: n * value * (1.0 if name in whole else share) for name, value in vars(fuller).items()}
         )
 
     return attention_cost(times(layers, full), times(windowed_layers, windowed))

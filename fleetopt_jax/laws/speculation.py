@@ -51,7 +51,6 @@ from fleetopt_jax.laws.mixed_step import (
     AMOUNTS,
     Amounts,
     AttentionCost,
-    Costs,
     MixedStep,
     OperatorDecode,
     StepBatch,
@@ -189,15 +188,17 @@ class SpeculativeStep(MixedStep):
         wide, sequences = _verified(batch, self.speculation), _sequences(batch)
         read_s = self.attention_s.decoding(*sequences)
         attention_s = _with_rows_s(read_s, self.attention_flops_s, self.speculation, *sequences)
-        beside_s = of_ends(self.head_s, wide) + attention_s + self.attention_s.prompts(batch)
-        return self.rows_s(wide.n_active + batch.prompt_tokens) + beside_s
+        fullest = self.costs.fullest(batch)
+        beside_s = of_ends(self.head_s, wide) + attention_s + self.attention_s.prompts(fullest)
+        return self.layers_s(wide.n_active, batch, fullest) + beside_s
 
     def drafts_s(self, batch: StepBatch) -> Array:
         """What drafting adds to an iteration [s]."""
         s, n = self.speculation, batch.n_active
-        layers_s = self.rows_s(n) + self.attention_s.decoding(*_sequences(batch))
+        fullest, alone_s = self.costs.fullest(batch), self.every_row_s(n)
+        layers_s = alone_s + self.attention_s.decoding(*_sequences(batch))
         one_s = s.layers_frac * layers_s + s.head_frac * self.head_s(n)
-        prompts_s = self.rows_s(n + batch.prompt_tokens) - self.rows_s(n) + self.attention_s.prompts(batch)
+        prompts_s = self.layers_s(n, batch, fullest) - alone_s + self.attention_s.prompts(fullest)
         there = namespace(self, batch).minimum(n, 1.0)
         gpu_s = there * s.n_drafts * one_s + s.some * s.layers_frac * prompts_s
         return self.host.slowdown * gpu_s + _engines_s(s, n)
@@ -215,7 +216,7 @@ class SpeculativeStep(MixedStep):
         """Of the LLM's own step and of the drafts together, by operator class."""
         s, costs, alone = self.speculation, self.costs, without_prompts(batch)
         own = costs.attending(_verified(batch, s), self._attention(batch))
-        layers = Costs(costs.rows.scaled(s.layers_frac), costs.head.scaled(0.0), costs.attention.scaled(s.layers_frac))
+        layers = replace(costs.scaled(s.layers_frac), head=costs.head.scaled(0.0))
         drafts = replace(layers, head=costs.head.scaled(s.head_frac)).of(alone)
         prompts = jax.tree.map(lambda a, b: a - b, layers.of(batch), layers.of(alone))
         made = namespace(self, batch).minimum(batch.n_active, 1.0) * s.n_drafts
@@ -276,7 +277,7 @@ def speculative_decode(step: SpeculativeStep) -> SpeculativeDecode:
     return SpeculativeDecode(
         **vars(decode_of(step)),
         speculation=s,
-        draft_s=step.rows_s.scaled(s.layers_frac) + step.head_s.scaled(s.head_frac),
+        draft_s=step.every_row_s.scaled(s.layers_frac) + step.head_s.scaled(s.head_frac),
         draft_compute_s=rows.scaled(s.layers_frac) + head.scaled(s.head_frac),
         attention_flops_s=step.attention_flops_s,
     )

@@ -4,9 +4,12 @@ Tensor parallelism t divides heads and the widths of MLPs; a KV head is copied w
 residuals are not divided, and both halves of a layer end with an all-reduce of the hidden state. Expert parallelism e
 gives each GPU E / e whole experts instead of a slice of each. With data-parallel attention, d groups of t GPUs have
 sequences of their own: rows and contexts of attention divide by d, and tokens are gathered for their experts and
-scattered back. Rows are dealt to the groups evenly, which a single prompt is not: its attention takes up to d times
-as long as said. Pipeline stages s take s groups of sequences in turn: a token passes all layers, in s stages that see
-1 / s of the rows each, and is handed on between them, over the link of a node even where stages are on several.
+scattered back. A step lasts as long as the fullest group's, and groups without sequences take part in it all the same
+(engines run a dummy batch there): decoding sequences are dealt out in turn, of which the fullest group has (d - 1) / 2d
+more than the mean, in the mean over their number, and a prompt is one group's (`laws/mixed_step.py`). Left out: that
+contexts of few sequences add up to more in one group than in another. Pipeline stages s take s groups of sequences in
+turn: a token passes all layers, in s stages that see 1 / s of the rows each, and is handed on between them, over the
+link of a node even where stages are on several.
 
 Everything here is built once for an engine: rows are looked up afterwards (`laws/mixed_step.py`). Gradients go through
 the coefficients of the operator laws and the figures of the GPU.
@@ -156,32 +159,49 @@ class Stack:
     """All that one GPU runs for a step of its instance."""
 
     rows: tuple[Part, ...]  # what depends on the rows only
+    groups: tuple[Part, ...]  # of it, where there are several groups, what each does for itself: not in `rows`
     head: tuple[Part, ...]  # and on the rows whose next token is asked for
     attention: tuple[SequenceLayers, ...]  # layers that keep something of each sequence
     window_tokens: Array
     n_layers: Array  # that a step passes [-]
+    n_groups: Array  # that prompts are of, one each; 1 where the engine deals them out evenly [-]
 
 
 def mixed_step(whole: Stack, laws: OperatorLaws, gpu: Gpu, host: HostLaw) -> MixedStep:
     """The step of an instance of which each GPU runs `whole`."""
     nothing = Amounts(*(np.zeros_like(KNOTS) for _ in AMOUNTS))
-    by_class: dict[str, Amounts] = dict.fromkeys(CLASSES, nothing)
-    for part in whole.rows:
-        name = CLASS_OF[type(part)]
-        by_class[name] = _sum(by_class[name], part.cost(laws, gpu, KNOTS))
-    rows = stack([stack([getattr(one, name) for one in by_class.values()]) for name in AMOUNTS])  # [amount, class]
+    rows, groups = (_by_class(parts, laws, gpu, nothing) for parts in (whole.rows, whole.groups))  # [amount, class]
+    seconds, n_bytes, flops, peak_s = (AMOUNTS.index(name) for name in ("seconds", "bytes", "flops", "peak_s"))
+    both = rows + groups
+    costs = stack([rows[seconds], both[n_bytes], both[flops], both[peak_s]])
     head = reduce(_sum, (part.cost(laws, gpu, KNOTS) for part in whole.head), nothing)
     attention = reduce(_sum, (layers.cost(laws.sequences, gpu) for layers in whole.attention))
     of_head, of_attention = (stack([getattr(amounts, name) for name in AMOUNTS]) for amounts in (head, attention))
     return MixedStep(
-        rows_s=curve_through(_in_engine(rows[AMOUNTS.index("seconds")], host)),
+        rows_s=curve_through(_in_engine(rows[seconds], host)),
+        groups_s=curve_through(_in_engine(groups[seconds], host)) if whole.groups else None,
         head_s=curve_through(head.seconds),
         attention_s=attention.seconds,
         window_tokens=whole.window_tokens,
         n_layers=whole.n_layers,
         host=host,
-        costs=Costs(curve_through(rows), curve_through(of_head), of_attention),
+        costs=Costs(
+            rows=curve_through(costs),
+            groups=curve_through(stack([groups[seconds], groups[peak_s]])) if whole.groups else None,
+            head=curve_through(of_head),
+            attention=of_attention,
+            n_groups=whole.n_groups if whole.groups else None,
+        ),
     )
+
+
+def _by_class(parts: tuple[Part, ...], laws: OperatorLaws, gpu: Gpu, nothing: Amounts) -> Array:
+    """What parts cost at every knot [amount, class, knot]."""
+    by_class: dict[str, Amounts] = dict.fromkeys(CLASSES, nothing)
+    for part in parts:
+        name = CLASS_OF[type(part)]
+        by_class[name] = _sum(by_class[name], part.cost(laws, gpu, KNOTS))
+    return stack([stack([getattr(one, name) for one in by_class.values()]) for name in AMOUNTS])
 
 
 def _in_engine(seconds: Array, host: HostLaw) -> Array:

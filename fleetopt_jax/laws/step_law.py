@@ -66,6 +66,14 @@ class StepLaw:
         """The law on cores at `clock_frac` of their top clock (`laws/clocks.py`)."""
         raise ValueError(f"{type(self).__name__} has no clock law: say at_clock, or leave the clock alone")
 
+    def at_power_limit(self, limit_w: ArrayLike) -> "StepLaw":
+        """The law on boards limited to `limit_w` [W]."""
+        raise ValueError(f"{type(self).__name__} has no law of a power limit: say at_power_limit, or limit nothing")
+
+    def gpu_w(self, batch: StepBatch) -> Array:
+        """Mean board power of one GPU in such iterations [W]."""
+        return self.gpu_j(batch) / self.step_s(batch)
+
     def speculating(self, speculation: "Speculation", prefill: "Prefill") -> tuple["StepLaw", "DecodeLaw"]:
         """The law of iterations that verify drafts and make the next ones, and that of their decode steps
         (`laws/speculation.py`); `prefill` is that at the top clock."""

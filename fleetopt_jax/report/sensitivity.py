@@ -57,6 +57,7 @@ INPUTS = {  # the end of a path: in the field's words
     "ideal_flops.window_tokens": "sliding window of the FLOPs",
     "n_blocks": "blocks",
     "max_num_seqs": "max_num_seqs",
+    "n_caches": "KV caches of an instance",
     "slot_tokens": "tokens a slot reserves",
     "fixed_tokens": "tokens a sequence holds whatever its length",
     "chunk_tokens": "chunk",

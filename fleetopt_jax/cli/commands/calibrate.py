@@ -11,14 +11,14 @@ import numpy as np
 from fleetopt_jax.calibrate.benchmarks import fit_benchmarks, is_benchmark
 from fleetopt_jax.calibrate.factors import FactorsFit, fit_factors, is_measured
 from fleetopt_jax.calibrate.fit import DecodeFit, PowerFit, fit_decode, fit_power
-from fleetopt_jax.calibrate.measurements import Measurements, read_measurements
+from fleetopt_jax.calibrate.measurements import SPLIT, Measurements, read_measurements
 from fleetopt_jax.calibrate.names import gpu_name, llm_name, precision_name, precision_of_checkpoint
 from fleetopt_jax.calibrate.points import Point, points_of
 from fleetopt_jax.catalog.engines import SERVING, engine_entry
 from fleetopt_jax.catalog.gpus import gpu_entry
 from fleetopt_jax.catalog.hosts import NEWEST
 from fleetopt_jax.catalog.llms import llm_entry
-from fleetopt_jax.catalog.spec import EngineSpec
+from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import OK
 from fleetopt_jax.cli.inputs import at_door, catalog_of
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> Answer:
         task=options.task,
         llm=options.llm,
         precision=options.precision,
+        **{name: getattr(options, name) for name in SPLIT},
     )
     points = _points(options, measured)
     spec = _measured_spec(options, measured, points)
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> Answer:
         precision=engine_entry(spec).spec.precision,
         serving=spec.serving,
         source=os.path.basename(path),
+        **{name: getattr(spec, name) for name in SPLIT},
     )
     return Answer(document, calibration_table, OK, lambda _: calibration_figure(measured, step, power))
 
@@ -62,7 +64,7 @@ def _points(options: argparse.Namespace, measured: Measurements) -> list[Point]:
     """The rows as points of a load, with the lengths of the options where they say some."""
     lengths: dict[str, Any] = {name: value for name in ("isl", "osl") if (value := getattr(options, name))}
     lengths |= {"nominal": True} if lengths else {}  # what a benchmark asks for, as predict takes them
-    return [replace(point, **lengths) for point in points_of(measured.rows) if not point.parallel]
+    return [replace(point, **lengths) for point in points_of(measured.rows)]
 
 
 def _fits(
@@ -116,8 +118,15 @@ def _measured_spec(options: argparse.Namespace, measured: Measurements, points: 
     precision = options.precision or (precision_name(said, llm or "") if said else None)
     path = options.measurements
     names = _known("--gpu", gpu, path), _known("--llm", llm, path), _known("--tp", tp, path), precision
+    serving = _serving(options, points)
+    split = {name: getattr(options, name) or _divided(measured, name, serving) for name in SPLIT}
     with at_door(path):
-        return catalog_of(options).spec(*names, own_fit=False, serving=_serving(options, points))
+        return catalog_of(options).spec(*names, **split, own_fit=False, serving=serving)
+
+
+def _divided(measured: Measurements, name: str, serving: str) -> int:
+    """What the file says of how an instance is divided; to the law of vLLM 0.11 it is one whole, as it was fitted."""
+    return 1 if serving == MEASURED_SERVING else getattr(measured, name)
 
 
 def _serving(options: argparse.Namespace, points: Sequence[Point]) -> str:

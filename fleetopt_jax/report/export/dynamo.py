@@ -101,7 +101,7 @@ def _require_written(fleet: FleetLaunch, weights: Weights) -> None:
     if weights == "host":
         raise BadInput("--weights host", "not written with --to dynamo", "need claim or none")
     for pool in fleet.pools:
-        if any(arg.startswith("--nnodes=") for arg in pool.args):
+        if pool.hosts_per_instance > 1:
             problem = f"{pool.gpus_per_instance} GPUs of an instance of {pool.name} are more than a host has"
             raise BadInput("--to dynamo", f"{problem}: components of several hosts are not written", "need fewer")
 

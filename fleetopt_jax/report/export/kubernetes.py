@@ -1,4 +1,5 @@
-"""A plan as Kubernetes manifests: a Deployment, a Service and a disruption budget for each pool and for the router.
+"""A plan as Kubernetes manifests: a Deployment, a Service and a disruption budget for each pool and for the router; in
+place of its Deployment a LeaderWorkerSet, where an instance is on several hosts.
 
 Names are relative to the namespace they are applied in. What no plan can know is said in the header: the storage class,
 the secrets, and where clients come from.
@@ -30,6 +31,7 @@ from fleetopt_jax.report.export.two_stage import (
     StageRouter,
 )
 from fleetopt_jax.report.export.vllm import SCHEMA
+from fleetopt_jax.report.words import listed
 
 IMAGE = f"vllm/vllm-openai:v{VLLM_RELEASE}"
 ROUTER_IMAGE = f"envoyproxy/envoy:v{ENVOY_RELEASE}"
@@ -46,6 +48,9 @@ GPU_PRODUCTS = {
     "rtx-pro-6000": "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition",
     "l40s": "NVIDIA-L40S",
 }
+LWS_RELEASE = "0.7.0"  # of LeaderWorkerSet (leaderworkerset.x-k8s.io/v1): the release whose schema tests hold
+LWS_LEADER, LWS_RANK = "LWS_LEADER_ADDRESS", "LWS_WORKER_INDEX"  # what it puts into the environment of containers
+OF_GROUP = "leaderworkerset.sigs.k8s.io/name"  # its label of all pods of a set
 START_S = 3600  # to download and load the weights
 PROBE_S = 10
 LEAVE_S = 30 + 2 * DNS_REFRESH_S  # until no router asks a leaving instance: kubeadm's CoreDNS keeps an answer for 30 s
@@ -83,10 +88,12 @@ def kubernetes_document(
         whose = f", {pool.role} stage" if pool.role else ""
         about = f"Requests of up to {pool.window_tokens:,} tokens{whose}: {pool.n_instances:,} instances of "
         about += f"{pool.gpus_per_instance} x {pool.gpu}."
-        written.append(([about, *pool.notes], _deployment(fleet, pool, _pod(fleet, pool, weights, gpu_products))))
+        started = _group if pool.hosts_per_instance > 1 else _deployment
+        written.append(([about, *pool.notes], started(fleet, pool, _pod(fleet, pool, weights, gpu_products))))
         labels = labels_of(fleet, pool)
         written.append((["No address of its own: DNS has every ready instance."], _service(pool.name, labels)))
-        written.append(([], _budget(pool.name, labels, _selector(pool.name))))
+        every_pod = {OF_GROUP: pool.name} if pool.hosts_per_instance > 1 else _selector(pool.name)
+        written.append(([], _budget(pool.name, labels, every_pod)))
     written += _finders(fleet) if fleet.stage_routers else []
     for each in fleet.stage_routers:
         written += _stage_router(fleet, each)
@@ -133,7 +140,23 @@ def _notes(fleet: FleetLaunch, weights: Weights, gpu_products: Mapping[str, str]
         ),
         *fleet.stage_router_notes,
         *fleet.notes,
+        *(_groups_said(fleet) if any(pool.hosts_per_instance > 1 for pool in fleet.pools) else []),
         *(_stages_said(fleet) if fleet.stage_routers else []),
+    ]
+
+
+def _groups_said(fleet: FleetLaunch) -> list[str]:
+    """Of instances on several hosts."""
+    several = [pool for pool in fleet.pools if pool.hosts_per_instance > 1]
+    staged = "The leader of a stage hands KV caches over for all its hosts, which no test does."
+    return [
+        f"{listed([pool.name for pool in several])}: instances on several hosts, each a group of a LeaderWorkerSet. "
+        f"The cluster needs its controller, {LWS_RELEASE} or newer: https://lws.sigs.k8s.io/docs/installation. Its "
+        "schema was read, and no cluster has run this.",
+        "What lets hosts pass data on by RDMA is not written (device plugins, a second network, NCCL_IB_HCA, "
+        "NCCL_SOCKET_IFNAME), nor is what keeps the hosts of an instance near one another (the LeaderWorkerSet's "
+        "annotation leaderworkerset.sigs.k8s.io/exclusive-topology). Without RDMA NCCL falls back to TCP.",
+        *([staged] if any(pool.role for pool in several) else []),
     ]
 
 
@@ -233,6 +256,57 @@ def _deployment(fleet: FleetLaunch, pool: PoolLaunch, pod: dict[str, Any]) -> di
     return named("Deployment", "apps/v1", pool.name, labels, spec=spec)
 
 
+def _group(fleet: FleetLaunch, pool: PoolLaunch, pod: dict[str, Any]) -> dict[str, Any]:
+    """Instances on several hosts, a pod on each: all start the same, with their ranks, and are replaced together.
+
+    The leader (rank 0) answers, and carries the pool's labels; the Service has no worker. LeaderWorkerSet's own Service
+    would have the pool's name: with one for each instance there is none. Once a leader is told to stop, its workers are
+    too: they wait as long as it may drain.
+    """
+    labels, set_labels = labels_of(fleet, pool), labels_of(fleet)
+    worker_labels = {**set_labels, "app.kubernetes.io/component": "engine-worker"}
+    leader = {"metadata": {"labels": labels, "annotations": _scraped(PORT, "/metrics")}, "spec": pod}
+    spec = {
+        "replicas": pool.n_instances,
+        "startupPolicy": "LeaderCreated",
+        "networkConfig": {"subdomainPolicy": "UniquePerReplica"},
+        "rolloutStrategy": {
+            "type": "RollingUpdate",
+            "rollingUpdateConfiguration": {"maxSurge": 0, "maxUnavailable": 1},
+        },
+        "leaderWorkerTemplate": {
+            "size": pool.hosts_per_instance,
+            "restartPolicy": "RecreateGroupOnPodRestart",
+            "leaderTemplate": leader,
+            "workerTemplate": {"metadata": {"labels": worker_labels}, "spec": _worker(pod, pool)},
+        },
+    }
+    return named("LeaderWorkerSet", "leaderworkerset.x-k8s.io/v1", pool.name, labels, spec=spec)
+
+
+def _worker(pod: dict[str, Any], pool: PoolLaunch) -> dict[str, Any]:
+    """The pod of another rank than 0: it answers nobody, so that nothing can ask it how it is; it ends if it fails."""
+    (leader,) = pod["containers"]
+    asked = ("ports", "startupProbe", "readinessProbe", "livenessProbe")
+    container = {name: value for name, value in leader.items() if name not in asked}
+    container["args"] = [*leader["args"], "--headless"]
+    container["lifecycle"] = {"preStop": {"exec": {"command": ["sleep", str(LEAVE_S + pool.drain_s)]}}}
+    kept = {name: value for name, value in pod.items() if name != "topologySpreadConstraints"}
+    return {**kept, "containers": [container]}
+
+
+def _of_rank(pool: PoolLaunch) -> list[str]:
+    """Where a host of several stands, from what LeaderWorkerSet puts into the environment of every container."""
+    if pool.hosts_per_instance == 1:
+        return []
+    of_groups = any(arg.startswith("--data-parallel-size=") for arg in pool.args)
+    return [
+        f"--node-rank=$({LWS_RANK})",
+        f"--master-addr=$({LWS_LEADER})",
+        *([f"--data-parallel-address=$({LWS_LEADER})"] if of_groups else []),
+    ]
+
+
 def _scraped(port: int, path: str) -> dict[str, str]:
     """For a Prometheus that discovers pods by their annotations."""
     return {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": path}
@@ -260,15 +334,15 @@ def _pod(fleet: FleetLaunch, pool: PoolLaunch, weights: Weights, gpu_products: M
     """One instance. To stop, it waits until no router asks it any more, then ends what it has begun."""
     mounts = [{"name": "weights", "mountPath": CACHE}]
     volumes = [{"name": "weights", **weights_volume(fleet, weights)}]
-    shared_gib = max(2, pool.gpus_per_instance)
-    if pool.gpus_per_instance > 1:  # the processes of one instance talk through it
+    shared_gib = max(2, _gpus_of_pod(pool))
+    if _gpus_of_pod(pool) > 1:  # the processes of one instance talk through it
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shared_gib}Gi"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     container = {
         "name": "vllm",
         "image": IMAGE,
         "command": ["vllm", "serve"],
-        "args": [arg.replace("$", "$$") for arg in pool.args],  # Kubernetes would fill in $(NAME)
+        "args": [*(arg.replace("$", "$$") for arg in pool.args), *_of_rank(pool)],  # Kubernetes fills in $(NAME)
         "env": [
             {"name": "HOME", "value": "/home/vllm"},
             secret("VLLM_API_KEY", key_name(fleet), "api-key"),
@@ -322,10 +396,15 @@ def weights_volume(fleet: FleetLaunch, weights: Weights) -> dict[str, Any]:
 def engine_resources(pool: PoolLaunch, shared_gib: int) -> dict[str, Any]:
     """vLLM runs a server, a scheduler and a worker for each GPU, and wants a physical core for each (its guide to
     optimization): two of Kubernetes' CPUs, which are threads. No limits: loading weights would meet them."""
-    processes = 2 + pool.gpus_per_instance
-    memory_gib = HOST_GIB_PER_PROCESS * processes + (shared_gib if pool.gpus_per_instance > 1 else 0)
-    gpus = {"nvidia.com/gpu": str(pool.gpus_per_instance)}
+    n_gpus = _gpus_of_pod(pool)
+    processes = 2 + n_gpus
+    memory_gib = HOST_GIB_PER_PROCESS * processes + (shared_gib if n_gpus > 1 else 0)
+    gpus = {"nvidia.com/gpu": str(n_gpus)}
     return {"requests": {"cpu": str(2 * processes), "memory": f"{memory_gib}Gi", **gpus}, "limits": gpus}
+
+
+def _gpus_of_pod(pool: PoolLaunch) -> int:
+    return pool.gpus_per_instance // pool.hosts_per_instance
 
 
 def _quiet_pod(*, user: int, group: int, grace_s: int) -> dict[str, Any]:

@@ -74,6 +74,7 @@ class PoolLaunch:
     gpu: str
     n_instances: int
     gpus_per_instance: int
+    hosts_per_instance: int  # that have as many of its GPUs each
     window_tokens: int  # longest request, prompt + output [tokens]
     drain_s: int  # what it has begun is given this long to end when the instance is stopped [s]
     n_active: float  # mean sequences in flight in an instance, as planned [-]
@@ -549,11 +550,12 @@ def _pool_launch(
     gpu = catalog.gpu_entry(pool.gpu, f"{where}.gpu")
     step_tokens = pool.max_num_batched_tokens_asked or gpu.batched_tokens
     step_tokens = int(gpu.chunk_tokens) if assumptions.prefill.reads_chunk else step_tokens
-    notes += _pool_notes(pool, step_tokens, _host_gpus(pool, catalog))
+    n_hosts = _n_hosts(pool, _host_gpus(pool, catalog))
+    notes += _pool_notes(pool, step_tokens, n_hosts)
     flags: dict[str, Any] = {
         "served-model-name": _served_name(pool),
         "tensor-parallel-size": pool.tp,
-        **_parallel_flags(where, pool, _host_gpus(pool, catalog)),
+        **_parallel_flags(where, pool, n_hosts),
         "max-model-len": window_tokens,
         "max-num-seqs": pool.group_num_seqs,
         "max-num-batched-tokens": max(step_tokens, pool.group_num_seqs * pool.rows_per_sequence),
@@ -573,6 +575,7 @@ def _pool_launch(
         gpu=pool.gpu.lower(),
         n_instances=pool.n_instances,
         gpus_per_instance=pool.n_gpus,
+        hosts_per_instance=n_hosts,
         window_tokens=window_tokens,
         drain_s=pool.drain_s,
         n_active=min(pool.n_active if pool.n_active is not None else math.inf, pool.max_num_seqs),
@@ -593,9 +596,9 @@ def _speculative_config(drafts: SpeculatePart, model: str) -> str:
     return json.dumps(config)
 
 
-def _parallel_flags(where: str, pool: _Pool, host_gpus: int) -> dict[str, Any]:
+def _parallel_flags(where: str, pool: _Pool, n_hosts: int) -> dict[str, Any]:
     """What divides an instance besides tensor parallelism. vLLM divides the experts whole over all GPUs of a layer or
-    over none, and counts hosts of equal numbers of GPUs."""
+    over none."""
     of_a_layer = pool.tp * pool.dp
     if pool.ep not in (1, of_a_layer):
         problem = f"{pool.ep} groups of experts on {of_a_layer} GPUs are not what vLLM can do"
@@ -607,9 +610,15 @@ def _parallel_flags(where: str, pool: _Pool, host_gpus: int) -> dict[str, Any]:
         flags["data-parallel-size"] = pool.dp
     if pool.ep > 1:
         flags["enable-expert-parallel"] = None
-    if pool.n_gpus > host_gpus:
-        flags["nnodes"] = math.ceil(pool.n_gpus / host_gpus)
+    if n_hosts > 1:
+        flags["nnodes"] = n_hosts
     return flags
+
+
+def _n_hosts(pool: _Pool, host_gpus: int) -> int:
+    """The fewest hosts that have an instance's GPUs in equal numbers: vLLM takes no others."""
+    least = math.ceil(pool.n_gpus / host_gpus)
+    return next(n for n in range(least, pool.n_gpus + 1) if pool.n_gpus % n == 0)
 
 
 def _host_gpus(pool: _Pool, catalog: Catalog) -> int:
@@ -619,7 +628,7 @@ def _host_gpus(pool: _Pool, catalog: Catalog) -> int:
     return known[name].gpus_per_node if name in known else GPUS_PER_HOST
 
 
-def _pool_notes(pool: _Pool, step_tokens: int, host_gpus: int) -> list[str]:
+def _pool_notes(pool: _Pool, step_tokens: int, n_hosts: int) -> list[str]:
     """What is to be known of a pool beside its flags, where the laws assume steps of `step_tokens`."""
     notes = []
     if pool.group_num_seqs * pool.rows_per_sequence > step_tokens:
@@ -634,14 +643,12 @@ def _pool_notes(pool: _Pool, step_tokens: int, host_gpus: int) -> list[str]:
             "tensor parallelism, quantization and sampling stay vLLM's. The plan counts on "
             f"{pool.speculate.drafts.tokens_per_step:.3g} tokens an iteration (logged as mean acceptance length)."
         )
-    if pool.n_gpus > host_gpus:
-        n = math.ceil(pool.n_gpus / host_gpus)
+    if n_hosts > 1:
         address = "--master-addr" + (" and --data-parallel-address" if pool.dp > 1 else "")
         notes.append(
-            f"{pool.n_gpus} GPUs of one instance are more than the {host_gpus} of a host: start it on {n} hosts at "
-            f"once, on each with its --node-rank from 0 to {n - 1} and rank 0's address as {address}, and with "
-            "--headless on all but rank 0. A pod of a Kubernetes Deployment has one host: there it needs a "
-            "LeaderWorkerSet, which is not written here."
+            f"{pool.n_gpus} GPUs of one instance are on {n_hosts} hosts, {pool.n_gpus // n_hosts} on each, which start "
+            f"it at once: each with its --node-rank from 0 to {n_hosts - 1} and rank 0's address as {address}, all but "
+            "rank 0 with --headless. Rank 0 answers; a LeaderWorkerSet of Kubernetes (--to kubernetes) says all that."
         )
     if pool.clock_frac < 1:
         permille = round(1000 * pool.clock_frac)
