@@ -24,7 +24,7 @@ a(z) the transform's rate of events, e lambda (1 - B(z)) for single ones, and a'
 and nothing where the shortest queue finds an idle instance (`queueing.idle_share`), or where an instance that only
 prefills pauses (`laws/gated.py`). Who would find one but for a burst meets a lone prompt or a step (`bursts.crowded`).
 An instance with fewer sequences than the mean one is as much less likely to be at a prompt, each having come with its
-own: of the others the share by which they are fewer (`calm`) meets a decode step.
+own: of the others the share by which they are fewer, but for one who is there, meets a decode step (`calm`).
 phi is taken down one iteration; the one before that is a decode step and, sometimes, an exponential time, of the right
 mean and variance. Prompts come as a histogram: own is exact in it, the others' b have a value for each of a few kinds.
 Nothing of this is fitted; how well it holds is said in `experiments/agreement.py`.

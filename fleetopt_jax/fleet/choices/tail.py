@@ -174,7 +174,7 @@ class QuantileTail(Tail):
         if dispatch.looks_at_queues:
             known = operation.n_decoding + rate * (running_s + STALENESS_S / 2.0)  # those who left meanwhile as well
             idle, crowd = crowded(state.burst, known, rate, state.n_instances, operation.step_s + any_s + mean_b)
-            calm = jnp.minimum(safe_div(state.fewer, known), 1.0)
+            calm = safe_div(jnp.clip(known - 1.0, 0.0, state.fewer), known)  # not idle, it has one at least
         return TtftLaw(
             mass=prompts.mass,
             least_s=late_s + least_s,
