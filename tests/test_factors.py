@@ -215,7 +215,7 @@ def ran(capsys, *words: object) -> tuple[int, str]:
 def test_calibrate_takes_every_format(capsys, tmp_path, name):
     """A file of each becomes an engine that is nearer to it than the catalog's, points left out; and it is loaded."""
     mine = tmp_path / "mine.json"
-    words = ("calibrate", BENCHMARKS / name, *ENGINE, "--isl", 2000, "--out", mine)
+    words = ("calibrate", BENCHMARKS / name, *ENGINE, "--dp", 1, "--isl", 2000, "--out", mine)
     code, out = ran(capsys, *words, "--json")
     document = json.loads(out)
     assert code == OK and document["serving"] == "vllm" and document["quality"] == "measured"

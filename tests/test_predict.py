@@ -326,7 +326,7 @@ def test_a_format_is_known_by_what_is_in_it(name, layout, n, n_good, seen):
 @pytest.mark.parametrize("name", [name for name, *_ in FORMATS if name != "mlenergy.csv"])
 def test_factors_are_found_in_every_format_of_whole_benchmarks(name, llama):
     """Of what the files were made with; the host, which was not changed, keeps the catalog's value."""
-    rows = read_measurements(BENCHMARKS / name, llm="llama-3.1-70b", precision="fp8").rows
+    rows = read_measurements(BENCHMARKS / name, llm="llama-3.1-70b", precision="fp8", dp=1).rows
     points = [point for point in points_of(rows) if not point.parallel]
     fit = fit_benchmarks(llama, points)
     assert fit.parameters == pytest.approx(
