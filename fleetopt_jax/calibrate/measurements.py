@@ -208,7 +208,7 @@ def _step_s(
         if column == RATE_PER_GPU:
             if tp_column is None:
                 raise BadInput(rows[0].place, f"{column} without tp", "need the GPUs of an instance as well")
-            rate = rate * np.array([gpus_of(row) for row in rows], dtype=float)
+            rate = rate * np.array([gpus_of(row) or row.count(tp_column) for row in rows], dtype=float)
         step_s = batch / rate
         holds = "" if column in DECODE_RATE else "prefill, and the start and the end of the run"
     note = f"{column} holds {holds}: the step is too long by that; median_itl_ms is not"
@@ -346,5 +346,6 @@ def _power_w_per_gpu(columns: list[str], rows: list[Row]) -> np.ndarray | None:
     gpus = _first(columns, (*GPUS, "tp"))
     if "power_w" not in columns or gpus is None:
         return None
-    n_gpus = [row.count(gpus) if gpus in ("n_gpus", "num_gpus") else gpus_of(row) for row in rows]
+    all_of_them = gpus in ("n_gpus", "num_gpus")
+    n_gpus = [(None if all_of_them else gpus_of(row)) or row.count(gpus) for row in rows]  # or refuses an empty cell
     return np.array([row.number("power_w", 1e8) for row in rows]) / np.array(n_gpus, dtype=float)
