@@ -293,6 +293,7 @@ def test_traffic_is_conserved_hard_and_soft(h100, small_workload):
     np.testing.assert_allclose(hard[0], expected, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_the_soft_router_sharpens_to_the_hard_one(b200, roofline, small_workload):
     fleet = make_fleet([roofline, build(b200)], window_tokens=[1501.5, 62_464], gamma=[1.3, 1], n_instances=[40, 30])
     hard = named(compiled(fleet, small_workload, assumptions=REAL).pools)
@@ -333,6 +334,7 @@ def test_other_numbers_never_compile_again(h100, b200, small_workload):
     assert len(set(results)) == 5  # the numbers did matter
 
 
+@pytest.mark.slow
 def test_a_batch_of_thresholds_equals_a_loop(h100, b200, small_workload):
     engines = (build(h100), build(b200))
     windows = np.stack([np.linspace(60.0, 60_000.0, 50), np.full(50, 62_464.0)], axis=1)

@@ -76,6 +76,7 @@ def some():
     return simulate(small_fleet(), steady(20.0), n_requests=400, n_replications=4)
 
 
+@pytest.mark.slow
 def test_replications_are_added_and_those_done_kept(some):
     few = draw_requests(steady(20.0), PHYSICAL, 400, 6, 0)
     grown = simulate(small_fleet(), steady(20.0), requests=few, n_replications=2, until_frac=1e-9)

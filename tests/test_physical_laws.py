@@ -156,6 +156,7 @@ def test_sequences_of_a_mixture_of_experts_solve_littles_law():
     assert 300 < below < 500
 
 
+@pytest.mark.slow
 def test_sequences_rise_with_the_rate_up_to_their_cap_and_stay_finite_beyond():
     step = random_steps()
     loads = np.array([0.0, 0.3, 0.7, 0.95, 1 - 1e-9, 1.0, 1 + 1e-9, 1.3, 1e6])

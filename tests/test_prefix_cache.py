@@ -366,6 +366,7 @@ def test_a_share_is_searched(workload):
     assert plan.metrics.tok_per_j > without.metrics.tok_per_j
 
 
+@pytest.mark.slow
 def test_what_is_avoided_is_the_law_of_prompts_that_are_computed():
     """Of prompts of one length: tau1 p + tau2 p^2 against tau1 (p - c) + tau2 (p^2 - c^2); watts of prefill in it."""
     one = make_workload([6000.0], [50.0], arrival_rate_per_s=8.0)

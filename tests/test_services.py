@@ -193,6 +193,7 @@ def test_what_more_gpus_are_worth_is_what_another_search_finds(published):
     assert [each.saved > 0 for each in few.worth if each.kind == "b200"] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_deadline_is_kept_however_it_is_split_and_several_llms_are_tried(published):
     """A batch is served no dearer than by any one split, and of two LLMs the better is taken."""
     llms = [[replace(each, llm=llm) for each in published] for llm in ("llama-3.1-70b", "llama-3.1-8b")]

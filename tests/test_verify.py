@@ -171,6 +171,7 @@ def test_the_answer_is_no_worse_than_any_fleet_that_was_seen_to_hold(one_pool):
     assert sum(one_pool.fleet.n_instances) == min(sum(n) for _, n in held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [0.7, pytest.param(1.3, marks=pytest.mark.slow)])
 def test_a_guess_that_is_a_third_off_either_way_changes_little(one_pool, off):
     """Only which numbers were too close to tell depends on the way there."""
@@ -187,6 +188,7 @@ def test_the_least_of_one_pool_is_what_trying_every_number_finds(one_pool):
         assert simulate(fleet, CHAT, PHYSICAL, SLO, **FEW).slo_held == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dear_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_cheaper_layout_wins_and_what_cannot_beat_it_is_not_simulated(one_pool, dear_first):
     cheap, dear = toy([1000], [6]), toy([1000], [6], price=5.0)
