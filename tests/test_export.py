@@ -33,11 +33,12 @@ from fleetopt_jax.fleet.choices.routing_key import PromptAndLimit
 from fleetopt_jax.fleet.fleet import make_fleet
 from fleetopt_jax.fleet.traffic import route as routing_law
 from fleetopt_jax.laws.kv_cache import MEMORY_UTILIZATION
-from fleetopt_jax.report.export.dynamo import dynamo_document, dynamo_yaml
+from fleetopt_jax.report.export.dynamo import dynamo_document
 from fleetopt_jax.report.export.envoy import router_export, router_yaml
-from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document, kubernetes_yaml
+from fleetopt_jax.report.export.kubernetes import GPU_PRODUCTS, IMAGE, kubernetes_document
 from fleetopt_jax.report.export.launch import VLLM_RELEASE, dns_label, fleet_launch
 from fleetopt_jax.report.export.releases import STAGE_ROUTER_RELEASE
+from fleetopt_jax.report.export.text import manifests_yaml
 from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
 from fleetopt_jax.workload.atoms import make_workload
 
@@ -212,7 +213,7 @@ def check_all(document: dict, **options) -> None:
     given_pools = document["pools"]
     both = {"vllm": vllm_document(fleet), "kubernetes": kubernetes_document(fleet)}
     assert json.loads(json.dumps(both, allow_nan=False)) == both
-    script, text = vllm_script(both["vllm"]), kubernetes_yaml(both["kubernetes"])
+    script, text = vllm_script(both["vllm"]), manifests_yaml(both["kubernetes"])
     assert load_all(text) == both["kubernetes"]["manifests"]
     kinds = manifests_of(text)
     (config,) = kinds["ConfigMap"]
@@ -441,7 +442,7 @@ def test_instances_on_several_hosts_are_groups(how, n_hosts, size):
     """DeepSeek-V3 on 16 H100, among others: each host says its rank and the leader's address, one of them answers."""
     document = plan({"llm": "deepseek-v3", "precision": None, "max_num_seqs": 1024, **how})
     fleet = fleet_launch(document, "plan.json")
-    text = kubernetes_yaml(kubernetes_document(fleet))
+    text = manifests_yaml(kubernetes_document(fleet))
     kinds, (pool,) = manifests_of(text), fleet.pools
     (group,) = kinds["LeaderWorkerSet"]
     assert [each["metadata"]["labels"]["app.kubernetes.io/name"] for each in kinds["Deployment"]] == ["envoy"]
@@ -482,10 +483,10 @@ def test_instances_of_one_host_are_no_groups():
 
 def test_a_gpu_without_a_label_may_run_anywhere_and_that_is_said():
     document = kubernetes_document(fleet_launch(plan(), "plan.json"), gpu_products={})
-    (deployment,) = engines_of(kubernetes_yaml(document))
+    (deployment,) = engines_of(manifests_yaml(document))
     assert "nodeSelector" not in deployment["spec"]["template"]["spec"]
     assert any("h100" in note for note in document["notes"])
-    (labelled,) = engines_of(kubernetes_yaml(kubernetes_document(fleet_launch(plan(), "plan.json"))))
+    (labelled,) = engines_of(manifests_yaml(kubernetes_document(fleet_launch(plan(), "plan.json"))))
     assert labelled["spec"]["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": GPU_PRODUCTS["h100"]}
 
 
@@ -493,7 +494,7 @@ def test_tensor_parallel_instances_share_memory():
     document = kubernetes_document(fleet_launch(plan({"tp": 1, "llm": "qwen3-8b"}, {"tp": 4}), "plan.json"))
     single, several = (
         {mount["mountPath"] for mount in deployment["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]}
-        for deployment in engines_of(kubernetes_yaml(document))
+        for deployment in engines_of(manifests_yaml(document))
     )
     assert several - single == {"/dev/shm"}
 
@@ -503,7 +504,7 @@ def test_tensor_parallel_instances_share_memory():
 )
 def test_the_weights_are_kept_where_they_are_wanted(weights, kind):
     fleet = fleet_launch(plan({"precision": "fp8"}, {"precision": "bf16"}), "plan.json")
-    kinds = manifests_of(kubernetes_yaml(kubernetes_document(fleet, weights=weights)))
+    kinds = manifests_of(manifests_yaml(kubernetes_document(fleet, weights=weights)))
     for deployment in kinds["Deployment"][:-1]:
         volumes = {volume["name"]: volume for volume in deployment["spec"]["template"]["spec"]["volumes"]}
         assert kind in volumes["weights"]
@@ -523,7 +524,7 @@ def test_how_sure_a_plan_is_heads_everything_that_is_written():
         fleet = fleet_launch(document, "plan.json")
         written = [
             vllm_script(vllm_document(fleet)),
-            kubernetes_yaml(kubernetes_document(fleet)),
+            manifests_yaml(kubernetes_document(fleet)),
             router_yaml(router_export(fleet)),
         ]
         assert all(said in text[:500] for text in written)
@@ -554,7 +555,7 @@ def test_the_router_has_room_for_the_traffic():
     def resources_of(rate_per_s: float, n_active: float) -> tuple[int, int]:
         document = plan({"n_active": n_active, "n_instances": 1000, "max_num_seqs": 1024})
         document["workload"] |= {"arrival_rate_per_s": rate_per_s, "mean_output_tokens": 200.0}
-        manifests = manifests_of(kubernetes_yaml(kubernetes_document(fleet_launch(document, "plan.json"))))
+        manifests = manifests_of(manifests_yaml(kubernetes_document(fleet_launch(document, "plan.json"))))
         (container,) = manifests["Deployment"][-1]["spec"]["template"]["spec"]["containers"]
         assert (
             container["args"][container["args"].index("--concurrency") + 1] == container["resources"]["requests"]["cpu"]
@@ -603,7 +604,7 @@ def test_a_plan_with_a_prefix_cache_keeps_one_and_says_what_it_assumes():
             assert not any(arg.startswith("--block-size") for arg in pool.args)  # MLA and hybrids have their own
         written = (
             vllm_script(vllm_document(fleet)),
-            kubernetes_yaml(kubernetes_document(fleet)),
+            manifests_yaml(kubernetes_document(fleet)),
             router_yaml(router_export(fleet)),
         )
         for text in written:
@@ -631,7 +632,7 @@ def test_a_plan_that_follows_prefixes_is_routed_by_them():
         assert fleet.router["dispatch_within_pool"] == dispatch
         assert any(f"{balance['hash_balance_factor'] / 100:g} times the mean" in note for note in fleet.notes)
         assert any("prefix-cache-scorer" in note and "prefixaware" in note for note in fleet.notes)
-        text = kubernetes_yaml(kubernetes_document(fleet))
+        text = manifests_yaml(kubernetes_document(fleet))
         assert "MAGLEV" in text and "LEAST_REQUEST" not in text
     usual = json.dumps(router_export(fleet_launch(plan(), "plan.json"))["config"])
     assert "hash_policy" not in usual and "maglev" not in usual and "local BY_PREFIX = false" in usual
@@ -853,7 +854,7 @@ def test_a_draft_head_is_in_both_stages_and_n_grams_where_they_are_planned():
 def test_manifests_of_two_stages_are_found_by_their_router_and_it_by_envoy():
     fleet = fleet_launch(plan({}, staged(), verified={"held": True}), "plan.json")
     document = kubernetes_document(fleet)
-    text = kubernetes_yaml(document)
+    text = manifests_yaml(document)
     assert load_all(text) == document["manifests"]
     kinds = manifests_of(text)
     assert_complete(fleet, kinds, kinds["Deployment"][:-1])
@@ -890,7 +891,7 @@ def test_manifests_of_two_stages_are_found_by_their_router_and_it_by_envoy():
     head = " ".join(text.split("\n---\n")[0].replace("\n# ", " ").split())
     for said in ("RDMA", "UCX", "1.2 ms for a mean prompt", "infiniband: 50 GB/s", "IPC_LOCK", "InferencePool"):
         assert said in head
-    alone = kubernetes_yaml(kubernetes_document(fleet_launch(plan(), "plan.json")))
+    alone = manifests_yaml(kubernetes_document(fleet_launch(plan(), "plan.json")))
     assert not any(word in alone for word in ("RDMA", "vllm-router:", "llm-d.ai", "ServiceAccount\n", "OPENAI_API_KEY"))
 
 
@@ -979,7 +980,7 @@ def test_a_graph_of_dynamo_has_the_documented_fields_and_the_plans_numbers():
     stages = staged({"gpu": "b200", "tp": 4}, {"max_num_batched_tokens_asked": 1024})
     fleet = fleet_launch(plan({}, stages), "plan.json")
     document = dynamo_document(fleet)
-    text = dynamo_yaml(document)
+    text = manifests_yaml(document)
     assert load_all(text) == document["manifests"] and json.loads(json.dumps(document)) == document
     graphs, others = graphs_of(text)
     assert [each["metadata"]["name"] for each in graphs] == ["fleetopt-pool-4096", "fleetopt-pool-8192"]
@@ -1026,13 +1027,13 @@ def test_envoy_asks_the_frontend_of_each_graph_and_looks_at_keys():
 
 @pytest.mark.parametrize(("dispatch", "mode"), [("jsq", "least-loaded"), ("random", "random")])
 def test_frontends_choose_as_planned(dispatch, mode):
-    graphs, _ = graphs_of(dynamo_yaml(dynamo_document(fleet_launch(plan(dispatch=dispatch), "plan.json"))))
+    graphs, _ = graphs_of(manifests_yaml(dynamo_document(fleet_launch(plan(dispatch=dispatch), "plan.json"))))
     env = {each["name"]: each.get("value") for each in main_of(graphs[0]["spec"]["components"][0])["env"]}
     assert env["DYN_ROUTER_MODE"] == mode and mode in DYNAMO["router_modes"]
 
 
 def test_what_is_not_written_for_dynamo_is_said_or_refused():
-    text = dynamo_yaml(dynamo_document(fleet_launch(plan(staged()), "plan.json"), weights="none"))
+    text = manifests_yaml(dynamo_document(fleet_launch(plan(staged()), "plan.json"), weights="none"))
     head = " ".join(text.split("\n---\n")[0].replace("\n# ", " ").split())
     for said in (f"vLLM {DYNAMO['vllm']}", "--dry-run=server", "NetworkPolicy", "RDMA", "planner", "1.2 ms for a mean"):
         assert said in head, said

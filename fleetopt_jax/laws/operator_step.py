@@ -27,7 +27,7 @@ from fleetopt_jax.laws.operators.watts import StepWatts, step_parts, step_power_
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.speculation import Speculation, SpeculativeDecode, speculative_decode, speculative_step
-from fleetopt_jax.laws.step_law import StepInputs, StepLaw
+from fleetopt_jax.laws.step_law import ChangedStep, StepInputs, StepLaw
 
 BESIDE, BESIDE_TOKENS = 32.0, 2048.0  # sequences that decode beside a prompt whose cost is asked for, and their context
 
@@ -97,26 +97,11 @@ def _core_share(batch: StepBatch) -> Array:
 
 
 @pytree
-class LimitedStep(StepLaw):
-    """The same on boards limited to fewer watts: every iteration at the clock at which it meets them."""
+class LimitedStep(ChangedStep):
+    """A step of operators on boards limited to fewer watts: every iteration at the clock at which it meets them."""
 
     law: OperatorStep
     limit_w: Array  # of each board [W]
-
-    @property
-    def first_token_s(self) -> Array:
-        return self.law.first_token_s
-
-    @property
-    def window_tokens(self) -> Array:
-        return self.law.window_tokens
-
-    @property
-    def inputs(self) -> StepInputs:
-        return self.law.inputs
-
-    def with_inputs(self, inputs: StepInputs) -> "LimitedStep":
-        return replace(self, law=self.law.with_inputs(inputs))
 
     def clock_frac(self, batch: StepBatch) -> Array:
         """Of the cores, of the clock that operators were timed at [-]: the law's own where the limit does not bind,

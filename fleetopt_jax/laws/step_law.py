@@ -5,7 +5,7 @@ is what the iteration takes beyond one of the same sequences without them.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -102,13 +102,10 @@ def stacked(*batches: StepBatch) -> StepBatch:
 
 
 @pytree
-class ScaledStep(StepLaw):
-    """Another law's iterations: its decode steps, what prompts add, and its watts, each times a factor."""
+class ChangedStep(StepLaw):
+    """Another law's iterations, changed; a record derives from this and says how."""
 
     law: Any  # the other law's record
-    decode: Array  # [-]
-    prefill: Array  # [-]
-    power: Array  # [-]
 
     @property
     def first_token_s(self) -> Array:
@@ -122,8 +119,17 @@ class ScaledStep(StepLaw):
     def inputs(self) -> StepInputs:
         return self.law.inputs
 
-    def with_inputs(self, inputs: StepInputs) -> "ScaledStep":
+    def with_inputs(self, inputs: StepInputs) -> Self:
         return replace(self, law=self.law.with_inputs(inputs))
+
+
+@pytree
+class ScaledStep(ChangedStep):
+    """Its decode steps, what prompts add, and its watts, each times a factor."""
+
+    decode: Array  # [-]
+    prefill: Array  # [-]
+    power: Array  # [-]
 
     def at_clock(self, clock_frac: ArrayLike) -> "ScaledStep":
         return replace(self, law=self.law.at_clock(clock_frac))

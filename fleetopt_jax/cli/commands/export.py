@@ -10,10 +10,11 @@ from fleetopt_jax.cli.inputs import named_catalog
 from fleetopt_jax.cli.repeat import from_here
 from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.files import parse_json, read_bytes, to_json
-from fleetopt_jax.report.export.dynamo import dynamo_document, dynamo_yaml
+from fleetopt_jax.report.export.dynamo import dynamo_document
 from fleetopt_jax.report.export.envoy import router_export, router_yaml
-from fleetopt_jax.report.export.kubernetes import kubernetes_document, kubernetes_yaml
+from fleetopt_jax.report.export.kubernetes import kubernetes_document
 from fleetopt_jax.report.export.launch import fleet_launch
+from fleetopt_jax.report.export.text import manifests_yaml
 from fleetopt_jax.report.export.vllm import vllm_document, vllm_script
 
 
@@ -24,8 +25,8 @@ def run(options: argparse.Namespace) -> Answer:
         raise BadInput("--weights", f"not read with --to {options.to}", allowed)
     targets = {
         "vllm": (vllm_document, vllm_script),
-        "kubernetes": (partial(kubernetes_document, weights=options.weights or "claim"), kubernetes_yaml),
-        "dynamo": (partial(dynamo_document, weights=options.weights or "claim"), dynamo_yaml),
+        "kubernetes": (partial(kubernetes_document, weights=options.weights or "claim"), manifests_yaml),
+        "dynamo": (partial(dynamo_document, weights=options.weights or "claim"), manifests_yaml),
         "envoy": (router_export, router_yaml),
     }
     plan = parse_json(options.plan, read_bytes(options.plan))

@@ -37,7 +37,6 @@ from fleetopt_jax.report.export.kubernetes import (
 )
 from fleetopt_jax.report.export.launch import FleetLaunch, PoolLaunch
 from fleetopt_jax.report.export.releases import DYNAMO_RELEASE, DYNAMO_VLLM_RELEASE, PORT, VLLM_RELEASE
-from fleetopt_jax.report.export.text import yaml_with_comments
 from fleetopt_jax.report.export.vllm import SCHEMA
 
 API = "nvidia.com/v1beta1"
@@ -55,7 +54,7 @@ FRONTEND = "frontend"  # a component, by whose name the operator calls the Servi
 def dynamo_document(
     fleet: FleetLaunch, *, weights: Weights = "claim", gpu_products: Mapping[str, str] = GPU_PRODUCTS
 ) -> dict[str, Any]:
-    """The contract's object: what `dynamo_yaml` prints, and the router.
+    """The contract's object: what `manifests_yaml` prints, and the router.
 
     `weights` are kept in one claim of all instances, or not at all (`none`); `gpu_products` as in
     `kubernetes_document`. Raises BadInput for what is not written.
@@ -84,12 +83,6 @@ def dynamo_document(
         "manifests": [manifest for _, manifest in written],
         "router": fleet.router,
     }
-
-
-def dynamo_yaml(document: Mapping[str, Any]) -> str:
-    """One stream for `kubectl apply -f`, what is to be known first as comments."""
-    header = [*document["header"], "", *document["notes"]]
-    return yaml_with_comments(zip(document["comments"], document["manifests"], strict=True), header)
 
 
 def _require_written(fleet: FleetLaunch, weights: Weights) -> None:

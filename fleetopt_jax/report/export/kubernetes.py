@@ -23,7 +23,6 @@ from fleetopt_jax.report.export.envoy import (
 )
 from fleetopt_jax.report.export.launch import MOST_LOAD_FRAC, FleetLaunch, PoolLaunch
 from fleetopt_jax.report.export.releases import PORT, STAGE_ROUTER_RELEASE, VLLM_RELEASE
-from fleetopt_jax.report.export.text import yaml_with_comments
 from fleetopt_jax.report.export.two_stage import (
     HAND_OVER_PORT,
     KEY_NOTE,
@@ -74,7 +73,7 @@ Weights = Literal["claim", "host", "none"]
 def kubernetes_document(
     fleet: FleetLaunch, *, weights: Weights = "claim", gpu_products: Mapping[str, str] = GPU_PRODUCTS
 ) -> dict[str, Any]:
-    """The contract's object: what `kubernetes_yaml` prints, and the router.
+    """The contract's object: what `manifests_yaml` prints, and the router.
 
     `weights` are kept in one claim of all instances, in a folder of each host, or not at all (`none`): every start then
     downloads them. `gpu_products` gives the label nvidia.com/gpu.product of a GPU's nodes; a GPU without one may run on
@@ -110,12 +109,6 @@ def kubernetes_document(
         "manifests": [manifest for _, manifest in written],
         "router": fleet.router,
     }
-
-
-def kubernetes_yaml(document: Mapping[str, Any]) -> str:
-    """One stream for `kubectl apply -f`, what is to be known first as comments."""
-    header = [*document["header"], "", *document["notes"]]
-    return yaml_with_comments(zip(document["comments"], document["manifests"], strict=True), header)
 
 
 def _notes(fleet: FleetLaunch, weights: Weights, gpu_products: Mapping[str, str]) -> list[str]:

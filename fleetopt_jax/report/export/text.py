@@ -19,6 +19,12 @@ def yaml_with_comments(documents: Iterable[tuple[Sequence[str], Mapping[str, Any
     )
 
 
+def manifests_yaml(document: Mapping[str, Any]) -> str:
+    """One stream for `kubectl apply -f`, what is to be known first as comments."""
+    header = [*document["header"], "", *document["notes"]]
+    return yaml_with_comments(zip(document["comments"], document["manifests"], strict=True), header)
+
+
 def comment_lines(comments: Iterable[str]) -> str:
     """Sentences over as many lines as they need; what is to be copied, a command, on one."""
     lines = [
