@@ -53,7 +53,7 @@ def test_every_row_allows_what_those_before_it_did():
     assert set(drafted.specs) == set(all_apart.specs) > set(cached.specs) == set(apart.specs)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_last_row_is_what_optimize_finds_with_the_same_options():
     *_, last = stack_ledger(CHAT, EngineSpec("h100"), **ABOUT)
     *_, (_, apart) = (step.problems for step in stack_steps(CHAT, EngineSpec("h100"), **ABOUT))
