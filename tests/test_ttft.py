@@ -226,12 +226,18 @@ def test_instances_are_busy_for_as_long_as_sequences_keep_them():
         at_s = np.sort(rng.uniform(arrivals_s[10_000], arrivals_s[-1], 50_000))
         there = np.searchsorted(arrivals_s, at_s) - np.searchsorted(gone_s, at_s)
         exact = np.mean(np.minimum(there, n_instances)) / n_instances
-        of_stream = Burst(1.0 / n_instances, 1.0, scv).met(n)
-        assert float(busy_share(n, n_instances, *of_stream)) == pytest.approx(exact, abs=0.03 * min(2 * n, 1))
-    shares = jax.vmap(lambda n, among: busy_share(n, among, n + 0.1, 0.1), (0, None))(jnp.geomspace(1e-9, 1e4, 80), 6.0)
+        met, _ = Burst(1.0 / n_instances, 1.0, scv).met(n)
+        assert float(busy_share(n, n_instances, met - n)) == pytest.approx(exact, abs=0.05 * min(2 * n, 1))
+    shares = jax.vmap(lambda n, among: busy_share(n, among, 0.1), (0, None))(jnp.geomspace(1e-9, 1e4, 80), 6.0)
     assert np.all(np.diff(shares) >= -1e-12) and float(shares[0]) < 1e-6 and float(shares[-1]) == pytest.approx(1.0)
-    slopes = jax.vmap(jax.grad(busy_share, (0, 1, 2, 3)))(
-        *jnp.array([[1e-12, 0.5, 1e4, 2.0], [1.0, 40.0, 3.0, jnp.inf], [0.0, 0.7, 2e4, 2.0], [0.0, 0.2, 5.0, 0.0]])
+    counts = jnp.arange(1.0, 60.0)
+    for together, b in itertools.product(
+        (0.03, 1.0, 5.0, 40.0), (0.0, 0.3, 20.0)
+    ):  # of the same in flight, more are busy
+        busy = counts * busy_share(together / counts, counts, b / counts)
+        assert np.all(np.diff(busy) >= -1e-12)
+    slopes = jax.vmap(jax.grad(busy_share, (0, 1, 2)))(
+        *jnp.array([[1e-12, 0.5, 1e4, 2.0], [1.0, 40.0, 3.0, jnp.inf], [0.0, 0.2, 5.0, 0.0]])
     )
     assert np.all(np.isfinite(slopes))
 

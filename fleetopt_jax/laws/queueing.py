@@ -3,6 +3,7 @@
 Symbols: c servers (instances times slots), a = lambda / mu_slot offered load [erlang], rho = a / c.
 """
 
+import math
 from typing import cast
 
 import jax
@@ -129,28 +130,27 @@ def idle_share(met: ArrayLike, n_instances: ArrayLike, clumped: ArrayLike = 0.0)
     return jnp.clip((one_of_all - by_chance) / (1.0 - by_chance), 0.0, 1.0)
 
 
-def busy_share(
-    in_flight: ArrayLike, n_instances: ArrayLike = 1.0, met: ArrayLike | None = None, clumped: ArrayLike = 0.0
-) -> Array:
+def busy_share(in_flight: ArrayLike, n_instances: ArrayLike = 1.0, before: ArrayLike = 0.0) -> Array:
     """Share of the time that an instance of N has a sequence, each sent to one without, if there is one [-].
 
-    X in flight together, n an instance in the mean, keep min(X, N) of N instances. Requests meet M an instance
-    and a level of squared CV v (`bursts.Burst.met`; n and none of a Poisson stream), moments have n and a level of
-    b / n, b = M - n. With q of both by `_fewer_than`
+    X in flight together, n an instance in the mean, keep min(X, N) of N instances busy. X has the variance
+    N n (1 + N b) of a queue whose requests meet b more each than there are at any moment (`bursts.Burst.met`). Of one
+    instance X is negative binomial, of many about normal: with d^2 = n / N + n b and k = (n - 1) / d
 
-        E min(X, N) / N = 1 - q(N; n, b / n) + n q'(N - 1; M N / (N - 1), v),
+        one:  1 - (1 + b)^(-n / b),    1 - exp(-n) of a Poisson stream
+        many: n - (n - 1) ndtr(k) - d phi(k)
 
-    no less than of one instance, 1 - (1 + b)^(-n / b), or 1 - exp(-n) of a Poisson stream, and no more than n: within
-    0.03.
+    and between them 1 / N of the first and the rest of the second, where that is more: within 0.05. N times that does
+    not fall as instances are added to the same X, so that watts do not.
     """
-    n, among = jnp.maximum(in_flight, LEAST_MET), jnp.clip(n_instances, 1.0, MOST_INSTANCES)
-    met = n if met is None else jnp.maximum(met, n)
-    b = met - n
+    n, b = jnp.maximum(in_flight, LEAST_MET), jnp.maximum(before, 0.0)
+    among = jnp.clip(n_instances, 1.0, MOST_INSTANCES)
     some = b > 1e-6
     of_one = -jnp.expm1(-n * jnp.where(some, jnp.log1p(b) / jnp.where(some, b, 1.0), 1.0 - b / 2.0))
-    others = jnp.maximum(among - 1.0, 1e-3)
-    of_many = 1.0 - _fewer_than(among, n, b / n) + n * _fewer_than(others, met * among / others, clumped)
-    return jnp.clip(of_many, of_one, jnp.minimum(n, 1.0))
+    d = jnp.sqrt(n / among + n * b)
+    k = (n - 1.0) / d
+    of_many = n - (n - 1.0) * jax.scipy.special.ndtr(k) - d * jnp.exp(-k * k / 2.0) / math.sqrt(2.0 * math.pi)
+    return of_one + (1.0 - 1.0 / among) * jnp.maximum(of_many - of_one, 0.0)
 
 
 def _fewer_than(among: ArrayLike, level: ArrayLike, clumped: ArrayLike) -> Array:

@@ -130,7 +130,8 @@ class FixedPoint(Occupancy):
         overload_frac = jnp.minimum(load.prefill_s * load.instance_per_s, 1.0)
         prefilling = jnp.where(stable, prefill_frac, overload_frac)
         among = state.n_instances if state.assumptions.dispatch.looks_at_queues else 1.0
-        working = busy_share(n, among, *state.burst.met(n))
+        apart = n / jnp.maximum(lengthening, 1.0)  # but for whom prompts that come together keep waiting
+        working = busy_share(apart, among, state.burst.met(apart)[0] - apart)
         decode_w = engine.power.gpu_w(jnp.maximum(n / working, 1.0), load.context_tokens)
         decoding_w = engine.idle_w + working * (decode_w - engine.idle_w)
         with_it = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
