@@ -27,7 +27,7 @@ def write_table(name: str, columns: Sequence[str], rows: Sequence[Sequence]) -> 
 
 
 def read_table(name: str) -> list[dict[str, Any]]:
-    """The rows of results/`name`: whole numbers, other numbers and text."""
+    """The rows of results/`name`: whole numbers, other numbers and text; none where nothing is written yet."""
 
     def read(text: str) -> Any:
         for kind in (int, float):
@@ -37,6 +37,8 @@ def read_table(name: str) -> list[dict[str, Any]]:
                 pass
         return text or None
 
+    if not (RESULTS / name).exists():
+        return []
     with (RESULTS / name).open(newline="") as file:
         return [{key: read(value) for key, value in row.items()} for row in csv.DictReader(file)]
 

@@ -10,13 +10,12 @@ results/stack_ledger.csv; walks that are whole are not walked again. Draws resul
 """
 
 import argparse
-import csv
 
 import jax
 
 jax.config.update("jax_enable_x64", True)
 
-from _results import RESULTS, new_figure, write_table  # noqa: E402
+from _results import RESULTS, new_figure, read_table, write_table  # noqa: E402
 from ledger import GPUS, TTFT_P99_S, TTFT_S_PER_TOKEN, WORKLOADS  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
@@ -24,7 +23,8 @@ from fleetopt_jax.catalog.spec import EngineSpec  # noqa: E402
 from fleetopt_jax.catalog.workloads import load  # noqa: E402
 from fleetopt_jax.documents.ledger import LedgerRow  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
-from fleetopt_jax.published.stack import CHANGES, stack_ledger  # noqa: E402
+from fleetopt_jax.published.stack import CHANGES, stack_steps  # noqa: E402
+from fleetopt_jax.published.walk import walked  # noqa: E402
 from fleetopt_jax.report.figures import save_figure  # noqa: E402
 from fleetopt_jax.report.style import grid_along, plain_numbers, say, styled  # noqa: E402
 from fleetopt_jax.workload.compress import compressed  # noqa: E402
@@ -46,7 +46,7 @@ ABOVE = {"h100": -16, "b200": 6}  # of a dot of FleetOpt, or below one of one po
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("workloads", nargs="*", default=WORKLOADS)
-    lines = kept_lines()
+    lines = read_table(NAME)
     for name in parser.parse_args().workloads:
         for gpu in GPUS:
             if sum((line["workload"], line["gpu"]) == (name, gpu) for line in lines) == len(CHANGES):
@@ -57,31 +57,14 @@ def main() -> None:
                 keep(lines)
                 print({key: value for key, value in lines[-1].items() if value is not None}, flush=True)
     keep(lines)
-    save_figure(figure_of(kept_lines()), RESULTS / "stack_ledger")
+    save_figure(figure_of(read_table(NAME)), RESULTS / "stack_ledger")
 
 
 def rows_of(name: str, gpu: str):
     """The rows of a workload on a GPU, as they are found."""
     slo = make_slo(ttft_p99_s=TTFT_P99_S, ttft_s_per_token=TTFT_S_PER_TOKEN)
     workload = compressed(load(name).workload, ATOMS)
-    return stack_ledger(workload, EngineSpec(gpu), slo=slo, hit_frac=HIT_FRAC, name=name)
-
-
-def kept_lines() -> list[dict]:
-    """What was found before, as numbers."""
-    if not (RESULTS / NAME).exists():
-        return []
-    with (RESULTS / NAME).open(newline="") as file:
-        return [{key: _number(value) for key, value in line.items()} for line in csv.DictReader(file)]
-
-
-def _number(value: str):
-    if not value:
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    return walked(stack_steps(workload, EngineSpec(gpu), slo=slo, hit_frac=HIT_FRAC, name=name))
 
 
 def keep(lines: list[dict]) -> None:

@@ -10,7 +10,6 @@ have the same engines. Plans are kept as they are found, and those in the table 
 """
 
 import argparse
-import csv
 import time
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ jax.config.update("jax_enable_x64", True)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from _results import RESULTS, write_table  # noqa: E402
+from _results import read_table, write_table  # noqa: E402
 
 from fleetopt_jax._simulate import simulate  # noqa: E402
 from fleetopt_jax.catalog.links import LINKS, build_pair  # noqa: E402
@@ -63,9 +62,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
-    lines, start = _kept() if options.seed == SEED else [], time.perf_counter()
+    lines, start = read_table(TABLE) if options.seed == SEED else [], time.perf_counter()
     for plan in range(options.first, options.first + options.plans):
-        if any(int(line["plan"]) == plan for line in lines):
+        if any(line["plan"] == plan for line in lines):
             continue
         lines.append(row_of(draw_case(plan, options.seed)))
         found = lines[-1]
@@ -73,19 +72,11 @@ def main() -> None:
         what = "{plan} {workload} {llm} {prefill}>{decode} {n_prefill}+{n_decode} {rho_prefill:.2f}/{rho_decode:.2f}"
         print(f"{time.perf_counter() - start:.0f} s: {what.format(**found)} {errors}", flush=True)
         if options.seed == SEED:
-            lines.sort(key=lambda line: int(line["plan"]))
+            lines.sort(key=lambda line: line["plan"])
             write_table(TABLE, list(lines[0]), [list(line.values()) for line in lines])
         jax.clear_caches()
         programs.forget()
     print(report(lines))
-
-
-def _kept() -> list[dict]:
-    """What was found before: plans that are there are not simulated again."""
-    if not (RESULTS / TABLE).exists():
-        return []
-    with (RESULTS / TABLE).open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_case(plan: int, seed: int = SEED) -> Case:

@@ -7,7 +7,7 @@ import pytest
 import fleetopt_jax as fo
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.assumptions import PUBLISHED
-from fleetopt_jax.published.stack import CHANGES, stack_ledger, stack_steps
+from fleetopt_jax.published.stack import CHANGES, stack_steps
 from fleetopt_jax.published.walk import Step, walked
 
 CHAT = fo.make_workload([300, 800, 2500, 9000], [100, 150, 300, 400], [0.4, 0.3, 0.2, 0.1], arrival_rate_per_s=40.0)
@@ -55,7 +55,7 @@ def test_every_row_allows_what_those_before_it_did():
 
 @pytest.mark.nightly
 def test_the_last_row_is_what_optimize_finds_with_the_same_options():
-    *_, last = stack_ledger(CHAT, EngineSpec("h100"), **ABOUT)
+    *_, last = walked(stack_steps(CHAT, EngineSpec("h100"), **ABOUT))
     *_, (_, apart) = (step.problems for step in stack_steps(CHAT, EngineSpec("h100"), **ABOUT))
     specs = [EngineSpec("h100", speculate=f"eagle3:{k}" if k else None) for k in (0, 1, 2, 3, 5)]
     cached = replace(fo.PHYSICAL, prefix_cache=fo.ConstantHits(0.36))

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from fleetopt_jax.calibrate.names import gpu_name, llm_name, precision_name
-from fleetopt_jax.calibrate.points import DATA, EXPERTS, PIPELINE, gpus_of, served_otherwise, split_of
+from fleetopt_jax.calibrate.points import ALL_GPUS, DATA, EXPERTS, PIPELINE, gpus_of, served_otherwise, split_of
 from fleetopt_jax.calibrate.readers import Row, read_rows
 from fleetopt_jax.calibrate.readers.rows import LEAST
 from fleetopt_jax.catalog.engines import resolved
@@ -346,6 +346,6 @@ def _power_w_per_gpu(columns: list[str], rows: list[Row]) -> np.ndarray | None:
     gpus = _first(columns, (*GPUS, "tp"))
     if "power_w" not in columns or gpus is None:
         return None
-    all_of_them = gpus in ("n_gpus", "num_gpus")
+    all_of_them = gpus in ALL_GPUS
     n_gpus = [(None if all_of_them else gpus_of(row)) or row.count(gpus) for row in rows]  # or refuses an empty cell
     return np.array([row.number("power_w", 1e8) for row in rows]) / np.array(n_gpus, dtype=float)

@@ -195,27 +195,23 @@ def _waits(law: TtftLaw, cycle: _Cycle, z: Array) -> Array:
     in_time = (at_a - at_end) / ((end - a) * cycle.mean_s)
     followers = exp(-cycle.follow * ((1.0 - b) * before + (1.0 - behind) * after) / 2.0)
     meets = it.in_time * in_time + (1.0 - it.in_time) * at_end
-    meets = meets + it.calm * (_rest_of_step(it, z) - meets)
+    of_step = (1.0 - exp(-z * it.step_s)) / (z * it.step_s)  # of who meets a decode step
+    meets = meets + it.calm * (of_step - meets)
     met = before * after * followers * meets
     if it.crowd is not None:
         of_crowd = safe_div(it.crowd.share, 1.0 - it.idle)
-        met = met + of_crowd * (_waits_in_crowd(it, it.crowd, z, b, behind) - met)
+        met = met + of_crowd * (_waits_in_crowd(it, it.crowd, z, b, behind, of_step) - met)
     slot_s = safe_div(law.slot_s, law.slot_probability)
     slot = 1.0 - law.slot_probability * z * slot_s / (1.0 + z * slot_s)
     return slot * met
 
 
-def _rest_of_step(law: Iterations, z: Array) -> Array:
-    """E exp(-z R) of who meet a decode step [Z]."""
-    return (1.0 - exp(-z * law.step_s)) / (z * law.step_s)
-
-
-def _waits_in_crowd(law: Iterations, crowd: Crowd, z: Array, b: Array, behind: Array) -> Array:
+def _waits_in_crowd(law: Iterations, crowd: Crowd, z: Array, b: Array, behind: Array, of_step: Array) -> Array:
     """The same of those whom a burst kept from an idle instance, but for the slot [Z]."""
     with_any_s = law.step_s + law.any_s
     lone = exp(-z * with_any_s) * b
     rest = (1.0 - lone) / (z * (with_any_s + jnp.sum(law.mass * law.beside_s)))
-    met = crowd.fresh * lone + crowd.meets * rest + (1.0 - crowd.fresh - crowd.meets) * _rest_of_step(law, z)
+    met = crowd.fresh * lone + crowd.meets * rest + (1.0 - crowd.fresh - crowd.meets) * of_step
     return met / ((1.0 + crowd.mates * (1.0 - b)) * (1.0 + crowd.mates * (1.0 - behind)))
 
 

@@ -16,31 +16,13 @@ from dataclasses import replace
 from fleetopt_jax._optimize.changes import drafting
 from fleetopt_jax._optimize.problem import Problem, Serve, make_problem
 from fleetopt_jax.catalog.spec import DEFAULT_SERVING, MEASURED_SERVING, EngineSpec, KvLink
-from fleetopt_jax.documents.ledger import LedgerRow
 from fleetopt_jax.fleet.assumptions import PHYSICAL, Assumptions
 from fleetopt_jax.fleet.choices.prefix_cache import ConstantHits
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.published.walk import Step, walked
+from fleetopt_jax.published.walk import Step
 from fleetopt_jax.workload.atoms import Workload
 
 CHANGES = ("engine", "release", "stages", "prefix_cache", "speculate")
-
-
-def stack_ledger(
-    workload: Workload,
-    spec: EngineSpec,
-    *,
-    slo: Slo,
-    hit_frac: float,
-    name: str = "workload",
-    link: KvLink | None = None,
-    assumptions: Assumptions = PHYSICAL,
-) -> Iterator[LedgerRow]:
-    """The rows for `workload`, as they are found. `hit_frac` of every prompt is found in a prefix cache; `spec` is run
-    by two releases of vLLM, and may have stages, over `link`, and drafts."""
-    return walked(
-        stack_steps(workload, spec, slo=slo, hit_frac=hit_frac, name=name, link=link, assumptions=assumptions)
-    )
 
 
 def stack_steps(
@@ -53,7 +35,8 @@ def stack_steps(
     link: KvLink | None = None,
     assumptions: Assumptions = PHYSICAL,
 ) -> Iterator[Step]:
-    """What each row of `stack_ledger` asks."""
+    """What each row asks, for `walked`. `hit_frac` of every prompt is found in a prefix cache; `spec` is run by two
+    releases of vLLM, and may have stages, over `link`, and drafts."""
 
     def asked(*specs: EngineSpec, assumed: Assumptions = assumptions, serve: Serve = "mixed") -> Problem:
         return make_problem(
