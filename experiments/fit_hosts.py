@@ -130,7 +130,7 @@ class Measured:
     rows: np.ndarray  # [E]
     graphless: np.ndarray  # [E] how far it goes without a graph, 0 to 1
     prompt: np.ndarray  # [E] 1 where a step has prompt tokens
-    n_active: np.ndarray  # [E]
+    n_active: np.ndarray  # [E] of each scheduler
     repeats: np.ndarray  # [E]
     sent: np.ndarray  # [N]
     first: np.ndarray
@@ -247,7 +247,7 @@ def measured_point(point: Point, *, queues: bool = False) -> Measured | str:
         n_layers=served.architecture.layers,
         **_gpu(step, run.batch, served.engine),
         prompt=np.greater(run.batch.prompt_tokens, 0).astype(float),
-        n_active=np.asarray(run.batch.n_active),
+        n_active=np.asarray(run.batch.n_active) / served.split.dp,
         repeats=run.repeats,
         sent=run.sent,
         first=run.first,
@@ -309,7 +309,7 @@ def measured_iterations(folder: Path) -> list[Measured]:
                 n_layers=a.layers,
                 **_gpu(step_of(served), batch, served.engine),
                 prompt=np.array([0.0, 1.0]),
-                n_active=np.full(2, row.batch),
+                n_active=np.full(2, row.batch / served.split.dp),
                 repeats=shares,
                 sent=np.zeros(0, int),
                 first=np.zeros(0, int),

@@ -236,7 +236,10 @@ def test_the_fullest_of_groups():
     mixed = decoding(0.0, 0.0)
     for length in lengths:
         mixed = with_prompts(mixed, length)
-    assert lengths.max() <= float(of_fullest(mixed, 8.0).prompt_tokens) / 8.0 <= np.linalg.norm(lengths) + 1.0
+    assert lengths.mean() <= float(of_fullest(mixed, 8.0).prompt_tokens) / 8.0 <= lengths.max()
+    for k in (1.0, 3.0, 8.0, 40.0):  # like ones: each in a group of its own, then dealt out evenly
+        alike = of_fullest(with_prompts(decoding(0.0, 0.0), 8192.0, n_prompts=k), 8.0)
+        assert float(alike.prompt_tokens) / 8.0 == pytest.approx(8192.0 * max(1.0, k / 8.0), rel=2e-4)
 
 
 def test_sequences_are_dealt_out_in_turn():

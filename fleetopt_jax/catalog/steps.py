@@ -128,7 +128,8 @@ def step_entry(
         operators = tuple(entry for entry in operators if entry.operator != "collectives")
     host = host_entry(serving, gpu, experts=a.n_experts > 0)
     law = factors.of_host(host.law) if factors else host.law
-    return StepEntry(mixed_step(stack_of(a, split, types, serving), laws, gpu.gpu, law), host, operators)
+    whole = stack_of(a, split, types, serving)
+    return StepEntry(mixed_step(whole, laws, gpu.gpu, law.of_each(split.dp)), host, operators)
 
 
 def _check(a: Architecture, split: Parallelism) -> None:

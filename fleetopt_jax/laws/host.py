@@ -7,7 +7,8 @@ is not less); t_gpu counts collectives of R rows 1 + (w - 1) R / (R + 256) times
 large ones than were timed. h is the host's time of a step, hidden behind the GPU's where that is longer: eta a layer
 (CUDA graphs leave next to nothing of it), eta_p further in a step with prompt tokens that has more rows R than the
 largest graph, G (512 of the newest vLLM; 0 where no step with prompt tokens has one, or nobody knows), h_0 the
-scheduler's; s is what a sequence costs outside of the overlap. A request's first token takes `first_token_s` beyond its
+scheduler's; s is what a sequence costs outside of the overlap, of the n of one scheduler: groups of data-parallel
+attention have one each, beside each other. A request's first token takes `first_token_s` beyond its
 steps: tokenizer, the way to the engine and back.
 
 A step of one prompt token has the kappa and the host of a mixed step; below one token both are interpolated. Of prompts
@@ -36,18 +37,19 @@ experts: engines say the error of all three, 10 %, 20 % and 13 %, where that is 
     vllm-0.11   experts  B200    120     4   17 %
     vllm-0.11   experts  H100     98     3   15 %
     vllm-0.11   experts  all     218     4   18 %
-    sglang      experts  B200    110     1   13 %   72 %    60 %
-    sglang      experts  lent                44 %   69 %    59 %
-    trtllm      dense    B200    110     1   11 %   62 %    23 %
-    trtllm      dense    H100    124     1    7 %   25 %
+    sglang      experts  B200    110     1   13 %   77 %    68 %
+    sglang      experts  lent                43 %   71 %    61 %
+    trtllm      dense    B200    110     1   11 %   65 %    27 %
+    trtllm      dense    H100    124     1    7 %   26 %
     trtllm      dense    all     234     2   13 %   55 %    34 %
     trtllm      dense    lent                14 %   57 %    53 %
-    trtllm      experts  B200    208     2   20 %   66 %    39 %
-    trtllm      experts  H100     79     2   14 %   32 %
-    trtllm      experts  all     287     3   27 %   60 %    46 %
-    trtllm      experts  lent                58 %   61 %    51 %
+    trtllm      experts  B200    208     2   20 %   73 %    48 %
+    trtllm      experts  H100     79     2   13 %   31 %
+    trtllm      experts  all     287     3   24 %   59 %    42 %
+    trtllm      experts  lent                56 %   60 %    48 %
 """
 
+from dataclasses import replace
 from typing import cast
 
 from jax import Array
@@ -87,6 +89,10 @@ class HostLaw:
         """How far a step of `rows` goes without a graph [-]: 0 to 1."""
         fourth = namespace(self, rows).asarray(rows, dtype=float) ** 4 + 1e-9
         return fourth / (fourth + self.graph_rows**4)
+
+    def of_each(self, n_schedulers: ArrayLike) -> "HostLaw":
+        """This law of the sequences of an instance that so many schedulers share evenly."""
+        return replace(self, per_seq_s=self.per_seq_s / n_schedulers)
 
     def step_of_s(
         self,

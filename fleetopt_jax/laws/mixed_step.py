@@ -12,11 +12,12 @@ engine's own time is put on top by `laws/host.py`.
 With data-parallel attention g groups of GPUs have sequences of their own, and a step lasts as long as the group that
 has most to do. G is what groups do each for itself (nothing of one group, where T has it all). A prompt is one group's:
 
-    P' = max(P, g min(P, sqrt(2 A)))      prompt tokens of the fullest group, times g; P for one group
+    P' = max(P, g min(P, 2 A / P))      prompt tokens of the fullest group, times g; P for one group
 
-sqrt(2 A) is the length of a lone prompt; of several, at least that of the longest, and sqrt(k) times that of k like
-ones, which count as dealt out evenly from g^2 on. Groups without a prompt wait: bytes and FLOPs are those of the mean
-GPU, the time is the fullest group's. Of engines that hold prompts back until every group has some (`catalog/steps.py`)
+2 A / P is the length of a lone prompt, and of several the mean by tokens: engines deal prompts out in turn or to the
+group that has least, so that up to g of them are in groups of their own. (Later chunks of several prompts count as
+more than they are, up to all in one group.) Groups without a prompt wait: bytes and FLOPs are those of the mean GPU,
+the time is the fullest group's. Of engines that hold prompts back until every group has some (`catalog/steps.py`)
 g is 1 here.
 
 Properties, tested (tests/test_mixed_step.py): the step does not fall with contexts, prompt tokens and pairs, or with
@@ -167,10 +168,11 @@ def of_fullest(batch: StepBatch, n_groups: ArrayLike) -> StepBatch:
     """The batch as if every one of the groups had as much of prompts as the fullest."""
     xp = namespace(batch, n_groups)
     tokens = batch.prompt_tokens
-    longest = xp.sqrt(xp.maximum(2.0 * batch.prompt_pairs, 1.0))
+    some = xp.where(tokens > 0, tokens, 1.0)
+    length = 2.0 * batch.prompt_pairs / some
     apart = xp.greater(n_groups, 1)
-    most = xp.where(apart, xp.maximum(tokens, n_groups * xp.minimum(tokens, longest)), tokens)
-    fuller = xp.where(apart, most / xp.where(tokens > 0, tokens, 1.0), 1.0)
+    most = xp.where(apart, xp.maximum(tokens, n_groups * xp.minimum(tokens, length)), tokens)
+    fuller = xp.where(apart, most / some, 1.0)
     return replace(
         batch,
         prompt_tokens=most,

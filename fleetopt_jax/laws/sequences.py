@@ -120,12 +120,9 @@ class LatentAttention:
         shape = self.shape
         decode_law, prefill_law = _there(laws.latent_decode), _there(laws.latent_prefill)
 
-        def projections_s(rows: ArrayLike) -> Array:
-            return latent_decode_s(decode_law, gpu, shape, rows, 0.0)
-
         seconds = affine(
-            lambda n, c: latent_decode_s(decode_law, gpu, shape, n, c) - projections_s(n),
-            lambda p, a: latent_prefill_s(prefill_law, gpu, shape, p, a) - projections_s(p),
+            lambda n, c: latent_decode_s(decode_law, gpu, shape, n, c) - latent_rows_s(laws, gpu, shape, n),
+            lambda p, a: latent_prefill_s(prefill_law, gpu, shape, p, a) - latent_rows_s(laws, gpu, shape, p),
         )
         of_pair = shape.nope_dim + shape.rope_dim + shape.value_dim
         n_bytes = _counted(
@@ -163,6 +160,15 @@ class RecurrentLayers:
         more = self.sequences_more, 0.0, 0.0, 0.0  # of seconds alone
         shares = ((self.layers, 0.0, self.sequences_frac, each) for each in more)
         return Amounts(*(_of_layers(each, each, *share) for each, share in zip(amounts, shares, strict=True)))
+
+
+def latent_rows_s(laws: SequenceLaws, gpu: Gpu, shape: LatentShape, rows: ArrayLike) -> Array:
+    """What a layer of latent attention takes for every row, decoding or of a prompt [s]: the block without attention,
+    of the phase that takes less for so many. Few rows read weights as decode does; thousands are multiplied as prompts
+    are, for decode's law is of products that absorb the up-projections."""
+    of_decode = latent_decode_s(_there(laws.latent_decode), gpu, shape, rows, 0.0)
+    of_prompt = latent_prefill_s(_there(laws.latent_prefill), gpu, shape, rows, 0.0)
+    return namespace(of_decode, of_prompt).minimum(of_decode, of_prompt)
 
 
 T = TypeVar("T")

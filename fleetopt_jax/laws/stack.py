@@ -32,8 +32,8 @@ from fleetopt_jax.laws.operators.collectives import CollectiveLaw, all_gather_s,
 from fleetopt_jax.laws.operators.elementwise import ElementwiseLaw, elementwise_s
 from fleetopt_jax.laws.operators.experts import Experts, ExpertsLaw, experts_bytes, experts_flop, experts_s
 from fleetopt_jax.laws.operators.gemm import GemmLaw, gemm_bytes, gemm_flop, gemm_s
-from fleetopt_jax.laws.operators.latent_attention import LatentShape, latent_decode_s, latent_weights
-from fleetopt_jax.laws.sequences import GroupedAttention, LatentAttention, RecurrentLayers, SequenceLaws
+from fleetopt_jax.laws.operators.latent_attention import LatentShape, latent_weights
+from fleetopt_jax.laws.sequences import GroupedAttention, LatentAttention, RecurrentLayers, SequenceLaws, latent_rows_s
 
 
 @pytree
@@ -140,7 +140,7 @@ class LatentProjections:
         flop = 2.0 * seen * weights
         n_bytes = law.weight_bytes * weights + 0.0 * seen
         peak_s = flop / peak_of_bits(gpu, 8.0 * law.weight_bytes)
-        return _times(self.copies, Amounts(latent_decode_s(law, gpu, self.shape, seen, 0.0), n_bytes, flop, peak_s))
+        return _times(self.copies, Amounts(latent_rows_s(laws.sequences, gpu, self.shape, seen), n_bytes, flop, peak_s))
 
 
 SequenceLayers = GroupedAttention | LatentAttention | RecurrentLayers
