@@ -418,6 +418,7 @@ def test_the_clock_is_a_command_to_run_as_root(tmp_path):
     write_program(tmp_path / "nvidia-smi", 'if [ "$1" = -lgc ]; then echo "$2"; else printf "1980\\n1980\\n"; fi')
     ran = run_with(tmp_path, ["sh", "-c", command])
     assert ran.stdout.decode().strip() == f"0,{1980 * 623 // 1000}"
+    assert fleet_launch(plan({"power_limit_w": 500.0}), "plan.json").pools[0].notes[-1] == "nvidia-smi -pl 500"
     assert not fleet_launch(plan(), "plan.json").pools[0].notes
 
 

@@ -182,6 +182,15 @@ def test_an_engine_under_a_power_limit():
     assert float(capped.decode.step_s(256.0, 1500.0)) == float(capped.step.step_s(decoding(256.0, 1500.0)))
     one_s, other_s = (float(capped.decode.step_s(n, 1500.0)) / n for n in (128.0, 256.0))
     assert other_s < one_s  # as searches need it
+    asked = fo.build(replace(LIMITED, power_limit_w=400.0))  # as a spec says it
+    jax.tree.map(np.testing.assert_array_equal, asked.step, capped.step)
+    slower = fo.build(replace(LIMITED, power_limit_w=400.0, clock_frac=0.5)).step  # no faster than its own clock
+    assert float(slower.clock_frac(decoding(1.0, 500.0))) == 0.5
+    apart = StepBatch(*(jnp.asarray(x) for x in (np.full((2, 1), 64.0), 1e5, 0.0, np.full(3, 512.0), 2e5, 0.0)))
+    alike = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, 3)), apart)  # as searches ask for many prompts at once
+    for name in ("step_s", "gpu_w", "gpu_j"):
+        one, other = (jax.jit(getattr(capped.step, name))(batch) for batch in (apart, alike))
+        np.testing.assert_allclose(one, other, rtol=1e-12)
     with pytest.raises(ValueError, match="is not made of operators"):
         fo.at_power_limit(fo.build(replace(LIMITED, serving="vllm-0.11")), 400.0)
 

@@ -242,6 +242,8 @@ def test_a_catalog_gpu_with_another_price_is_as_good_as_the_catalogs():
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
+LIMITED = {"gpu": "h100", "power_limit_w": 500.0}
+
 
 @pytest.mark.parametrize(
     ("field", "spec", "says"),
@@ -256,6 +258,22 @@ def test_a_catalog_gpu_with_another_price_is_as_good_as_the_catalogs():
             "tp",
             EngineSpec("h100", tp=3),
             "3 GPUs cannot share the 64 attention heads of llama-3.1-70b; need one of 1, 2, ",
+        ),
+        (
+            "power_limit_w",
+            EngineSpec("h100", power_limit_w=90.0),
+            "90 W; need above 122 W, what h100 draws",
+        ),
+        ("power_limit_w", EngineSpec("h100", power_limit_w=701.0), "701 W; need above"),
+        (
+            "power_limit_w",
+            EngineSpec(serving="vllm-0.11", **LIMITED),
+            "500 W: there is no law of it for eng",
+        ),
+        (
+            "power_limit_w",
+            EngineSpec(speculate="eagle3:2", **LIMITED),
+            "500 W: there is no law of it for d",
         ),
         ("memory_utilization", EngineSpec("h100", memory_utilization=0.0), "0; need a share above 0, at most 1"),
         ("memory_utilization", EngineSpec("h100", memory_utilization=1.1), "1.1; need a share above 0, at most 1"),

@@ -436,6 +436,10 @@ def test_stages_have_the_engines_that_the_options_name():
     found = [(spec.gpu_name, spec.tp, spec.precision, spec.max_num_seqs) for spec in decode["decode_specs"]]
     assert found == [("h200", 1, "fp8", 512), ("b200", 8, "bf16", None)]
     assert stage_specs_of(options_with(), PHYSICAL) == {}
+    limited = options_with(
+        "--gpu-power-limit-w=500", "--prefill-gpu=h100:power_limit_w=600", "--decode-gpu=h100", "--serving=vllm"
+    )
+    assert [spec.power_limit_w for specs in stage_specs_of(limited, PHYSICAL).values() for spec in specs] == [600, 500]
     with pytest.raises(BadInput, match=r"--prefill-gpu mine.json: the file says tp itself"):
         stage_specs_of(options_with("--prefill-gpu=mine.json:tp=4"), PHYSICAL)
 

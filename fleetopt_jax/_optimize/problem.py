@@ -319,6 +319,8 @@ def _check_assumptions(problem: Problem) -> None:
         raise ValueError("need a paged KV cache for a free max_num_seqs: reserved slots are capped by the window")
     if "clock" in problem.free and not all(engine.power.has_clock_law for engine in problem.engines):
         raise ValueError("need power laws with an idle power for a free clock, not the published roofline's")
+    if "clock" in problem.free and any(spec.power_limit_w is not None for spec in problem.all_specs):
+        raise ValueError("need no limit of a board's power for a free clock, which it sets in every iteration")
 
 
 def _check_weights(problem: Problem) -> None:

@@ -31,6 +31,7 @@ from fleetopt_jax.core.units import MS
 from fleetopt_jax.fleet.engine import (
     Engine,
     at_clock,
+    at_power_limit,
     law_prefill,
     make_engine,
     measured_engine,
@@ -311,7 +312,23 @@ def _as_run(entry: EngineEntry) -> EngineEntry:
         if not engine.power.has_clock_law:
             raise BadField("clock_frac", f"{spec.clock_frac:g}", f"the {entry.quality} engine has no clock law: need 1")
         engine = at_clock(engine, np.asarray(spec.clock_frac))
+    if spec.power_limit_w is not None:
+        engine = _limited(entry, engine, spec.power_limit_w)
     return replace(entry, engine=engine)
+
+
+def _limited(entry: EngineEntry, engine: Engine, limit_w: float) -> Engine:
+    """On boards that may draw so much, as `nvidia-smi -pl` limits them."""
+    idle_w, tdp_w = float(engine.idle_w), float(gpu_entry(entry.spec.gpu).gpu.tdp_w)
+    if not idle_w < limit_w <= tdp_w:
+        allowed = f"need above {idle_w:.0f} W, what {entry.spec.gpu_name} draws idle, to {tdp_w:.0f} W, its TDP"
+        raise BadField("power_limit_w", f"{limit_w:g} W", allowed)
+    try:
+        return at_power_limit(engine, np.asarray(limit_w, dtype=float))
+    except ValueError:
+        what = "drafts" if engine.speculation is not None else f"engines of quality {entry.quality}"
+        problem = f"{limit_w:g} W: there is no law of it for {what}"
+        raise BadField("power_limit_w", problem, "need engines of operators that draft nothing, or no limit") from None
 
 
 def _with_host_cache(entry: EngineEntry, llm: Llm) -> EngineEntry:

@@ -98,6 +98,7 @@ class EngineSpec:
     dp: int = 1  # groups of tp GPUs with sequences of their own
     pp: int = 1  # stages of layers
     clock_frac: float = 1.0  # of its GPUs' cores, of their top clock [-]
+    power_limit_w: float | None = None  # that each board may draw, below its TDP; None: its TDP [W]
     source: Literal["measured", "projected"] = "measured"  # of its coefficients: the choice `engine` of `Assumptions`
     own_fit: bool = True  # a configuration's own fit where there is one; else the law, even there
     laws: OwnLaws | None = None

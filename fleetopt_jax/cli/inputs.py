@@ -314,6 +314,7 @@ def _spec(
     spec = named_spec(catalog, gpu, options.llm, own["tp"], own["precision"], **how)
     as_run = {"kv_precision": options.kv_precision, "speculate": own["speculate"], **host_cache_of(options)}
     as_run |= {"memory_utilization": options.gpu_memory_utilization}
+    as_run |= {"power_limit_w": own.get("power_limit_w", options.gpu_power_limit_w)}
     as_run |= {key: own.get(key, getattr(options, key)) for key in ("max_num_seqs", "max_num_batched_tokens")}
     as_run |= {"clock_frac": own["clock"]} if "clock" in own else {}
     return resolved(dataclasses.replace(spec, **as_run))

@@ -336,6 +336,7 @@ _STAGE = Option(
                 "max_num_seqs": Number(1, 10**6, whole=True),
                 "max_num_batched_tokens": Number(1, 10**6, whole=True),
                 "clock": Number(MIN_CLOCK_FRAC, 1),
+                "power_limit_w": replace(POSITIVE, unit="W"),
             }
         ),
         bare=False,
@@ -444,6 +445,16 @@ _OF_THE_ENGINE = (
         metavar="SHARE",
         section=ENGINES,
         field=Field("memory_utilization"),
+    ),
+    Option(
+        name="gpu_power_limit_w",
+        kind=replace(POSITIVE, unit="W"),
+        about="what each GPU's board may draw, as nvidia-smi -pl limits it: cores slow down where they would draw more",
+        otherwise="default: its TDP",
+        commands=(*SEARCHES, "engine", "predict"),
+        metavar="W",
+        section=ENGINES,
+        field=Field("power_limit_w"),
     ),
     Option(
         name="host_cache_gb",

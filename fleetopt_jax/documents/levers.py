@@ -115,6 +115,7 @@ def _spec(spec: EngineSpec) -> dict[str, Any]:
         "kv_precision": spec.kv_precision,
         "max_num_seqs": spec.max_num_seqs,
         "clock_frac": spec.clock_frac,
+        "power_limit_w": spec.power_limit_w,
         "speculate": drafts_to_json(spec.drafts) if spec.drafts else None,
         "file": spec.file,
     }

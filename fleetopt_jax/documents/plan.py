@@ -239,6 +239,7 @@ def _as_run(spec: EngineSpec) -> dict[str, Any]:
         "memory_utilization": spec.memory_utilization,
         **_host_cache(spec),
         "clock_frac": spec.clock_frac,
+        **({"power_limit_w": float(spec.power_limit_w)} if spec.power_limit_w is not None else {}),
         **({"speculate": drafts_to_json(spec.drafts)} if spec.drafts else {}),
     }
 
@@ -545,6 +546,7 @@ def _spec(about: _Read, part: EnginePart, place: str) -> EngineSpec:
             how = {"ep": part.ep, "dp": part.dp, "pp": part.pp, "serving": part.serving}
             spec = catalog.spec(part.gpu, llm, part.tp, part.precision, source=about.assumptions.engine.name, **how)
         as_run = {"kv_precision": part.kv_precision, "max_num_seqs": cap, "clock_frac": part.clock_frac}
+        as_run |= {"power_limit_w": part.power_limit_w}
         as_run |= {"max_num_batched_tokens": part.max_num_batched_tokens_asked}
         as_run |= {"speculate": part.speculate and part.speculate.drafts}
         as_run |= part.host_cache.as_run if part.host_cache else {}

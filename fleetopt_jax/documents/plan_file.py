@@ -127,6 +127,7 @@ class EnginePart(Part):
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     host_cache: HostCachePart | None = None  # none: what its prefix cache lets go is lost
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
+    power_limit_w: Positive | None = None  # of each board; none: its TDP
     speculate: SpeculatePart | None = None
 
 

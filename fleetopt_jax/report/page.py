@@ -37,9 +37,11 @@ from fleetopt_jax.report.words import (
     ms,
     number,
     percent,
+    power_limit_said,
     rests_on,
     sentence,
     site_said,
+    stages_of,
     ttft_limit_rows,
 )
 
@@ -165,6 +167,8 @@ def _pools(plan: Mapping[str, Any]) -> str:
     ]
     if any(pool["clock_frac"] < 1 for pool in pools):
         rows.insert(5, ("clock", [f"{percent(pool['clock_frac'])} of the top" for pool in pools]))
+    if any(each.get("power_limit_w") for pool in pools for each in stages_of(pool)):
+        rows.insert(5, ("power limit of a GPU", [power_limit_said(pool) for pool in pools]))
     if any(pool.get("speculate") for pool in pools):
         rows.insert(5, ("drafts an iteration", [drafts_said(pool) for pool in pools]))
     head = ["", *(f"pool {k}" for k in range(1, len(pools) + 1))]

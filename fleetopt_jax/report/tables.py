@@ -28,6 +28,7 @@ from fleetopt_jax.report.words import (
     ms,
     or_dash,
     percent,
+    power_limit_said,
     rests_on,
     site_said,
     stages_of,
@@ -132,6 +133,8 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
     if any(each["clock_frac"] < 1 for pool in pools for each in stages_of(pool)):
         clocks = [" / ".join(percent(each["clock_frac"]) for each in stages_of(pool)) for pool in pools]
         table.add_row("clock", *(f"{clock} of the top" for clock in clocks))
+    if any(each.get("power_limit_w") for pool in pools for each in stages_of(pool)):
+        table.add_row("power limit of a GPU", *(power_limit_said(pool) for pool in pools))
     if any(pool.get("speculate") for pool in pools):
         table.add_row("drafts an iteration", *(drafts_said(pool) for pool in pools))
     table.add_row("share of requests", *(percent(pool["traffic_frac"], 2) for pool in pools))
@@ -298,11 +301,16 @@ def engine_table(document: Mapping[str, Any]) -> RenderableType:
     ]
     facts = (
         f"KV cache {document['kv_capacity_tokens']:,.0f} tokens; prefill {ms(document['prefill_s_per_1k_tokens'])} "
-        f"per 1,000 tokens at {document['prefill_power_w_per_gpu']:,.0f} W a GPU. 'Step' holds the prefill of "
-        f"{document['prompt_per_output']:,.4g} prompt tokens for each output token{_in_prompts(document)}."
+        f"per 1,000 tokens at {document['prefill_power_w_per_gpu']:,.0f} W a GPU{_limited(document)}. 'Step' holds the "
+        f"prefill of {document['prompt_per_output']:,.4g} prompt tokens for each output token{_in_prompts(document)}."
     )
     trust = f"Quality: {document['quality']} ({', '.join(errors)}). {document['source']}."
     return Group(table, Text(facts), Text(trust, style="dim"))
+
+
+def _limited(document: Mapping[str, Any]) -> str:
+    limit_w = document.get("power_limit_w")
+    return "" if limit_w is None else f", which may draw {limit_w:,.0f} W"
 
 
 def _in_prompts(document: Mapping[str, Any]) -> str:

@@ -195,6 +195,12 @@ def drafts_said(pool: Mapping[str, Any]) -> str:
     return f"{drafts['head']}:{drafts['k']}, {drafts['tokens_per_step']:.3g} tokens" if drafts else "-"
 
 
+def power_limit_said(pool: Mapping[str, Any]) -> str:
+    """What each GPU of a pool may draw, or of its two stages."""
+    limits = (each.get("power_limit_w") for each in stages_of(pool))
+    return " / ".join("its TDP" if limit is None else f"{limit:,.0f} W" for limit in limits)
+
+
 def rests_on(pool: Mapping[str, Any]) -> str:
     """What the coefficients of a pool's engine rest on, and what of a calibrated one does not."""
     own = pool.get("engine_file")

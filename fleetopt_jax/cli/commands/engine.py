@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> Answer:
         names = options.gpu, options.llm, options.tp, options.precision
         spec = named_spec(catalog, *names, own_fit=own_fit, **served(options))
         as_run = {"kv_precision": options.kv_precision, "memory_utilization": options.gpu_memory_utilization}
+        as_run |= {"power_limit_w": options.gpu_power_limit_w}
         as_run |= {"max_num_batched_tokens": options.max_num_batched_tokens, "speculate": drafts_asked(options)[0]}
         entry = engine_entry(dataclasses.replace(spec, **as_run))
     warnings += warn_of_units(options, [entry.spec])
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> Answer:
         "prompt_per_output": mix,
         "prompt_tokens": prompt,
         "memory_utilization": entry.spec.memory_utilization,
+        "power_limit_w": entry.spec.power_limit_w,
         "kv_capacity_tokens": float(engine.kv.n_blocks) * BLOCK_TOKENS,
         "max_num_seqs": float(engine.kv.max_num_seqs),
         "max_num_batched_tokens": float(engine.prefill.budget_tokens),

@@ -101,7 +101,8 @@ def _as_run(options: argparse.Namespace, spec: EngineSpec) -> EngineSpec:
     names = ("kv_precision", "max_num_seqs", "max_num_batched_tokens")
     as_run = {name: getattr(options, name) for name in names}
     as_run = {name: value for name, value in as_run.items() if value is not None}
-    return dataclasses.replace(spec, memory_utilization=options.gpu_memory_utilization, **as_run)
+    as_run |= {"memory_utilization": options.gpu_memory_utilization, "power_limit_w": options.gpu_power_limit_w}
+    return dataclasses.replace(spec, **as_run)
 
 
 def _predictions(options: argparse.Namespace, cases: Sequence[Case]) -> list[Prediction | None]:

@@ -132,6 +132,7 @@ class _Engine(_Part):
     kv_precision: str = "bf16"
     catalog_file: str | None = None
     clock_frac: Annotated[float, Field(ge=MIN_CLOCK_FRAC, le=1)] = 1.0
+    power_limit_w: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = MEMORY_UTILIZATION
     host_cache: HostCachePart | None = None
     utilization: float | None = 0.0  # null is overload
@@ -659,6 +660,12 @@ def _pool_notes(pool: _Pool, step_tokens: int, n_hosts: int) -> list[str]:
             "nvidia-smi -lgc 0,$(( $(nvidia-smi --query-gpu=clocks.max.sm --format=csv,noheader,nounits | head -n 1) "
             f"* {permille} / 1000 ))"
         )
+    if pool.power_limit_w is not None:
+        notes.append(
+            f"On every host of this pool, as root: limit each GPU to {pool.power_limit_w:.0f} W, as the plan counts on "
+            "(after a reboot anew):"
+        )
+        notes.append(f"nvidia-smi -pl {pool.power_limit_w:.0f}")
     return notes
 
 
