@@ -29,6 +29,7 @@ from fleetopt_jax.workload.readers.numbers import BadRow, place, tokens
 from fleetopt_jax.workload.readers.parquet import too_many_rows
 from fleetopt_jax.workload.readers.passing_reuse import PassingReuse
 from fleetopt_jax.workload.readers.records import Columns, Layout, LongTrace, Source, Trace, Understood
+from fleetopt_jax.workload.readers.rounded import Spread
 from fleetopt_jax.workload.readers.stamps import Arrivals, Stamps, arrivals
 
 
@@ -136,6 +137,7 @@ class _Passing:
         self.cells, self.longest_tokens, self.some_output = Cells(), 0.0, False
         self.found, self.reuse, self._within_s = found, reuse, within_s
         self.clock = Clock(found.first_s) if found else None
+        self._spread = Spread(found.grid, in_pieces=True) if found and found.grid else None
 
     def take(self, gathered: _Gathered, stamps: Stamps | None) -> None:
         """Count what is gathered, and let it go."""
@@ -149,7 +151,7 @@ class _Passing:
                 if raw.min() < self.found.first:
                     raise OutOfOrder
                 seconds = self.found.since_first(raw)
-                self.clock.add(seconds, prompt, output)
+                self.clock.add(self._spread(seconds) if self._spread else seconds, prompt, output)
                 order = np.argsort(seconds, kind="stable") if (np.diff(seconds) < 0).any() else None
                 if self._within_s is not None:
                     at = seconds + self.found.first_s
@@ -263,6 +265,8 @@ def _trace(
         arrival_s, prompt, output = arrival_s[order], prompt[order], output[order]
         weight = None if weight is None else weight[order]
         blocks, sessions = blocks and blocks.of(order), None if sessions is None else sessions[order]
+    if arrival_s is not None and found is not None and found.grid and weight is None:
+        arrival_s = np.sort(Spread(found.grid)(arrival_s))
     if blocks is None and sessions is not None:
         blocks = blocks_of_sessions(sessions, prompt, output, settled.block_tokens or SESSION_BLOCK_TOKENS)
     trace = Trace(

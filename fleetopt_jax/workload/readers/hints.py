@@ -48,6 +48,10 @@ def _of_lengths(trace: Trace, settled: Settled) -> list[str]:
     return said
 
 
+def _step(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
 def _of_time(trace: Trace, arrivals: Arrivals) -> list[str]:
     span_s, n = float(arrivals.seconds.max(initial=0.0)), trace.n_requests
     said = [arrivals.doubt] if arrivals.doubt else []
@@ -60,6 +64,11 @@ def _of_time(trace: Trace, arrivals: Arrivals) -> list[str]:
         )
     elif span_s == 0 and n > 1:
         said.append("all time stamps are the same: they tell no rate")
+    if (grid := arrivals.grid) and not trace.bucket_s:
+        said.append(
+            f"the stamps lie {_step(grid.step_s)} apart and {grid.per_step:,.3g} requests share one: they are taken as "
+            "rounded, and their requests as spread over that step at random"
+        )
     span_s += trace.bucket_s
     if span_s > LONG_SPAN_S:
         said.append(

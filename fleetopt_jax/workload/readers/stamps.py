@@ -26,6 +26,7 @@ from fleetopt_jax.workload.readers.numbers import (
     undictionaried,
     value_at,
 )
+from fleetopt_jax.workload.readers.rounded import Grid, grid_of
 
 UNITS = {"s": 1.0, "ms": MS, "us": US, "ns": NS}
 EPOCH_S = (946_684_800.0, 4_102_444_800.0)  # 2000 to 2100
@@ -136,6 +137,7 @@ class Arrivals:
     doubt: str = ""  # why the unit that was asked for may be wrong
     first: np.generic | None = None  # stamp, as it is read
     unit_s: float = 0.0  # of numbers; 0 of a calendar's nanoseconds
+    grid: Grid | None = None  # that the stamps were rounded to (`rounded.py`)
 
     def since_first(self, stamps: np.ndarray) -> np.ndarray:
         """Seconds of further stamps, none before the first."""
@@ -151,7 +153,8 @@ def arrivals(stamps: Stamps, n_requests: float, asked_s: float | None, documente
         unit = "day" if stamps.days_only else "calendar"
         kind = "dates without a time of day" if stamps.days_only else "calendar times"
         zone = f"zone {stamps.zone}" if stamps.zone else "no zone given, taken as they stand"
-        return Arrivals(seconds, float(first / 1e9), unit, f"{kind}, {zone}", first=first)
+        grid = None if stamps.days_only else grid_of(seconds)
+        return Arrivals(seconds, float(first / 1e9), unit, f"{kind}, {zone}", first=first, grid=grid)
     unit_s, note = _unit(stamps.where, stamps.name, raw, n_requests, (asked_s, documented_s))
     name = next((each for each, size in UNITS.items() if size == unit_s), f"{unit_s:g} s")
     with np.errstate(over="ignore"):
@@ -160,7 +163,7 @@ def arrivals(stamps: Stamps, n_requests: float, asked_s: float | None, documente
     doubt = ""
     if epoch not in (None, asked_s):
         doubt = f"time stamps in {stamps.name!r} are read in {name}, and look like {_name(epoch)} since 1970"
-    return Arrivals(seconds, first_s, name, f"time in {name} ({note})", doubt, first, unit_s)
+    return Arrivals(seconds, first_s, name, f"time in {name} ({note})", doubt, first, unit_s, grid_of(seconds))
 
 
 def _unit(
