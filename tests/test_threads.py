@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fleetopt_jax.core import threads
-from fleetopt_jax.core.threads import in_threads
+from fleetopt_jax.core.threads import in_batches, in_threads
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
@@ -47,3 +47,20 @@ def test_another_precision_is_kept():
 def test_what_goes_wrong_is_raised():
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda i: 1 // (2 - i), range(6)))
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 11])
+def test_rows_in_batches_are_those_of_one(n):
+    """Every batch has the one shape, and says how many of its rows count; the order stays, and progress is told."""
+    rng, told, asked = np.random.default_rng(n), [], []
+    columns = {"a": rng.random(n), "b": rng.random((n, 3))}
+
+    def kernel(some: dict[str, np.ndarray], n_asked: int) -> tuple[np.ndarray, np.ndarray]:
+        assert some["a"].shape == (4,) and some["b"].shape == (4, 3)
+        asked.append(n_asked)
+        return some["a"] + some["b"].sum(axis=1), 2.0 * some["b"]
+
+    sums, twice = in_batches(kernel, 4, columns, progress=lambda *far: told.append(far))
+    np.testing.assert_array_equal(sums, columns["a"] + columns["b"].sum(axis=1))
+    np.testing.assert_array_equal(twice, 2.0 * columns["b"])
+    assert sorted(asked) == sorted(min(4, n - start) for start in range(0, n, 4)) and told[-1] == (n, n)

@@ -17,7 +17,7 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.core.struct import as_floats, pytree
-from fleetopt_jax.core.threads import in_threads
+from fleetopt_jax.core.threads import in_batches
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.evaluate import fleet_metrics, for_each_lane
 from fleetopt_jax.fleet.fleet import Fleet, Slo, fleet_of
@@ -278,20 +278,14 @@ class Scorer:
 
     def __call__(self, windows: np.ndarray, gammas: np.ndarray, progress: Progress | None = None) -> np.ndarray:
         """Costs [M] of candidates [M, K]."""
-        costs, n = np.empty(len(windows)), len(windows)
-
-        def part(start: int) -> np.ndarray:
-            rows = np.minimum(np.arange(start, start + BATCH), n - 1)  # the last batch repeats its last row
-            kept = min(BATCH, n - start)
-            return self._score(windows[rows], gammas[rows], kept)[0][:kept]
-
-        starts = range(0, n, BATCH)
-        for start, found in zip(starts, in_threads(part, starts, first_alone=True), strict=True):
-            costs[start : start + len(found)] = found
-            if progress:
-                progress(start + len(found), n)
         self.n_evaluated += len(windows)
-        return costs
+        if not len(windows):
+            return np.empty(0)
+
+        def kernel(some: tuple[np.ndarray, np.ndarray], n_asked: int) -> np.ndarray:
+            return self._score(*some, n_asked)[0]
+
+        return in_batches(kernel, BATCH, (windows, gammas), progress=progress)
 
     def best_latencies(self, windows: np.ndarray, gammas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(TTFT, ITL) [M] of candidates [M, K] with the most instances worth having; see `best_latencies_batch`."""

@@ -27,7 +27,7 @@ from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats
-from fleetopt_jax.core.threads import in_threads
+from fleetopt_jax.core.threads import in_batches
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
@@ -197,7 +197,7 @@ class Boundaries:
 
     def bounds(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(instances, watts) [M] that pools with engine e need at least."""
-        found = self._in_batches(lambda *ends: bound_batch(*self._about(e, *ends)), BOUND_BATCH, lower, upper)
+        found = in_batches(lambda ends, _: bound_batch(*self._about(e, *ends)), BOUND_BATCH, (lower, upper))
         self.n_evaluated += len(lower)
         return self._if_allowed(lower, upper, *found)
 
@@ -292,27 +292,16 @@ class Boundaries:
     ) -> tuple[np.ndarray, Array, np.ndarray]:
         """(instances, excess, watts) [M] of `tried_batch`."""
 
-        def kernel(lower: np.ndarray, upper: np.ndarray, n: np.ndarray) -> tuple[Array, Array, Array]:
+        def kernel(some: tuple[np.ndarray, np.ndarray, np.ndarray], _: int) -> tuple[Array, Array, Array]:
+            lower, upper, n = some
             sums, part, pools, slo, setting = self._about(e, lower, upper)
             return tried_batch(sums, part, pools, cast(Array, n), slo, setting)
 
-        n, excess, watts = self._in_batches(kernel, TRY_BATCH, lower, upper, n_instances)
-        return n, cast(Array, excess), watts
+        return in_batches(kernel, TRY_BATCH, (lower, upper, n_instances))
 
     def _about(self, e: int, lower: np.ndarray, upper: np.ndarray) -> tuple[RunningSums, Part, Slice, Slo, Setting]:
         problem = self.problem
         return self.sums[e], self.offers.each[e].part, self.cuts.slices(lower, upper), problem.slo, self.setting
-
-    def _in_batches(self, kernel: Callable[..., Sequence[Array]], batch: int, *columns: np.ndarray) -> list[np.ndarray]:
-        """What the kernel says of rows [M] of the columns, asked for so many at a time."""
-        n = len(columns[0])
-
-        def part(start: int) -> list[np.ndarray]:
-            rows = np.minimum(np.arange(start, start + batch), n - 1)  # the last batch repeats its last row
-            return [np.asarray(each)[: n - start] for each in kernel(*(column[rows] for column in columns))]
-
-        found = in_threads(part, range(0, n, batch), first_alone=True)
-        return [np.concatenate(each) for each in zip(*found)]
 
     def _if_allowed(
         self, lower: np.ndarray, upper: np.ndarray, instances: np.ndarray, watts: np.ndarray

@@ -39,7 +39,7 @@ from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import as_floats, pytree
-from fleetopt_jax.core.threads import in_threads
+from fleetopt_jax.core.threads import in_batches
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import pool_metrics
 from fleetopt_jax.fleet.fleet import Fleet, Slo, with_limits
@@ -150,18 +150,12 @@ class Pool:
 
     def judged(self, n_instances: np.ndarray | float, errors: Errors) -> Judged:
         """With so many instances, of each draw [m] or of all, as many as the load needs where that is 0."""
-        m = len(errors.ttft)
-        n = np.broadcast_to(np.asarray(n_instances, float), (m,))
+        n = np.broadcast_to(np.asarray(n_instances, float), (len(errors.ttft),))
 
-        def part(start: int) -> Judged:
-            rows = np.minimum(np.arange(start, start + BATCH), m - 1)  # the last batch repeats its last row
-            some = jax.tree.map(lambda x: np.asarray(x)[rows], errors)
-            asked = jnp.asarray(n[rows]), some, self.slo, self.setting
-            found = _judged(self.engine, self.traffic, self.window_tokens, *asked)
-            return jax.tree.map(lambda x: np.asarray(x)[: m - start], found)
+        def kernel(asked: tuple[Array, Errors], _: int) -> Judged:
+            return _judged(self.engine, self.traffic, self.window_tokens, *asked, self.slo, self.setting)
 
-        parts = in_threads(part, range(0, m, BATCH), first_alone=True)
-        return jax.tree.map(lambda *each: np.concatenate(each), *parts)
+        return in_batches(kernel, BATCH, (n, errors))
 
     def costs(self, n_instances: np.ndarray, problem: Problem) -> np.ndarray:
         """Of so many instances [m], with engine and laws as they stand, by what the problem is searched for."""

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+from fleetopt_jax.core.progress import Progress
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -37,3 +39,24 @@ def in_threads(task: Callable[[S], T], each: Sequence[S], *, first_alone: bool =
         yield from threads.map(task, each[alone:])
     finally:
         threads.shutdown(cancel_futures=True)  # an interrupt waits for none
+
+
+def in_batches(kernel: Callable[[Any, int], Any], size: int, columns: Any, *, progress: Progress | None = None) -> Any:
+    """What a compiled `kernel` says of the rows of a record of columns [M, ...], as one record of arrays [M, ...].
+
+    It is asked for `size` rows at a time, and told how many of them count: the last batch repeats its last row, so that
+    all have the shape that was compiled.
+    """
+    n = len(jax.tree.leaves(columns)[0])
+
+    def part(start: int) -> Any:
+        rows, asked = np.minimum(np.arange(start, start + size), n - 1), min(size, n - start)
+        some = jax.tree.map(lambda column: np.asarray(column)[rows], columns)
+        return jax.tree.map(lambda each: np.asarray(each)[:asked], kernel(some, asked))
+
+    starts, found = range(0, n, size), []
+    for start, each in zip(starts, in_threads(part, starts, first_alone=True), strict=True):
+        found.append(each)
+        if progress:
+            progress(min(start + size, n), n)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
