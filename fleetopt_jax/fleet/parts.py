@@ -26,12 +26,11 @@ from fleetopt_jax.core.numerics import safe_div, whole_up
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.fleet.stage import Setting, StageLoad, left_and_all, sure_of
+from fleetopt_jax.fleet.stage import Setting, StageLoad, decoded_load, left_and_all, sure_of
 from fleetopt_jax.fleet.traffic import PoolTraffic
 from fleetopt_jax.fleet.two_stage import (
     StageRun,
     decode_run,
-    decoded_load,
     handed_over_ttft,
     prefill_run,
     prefilled_load,

@@ -109,31 +109,52 @@ class StageLoad:
 
 def stage_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, setting: Setting) -> StageLoad:
     """The load of one stage."""
+    load, demand = _decoded(engine, traffic, window_tokens, setting)
+    n = load.n_max * jnp.exp2(-2.0 * jnp.arange(KNOTS, dtype=float))
+    prompts = jnp.array(TOGETHER)
+    beside = jax.tree.map(lambda x: x[:, None], decoding_in(engine, n, load.context_tokens))
+    moments_s = setting.assumptions.prefill.moments_s(engine, demand, traffic.kinds(KINDS), beside, prompts)
+    prefill_at_s, square = (jnp.broadcast_to(x, (KNOTS, len(TOGETHER))) for x in moments_s)
+    met = together(load.n_max / jnp.maximum(load.steps, NO_STEPS))
+    prefill_s = of_prompts(prefill_at_s[0], met)
+    return replace(
+        load,
+        service_s=load.service_s + load.n_max * prefill_s,
+        prefill_s=prefill_s,
+        prefill_square_s2=of_prompts(square[0], met),
+        prefill_at_s=prefill_at_s,
+    )
+
+
+def decoded_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, setting: Setting) -> StageLoad:
+    """The load of a stage that only decodes."""
+    return _decoded(engine, traffic, window_tokens, setting)[0]
+
+
+def _decoded(
+    engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, setting: Setting
+) -> tuple[StageLoad, Demand]:
+    """The load without prefill, and the demand in iterations; those of some request where there is no traffic."""
     assumptions = setting.assumptions
     busy = traffic.traffic_frac > 0
     steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
     steps, demand, steps_per_token = as_decoded(engine, steps, demand)
     n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
     context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
-    n = n_max * jnp.exp2(-2.0 * jnp.arange(KNOTS, dtype=float))
-    prompts = jnp.array(TOGETHER)
-    beside = jax.tree.map(lambda x: x[:, None], decoding_in(engine, n, context))
-    prefill_at_s, square = assumptions.prefill.moments_s(engine, demand, traffic.kinds(KINDS), beside, prompts)
-    prefill_at_s, square = (jnp.broadcast_to(x, (KNOTS, len(TOGETHER))) for x in (prefill_at_s, square))
-    met = together(n_max / jnp.maximum(steps.steps, NO_STEPS))
-    prefill_s = of_prompts(prefill_at_s[0], met)
-    return StageLoad(
+    zero = jnp.zeros_like(context)
+    load = StageLoad(
         rate_per_s=setting.arrival_rate_per_s * traffic.traffic_frac,
         n_max=n_max,
         steps=steps.steps,
         steps_per_token=steps_per_token,
         context_tokens=context,
-        service_s=decode_s + n_max * prefill_s,
+        service_s=decode_s,
         service_scv=scv,
-        prefill_s=prefill_s,
-        prefill_square_s2=of_prompts(square[0], met),
-        prefill_at_s=prefill_at_s,
+        prefill_s=zero,
+        prefill_square_s2=zero,
+        prefill_at_s=jnp.zeros((KNOTS, len(TOGETHER))),
     )
+    return load, demand
 
 
 def as_decoded(engine: Engine, steps: StepMoments, demand: Demand) -> tuple[StepMoments, Demand, Array]:

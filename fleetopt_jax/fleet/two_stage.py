@@ -31,7 +31,7 @@ from fleetopt_jax.fleet.choices.occupancy import Operation
 from fleetopt_jax.fleet.choices.prefill import mean_prompt, prompt_kinds
 from fleetopt_jax.fleet.choices.tail import KINDS as TTFT_KINDS
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.stage import KINDS, KNOTS, Setting, StageLoad, StageState, as_decoded, stage_state
+from fleetopt_jax.fleet.stage import KINDS, KNOTS, Setting, StageLoad, StageState, decoded_load, stage_state
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.fleet.traffic import PoolTraffic
 from fleetopt_jax.laws.bursts import no_crowd
@@ -236,29 +236,6 @@ class DecodeRun:
     waits: Array  # share of the requests that wait for a slot [-]
     slot_s: Array  # that wait, over all requests [s]
     first_s: Array  # mean from a slot to the first token: the rest of a step, and its own [s]
-
-
-def decoded_load(engine: Engine, traffic: PoolTraffic, window_tokens: ArrayLike, setting: Setting) -> StageLoad:
-    """The load of a stage that only decodes."""
-    assumptions = setting.assumptions
-    busy = traffic.traffic_frac > 0
-    steps, demand = jax.tree.map(lambda x: jnp.where(busy, x, 1.0), (traffic.steps, traffic.demand))
-    steps, demand, steps_per_token = as_decoded(engine, steps, demand)
-    n_max = assumptions.kv_cache.n_max(engine.kv, window_tokens, demand, whole=assumptions.whole)
-    context, decode_s, scv = assumptions.occupancy.service(engine, steps, demand, n_max)
-    zero = jnp.zeros_like(context)
-    return StageLoad(
-        rate_per_s=setting.arrival_rate_per_s * traffic.traffic_frac,
-        n_max=n_max,
-        steps=steps.steps,
-        steps_per_token=steps_per_token,
-        context_tokens=context,
-        service_s=decode_s,
-        service_scv=scv,
-        prefill_s=zero,
-        prefill_square_s2=zero,
-        prefill_at_s=jnp.zeros((KNOTS, len(TOGETHER))),
-    )
 
 
 def decode_run(
