@@ -153,6 +153,17 @@ def test_a_plan_comes_back_with_everything_it_rests_on(few, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_power_limit_of_boards_comes_back_with_a_plan(few, tmp_path):
+    limited = EngineSpec("h100", "llama-3.1-8b", 1, "bf16", "bf16", power_limit_w=400.0)
+    problem = make_problem(few, [limited], workload_name="few", window_tokens=LONG, slo=make_slo(ttft_p99_s=5.0))
+    plan = given_plan(problem, (limited, replace(limited, power_limit_w=None)))
+    loaded = back(plan, tmp_path / "plan.json", few)
+    assert [spec.power_limit_w for spec in loaded.specs] == [400.0, None]
+    limits = [pool.get("power_limit_w") for pool in json.loads((tmp_path / "plan.json").read_text())["pools"]]
+    assert limits == [400.0, None]
+
+
+@pytest.mark.slow
 def test_a_certificate_comes_back_only_with_its_plan(few, tmp_path):
     """A search as `optimize` would leave it: over three kinds of GPU, of which the plan has one."""
     search = Search(123, 4.5, "all there is", lower_bound=0.9, gap=0.01, by_pools=(None, 0.9))
