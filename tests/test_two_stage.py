@@ -440,6 +440,12 @@ def test_stages_have_the_engines_that_the_options_name():
         "--gpu-power-limit-w=500", "--prefill-gpu=h100:power_limit_w=600", "--decode-gpu=h100", "--serving=vllm"
     )
     assert [spec.power_limit_w for specs in stage_specs_of(limited, PHYSICAL).values() for spec in specs] == [600, 500]
+    for key, says in (
+        ("tp=3", "tp: 3 GPUs cannot share"),
+        ("power_limit_w=50", "power_limit_w: 50 W; need above 122 W"),
+    ):
+        with pytest.raises(BadInput, match=f"--prefill-gpu h100: {says}"):
+            stage_specs_of(options_with(f"--prefill-gpu=h100:{key}"), PHYSICAL)
     with pytest.raises(BadInput, match=r"--prefill-gpu mine.json: the file says tp itself"):
         stage_specs_of(options_with("--prefill-gpu=mine.json:tp=4"), PHYSICAL)
 

@@ -258,7 +258,7 @@ def stage_specs_of(options: argparse.Namespace, assumptions: Assumptions) -> dic
                 if gpu.lower().endswith(".json") and (named := [key for key in own if key in OF_A_FILE]):
                     raise BadInput(f"{flag(option.name)} {gpu}", f"the file says {named[0]} itself", "leave it out")
             if engines:
-                found[option.field.name] = _specs(options, assumptions, catalog, engines)
+                found[option.field.name] = _specs(options, assumptions, catalog, engines, of=option.name)
     return found
 
 
@@ -267,15 +267,16 @@ def _specs(
     assumptions: Assumptions,
     catalog: Catalog,
     engines: Sequence[tuple[str, Mapping[str, Any]]],
+    of: str = "gpu",
 ) -> list[EngineSpec]:
-    """Of GPUs, each with what its own keys say instead of the options."""
+    """Of GPUs, each with what its own keys, in the option `of` that name, say instead of the options."""
     ways = []
     for gpu, own in engines:
         tps, precisions = _own_or(own, "tp", _listed(options.tp)), _own_or(own, "precision", _precisions_asked(options))
         for tp, precision, drafts in itertools.product(tps, precisions, drafts_asked(options)):
-            ways.append((gpu, {**own, "tp": tp, "precision": precision, "speculate": drafts}))
+            ways.append((gpu, {**own, "tp": tp, "precision": precision, "speculate": drafts}, own))
     specs, refusals = [], []
-    for gpu, own in ways:
+    for gpu, own, keys in ways:
         try:
             specs.append(_spec(options, assumptions, catalog, gpu, own))
         except DoesNotFit:
@@ -284,6 +285,10 @@ def _specs(
             refusals.append(named + (f" with {own['speculate'].name}" if own["speculate"] else ""))
             if len(refusals) == len(ways):
                 raise
+        except BadField as error:
+            if error.field not in keys:
+                raise
+            raise error.at(lambda key, gpu=gpu: f"{flag(of)} {gpu}: {key}") from None
     if refusals:
         say(options, f"left out, for the LLM does not fit: {', '.join(refusals)}")
     warn_of_units(options, specs)
