@@ -171,8 +171,9 @@ def gains_figure(rows: Sequence[dict]) -> Figure:
                 top = max(row["tok_per_j_1"], row["tok_per_j_2"])
                 axes.text(x, top, f"{row['gain']:.2f}x", ha="center", va="bottom", fontsize=8)
         axes.set_xticks(at, [row["way"] for row in some])
+        axes.margins(y=0.2)
         finish(axes, x="", y="tokens per joule", title=f"{panel[0].replace('_', ' ')}, {panel[1].upper()}")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
     return figure
 
 
