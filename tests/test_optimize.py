@@ -254,6 +254,16 @@ def test_infeasible_says_what_is_reachable(h100, small_workload):
     infeasible(short.problem, "gradient")
 
 
+def test_no_pool_for_the_longest_requests_is_known_before_all_pools_are_tried(h100, small_workload):
+    """The answer is that of two pools, and no pool between two boundaries is asked for."""
+    slo = make_slo(ttft_p99_s=1e-3)
+    two, four = (infeasible(published_problem(small_workload, [h100], n_pools=k, slo=slo)) for k in (2, 4))
+    assert four.search.n_evaluated < 1.01 * two.search.n_evaluated and "three and more" not in four.search.candidates
+    assert four.binding == two.binding
+    some = optimize(published_problem(small_workload, [h100], n_pools=4))
+    assert some.search.n_evaluated > 2 * two.search.n_evaluated and "three and more" in some.search.candidates
+
+
 def test_a_window_no_engine_can_hold_is_infeasible(h100, small_workload):
     cache = make_kv_capacity(n_blocks=1000, slot_tokens=float(build(h100).kv.slot_tokens))
     spec = dataclasses.replace(h100, laws=OwnLaws(kv=cache))

@@ -119,7 +119,7 @@ class Fleets:
         self.layouts: list[Layout] = [OnePool(self.boundaries).seeded()]
         if problem.n_pools > 1 and len(windows):
             self.layouts.append(TwoPools(self.boundaries, self._inner).seeded())
-        if problem.n_pools > 2 and len(windows):
+        if problem.n_pools > 2 and len(windows) and self._may_be_several():
             self.layouts.append(self._many_pools(self.many_pool_nodes()))
 
     def cheapest(self, prices: PoolPrices) -> list[Cheapest]:
@@ -153,6 +153,19 @@ class Fleets:
             return text
         many = len(np.unique(self.boundaries.window_tokens[self.many_pool_nodes()])) - 2
         return f"{text} for two pools, {many:,} windows for three and more"
+
+    def _may_be_several(self) -> bool:
+        """Whether some pool could be the last of several, with two pools or more: where none can, nobody need ask what
+        lies between."""
+        two, prices = self.layouts[1], self.problem.prices(self.problem.search_weights)
+        if math.isfinite(settle(two, prices, 2).path.cost):
+            return True
+        last = np.arange(len(self._inner), 2 * len(self._inner))
+        for e in range(two.pools.n_engines):
+            left = last[np.isfinite(two.pools.costs(prices, e)[last]) & ~two.pools.is_exact[e, last]]
+            two.pursue(e, left, prices, np.full(len(left), np.inf))
+        costs = [two.pools.costs(prices, e)[last] for e in range(two.pools.n_engines)]
+        return bool(np.isfinite(two.pools.offers.cheapest(costs)).any())
 
     def _many_pools(self, nodes: np.ndarray) -> Layout:
         return ManyPools(self.boundaries, nodes, self._progress).seeded()
