@@ -297,15 +297,16 @@ def unreachable(problem: Problem) -> Unreachable:
 
 
 def best_latencies(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """(P99 TTFT less what its limit grows with the prompt, mean ITL) [s] of a spread of fleets with the most instances
-    worth having, each with one kind of engine in all pools; inf where none serves."""
+    """(P99 TTFT less what its limit grows with the prompt, mean ITL) [s] of a spread of fleets of one and of two pools
+    with the most instances worth having, each with one kind of engine in all pools; inf where none serves."""
+    problem = dataclasses.replace(problem, n_pools=min(problem.n_pools, 2))
     scorers = [Scorer(problem, (spec,) * problem.n_pools) for spec in problem.specs]
     ttft_s, itl_s = zip(*(_best_latencies(scorer) for scorer in scorers), strict=True)
     return np.concatenate(ttft_s), np.concatenate(itl_s)
 
 
 def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
-    """What the best latencies are: of one pool, and of a spread of fleets with one boundary (the rest left empty)."""
+    """What the best latencies are: of one pool, and of a spread of fleets with one boundary."""
     problem = scorer.problem
     options = scorer.thresholds[spread(len(scorer.thresholds), effort_of(problem).latencies)]
     gammas = gamma_grid(problem)[[0, -1]]
@@ -313,6 +314,8 @@ def _best_latencies(scorer: Scorer) -> tuple[np.ndarray, np.ndarray]:
     compressed = np.ones_like(windows)
     windows[:, :-1] = np.tile(options, 2)[:, None]
     compressed[:, :-1] = np.repeat(gammas, len(options))[:, None]
+    fleets = np.unique(np.stack([windows, compressed], axis=1), axis=0)  # one pool is one fleet, and so is one gamma
+    windows, compressed = fleets[:, 0], fleets[:, 1]
     found = [
         scorer.best_latencies(windows[i : i + BATCH], compressed[i : i + BATCH]) for i in range(0, len(windows), BATCH)
     ]
