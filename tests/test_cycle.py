@@ -19,8 +19,8 @@ from fleetopt_jax.fleet.surroundings import make_surroundings
 from fleetopt_jax.fleet.traffic import route
 from fleetopt_jax.laws.cycle import (
     PromptKinds,
+    added,
     added_s,
-    added_w,
     alone_s,
     mates,
     of_prompts,
@@ -60,7 +60,10 @@ def test_a_prompt_by_itself_pays_its_step_and_many_pay_the_slope(engine):
     np.testing.assert_allclose(one_s[0], alone, rtol=2e-3)
     np.testing.assert_allclose(one_s[-1], full, rtol=1e-9)
     assert np.all(np.asarray(one_s) <= float(alone) * (1 + 1e-9))  # to meet costs nobody more
-    watts = jax.vmap(lambda m: added_w(law, beside, prompt, together(m), 8192.0))(PER_CYCLE)
+    kinds = jax.tree.map(lambda x: x[None], prompt), jnp.ones(1)
+    seconds, joules = jax.vmap(lambda m: added(law, beside, prompt, kinds, together(m), 8192.0))(PER_CYCLE)
+    np.testing.assert_allclose(seconds, one_s, rtol=1e-12)
+    watts = joules / seconds
     assert np.all((watts > 100.0) & (watts < 1.1 * 700.0))  # above the limit: with prompts the decodes draw more too
 
 

@@ -16,6 +16,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.programs import program
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices.prefill import KINDS
 from fleetopt_jax.fleet.choices.prefix_cache import NoPrefixCache
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.evaluate import PoolMetrics, for_each_lane, running
@@ -23,7 +24,7 @@ from fleetopt_jax.fleet.fleet import Fleet
 from fleetopt_jax.fleet.stage import Setting, StageLoad, setting_of, stage_load
 from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.fleet.traffic import PoolTraffic, route
-from fleetopt_jax.laws.cycle import of_prompts, together
+from fleetopt_jax.laws.cycle import alone, of_prompts, together
 from fleetopt_jax.laws.demand import NO_STEPS
 from fleetopt_jax.workload.atoms import Workload
 
@@ -85,7 +86,7 @@ def _times_longer(
         return of_prompts(of.at(of.prefill_at_s, n), together(n / jnp.maximum(of.steps, NO_STEPS)))
 
     beside = decoding_in(engine, n, without.context_tokens)
-    gpu_w = setting.assumptions.prefill.gpu_w(engine, whole.demand, beside, 1.0)
+    gpu_w = setting.assumptions.prefill.gpu_w(engine, whole.demand, whole.kinds(KINDS), beside, alone())
     busy = (traffic.traffic_frac > 0) & (prompt_s(load) > 0)
     longer = jnp.maximum(safe_div(prompt_s(without), prompt_s(load)) - 1.0, 0.0)
     return jnp.where(busy, longer, 0.0), jnp.where(busy, gpu_w, 0.0)

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import between, safe_div
 from fleetopt_jax.core.struct import pytree, static
 from fleetopt_jax.fleet.assumptions import Assumptions
+from fleetopt_jax.fleet.choices.prefill import KINDS
 from fleetopt_jax.fleet.engine import Engine, Server
 from fleetopt_jax.fleet.step_law import decoding_in
 from fleetopt_jax.fleet.surroundings import Surroundings
@@ -30,7 +31,6 @@ from fleetopt_jax.workload.atoms import Workload
 T = TypeVar("T")
 
 KNOTS = 6  # of prefill beside sequences, a quarter each: down to a thousandth of the slots
-KINDS = 5  # of prompts that it is the mean of
 
 
 @pytree

@@ -28,10 +28,10 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.fleet.assumptions import Assumptions
 from fleetopt_jax.fleet.choices.occupancy import Operation
-from fleetopt_jax.fleet.choices.prefill import mean_prompt, prompt_kinds
+from fleetopt_jax.fleet.choices.prefill import KINDS, mean_prompt, prompt_kinds
 from fleetopt_jax.fleet.choices.tail import KINDS as TTFT_KINDS
 from fleetopt_jax.fleet.engine import Engine
-from fleetopt_jax.fleet.stage import KINDS, KNOTS, Setting, StageLoad, StageState, decoded_load, stage_state
+from fleetopt_jax.fleet.stage import KNOTS, Setting, StageLoad, StageState, decoded_load, stage_state
 from fleetopt_jax.fleet.step_law import step_law_of
 from fleetopt_jax.fleet.traffic import PoolTraffic
 from fleetopt_jax.laws.bursts import no_crowd

@@ -24,7 +24,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
-from fleetopt_jax.laws.step_law import StepLaw, stacked, without_prompts
+from fleetopt_jax.laws.step_law import StepLaw, broadcast, stacked, without_prompts
 
 TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration that tables are made for
 Z99 = 2.326  # sigmas that 99 % of a normal distribution stay below
@@ -70,6 +70,30 @@ def with_prompt(beside: StepBatch, prompt: Prompt, times: ArrayLike = 1.0) -> St
     )
 
 
+@pytree
+class Shared:
+    """Whom prompts share their iterations with. Any common shape."""
+
+    short: Array  # k, prompts of an iteration, for a prompt that came during one without prompts [-]
+    long: Array  # the same, of one that came during one with some [-]
+    meet_long: Array  # share of the prompts that did [-]
+
+    @property
+    def one_in(self) -> Array:
+        """1 / k in the mean over prompts [-]."""
+        return 1.0 / self.short + self.meet_long * (1.0 / self.long - 1.0 / self.short)
+
+    def of(self, at: Array) -> Array:
+        """The mean of what is known of iterations with TOGETHER prompts [len(TOGETHER), ...]."""
+        of_short = of_prompts(at, self.short)
+        return of_short + self.meet_long * (of_prompts(at, self.long) - of_short)
+
+
+def alone() -> Shared:
+    """Each prompt in an iteration of its own."""
+    return Shared(jnp.ones(()), jnp.ones(()), jnp.zeros(()))
+
+
 def alone_s(
     law: StepLaw, beside: StepBatch, prompt: Prompt, budget_tokens: ArrayLike, first: StepBatch | None = None
 ) -> Array:
@@ -109,12 +133,8 @@ def added_s(
 ) -> Array:
     """s [s] of a prompt in an iteration with `n_prompts`, k: the equation above. `kinds` of prompts and the share of
     each [G], of whom `mean` is the mean; `beside` and `n_prompts` of any common shape."""
-    prompts, mass = kinds
-    k = jnp.asarray(n_prompts)[..., None]
-    beside = jax.tree.map(lambda x: jnp.asarray(x)[..., None], beside)
-    met = jax.tree.map(lambda one, mean: one + (k - 1.0) * mean, prompts, mean)
-    chunks = jnp.maximum(1.0, met.tokens / budget)
-    return jnp.sum(mass * chunks / k * law.added_s(with_prompt(beside, met, 1.0 / chunks)), axis=-1)
+    weight, batch = _met(beside, mean, kinds, n_prompts, budget)
+    return jnp.sum(weight * law.added_s(batch), axis=-1)
 
 
 def prompts_only_s(
@@ -153,9 +173,23 @@ def of_prompts(at_s: Array, n_prompts: ArrayLike) -> Array:
     )
 
 
-def added_w(law: StepLaw, beside: StepBatch, prompt: Prompt, n_prompts: ArrayLike, budget_tokens: ArrayLike) -> Array:
-    """Board power of one GPU during the time that so many prompts add, each the mean one [W]."""
-    chunks = jnp.maximum(1.0, n_prompts * prompt.tokens / budget_tokens)
-    batch = with_prompt(beside, prompt, n_prompts / chunks)
-    added_s, added_j = law.added(batch)
-    return safe_div(added_j, added_s)
+def added(
+    law: StepLaw, beside: StepBatch, mean: Prompt, kinds: tuple[Prompt, Array], n_prompts: ArrayLike, budget: ArrayLike
+) -> tuple[Array, Array]:
+    """(s, what a prompt adds to one GPU's energy) [s, J]; arguments as in `added_s`, but for one `beside`."""
+    weight, batch = _met(beside, mean, kinds, n_prompts, budget)
+    batch = broadcast(batch)
+    seconds, joules = law.step_s(batch) - law.step_s(beside), law.gpu_j(batch) - law.gpu_j(beside)
+    return jnp.sum(weight * seconds, axis=-1), jnp.sum(weight * joules, axis=-1)
+
+
+def _met(
+    beside: StepBatch, mean: Prompt, kinds: tuple[Prompt, Array], n_prompts: ArrayLike, budget: ArrayLike
+) -> tuple[Array, StepBatch]:
+    """(what counts of an iteration for a prompt of each kind, that iteration) [..., G]."""
+    prompts, mass = kinds
+    k = jnp.asarray(n_prompts)[..., None]
+    beside = jax.tree.map(lambda x: jnp.asarray(x)[..., None], beside)
+    met = jax.tree.map(lambda one, mean: one + (k - 1.0) * mean, prompts, mean)
+    chunks = jnp.maximum(1.0, met.tokens / budget)
+    return mass * chunks / k, with_prompt(beside, met, 1.0 / chunks)

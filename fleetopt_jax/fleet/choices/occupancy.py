@@ -1,20 +1,24 @@
 """The choice `occupancy`: sequences in flight, time of a step, power of a GPU."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
+from fleetopt_jax.fleet.choices.dispatch import STALENESS_S
+from fleetopt_jax.fleet.choices.prefill import KINDS
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import decoding_in
-from fleetopt_jax.laws.cycle import of_prompts, together
+from fleetopt_jax.laws.cycle import Shared, of_prompts, together
 from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
 from fleetopt_jax.laws.occupancy import MOST_PREFILL, in_flight, shared_prefill
-from fleetopt_jax.laws.queueing import busy_share
+from fleetopt_jax.laws.queueing import busy_share, fresh_frac
 from fleetopt_jax.laws.service import MIN_SCV, StepMoments, service_moments_s
 
 if TYPE_CHECKING:
@@ -98,7 +102,8 @@ class FixedPoint(Occupancy):
         n_max = jnp.maximum(load.n_max, 1e-3)
         rate = jnp.where(stable, state.instance_per_s, 0.0)
 
-        prefill_at_s = _prefill_at_s(state)
+        shared_by = _shared(state)
+        prefill_at_s = shared_by.of(load.prefill_at_s.T)
 
         def prefill_frac_at(n: Array) -> Array:
             return rate * load.at(prefill_at_s, n)
@@ -135,8 +140,9 @@ class FixedPoint(Occupancy):
         decode_w = engine.power.gpu_w(jnp.maximum(n / working, 1.0), load.context_tokens)
         decoding_w = engine.idle_w + working * (decode_w - engine.idle_w)
         with_it = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
-        met = together(n / jnp.maximum(load.steps, NO_STEPS))
-        prefill_w = policy.gpu_w(engine, demand, decoding_in(engine, n, load.context_tokens), met)
+        with_others = jax.tree.map(partial(load.at, n_active=n), shared_by)
+        beside = decoding_in(engine, n, load.context_tokens)
+        prefill_w = policy.gpu_w(engine, demand, state.traffic.kinds(KINDS), beside, with_others)
         step_s, with_it_s = engine.decode.step_s(jnp.stack([jnp.minimum(n, n_max), with_it]), load.context_tokens)
         return Operation(
             n_decoding=n,
@@ -148,24 +154,25 @@ class FixedPoint(Occupancy):
         )
 
 
-def _prefill_at_s(state: "StageState") -> Array:
-    """The mean engine time of a prompt beside the sequences of the load's knots [KNOTS] [s].
+def _shared(state: "StageState") -> Shared:
+    """Whom prompts share their iterations with beside the sequences of the load's knots [KNOTS].
 
     A prompt shares its iteration with those that come during the one it meets. Of the time, and so of the requests that
     come in time, iterations with prompts take more than their share, and more requests come to them; and with a burst
-    come those of it that an iteration is long enough for.
+    come those of it that an iteration is long enough for. A router that knows old queues only follows departures less.
     """
     load, n = state.load, state.load.knots
     m = n / jnp.maximum(load.steps, NO_STEPS)
     step_s = state.engine.decode.step_s(jnp.maximum(n, 1e-9), load.context_tokens)
-    each_s = load.prefill_at_s.T
-    added_s = of_prompts(each_s, together(m))
+    added_s = of_prompts(load.prefill_at_s.T, together(m))
     cycle_s, long_s = step_s + m * added_s, step_s + together(m) * added_s
-    meet_long = state.in_time * -jnp.expm1(-m) * long_s / cycle_s
+    in_time = 1.0 - (1.0 - state.in_time) * fresh_frac(cycle_s, STALENESS_S)
 
     def with_burst(others: Array, during_s: Array) -> Array:
-        return of_prompts(each_s, together(others + 2.0 * state.burst.within(during_s / 2.0)))
+        return together(others + 2.0 * state.burst.within(during_s / 2.0))
 
-    of_short = with_burst(m, step_s)
-    of_long = with_burst(m + m * state.in_time * (long_s / cycle_s - 1.0), long_s)
-    return of_short + meet_long * (of_long - of_short)
+    return Shared(
+        short=with_burst(m, step_s),
+        long=with_burst(m + m * in_time * (long_s / cycle_s - 1.0), long_s),
+        meet_long=in_time * -jnp.expm1(-m) * long_s / cycle_s,
+    )

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import at_some, safe_div
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
-from fleetopt_jax.laws.cycle import Prompt, PromptKinds, added_s, added_w, alone_s, beside_s, prompt_of
+from fleetopt_jax.laws.cycle import Prompt, PromptKinds, Shared, added, added_s, alone_s, beside_s, prompt_of
 from fleetopt_jax.laws.demand import Demand, prefill_moments_s
 from fleetopt_jax.laws.mixed_step import StepBatch, with_prompts
 from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks
@@ -20,6 +20,9 @@ from fleetopt_jax.laws.service import StepMoments
 # 0.3 % of the cells of bundled traces. Of twice as many it would be 8 % where a prompt is about as long as a serving
 # engine's largest graph.
 EVERY = 8
+
+
+KINDS = 5  # of prompts that the time and the watts of the mean one are of
 
 
 def mean_prompt(engine: Engine, mean: Demand) -> Prompt:
@@ -60,7 +63,7 @@ class PrefillPolicy:
         an iteration, beside sequences that decode."""
         raise NotImplementedError
 
-    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, n_prompts: ArrayLike) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, shared: Shared) -> Array:
         """Board power of one GPU in that time [W]."""
         raise NotImplementedError
 
@@ -101,7 +104,7 @@ class FreeChunks(PrefillPolicy):
     ) -> tuple[Array, Array]:
         return jnp.zeros_like(mean.prefill), jnp.zeros_like(mean.prefill)
 
-    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, n_prompts: ArrayLike) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, shared: Shared) -> Array:
         return engine.prefill.gpu_w
 
     def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
@@ -143,10 +146,13 @@ class ComputePrefill(PrefillPolicy):
         s = added_s(engine.step, beside, of_mean, of_kinds, n_prompts, budget)
         return s, square_s2 * safe_div(s, mean_s) ** 2
 
-    def gpu_w(self, engine: Engine, mean: Demand, beside: StepBatch, n_prompts: ArrayLike) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, shared: Shared) -> Array:
         if engine.step is None:
             return engine.prefill.gpu_w
-        return added_w(engine.step, beside, mean_prompt(engine, mean), n_prompts, engine.prefill.budget_tokens)
+        of = mean_prompt(engine, mean), prompt_kinds(engine, kinds), jnp.array([1.0, 2.0]), engine.prefill.budget_tokens
+        beyond_one = 2.0 * (1.0 - shared.one_in)  # a line in 1 / k, from one prompt to two
+        seconds, joules = (x[0] + beyond_one * (x[1] - x[0]) for x in added(engine.step, beside, *of))
+        return safe_div(joules, seconds)
 
     def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
         law = step_law_of(engine)
