@@ -71,7 +71,7 @@ def with_prompt(beside: StepBatch, prompt: Prompt, times: ArrayLike = 1.0) -> St
 
 
 @pytree
-class Shared:
+class Company:
     """Whom prompts share their iterations with. Any common shape."""
 
     short: Array  # k, prompts of an iteration, for a prompt that came during one without prompts [-]
@@ -89,9 +89,9 @@ class Shared:
         return of_short + self.meet_long * (of_prompts(at, self.long) - of_short)
 
 
-def alone() -> Shared:
+def alone() -> Company:
     """Each prompt in an iteration of its own."""
-    return Shared(jnp.ones(()), jnp.ones(()), jnp.zeros(()))
+    return Company(jnp.ones(()), jnp.ones(()), jnp.zeros(()))
 
 
 def alone_s(

@@ -15,7 +15,7 @@ from fleetopt_jax.fleet.choices.dispatch import STALENESS_S
 from fleetopt_jax.fleet.choices.prefill import KINDS
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import decoding_in
-from fleetopt_jax.laws.cycle import Shared, of_prompts, together
+from fleetopt_jax.laws.cycle import Company, of_prompts, together
 from fleetopt_jax.laws.demand import NO_STEPS, Demand, held_tokens
 from fleetopt_jax.laws.occupancy import MOST_PREFILL, in_flight, shared_prefill
 from fleetopt_jax.laws.queueing import busy_share, fresh_frac
@@ -102,8 +102,8 @@ class FixedPoint(Occupancy):
         n_max = jnp.maximum(load.n_max, 1e-3)
         rate = jnp.where(stable, state.instance_per_s, 0.0)
 
-        shared_by = _shared(state)
-        prefill_at_s = shared_by.of(load.prefill_at_s.T)
+        company = _company(state)
+        prefill_at_s = company.of(load.prefill_at_s.T)
 
         def prefill_frac_at(n: Array) -> Array:
             return rate * load.at(prefill_at_s, n)
@@ -140,9 +140,9 @@ class FixedPoint(Occupancy):
         decode_w = engine.power.gpu_w(jnp.maximum(n / working, 1.0), load.context_tokens)
         decoding_w = engine.idle_w + working * (decode_w - engine.idle_w)
         with_it = jnp.minimum(n + 1.0, jnp.maximum(n_max, 1.0))
-        with_others = jax.tree.map(partial(load.at, n_active=n), shared_by)
+        company = jax.tree.map(partial(load.at, n_active=n), company)
         beside = decoding_in(engine, n, load.context_tokens)
-        prefill_w = policy.gpu_w(engine, demand, state.traffic.kinds(KINDS), beside, with_others)
+        prefill_w = policy.gpu_w(engine, demand, state.traffic.kinds(KINDS), beside, company)
         step_s, with_it_s = engine.decode.step_s(jnp.stack([jnp.minimum(n, n_max), with_it]), load.context_tokens)
         return Operation(
             n_decoding=n,
@@ -154,7 +154,7 @@ class FixedPoint(Occupancy):
         )
 
 
-def _shared(state: "StageState") -> Shared:
+def _company(state: "StageState") -> Company:
     """Whom prompts share their iterations with beside the sequences of the load's knots [KNOTS].
 
     A prompt shares its iteration with those that come during the one it meets. Of the time, and so of the requests that
@@ -171,7 +171,7 @@ def _shared(state: "StageState") -> Shared:
     def with_burst(others: Array, during_s: Array) -> Array:
         return together(others + 2.0 * state.burst.within(during_s / 2.0))
 
-    return Shared(
+    return Company(
         short=with_burst(m, step_s),
         long=with_burst(m + m * in_time * (long_s / cycle_s - 1.0), long_s),
         meet_long=in_time * -jnp.expm1(-m) * long_s / cycle_s,

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from fleetopt_jax.core.numerics import at_some, safe_div
 from fleetopt_jax.fleet.engine import Engine
 from fleetopt_jax.fleet.step_law import step_law_of
-from fleetopt_jax.laws.cycle import Prompt, PromptKinds, Shared, added, added_s, alone_s, beside_s, prompt_of
+from fleetopt_jax.laws.cycle import Company, Prompt, PromptKinds, added, added_s, alone_s, beside_s, prompt_of
 from fleetopt_jax.laws.demand import Demand, prefill_moments_s
 from fleetopt_jax.laws.mixed_step import StepBatch, with_prompts
 from fleetopt_jax.laws.prefill import Prefill, lone_iteration_s, prefill_chunks
@@ -63,7 +63,7 @@ class PrefillPolicy:
         an iteration, beside sequences that decode."""
         raise NotImplementedError
 
-    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, shared: Shared) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, company: Company) -> Array:
         """Board power of one GPU in that time [W]."""
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class FreeChunks(PrefillPolicy):
     ) -> tuple[Array, Array]:
         return jnp.zeros_like(mean.prefill), jnp.zeros_like(mean.prefill)
 
-    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, shared: Shared) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, company: Company) -> Array:
         return engine.prefill.gpu_w
 
     def own_s(self, engine: Engine, prefill_tokens: ArrayLike, beside: StepBatch, *, whole: bool) -> Array:
@@ -146,11 +146,11 @@ class ComputePrefill(PrefillPolicy):
         s = added_s(engine.step, beside, of_mean, of_kinds, n_prompts, budget)
         return s, square_s2 * safe_div(s, mean_s) ** 2
 
-    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, shared: Shared) -> Array:
+    def gpu_w(self, engine: Engine, mean: Demand, kinds: PromptKinds, beside: StepBatch, company: Company) -> Array:
         if engine.step is None:
             return engine.prefill.gpu_w
         of = mean_prompt(engine, mean), prompt_kinds(engine, kinds), jnp.array([1.0, 2.0]), engine.prefill.budget_tokens
-        beyond_one = 2.0 * (1.0 - shared.one_in)  # a line in 1 / k, from one prompt to two
+        beyond_one = 2.0 * (1.0 - company.one_in)  # a line in 1 / k, from one prompt to two
         seconds, joules = (x[0] + beyond_one * (x[1] - x[0]) for x in added(engine.step, beside, *of))
         return safe_div(joules, seconds)
 
