@@ -31,7 +31,6 @@ from fleetopt_jax.laws.cycle import (
     with_prompt,
 )
 from fleetopt_jax.laws.demand import demand
-from fleetopt_jax.laws.step_law import broadcast
 
 OPERATORS, SUM = fo.EngineSpec("h100", tp=4), fo.EngineSpec("h100", tp=4, serving="vllm-0.11")
 PER_CYCLE = np.geomspace(1e-3, 100.0, 40)
@@ -208,7 +207,7 @@ def test_watts_are_those_of_prompts_that_differ_and_meet():
     kinds = PromptKinds(jnp.asarray(mass), jnp.asarray(lengths), jnp.asarray(lengths**2))
     mean = demand(*(mass @ np.stack([lengths] * 2 + [np.full(2, 300.0)] * 2, axis=1)).tolist())
     mean = replace(mean, prefill2=jnp.asarray(mass @ lengths**2))
-    drawn = jax.jit(lambda tokens, pairs: law.added(broadcast(with_prompt(beside, Prompt(tokens, pairs, 0.0 * pairs)))))
+    drawn = jax.jit(lambda tokens, pairs: law.added(with_prompt(beside, Prompt(tokens, pairs, 0.0 * pairs))))
     for others in (0.1, 0.5, 1.2):
         k = 1 + rng.poisson(others, 4000)
         tokens = lengths[(rng.random((len(k), k.max())) < mass[1]).astype(int)] * (np.arange(k.max()) < k[:, None])

@@ -24,7 +24,7 @@ from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.mixed_step import StepBatch
 from fleetopt_jax.laws.operators.attention import causal_pairs
-from fleetopt_jax.laws.step_law import StepLaw, broadcast, stacked, without_prompts
+from fleetopt_jax.laws.step_law import StepLaw, stacked, without_prompts
 
 TOGETHER = (1.0, 2.0, 8.0)  # prompts of an iteration that tables are made for
 Z99 = 2.326  # sigmas that 99 % of a normal distribution stay below
@@ -142,11 +142,8 @@ def prompts_only_s(
 ) -> Array:
     """The share of a prompt in iterations with `n_prompts`, k, and nobody who decodes [s]: E[c / k t(P / c)], all of an
     iteration that would not be without them. Arguments as in `added_s`."""
-    prompts, mass = kinds
-    k = jnp.asarray(n_prompts)[..., None]
-    met = jax.tree.map(lambda one, mean: one + (k - 1.0) * mean, prompts, mean)
-    chunks = jnp.maximum(1.0, met.tokens / budget)
-    return jnp.sum(mass * chunks / k * law.step_s(with_prompt(nobody(), met, 1.0 / chunks)), axis=-1)
+    weight, batch = _met(nobody(), mean, kinds, n_prompts, budget)
+    return jnp.sum(weight * law.step_s(batch), axis=-1)
 
 
 def prompts_only_w(law: StepLaw, prompt: Prompt, n_prompts: ArrayLike, budget_tokens: ArrayLike) -> Array:
@@ -178,7 +175,6 @@ def added(
 ) -> tuple[Array, Array]:
     """(s, what a prompt adds to one GPU's energy) [s, J]; arguments as in `added_s`, but for one `beside`."""
     weight, batch = _met(beside, mean, kinds, n_prompts, budget)
-    batch = broadcast(batch)
     seconds, joules = law.step_s(batch) - law.step_s(beside), law.gpu_j(batch) - law.gpu_j(beside)
     return jnp.sum(weight * seconds, axis=-1), jnp.sum(weight * joules, axis=-1)
 

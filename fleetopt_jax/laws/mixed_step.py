@@ -164,6 +164,12 @@ def _product(coefficients: Array, features: tuple[Any, ...]) -> Array:
     return (each * of.reshape(of.shape[:1] + (1,) * (coefficients.ndim - 1) + of.shape[1:])).sum(axis=0)
 
 
+def broadcast(batch: StepBatch) -> StepBatch:
+    """The batch with fields of one shape."""
+    xp = namespace(batch)
+    return StepBatch(*xp.broadcast_arrays(*vars(batch).values()))
+
+
 def of_fullest(batch: StepBatch, n_groups: ArrayLike) -> StepBatch:
     """The batch as if every one of the groups had as much of prompts as the fullest."""
     xp = namespace(batch, n_groups)
@@ -322,7 +328,7 @@ class MixedStep:
     def parts(self, batch: StepBatch) -> Amounts:
         """Seconds, bytes, FLOPs and those at the peak, each by operator class [class], of operators timed alone at the
         top clock."""
-        return self.costs.of(batch)
+        return self.costs.of(broadcast(batch))
 
 
 @pytree

@@ -27,7 +27,7 @@ from fleetopt_jax.laws.operators.watts import StepWatts, step_parts, step_power_
 from fleetopt_jax.laws.power import PowerLaw
 from fleetopt_jax.laws.prefill import Prefill
 from fleetopt_jax.laws.speculation import Speculation, SpeculativeDecode, speculative_decode, speculative_step
-from fleetopt_jax.laws.step_law import ChangedStep, StepInputs, StepLaw, broadcast
+from fleetopt_jax.laws.step_law import ChangedStep, StepInputs, StepLaw
 
 BESIDE, BESIDE_TOKENS = 32.0, 2048.0  # sequences that decode beside a prompt whose cost is asked for, and their context
 
@@ -112,14 +112,13 @@ class LimitedStep(ChangedStep):
         return namespace(clock).minimum(clock, law.clock_frac)
 
     def step_s(self, batch: StepBatch) -> Array:
-        whole = broadcast(batch)
-        return self.law.top.clocked_s(whole, self.clock_frac(whole))
+        return self.law.top.clocked_s(batch, self.clock_frac(batch))
 
     def gpu_w(self, batch: StepBatch) -> Array:
         """Mean board power of one GPU in such iterations [W]."""
-        law, whole = self.law, broadcast(batch)
-        power_w = mixed_power_w(law.top, law.watts, law.gpu, whole)
-        return clocked_w(power_w, law.gpu.idle_w, _core_share(whole), self.clock_frac(whole))
+        law = self.law
+        power_w = mixed_power_w(law.top, law.watts, law.gpu, batch)
+        return clocked_w(power_w, law.gpu.idle_w, _core_share(batch), self.clock_frac(batch))
 
     def gpu_j(self, batch: StepBatch) -> Array:
         return self.gpu_w(batch) * self.step_s(batch)

@@ -54,6 +54,7 @@ from fleetopt_jax.laws.mixed_step import (
     MixedStep,
     OperatorDecode,
     StepBatch,
+    broadcast,
     decode_of,
     has_prompt,
     of_ends,
@@ -214,6 +215,7 @@ class SpeculativeStep(MixedStep):
 
     def parts(self, batch: StepBatch) -> Amounts:
         """Of the LLM's own step and of the drafts together, by operator class."""
+        batch = broadcast(batch)
         s, costs, alone = self.speculation, self.costs, without_prompts(batch)
         own = costs.attending(_verified(batch, s), self._attention(batch))
         layers = replace(costs.scaled(s.layers_frac), head=costs.head.scaled(0.0))

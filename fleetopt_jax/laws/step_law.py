@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from fleetopt_jax.core.struct import namespace, pytree
+from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.host import HostLaw
 from fleetopt_jax.laws.mixed_step import StepBatch
 
@@ -93,12 +93,6 @@ def without_prompts(batch: StepBatch) -> StepBatch:
     """The sequences of a batch that decode."""
     zero = jnp.zeros_like(batch.n_active)  # of fewer axes where many prompts are asked for beside the same sequences
     return replace(batch, prompt_tokens=zero, prompt_pairs=zero, windowed_pairs=zero)
-
-
-def broadcast(batch: StepBatch) -> StepBatch:
-    """The batch with fields of one shape."""
-    fields, structure = jax.tree.flatten(batch)
-    return jax.tree.unflatten(structure, namespace(batch).broadcast_arrays(*fields))
 
 
 def stacked(*batches: StepBatch) -> StepBatch:

@@ -20,8 +20,6 @@ from fleetopt_jax.laws.service import StepMoments
 # 0.3 % of the cells of bundled traces. Of twice as many it would be 8 % where a prompt is about as long as a serving
 # engine's largest graph.
 EVERY = 8
-
-
 KINDS = 5  # of prompts that the time and the watts of the mean one are of
 
 
