@@ -24,7 +24,8 @@ from fleetopt_jax.catalog.workloads import load  # noqa: E402
 from fleetopt_jax.core.files import write_whole  # noqa: E402
 from fleetopt_jax.fleet.fleet import make_slo  # noqa: E402
 from fleetopt_jax.published.ledger import ledger  # noqa: E402
-from fleetopt_jax.report.figures import ledger_figure, save_figure  # noqa: E402
+from fleetopt_jax.report.figures import save_figure  # noqa: E402
+from fleetopt_jax.report.ledger import waterfall_figure  # noqa: E402
 
 WORKLOADS = ("azure-cdf", "azure-conv", "azure-code", "lmsys-cdf", "agent-cdf", "mooncake-conv")
 GPUS = ("h100", "b200")
@@ -50,7 +51,7 @@ def main() -> None:
             if gpu == "h100":
                 about = {"name": name, "arrival_rate_per_s": 1000.0}
                 document = {"workload": about, "gpu": gpu, "llm": "llama-3.1-70b", "tp": 8, "rows": rows}
-                save_figure(ledger_figure(document), RESULTS / f"ledger_{name}")
+                save_figure(waterfall_figure(document), RESULTS / f"ledger_{name}")
     write_whole(RESULTS / "ledger.csv", text.getvalue())
 
 

@@ -39,6 +39,7 @@ from ._sweep.sweep import sweep as sweep
 from .fleet.evaluate import evaluate as evaluate
 from .fleet.sizing import size_fleet as size_fleet
 from .published.ledger import ledger as ledger
+from .published.stack import stack_ledger as stack_ledger
 from .published.tables import reproduce as reproduce
 
 # ask

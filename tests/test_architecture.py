@@ -36,6 +36,7 @@ MANY_KNOBS = {
     "simulate",
     "robust",
     "ledger",
+    "stack_ledger",
     "report_page",
     "sweep",
 }  # and for entries whose further options are by keyword alone

@@ -324,6 +324,12 @@ def test_selectors_leave_one_engine_and_its_names(tmp_path):
     assert "there are: 1, 2" in refusal(read, tp=4)
 
 
+def test_a_column_without_a_word_is_as_one_that_is_not_there(tmp_path):
+    text = "llm,gpu,tp,batch,step_ms\n" + "".join(f"Llama-8B,,,{batch},{batch}\n" for batch in (1, 2, 3))
+    found = read_measurements(csv_file(tmp_path, text), gpu="h100", tp=4)
+    assert (len(found.batch), found.gpu, found.tp) == (3, None, None)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -16,16 +16,18 @@ from fleetopt_jax._optimize.derivatives import outcomes
 from fleetopt_jax._optimize.plan import Plan
 from fleetopt_jax._optimize.sensitivity import Elasticities, Elasticity, Sensitivity
 from fleetopt_jax._optimize.uncertainty import Interval, MetricTrust, Trust
+from fleetopt_jax.catalog.links import kv_link
 from fleetopt_jax.cli.codes import BAD_INPUT, INFEASIBLE, OK
 from fleetopt_jax.cli.commands import sensitivity as sensitivity_command
 from fleetopt_jax.cli.main import main
 from fleetopt_jax.cli.parser import make_parser
 from fleetopt_jax.cli.repeat import command_said, from_here
 from fleetopt_jax.documents.engine import load_engine
-from fleetopt_jax.documents.ledger import load_ledger
+from fleetopt_jax.documents.ledger import LedgerRow, load_ledger
 from fleetopt_jax.documents.plan import SAME, load_plan
 from fleetopt_jax.documents.simulation import load_simulation
 from fleetopt_jax.published import ledger as published_ledger
+from fleetopt_jax.published import stack as published_stack
 
 PLAIN = ("--assume", "published")  # laws that compile quickly
 
@@ -305,6 +307,39 @@ def test_the_ledger_has_a_row_of_a_prefix_cache_where_one_is_assumed(fleetopt, n
     assert cached["tok_per_j_two_pool"] == pytest.approx(plan["metrics"]["tok_per_j"], rel=1e-6)
     said = fleetopt("ledger", *named, "--prefix-hit", 0.37).out
     assert "Where 37 % of the prompt tokens are found in a prefix cache: " in " ".join(said.split())
+
+
+def test_the_ledger_goes_on_to_a_stack_of_2026(fleetopt, named, tmp_path, monkeypatch):
+    """What each row asks is as the options say; nothing is searched here."""
+    asked = []
+
+    def walked(steps):
+        for step in steps:
+            asked.append(step)
+            yield LedgerRow(step.choice, step.before, step.after, 0.5, 0.5, 0.6, 1.2, 512, 1.0)
+
+    monkeypatch.setattr(published_stack, "walked", walked)
+    path, figure = tmp_path / "stack.json", tmp_path / "stack.svg"
+    of = (*named, "--tp", 4, "--prefix-hit", 0.5, "--kv-link", "ethernet", "--pue", 1.5)
+    ran = fleetopt("ledger", "--stack", *of, "--json", "--out", path, "--figure", figure)
+    assert ran.code == OK and drawn(figure)
+    assert [row.choice for row in load_ledger(path)] == list(published_stack.CHANGES)
+    assert (ran.document["walk"], ran.document["prefix_cache"]["hit_frac"]) == ("stack", 0.5)
+    cached, apart = asked[-1].problems
+    assert cached.assumptions.prefix_cache.hit_frac == 0.5 and not apart.assumptions.prefix_cache.finds
+    assert {spec.tp for step in asked for problem in step.problems for spec in problem.specs} == {4}
+    assert {float(problem.around.site.pue) for step in asked for problem in step.problems} == {1.5}
+    assert apart.service.link == kv_link("ethernet")
+    usual = fleetopt("ledger", "--stack", *named)
+    assert "36 % of every prompt is assumed to be found" in " ".join(usual.out.split())
+    refused = fleetopt("ledger", "--stack", "--workload", "mooncake-conv", "--prefix-hit", "trace")
+    assert refused.code == BAD_INPUT and "a ledger does not take into account" in refused.err
+
+
+def test_what_only_the_second_ledger_reads_is_said_to_be_unread(fleetopt, named, monkeypatch):
+    monkeypatch.setattr(published_ledger, "CHOICES", ())
+    ran = fleetopt("ledger", *named, "--kv-link", "nvlink")
+    assert ran.code == OK and "--kv-link is not read without --stack" in ran.err
 
 
 def test_a_ledger_searches_a_share_alone(fleetopt, monkeypatch):

@@ -34,8 +34,9 @@ from fleetopt_jax.fleet.surroundings import Site
 from fleetopt_jax.laws.compression import Compressor
 from fleetopt_jax.report import style
 from fleetopt_jax.report.decision import broken, decision
-from fleetopt_jax.report.figures import ledger_figure, write_figure
+from fleetopt_jax.report.figures import write_figure
 from fleetopt_jax.report.html import LONG_CELL
+from fleetopt_jax.report.ledger import TITLES, ledger_figure, ledger_table
 from fleetopt_jax.report.levers import levers_figure
 from fleetopt_jax.report.page import report_page
 from fleetopt_jax.report.pareto import axis_figure, front_figure
@@ -518,6 +519,42 @@ def test_a_prefix_cache_comes_behind_the_physical_row_of_a_ledger():
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()][-1] == "a prefix cache"
     assert "1.06x" in [text.get_text() for text in axes.texts]
+
+
+def test_the_second_ledger_is_drawn_behind_each_change():
+    """The gain before the stack and on it is said; a row that nothing holds has no dot."""
+
+    def row(choice: str, to: str, homogeneous: float | None, fleetopt: float | None) -> dict:
+        gain = fleetopt and homogeneous and fleetopt / homogeneous
+        one_pool = {"tok_per_j_homogeneous": homogeneous, "tok_per_j_two_pool": homogeneous}
+        best = {"tok_per_j_fleetopt": fleetopt, "gain": gain, "short_window_tokens": None, "gamma": 1.0}
+        return {"choice": choice, "from": None, "to": to, **one_pool, **best}
+
+    rows = [
+        row("engine", "vllm-0.11", 0.6, 0.7),
+        row("release", "vllm", 0.5, 0.6),
+        row("stages", "any", None, None),
+        row("prefix_cache", "constant", 0.7, 0.75),
+        row("speculate", "draft up to 5 tokens ahead (eagle3)", 0.75, 0.78),
+    ]
+    about = {"workload": {"name": "chat", "arrival_rate_per_s": 5.0}, "gpu": "h200", "llm": "llama-3.1-70b", "tp": 8}
+    cache = {"name": "constant", "hit_frac": 0.36}
+    ledger = about | {"walk": "stack", "prefix_cache": cache, "rows": rows}
+    figure = ledger_figure(ledger)
+    (axes,) = figure.axes
+    assert "H200 1.20x and 1.04x" in figure.get_suptitle()
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ["vLLM 0.11", "newest vLLM", "two stages", "prefix cache", "drafts"]
+    assert [text.get_text() for text in axes.texts] == ["1.17x", "1.20x", "1.07x", "1.04x"]
+    console = Console(file=StringIO(), width=160)
+    console.print(ledger_table(ledger))
+    said = " ".join(console.file.getvalue().split())
+    assert "gains 1.20x with newest vLLM, and 1.04x, of which splitting by length alone is 1.00x, on a stack" in said
+    assert "36 % of every prompt is assumed to be found; the stack gives one pool 1.50x." in said
+    plan, others = everything(1)
+    assert TITLES["stack"] in report_page(plan, LENGTHS, WEIGHTS, **others | {"ledger": ledger})
+    rows[-1] |= {"gain": None, "tok_per_j_fleetopt": None, "tok_per_j_homogeneous": None}
+    assert "no fleet holds the limits" in ledger_figure(ledger).get_suptitle()
 
 
 def test_what_a_prefix_cache_spares_is_said_where_one_is_assumed():

@@ -329,6 +329,14 @@ def test_what_is_wrong_is_said_in_one_line(folder, more, says):
     assert_refused(run("services", "--scenario", folder / "plan.toml", *more), *says)
 
 
+def test_what_only_levers_and_fronts_read_is_said_to_be_unread(folder):
+    unread = ("--next-gpu", "h100", "--other-llm", "llama-3.1-8b", "--points", "5")
+    code, _, err = run("services", "--scenario", folder / "plan.toml", *unread)
+    assert code == OK
+    for name, other in (("--next-gpu", "--levers"), ("--other-llm", "--levers"), ("--points", "--front")):
+        assert f"{name} is not read without {other}" in err
+
+
 def test_float32_is_refused(monkeypatch):
     monkeypatch.setattr("fleetopt_jax._optimize.services_levers.require_float64", _refuse)
     with pytest.raises(ValueError, match="services_levers"):

@@ -12,7 +12,7 @@ from fleetopt_jax.published.walk import Step, walked
 
 CHAT = fo.make_workload([300, 800, 2500, 9000], [100, 150, 300, 400], [0.4, 0.3, 0.2, 0.1], arrival_rate_per_s=40.0)
 SLO = fo.make_slo(ttft_p99_s=2.0)
-ABOUT = {"slo": SLO, "hit_frac": 0.36}
+ABOUT = {"slo": SLO}
 
 
 def asked(**changes):

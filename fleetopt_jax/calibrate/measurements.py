@@ -151,8 +151,8 @@ def read_measurements(
     """The points of one engine in a file; the selectors (`model`: any part of its name; of `split` dp, ep and pp)
     choose it among several, `of` those of that engine, by whatever names the rows have.
 
-    A selector of a column the file lacks leaves every row; so do `llm` and `precision`, the catalog's names, where no
-    row has them: then they say what the file calls otherwise.
+    A selector of a column the file lacks, or leaves empty, leaves every row; so do `llm` and `precision`, the
+    catalog's names, where no row has them: then they say what the file calls otherwise.
     """
     where = os.fspath(path)
     columns, rows = _table(where)
@@ -273,6 +273,8 @@ def _one_group(where: str, rows: list[Row], names: dict[str, str], asked: dict[s
         if value is None or name not in {*names, *divided}:
             continue
         found = {_cell(row, name, names) for row in rows}
+        if not any(found):
+            continue  # a column without a word
         if name == "model":
             # A whole name before a part of one: "X-Instruct" is also a part of "X-Instruct-FP8".
             exact = {text for text in found if value.lower() in (text.lower(), text.lower().split("/")[-1])}

@@ -23,7 +23,7 @@ from fleetopt_jax.catalog.workloads import LoadedWorkload, bundled, load
 from fleetopt_jax.cli.answer import refuse_outputs
 from fleetopt_jax.cli.fields import FLAGS, said_as_options
 from fleetopt_jax.cli.synopsis import OF_ONE_HOUR, SEARCHES, SPLITS
-from fleetopt_jax.cli.table import TABLE
+from fleetopt_jax.cli.table import TABLE, options_of
 from fleetopt_jax.cli.terminal import detail, progress, say, understood, warn
 from fleetopt_jax.cli.values import EngineOf, Several, flag
 from fleetopt_jax.core.errors import BadField, BadInput
@@ -59,6 +59,15 @@ NAMED = {"columns": COLUMNS} | {option.name: flag(option.name) for option in TAB
 def option_of(field: str) -> str:
     """The option that sets what the library calls `field`; the field itself where none does."""
     return FLAGS[field][0] if field in FLAGS else NAMED.get(field, field)
+
+
+def say_unread(options: argparse.Namespace, read_with: Mapping[str, Sequence[str]]) -> None:
+    """Options that are given and read only with another, which is not; a scenario may hold them for other commands."""
+    usual = {option.name: option.default for option in options_of(options.command)}
+    for asked, names in read_with.items():
+        for name in names:
+            if not getattr(options, asked) and getattr(options, name) != usual[name]:
+                warn(options, f"{flag(name)} is not read without {flag(asked)}")
 
 
 @contextmanager

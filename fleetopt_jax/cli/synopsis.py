@@ -97,7 +97,8 @@ COMMANDS = (
     Command(
         "ledger",
         "walk from the published system to the physical one, a choice at a time",
-        "Example: fleetopt ledger --workload azure-cdf --gpu b200 --figure ledger.svg",
+        "Examples: fleetopt ledger --workload azure-cdf --gpu b200 --figure ledger.svg; and on to what serves in 2026: "
+        "fleetopt ledger --stack --figure stack.svg",
     ),
     Command(
         "trace",

@@ -431,7 +431,7 @@ _OF_THE_ENGINE = (
         about="what KV caches are handed over by: nvlink, infiniband, ethernet, or GB/s of each GPU[,latency in ms]",
         default="infiniband",
         otherwise="default {}",
-        commands=("optimize", "services", "pareto", "levers"),
+        commands=("optimize", "services", "pareto", "levers", "ledger"),
         metavar="LINK",
         section=ENGINES,
     ),
@@ -820,6 +820,15 @@ _OF_THE_SEARCH = (
         commands=(*SPLITS, "levers"),
         section=SEARCH,
         of_plan=True,
+    ),
+    Option(
+        name="stack",
+        kind=Flag(negated=True),
+        about="instead, from the physical system to a stack of 2026: a newer engine, prefill and decode apart, a "
+        "prefix cache (0.36 of every prompt is found, or what --prefix-hit says) and drafts, each searched anew",
+        default=False,
+        commands=("ledger",),
+        section=SEARCH,
     ),
     Option(
         name="method",
@@ -1631,7 +1640,7 @@ _FIGURES = (
     _figure("observed over predicted, figure by figure,", "compare"),
     _figure("bars and pairs", "levers"),
     _figure("the day", "schedule"),
-    _figure("the waterfall", "ledger"),
+    _figure("the waterfall, or what each change of the stack brings,", "ledger"),
     _figure("power and tokens per joule over the batch", "engine"),
     _figure("fit and residuals", "calibrate"),
     _figure("curves over the requests in flight, and predicted against measured,", "predict"),

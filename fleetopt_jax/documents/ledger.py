@@ -15,6 +15,7 @@ from fleetopt_jax.fleet.choices.prefix_cache import PrefixCache
 from fleetopt_jax.fleet.fleet import Slo
 
 SCHEMA = "fleetopt-ledger/1"
+Walk = Literal["published", "stack"]  # from the published system to the physical one, or on to a stack of 2026
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ def ledger_to_json(
     spec: EngineSpec,
     slo: Slo,
     prefix_cache: PrefixCache | None = None,
+    walk: Walk = "published",
 ) -> dict[str, Any]:
-    """The rows as the contract's JSON object, and what they are about; of a `prefix_cache` that a row of them has, what
-    it finds."""
+    """The rows as the contract's JSON object, and what they are about: where the walk begins, and of a `prefix_cache`
+    that a row of them has, what it finds."""
     found = {"prefix_cache": cache_to_json(prefix_cache)} if prefix_cache and prefix_cache.finds else {}
     return {
         "schema": SCHEMA,
+        "walk": walk,
         "workload": {"name": workload_name, "arrival_rate_per_s": arrival_rate_per_s},
         "gpu": spec.file or spec.gpu_name,
         "llm": spec.llm_name,

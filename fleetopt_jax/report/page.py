@@ -14,8 +14,8 @@ from fleetopt_jax.core.errors import BadInput
 from fleetopt_jax.core.units import MS
 from fleetopt_jax.report.decision import decision, gpus_said
 from fleetopt_jax.report.failures import reserve_said
-from fleetopt_jax.report.figures import ledger_figure
 from fleetopt_jax.report.html import as_text, decision_of, figure_of, list_of, page_of, repeat_of, section_of, table_of
+from fleetopt_jax.report.ledger import TITLES, ledger_figure, walk_of
 from fleetopt_jax.report.pareto import front_figure
 from fleetopt_jax.report.pool_map import pool_map_figure
 from fleetopt_jax.report.power import Curve, power_figure
@@ -93,7 +93,7 @@ def report_page(
     if simulation:
         figures.append(("agreement", "The laws against a simulation", agreement_figure(simulation)))
     if ledger:
-        figures.append(("ledger", "From the published system to the physical one", ledger_figure(ledger)))
+        figures.append(("ledger", TITLES[walk_of(ledger)], ledger_figure(ledger)))
     if front and front["points"]:
         figures.append(("front", "What can be had together", front_figure(front)))
     body = [

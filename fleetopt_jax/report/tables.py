@@ -20,7 +20,6 @@ from fleetopt_jax.report.words import (
     choices_said,
     drafts_said,
     edge,
-    factor,
     in_flight,
     instance_said,
     instances_said,
@@ -227,51 +226,6 @@ def _trust(plan: Mapping[str, Any]) -> str:
         known = f" ({', '.join(errors)})" if errors else ""
         parts.append(f"{instance_said(pool)} {pool['llm']} {pool['precision']}: {rests_on(pool)}{known}")
     return f"Engines: {'; '.join(parts)}." if parts else ""
-
-
-def ledger_table(document: Mapping[str, Any]) -> RenderableType:
-    """Row by row from the published system to the physical one."""
-    title = f"{document['workload']['name']} at {document['workload']['arrival_rate_per_s']:,.6g} requests/s, "
-    title += f"{document['llm']} on {instance_said(document)} (output tokens per joule)"
-    table = new_table("Choice", "From", "To", "One pool", "Two pools", "FleetOpt", "Gain", "Split at", title=title)
-    for row in document["rows"]:
-        window, gamma = row["short_window_tokens"], row["gamma"]
-        split = "-" if window is None else f"{window:,}" + (f" x {gamma:g}" if gamma and gamma > 1 else "")
-        table.add_row(
-            row["choice"],
-            row["from"] or "",
-            _found_of(document) if row["choice"] == "prefix_cache" else row["to"] or "",
-            *(
-                or_dash(row[name], "{:.4g}")
-                for name in ("tok_per_j_homogeneous", "tok_per_j_two_pool", "tok_per_j_fleetopt")
-            ),
-            "-" if row["gain"] is None else factor(row["gain"]),
-            split,
-        )
-    first, (last, *cached) = document["rows"][0], ledger_ends(document)
-    if last["gain"] is None:
-        answer = "With all choices physical no fleet holds the limits: see fleetopt optimize for what is reachable."
-    else:
-        answer = f"Published gain {factor(first['gain'])}; physical {_gains(last)}."
-    for row in cached:
-        gains = "no fleet holds the limits" if row["gain"] is None else _gains(row)
-        answer += f" Where {_found_of(document)} of the prompt tokens are found in a prefix cache: {gains}."
-    note = "FleetOpt: two pools, gamma searched; 'Split at' its short window x gamma. -: no fleet holds the limits."
-    return Group(Text(answer, style="bold"), table, Text(note, style="dim"))
-
-
-def ledger_ends(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The row of a ledger with all choices physical, and the one with a prefix cache if it has any."""
-    return document["rows"][-2:] if "prefix_cache" in document else document["rows"][-1:]
-
-
-def _gains(row: Mapping[str, Any]) -> str:
-    alone = row["tok_per_j_two_pool"] / row["tok_per_j_homogeneous"]
-    return f"{factor(row['gain'])}, of which splitting by length alone is {factor(alone)}"
-
-
-def _found_of(document: Mapping[str, Any]) -> str:
-    return percent(document["prefix_cache"]["hit_frac"])
 
 
 def engine_table(document: Mapping[str, Any]) -> RenderableType:

@@ -20,7 +20,7 @@ from fleetopt_jax._optimize.shared import optimize_services
 from fleetopt_jax.cli.answer import Answer
 from fleetopt_jax.cli.codes import INFEASIBLE, OK
 from fleetopt_jax.cli.commands.levers import changes_to, next_gpu_of
-from fleetopt_jax.cli.inputs import at_door, layout_of, problem_of, shared_budget_of, workload_of
+from fleetopt_jax.cli.inputs import at_door, layout_of, problem_of, say_unread, shared_budget_of, workload_of
 from fleetopt_jax.cli.scenario import ServiceSaid
 from fleetopt_jax.cli.terminal import progress, say
 from fleetopt_jax.cli.values import flag
@@ -43,11 +43,14 @@ from fleetopt_jax.report.services_front import (
 )
 from fleetopt_jax.report.services_levers import services_levers_csv, services_levers_figure, services_levers_table
 
+READ_WITH = {"levers": ("next_gpu", "other_llm"), "front": ("points",)}
+
 
 def run(options: argparse.Namespace) -> Answer:
     said: list[ServiceSaid] = getattr(options, "services", [])
     if not said:
         raise BadInput(options.scenario or "--scenario", "there are no services", "need a file with [[service]] tables")
+    say_unread(options, READ_WITH)
     if options.front:
         return _front(options, said)
     if options.levers:
