@@ -16,7 +16,15 @@ from scipy import stats
 from fleetopt_jax.core.laplace import POINTS, integral_at, tail_on_grid
 from fleetopt_jax.laws.bursts import Burst, crowded
 from fleetopt_jax.laws.queueing import busy_share, idle_share
-from fleetopt_jax.laws.ttft import Iterations, TtftLaw, iteration_moments, ttft_mean_s, ttft_quantile_s, ttft_tail
+from fleetopt_jax.laws.ttft import (
+    LEVEL,
+    Iterations,
+    TtftLaw,
+    iteration_moments,
+    ttft_mean_s,
+    ttft_quantile_s,
+    ttft_tail,
+)
 
 KINDS_S = np.array([0.005, 0.03, 0.4])
 SHARES = np.array([0.6, 0.3, 0.1])
@@ -367,6 +375,17 @@ def test_the_quantile_inverts_the_tail_and_the_slope_shifts_the_limit():
     shifted = replace(law, least_s=less[0], most_s=less[1])
     limits = jnp.array([-1.0, 0.01, 0.1, 3.0])
     np.testing.assert_allclose(tails(law, limits, 1e-4), tails(shifted, limits, 0.0), atol=1e-6)
+
+
+def test_where_just_one_per_cent_is_later_for_long_the_p99_is_when_that_begins():
+    """Prompts of which 1 % take 4 s alone: who is promised anything between is kept, and is told so."""
+    law = law_of(1e-6, idle=1.0)
+    late = 0.01 * (1.0 + LEVEL / 2.0)
+    own_s = jnp.array([0.5, 1.0, 4.0])
+    law = replace(law, mass=jnp.array([0.5, 0.5 - late, late]), least_s=own_s, most_s=own_s)
+    np.testing.assert_allclose(tails(law, jnp.array([1.1, 2.0, 3.9]), 0.0), late, rtol=1e-9)
+    assert float(late_s(law)) == pytest.approx(1.0, abs=1e-3)
+    assert float(late_s(law, 0.0099)) == pytest.approx(4.0, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from jax import Array
 from fleetopt_jax.core.numerics import safe_div
 from fleetopt_jax.fleet.evaluate import FleetMetrics, PoolMetrics
 from fleetopt_jax.fleet.fleet import Slo
-from fleetopt_jax.laws.ttft import TAIL_PROBABILITY, TtftLaw, ttft_quantile_s, ttft_tail
+from fleetopt_jax.laws.ttft import LEVEL, TAIL_PROBABILITY, TtftLaw, ttft_quantile_s, ttft_tail
 
-ROUNDING = 1e-9  # limits are compared this loosely: sums and compiled orders of float64 differ by less
+ROUNDING = LEVEL / 2.0  # limits are compared this loosely: sums and compiled orders of float64 differ by less
 
 
 def load_excess(pools: PoolMetrics, slo: Slo) -> Array:

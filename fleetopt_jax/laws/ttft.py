@@ -43,6 +43,7 @@ from fleetopt_jax.core.struct import pytree
 from fleetopt_jax.laws.bursts import Burst, Crowd
 
 TAIL_PROBABILITY = 0.01  # P99
+LEVEL = 2e-9  # as near to its probability a tail that stays level is at its quantile, as limits are compared
 BUSIEST = 0.999  # share of the time that prompts take; beyond it iterations grow for ever
 BISECTIONS = 50
 LONGEST_WAITS = 60.0  # mean waits that the quantile is looked for in
@@ -248,12 +249,12 @@ def ttft_quantile_s(
     """The TTFT (less slope * prompt) that the share `probability` of the requests of K pools exceeds [s].
 
     `laws` has a leading axis of K, `frac` [K] the pools' shares of the requests. Bisection on the falling tail, with
-    implicit gradients.
+    implicit gradients; where as many are later for a while (1 % are long prompts), the beginning of that while.
     """
-    share = _shares(frac)
+    share, most = _shares(frac), _at_most(probability)
 
     def excess(limit_s: Array) -> Array:
-        return jnp.sum(share * _tails(laws, jnp.broadcast_to(limit_s, share.shape), slope_s_per_token)) - probability
+        return jnp.sum(share * _tails(laws, jnp.broadcast_to(limit_s, share.shape), slope_s_per_token)) - most
 
     slack = -(jnp.asarray(slope_s_per_token) * jnp.max(laws.longest_tokens))
     return falling_root(excess, slack, jnp.max(jnp.where(share > 0, _longest_s(laws), 0.0)), BISECTIONS)
@@ -268,12 +269,16 @@ def ttft_quantiles_s(laws: TtftLaw, frac: ArrayLike, probability: float = TAIL_P
     def excess(limits_s: Array) -> Array:
         limits = jnp.concatenate([limits_s[:-1], jnp.broadcast_to(limits_s[-1], share.shape)])
         each, of_all = jnp.split(_tails(twice, limits, 0.0), 2)
-        return jnp.append(each, jnp.sum(share * of_all)) - probability
+        return jnp.append(each, jnp.sum(share * of_all)) - _at_most(probability)
 
     longest_s = _longest_s(laws)
     top = jnp.append(longest_s, jnp.max(jnp.where(share > 0, longest_s, 0.0)))
     found = falling_root(excess, jnp.zeros_like(top), top, BISECTIONS)
     return found[:-1], found[-1]
+
+
+def _at_most(probability: float) -> float:
+    return probability * (1.0 + LEVEL)
 
 
 def _shares(frac: ArrayLike) -> Array:
