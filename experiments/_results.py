@@ -2,9 +2,11 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -13,6 +15,8 @@ from fleetopt_jax.report.style import BLUE, GREEN, GRID, MUTED, PURPLE, plain, t
 
 RESULTS = Path(__file__).parent / "results"
 GREY = MUTED
+Case = TypeVar("Case")
+CASES_OF_PROCESS = 4  # compiled code of every shape would use up the memory maps of a process
 MEASURED, LAW, OWN_FIT, PAPER = "black", BLUE, GREEN, PURPLE  # GPUs keep report's colours
 
 
@@ -41,6 +45,32 @@ def read_table(name: str) -> list[dict[str, Any]]:
         return []
     with (RESULTS / name).open(newline="") as file:
         return [{key: read(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def kept_rows(
+    name: str,
+    cases: Sequence[Case],
+    row_of: Callable[[Case], dict[str, Any]],
+    *,
+    key_of: Callable[[Case], dict[str, Any]],
+    processes: int,
+) -> list[dict[str, Any]]:
+    """A row of each case, in their order: those that results/`name` has, by the columns that `key_of` gives, and the
+    others, which `row_of` finds in new processes; kept as they are found, so that what ended goes on."""
+
+    def those_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        keys = [key_of(case).items() for case in cases]
+        return [row for key in keys for row in rows if key <= row.items()]
+
+    rows = those_of(read_table(name))
+    left = [case for case in cases if not any(key_of(case).items() <= row.items() for row in rows)]
+    # New processes, which JAX's threads do not survive a fork in.
+    with get_context("spawn").Pool(processes, maxtasksperchild=CASES_OF_PROCESS) as pool:
+        for row in pool.imap_unordered(row_of, left, chunksize=1):
+            print(" ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr, flush=True)
+            rows = those_of([*rows, row])
+            write_table(name, list(row), [[each[column] for column in row] for each in rows])
+    return rows
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -16,17 +16,15 @@ Rows are kept as they are found, and those in the tables not run again: with oth
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing import get_context
 
 import jax
 
 jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
-from _results import read_table, write_table  # noqa: E402
+from _results import kept_rows  # noqa: E402
 
 from fleetopt_jax._optimize.confidence import Confident, confident  # noqa: E402
 from fleetopt_jax._optimize.engine_errors import draw, perturbed, shared_errors  # noqa: E402
@@ -44,7 +42,6 @@ GPUS, MOST_POOLS = ("h100", "b200"), 3
 LADDER_S = (0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 CONFIDENCE, SEED = 0.9, 17_300
 RATES = (100.0, 400.0)  # of redrawn plans [1/s]
-PLANS_OF_PROCESS = 4  # compiled code of every shape would use up the memory maps of a process
 Case = tuple[str, str, int, float, int]  # workload, GPU, pools, rate (0: as bundled), draw (-1: none)
 
 
@@ -54,26 +51,14 @@ def main() -> None:
     parser.add_argument("--redrawn", type=int, default=40)
     options = parser.parse_args()
     for name, cases in (("plans_hold", default_cases()), ("plans_redrawn", redrawn_cases(options.redrawn))):
-        rows = {of_case(row): row for row in read_table(f"{name}.csv")}
-        # New processes, which JAX's threads do not survive a fork in.
-        with get_context("spawn").Pool(options.processes, maxtasksperchild=PLANS_OF_PROCESS) as pool:
-            for row in pool.imap_unordered(row_of, [case for case in cases if key_of(case) not in rows], chunksize=1):
-                print(" ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr, flush=True)
-                rows[of_case(row)] = row
-                kept = [rows[key_of(case)] for case in cases if key_of(case) in rows]
-                write_table(f"{name}.csv", list(row), [list(each.values()) for each in kept])
-        print(said(name, list(rows.values())))
+        rows = kept_rows(f"{name}.csv", cases, row_of, key_of=key_of, processes=options.processes)
+        print(said(name, rows))
 
 
-def key_of(case: Case) -> tuple:
+def key_of(case: Case) -> dict:
     """What tells a case from the others."""
     name, gpu, n_pools, _, number = case
-    return name, gpu, n_pools, number
-
-
-def of_case(row: dict) -> tuple:
-    """The same of a row."""
-    return row["workload"], row["gpu"], row["n_pools"], row["draw"]
+    return {"workload": name, "gpu": gpu, "n_pools": n_pools, "draw": number}
 
 
 def default_cases() -> list[Case]:
@@ -101,7 +86,7 @@ def row_of(case: Case) -> dict:
     start = time.perf_counter()
     workload = load_workload(name, rate_per_s=rate_per_s or None)
     plan = planned(workload, gpu, n_pools, confidence=CONFIDENCE if number >= 0 else None)
-    about = dict(workload=name, gpu=gpu, n_pools=n_pools, rate_per_s=float(workload.arrival_rate_per_s), draw=number)
+    about = key_of(case) | {"rate_per_s": float(workload.arrival_rate_per_s)}
     if plan is None:
         nothing = dict.fromkeys(("limit_s", "instances", "load", "planned_s", "simulated_s", "low_s", "high_s", "over"))
         return about | nothing | {"reading": "no fleet", "seconds": round(time.perf_counter() - start)}

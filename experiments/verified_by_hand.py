@@ -1,17 +1,17 @@
 """Whether `optimize --verify` ever misses a better fleet that holds, that is found by hand.
 
-    python experiments/verified_by_hand.py [--problems 10]
+    python experiments/verified_by_hand.py [--problems 10] [--processes 2]
 
 Each problem is a bundled workload at a low rate, on H100 or B200, with up to two pools, under a limit that binds. By
 hand are: the laws' best fleets of one and of two pools, the same split at half and at twice its threshold, and each of
 them with up to two instances fewer or one more in any pool. Those that cost less than the verified fleet are simulated
 as it was, by its requests and by those of another seed, but for those that have no more instances in any pool than one
-that failed: `better` says how many of them surely hold by both.
+that failed: `better` says how many of them surely hold by both. Rows are kept as they are found, and those in the table
+not run again: with other laws begin with none.
 """
 
 import argparse
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 
 import numpy as np  # noqa: E402
-from _results import write_table  # noqa: E402
+from _results import kept_rows  # noqa: E402
 from plans_hold import LADDER_S  # noqa: E402
 
 from fleetopt_jax._optimize.plan import Plan  # noqa: E402
@@ -45,19 +45,24 @@ SEEDS = (0, 1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    rows: list[dict] = []
-    for name, gpu in itertools.islice(itertools.product(WORKLOADS, GPUS), options.problems):
-        rows.append(row_of(name, gpu))
-        print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), file=sys.stderr, flush=True)
-        write_table("verified_by_hand.csv", list(rows[0]), [list(row.values()) for row in rows])
+    cases = list(itertools.islice(itertools.product(WORKLOADS, GPUS), options.problems))
+    rows = kept_rows("verified_by_hand.csv", cases, row_of, key_of=key_of, processes=options.processes)
     worse = sum(row["better"] > 0 for row in rows)
     tried = sum(row["cheaper"] for row in rows)
     print(f"{len(rows)} problems; {tried} cheaper fleets by hand; in {worse} problems one of them surely holds")
 
 
-def row_of(name: str, gpu: str) -> dict:
+def key_of(case: tuple[str, str]) -> dict:
+    """What tells a problem from the others."""
+    name, gpu = case
+    return {"workload": name, "gpu": gpu}
+
+
+def row_of(case: tuple[str, str]) -> dict:
     """A problem verified, and tried by hand."""
+    name, gpu = case
     plan = bound_plan(name, gpu)
     problem, start = plan.problem, time.perf_counter()
     found = verify(Rivals(plan), problem.workload, problem.assumptions, problem.slo)
@@ -66,9 +71,7 @@ def row_of(name: str, gpu: str) -> dict:
     cost = rival.cost(counts(found.fleet.n_instances))
     by_hand = [(each, cheaper(each, cost)) for each in layouts(plan)]
     better = [fleet for layout, fleets in by_hand for fleet in held_among(problem, layout, fleets)]
-    return {
-        "workload": name,
-        "gpu": gpu,
+    return key_of(case) | {
         "limit_s": float(problem.slo.ttft_p99_s),
         "laws": said(contender(problem, plan.specs, plan.fleet), counts(plan.fleet.n_instances)),
         "verified": said(rival, counts(found.fleet.n_instances)),
