@@ -54,9 +54,11 @@ def kept_rows(
     *,
     key_of: Callable[[Case], dict[str, Any]],
     processes: int,
+    together: int = 1,
 ) -> list[dict[str, Any]]:
     """A row of each case, in their order: those that results/`name` has, by the columns that `key_of` gives, and the
-    others, which `row_of` finds in new processes; kept as they are found, so that what ended goes on."""
+    others, which `row_of` finds in new processes, so many cases `together`; kept as they are found, so that what ended
+    goes on."""
 
     def those_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         keys = [key_of(case).items() for case in cases]
@@ -66,7 +68,7 @@ def kept_rows(
     left = [case for case in cases if not any(key_of(case).items() <= row.items() for row in rows)]
     # New processes, which JAX's threads do not survive a fork in.
     with get_context("spawn").Pool(processes, maxtasksperchild=CASES_OF_PROCESS) as pool:
-        for row in pool.imap_unordered(row_of, left, chunksize=1):
+        for row in pool.imap_unordered(row_of, left, chunksize=together):
             print(" ".join(f"{key}={value}" for key, value in row.items()), file=sys.stderr, flush=True)
             rows = those_of([*rows, row])
             write_table(name, list(row), [[each[column] for column in row] for each in rows])
