@@ -7,7 +7,8 @@ import pytest
 import fleetopt_jax as fo
 from fleetopt_jax.catalog.spec import EngineSpec
 from fleetopt_jax.fleet.assumptions import PUBLISHED
-from fleetopt_jax.published.stack import CHANGES, stack_steps
+from fleetopt_jax.fleet.choices.prefix_cache import WorkingSetCache
+from fleetopt_jax.published.stack import CHANGES, stack_ledger, stack_steps
 from fleetopt_jax.published.walk import Step, walked
 
 CHAT = fo.make_workload([300, 800, 2500, 9000], [100, 150, 300, 400], [0.4, 0.3, 0.2, 0.1], arrival_rate_per_s=40.0)
@@ -51,6 +52,23 @@ def test_every_row_allows_what_those_before_it_did():
         assert getattr(problem.assumptions.prefix_cache, "hit_frac", 0.0) == finds
     assert [p.service.serve for p in (cached, apart, drafted, all_apart)] == ["mixed", "any", "mixed", "any"]
     assert set(drafted.specs) == set(all_apart.specs) > set(cached.specs) == set(apart.specs)
+
+
+def test_what_the_measured_engine_does_not_describe_begins_with_the_engine_of_today():
+    first, *rest = stack_steps(CHAT, EngineSpec("b200", "deepseek-v3", tp=4, dp=2, ep=8), **ABOUT)
+    assert (first.choice, first.before, first.after, len(rest)) == ("release", None, "vllm", 3)
+
+
+def test_what_no_ledger_can_ask_is_refused_before_anything_is_searched(monkeypatch):
+    monkeypatch.setattr("fleetopt_jax.published.stack.walked", lambda steps: pytest.fail("searched"))
+    wrong = [
+        ({"slo": fo.make_slo(ttft_p99_s=2.0, scope="fleet")}, "scope"),
+        ({"prefix_cache": WorkingSetCache()}, "a ledger does not take into account"),
+        ({"spec": EngineSpec("h100", serving="vllm-0.11")}, "no rows that verify drafts"),
+    ]
+    for changes, said in wrong:
+        with pytest.raises(ValueError, match=said):
+            stack_ledger(CHAT, **({"spec": EngineSpec("h100"), **ABOUT} | changes))
 
 
 @pytest.mark.nightly

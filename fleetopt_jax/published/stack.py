@@ -1,6 +1,7 @@
 """The second ledger: from the physical system to a stack of 2026, a change at a time, everything else re-optimised.
 
-    engine       vLLM 0.11, whose steady states and watts were measured, with nothing of what follows
+    engine       vLLM 0.11, whose steady states and watts were measured, with nothing of what follows; not of what its
+                 law does not describe (expert parallelism, pipelines, state-space layers)
     release      the serving engine of today, the newest vLLM unless another is asked for
     stages       each pool by instances that do all, or by a prefill and a decode stage
     prefix_cache a share of every prompt is found, in every pool; compressed prompts find nothing
@@ -10,12 +11,13 @@ What a prefix cache of two stages finds is not modelled: from `prefix_cache` on 
 all do both, and of fleets without one counts.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from fleetopt_jax._optimize.changes import changed, drafting
 from fleetopt_jax._optimize.problem import Problem, Serve, make_problem
+from fleetopt_jax.catalog.engines import build
 from fleetopt_jax.catalog.spec import MEASURED_SERVING, EngineSpec, KvLink
+from fleetopt_jax.core.errors import BadField
 from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.documents.ledger import LedgerRow
 from fleetopt_jax.fleet.assumptions import PHYSICAL
@@ -77,10 +79,12 @@ def stack_steps(
     link: KvLink | None = None,
     window_tokens: float | None = None,
     surroundings: Surroundings | None = None,
-) -> Iterator[Step]:
+) -> tuple[Step, ...]:
     """What each row of `stack_ledger` asks, for `walked`: of all the requests that `workload` has."""
     if prefix_cache.reads_reuse:
         raise not_searched("a ledger")
+    if slo.scope == "fleet":
+        raise BadField("scope", "fleet: stages apart are searched with latencies that each pool holds", "need pool")
 
     def asked(*specs: EngineSpec, cached: bool = False, serve: Serve = "mixed") -> Problem:
         return make_problem(
@@ -96,12 +100,22 @@ def stack_steps(
             surroundings=surroundings,
         )
 
+    lever, old = drafting(spec.llm), _as_measured(spec)
+    apart, drafts = asked(spec, serve="any"), lever.variants(spec)
+    return (
+        *((Step("engine", None, old.serving, (asked(old),)),) if old else ()),
+        Step("release", old and old.serving, spec.serving, (asked(spec),)),
+        Step("stages", "mixed", "any", (apart,)),
+        Step("prefix_cache", PHYSICAL.prefix_cache.name, prefix_cache.name, (asked(spec, cached=True), apart)),
+        Step("speculate", "none", lever.title, (asked(*drafts, cached=True), asked(*drafts, serve="any"))),
+    )
+
+
+def _as_measured(spec: EngineSpec) -> EngineSpec | None:
+    """As vLLM 0.11 serves it; None where its law does not describe that."""
     old = changed(spec, serving=MEASURED_SERVING)
-    yield Step("engine", None, old.serving, (asked(old),))
-    yield Step("release", old.serving, spec.serving, (asked(spec),))
-    apart = asked(spec, serve="any")
-    yield Step("stages", "mixed", "any", (apart,))
-    yield Step("prefix_cache", PHYSICAL.prefix_cache.name, prefix_cache.name, (asked(spec, cached=True), apart))
-    lever = drafting(spec.llm)
-    drafts = lever.variants(spec)
-    yield Step("speculate", "none", lever.title, (asked(*drafts, cached=True), asked(*drafts, serve="any")))
+    try:
+        build(old)
+    except BadField:
+        return None
+    return old

@@ -93,7 +93,7 @@ def _physical_answer(document: Mapping[str, Any]) -> str:
 
 def _stack_answer(document: Mapping[str, Any]) -> str:
     """What the gain becomes, and what the stack itself is worth to one pool."""
-    _, now, *_, last = document["rows"]
+    now, last = _ends(document["rows"])
     if now["gain"] is None or last["gain"] is None:
         return "No fleet holds the limits: see fleetopt optimize for what is reachable."
     stack = last["tok_per_j_homogeneous"] / now["tok_per_j_homogeneous"]
@@ -109,7 +109,12 @@ def _gains(row: Mapping[str, Any]) -> str:
 
 
 def _found_of(document: Mapping[str, Any]) -> str:
-    return percent(document["prefix_cache"]["hit_frac"])
+    return percent(document.get("prefix_cache", {}).get("hit_frac", 0.0))
+
+
+def _ends(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """With the engine of today and nothing else, and the last."""
+    return next(row for row in rows if row["choice"] == "release"), rows[-1]
 
 
 def _served_by(row: Mapping[str, Any]) -> str:
@@ -227,7 +232,7 @@ def _stack_takeaway(walks: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
     texts = []
     for gpu in dict.fromkeys(gpu for by_gpu in walks.values() for gpu in by_gpu):
         of_gpu = [by_gpu[gpu] for by_gpu in walks.values() if gpu in by_gpu]
-        ends = [[rows[i]["gain"] for rows in of_gpu if rows[i]["gain"]] for i in (1, -1)]
+        ends = [[row["gain"] for row in rows if row["gain"]] for rows in zip(*map(_ends, of_gpu))]
         if all(ends):
             before, after = (" to ".join(f"{x:.2f}" for x in sorted({min(some), max(some)})) for some in ends)
             texts.append(f"{gpu.upper()} {before}x and {after}x")
