@@ -544,12 +544,12 @@ def test_the_second_ledger_is_drawn_behind_each_change():
     (axes,) = figure.axes
     assert "H200 1.20x and 1.04x" in figure.get_suptitle()
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ["vLLM 0.11", "newest vLLM", "two stages", "prefix cache", "drafts"]
+    assert labels == ["vLLM 0.11", "the newest vLLM", "two stages", "prefix cache", "drafts"]
     assert [text.get_text() for text in axes.texts] == ["1.17x", "1.20x", "1.07x", "1.04x"]
     console = Console(file=StringIO(), width=160)
     console.print(ledger_table(ledger))
     said = " ".join(console.file.getvalue().split())
-    assert "gains 1.20x with newest vLLM, and 1.04x, of which splitting by length alone is 1.00x, on a stack" in said
+    assert "gains 1.20x with the newest vLLM, and 1.04x, of which splitting by length alone is 1.00x, on a stack" in said
     assert "36 % of every prompt is assumed to be found; the stack gives one pool 1.50x." in said
     plan, others = everything(1)
     assert TITLES["stack"] in report_page(plan, LENGTHS, WEIGHTS, **others | {"ledger": ledger})

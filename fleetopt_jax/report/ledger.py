@@ -44,7 +44,7 @@ LABELS = {
 BASE = 0.9  # where the axis of gains begins
 LABEL_GAP = 0.015  # of the axis, between a bar and its label
 STACK_LABELS = {"stages": "two stages", "prefix_cache": "prefix cache", "speculate": "drafts"}
-SERVED_BY = {"vllm-0.11": "vLLM 0.11", "vllm": "newest vLLM"}
+SERVED_BY = {"vllm-0.11": "vLLM 0.11", "vllm": "the newest vLLM"}
 BELOW, ABOVE = -16, 6  # of a dot, its gain [points]
 
 
