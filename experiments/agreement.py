@@ -11,7 +11,8 @@ go matters, so every plan of more than one instance runs with the shortest queue
 of analytic / simulated - 1. While the laws were made, the first KEPT_OUT plans of the default seed were looked at, and
 the later ones were not: they are reported apart. Any other seed draws plans that nobody has seen, which are not
 written down. `--again` simulates nothing: it puts the laws as they are now beside the simulations that are written
-down, of plans that are still drawn the same.
+down, of plans that are still drawn the same. Plans that are written down are not run again: with other laws, `--again`
+first.
 
 Bursts of ten times Poisson's make the P99 of a run of some thousand requests uncertain by half; so a second table has
 what of each error is beyond the 95 % interval of its simulation.
@@ -126,8 +127,9 @@ def main() -> None:
         _write(lines)
         print(report(lines))
         return
-    start, lines = time.perf_counter(), []
-    plans = [(plan, options.seed) for plan in range(options.first, options.first + options.plans)]
+    start, lines = time.perf_counter(), read_table("agreement.csv") if options.seed == SEED else []
+    done, asked = {line["plan"] for line in lines}, range(options.first, options.first + options.plans)
+    plans = [(plan, options.seed) for plan in asked if plan not in done]
     # New processes, which JAX's threads do not survive a fork in; each starts with what it compiles.
     with get_context("spawn").Pool(options.processes, maxtasksperchild=RUNS_OF_PROCESS // 2) as pool:
         for rows in pool.imap(_rows_of, plans, chunksize=1):
@@ -136,7 +138,7 @@ def main() -> None:
                 what = "{plan} {workload} {gpu} {llm} {kv_cache} N={n_instances} rho={utilization:.2f}".format(**row)
                 how = f"scv={row['arrival_scv']:.1f} {row['dispatch']}"
                 _say(f"{time.perf_counter() - start:.0f} s: {what} {how} {brief}")
-            lines += rows
+            lines = sorted([*lines, *rows], key=lambda line: line["plan"])
             if options.seed == SEED:
                 _write(lines)
     print(report(lines))
