@@ -38,6 +38,7 @@ def test_a_candidate_is_sized_as_if_it_were_alone(small_workload, assumptions):
         assert np.isfinite(costs[row]) == np.isfinite(alone).all()
 
 
+@pytest.mark.slow
 def test_more_than_a_batch_is_scored_in_parts(small_workload):
     problem = make_problem(small_workload, [EngineSpec("h100", source="projected")], assumptions=PUBLISHED)
     scorer, told = Scorer(problem, problem.specs), []

@@ -107,6 +107,7 @@ def test_availability_and_the_distribution_have_derivatives_and_ends():
     assert np.isfinite([slope(0.0), slope(1.0)]).all() and float(slope(1.0)) == pytest.approx(9.0)
 
 
+@pytest.mark.slow
 def test_a_reserve_says_what_is_up_and_what_is_needed():
     spares = make_spares(instances=1, nodes=2)
     assert [float(spares.needed(10, gpus)) for gpus in (1, 4, 8, 16)] == [27, 15, 13, 13]

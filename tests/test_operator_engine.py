@@ -160,6 +160,7 @@ def test_a_board_slows_down_until_it_meets_its_limit_and_no_further():
     assert np.all(seconds <= np.asarray(free_s) / MIN_CLOCK_FRAC * (1 + 1e-12))  # no more than all of it is slowed down
 
 
+@pytest.mark.slow
 def test_gradients_at_a_board_limit_are_finite_and_of_the_right_sign():
     """Below it, above it, and where the board draws just what it may."""
     law, batch = fo.build(LIMITED).step, limited_batches()

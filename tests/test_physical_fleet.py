@@ -181,6 +181,7 @@ def test_the_fixed_point_is_the_published_occupancy_where_steps_do_not_depend_on
     np.testing.assert_allclose(fixed_point.itl_s, 0.02, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_steps_as_long_as_with_full_slots_overstate_what_is_in_flight(engine, workload):
     fleet = make_fleet([engine], window_tokens=[20_480], n_instances=[20])
     chunks, full = (

@@ -198,6 +198,7 @@ def test_energy_and_money_are_those_of_every_period_by_itself(found):
     assert start_up_s_of(spec, found.running) > POD_START_S
 
 
+@pytest.mark.slow
 def test_a_longer_hold_and_dearer_starts_cost_no_less(alone, found_alone):
     costs = [found_alone.scheduled.cost.sum()]
     for min_up_s in (7 * HOUR_S, 13 * HOUR_S, 24 * HOUR_S):

@@ -199,6 +199,7 @@ def test_what_compresses_counts_in_the_gain_and_in_the_budget():
     assert pulled(tighter, "compression", "chat", "jobs").total is None
 
 
+@pytest.mark.slow
 def test_the_time_of_compressing_is_taken_from_a_deadline():
     """A TTFT limit that does not grow with the prompt leaves none; of a batch the deadline does."""
     found = fo.services_levers(compressing(0.0, s_per_token=0.01))

@@ -377,6 +377,7 @@ def bounded_shares(n_instances: int, in_flight: float, n_requests: int = 12_000)
     return stayed / n_requests, float(np.mean(together)), excess
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_instances", "in_flight"), [(4, 0.5), (4, 10.0), (16, 2.0)])
 def test_bounded_hashing_keeps_its_bound_and_as_many_at_home_as_the_law_says(n_instances, in_flight):
     stayed, together, excess = bounded_shares(n_instances, in_flight)
@@ -386,6 +387,7 @@ def test_bounded_hashing_keeps_its_bound_and_as_many_at_home_as_the_law_says(n_i
     assert together > 1.5 / n_instances
 
 
+@pytest.mark.slow
 def test_fuller_instances_keep_more_at_home():
     law, many = partial(home_frac, BOUND), np.geomspace(1.0, 300.0, 60)
     shares = jax.vmap(law, (0, None))(many, 8.0)

@@ -106,6 +106,7 @@ def test_a_batch_answers_what_optimize_answers(problems):
         assert_row_is(row, optimize(problem))
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_the_batch_to_the_bit():
     asked = [asked_of(published(rate), 16) for rate in RATES]
     together = answers(asked[0].sums(), [each.question for each in asked])

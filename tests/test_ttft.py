@@ -306,6 +306,7 @@ def filled_ttft_s(step_s: float, prompt_s: float, n_steps: int, *, n_instances: 
     return waits_s
 
 
+@pytest.mark.slow
 def test_who_finds_none_idle_for_a_burst_meets_prompts():
     """Of many instances, of which a stream of Poisson gaps would leave some idle."""
     step_s, prompt_s, n_steps, n_instances, scv = 0.006, 0.15, 30, 50, 100.0
