@@ -313,7 +313,7 @@ def test_the_ledger_goes_on_to_a_stack_of_2026(fleetopt, named, tmp_path, monkey
     """What each row asks is as the options say; nothing is searched here."""
     asked = []
 
-    def walked(steps):
+    def walked(steps, progress):
         for step in steps:
             asked.append(step)
             yield LedgerRow(step.choice, step.before, step.after, 0.5, 0.5, 0.6, 1.2, 512, 1.0)

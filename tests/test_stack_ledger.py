@@ -60,7 +60,7 @@ def test_what_the_measured_engine_does_not_describe_begins_with_the_engine_of_to
 
 
 def test_what_no_ledger_can_ask_is_refused_before_anything_is_searched(monkeypatch):
-    monkeypatch.setattr("fleetopt_jax.published.stack.walked", lambda steps: pytest.fail("searched"))
+    monkeypatch.setattr("fleetopt_jax.published.stack.walked", lambda *_: pytest.fail("searched"))
     wrong = [
         ({"slo": fo.make_slo(ttft_p99_s=2.0, scope="fleet")}, "scope"),
         ({"prefix_cache": WorkingSetCache()}, "a ledger does not take into account"),

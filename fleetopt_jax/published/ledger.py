@@ -73,11 +73,7 @@ def ledger(
             surroundings=surroundings,
         )
 
-    for done, row in enumerate(walked(_switched(current, switched, asked))):
-        rows.append(row)
-        if progress:
-            progress(done + 1, len(switched))
-    return rows
+    return [*rows, *walked(list(_switched(current, switched, asked)), progress)]
 
 
 def _switched(

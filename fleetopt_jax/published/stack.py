@@ -61,12 +61,7 @@ def stack_ledger(
         window_tokens=window_tokens,
         surroundings=surroundings,
     )
-    rows: list[LedgerRow] = []
-    for row in walked(steps):
-        rows.append(row)
-        if progress:
-            progress(len(rows), len(CHANGES))
-    return rows
+    return list(walked(steps, progress))
 
 
 def stack_steps(

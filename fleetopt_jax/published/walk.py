@@ -1,11 +1,12 @@
 """A row of a ledger: the best fleets after one change, everything else re-optimised."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fleetopt_jax._optimize.plan import Infeasible, Plan
 from fleetopt_jax._optimize.problem import Problem
 from fleetopt_jax._optimize.search import homogeneous_tok_per_j, optimize, optimize_as_compressing
+from fleetopt_jax.core.progress import Progress
 from fleetopt_jax.documents.ledger import LedgerRow
 
 
@@ -20,16 +21,18 @@ class Step:
     problems: tuple[Problem, ...]
 
 
-def walked(steps: Iterable[Step]) -> Iterator[LedgerRow]:
+def walked(steps: Sequence[Step], progress: Progress | None = None) -> Iterator[LedgerRow]:
     """A row for each step, as it is found; a problem that an earlier step had is not searched again."""
     known: dict[int, tuple[Problem, LedgerRow]] = {}  # the problem is kept, so that its id stays its own
-    for step in steps:
+    for done, step in enumerate(steps, 1):
         rows = []
         for problem in step.problems:
             if id(problem) not in known:
                 known[id(problem)] = problem, _searched(problem)
             rows.append(known[id(problem)][1])
         yield _best(step, rows)
+        if progress:
+            progress(done, len(steps))
 
 
 def _best(step: Step, rows: list[LedgerRow]) -> LedgerRow:
